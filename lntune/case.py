@@ -1,0 +1,68 @@
+"""One problem: an operator at a number of rows, a hidden size and a dtype."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lntune.errors import InputError, got_expected, unknown
+
+DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Element types kernels are built for, with their size in bytes."""
+
+MAX_HIDDEN = 65_536
+
+# One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A record serves its bucket.
+BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023), (1024, 2**62))
+"""Row buckets as (first, last), both included."""
+
+
+def bucket_of(rows: int) -> int:
+    """Index into BUCKETS of the bucket that holds `rows` (0 rows fall into the first)."""
+    for index, (_, last) in enumerate(BUCKETS):
+        if rows <= last:
+            return index
+    raise InputError(got_expected("rows", rows, f"at most {BUCKETS[-1][1]}"))
+
+
+def bucket_label(bucket: int) -> str:
+    """A bucket as a person reads it: "1", "2-15", "1024+"."""
+    first, last = BUCKETS[bucket]
+    if first == last:
+        return str(first)
+    return f"{first}+" if bucket == len(BUCKETS) - 1 else f"{first}-{last}"
+
+
+class Case(msgspec.Struct, frozen=True, order=True):
+    """One problem to build, check or measure.
+
+    `rows` is the number of rows measured (kernels themselves take any number). `variant` names what is compiled in
+    beside the shape, in the operator's own words (see its op file); the empty string is the operator's default.
+    """
+
+    op: str
+    hidden: int
+    dtype: str
+    rows: int
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", str(self.dtype), DTYPES)
+        if not 1 <= self.hidden <= MAX_HIDDEN:
+            raise InputError(got_expected("hidden", self.hidden, f"1 to {MAX_HIDDEN}", "Larger rows are left to eager mode."))
+        if self.rows < 0:
+            raise InputError(got_expected("rows", self.rows, "0 or more"))
+
+    @property
+    def bucket(self) -> int:
+        """Index of the row bucket this case falls into."""
+        return bucket_of(self.rows)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element of the input."""
+        return DTYPES[self.dtype]
+
+    def __str__(self) -> str:
+        variant = f" {self.variant}" if self.variant else ""
+        return f"{self.op} {self.rows}x{self.hidden} {self.dtype}{variant}"

@@ -1,0 +1,122 @@
+"""What the kernels run on: the fingerprint a record carries, and the facts schedules ask for."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+# The x86-64 microarchitecture levels, by the flags Linux shows. The CPU's marketing name is not used: a virtual machine
+# often hides features that the named CPU has, and code built for the name then dies of an illegal instruction.
+_X86_LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
+    ("x86-64-v3", frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})),
+    ("x86-64-v2", frozenset({"cx16", "sse4_1", "sse4_2", "ssse3", "popcnt"})),
+)
+_VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16, "aarch64": 16, "arm64": 16}
+# Single features beyond a level that LLVM makes good use of here: (flag in /proc/cpuinfo, LLVM attribute).
+_EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A CPU as a target and as a fingerprint.
+
+    `name` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may be built;
+    `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core.
+    """
+
+    kind: str
+    name: str
+    isa: str
+    cores: int
+    features: tuple[str, ...] = ()
+    l1: int = 0
+    l2: int = 0
+    l3: int = 0
+
+    @property
+    def vector_bytes(self) -> int:
+        """Width of a vector register in bytes."""
+        return _VECTOR_BYTES.get(self.isa, 16)
+
+    @property
+    def slug(self) -> str:
+        """Folder name of this device's logs."""
+        words = re.sub(r"\((?:r|tm|c)\)|\bcpu\b|@.*", " ", self.name.lower())
+        return re.sub(r"[^a-z0-9]+", "-", f"{words} {self.isa} {self.cores}c").strip("-")
+
+    def differences(self, other: Device) -> list[str]:
+        """What keeps a record of `other` from serving this device, field by field; empty when it may."""
+        fields = ("kind", "name", "isa", "cores", "features")
+        return [f"{f}: {getattr(other, f)!r} there, {getattr(self, f)!r} here" for f in fields if getattr(self, f) != getattr(other, f)]
+
+    def target(self) -> dict[str, object]:
+        """The TVM target of this device, as the dictionary tvm.target.Target takes."""
+        target: dict[str, object] = {"kind": "llvm", "num-cores": self.cores}
+        if self.isa.startswith("x86-64"):
+            # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has them.
+            target |= {"mcpu": self.isa, "mattr": ["-prefer-256-bit", *(f"+{f}" for f in self.features)]}
+        elif self.isa in ("aarch64", "arm64"):
+            triple = "aarch64-linux-gnu" if self.isa == "aarch64" else "arm64-apple-macosx"
+            target |= {"mtriple": triple, "mattr": ["+neon"]}
+        return target
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _sysctl(name: str) -> str:
+    """One macOS sysctl value, or the empty string."""
+    try:
+        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _cache_bytes() -> tuple[int, int, int]:
+    """(l1 data, l2, l3) of the first core in bytes, 0 where the system does not say."""
+    sizes = {1: 0, 2: 0, 3: 0}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level = (index / "type").read_text().strip(), int((index / "level").read_text())
+            size = (index / "size").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[level] = int(size[:-1]) * 1024
+    return sizes[1], sizes[2], sizes[3]
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def current() -> Device:
+    """The CPU of this machine."""
+    info = _cpuinfo()
+    machine = platform.machine().lower()
+    flags = frozenset(info.get("flags", "").split())
+    if machine in ("x86_64", "amd64"):
+        isa = next((level for level, needs in _X86_LEVELS if needs <= flags), "x86-64")
+        features = tuple(llvm for flag, llvm in _EXTRAS if flag in flags) if isa == "x86-64-v4" else ()
+    else:
+        isa, features = machine, ()
+    name = info.get("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or machine
+    l1, l2, l3 = _cache_bytes()
+    return Device("cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3)

@@ -1,0 +1,82 @@
+"""Knob spaces: a frozen dataclass whose fields carry their values and their meaning.
+
+    @dataclass(frozen=True)
+    class Knobs:
+        unroll: int = knob(1, (1, 2, 4), "vector groups per loop step")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lntune.errors import InputError, got_expected, unknown
+
+Value = int | bool | str
+Valid = Callable[[Any], str | None]
+"""Takes knobs, returns why they do not fit, or None."""
+
+
+def knob(default: Value, values: tuple[Value, ...], doc: str) -> Any:
+    """A dataclass field that is one knob: its default, every value it may take (in order), and what it means."""
+    if default not in values:
+        raise InputError(got_expected("default", default, f"one of {values}"))
+    return dataclasses.field(default=default, metadata={"values": values, "doc": doc})
+
+
+def values_of(cls: type) -> dict[str, tuple[Value, ...]]:
+    """Knob name -> the values it may take."""
+    return {f.name: f.metadata["values"] for f in dataclasses.fields(cls)}
+
+
+def to_dict(knobs: Any) -> dict[str, Value]:
+    """Knobs as a plain dictionary, ready for the log."""
+    return dataclasses.asdict(knobs)
+
+
+def from_dict(cls: type, given: dict[str, Any]) -> Any:
+    """Knobs from a dictionary; names left out take their defaults.
+
+    Raises:
+        UnknownNameError: a name that is not a knob of `cls`.
+        InputError: a value the knob may not take.
+    """
+    known = values_of(cls)
+    for name, value in given.items():
+        if name not in known:
+            raise unknown(f"{cls.__name__} knob", name, known)
+        if value not in known[name] or isinstance(value, bool) != isinstance(known[name][0], bool):
+            raise InputError(got_expected(f"knob {name}", repr(value), f"one of {known[name]}"))
+    return cls(**given)
+
+
+def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:
+    """Every valid knob setting, in the order the values are written."""
+    known = values_of(cls)
+    for combination in itertools.product(*known.values()):
+        knobs = cls(**dict(zip(known, combination, strict=True)))
+        if valid(knobs) is None:
+            yield knobs
+
+
+def neighbours(knobs: Any) -> Iterator[Any]:
+    """Knob settings one step away: each knob moved to the value before and after its own."""
+    for name, values in values_of(type(knobs)).items():
+        at = values.index(getattr(knobs, name))
+        for step in (at - 1, at + 1):
+            if 0 <= step < len(values):
+                yield dataclasses.replace(knobs, **{name: values[step]})
+
+
+def describe(knobs: Any) -> str:
+    """Knobs on one line: `lanes=4 prefetch=1 parallel`; switches that are off are left out."""
+    parts = []
+    for name, value in to_dict(knobs).items() if dataclasses.is_dataclass(knobs) else knobs.items():
+        if isinstance(value, bool):
+            if value:
+                parts.append(name)
+        else:
+            parts.append(f"{name}={value}")
+    return " ".join(parts) or "none"

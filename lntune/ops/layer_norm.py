@@ -1,0 +1,211 @@
+"""Layer normalization, forward.
+
+    mean = sum_k x[k] / N        var = sum_k (x[k] - mean)^2 / N        rstd = 1 / sqrt(var + eps)
+    y[k] = (x[k] - mean) * rstd * weight[k] + bias[k]
+
+Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4, with eps as PyTorch places it. The variance is
+centred (two passes over a row that stays on chip), never E[x^2] - mean^2, which loses all digits when |mean| >> sigma.
+The second pass also sums the deviations themselves: their mean is what rounding took from the first mean, and taking it
+off again keeps rows with |mean| >> sigma, and constant rows, exact (the corrected two-pass algorithm; Chan, Golub,
+LeVeque: *Algorithms for Computing the Sample Variance*, The American Statistician 37(3), 1983, eq. 1.7).
+All arithmetic is float32; low-precision inputs are widened on load and y is rounded once, after the affine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lntune.case import Case
+from lntune.errors import unknown
+from lntune.ops.dtypes import widen
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+NAME = "layer_norm"
+
+# A variant lists what is there beside x and y, joined by "+": an affine vector in the input's dtype ("weight", "bias") or
+# in float32 ("weight32", "bias32"), and the statistics kept for a backward pass ("stats").
+_TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats"))
+DEFAULT_VARIANT = "weight+bias"
+VARIANTS = (
+    DEFAULT_VARIANT,
+    *sorted({"+".join(t for t in (w, b, s) if t) or "plain" for w in _TOKENS[0] for b in _TOKENS[1] for s in _TOKENS[2]} - {DEFAULT_VARIANT}),
+)
+
+
+def variant(weight: str | None, bias: str | None, stats: bool) -> str:
+    """The variant's name from what a call brings: None, "same" (dtype of x) or "float32" for weight and bias."""
+    suffix = {"same": "", "float32": "32"}
+    parts = [f"{name}{suffix[kind]}" for name, kind in (("weight", weight), ("bias", bias)) if kind]
+    return "+".join([*parts, "stats"] if stats else parts) or "plain"
+
+
+def arguments(case: Case) -> tuple[Arg, ...]:
+    """x, [weight], [bias], eps, y, [mean, rstd]."""
+    tokens = (case.variant or DEFAULT_VARIANT).split("+")
+    affine = [Arg(t.removesuffix("32"), "in", ("hidden",), "float32" if t.endswith("32") else case.dtype) for t in tokens if t[0] in "wb"]
+    stats = [Arg(name, "out", ("rows",), "float32") for name in ("mean", "rstd") if "stats" in tokens]
+    matrix = ("rows", "hidden")
+    return (Arg("x", "in", matrix, case.dtype), *affine, Arg("eps", "scalar", (), "float32"), Arg("y", "out", matrix, case.dtype), *stats)
+
+
+def define(case: Case, row_sum: RowSum) -> Any:
+    """The TE definition. Stages, in order: x32, weight32 and bias32 (widened inputs), the sums, mean, rstd, y.
+
+    A schedule inlines the widening stages or keeps them (a row widened once, an affine widened once per call).
+    """
+    from tvm import te, tirx
+
+    rows, hidden = te.var("rows", "int64"), tirx.IntImm("int64", case.hidden)
+    sizes = {"rows": rows, "hidden": hidden}
+    f32 = "float32"
+    args: dict[str, Any] = {}
+    for arg in arguments(case):
+        if arg.role == "in":
+            args[arg.name] = te.placeholder(tuple(sizes[axis] for axis in arg.shape), arg.dtype, name=arg.name)
+    eps = te.var("eps", f32)
+    n = tirx.const(float(case.hidden), f32)
+
+    x, weight, bias = args["x"], args.get("weight"), args.get("bias")
+    x32 = te.compute((rows, hidden), lambda i, k: widen(x[i, k]), name="x32")
+    if weight is not None:
+        weight32 = te.compute((hidden,), lambda k: widen(weight[k]), name="weight32")
+    if bias is not None:
+        bias32 = te.compute((hidden,), lambda k: widen(bias[k]), name="bias32")
+
+    (total,) = row_sum(rows, case.hidden, (lambda i, k: x32[i, k],), "sum")
+    mean0 = te.compute((rows,), lambda i: total(i) / n, name="mean0")
+
+    def deviation(i: Any, k: Any) -> Any:
+        return x32[i, k] - mean0[i]
+
+    deviations, squares = row_sum(rows, case.hidden, (deviation, lambda i, k: deviation(i, k) * deviation(i, k)), "centred")
+    delta = te.compute((rows,), lambda i: deviations(i) / n, name="delta")
+    mean = te.compute((rows,), lambda i: mean0[i] + delta[i], name="mean")
+    # Rounding may leave a variance just below 0; the comparison is written so that NaN stays NaN.
+    raw = te.compute((rows,), lambda i: squares(i) / n - delta[i] * delta[i], name="variance")
+    zero, one = tirx.const(0.0, f32), tirx.const(1.0, f32)
+    rstd = te.compute((rows,), lambda i: one / tirx.sqrt(tirx.Select(raw[i] < zero, zero, raw[i]) + eps), name="rstd")
+    shift = te.compute((rows,), lambda i: delta[i] * rstd[i], name="shift")
+
+    def normalized(i: Any, k: Any) -> Any:
+        value = deviation(i, k) * rstd[i] - shift[i]
+        if weight is not None:
+            value = value * weight32[k]
+        if bias is not None:
+            value = value + bias32[k]
+        return value.astype(case.dtype)
+
+    y = te.compute((rows, hidden), normalized, name="y")
+    named = {**args, "eps": eps, "y": y, "mean": mean, "rstd": rstd}
+    return te.create_prim_func([named[arg.name] for arg in arguments(case)])
+
+
+def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
+    """x of the given style (see ops.op.STYLES), affine vectors around 1 and 0, and eps = 1e-5."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, case.hidden, generator=generator)
+    if style == "shifted":
+        x = x * 1e-2 + 1e4
+    elif style == "constant":
+        x = x[:, :1].expand(rows, case.hidden) * 100
+    elif style == "nonfinite":
+        specials = torch.tensor([float("inf"), float("-inf"), float("nan")])
+        for row in range(0, rows, 2):  # the rows between must stay untouched by their neighbours
+            x[row, (row * 7) % case.hidden] = specials[(row // 2) % 3]
+    elif style == "tiny":
+        x = x * 1e-37
+    elif style == "huge":
+        # Squared and summed these stay finite in float32; float16 ends at 65504.
+        x = x * (1e3 if case.dtype == "float16" else 1e15)
+    elif style != "normal":
+        raise unknown("input style", style, ("normal", "shifted", "constant", "nonfinite", "tiny", "huge"))
+    made: dict[str, Any] = {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
+    for arg in arguments(case):
+        if arg.name in ("weight", "bias"):
+            vector = torch.randn(case.hidden, generator=generator) * 0.5 + (1.0 if arg.name == "weight" else 0.0)
+            made[arg.name] = vector.to(getattr(torch, arg.dtype))
+    return made
+
+
+def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
+    """y, mean and rstd in float64."""
+    x = given["x"].double()
+    mean = x.mean(-1, keepdim=True)
+    centred = x - mean
+    rstd = (centred.square().mean(-1, keepdim=True) + float(given["eps"])).rsqrt()
+    y = centred * rstd
+    if "weight" in given:
+        y = y * given["weight"].double()
+    if "bias" in given:
+        y = y + given["bias"].double()
+    return {"y": y, "mean": mean.squeeze(-1), "rstd": rstd.squeeze(-1)}
+
+
+def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
+    """What torch.native_layer_norm gives; a float32 affine beside a low-precision x is what PyTorch's CPU kernels take too,
+    but only both together, so a mixed pair is widened."""
+    import torch
+
+    weight, bias = given.get("weight"), given.get("bias")
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        weight, bias = weight.float(), bias.float()
+    y, mean, rstd = torch.native_layer_norm(given["x"], (case.hidden,), weight, bias, float(given["eps"]))
+    return {"y": y, "mean": mean.flatten(), "rstd": rstd.flatten()}
+
+
+def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
+    """torch.nn.functional.layer_norm as a user calls it; it allocates its output."""
+    import torch
+
+    x, weight, bias, eps = given["x"], given.get("weight"), given.get("bias"), float(given["eps"])
+    shape = (case.hidden,)
+    return lambda: torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
+
+
+def moved_bytes(case: Case) -> int:
+    """x read once, y written once, plus the vectors."""
+    vectors = sum({"hidden": case.hidden, "rows": case.rows}[a.shape[0]] * (4 if a.dtype == "float32" else 2) for a in arguments(case) if len(a.shape) == 1)
+    return 2 * case.rows * case.hidden * case.itemsize + vectors
+
+
+def flops(case: Case) -> int:
+    """1 for the sum, 4 for the deviations and their squares, 5 for the normalization with its affine, per element."""
+    return 10 * case.rows * case.hidden
+
+
+def tolerance(case: Case, output: str) -> Tolerance:
+    """Twice eager's own largest error on the same inputs (the form flash-attention's tests use), plus a floor for inputs on
+    which eager happens to be exact: one rounding of a low-precision y, or 8 of float32 for sums taken in another order."""
+    rounding = {"float32": 8 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+    if output == "y":
+        return Tolerance(2.0, rounding[case.dtype], of="y", least=1.0)  # a normalized row has scale 1
+    return Tolerance(2.0, rounding["float32"], of="x" if output == "mean" else "rstd")
+
+
+# The sizes models have (768 BERT, 1024 .. 4096 the usual transformers), an awkward one, and the ends of the range.
+_HIDDEN = (1024, 768, 4096, 256, 1000, 16384)
+_ROWS = (4096, 512, 1, 32, 8)
+GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in _HIDDEN for dtype in ("float32", "bfloat16") for rows in _ROWS)
+
+OP = Op(
+    name=NAME,
+    summary="layer normalization over the last axis, forward",
+    variants=VARIANTS,
+    arguments=arguments,
+    define=define,
+    inputs=inputs,
+    reference=reference,
+    eager=eager,
+    baseline=baseline,
+    bytes=moved_bytes,
+    flops=flops,
+    tolerance=tolerance,
+    grid=GRID,
+)

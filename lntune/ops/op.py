@@ -1,0 +1,91 @@
+"""What an operator is to lntune: a definition, a reference, and the numbers that say how good a kernel is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lntune.case import Case
+from lntune.errors import unknown
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
+RowSum = Callable[..., "list[Callable[[Any], Any]]"]
+"""How rows are summed: `row_sum(rows, hidden, (f, ...), name)` takes TE expressions f(i, k) that are to be summed in one
+pass and returns, for each, i -> its sum over k.
+
+The definition says *what* is summed; the schedule says *how* (in one loop, in vector lanes, across threads), because the
+order of a reduction is part of a schedule and s_tir's own rfactor loses the tail predicate of sizes that do not divide."""
+
+
+class Arg(msgspec.Struct, frozen=True):
+    """One argument of a kernel. `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden"."""
+
+    name: str
+    role: str
+    shape: tuple[str, ...]
+    dtype: str
+
+    def sizes(self, rows: int, hidden: int) -> tuple[int, ...]:
+        """The shape in numbers."""
+        return tuple({"rows": rows, "hidden": hidden}[axis] for axis in self.shape)
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """The bar for one output against float64: |error| <= times x (eager's own largest error) + floor x scale.
+
+    Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can give. The scale is the
+    largest finite magnitude of the tensor `of` (an input or a reference output), at least `least`: a mean, for example, can be
+    near 0 and still carry the rounding of the numbers it was summed from.
+    """
+
+    times: float
+    floor: float
+    of: str
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operator. Everything that knows its mathematics is in its own file; see `ops/layer_norm.py` for the order."""
+
+    name: str
+    summary: str
+    variants: tuple[str, ...]
+    """Everything that can be compiled in beside the shape, the default first."""
+    arguments: Callable[[Case], tuple[Arg, ...]]
+    """The kernel's arguments, in the order they are passed."""
+    define: Callable[[Case, RowSum], Any]
+    """The TE definition: a TVM PrimFunc with symbolic rows."""
+    inputs: Callable[[Case, int, str, int], dict[str, Any]]
+    """(case, rows, style, seed) -> named inputs; the styles are those of STYLES."""
+    reference: Callable[[Case, Tensors], dict[str, torch.Tensor]]
+    """float64 mathematics on the given (dtype-rounded) inputs."""
+    eager: Callable[[Case, Tensors], dict[str, torch.Tensor]]
+    """What PyTorch gives, named like the kernel's outputs."""
+    baseline: Callable[[Case, Tensors], Callable[[], Any]]
+    """The eager call as a user writes it, bound to its inputs: what is timed against."""
+    bytes: Callable[[Case], int]
+    """Bytes that must cross the memory bus at least once."""
+    flops: Callable[[Case], int]
+    tolerance: Callable[[Case, str], Tolerance]
+    grid: tuple[Case, ...]
+    """Default cases to tune, the most valuable first."""
+
+    def check_variant(self, variant: str) -> str:
+        """`variant`, or the default for the empty string; UnknownNameError for anything else."""
+        if not variant:
+            return self.variants[0]
+        if variant not in self.variants:
+            raise unknown(f"{self.name} variant", variant, self.variants)
+        return variant
+
+
+STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
+"""Adversarial inputs: plain random; mean 1e4 with sigma 1e-2; constant rows; rows with Inf and NaN; values near the
+smallest normal number; values whose squares come near the largest."""

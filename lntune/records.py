@@ -1,0 +1,155 @@
+"""The tuning log: JSON Lines, append-only, one self-describing record per measurement.
+
+"Best" is never stored, only computed on reading. A log is data: reading one never executes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import filelock
+import msgspec
+
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import LogError
+
+SCHEMA = 1
+"""Raised when a field changes its meaning; readers skip records of a newer schema and say so."""
+
+STATUSES = ("ok", "invalid", "compile", "run", "wrong", "timeout")
+"""ok; knobs that do not fit; failed to build; crashed or raised; answered wrongly; took too long."""
+
+
+class LogWarning(UserWarning):
+    """A line of a tuning log was skipped."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Samples of one contender in microseconds per call, taken interleaved with the others of its record."""
+
+    samples_us: tuple[float, ...]
+    median_us: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement of one candidate.
+
+    `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the finalist measured again,
+    interleaved, on fresh samples, everyone allocating their output as a caller sees it).
+    `timings` has the key "tuned", and in a final also "default" (the schedule's default knobs), "eager" and "copy".
+    `errors` holds, per output, the largest error against float64 in units of the tolerance (1 is the limit).
+    """
+
+    schema: int = SCHEMA
+    role: str = "trial"
+    case: Case
+    device: Device
+    threads: int
+    schedule: str
+    source: str
+    knobs: dict[str, int | bool | str]
+    status: str
+    message: str = ""
+    timings: dict[str, Timing] = {}
+    errors: dict[str, float] = {}
+    busy: bool = False
+    versions: dict[str, str] = {}
+    run: str = ""
+    time: str = ""
+
+    def median(self, contender: str = "tuned") -> float | None:
+        """Median of one contender in microseconds, None when it was not measured."""
+        timing = self.timings.get(contender)
+        return timing.median_us if timing else None
+
+
+def log_path(folder: Path, device: Device, op: str) -> Path:
+    """The file that holds the records of one operator on one device."""
+    return folder / device.slug / f"{op}.jsonl"
+
+
+def append(folder: Path, record: Record) -> None:
+    """Add one record to its log: one locked write of one whole line, on disk when this returns.
+
+    A line left unfinished by a process that was killed is closed first, so it spoils nothing but itself.
+
+    Raises:
+        LogError: the folder cannot be written, or the disk is full; what was in the log stays as it was.
+    """
+    path = log_path(folder, record.device, record.case.op)
+    line = msgspec.json.encode(record) + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{path}.lock"), path.open("ab") as file:
+            start = file.tell()
+            try:
+                if start and _last_byte(path) != b"\n":
+                    file.write(b"\n")
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file.fileno(), start)  # half a record on a full disk is worth nothing
+                raise
+    except OSError as e:
+        raise LogError(f"cannot append to the tuning log {path}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """The records of one file, oldest first. A line that cannot be used is skipped with a LogWarning naming it."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise LogError(f"cannot read the tuning log {path}: {e.strerror or e}.") from e
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            schema = msgspec.json.decode(line, type=_Head).schema
+            if schema > SCHEMA:
+                warnings.warn(
+                    f"{path}:{number}: skipped, written by a newer lntune (schema {schema}, this one reads up to {SCHEMA}).", LogWarning, stacklevel=2
+                )
+                continue
+            yield msgspec.json.decode(line, type=Record)
+        except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
+            warnings.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning, stacklevel=2)
+
+
+class _Head(msgspec.Struct):
+    schema: int
+
+
+def read(folders: Iterable[Path], op: str | None = None, device: Device | None = None) -> list[Record]:
+    """All records of the folders, in the order of the folders; of one operator or one device's folder where given."""
+    records: list[Record] = []
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.glob(f"{device.slug if device else '*'}/{op or '*'}.jsonl")):
+            records.extend(read_file(path))
+    return records
+
+
+def finals(records: Iterable[Record]) -> dict[tuple[str, int, str, int], Record]:
+    """The latest final measurement of each (op, hidden, dtype, row bucket).
+
+    The latest, not the fastest: each final was re-measured against its rivals, and keeping the luckiest of many would
+    drift towards outliers.
+    """
+    latest: dict[tuple[str, int, str, int], Record] = {}
+    for record in sorted((r for r in records if r.role == "final" and r.status == "ok" and r.median() is not None), key=lambda r: r.time):
+        latest[record.case.op, record.case.hidden, record.case.dtype, record.case.bucket] = record
+    return latest

@@ -1,0 +1,128 @@
+/* What a built kernel needs from its process: a parallel launcher and scratch memory.
+ *
+ * The launcher runs TVM's parallel loops on the OpenMP pool that PyTorch already owns. A pool of TVM's own beside it
+ * costs more than any schedule wins: two pools that spin for the same cores make each other's barriers take a
+ * scheduler tick. It is looked up at run time (PyTorch brings libgomp with it under a name of its own), so this file
+ * links against nothing. Valid as C and as C++.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+  void *sync;
+  int32_t num_task;
+} Env; /* TVMParallelGroupEnv */
+typedef int (*Task)(int task, Env *env, void *data);
+
+static void (*omp_run)(void (*)(void *), void *, unsigned, unsigned);
+static int (*omp_max_threads)(void);
+static int (*omp_inside)(void);
+static int (*omp_me)(void);
+static int (*omp_team)(void);
+static int pool_used, forked;
+
+/* libgomp's threads do not survive a fork; asking its pool for work in a child that inherited it hangs for ever. */
+static void after_fork(void) { forked = pool_used; }
+
+int lntune_runtime_init(void) {
+  omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  omp_max_threads = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+  omp_inside = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_in_parallel");
+  omp_me = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+  omp_team = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_num_threads");
+  pthread_atfork(0, 0, after_fork);
+  return omp_run && omp_max_threads && omp_inside && omp_me && omp_team;
+}
+
+typedef struct {
+  Task task;
+  void *data;
+  int count;
+  int failed;
+} Job;
+
+static void work(void *p) {
+  Job *job = (Job *)p;
+  Env env = {0, job->count};
+  int step = omp_team();
+  for (int i = omp_me(); i < job->count; i += step) { /* the team may be smaller than asked for */
+    int rc = job->task(i, &env, job->data);
+    if (rc) job->failed = rc;
+  }
+}
+
+int lntune_parallel_launch(Task task, void *data, int count) {
+  int threads = omp_run && !forked && !omp_inside() ? omp_max_threads() : 1;
+  if (count <= 0) count = threads;
+  if (threads == 1 || count == 1) {
+    Env env = {0, 1};
+    return task(0, &env, data);
+  }
+  pool_used = 1;
+  Job job = {task, data, count, 0};
+  omp_run(work, &job, (unsigned)(count < threads ? count : threads), 0);
+  return job.failed;
+}
+
+/* Scratch memory: a few blocks per thread, kept and grown. A kernel takes at most three at a time. */
+enum { SLOTS = 8 };
+typedef struct {
+  void *block;
+  uint64_t bytes;
+  int used;
+} Slot;
+static pthread_key_t slots_key;
+static pthread_once_t slots_once = PTHREAD_ONCE_INIT;
+static __thread Slot *slots;
+
+static void free_slots(void *p) {
+  Slot *mine = (Slot *)p;
+  for (int i = 0; i < SLOTS; ++i) free(mine[i].block);
+  free(mine);
+}
+static void make_key(void) { pthread_key_create(&slots_key, free_slots); }
+
+void *lntune_workspace_alloc(int device_type, int device, uint64_t bytes, int code, int bits) {
+  (void)device_type, (void)device, (void)code, (void)bits;
+  if (!slots) {
+    pthread_once(&slots_once, make_key);
+    slots = (Slot *)calloc(SLOTS, sizeof(Slot));
+    if (!slots) return 0;
+    pthread_setspecific(slots_key, slots);
+  }
+  int empty = -1;
+  for (int i = 0; i < SLOTS; ++i) {
+    if (slots[i].used) continue;
+    if (slots[i].bytes >= bytes) {
+      slots[i].used = 1;
+      return slots[i].block;
+    }
+    empty = i;
+  }
+  if (empty < 0) return 0;
+  void *block = 0;
+  if (posix_memalign(&block, 64, bytes)) return 0;
+  free(slots[empty].block);
+  slots[empty].block = block;
+  slots[empty].bytes = bytes;
+  slots[empty].used = 1;
+  return block;
+}
+
+int lntune_workspace_free(int device_type, int device, void *block) {
+  (void)device_type, (void)device;
+  for (int i = 0; slots && i < SLOTS; ++i)
+    if (slots[i].block == block) slots[i].used = 0;
+  return 0;
+}
+
+#ifdef __cplusplus
+}
+#endif

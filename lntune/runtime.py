@@ -1,0 +1,138 @@
+"""Loading built kernels: `tvm_ffi` and a few symbols of our own, never the compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lntune import paths, toolchain
+from lntune.errors import BuildError
+
+SOURCE = paths.PACKAGE / "runtime.c"
+
+# symbol a TVM module looks up when it is loaded -> (our function, TVM's own)
+_SYMBOLS = {
+    b"__TVMBackendParallelLaunch": ("lntune_parallel_launch", "TVMBackendParallelLaunch"),
+    b"__TVMBackendAllocWorkspace": ("lntune_workspace_alloc", "TVMBackendAllocWorkspace"),
+    b"__TVMBackendFreeWorkspace": ("lntune_workspace_free", "TVMBackendFreeWorkspace"),
+}
+_lock = threading.RLock()
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of the runtime's C source."""
+    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+
+
+def library_path() -> Path:
+    """Where the compiled runtime is cached."""
+    return paths.cache_dir() / "runtime" / f"runtime-{source_hash()}.so"
+
+
+def ensure_library() -> Path:
+    """The compiled runtime, compiled now if it is not there yet (once per machine)."""
+    path = library_path()
+    if not path.is_file():
+        with atomic(path) as temporary:
+            toolchain.run_compiler(["-O2", "-shared", "-fPIC", str(SOURCE), "-ldl"], temporary)
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not.
+
+    Raises:
+        BuildError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as e:
+        raise BuildError(f"cannot store {path}: {e.strerror or e}. Free some space, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _ffi() -> ctypes.CDLL:
+    import tvm_ffi.libinfo
+
+    return ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+
+
+@functools.cache
+def _own() -> ctypes.CDLL:
+    import torch  # noqa: F401  (brings the OpenMP runtime into the process)
+
+    library = ctypes.CDLL(str(ensure_library()))
+    library.has_pool = bool(library.lntune_runtime_init())
+    return library
+
+
+def has_pool() -> bool:
+    """True when PyTorch's OpenMP pool was found; without it kernels run on one thread."""
+    return bool(_own().has_pool)
+
+
+def _register(name: bytes, library: ctypes.CDLL, function: str) -> None:
+    pointer = ctypes.cast(getattr(library, function), ctypes.c_void_p)
+    if _ffi().TVMFFIEnvModRegisterContextSymbol(name, pointer):
+        raise BuildError(f"tvm_ffi refused to register {name.decode()}.")
+
+
+@contextlib.contextmanager
+def own_symbols() -> Iterator[None]:
+    """Modules loaded in this block use our launcher and scratch memory; others keep TVM's."""
+    with _lock:
+        for name, (ours, _) in _SYMBOLS.items():
+            _register(name, _own(), ours)
+        try:
+            yield
+        finally:
+            if "tvm" in sys.modules:  # TVM's runtime is in the process: give its own modules back what they expect
+                tvm_runtime = _tvm_runtime()
+                for name, (_, theirs) in _SYMBOLS.items():
+                    _register(name, tvm_runtime, theirs)
+
+
+@functools.cache
+def _tvm_runtime() -> ctypes.CDLL:
+    folder = Path(sys.modules["tvm"].__file__ or "").parent / "lib"
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    return ctypes.CDLL(str(folder / f"libtvm_runtime.{suffix}"))
+
+
+_keep: list[Any] = []
+
+
+def load(path: Path) -> Callable[..., None]:
+    """The kernel in a shared library, as a function that takes torch tensors over DLPack.
+
+    Arguments are checked by the kernel for number, dtype, shape and contiguity, at about 0.1 us each.
+
+    Raises:
+        BuildError: the file is not a kernel of ours, or damaged.
+    """
+    import tvm_ffi
+
+    with own_symbols():
+        try:
+            module = tvm_ffi.load_module(str(path.resolve()))
+            function = module["main"]
+        except Exception as e:
+            raise BuildError(f"cannot load the kernel {path}: {e}") from e
+    _keep.append(module)  # the function does not keep its library mapped
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""The Schedule contract, and how schedule files are found and loaded.
+
+A schedule file lies in a folder named after the device kind (`schedules/cpu/`) and exports `SCHEDULES`, a tuple of
+Schedule. It imports from lntune only what lies below this module, and does nothing when imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lntune import knobs, ops, paths
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import ScheduleError, unknown
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to turn an operator's definition into code."""
+
+    name: str
+    op: str
+    kind: str
+    """Device kind: "cpu"."""
+    knobs: type
+    """Frozen dataclass made of `knobs.knob` fields."""
+    default: Callable[[Case, Device], Any]
+    """(case, device) -> knobs that are valid and good without any tuning."""
+    valid: Callable[[Any, Case, Device], str | None]
+    """(knobs, case, device) -> why they do not fit, or None."""
+    apply: Callable[[Case, Any, Device], Any]
+    """(case, knobs, device) -> the scheduled IRModule. Pure: the same arguments give the same code."""
+    path: Path = field(default=Path(), compare=False)
+    source: str = field(default="", compare=False)
+    """Hash of everything the generated code depends on; filled in by the loader."""
+
+    def reason_invalid(self, setting: Any, case: Case, device: Device) -> str | None:
+        """Why the knobs do not fit, or None."""
+        return self.valid(setting, case, device)
+
+    def space(self, case: Case, device: Device) -> list[Any]:
+        """Every valid knob setting for the case."""
+        return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
+
+
+def _source_hash(path: Path, op: str) -> str:
+    """Hash of the schedule's file, its operator's file and the loop transformations schedules are built from."""
+    digest = hashlib.sha256()
+    folder = Path(ops.__file__).parent
+    for part in (path, folder / f"{op}.py", folder / "dtypes.py", paths.PACKAGE / "loops.py"):
+        digest.update(part.read_bytes() if part.is_file() else b"")
+    return digest.hexdigest()[:12]
+
+
+def _import(path: Path, kind: str) -> ModuleType:
+    """The schedule file as a module, under a name that says where it belongs."""
+    tag = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"lntune_schedules.{kind}.{path.stem}_{tag}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ScheduleError(f"{path}: not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise ScheduleError(f"{path}: the schedule file does not load: {type(e).__name__}: {e}") from e
+    return module
+
+
+def load_file(path: Path, kind: str) -> list[Schedule]:
+    """The schedules of one file, with their source hashes."""
+    module = _import(path, kind)
+    found = getattr(module, "SCHEDULES", None)
+    if not isinstance(found, tuple) or not all(isinstance(s, Schedule) for s in found):
+        raise ScheduleError(f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule.")
+    for s in found:
+        if s.kind != kind:
+            raise ScheduleError(f"{path}: schedule {s.name!r} is for {s.kind!r} but lies in the folder {kind!r}.")
+        ops.get(s.op)
+
+    return [replace(s, path=path, source=_source_hash(path, s.op)) for s in found]
+
+
+@functools.cache
+def _load(folders: tuple[Path, ...]) -> dict[str, Schedule]:
+    found: dict[str, Schedule] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*/[!_]*.py")):
+            for s in load_file(path, path.parent.name):
+                if s.name in found and found[s.name].path.parent.parent == folder:
+                    raise ScheduleError(f"{path}: there is a schedule {s.name!r} already, in {found[s.name].path}.")
+                found.setdefault(s.name, s)  # the folders come in order of precedence: a user's file wins
+    return found
+
+
+def all_schedules() -> dict[str, Schedule]:
+    """Every schedule by name, from all schedule folders."""
+    return _load(tuple(paths.schedule_dirs()))
+
+
+def for_op(op: str, kind: str) -> dict[str, Schedule]:
+    """The schedules of one operator for one kind of device, the shipped default first."""
+    return {name: s for name, s in all_schedules().items() if s.op == op and s.kind == kind}
+
+
+def get(name: str, op: str | None = None) -> Schedule:
+    """The schedule `name`; UnknownNameError with the near miss when there is none (for `op`)."""
+    known = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
+    if name not in known:
+        raise unknown(f"{op} schedule" if op else "schedule", name, known)
+    return known[name]
