@@ -1,3 +1,48 @@
-"""lntune: layer-normalization kernels tuned for the machine they run on, as PyTorch ops."""
+"""lntune: layer-normalization kernels tuned for the machine they run on, as PyTorch ops.
+
+    y = lntune.layer_norm(x, (1024,), weight, bias)     # as torch.nn.functional.layer_norm
+    model = lntune.convert(model)                        # nn.LayerNorm -> lntune.LayerNorm
+
+The command line (`lntune --help`) tunes, checks, compares and explains.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lntune.errors import LntuneError as LntuneError
+    from lntune.torch.dispatch import UntunedWarning as UntunedWarning
+    from lntune.torch.dispatch import reload as reload
+    from lntune.torch.dispatch import strict as strict
+    from lntune.torch.layer_norm import layer_norm as layer_norm
+    from lntune.torch.modules import LayerNorm as LayerNorm
+    from lntune.torch.modules import convert as convert
+
+# Names are resolved on first use: the command line and the report must not pay for importing torch.
+_HOME = {
+    "LayerNorm": "lntune.torch.modules",
+    "LntuneError": "lntune.errors",
+    "UntunedWarning": "lntune.torch.dispatch",
+    "convert": "lntune.torch.modules",
+    "layer_norm": "lntune.torch.layer_norm",
+    "reload": "lntune.torch.dispatch",
+    "strict": "lntune.torch.dispatch",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lntune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,6 +15,9 @@ MAX_HIDDEN = 65_536
 BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023), (1024, 2**62))
 """Row buckets as (first, last), both included."""
 
+TYPICAL_ROWS = (1, 8, 32, 512, 4096)
+"""For each bucket the number of rows that stands for it: what is tuned by default and what an untuned call is planned as."""
+
 
 def bucket_of(rows: int) -> int:
     """Index into BUCKETS of the bucket that holds `rows` (0 rows fall into the first)."""
@@ -48,6 +51,9 @@ class Case(msgspec.Struct, frozen=True, order=True):
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise unknown("dtype", str(self.dtype), DTYPES)
+        for name, size in (("hidden", self.hidden), ("rows", self.rows)):
+            if not isinstance(size, int):
+                raise InputError(got_expected(name, repr(size), "a whole number"))
         if not 1 <= self.hidden <= MAX_HIDDEN:
             raise InputError(got_expected("hidden", self.hidden, f"1 to {MAX_HIDDEN}", "Larger rows are left to eager mode."))
         if self.rows < 0:

@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 
 # The x86-64 microarchitecture levels, by the flags Linux shows. The CPU's marketing name is not used: a virtual machine
-# often hides features that the named CPU has, and code built for the name then dies of an illegal instruction.
+# often hides features that the named CPU has, and code built for the name then dies of an illegal instruction. For the same
+# reason a level counts only when those below it are complete. ("abm" is lzcnt, which without the flag silently runs as bsr.)
 _X86_LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
     ("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
-    ("x86-64-v3", frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})),
-    ("x86-64-v2", frozenset({"cx16", "sse4_1", "sse4_2", "ssse3", "popcnt"})),
+    ("x86-64-v3", frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"})),
+    ("x86-64-v2", frozenset({"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"})),
 )
 _VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16, "aarch64": 16, "arm64": 16}
 # Single features beyond a level that LLVM makes good use of here: (flag in /proc/cpuinfo, LLVM attribute).
@@ -81,7 +82,7 @@ def _sysctl(name: str) -> str:
     """One macOS sysctl value, or the empty string."""
     try:
         return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5).stdout.strip()
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
@@ -106,6 +107,22 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _x86_level(flags: frozenset[str]) -> str:
+    """The highest x86-64 level that is complete, itself and all below it."""
+    isa = "x86-64"
+    for level, needs in reversed(_X86_LEVELS):
+        if not needs <= flags:
+            break
+        isa = level
+    return isa
+
+
+def _arm_name(info: dict[str, str]) -> str:
+    """Linux on Arm tells the designer and the core by number only; better than one name for all of them."""
+    implementer, part = info.get("CPU implementer"), info.get("CPU part")
+    return f"arm {implementer} {part}" if implementer and part else ""
+
+
 @functools.cache
 def current() -> Device:
     """The CPU of this machine."""
@@ -113,10 +130,10 @@ def current() -> Device:
     machine = platform.machine().lower()
     flags = frozenset(info.get("flags", "").split())
     if machine in ("x86_64", "amd64"):
-        isa = next((level for level, needs in _X86_LEVELS if needs <= flags), "x86-64")
+        isa = _x86_level(flags)
         features = tuple(llvm for flag, llvm in _EXTRAS if flag in flags) if isa == "x86-64-v4" else ()
     else:
         isa, features = machine, ()
-    name = info.get("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or machine
+    name = info.get("model name") or _arm_name(info) or _sysctl("machdep.cpu.brand_string") or platform.processor() or machine
     l1, l2, l3 = _cache_bytes()
     return Device("cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3)

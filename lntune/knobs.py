@@ -47,7 +47,7 @@ def from_dict(cls: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name not in known:
             raise unknown(f"{cls.__name__} knob", name, known)
-        if value not in known[name] or isinstance(value, bool) != isinstance(known[name][0], bool):
+        if not any(type(value) is type(v) and value == v for v in known[name]):  # 1, True and 1.0 are equal, but not the same knob
             raise InputError(got_expected(f"knob {name}", repr(value), f"one of {known[name]}"))
     return cls(**given)
 

@@ -144,7 +144,7 @@ def prefetch_rows(mod: Any, ahead: int, itemsize: int, line: int = 64) -> Any:
 
     def with_prefetch(loop: Any, row: Any) -> Any:
         step = int(loop.annotations[PREFETCH])
-        hidden = int(x.shape[1])
+        hidden = int(x.shape[-1])
         calls = []
         for offset in range(0, step, max(1, line // itemsize)):
             # The address in bytes, not address_of(x[...]): the bfloat16 legalization leaves a buffer whose address is taken

@@ -28,10 +28,18 @@ def content(name: str) -> Path:
     return bundled if bundled.is_dir() else PACKAGE.parent / name
 
 
+def _distinct(folders: list[Path]) -> list[Path]:
+    """The folders without those that are another one's second name; the first stays."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
 def schedule_dirs() -> list[Path]:
     """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH)."""
     extra = [Path(p).expanduser() for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
-    return [*extra, content("schedules")]
+    return _distinct([*extra, content("schedules")])
 
 
 def log_dir() -> Path:
@@ -45,8 +53,7 @@ def log_dir() -> Path:
 
 def log_dirs() -> list[Path]:
     """Folders read for measurements: the one written to, then the shipped one."""
-    dirs = [log_dir(), content("tuning_logs")]
-    return dirs[:1] if dirs[0] == dirs[1] else dirs
+    return _distinct([log_dir(), content("tuning_logs")])
 
 
 def cache_dir() -> Path:

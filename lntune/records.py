@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +44,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the finalist measured again,
     interleaved, on fresh samples, everyone allocating their output as a caller sees it).
     `timings` has the key "tuned", and in a final also "default" (the schedule's default knobs), "eager" and "copy".
-    `errors` holds, per output, the largest error against float64 in units of the tolerance (1 is the limit).
+    `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
+    largest error on plain random inputs divided by eager's own.
     """
 
     schema: int = SCHEMA
@@ -57,10 +60,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     timings: dict[str, Timing] = {}
     errors: dict[str, float] = {}
+    versus_eager: dict[str, float] = {}
     busy: bool = False
     versions: dict[str, str] = {}
     run: str = ""
     time: str = ""
+
+    def __post_init__(self) -> None:
+        # What JSON cannot hold would make the line unreadable: infinite errors, and half characters in a foreign message.
+        for name in ("errors", "versus_eager"):
+            errors: dict[str, float] = getattr(self, name)
+            if not all(map(math.isfinite, errors.values())):
+                errors = {output: error if math.isfinite(error) else sys.float_info.max for output, error in errors.items()}
+                msgspec.structs.force_setattr(self, name, errors)
+        if not self.message.isascii():
+            msgspec.structs.force_setattr(self, "message", self.message.encode("utf-8", "replace").decode())
 
     def median(self, contender: str = "tuned") -> float | None:
         """Median of one contender in microseconds, None when it was not measured."""
@@ -85,13 +99,12 @@ def append(folder: Path, record: Record) -> None:
     line = msgspec.json.encode(record) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock"), path.open("ab") as file:
+        with filelock.FileLock(f"{path}.lock"), path.open("ab", buffering=0) as file:
             start = file.tell()
+            rest = memoryview(b"\n" + line if start and _last_byte(path) != b"\n" else line)
             try:
-                if start and _last_byte(path) != b"\n":
-                    file.write(b"\n")
-                file.write(line)
-                file.flush()
+                while rest:  # unbuffered: a buffer would write its remains once more on closing, behind the truncation
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 NAME = "layer_norm"
 
 # A variant lists what is there beside x and y, joined by "+": an affine vector in the input's dtype ("weight", "bias") or
-# in float32 ("weight32", "bias32"), and the statistics kept for a backward pass ("stats").
-_TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats"))
+# in float32 ("weight32", "bias32"), and either the statistics kept for a backward pass ("stats") or x and y of shape
+# (batch, length, hidden) ("3d"): reshaping two tensors in Python costs as much as normalizing a row.
+_TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats", "3d"))
 DEFAULT_VARIANT = "weight+bias"
 VARIANTS = (
     DEFAULT_VARIANT,
@@ -37,11 +38,12 @@ VARIANTS = (
 )
 
 
-def variant(weight: str | None, bias: str | None, stats: bool) -> str:
-    """The variant's name from what a call brings: None, "same" (dtype of x) or "float32" for weight and bias."""
+def variant(weight: str | None, bias: str | None, last: str = "") -> str:
+    """The variant's name from what a call brings: None, "same" (dtype of x) or "float32" for weight and bias; and "stats",
+    "3d" or nothing."""
     suffix = {"same": "", "float32": "32"}
     parts = [f"{name}{suffix[kind]}" for name, kind in (("weight", weight), ("bias", bias)) if kind]
-    return "+".join([*parts, "stats"] if stats else parts) or "plain"
+    return "+".join([*parts, last] if last else parts) or "plain"
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
@@ -49,7 +51,7 @@ def arguments(case: Case) -> tuple[Arg, ...]:
     tokens = (case.variant or DEFAULT_VARIANT).split("+")
     affine = [Arg(t.removesuffix("32"), "in", ("hidden",), "float32" if t.endswith("32") else case.dtype) for t in tokens if t[0] in "wb"]
     stats = [Arg(name, "out", ("rows",), "float32") for name in ("mean", "rstd") if "stats" in tokens]
-    matrix = ("rows", "hidden")
+    matrix = ("batch", "length", "hidden") if "3d" in tokens else ("rows", "hidden")
     return (Arg("x", "in", matrix, case.dtype), *affine, Arg("eps", "scalar", (), "float32"), Arg("y", "out", matrix, case.dtype), *stats)
 
 
@@ -60,8 +62,11 @@ def define(case: Case, row_sum: RowSum) -> Any:
     """
     from tvm import te, tirx
 
-    rows, hidden = te.var("rows", "int64"), tirx.IntImm("int64", case.hidden)
-    sizes = {"rows": rows, "hidden": hidden}
+    hidden = tirx.IntImm("int64", case.hidden)
+    batch, length = te.var("batch", "int64"), te.var("length", "int64")
+    is_3d = len(arguments(case)[0].shape) == 3  # noqa: PLR2004
+    rows = batch * length if is_3d else te.var("rows", "int64")
+    sizes = {"rows": rows, "hidden": hidden, "batch": batch, "length": length}
     f32 = "float32"
     args: dict[str, Any] = {}
     for arg in arguments(case):
@@ -71,7 +76,7 @@ def define(case: Case, row_sum: RowSum) -> Any:
     n = tirx.const(float(case.hidden), f32)
 
     x, weight, bias = args["x"], args.get("weight"), args.get("bias")
-    x32 = te.compute((rows, hidden), lambda i, k: widen(x[i, k]), name="x32")
+    x32 = te.compute((rows, hidden), lambda i, k: widen(x[i // length, i % length, k] if is_3d else x[i, k]), name="x32")
     if weight is not None:
         weight32 = te.compute((hidden,), lambda k: widen(weight[k]), name="weight32")
     if bias is not None:
@@ -100,7 +105,10 @@ def define(case: Case, row_sum: RowSum) -> Any:
             value = value + bias32[k]
         return value.astype(case.dtype)
 
-    y = te.compute((rows, hidden), normalized, name="y")
+    if is_3d:
+        y = te.compute((batch, length, hidden), lambda a, b, k: normalized(a * length + b, k), name="y")
+    else:
+        y = te.compute((rows, hidden), normalized, name="y")
     named = {**args, "eps": eps, "y": y, "mean": mean, "rstd": rstd}
     return te.create_prim_func([named[arg.name] for arg in arguments(case)])
 

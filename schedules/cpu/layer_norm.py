@@ -60,9 +60,8 @@ def _valid(knobs: Any, case: Case, device: Device) -> str | None:
         return "one row cannot be shared among threads"
     if not knobs.parallel and device.cores > 1 and case.rows * case.hidden > SERIAL_LIMIT:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
-    has_affine = case.variant != "plain" and case.variant != "stats"
-    if knobs.affine32 and (case.dtype == "float32" or not has_affine):
-        return "there is no low-precision weight or bias to widen"
+    if knobs.affine32 and case.dtype == "float32":
+        return "a float32 weight and bias need no widening"
     return None
 
 
@@ -133,7 +132,8 @@ def _apply(case: Case, knobs: Any, device: Device, keep_rows: bool) -> Any:
                 sch.compute_inline(block)
 
     # 3. All stages into one loop over rows. merge keeps every block as it is, outputs among them, where compute_at refuses.
-    rows = sch.merge(*[sch.get_loops(b)[0] for b in blocks.values()])
+    leading = {name: sch.get_loops(b)[:-1] for name, b in blocks.items() if name == "y"}
+    rows = sch.merge(*[sch.fuse(*leading[name]) if name in leading else sch.get_loops(b)[0] for name, b in blocks.items()])
     if knobs.parallel:
         sch.parallel(rows)
 

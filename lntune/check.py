@@ -1,0 +1,168 @@
+"""Is a kernel right? Its outputs against float64 mathematics, over inputs chosen to break it.
+
+Inputs sit between NaNs and outputs between fences, both one element off any alignment, so a read or a write outside its
+buffer shows. The bar for each output is the operator's own (see ops.op.Tolerance).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lntune import ops
+from lntune.case import Case
+from lntune.ops.op import STYLES, Op
+
+if TYPE_CHECKING:
+    import torch
+
+FENCE = 67  # elements on each side; odd, so that what follows is aligned to one element only
+_POISON = 0xA5
+ROWS = (1, 17)
+"""Row counts checked: a single row, and enough (and odd) to be shared unevenly among threads."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Outcome of a check. `errors`: largest error per output in units of the bar (1 is the limit); `versus_eager`: largest
+    error per output divided by eager's own on plain random inputs. `message` is empty when everything is right."""
+
+    message: str
+    errors: dict[str, float]
+    versus_eager: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """True when no output missed its bar."""
+        return not self.message
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    style: str
+    rows: int
+    given: dict[str, Any]
+    truth: dict[str, Any]
+    finite: dict[str, Any]
+    bar: dict[str, float]
+    eager_error: dict[str, float]
+
+
+def _largest(values: torch.Tensor, where: torch.Tensor | None = None) -> float:
+    values = values[where] if where is not None else values[values.isfinite()]
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+@functools.lru_cache(maxsize=8)
+def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Problem, ...]:
+    """Inputs, float64 truth, eager's errors and the bars; the same for every candidate of a case."""
+    op = ops.get(op_name)
+    made = []
+    for seed, (style, rows) in enumerate((s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1):
+        case = Case(op_name, hidden, dtype, rows, variant)
+        given = op.inputs(case, rows, style, seed)
+        truth, eager = op.reference(case, given), op.eager(case, given)
+        finite, bar, eager_error = {}, {}, {}
+        for arg in op.arguments(case):
+            if arg.role != "out":
+                continue
+            name = arg.name
+            finite[name] = eager[name].isfinite()
+            both = finite[name] & truth[name].isfinite()
+            eager_error[name] = _largest(eager[name].double() - truth[name], both)
+            tolerance = op.tolerance(case, name)
+            scale = max(tolerance.least, _largest({**truth, **given}[tolerance.of].double()))
+            bar[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
+        made.append(_Problem(style, rows, given, truth, finite, bar, eager_error))
+    return tuple(made)
+
+
+def fenced(shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(view, whole): a contiguous view inside a larger buffer, FENCE elements from either end.
+
+    The rest holds `fill`, or a byte pattern when it is None.
+    """
+    import torch
+
+    count = 1
+    for size in shape:
+        count *= size
+    whole = torch.empty(count + 2 * FENCE, dtype=dtype)
+    if fill is None:
+        whole.view(torch.uint8).fill_(_POISON)
+    else:
+        whole.fill_(fill)
+    return whole[FENCE : FENCE + count].view(shape), whole
+
+
+def _fence_broken(whole: torch.Tensor) -> bool:
+    import torch
+
+    edges = torch.cat([whole[:FENCE], whole[-FENCE:]]).view(torch.uint8)
+    return bool((edges != _POISON).any())
+
+
+def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> tuple[dict[str, Any], str]:
+    """The kernel's outputs, and what it did to memory that is not its own (empty: nothing)."""
+    import torch
+
+    values: list[Any] = []
+    outputs: dict[str, Any] = {}
+    fences: dict[str, Any] = {}
+    originals: list[tuple[str, Any, Any]] = []
+    for arg in op.arguments(case):
+        if arg.role == "scalar":
+            values.append(problem.given[arg.name])
+            continue
+        dtype = getattr(torch, arg.dtype)
+        if arg.role == "in":
+            view, _ = fenced(arg.sizes(problem.rows, case.hidden), dtype, float("nan"))
+            view.copy_(problem.given[arg.name].reshape(view.shape))
+            originals.append((arg.name, view, view.clone()))
+        else:
+            view, fences[arg.name] = fenced(arg.sizes(problem.rows, case.hidden), dtype)
+            outputs[arg.name] = view
+        values.append(view)
+    kernel(*values)
+    broken = [name for name, whole in fences.items() if _fence_broken(whole)]
+    changed = [name for name, view, original in originals if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))]
+    message = ""
+    if broken:
+        message = f"wrote outside {', '.join(broken)}"
+    elif changed:
+        message = f"changed its input {', '.join(changed)}"
+    return outputs, message
+
+
+def verify(case: Case, kernel: Callable[..., Any]) -> Verdict:
+    """Check a kernel of `case` (any rows) on every style of input.
+
+    Raises:
+        Exception: whatever the kernel itself raised; the caller records it as a failed run.
+    """
+    op = ops.get(case.op)
+    errors: dict[str, float] = {}
+    versus: dict[str, float] = {}
+    message = ""
+    for problem in _problems(case.op, case.hidden, case.dtype, op.check_variant(case.variant)):
+        at = f"{problem.style} inputs, {problem.rows} rows"
+        outputs, memory = _run(op, case, kernel, problem)
+        if memory and not message:
+            message = f"{memory} ({at})"
+        for name, raw in outputs.items():
+            out = raw.reshape(problem.truth[name].shape)
+            finite = problem.finite[name]
+            wrong_kind = int((out.isfinite() != finite).sum())
+            if wrong_kind and not message:
+                message = f"{name}: {wrong_kind} elements are finite where eager's are not, or the other way round ({at})"
+            both = finite & out.isfinite() & problem.truth[name].isfinite()
+            error = _largest(out.double() - problem.truth[name], both)
+            bar = problem.bar[name]
+            share = error / bar if bar else (0.0 if error == 0 else float("inf"))
+            errors[name] = max(errors.get(name, 0.0), share)
+            if share > 1 and not message:
+                message = f"{name}: error {error:.3g} is {share:.3g} times what is allowed, {bar:.3g} ({at}; eager's own error is {problem.eager_error[name]:.3g})"
+            if problem.style == "normal" and problem.eager_error[name]:
+                versus[name] = max(versus.get(name, 0.0), error / problem.eager_error[name])
+    return Verdict(message, errors, versus)

@@ -1,0 +1,62 @@
+"""How long a search may go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lntune.errors import InputError, got_expected
+
+Evaluate = Callable[[Any], float]
+"""Takes a candidate, returns its cost in microseconds, `math.inf` when it failed. It counts its own trial in the budget."""
+
+
+class Budget:
+    """A limit in seconds from now, in trials, in both (whichever ends first), or none.
+
+    Args:
+        seconds: wall time from the moment the budget is made; None for no limit.
+        trials: number of candidates to try; None for no limit.
+        clock: seconds that never run backwards; tests pass their own.
+
+    Raises:
+        InputError: a negative limit, or one that is not a number.
+    """
+
+    def __init__(self, seconds: float | None = None, trials: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        for name, limit in (("seconds", seconds), ("trials", trials)):
+            if limit is not None and not limit >= 0:  # so written, NaN is refused too
+                raise InputError(got_expected(name, limit, "0 or more", "Leave it out for no limit."))
+        self._seconds = seconds
+        self._trials = trials
+        self._clock = clock
+        self._start = clock()
+        self.trials_done = 0
+        """Trials counted so far."""
+
+    def count(self) -> None:
+        """Records one trial."""
+        self.trials_done += 1
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the limit, never below 0; None without a limit in time."""
+        if self._seconds is None:
+            return None
+        return max(0.0, self._start + self._seconds - self._clock())
+
+    @property
+    def spent(self) -> bool:
+        """True when no further trial may start. A trial in flight is not cut short by this."""
+        return self.fraction >= 1.0
+
+    @property
+    def fraction(self) -> float:
+        """The part of the budget that is used, 0 to 1: the larger of time and trials; 0 without any limit."""
+        used = [0.0]
+        if self._seconds is not None:
+            used.append((self._clock() - self._start) / self._seconds if self._seconds else 1.0)
+        if self._trials is not None:
+            used.append(self.trials_done / self._trials if self._trials else 1.0)
+        return min(1.0, max(used))

@@ -1,0 +1,113 @@
+"""The one way time is measured.
+
+Contenders are interleaved: every round times each of them once, in a new random order, after one untimed call, so a
+machine that changes its speed changes it for all, and nobody always follows the most cache-hungry. A sample is as many
+calls as make it long against the clock; what is reported is the median over rounds, with all samples kept. The garbage
+collector is off. Nothing is flushed: on a CPU the input of a layer has just been written by the layer before.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lntune.records import Timing
+
+SAMPLE_SECONDS = 3e-4
+BUSY_SHARE = 0.15
+"""Share of the machine's cores that others may use before a measurement is marked busy."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile,
+    None where the system does not say; `busy` when that is too much to trust."""
+
+    timings: dict[str, Timing]
+    others: float | None
+    busy: bool
+
+
+class Contention:
+    """Measures how much of the machine others use between its creation and `share()`."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """(seconds all cores were busy or stolen, CPU seconds of this process, wall clock), None off Linux."""
+        try:
+            ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+        mine = os.times()
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system, time.monotonic()
+
+    def share(self) -> float | None:
+        """Share of all cores used by others, 0..1; None where unknown or the interval is too short to say."""
+        now = self._read()
+        if now is None or self._start is None or now[2] - self._start[2] < 0.2:  # noqa: PLR2004 (ticks are 10 ms)
+            return None
+        busy, mine, wall = (a - b for a, b in zip(now, self._start, strict=True))
+        return min(1.0, max(0.0, (busy - mine) / (wall * (os.cpu_count() or 1))))
+
+
+def _calls_per_sample(function: Callable[[], Any]) -> int:
+    """How many calls make one sample; the calls made to find out warm the contender up."""
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        elapsed = time.perf_counter() - start
+        if elapsed >= SAMPLE_SECONDS or calls >= 4096:  # noqa: PLR2004
+            return calls if elapsed < 2 * SAMPLE_SECONDS else max(1, int(calls * SAMPLE_SECONDS / elapsed))
+        calls = max(calls * 2, int(calls * SAMPLE_SECONDS / max(elapsed, 1e-9)))
+
+
+def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds: int = 5, seed: int = 0) -> Measured:
+    """Time the contenders for about `seconds` in all, at least `rounds` rounds."""
+    order = random.Random(seed)
+    names = list(contenders)
+    calls = {}
+    for name in names:
+        contenders[name]()  # the first call may load, build or fault pages in
+        calls[name] = _calls_per_sample(contenders[name])
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    contention = Contention()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        done = 0
+        while done < rounds or time.perf_counter() < end:
+            order.shuffle(names)
+            for name in names:
+                function, count = contenders[name], calls[name]
+                function()
+                start = time.perf_counter()
+                for _ in range(count):
+                    function()
+                samples[name].append((time.perf_counter() - start) / count * 1e6)
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
+    others = contention.share()
+    timings = {name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4)) for name, values in samples.items()}
+    return Measured(timings, others, bool(others is not None and others > BUSY_SHARE))
+
+
+def ratio(slow: Timing, fast: Timing) -> float:
+    """How many times faster `fast` is: the median of the ratios of samples taken in the same round."""
+    pairs = list(zip(slow.samples_us, fast.samples_us, strict=False))
+    return statistics.median(a / b for a, b in pairs) if pairs else slow.median_us / fast.median_us

@@ -1,0 +1,120 @@
+"""From a call to a kernel: decide once per (operator, hidden size, dtype, row bucket), build or load once, remember."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from lntune import artifact, knobs, paths, records, schedule
+from lntune import device as device_module
+from lntune.case import TYPICAL_ROWS, Case, bucket_label
+from lntune.errors import LntuneError, NotTunedError
+from lntune.records import Record
+from lntune.select import Choice, select
+
+Kernel = Callable[..., None]
+
+_lock = threading.RLock()
+_records: dict[str, list[Record]] = {}
+_choices: dict[Case, Choice] = {}
+_kernels: dict[Case, Kernel | None] = {}
+_told: set[tuple[str, int, str, int]] = set()
+_on_reload: list[Callable[[], None]] = []
+_strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
+
+
+class UntunedWarning(UserWarning):
+    """A call is not served by a measurement of its own case. Said once per case; `lntune why` tells the whole story."""
+
+
+def strict(enabled: bool = True) -> None:
+    """From now on raise NotTunedError for a call whose case was not measured on this device, instead of stepping down.
+
+    `LNTUNE_STRICT=1` in the environment does the same from the start.
+    """
+    global _strict  # noqa: PLW0603 (a process-wide switch, like torch.set_num_threads)
+    _strict = enabled
+    reload()
+
+
+def reload() -> None:
+    """Forget every decision and read the tuning logs again at the next call: after tuning in the same process."""
+    with _lock:
+        _records.clear()
+        _choices.clear()
+        _kernels.clear()
+        for forget in _on_reload:
+            forget()
+
+
+def on_reload(forget: Callable[[], None]) -> None:
+    """Have `forget` called whenever decisions are forgotten."""
+    _on_reload.append(forget)
+
+
+def choose(case: Case) -> Choice:
+    """What serves a case (its rows stand for their bucket), decided on the logs as they were when first asked."""
+    case = Case(case.op, case.hidden, case.dtype, TYPICAL_ROWS[case.bucket], case.variant)
+    with _lock:
+        if case not in _choices:
+            if case.op not in _records:
+                _records[case.op] = records.read(paths.log_dirs(), case.op)
+            device = device_module.current()
+            _choices[case] = select(case, device, _records[case.op], schedule.for_op(case.op, device.kind))
+        return _choices[case]
+
+
+def kernel_for(case: Case) -> Kernel | None:
+    """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
+
+    Raises:
+        NotTunedError: in strict mode, when the case was not measured on this device.
+        LntuneError: in strict mode, when the kernel cannot be built.
+    """
+    case = Case(case.op, case.hidden, case.dtype, TYPICAL_ROWS[case.bucket], case.variant)
+    with _lock:
+        if case not in _kernels:
+            _kernels[case] = _obtain(case)
+        return _kernels[case]
+
+
+def _obtain(case: Case) -> Kernel | None:
+    choice = choose(case)
+    what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
+    command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
+    if not choice.measured:
+        if _strict:
+            raise NotTunedError(f"{what} was not measured on this device ({'; '.join(choice.steps)}). Run: {command}")
+        told = (case.op, case.hidden, case.dtype, case.bucket)
+        if told not in _told:  # once, whatever the variant
+            _told.add(told)
+            served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
+            warnings.warn(f"{what} is not tuned on this device; served by {served.get(choice.tier, 'eager mode')}. Run: {command}", UntunedWarning, stacklevel=5)
+    if choice.tier == "eager":
+        return None
+    plan = schedule.get(choice.schedule, case.op)
+    try:
+        return artifact.kernel(case, plan, knobs.from_dict(plan.knobs, dict(choice.knobs)), device_module.current())
+    except LntuneError as e:
+        if _strict:
+            raise
+        warnings.warn(f"{what} has no kernel, eager mode serves it: {e}", UntunedWarning, stacklevel=5)
+        return None
+
+
+def describe(case: Case) -> dict[str, Any]:
+    """The choice for a case as plain data, for `lntune why` and for machines."""
+    choice = choose(case)
+    record = choice.record
+    return {
+        "case": {"op": case.op, "hidden": case.hidden, "dtype": case.dtype, "rows": case.rows, "bucket": bucket_label(case.bucket)},
+        "tier": choice.tier,
+        "schedule": choice.schedule,
+        "knobs": choice.knobs,
+        "steps": list(choice.steps),
+        "tuned_us": record.median() if record else None,
+        "eager_us": record.median("eager") if record else None,
+    }

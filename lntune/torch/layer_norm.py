@@ -1,0 +1,307 @@
+"""torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
+
+* no gradient wanted: the kernel is called directly, one allocation and no autograd or dispatcher in between;
+* gradients: an autograd.Function whose forward saves what PyTorch's own backward takes;
+* under torch.compile and torch.export: the custom op `lntune::layer_norm`.
+
+Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
+from lntune.errors import InputError, got_expected
+from lntune.ops.layer_norm import NAME, variant
+from lntune.torch import dispatch
+
+_NAMES = {getattr(torch, name): name for name in DTYPES}
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_compiling = torch.compiler.is_compiling
+_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_grad_enabled = torch.is_grad_enabled
+_empty_like = torch.empty_like
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_modes = torch._C._len_torch_dispatch_stack
+
+# What a call looks like from outside -> for each bit length of the number of rows, the kernel or None. Only what was asked
+# for is filled in; a bucket is a range of bit lengths, so finding it is one index. Every look-up here costs 50 to 200 ns of
+# the 3 us that eager takes for one row: what the kernel itself refuses (another shape, dtype or device) is not asked twice.
+_ready: dict[Any, list[Callable[..., None] | None]] = {}
+dispatch.on_reload(_ready.clear)
+
+
+def layer_norm(
+    input: Tensor,  # (..., *normalized_shape)
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,  # normalized_shape
+    bias: Tensor | None = None,  # normalized_shape
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer normalization over the last dimensions; the signature and the result of torch.nn.functional.layer_norm.
+
+    float32, float16 and bfloat16 on the CPU run on the kernel tuned for this device, hidden size and number of rows;
+    everything else, and every case in which eager measured faster, is PyTorch's. weight and bias may each be left out, and
+    each is in the input's dtype or float32. (Ba, Kiros, Hinton 2016, eqs. 3-4.)
+
+    Raises:
+        InputError: a shape, dtype, device or eps that does not fit, naming the argument.
+        NotTunedError: in strict mode only, see `lntune.strict`.
+    """
+    if _dynamo_compiling():
+        return _compiled(input, normalized_shape, weight, bias, eps)
+    if type(input) is Tensor and not (
+        _grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
+    ):
+        try:
+            kernel = _ready[input.dtype, normalized_shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype][
+                (input.numel() // normalized_shape[0]).bit_length()
+            ]
+        except (KeyError, TypeError, ZeroDivisionError):  # not seen yet, or a list for the shape
+            kernel = None
+        if kernel is not None and input.is_contiguous() and input.is_cpu and eps >= 0 and not _modes() and _interpreter() is None:
+            y = _empty_like(input)
+            try:
+                if weight is None:
+                    kernel(input, eps, y) if bias is None else kernel(input, bias, eps, y)
+                elif bias is None:
+                    kernel(input, weight, eps, y)
+                else:
+                    kernel(input, weight, bias, eps, y)
+                return y
+            except (TypeError, ValueError, RuntimeError):
+                pass  # the kernel refused an argument; below it is found out which, and said or mended
+    return _any(input, normalized_shape, weight, bias, eps)
+
+
+def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Every call that is not ready to go: checked, and prepared for the next time."""
+    if _compiling():  # torch.export without dynamo traces with tensors of its own
+        return _compiled(input, normalized_shape, weight, bias, eps)
+    shape = check_arguments(input, normalized_shape, weight, bias, eps)
+    hidden = math.prod(shape)
+    if not served(input, weight, bias, hidden):
+        return _eager(input, shape, weight, bias, eps)
+    grad = _grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
+    rows = input.numel() // hidden
+    case = _case(rows, hidden, input, weight, bias, "stats" if grad else "")
+    kernel = dispatch.kernel_for(case) if rows else None
+    if kernel is None:
+        return _eager(input, shape, weight, bias, eps)
+    if grad:
+        return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
+    if len(shape) == 1 and not input.is_neg():
+        _remember(kernel, rows, input, shape, weight, bias)
+    return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
+
+
+def _remember(kernel: Callable[..., None], rows: int, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+    """Make the kernel of a bucket ready for the next call, as it is for 2-D input or in its form for 3-D input."""
+    if input.ndim == 3:  # noqa: PLR2004
+        ready = dispatch.kernel_for(_case(rows, shape[0], input, weight, bias, "3d"))
+    else:
+        ready = kernel if input.ndim == 2 else None  # noqa: PLR2004
+    table = _ready.setdefault((input.dtype, shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype), [None] * 64)
+    first, last = next(b for b in BUCKETS if b[0] <= rows <= b[1])
+    for bits in range(first.bit_length(), last.bit_length() + 1):
+        table[bits] = ready
+
+
+def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, ...]:
+    """The normalized shape as a tuple of integers.
+
+    Raises:
+        InputError: see layer_norm.
+    """
+    if not isinstance(input, Tensor):
+        raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
+    try:
+        shape = tuple(int(n) for n in normalized_shape)
+    except TypeError:
+        raise InputError(got_expected("normalized_shape", repr(normalized_shape), "a sequence of integers", "Write (1024,), not 1024.")) from None
+    if not shape:
+        raise InputError(got_expected("normalized_shape", "()", "at least one dimension"))
+    if input.ndim < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
+        raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if not isinstance(vector, Tensor):
+            raise InputError(got_expected(name, type(vector).__name__, "a torch.Tensor or None"))
+        if tuple(vector.shape) != shape:
+            raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
+        if vector.dtype not in (input.dtype, torch.float32):
+            raise InputError(got_expected(name, str(vector.dtype), f"the input's {input.dtype} or torch.float32", f"Convert it: {name}.to(input.dtype)."))
+        if vector.device != input.device:
+            raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
+    if not isinstance(eps, (int, float)) or not eps >= 0 or math.isinf(eps):
+        raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
+    return shape
+
+
+def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
+    """True when a kernel could take the call; the rest is PyTorch's."""
+    return (
+        input.device.type == "cpu"
+        and input.layout is torch.strided
+        and input.dtype in _NAMES
+        and 1 <= hidden <= MAX_HIDDEN
+        and all(t is None or type(t) in _PLAIN for t in (input, weight, bias))
+        and not any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (input, weight, bias))
+        and _modes() == 0
+        and _interpreter() is None
+        and not _forward_ad(input, weight, bias)
+    )
+
+
+def _forward_ad(*tensors: Tensor | None) -> bool:
+    """True when forward-mode derivatives flow through a tensor, which only PyTorch's own formula carries on."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
+    return any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, last: str) -> Case:
+    def kind(vector: Tensor | None) -> str | None:
+        if vector is None:
+            return None
+        return "same" if vector.dtype == input.dtype else "float32"
+
+    return Case(NAME, hidden, _NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), last))
+
+
+def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's layer norm; a pair of vectors it does not take in different dtypes is widened first."""
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        weight, bias = weight.float(), bias.float()
+    return functional.layer_norm(input, shape, weight, bias, eps)
+
+
+def _run(
+    kernel: Callable[..., None], input: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Call the kernel on any layout: (y shaped as the input and contiguous, mean (rows,), rstd (rows,))."""
+    x = input.contiguous().resolve_neg()
+    y = torch.empty_like(x)
+    flat = x.view(-1, hidden)
+    affine = [v.contiguous().resolve_neg().view(-1) for v in (weight, bias) if v is not None]
+    if not stats:
+        kernel(flat, *affine, eps, y.view(-1, hidden))
+        return y, None, None
+    mean = torch.empty(flat.shape[0], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    kernel(flat, *affine, eps, y.view(-1, hidden), mean, rstd)
+    return y, mean, rstd
+
+
+def backward(
+    dy: Tensor, input: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """PyTorch's own backward, given float32 statistics (rows,) whatever the input's dtype.
+
+    Low precision takes its mixed-dtype form, in which weight and statistics are float32: the other would round the
+    statistics to the input's dtype first.
+    """
+    shape = list(shape)
+    stats_shape = [*input.shape[: input.ndim - len(shape)], *[1] * len(shape)]
+    low = input.dtype != torch.float32
+    gamma = weight
+    if low:
+        gamma = torch.ones(shape, dtype=torch.float32, device=input.device) if weight is None else weight.float()
+    beta = bias.float() if bias is not None and low else bias
+    dx, dgamma, dbeta = torch.ops.aten.native_layer_norm_backward(
+        dy.contiguous(), input.contiguous(), shape, mean.view(stats_shape), rstd.view(stats_shape), gamma, beta, list(wanted)
+    )
+    if wanted[1] and weight is not None and dgamma is not None:
+        dgamma = dgamma.to(weight.dtype)
+    if wanted[2] and bias is not None and dbeta is not None:
+        dbeta = dbeta.to(bias.dtype)
+    return dx, dgamma if wanted[1] else None, dbeta if wanted[2] else None
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Forward on the kernel, backward by PyTorch (itself differentiable, so double backward works)."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, kernel: Any) -> Tensor:
+        y, mean, rstd = _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
+        ctx.shape = shape
+        ctx.save_for_backward(input, weight, bias, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, weight, bias, mean, rstd = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
+        dx, dgamma, dbeta = backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        return dx, None, dgamma, dbeta, None, None
+
+
+def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """What torch.compile and torch.export trace."""
+    shape = [int(n) for n in normalized_shape]
+    if input.device.type != "cpu" or input.dtype not in _NAMES:
+        return functional.layer_norm(input, shape, weight, bias, eps)
+    stats = torch.is_grad_enabled() and (
+        input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    )
+    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, stats)
+    return y  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types="cpu")
+def layer_norm_op(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd); the statistics are float32 of shape (rows,), or empty without `stats`."""
+    shape = check_arguments(input, normalized_shape, weight, bias, eps)
+    hidden = math.prod(shape)
+    rows = input.numel() // hidden if hidden else 0
+    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, "stats" if stats else "")) if rows and hidden <= MAX_HIDDEN else None
+    if kernel is not None:
+        y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
+    else:
+        if weight is not None and bias is not None and weight.dtype != bias.dtype:
+            weight, bias = weight.float(), bias.float()
+        y, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
+        mean, rstd = mean.float().flatten(), rstd.float().flatten()
+    if not stats or mean is None or rstd is None:
+        mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)
+    return y, mean, rstd
+
+
+@layer_norm_op.register_fake
+def _fake(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    leading = input.shape[: input.ndim - len(normalized_shape)]
+    rows = math.prod(leading) if stats else 0
+    y = torch.empty_like(input, memory_format=torch.contiguous_format)
+    return y, input.new_empty(rows, dtype=torch.float32), input.new_empty(rows, dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, shape, weight, bias, _, stats = inputs
+    _, mean, rstd = output
+    ctx.shape, ctx.stats = shape, stats
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(input, weight, bias, mean, rstd)
+
+
+def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, ...]:
+    input, weight, bias, mean, rstd = ctx.saved_tensors
+    if not ctx.stats:
+        raise InputError("stats: got False, expected True where a gradient is wanted; the statistics were not kept.")
+    wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
+    dx, dgamma, dbeta = backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+    return dx, None, dgamma, dbeta, None, None
+
+
+layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)

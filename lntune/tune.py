@@ -1,0 +1,260 @@
+"""The tuning loop: for each case, search; then measure the finalists again; every result in the log at once."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lntune import device as device_module
+from lntune import knobs, ops, paths, records, schedule, search, toolchain
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import BuildError, InputError, ScheduleError, got_expected
+from lntune.records import Record, Timing
+from lntune.search import Budget, Space
+from lntune.trial import Candidate, Job, Outcome
+from lntune.worker import Worker
+
+FINALISTS = 3
+TRIAL_SECONDS = 0.04
+TRIAL_TIMEOUT = 30.0
+FINAL_SHARE = 0.3
+"""Part of a case's time kept for measuring the finalists again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose. `seconds` and `trials` bound the whole run and each case's search; None is no bound."""
+
+    search: str = "local"
+    schedules: tuple[str, ...] = ()
+    seconds: float | None = 60.0
+    trials: int | None = None
+    seed: int = 0
+    log_dir: Path | None = None
+    threads: int | None = None
+    timeout: float = TRIAL_TIMEOUT
+
+
+@dataclass
+class Progress:
+    """What is known at a moment of the run; handed to the observer after every measurement."""
+
+    case: Case
+    index: int
+    cases: int
+    trials: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    best_us: float = math.inf
+    best: str = ""
+    eager_us: float | None = None
+    phase: str = "search"
+    seconds_left: float | None = None
+    final: Record | None = None
+
+
+Observer = Callable[[Progress], None]
+
+
+@dataclass
+class Summary:
+    """What a run did: the finals it wrote, trials by status, seconds, and whether it was interrupted."""
+
+    finals: list[Record] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    interrupted: bool = False
+    untuned: dict[str, str] = field(default_factory=dict)
+    log_dir: Path = Path()
+
+    @property
+    def trials(self) -> int:
+        """Candidates tried, whatever came of them."""
+        return sum(self.statuses.values())
+
+
+class _Run:
+    """One tuning run: what all its records share."""
+
+    def __init__(self, settings: Settings, worker: Worker, observer: Observer, summary: Summary) -> None:
+        import torch
+
+        self.settings, self.worker, self.observer, self.summary = settings, worker, observer, summary
+        self.device: Device = device_module.current()
+        self.threads = settings.threads or torch.get_num_threads()
+        self.folder = settings.log_dir or paths.log_dir()
+        self.id = uuid.uuid4().hex[:12]
+        summary.log_dir = self.folder
+
+    def log(self, **fields: Any) -> Record:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        record = Record(device=self.device, threads=self.threads, versions=toolchain.versions(), run=self.id, time=now, **fields)
+        records.append(self.folder, record)
+        return record
+
+    def candidates(self, case: Case) -> dict[Candidate, str]:
+        """Every candidate of the chosen schedules -> its schedule's name; the default knobs of each first."""
+        plans = schedule.for_op(case.op, self.device.kind)
+        if self.settings.schedules:
+            plans = {name: schedule.get(name, case.op) for name in self.settings.schedules}
+        defaults, rest = [], []
+        for plan in plans.values():
+            default = plan.default(case, self.device)
+            space = plan.space(case, self.device)
+            if not space:
+                continue
+            if default in space:
+                defaults.append(Candidate.of(plan.name, default))
+            rest += [Candidate.of(plan.name, k) for k in space if k != default]
+        return {c: c.schedule for c in [*defaults, *rest]}
+
+    def tune(self, case: Case, progress: Progress, seconds: float | None) -> Record | None:
+        """Search one case and settle its winner; None when no candidate survived."""
+        known = self.candidates(case)
+        if not known:
+            self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
+            return None
+        costs: dict[Candidate, float] = {}
+        budget = Budget(None if seconds is None else seconds * (1 - FINAL_SHARE), self.settings.trials)
+
+        def evaluate(candidate: Candidate) -> float:
+            outcome = self.worker.run(Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed), self.settings.timeout)
+            budget.count()
+            self.log(
+                case=case,
+                schedule=candidate.schedule,
+                source=schedule.get(candidate.schedule).source,
+                knobs=candidate.knobs,
+                status=outcome.status,
+                message=outcome.message,
+                timings=outcome.timings,
+                errors=outcome.errors,
+                versus_eager=outcome.versus_eager,
+                busy=outcome.busy,
+            )
+            cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
+            costs[candidate] = cost
+            self.summary.statuses[outcome.status] += 1
+            progress.trials += 1
+            if outcome.status != "ok":
+                progress.failures[outcome.status] += 1
+            if cost < progress.best_us:
+                progress.best_us, progress.best = cost, f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+            self.observer(progress)
+            return cost
+
+        def neighbours(candidate: Candidate) -> list[Candidate]:
+            plan = schedule.get(candidate.schedule)
+            steps = knobs.neighbours(knobs.from_dict(plan.knobs, candidate.knobs))
+            return [c for c in (Candidate.of(plan.name, k) for k in steps) if c in known]
+
+        try:
+            search.get(self.settings.search)(Space(tuple(known), neighbours), evaluate, budget, random.Random(self.settings.seed))
+        except KeyboardInterrupt:
+            self.summary.interrupted = True
+            self.worker.stop()  # it may be anywhere
+        return self.settle(case, costs, progress, seconds)
+
+    def settle(self, case: Case, costs: dict[Candidate, float], progress: Progress, seconds: float | None) -> Record | None:
+        """Measure the best candidates again, on fresh samples against eager and the default knobs, and log the winner."""
+        finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
+        progress.phase = "final"
+        self.observer(progress)
+        share = 1.0 if seconds is None else min(2.0, max(0.3, seconds * FINAL_SHARE * 0.6))
+        while finalists:
+            job = Job(case, self.device, tuple(finalists), share, final=True, seed=self.settings.seed + 1)
+            outcome = self.worker.run(job, self.settings.timeout + 4 * share)
+            if outcome.status == "ok":
+                return self._winner(case, finalists, outcome, progress)
+            finalists = finalists[1:]  # one of them fails now; the rest may not
+        self.summary.untuned[str(case)] = "no candidate was built, right and in time"
+        return None
+
+    def _winner(self, case: Case, finalists: Sequence[Candidate], outcome: Outcome, progress: Progress) -> Record:
+        best = int(outcome.message)
+        winner = finalists[best]
+        timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
+        timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
+        record = self.log(
+            role="final",
+            case=case,
+            schedule=winner.schedule,
+            source=schedule.get(winner.schedule).source,
+            knobs=winner.knobs,
+            status="ok",
+            timings=timings,
+            errors=outcome.errors,
+            versus_eager=outcome.versus_eager,
+            busy=outcome.busy,
+        )
+        self.summary.finals.append(record)
+        progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
+        self.observer(progress)
+        return record
+
+
+def check_settings(settings: Settings, cases: Sequence[Case]) -> None:
+    """Complain about everything wrong before the first second is spent.
+
+    Raises:
+        InputError, UnknownNameError, ScheduleError, BuildError.
+    """
+    if not cases:
+        raise InputError("no cases to tune: give at least one hidden size, dtype and row count.")
+    for name, value in (("budget", settings.seconds), ("trials", settings.trials), ("timeout", settings.timeout)):
+        if value is not None and not value > 0:
+            raise InputError(got_expected(name, value, "more than 0"))
+    search.get(settings.search)
+    for case in cases:
+        ops.get(case.op)
+        if case.rows < 1:
+            raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
+        for name in settings.schedules:
+            if schedule.get(name, case.op).kind != device_module.current().kind:
+                raise ScheduleError(f"schedule {name!r} is not for this device.")
+    toolchain.compiler()
+    if problems := toolchain.incompatible():
+        raise BuildError("; ".join(problems) + ".")
+
+
+def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None) -> Summary:
+    """Tune the cases in order and return what was found; the log has it already.
+
+    Time is shared evenly among the cases that are left, so what one case does not use goes to the others. An interrupt
+    (Ctrl-C) ends the search, still settles the case it was in, and returns.
+
+    Raises:
+        InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
+        LogError: the log cannot be written.
+    """
+    settings = settings or Settings()
+    check_settings(settings, cases)
+    start = time.monotonic()
+    summary = Summary()
+    with Worker(settings.threads) as worker:
+        run = _Run(settings, worker, observer, summary)
+        worker.start()  # not on the budget of the first case
+        begun = time.monotonic()
+        for index, case in enumerate(cases):
+            left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
+            if left is not None and left <= 0:
+                summary.untuned[str(case)] = "the time was over"
+                continue
+            progress = Progress(case, index, len(cases), seconds_left=left)
+            observer(progress)
+            try:
+                run.tune(case, progress, None if left is None else left / (len(cases) - index))
+            except KeyboardInterrupt:  # a second one, while settling
+                summary.interrupted = True
+            if summary.interrupted:
+                break
+    summary.seconds = time.monotonic() - start
+    return summary

@@ -1,0 +1,186 @@
+"""A process that runs trials, and is replaced when one kills it.
+
+Candidates are generated code: one may crash, hang or eat the stack. Jobs go to a child as JSON lines and outcomes come
+back on a pipe of their own, so nothing a kernel prints can be taken for an answer. A child that dies or overruns its time
+is killed with everything it started, its job is recorded as what it was, and the next job gets a fresh child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from lntune.errors import BuildError
+from lntune.trial import Job, Outcome
+
+START_SECONDS = 180.0
+"""A cold import of TVM and PyTorch right after installation compiles their byte code first."""
+_READY = b"ready"
+
+
+class Worker:
+    """A child process, started when first needed. Use as a context manager; not for several threads at once."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: Any = None
+        self._answers = -1
+        self._buffer = b""
+        self.restarts = 0
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the child and wait until it has imported what it needs.
+
+        Raises:
+            BuildError: it did not come up.
+        """
+        if self._process is not None:
+            return
+        read_end, write_end = os.pipe()
+        command = [sys.executable, "-m", "lntune.worker", str(write_end), str(self._threads or 0)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(write_end,),
+            start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        os.close(write_end)
+        self._requests, self._answers, self._buffer = self._process.stdin, read_end, b""
+        line = self._line(START_SECONDS)
+        if line != _READY:
+            detail = self._last_words()
+            self.stop()
+            raise BuildError(f"the worker process did not start: {detail or 'no answer'}")
+
+    def run(self, job: Job, timeout: float) -> Outcome:
+        """The outcome of a job, whatever happens to the child. `timeout` in seconds."""
+        self.start()
+        try:
+            self._requests.write(msgspec.json.encode(job) + b"\n")
+            self._requests.flush()
+            line = self._line(timeout)
+        except BrokenPipeError:
+            line = b""
+        if line:
+            return msgspec.json.decode(line, type=Outcome)
+        timed_out = line is None
+        words = "" if timed_out else self._last_words()
+        code = self.stop()
+        self.restarts += 1
+        if timed_out:
+            return Outcome("timeout", f"no answer within {timeout:.1f} s; killed")
+        return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
+
+    def stop(self) -> int | None:
+        """End the child and everything it started; returns its exit code, None when there was no child."""
+        if self._process is None:
+            return None
+        code = self._process.poll()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stderr):
+            with contextlib.suppress(OSError):
+                if stream:
+                    stream.close()
+        os.close(self._answers)
+        self._process = None
+        return code
+
+    def _line(self, timeout: float) -> bytes | None:
+        """The next line of the child; empty when it died, None when the time is over."""
+        end = time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            if not select.select([self._answers], [], [], left)[0]:
+                return None
+            chunk = os.read(self._answers, 1 << 16)
+            if not chunk:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    assert self._process is not None
+                    self._process.wait(timeout=5)
+                return b""
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        """The last line the child wrote to its standard error."""
+        if self._process is None or self._process.stderr is None:
+            return ""
+        descriptor = self._process.stderr.fileno()
+        os.set_blocking(descriptor, False)
+        text = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(descriptor, 1 << 16):
+                text += chunk
+        lines = text.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def _cause(code: int | None) -> str:
+    """An exit code in words: "SIGSEGV", "exit code 3"."""
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it dies; elsewhere the closed pipe ends it after its job."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _lines() -> Iterator[bytes]:
+    while line := sys.stdin.buffer.readline():
+        yield line
+
+
+def main(answers: int, threads: int) -> None:
+    """The child: reads jobs, writes outcomes."""
+    _die_with_parent()
+    import torch
+    import tvm  # noqa: F401  (so that no trial pays for the import)
+
+    from lntune import runtime, trial
+
+    if threads:
+        torch.set_num_threads(threads)
+    runtime.ensure_library()
+    with open(answers, "wb", buffering=0) as out:  # noqa: PTH123 (a descriptor, not a path)
+        out.write(_READY + b"\n")
+        for line in _lines():
+            outcome = trial.run(msgspec.json.decode(line, type=Job))
+            out.write(msgspec.json.encode(outcome) + b"\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

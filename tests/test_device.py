@@ -1,0 +1,195 @@
+"""Devices: told apart where it matters, and turned into targets their code runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import string
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lntune import device
+from lntune.device import Device
+
+V1 = "fpu vme cx8 sse sse2 syscall nx lm"
+V2 = f"{V1} cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"
+V3 = f"{V2} abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+BASE = Device("cpu", "Intel(R) Xeon(R) Processor", "x86-64-v4", 8, ("avx512bf16",), 32768, 2097152, 0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`machine(architecture, **cpuinfo)` is the device current() finds on such a machine."""
+
+    def make(architecture: str, **cpuinfo: str) -> Device:
+        monkeypatch.setattr(platform, "machine", lambda: architecture)
+        monkeypatch.setattr(platform, "processor", lambda: "")
+        monkeypatch.setattr(device, "_cpuinfo", lambda: {key.replace("_", " "): value for key, value in cpuinfo.items()})
+        monkeypatch.setattr(device, "_sysctl", lambda _: "")
+        device.current.cache_clear()
+        return device.current()
+
+    yield make
+    device.current.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "isa", "vector"), [(V1, "x86-64", 16), (V2, "x86-64-v2", 16), (V3, "x86-64-v3", 32), (V4, "x86-64-v4", 64), ("", "x86-64", 16)]
+)
+def test_x86_level_from_the_flags(machine: Any, flags: str, isa: str, vector: int) -> None:
+    """The instruction set is the highest level whose flags are all there; it sets the vector width and LLVM's CPU."""
+    found = machine("x86_64", flags=flags, model_name="Some   CPU @ 2.00GHz")
+    assert (found.kind, found.name, found.isa, found.vector_bytes) == ("cpu", "Some CPU @ 2.00GHz", isa, vector)
+    assert found.target()["mcpu"] == isa
+
+
+@pytest.mark.parametrize("missing", V4.split())
+def test_one_missing_flag_lowers_the_level(machine: Any, missing: str) -> None:
+    """A virtual machine that hides any one feature gets code for a level without that feature."""
+    found = machine("x86_64", flags=" ".join(f for f in V4.split() if f != missing))
+    levels = {"x86-64": V1, "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4}
+    if missing not in V1.split():  # those every 64-bit processor has are not asked for
+        assert missing not in levels[found.isa].split()
+    assert found.isa in levels
+
+
+@pytest.mark.parametrize(
+    ("flags", "features"),
+    [
+        (V4, ()),
+        (f"{V4} avx512_bf16", ("avx512bf16",)),
+        (f"{V4} avx512_fp16 avx512_bf16 amx_tile", ("avx512bf16", "avx512fp16")),
+        (f"{V3} avx512_bf16", ()),
+    ],
+)
+def test_extras_come_on_top_of_v4(machine: Any, flags: str, features: tuple[str, ...]) -> None:
+    """bfloat16 and float16 instructions are named to LLVM where the CPU has them beside all of v4, in a fixed order."""
+    found = machine("AMD64", flags=flags)
+    assert found.features == features
+    mattr = found.target()["mattr"]
+    assert isinstance(mattr, list)
+    assert [a for a in mattr if a.startswith("+")] == [f"+{f}" for f in features]
+    assert "-prefer-256-bit" in mattr
+
+
+def test_arm_on_linux(machine: Any) -> None:
+    """An Arm machine has no model name in /proc/cpuinfo: two different cores still differ, and the target is its own."""
+    one = machine("aarch64", CPU_implementer="0x41", CPU_part="0xd0c", Features="fp asimd")
+    other = machine("aarch64", CPU_implementer="0x41", CPU_part="0xd4f", Features="fp asimd")
+    assert (one.isa, one.vector_bytes, one.features) == ("aarch64", 16, ())
+    assert one.slug != other.slug
+    assert one.differences(other) == [f"name: {other.name!r} there, {one.name!r} here"]
+    assert one.target() == {"kind": "llvm", "num-cores": one.cores, "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
+
+
+def test_arm_on_macos(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS the name comes from sysctl, and the triple is Apple's."""
+    machine("arm64")
+    monkeypatch.setattr(device, "_sysctl", lambda name: "Apple M2" if name == "machdep.cpu.brand_string" else "")
+    device.current.cache_clear()
+    found = device.current()
+    assert (found.name, found.isa) == ("Apple M2", "arm64")
+    assert found.target()["mtriple"] == "arm64-apple-macosx"
+
+
+def test_an_unheard_of_machine(machine: Any) -> None:
+    """An architecture nobody thought of is a device all the same, with LLVM's own choices for its target."""
+    found = machine("riscv64")
+    assert (found.name, found.isa, found.vector_bytes) == ("riscv64", "riscv64", 16)
+    assert found.target() == {"kind": "llvm", "num-cores": found.cores}
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError("sysctl"), subprocess.TimeoutExpired("sysctl", 5)])
+def test_sysctl_may_fail(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    """A sysctl that is not there, or hangs, is no answer and no error."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert device._sysctl("machdep.cpu.brand_string") == ""
+
+
+def test_this_machine() -> None:
+    """The device of the machine the tests run on has a name, as many cores as the process may use, and one fingerprint."""
+    device.current.cache_clear()
+    here = device.current()
+    assert here.name
+    assert here.cores == device.usable_cores() >= 1
+    device.current.cache_clear()
+    assert device.current() == here
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or device.usable_cores() < 2, reason="needs two cores and Linux")
+def test_cores_are_those_the_process_may_use() -> None:
+    """A process bound to one core has one core, however many the machine has."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert device.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"])
+def test_tvm_takes_the_target(isa: str) -> None:
+    """TVM accepts the target of every instruction set and knows its number of cores."""
+    tvm = pytest.importorskip("tvm")
+    target = tvm.target.Target(msgspec.structs.replace(BASE, isa=isa, features=()).target())
+    assert target.kind.name == "llvm"
+    assert int(target.attrs["num-cores"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Intel(R) Xeon(R) Processor", "intel-xeon-processor-x86-64-v4-8c"),
+        ("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz", "intel-core-i7-8700k-x86-64-v4-8c"),
+        ("AMD EPYC 9654 96-Core Processor", "amd-epyc-9654-96-core-processor-x86-64-v4-8c"),
+        ("", "x86-64-v4-8c"),
+    ],
+)
+def test_slugs_stay_as_they_are(name: str, slug: str) -> None:
+    """The folder names of logs in use must not change: trade marks and clock rates are left out, words joined by dashes."""
+    assert msgspec.structs.replace(BASE, name=name).slug == slug
+
+
+@given(name=st.text(max_size=80), cores=st.integers(1, 1024))
+def test_a_slug_is_a_folder_name(name: str, cores: int) -> None:
+    """Whatever a machine calls its CPU, the slug is a lower-case word safe on any file system, and says the cores."""
+    slug = Device("cpu", name, "x86-64-v3", cores).slug
+    assert set(slug) <= set(string.ascii_lowercase + string.digits + "-")
+    assert not slug.startswith("-")
+    assert slug.endswith(f"x86-64-v3-{cores}c")
+    assert slug == Device("cpu", name, "x86-64-v3", cores).slug
+
+
+@pytest.mark.parametrize(("field", "value"), [("kind", "gpu"), ("name", "Another"), ("isa", "x86-64-v3"), ("cores", 4), ("features", ())])
+def test_a_difference_is_named(field: str, value: Any) -> None:
+    """A device that differs in what decides speed or code may not use the other's records, and the reason names the field."""
+    other = msgspec.structs.replace(BASE, **{field: value})
+    assert BASE.differences(other) == [f"{field}: {value!r} there, {getattr(BASE, field)!r} here"]
+
+
+def test_the_same_device() -> None:
+    """A device serves itself, also when the system tells its cache sizes differently (containers often hide them)."""
+    assert BASE.differences(BASE) == []
+    assert BASE.differences(msgspec.structs.replace(BASE, l1=0, l2=0, l3=1)) == []
+
+
+def test_several_differences() -> None:
+    """All differences are told, not just the first."""
+    other = msgspec.structs.replace(BASE, cores=2, isa="x86-64-v2")
+    assert [d.partition(":")[0] for d in BASE.differences(other)] == ["isa", "cores"]
+
+
+def test_a_device_survives_the_log() -> None:
+    """A device written as JSON and read back is equal, so that its records are recognized."""
+    assert msgspec.json.decode(msgspec.json.encode(BASE), type=Device) == BASE

@@ -1,0 +1,431 @@
+"""The tuning log: nothing written is lost, whatever happens to the writer, the disk or the file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lntune import records
+from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
+from lntune.device import Device
+from lntune.errors import LogError
+from lntune.records import SCHEMA, STATUSES, LogWarning, Record, Timing
+
+ROOT = Path(records.__file__).parents[1]
+DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
+
+
+def a_record(index: int = 0, **fields: Any) -> Record:
+    """A plausible record; `index` tells it from others."""
+    plain: dict[str, Any] = {
+        "case": Case("layer_norm", 1024, "float32", 64),
+        "device": DEVICE,
+        "threads": 2,
+        "schedule": "cached_rows",
+        "source": "0123456789ab",
+        "knobs": {"lanes": 4, "parallel": True, "mode": "a"},
+        "status": "ok",
+        "timings": {"tuned": Timing((10.0, 11.5, 12.25), 11.5)},
+        "message": f"record {index}",
+        "time": "2026-01-01T00:00:00Z",
+    }
+    return Record(**{**plain, **fields})
+
+
+def log_of(folder: Path) -> Path:
+    """The one log file in the folder."""
+    (path,) = folder.glob("*/*.jsonl")
+    return path
+
+
+def read_quietly(folder: Path) -> list[Record]:
+    """All records of the folder; a warning fails the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return records.read([folder])
+
+
+names = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
+finite = st.floats(0, 1e300)
+any_text = st.text(max_size=40)
+any_case = st.builds(
+    Case, op=names, hidden=st.integers(1, MAX_HIDDEN), dtype=st.sampled_from(sorted(DTYPES)), rows=st.integers(0, 2**40), variant=names | st.just("")
+)
+any_device = st.builds(
+    Device,
+    kind=names,
+    name=st.text(string.printable, max_size=60),
+    isa=names,
+    cores=st.integers(1, 512),
+    features=st.lists(names, max_size=3).map(tuple),
+    l1=st.integers(0, 2**31),
+)
+any_record = st.builds(
+    Record,
+    role=st.sampled_from(["trial", "final"]),
+    case=any_case,
+    device=any_device,
+    threads=st.integers(1, 512),
+    schedule=names,
+    source=names,
+    knobs=st.dictionaries(names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6),
+    status=st.sampled_from(STATUSES),
+    message=any_text,
+    timings=st.dictionaries(names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4),
+    errors=st.dictionaries(names, st.floats(), max_size=3),
+    versus_eager=st.dictionaries(names, st.floats(), max_size=3),
+    busy=st.booleans(),
+    versions=st.dictionaries(any_text, any_text, max_size=3),
+    run=any_text,
+    time=any_text,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(written=st.lists(any_record, min_size=1, max_size=4))
+def test_what_is_written_is_read(written: list[Record]) -> None:
+    """Records of any content come back equal, each from the file of its device and operator, in the order written."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for record in written:
+            records.append(folder, record)
+        back = read_quietly(folder)
+        assert len(back) == len(written)
+        for path in {records.log_path(folder, r.device, r.case.op) for r in written}:
+            assert list(records.read_file(path)) == [r for r in written if records.log_path(folder, r.device, r.case.op) == path]
+
+
+@pytest.mark.parametrize("error", [math.inf, math.nan])
+def test_infinite_errors_stay_readable(tmp_path: Path, error: float) -> None:
+    """A candidate that is infinitely wrong is logged with the largest number there is, since JSON has no infinity."""
+    records.append(tmp_path, a_record(status="wrong", errors={"y": error, "mean": 0.5}, versus_eager={"y": error}))
+    (back,) = read_quietly(tmp_path)
+    assert back.errors == {"y": sys.float_info.max, "mean": 0.5}
+    assert back.versus_eager == {"y": sys.float_info.max}
+
+
+def test_half_characters_in_a_message(tmp_path: Path) -> None:
+    """A message that is no valid Unicode (a compiler's output, a file name) is logged with the bad characters replaced."""
+    records.append(tmp_path, a_record(status="compile", message="no such file: \udcff.cc, größer"))
+    assert read_quietly(tmp_path)[0].message == "no such file: ?.cc, größer"
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+    """Cut at any byte of the last record, a log still gives all earlier records, and the next append is readable."""
+    for index in range(3):
+        records.append(tmp_path, a_record(index))
+    path = log_of(tmp_path)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for cut in range(start, len(whole)):
+        path.write_bytes(whole[:cut])
+        complete = cut == len(whole) - 1  # only the newline is missing: the record is all there
+        survivors = ["record 0", "record 1", *(["record 2"] if complete else [])]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LogWarning)
+            assert [r.message for r in records.read([tmp_path])] == survivors, cut
+            records.append(tmp_path, a_record(9))
+            assert [r.message for r in records.read([tmp_path])] == [*survivors, "record 9"], cut
+
+
+def test_a_torn_last_line_is_said(tmp_path: Path) -> None:
+    """Half a record is skipped with a warning that names file and line."""
+    records.append(tmp_path, a_record(0))
+    records.append(tmp_path, a_record(1))
+    path = log_of(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(LogWarning, match=rf"{path.name}:2: skipped, not a usable record"):
+        assert [r.message for r in records.read([tmp_path])] == ["record 0"]
+
+
+BROKEN = {
+    "no JSON": b"{oops",
+    "binary": bytes(range(128, 160)) + b"\0",
+    "another kind of JSON": b"[1, 2, 3]",
+    "no schema": b"{}",
+    "fields missing": b'{"schema": 1}',
+    "a dtype that is none": msgspec.json.encode(a_record()).replace(b'"float32"', b'"float23"'),
+    "a hidden size that is none": msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":0'),
+    "text for a number": msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":"1024"'),
+    "nested without end": b'{"schema": ' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_corrupt_line_costs_only_itself(tmp_path: Path, kind: str) -> None:
+    """A line in the middle that is no record is skipped with a warning naming file and line; the others count."""
+    for index in range(3):
+        records.append(tmp_path, a_record(index))
+    path = log_of(tmp_path)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], BROKEN[kind], *lines[1:]]) + b"\n")
+    with pytest.warns(LogWarning) as caught:
+        assert [r.message for r in records.read([tmp_path])] == ["record 0", "record 1", "record 2"]
+    assert len(caught) == 1
+    assert str(caught[0].message).startswith(f"{path}:2: skipped, not a usable record: ")
+
+
+def test_blank_lines_are_nothing(tmp_path: Path) -> None:
+    """Empty lines and Windows line ends are passed over in silence."""
+    records.append(tmp_path, a_record(0))
+    path = log_of(tmp_path)
+    path.write_bytes(b"\n\r\n" + path.read_bytes().replace(b"\n", b"\r\n") + b"   \n")
+    assert [r.message for r in read_quietly(tmp_path)] == ["record 0"]
+
+
+def test_a_newer_schema_is_skipped_and_said(tmp_path: Path) -> None:
+    """A record of a newer schema is skipped with a warning saying so, even where its other fields make no sense here."""
+    records.append(tmp_path, a_record(0))
+    path = log_of(tmp_path)
+    with path.open("a") as file:
+        file.write(json.dumps({"schema": SCHEMA + 1, "case": "of another shape"}) + "\n")
+    records.append(tmp_path, a_record(1))
+    with pytest.warns(LogWarning, match=rf"{path.name}:2: skipped, written by a newer lntune \(schema {SCHEMA + 1}, this one reads up to {SCHEMA}\)"):
+        assert [r.message for r in records.read([tmp_path])] == ["record 0", "record 1"]
+
+
+def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
+    """A field a later version added, at any depth, does not keep a record of this schema from being read."""
+    records.append(tmp_path, a_record(0))
+    path = log_of(tmp_path)
+    data = json.loads(path.read_text())
+    data["mood"] = "good"
+    data["device"]["temperature"] = {"c": 40}
+    data["timings"]["tuned"]["p99_us"] = 13.0
+    path.write_text(json.dumps(data) + "\n")
+    assert read_quietly(tmp_path) == [a_record(0)]
+
+
+def test_reading_can_be_narrowed(tmp_path: Path) -> None:
+    """`op` and `device` narrow what is read; a folder that does not exist holds nothing."""
+    other = Device("cpu", "Another", "aarch64", 8)
+    norm, lstm = Case("layer_norm", 8, "float32", 1), Case("lstm_step", 8, "float32", 1)
+    for device in (DEVICE, other):
+        for case in (norm, lstm):
+            records.append(tmp_path, a_record(case=case, device=device))
+    assert len(records.read([tmp_path, tmp_path / "missing"])) == 4
+    assert {(r.case.op, r.device) for r in records.read([tmp_path], op="layer_norm")} == {("layer_norm", DEVICE), ("layer_norm", other)}
+    assert [(r.case.op, r.device) for r in records.read([tmp_path], op="lstm_step", device=other)] == [("lstm_step", other)]
+
+
+def test_folders_are_read_in_their_order(tmp_path: Path) -> None:
+    """Records come in the order of the folders given."""
+    for name in ("b", "a"):
+        records.append(tmp_path / name, a_record(run=name))
+    assert [r.run for r in records.read([tmp_path / "b", tmp_path / "a"])] == ["b", "a"]
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    """A log that is a folder, or is not there, is a LogError naming the path and the reason."""
+    with pytest.raises(LogError, match=r"cannot read the tuning log .*layer_norm.jsonl: Is a directory"):
+        (tmp_path / "layer_norm.jsonl").mkdir()
+        list(records.read_file(tmp_path / "layer_norm.jsonl"))
+    with pytest.raises(LogError, match=r"cannot read the tuning log .*missing.jsonl: No such file"):
+        list(records.read_file(tmp_path / "missing.jsonl"))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Where the log folder cannot exist the error is a LogError that names it, the reason and the remedy."""
+    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / "file" / "logs"
+    with pytest.raises(LogError, match=rf"cannot append to the tuning log {folder}.*(Not a directory|File exists).*--log-dir or LNTUNE_LOG_DIR"):
+        records.append(folder, a_record())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    """A log folder without write permission is a LogError that names it, the reason and the remedy."""
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(LogError, match=r"Permission denied.*--log-dir or LNTUNE_LOG_DIR"):
+            records.append(tmp_path, a_record())
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Within, a write that takes a file of this process beyond `size` bytes is cut there and then fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("room", [0, 1, 2, 50, 300])
+def test_no_room_for_the_record(tmp_path: Path, room: int, torn: bool) -> None:
+    """Where only a part of a record still fits, the log stays as it was to the byte, LogError is raised, and the log can be
+    appended to again when there is room."""
+    records.append(tmp_path, a_record(0))
+    path = log_of(tmp_path)
+    if torn:
+        with path.open("ab") as file:
+            file.write(b'{"schema": 1, "ca')
+    before = path.read_bytes()
+    with files_end_at(len(before) + room), pytest.raises(LogError, match="cannot append to the tuning log"):
+        records.append(tmp_path, a_record(1))
+    assert path.read_bytes() == before
+    records.append(tmp_path, a_record(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LogWarning)
+        assert [r.message for r in records.read([tmp_path])] == ["record 0", "record 2"]
+
+
+def test_a_disk_found_full_when_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that reports a full disk only on fsync leaves the log as it was, too."""
+    records.append(tmp_path, a_record(0))
+    before = log_of(tmp_path).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(LogError, match=r"No space left on device.*--log-dir"):
+            records.append(tmp_path, a_record(1))
+    assert log_of(tmp_path).read_bytes() == before
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+import msgspec
+from lntune import records
+folder, count, who = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+record = msgspec.json.decode(sys.stdin.buffer.read(), type=records.Record)
+print("ready", flush=True)
+for i in range(count):
+    records.append(folder, msgspec.structs.replace(record, run=who, message=f"{i}"))
+"""
+
+
+def start_writer(folder: Path, count: int, who: str, record: Record) -> subprocess.Popen[bytes]:
+    """A process that appends the record `count` times, numbered in `message`, signed in `run`."""
+    command = [sys.executable, "-c", WRITER, str(folder), str(count), who]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(record))
+    process.stdin.close()
+    return process
+
+
+def test_several_processes_append_at_once(tmp_path: Path) -> None:
+    """Four processes that append 50 records each to one log lose none and tear none, and each one's records keep their order."""
+    long = a_record(timings={"tuned": Timing(tuple(float(i) for i in range(500)), 250.0)})
+    writers = [start_writer(tmp_path, 50, str(who), long) for who in range(4)]
+    for writer in writers:
+        assert writer.wait(timeout=60) == 0
+        assert writer.stdout is not None
+        writer.stdout.close()
+    back = read_quietly(tmp_path)
+    assert len(back) == 200
+    for who in range(4):
+        assert [r.message for r in back if r.run == str(who)] == [str(i) for i in range(50)]
+
+
+def test_appending_waits_for_the_lock(tmp_path: Path) -> None:
+    """While another process holds the log's lock nothing is written; once it lets go, the record is."""
+    path = records.log_path(tmp_path, DEVICE, "layer_norm")
+    path.parent.mkdir(parents=True)
+    with filelock.FileLock(f"{path}.lock"):
+        writer = start_writer(tmp_path, 1, "patient", a_record())
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            writer.wait(timeout=0.3)
+        assert not path.exists() or path.read_bytes() == b""
+    assert writer.wait(timeout=60) == 0
+    writer.stdout.close()
+    assert [r.run for r in read_quietly(tmp_path)] == ["patient"]
+
+
+def test_a_killed_writer_loses_at_most_one_record(tmp_path: Path) -> None:
+    """A writer killed in the middle of its work leaves a log whose whole lines are all records, without a gap; the next
+    writer neither waits for a lock nor loses its own record."""
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        long = a_record(timings={"tuned": Timing(tuple(float(i) for i in range(2000)), 1.0)})
+        writer = start_writer(folder, 1_000_000, "victim", long)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.05 + 0.037 * attempt)
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        records.append(folder, a_record(run="heir"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            back = records.read([folder])
+        assert len(caught) <= 1
+        assert back[-1].run == "heir"
+        assert len(back) > 1
+        assert [r.message for r in back[:-1]] == [str(i) for i in range(len(back) - 1)]
+
+
+def final(us: float, at: str, **fields: Any) -> Record:
+    """A final measurement of `us` microseconds, made at the time `at`."""
+    return a_record(role="final", timings={"tuned": Timing((us,), us)}, time=at, **fields)
+
+
+def test_the_latest_final_counts() -> None:
+    """Of several finals of one case the latest counts, not the fastest and not the last one read."""
+    log = [final(5.0, "2026-01-02T00:00:00Z"), final(9.0, "2026-03-01T00:00:00Z"), final(7.0, "2026-02-01T00:00:00Z")]
+    assert [r.median() for r in records.finals(log).values()] == [9.0]
+
+
+def test_of_equally_old_finals_the_last_counts() -> None:
+    """Finals of the same second: the one written last counts."""
+    assert [r.median() for r in records.finals([final(5.0, "t"), final(9.0, "t")]).values()] == [9.0]
+
+
+def test_each_case_has_its_final() -> None:
+    """Operator, hidden size, dtype and row bucket each make a case of their own; rows within a bucket do not."""
+    base = Case("layer_norm", 1024, "float32", 64)
+    same = [base, msgspec.structs.replace(base, rows=BUCKETS[base.bucket][1])]
+    others = [msgspec.structs.replace(base, **{k: v}) for k, v in {"op": "other", "hidden": 1000, "dtype": "bfloat16", "rows": 1}.items()]
+    found = records.finals([final(1.0, str(i), case=case) for i, case in enumerate([*same, *others])])
+    assert set(found) == {(c.op, c.hidden, c.dtype, c.bucket) for c in [base, *others]}
+    assert len(found) == 5
+    assert found["layer_norm", 1024, "float32", base.bucket].case == same[1]
+
+
+@pytest.mark.parametrize("status", [s for s in STATUSES if s != "ok"])
+def test_a_failure_is_no_final(status: str) -> None:
+    """A later final that failed, was not timed, or is a mere trial does not displace one that is right."""
+    good = final(5.0, "2026-01-01T00:00:00Z")
+    later = "2026-05-01T00:00:00Z"
+    log = [good, final(1.0, later, status=status), a_record(role="final", time=later, timings={}), a_record(time=later)]
+    assert list(records.finals(log).values()) == [good]
+
+
+def test_median_of_a_contender() -> None:
+    """`median` gives the contender's microseconds, None for one that was not measured."""
+    record = a_record()
+    assert record.median() == 11.5
+    assert record.median("eager") is None

@@ -1,0 +1,312 @@
+"""The searches, replayed on recorded cost tables: no kernel is built and no clock is waited for."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lntune import knobs, search
+from lntune.errors import InputError, UnknownNameError
+from lntune.knobs import knob
+from lntune.search import SEARCHES, Budget, Space
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Knobs shaped like those of a CPU schedule."""
+
+    lanes: int = knob(4, (1, 2, 4, 8), "vector registers that accumulate a row sum side by side")
+    store: int = knob(2, (1, 2, 4), "vector registers of output per step")
+    unroll: int = knob(1, (1, 2, 4), "steps of the summing loops in one iteration")
+    prefetch: int = knob(1, (0, 1, 2), "rows fetched ahead")
+    affine32: bool = knob(False, (False, True), "weight and bias widened once per call")
+    parallel: bool = knob(True, (False, True), "rows shared among the threads")
+
+
+def too_many(setting: Rows) -> str | None:
+    """Leaves holes in the space, so that some neighbours are no candidates."""
+    return "out of registers" if setting.lanes * setting.unroll > 16 else None
+
+
+def record_table(seed: int) -> dict[Any, float]:
+    """candidate -> cost in us, the default first: an optimum somewhere, knobs that depend on each other, 10 % ruggedness
+    and one candidate in 15 that fails. Drawn from `seed` and nothing else."""
+    rng = random.Random(seed)
+    values = knobs.values_of(Rows)
+    names = list(values)
+    best = {name: rng.randrange(len(values[name])) for name in names}
+    slope = {name: rng.uniform(0.02, 0.25) for name in names}
+    pairs = {(a, b, x, y): rng.uniform(0, 0.3) for a, b in zip(names, names[1:], strict=False) for x in values[a] for y in values[b]}
+    table = {Rows(): 0.0}
+    for setting in knobs.enumerate_space(Rows, too_many):
+        cost = 100.0
+        for name in names:
+            cost *= 1 + slope[name] * abs(values[name].index(getattr(setting, name)) - best[name])
+        for a, b in zip(names, names[1:], strict=False):
+            cost *= 1 + pairs[a, b, getattr(setting, a), getattr(setting, b)]
+        cost *= 1 + rng.uniform(0, 0.1)
+        fails = rng.random() < 1 / 15 and setting != Rows()
+        table[setting] = math.inf if fails else cost
+    return table
+
+
+class FakeClock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Replay = Callable[..., list[Any]]
+
+
+def replay(
+    name: str, table: dict[Any, float], budget: Budget, seed: int = 0, neighbours: Any = knobs.neighbours, each: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """The candidates the search tried on the table, in order. `each` runs once per trial, as measuring would."""
+    tried = []
+
+    def evaluate(candidate: Any) -> float:
+        budget.count()
+        tried.append(candidate)
+        each()
+        return table[candidate]  # a KeyError here is a candidate that is none
+
+    search.get(name)(Space(tuple(table), neighbours), evaluate, budget, random.Random(seed))
+    return tried
+
+
+def trials_until_near_best(name: str, table: dict[Any, float], seed: int) -> int:
+    """How many trials the search needs to come within 10 % of the table's best."""
+    goal = 1.1 * min(table.values())
+    tried = replay(name, table, Budget(), seed)
+    return next(i for i, candidate in enumerate(tried, 1) if table[candidate] <= goal)
+
+
+def test_the_test_bed_is_rugged() -> None:
+    """The recorded tables are no easy game: holes, failures, and a default more than 10 % from the best in most of them."""
+    tables = [record_table(seed) for seed in range(10)]
+    assert all(len(t) < math.prod(len(v) for v in knobs.values_of(Rows).values()) for t in tables)
+    assert all(10 < sum(map(math.isinf, t.values())) < 60 for t in tables)
+    assert sum(t[Rows()] > 1.1 * min(t.values()) for t in tables) >= 8
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_default_comes_first(name: str) -> None:
+    """Every search tries space.candidates[0], the schedule's default, before anything else."""
+    assert replay(name, record_table(1), Budget(trials=3))[0] == Rows()
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("seed", range(3))
+def test_without_limit_every_candidate_is_tried_once(name: str, seed: int) -> None:
+    """With an unlimited budget each candidate is tried exactly once, so the best of the table is found."""
+    table = record_table(seed)
+    tried = replay(name, table, Budget(), seed)
+    assert len(tried) == len(table)
+    assert set(tried) == set(table)
+    assert min(table[c] for c in tried) == min(table.values())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("trials", [0, 1, 2, 17, 100])
+def test_stops_after_the_trials_of_the_budget(name: str, trials: int) -> None:
+    """Exactly the budgeted number of distinct candidates is tried, none of them twice."""
+    tried = replay(name, record_table(2), Budget(trials=trials))
+    assert len(tried) == len(set(tried)) == trials
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_stops_when_the_time_is_over(name: str) -> None:
+    """No trial starts after the budget's seconds: at 2 s each, 7 s are enough for the fourth to start and no more."""
+    clock = FakeClock()
+
+    def pass_time() -> None:
+        clock.now += 2.0
+
+    budget = Budget(seconds=7.0, clock=clock)
+    assert len(replay(name, record_table(3), budget, each=pass_time)) == 4
+    assert budget.spent
+    assert budget.seconds_left == 0.0
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_same_seed_same_trials(name: str) -> None:
+    """A seed fixes the order of the trials completely."""
+    table = record_table(4)
+    assert replay(name, table, Budget(trials=120), seed=9) == replay(name, table, Budget(trials=120), seed=9)
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"exhaustive"}))
+def test_another_seed_other_trials(name: str) -> None:
+    """A search that draws takes another way with another seed."""
+    table = record_table(4)
+    assert replay(name, table, Budget(trials=60), seed=1) != replay(name, table, Budget(trials=60), seed=2)
+
+
+def test_exhaustive_keeps_the_order() -> None:
+    """The exhaustive search tries candidates as they are listed."""
+    table = record_table(5)
+    assert replay("exhaustive", table, Budget()) == list(table)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_local_is_near_the_best_after_a_third(seed: int) -> None:
+    """The local search comes within 10 % of the best in a third of the trials the whole space takes."""
+    table = record_table(100 + seed)
+    assert trials_until_near_best("local", table, seed) <= len(table) // 3
+
+
+def test_local_needs_half_the_trials_of_random() -> None:
+    """Over 60 runs the local search's median way to within 10 % of the best is less than half of the random search's."""
+    runs = [(record_table(seed), seed) for seed in range(60)]
+    local, drawn = (statistics.median(trials_until_near_best(name, table, seed) for table, seed in runs) for name in ("local", "random"))
+    assert local < drawn / 2
+
+
+def test_local_walks_downhill() -> None:
+    """On a chain with one valley the local search goes there on foot: it tries no far candidate before it has arrived."""
+    table = {5: 45.0, **{i: float((i - 9) ** 2) + 29.0 for i in range(200)}, 9: 1.0}
+    tried = replay("local", table, Budget(), seed=0, neighbours=lambda c: (c - 1, c + 1))
+    way = tried[: tried.index(9) + 1]
+    assert tried[0] == 5
+    assert max(way) <= 9
+    assert min(way) >= 3
+
+
+def test_local_leaves_a_local_optimum() -> None:
+    """Where every neighbour of the default is worse, a restart still finds the better valley elsewhere."""
+    table = {i: 10.0 + abs(i - 50) if i < 100 else 1.0 + abs(i - 150) for i in [50, *range(50), *range(51, 200)]}
+    tried = replay("local", table, Budget(trials=120), seed=3, neighbours=lambda c: (c - 1, c + 1))
+    assert 150 in tried
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_one_candidate(name: str) -> None:
+    """A space of one candidate is tried once and the search ends, whatever its neighbours are said to be."""
+    assert replay(name, {Rows(): 3.0}, Budget()) == [Rows()]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_no_candidates(name: str) -> None:
+    """A space without candidates is no error: nothing is tried."""
+    assert replay(name, {}, Budget()) == []
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_all_candidates_fail(name: str) -> None:
+    """Where everything fails the search still ends, having tried each candidate once."""
+    table = dict.fromkeys(record_table(6), math.inf)
+    tried = replay(name, table, Budget())
+    assert len(tried) == len(set(tried)) == len(table)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_failing_default(name: str) -> None:
+    """A default that fails does not keep the search from finding the best."""
+    table = {**record_table(7), Rows(): math.inf}
+    assert min(table[c] for c in replay(name, table, Budget())) == min(table.values())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_candidate_listed_twice_is_tried_once(name: str) -> None:
+    """Repetitions among the candidates cost no second trial."""
+    tried: list[int] = []
+
+    def evaluate(candidate: int) -> float:
+        tried.append(candidate)
+        return 1.0
+
+    search.get(name)(Space((1, 2, 1, 3, 3), lambda c: (c - 1, c + 1, c + 1)), evaluate, Budget(), random.Random(0))
+    assert sorted(tried) == [1, 2, 3]
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(SEARCHES)), seed=st.integers(0, 2**32))
+def test_any_space_any_budget(data: st.DataObject, name: str, seed: int) -> None:
+    """On any costs, any neighbourhood (one-sided ones and strangers included) and any budget: the default first, only
+    candidates, none twice, and exactly as many as budget and space allow."""
+    costs = st.floats(0, 1e6) | st.just(math.inf)
+    table = data.draw(st.dictionaries(st.integers(0, 30), costs, min_size=1, max_size=25))
+    around = data.draw(st.dictionaries(st.integers(0, 30), st.lists(st.integers(-2, 33), max_size=6)))
+    trials = data.draw(st.none() | st.integers(0, 30))
+    tried = replay(name, table, Budget(trials=trials), seed, neighbours=lambda c: around.get(c, ()))
+    assert len(tried) == (len(table) if trials is None else min(trials, len(table)))
+    assert len(set(tried)) == len(tried)
+    assert tried[:1] == (list(table)[:1] if trials != 0 else [])
+
+
+def test_unknown_search_names_the_near_miss() -> None:
+    """A mistyped search is answered with the name that was meant and those there are."""
+    with pytest.raises(UnknownNameError, match=r"'exaustive'.*Did you mean 'exhaustive'.*local, random"):
+        search.get("exaustive")
+
+
+def test_budget_counts_trials() -> None:
+    """A budget in trials is used up by counting, and fraction says how far it is."""
+    budget = Budget(trials=4)
+    assert (budget.spent, budget.fraction, budget.seconds_left) == (False, 0.0, None)
+    budget.count()
+    assert (budget.spent, budget.fraction, budget.trials_done) == (False, 0.25, 1)
+    for _ in range(5):
+        budget.count()
+    assert (budget.spent, budget.fraction, budget.trials_done) == (True, 1.0, 6)
+
+
+def test_budget_takes_the_limit_that_is_nearer() -> None:
+    """With both limits the fraction is the larger of the two, and either ends the search."""
+    clock = FakeClock()
+    budget = Budget(seconds=10.0, trials=4, clock=clock)
+    clock.now += 6.0
+    budget.count()
+    assert (budget.fraction, budget.seconds_left, budget.spent) == (0.6, 4.0, False)
+    budget.count()
+    budget.count()
+    assert budget.fraction == 0.75
+    clock.now += 5.0
+    assert (budget.fraction, budget.seconds_left, budget.spent) == (1.0, 0.0, True)
+
+
+def test_budget_without_limit_is_never_spent() -> None:
+    """No limit means no end: fraction stays at 0."""
+    clock = FakeClock()
+    budget = Budget(clock=clock)
+    budget.count()
+    clock.now += 1e9
+    assert (budget.spent, budget.fraction, budget.seconds_left, budget.trials_done) == (False, 0.0, None, 1)
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0.0}, {"trials": 0}])
+def test_budget_of_nothing_is_spent(limits: dict[str, Any]) -> None:
+    """A limit of 0 is a budget that is used up from the start."""
+    assert Budget(**limits).spent
+    assert Budget(**limits).fraction == 1.0
+
+
+@pytest.mark.parametrize("limits", [{"seconds": -1.0}, {"seconds": math.nan}, {"trials": -3}])
+def test_budget_refuses_nonsense(limits: dict[str, Any]) -> None:
+    """A negative limit, or none that can be reached, is an InputError naming the argument."""
+    (name,) = limits
+    with pytest.raises(InputError, match=rf"^{name}: got .* expected 0 or more"):
+        Budget(**limits)
+
+
+def test_searches_stand_alone() -> None:
+    """Importing the searches reaches neither TVM nor PyTorch, nor anything of lntune but the errors."""
+    code = "import sys, lntune.search; print(*sorted(m for m in sys.modules if m.split('.')[0] in ('tvm', 'tvm_ffi', 'torch', 'lntune')))"
+    root = Path(search.__file__).parents[2]
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) - {"lntune", "lntune.errors"} == {m for m in loaded if m.startswith("lntune.search")}
