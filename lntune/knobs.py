@@ -3,6 +3,8 @@
     @dataclass(frozen=True)
     class Knobs:
         unroll: int = knob(1, (1, 2, 4), "vector groups per loop step")
+
+A setting is an instance; a space is every instance that `valid` has nothing against.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def append(folder: Path, record: Record) -> None:
                     os.ftruncate(file.fileno(), start)  # half a record on a full disk is worth nothing
                 raise
     except OSError as e:
-        raise LogError(f"cannot append to the tuning log {path}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
+        remedy = "Choose a writable folder with --log-dir or LNTUNE_LOG_DIR."
+        raise LogError(f"cannot append to the tuning log {path}: {e.strerror or e}. {remedy}") from e
 
 
 def _last_byte(path: Path) -> bytes:

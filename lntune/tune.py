@@ -57,7 +57,8 @@ class Progress:
     best: str = ""
     eager_us: float | None = None
     phase: str = "search"
-    seconds_left: float | None = None
+    deadline: float | None = None
+    """When the whole run's budget ends, on time.monotonic's clock."""
     final: Record | None = None
 
 
@@ -248,7 +249,7 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
             if left is not None and left <= 0:
                 summary.untuned[str(case)] = "the time was over"
                 continue
-            progress = Progress(case, index, len(cases), seconds_left=left)
+            progress = Progress(case, index, len(cases), deadline=None if settings.seconds is None else begun + settings.seconds)
             observer(progress)
             try:
                 run.tune(case, progress, None if left is None else left / (len(cases) - index))

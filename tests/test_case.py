@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -62,7 +63,7 @@ def test_buckets_are_a_partition() -> None:
     """The buckets begin at 1 and follow one another without gap or overlap."""
     assert BUCKETS[0][0] == 1
     assert all(first <= last for first, last in BUCKETS)
-    assert all(after[0] == before[1] + 1 for before, after in zip(BUCKETS, BUCKETS[1:], strict=False))
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(BUCKETS))
 
 
 @given(rows=st.integers(1, 2**62) | st.integers(1, 3000))

@@ -73,7 +73,17 @@ def test_what_is_left_out_takes_its_default() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lanes", 3), ("lanes", "4"), ("lanes", 4.0), ("lanes", True), ("lanes", None), ("lanes", [4]), ("parallel", 1), ("parallel", "yes"), ("mode", "rows")],
+    [
+        ("lanes", 3),
+        ("lanes", "4"),
+        ("lanes", 4.0),
+        ("lanes", True),
+        ("lanes", None),
+        ("lanes", [4]),
+        ("parallel", 1),
+        ("parallel", "yes"),
+        ("mode", "rows"),
+    ],
 )
 def test_a_value_that_is_none(name: str, value: Any) -> None:
     """A value the knob may not take, or one equal to it but of another type, is an InputError naming knob, value and choices."""

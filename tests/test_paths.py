@@ -41,7 +41,8 @@ def test_a_checkout_uses_its_own_folders(package: Path) -> None:
 
 def test_a_wheel_uses_what_it_brought(package: Path, tmp_path: Path) -> None:
     """Installed, the bundled folders are read, even where a stranger's `schedules` lies beside the package; measurements
-    go to the user's data folder and never into the installation."""
+    go to the user's data folder and never into the installation.
+    """
     (package / "_bundled" / "schedules").mkdir(parents=True)
     (package / "_bundled" / "tuning_logs").mkdir()
     (package.parent / "schedules").mkdir()

@@ -206,6 +206,7 @@ OP = Op(
     name=NAME,
     summary="layer normalization over the last axis, forward",
     variants=VARIANTS,
+    checked=("weight+bias+stats", "weight+bias+3d"),
     arguments=arguments,
     define=define,
     inputs=inputs,

@@ -61,6 +61,8 @@ class Op:
     summary: str
     variants: tuple[str, ...]
     """Everything that can be compiled in beside the shape, the default first."""
+    checked: tuple[str, ...]
+    """The variants besides the default that PyTorch calls most; `lntune check` goes through them too."""
     arguments: Callable[[Case], tuple[Arg, ...]]
     """The kernel's arguments, in the order they are passed."""
     define: Callable[[Case, RowSum], Any]

@@ -1,0 +1,1 @@
+"""From records to tables: never a device, never TVM."""

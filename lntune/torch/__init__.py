@@ -1,1 +1,19 @@
 """The operators as PyTorch functions and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lntune.case import Case
+
+
+def _layer_norm(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+    from lntune.torch.layer_norm import layer_norm
+
+    x, weight, bias, eps, shape = given["x"], given.get("weight"), given.get("bias"), given["eps"], (case.hidden,)
+    return lambda: layer_norm(x, shape, weight, bias, eps)
+
+
+CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {"layer_norm": _layer_norm}
+"""Operator -> the public call bound to named inputs: what a benchmark times."""

@@ -143,11 +143,13 @@ def _apply(case: Case, knobs: Any, device: Device, keep_rows: bool) -> Any:
             lane, group = sch.get_loops(block)[1:]
             sch.reorder(group, lane)
             sch.vectorize(lane)
-            if name == "centred_lanes" and getattr(knobs, "prefetch", 0):
-                sch.annotate(group, loops.PREFETCH, knobs.lanes * vector)
+            step = int(sch.get(lane).extent)
             if knobs.unroll > 1 and int(sch.get(group).extent) % knobs.unroll == 0:
                 group, inner = sch.split(group, [None, knobs.unroll])
                 sch.unroll(inner)
+                step *= knobs.unroll
+            if name == "centred_lanes" and getattr(knobs, "prefetch", 0):
+                sch.annotate(group, loops.PREFETCH, step)  # after the split, which refuses an annotated loop
             init = sch.decompose_reduction(block, group)
             sch.vectorize(sch.get_loops(init)[-1])
         elif "_tree" in name:

@@ -1,0 +1,5 @@
+"""python -m lntune."""
+
+from lntune.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""The benchmark: the op as a user calls it against eager, torch.compile and a plain copy, interleaved in one run."""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lntune import check, device, knobs, ops, schedule, timing, toolchain
+from lntune.case import Case
+from lntune.records import Record
+from lntune.torch import dispatch
+
+Progress = Callable[[int, int, Case], None]
+
+
+def run(cases: Sequence[Case], seconds: float, with_compile: bool, given_output: bool, seed: int = 0, on_case: Progress = lambda *_: None) -> list[Record]:
+    """Benchmark each case for about `seconds`; one record each, with timings "eager", "compile", "tuned" and "copy".
+
+    Everybody allocates its output, as a call in PyTorch does. With `given_output` nobody does, where that can be had: the
+    kernel and the copy write into a tensor given to them, and eager and torch.compile are left out, since neither can.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    made = []
+    for index, case in enumerate(cases):
+        on_case(index, len(cases), case)
+        made.append(_one(case, seconds, with_compile, given_output, seed))
+    return made
+
+
+def _one(case: Case, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:
+    import torch
+
+    op = ops.get(case.op)
+    given = op.inputs(case, case.rows, "normal", seed)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", dispatch.UntunedWarning)
+        contenders = _given(case, given) if given_output else _calls(case, given, with_compile)
+        measured = timing.measure(contenders, seconds, rounds=11, seed=seed)
+    choice = dispatch.choose(case)
+    plan = schedule.get(choice.schedule) if choice.schedule else None
+    kernel = dispatch.kernel_for(case)
+    verdict = check.verify(case, kernel) if kernel else None
+    return Record(
+        role="bench-given-output" if given_output else "bench",
+        case=case,
+        device=device.current(),
+        threads=torch.get_num_threads(),
+        schedule=choice.schedule or "eager",
+        source=plan.source if plan else "",
+        knobs=choice.knobs,
+        status="ok",
+        message=f"{choice.tier}: {knobs.describe(choice.knobs)}",
+        timings=measured.timings,
+        errors=verdict.errors if verdict else {},
+        versus_eager=verdict.versus_eager if verdict else {},
+        busy=measured.busy,
+        versions=toolchain.versions(),
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _calls(case: Case, given: dict[str, Any], with_compile: bool) -> dict[str, Callable[[], Any]]:
+    """Everyone as a user calls them."""
+    import torch
+
+    from lntune.torch import CALLS
+
+    op = ops.get(case.op)
+    eager = op.baseline(case, given)
+    contenders: dict[str, Callable[[], Any]] = {"eager": eager, "tuned": CALLS[case.op](case, given), "copy": given["x"].clone}
+    if with_compile:
+        torch._dynamo.reset()
+        contenders["compile"] = _compiled(case, given)
+    return contenders
+
+
+def _compiled(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+    """Eager's call through torch.compile, with the inputs as arguments: constants would be folded in."""
+    import torch
+
+    op = ops.get(case.op)
+    names = [n for n, v in given.items() if isinstance(v, torch.Tensor)]
+
+    def call(*tensors: Any) -> Any:
+        return op.baseline(case, {**given, **dict(zip(names, tensors, strict=True))})()
+
+    compiled = torch.compile(call, dynamic=False, fullgraph=True)
+    tensors = [given[n] for n in names]
+    return lambda: compiled(*tensors)
+
+
+def _given(case: Case, given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The kernel and a copy, both into existing outputs."""
+    import torch
+
+    kernel = dispatch.kernel_for(case)
+    arguments = ops.get(case.op).arguments(case)
+    outputs = {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+    values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]
+    x, y = given["x"], torch.empty_like(given["x"])
+    contenders: dict[str, Callable[[], Any]] = {"copy": lambda: y.copy_(x)}
+    if kernel is not None:
+        contenders["tuned"] = lambda: kernel(*values)
+    return contenders

@@ -1,0 +1,68 @@
+"""What a tuning run shows while it goes: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lntune.report.tables import micros
+
+if TYPE_CHECKING:
+    from lntune.tune import Progress
+
+PLAIN_SECONDS = 5.0
+"""Between two plain lines."""
+
+
+class TuningProgress:
+    """The observer of a tuning run. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._last = -math.inf
+
+    def __enter__(self) -> TuningProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the state of the run."""
+        if progress.phase == "done":
+            self._console.print(self._finished(progress))
+            return
+        line = self._line(progress)
+        if self._live:
+            self._live.update(Text(line))
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(line)
+
+    def _line(self, p: Progress) -> str:
+        left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
+        failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
+        best = f", best {micros(p.best_us)} us ({p.best})" if p.best_us < math.inf else ""
+        doing = "measuring the finalists again" if p.phase == "final" else f"{p.trials} trials"
+        return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}"
+
+    def _finished(self, p: Progress) -> str:
+        assert p.final is not None
+        tuned, eager, default = p.final.median(), p.final.median("eager"), p.final.median("default")
+        parts = [f"[{p.index + 1}/{p.cases}] {p.case}: tuned {micros(tuned)} us"]
+        if tuned and eager:
+            parts.append(f"eager {micros(eager)} us ({eager / tuned:.2f}x)")
+        if tuned and default:
+            parts.append(f"default knobs {micros(default)} us ({default / tuned:.2f}x)")
+        failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
+        return ", ".join(parts) + f"; {p.trials} trials{failures}"

@@ -1,0 +1,80 @@
+"""Rows on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lntune.report.rows import Row, summary
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that keeps tables whole when its output is not a terminal."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A figure, or a dash."""
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def micros(value: float | None) -> str:
+    """Microseconds with three significant digits or so."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"  # noqa: PLR2004
+
+
+def percent(value: float | None) -> str:
+    """A share in percent."""
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def _ratio(value: float | None) -> Text:
+    """A speedup, coloured by which side of 1 it is on; 2 % either way is a draw."""
+    style = "" if value is None or 0.98 <= value <= 1.02 else "green" if value > 1 else "red"  # noqa: PLR2004
+    return Text(number(value, 2, "x"), style=style)
+
+
+def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table:
+    """Per case: eager, torch.compile where measured, tuned, speedup, bandwidth, share of a copy, error."""
+    compiled = any(r.compile_us for r in rows)
+    table = Table(title=title, title_justify="left")
+    for name in ("op", "dtype"):
+        table.add_column(name)
+    for name in ("hidden", "rows", "eager us", *(["compile us"] if compiled else []), "tuned us", "speedup", "GB/s", "of copy", "error/eager's"):
+        table.add_column(name, justify="right")
+    if details:
+        table.add_column("over default", justify="right")
+        table.add_column("spread", justify="right")
+        table.add_column("schedule and knobs")
+    for r in rows:
+        cells: list[Any] = [r.op, r.dtype, str(r.hidden), str(r.rows), micros(r.eager_us)]
+        cells += [micros(r.compile_us)] if compiled else []
+        cells += [micros(r.tuned_us) + ("*" if r.busy else ""), _ratio(r.speedup), number(r.gbps, 1), percent(r.of_copy), number(r.error, 2)]
+        if details:
+            cells += [_ratio(r.over_default), percent(r.spread), f"{r.schedule} {r.knobs}"]
+        table.add_row(*cells)
+    return table
+
+
+def summary_lines(rows: Sequence[Row]) -> list[str]:
+    """What the table comes to, in sentences."""
+    facts = summary(list(rows))
+    lines = []
+    if facts["geomean_over_eager"]:
+        lines.append(f"{facts['cases']} cases, geomean {facts['geomean_over_eager']:.2f}x over eager")
+    if facts["geomean_over_better_of_eager_and_compile"]:
+        lines.append(f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
+    if facts["geomean_over_default"]:
+        lines.append(f"geomean {facts['geomean_over_default']:.2f}x over the default knobs")
+    slower = facts["slower_than_eager"]
+    lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
+    if facts["measured_on_a_busy_machine"]:
+        lines.append(f"* {facts['measured_on_a_busy_machine']} measured while others used the machine: ratios hold, absolute times may not")
+    return lines

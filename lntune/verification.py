@@ -1,0 +1,52 @@
+"""`lntune check`: the kernels that serve calls, checked as candidates are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import msgspec
+
+from lntune import check, device, ops, paths, records
+from lntune.case import Case
+from lntune.torch import dispatch
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The check of one case: what serves it, whether it is right, and its errors (see check.Verdict)."""
+
+    case: Case
+    tier: str
+    schedule: str
+    ok: bool
+    message: str
+    errors: dict[str, float]
+    versus_eager: dict[str, float]
+
+
+def tuned_cases(op: str) -> list[Case]:
+    """The cases tuned on this device, or the operator's default grid where there are none."""
+    finals = records.finals(records.read(paths.log_dirs(), op, device.current()))
+    return sorted(r.case for r in finals.values()) or list(ops.get(op).grid)
+
+
+def check_cases(cases: Sequence[Case]) -> list[Result]:
+    """Check what serves each case, as it is loaded for PyTorch, with and without saved statistics."""
+    dispatch.reload()
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dispatch.UntunedWarning)
+        for case in cases:
+            plan = ops.get(case.op)
+            for variant in dict.fromkeys([plan.check_variant(case.variant), *(v for v in plan.checked if not case.variant)]):
+                asked = msgspec.structs.replace(case, variant=variant)
+                choice, kernel = dispatch.choose(asked), dispatch.kernel_for(asked)
+                if kernel is None:
+                    results.append(Result(asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}))
+                    continue
+                try:
+                    verdict = check.verify(asked, kernel)
+                except Exception as e:
+                    verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
+                results.append(Result(asked, choice.tier, choice.schedule, verdict.ok, verdict.message, verdict.errors, verdict.versus_eager))
+    return results

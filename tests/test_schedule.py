@@ -1,0 +1,261 @@
+"""Schedule files: found, loaded, told apart, and refused with the file's name when something is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lntune import ops, paths, schedule
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import LntuneError, ScheduleError, UnknownNameError
+
+CASE = Case("layer_norm", 64, "float32", 4)
+DEVICE = Device("cpu", "Test", "x86-64-v3", 2)
+
+MINE = """
+from dataclasses import dataclass
+from lntune.knobs import knob
+from lntune.schedule import Schedule
+
+@dataclass(frozen=True)
+class Knobs:
+    lanes: int = knob(2, (1, 2, 4), "how many")
+
+def valid(knobs, case, device):
+    return "too many for a row" if knobs.lanes > case.hidden else None
+
+SCHEDULES = (Schedule("NAME", "OP", "KIND", Knobs, lambda case, device: Knobs(), valid, lambda case, knobs, device: "module"),)
+"""
+
+WriteFile = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> WriteFile:
+    """`write("cpu/mine.py", name=..., ...)` puts a schedule file into the user's folder; `text` replaces all of it."""
+
+    def put(path: str, name: str = "mine", op: str = "layer_norm", *, kind: str = "cpu", text: str = MINE, folder: str = "user") -> Path:
+        file = tmp_path / folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace("NAME", name).replace("OP", op).replace("KIND", kind))
+        return file
+
+    return put
+
+
+@pytest.fixture(autouse=True)
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's schedules lie in `user`, below the test's own folder; nothing is remembered from another test."""
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / "user"))
+    schedule._load.cache_clear()
+
+
+def shipped() -> dict[str, schedule.Schedule]:
+    """The schedules that come with lntune."""
+    folder = paths.content("schedules")
+    return {name: s for name, s in schedule.all_schedules().items() if s.path.is_relative_to(folder)}
+
+
+def test_shipped_schedules_load() -> None:
+    """Every shipped schedule is known by its own name, lies in its kind's folder, is for an operator there is, and has a
+    source hash.
+    """
+    found = shipped()
+    assert {"cached_rows", "widened_rows"} <= set(found)
+    for name, s in found.items():
+        assert (s.name, s.kind) == (name, s.path.parent.name)
+        assert s.op in ops.OPS
+        assert re.fullmatch(r"[0-9a-f]{12}", s.source)
+
+
+@pytest.mark.parametrize("op", ops.OPS)
+def test_every_operator_has_a_schedule(op: str) -> None:
+    """Each operator has at least one CPU schedule, whose default knobs are valid for all of the operator's grid."""
+    plans = schedule.for_op(op, "cpu")
+    assert plans
+    for case in ops.OPS[op].grid:
+        assert any(p.reason_invalid(p.default(case, DEVICE), case, DEVICE) is None for p in plans.values()), str(case)
+
+
+def test_a_users_file_is_found(write: WriteFile) -> None:
+    """A file in a folder of LNTUNE_SCHEDULES adds its schedules to the shipped ones."""
+    path = write("cpu/mine.py")
+    before = set(shipped())
+    mine = schedule.get("mine")
+    assert mine.path == path
+    assert set(schedule.all_schedules()) == {*before, "mine"}
+    assert mine in schedule.for_op("layer_norm", "cpu").values()
+    assert schedule.for_op("layer_norm", "gpu") == {}
+    assert mine.apply(CASE, mine.default(CASE, DEVICE), DEVICE) == "module"
+
+
+def test_space_and_reasons(write: WriteFile) -> None:
+    """The space holds the settings that `valid` has nothing against; the others come with the reason."""
+    write("cpu/mine.py")
+    mine = schedule.get("mine")
+    narrow = Case("layer_norm", 2, "float32", 1)
+    assert [k.lanes for k in mine.space(CASE, DEVICE)] == [1, 2, 4]
+    assert [k.lanes for k in mine.space(narrow, DEVICE)] == [1, 2]
+    assert mine.reason_invalid(mine.knobs(lanes=4), narrow, DEVICE) == "too many for a row"
+
+
+def test_a_users_schedule_wins_over_a_shipped_one(write: WriteFile) -> None:
+    """A schedule in the user's folder takes the place of the shipped one of the same name, and has another source hash."""
+    theirs = shipped()["cached_rows"]
+    schedule._load.cache_clear()
+    path = write("cpu/mine.py", name="cached_rows")
+    assert schedule.get("cached_rows").path == path
+    assert schedule.get("cached_rows").source != theirs.source
+    assert schedule.get("widened_rows").path == theirs.path
+
+
+def test_the_first_of_two_user_folders_wins(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several folders in LNTUNE_SCHEDULES the first that has the name serves it."""
+    first, second = write("cpu/a.py", folder="first"), write("cpu/a.py", folder="second")
+    for folders, wins in ((("first", "second"), first), (("second", "first"), second)):
+        monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in folders))
+        assert schedule.get("mine").path == wins
+
+
+def test_files_are_told_apart_by_their_folder(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of the same name in different folders are two modules; neither's classes are taken for the other's."""
+    write("cpu/same.py", name="one", folder="first")
+    write("cpu/same.py", name="two", folder="second")
+    monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second")))
+    assert schedule.get("one").knobs is not schedule.get("two").knobs
+    assert schedule.get("one").knobs.__module__ != schedule.get("two").knobs.__module__
+
+
+def test_the_same_name_twice_in_one_folder(write: WriteFile) -> None:
+    """Two files of one folder that define the same name are refused; the message names both."""
+    first, second = write("cpu/a.py"), write("cpu/b.py")
+    with pytest.raises(ScheduleError) as caught:
+        schedule.all_schedules()
+    assert str(caught.value) == f"{second}: there is a schedule 'mine' already, in {first}."
+
+
+def test_the_same_name_twice_in_one_file(write: WriteFile) -> None:
+    """A file that defines a name twice is refused."""
+    path = write("cpu/a.py", text=MINE + "\nSCHEDULES += SCHEDULES\n")
+    with pytest.raises(ScheduleError, match=re.escape(f"{path}: there is a schedule 'mine' already")):
+        schedule.all_schedules()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (MINE.replace("knob(2,", "knob(3,"), "InputError: default: got 3"),
+    ],
+)
+def test_a_file_that_does_not_load(write: WriteFile, text: str, reason: str) -> None:
+    """A file that raises when imported is a ScheduleError naming file and reason, and leaves no half module behind."""
+    path = write("cpu/broken.py", text=text)
+    modules = set(sys.modules)
+    with pytest.raises(ScheduleError) as caught:
+        schedule.all_schedules()
+    assert str(caught.value).startswith(f"{path}: the schedule file does not load: {reason}")
+    assert caught.value.__cause__ is not None
+    assert not [m for m in set(sys.modules) - modules if "broken" in m]
+
+
+def test_a_repaired_file_loads(write: WriteFile) -> None:
+    """A failure to load is not remembered: once the file is right, the next look finds its schedules."""
+    write("cpu/mine.py", text="1 / 0")
+    with pytest.raises(ScheduleError):
+        schedule.get("mine")
+    path = write("cpu/mine.py", text=MINE + "# repaired, and of another length\n")
+    assert schedule.get("mine").path == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 1",
+        "SCHEDULES = 7",
+        "SCHEDULES = None",
+        MINE + "\nSCHEDULES = list(SCHEDULES)",
+        MINE + "\nSCHEDULES = SCHEDULES[0]",
+        "SCHEDULES = ('mine',)",
+    ],
+)
+def test_schedules_of_the_wrong_type(write: WriteFile, text: str) -> None:
+    """SCHEDULES missing, or anything but a tuple of Schedule, is a ScheduleError saying what is expected in which file."""
+    path = write("cpu/odd.py", text=text)
+    with pytest.raises(ScheduleError) as caught:
+        schedule.all_schedules()
+    assert str(caught.value) == f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule."
+
+
+def test_no_schedules_is_fine(write: WriteFile) -> None:
+    """An empty SCHEDULES is a file with nothing in it yet."""
+    write("cpu/empty.py", text="SCHEDULES = ()")
+    assert set(schedule.all_schedules()) == set(shipped())
+
+
+def test_the_wrong_folder(write: WriteFile) -> None:
+    """A schedule for one kind of device in the folder of another is refused, naming both."""
+    path = write("gpu/mine.py", kind="cpu")
+    with pytest.raises(ScheduleError) as caught:
+        schedule.all_schedules()
+    assert str(caught.value) == f"{path}: schedule 'mine' is for 'cpu' but lies in the folder 'gpu'."
+
+
+def test_an_operator_that_is_none(write: WriteFile) -> None:
+    """A schedule for an operator there is not is refused with the near miss."""
+    write("cpu/mine.py", op="layer_nrom")
+    with pytest.raises(LntuneError, match=r"unknown operator 'layer_nrom'. Did you mean 'layer_norm'"):
+        schedule.all_schedules()
+
+
+def test_what_is_passed_over(write: WriteFile) -> None:
+    """Files with a leading underscore (helpers), other kinds of file and files outside a kind's folder are not schedules."""
+    for path in ("cpu/_helper.py", "cpu/notes.txt", "loose.py", "cpu/deeper/too_deep.py"):
+        write(path, text="1 / 0")
+    assert set(schedule.all_schedules()) == set(shipped())
+
+
+def test_near_misses() -> None:
+    """A mistyped schedule is answered with the one that was meant, the operator it was looked for, and those there are."""
+    with pytest.raises(UnknownNameError, match=r"unknown schedule 'cached_row'. Did you mean 'cached_rows'\? Known: .*cached_rows"):
+        schedule.get("cached_row")
+    with pytest.raises(UnknownNameError, match=r"unknown layer_norm schedule 'widend_rows'. Did you mean 'widened_rows'"):
+        schedule.get("widend_rows", "layer_norm")
+
+
+def test_another_operators_schedule() -> None:
+    """A schedule is not given out for an operator that is not its own."""
+    assert schedule.get("cached_rows", "layer_norm").op == "layer_norm"
+    with pytest.raises(UnknownNameError, match=r"unknown no_such_op schedule 'cached_rows'\. Known: none"):
+        schedule.get("cached_rows", "no_such_op")
+
+
+def test_the_source_hash_follows_the_file(write: WriteFile) -> None:
+    """The source hash is that of the content: it changes with the file and not with its place or time."""
+    one = schedule.load_file(write("cpu/a.py"), "cpu")[0].source
+    assert schedule.load_file(write("cpu/a.py"), "cpu")[0].source == one
+    assert schedule.load_file(write("cpu/b.py", folder="elsewhere"), "cpu")[0].source == one
+    assert schedule.load_file(write("cpu/a.py", text=MINE + "# a word\n"), "cpu")[0].source != one
+
+
+@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py"])
+def test_the_source_hash_follows_what_code_is_made_of(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The source hash changes with the operator's definition and the loop transformations, which decide the code as well."""
+    package = tmp_path / "package"
+    shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    path = write("cpu/a.py")
+    before = schedule.load_file(path, "cpu")[0].source
+    monkeypatch.setattr(paths, "PACKAGE", package)
+    monkeypatch.setattr(ops, "__file__", str(package / "ops" / "__init__.py"))
+    assert schedule.load_file(path, "cpu")[0].source == before
+    (package / part).write_text((package / part).read_text() + "# another word\n")
+    assert schedule.load_file(path, "cpu")[0].source != before
