@@ -77,11 +77,11 @@ def _names(text: str) -> list[str]:
 
 
 def seconds(name: str, text: str) -> float:
-    """ "90", "90s", "10m" or "1h" in seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    """ "90", "300ms", "90s", "10m" or "1h" in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smh]?)", text.strip())
     if not match or not float(match[1]):
         raise InputError(got_expected(name, repr(text), "a duration above 0 such as 90s, 10m or 1h"))
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _cases(op: str, hidden: str, dtype: str, rows: str) -> list[Case]:

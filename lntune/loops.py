@@ -8,8 +8,12 @@ Here a size is cut into whole groups and a tail of falling powers of two, so eve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
+
+from lntune.ops.op import RowSum, Term, Total
 
 
 def powers(size: int, below: int) -> list[int]:
@@ -22,7 +26,7 @@ def floor_power(size: int) -> int:
     return 1 << (size.bit_length() - 1)
 
 
-def staged_sum(lanes: int) -> Callable[..., list[Callable[[Any], Any]]]:
+def staged_sum(lanes: int) -> RowSum:
     """A row sum in `lanes` parallel accumulators, halved stage by stage; the RowSum of CPU schedules.
 
     Stage `{name}_lanes` sums whole groups, of all expressions in one loop; `{name}{j}_tree{w}` adds the halves of the j-th,
@@ -30,7 +34,7 @@ def staged_sum(lanes: int) -> Callable[..., list[Callable[[Any], Any]]]:
     `lanes` dependent adds again.
     """
 
-    def row_sum(rows: Any, hidden: int, expressions: Sequence[Callable[[Any, Any], Any]], name: str) -> list[Callable[[Any], Any]]:
+    def row_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> list[Total]:
         from tvm import te, tirx
 
         def i64(value: int) -> Any:
@@ -45,38 +49,41 @@ def staged_sum(lanes: int) -> Callable[..., list[Callable[[Any], Any]]]:
             offset += part
 
         q = te.reduce_axis((0, i64(groups)), name=f"{name}_group")
+        several = len(expressions) > 1
 
         def add(left: Any, right: Any) -> Any:
             """Elementwise sum; TE passes tuples when one reduction carries several values, plain expressions for one."""
-            return tuple(a + b for a, b in zip(left, right, strict=True)) if len(expressions) > 1 else left + right
+            return tuple(a + b for a, b in zip(left, right, strict=True)) if several else left + right
 
         def zero(*dtypes: str) -> Any:
-            return tuple(tirx.const(0.0, d) for d in dtypes) if len(expressions) > 1 else tirx.const(0.0, dtypes[0])
+            return tuple(tirx.const(0.0, d) for d in dtypes) if several else tirx.const(0.0, dtypes[0])
 
         reducer = te.comm_reducer(add, zero, name="add")
 
         def lane_body(i: Any, lane: Any) -> Any:
             terms = tuple(f(i, q * i64(width) + lane) for f in expressions)
-            return reducer(terms if len(terms) > 1 else terms[0], axis=q)
+            return reducer(terms if several else terms[0], axis=q)
 
         lanes_of = te.compute((rows, i64(width)), lane_body, name=f"{name}_lanes")
-        values_of = list(lanes_of) if len(expressions) > 1 else [lanes_of]
 
-        def half_stage(f: Callable[[Any, Any], Any], before: Any, half: int, stage: str) -> Any:
+        def halved(f: Term, before: Any, half: int, stage: str) -> Any:
             def body(i: Any, lane: Any) -> Any:
                 value = before[i, lane] + before[i, lane + i64(half)]
                 return value + f(i, lane + i64(tail[half])) if half in tail else value
 
             return te.compute((rows, i64(half)), body, name=f"{stage}_tree{half}")
 
-        sums = []
+        def total_of(values: Any) -> Total:
+            return lambda i: values[i, i64(0)]
+
+        totals = []
         for index, f in enumerate(expressions):
-            values, half = values_of[index], width // 2
+            values, half = lanes_of[index] if several else lanes_of, width // 2
             while half:
-                values = half_stage(f, values, half, f"{name}{index}")
+                values = halved(f, values, half, f"{name}{index}")
                 half //= 2
-            sums.append(lambda i, values=values: values[i, i64(0)])
-        return sums
+            totals.append(total_of(values))
+        return totals
 
     return row_sum
 
@@ -123,36 +130,49 @@ def exact_vectors(sch: Any, loop: Any, width: int) -> Any:
 
 
 PREFETCH = "lntune_prefetch"
-"""Loop annotation: the number of elements of x that one step of the loop covers."""
+"""Loop annotation: the number of elements of a row that one step of the loop covers."""
 
 
-def prefetch_rows(mod: Any, ahead: int, itemsize: int, line: int = 64) -> Any:
-    """Let the loop annotated with PREFETCH fetch the same part of x, `ahead` rows further on, into the cache.
+class Prefetch(msgspec.Struct, frozen=True):
+    """What the annotated loop fetches: its own part of the row `ahead` groups further on in the `parameter`-th argument,
+    to be read or to be written."""
+
+    parameter: int
+    ahead: int
+    write: bool
+    itemsize: int
+
+
+def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: int = 64) -> Any:
+    """Let the loop annotated with PREFETCH bring other rows into the cache while it sums, in groups of `together` rows.
 
     Hardware prefetchers stop at a page's end, and rows often are a page: each row then starts cold while its reduction
-    has nothing to do. Fetching past the last row is harmless; a prefetch never faults.
+    has nothing to do; and the lines of an output are otherwise asked for one by one as they are stored to. Fetching past
+    the last row is harmless; a prefetch never faults.
     """
     import tvm
     from tvm import tirx
 
     func = mod["main"]
-    x = func.params[0]
     done = 0
 
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    def with_prefetch(loop: Any, row: Any) -> Any:
+    def with_prefetch(loop: Any, group: Any) -> Any:
         step = int(loop.annotations[PREFETCH])
-        hidden = int(x.shape[-1])
         calls = []
-        for offset in range(0, step, max(1, line // itemsize)):
-            # The address in bytes, not address_of(x[...]): the bfloat16 legalization leaves a buffer whose address is taken
-            # half converted, and the kernel then reads the bits as integers.
-            element = (row + i64(ahead)) * i64(hidden) + loop.loop_var * i64(step) + i64(offset)
-            place = tirx.handle_add_byte_offset(x.data, element * i64(itemsize))
-            flags = [tirx.IntImm("int32", v) for v in (0, 3, 1)]  # a read, keep it in all levels, data
-            calls.append(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *flags)))
+        for fetch in fetches:
+            buffer = func.params[fetch.parameter]
+            hidden = int(buffer.shape[-1])
+            for side in range(together):
+                row = (group + i64(fetch.ahead)) * i64(together) + i64(side)
+                for offset in range(0, step, max(1, line // fetch.itemsize)):
+                    # The address in bytes, not address_of(x[...]), which makes a buffer's address escape its legalization.
+                    element = row * i64(hidden) + loop.loop_var * i64(step) + i64(offset)
+                    place = tirx.handle_add_byte_offset(buffer.data, element * i64(fetch.itemsize))
+                    flags = [tirx.IntImm("int32", v) for v in (int(fetch.write), 3, 1)]  # keep it in all levels, data
+                    calls.append(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *flags)))
         rest = {k: v for k, v in loop.annotations.items() if k != PREFETCH}
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, tirx.SeqStmt([*calls, loop.body]), loop.thread_binding, rest)
 
@@ -181,13 +201,13 @@ def prefetch_rows(mod: Any, ahead: int, itemsize: int, line: int = 64) -> Any:
     return tvm.IRModule({"main": changed})
 
 
-def plain_sum(rows: Any, hidden: int, expressions: Sequence[Callable[[Any, Any], Any]], name: str) -> list[Callable[[Any], Any]]:
+def plain_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> list[Total]:
     """A row sum in one loop: the RowSum that says nothing about order, for reading a definition."""
     from tvm import te, tirx
 
-    sums = []
-    for index, f in enumerate(expressions):
+    def one(f: Term, stage: str) -> Total:
         k = te.reduce_axis((0, tirx.IntImm("int64", hidden)), name="k")
-        total = te.compute((rows,), lambda i, f=f, k=k: te.sum(f(i, k), axis=k), name=f"{name}{index}")
-        sums.append(lambda i, total=total: total[i])
-    return sums
+        total = te.compute((rows,), lambda i: te.sum(f(i, k), axis=k), name=stage)
+        return lambda i: total[i]
+
+    return [one(f, f"{name}{index}") for index, f in enumerate(expressions)]

@@ -26,19 +26,31 @@ static int (*omp_max_threads)(void);
 static int (*omp_inside)(void);
 static int (*omp_me)(void);
 static int (*omp_team)(void);
-static int pool_used, forked;
+static int (*omp_pause)(int);
+static int paused;
+static __thread int pool_used, orphan; /* the pool is one per thread that starts parallel regions */
 
-/* libgomp's threads do not survive a fork; asking its pool for work in a child that inherited it hangs for ever. */
-static void after_fork(void) { forked = pool_used; }
+/* libgomp's threads do not survive a fork; asking its pool for work in a child that inherited it hangs for ever. So the
+ * forking thread's pool is given up before, and either process makes itself a new one when it needs it (PyTorch's own
+ * operators too, which would hang otherwise). Where that fails, a child of a thread that used the pool stays serial. */
+static void before_fork(void) { paused = omp_pause && omp_pause(1) == 0; }
+static void after_fork(void) {
+  if (!paused) orphan |= pool_used;
+}
 
-int lntune_runtime_init(void) {
+/* `max_threads` is at::get_num_threads: it alone makes torch.set_num_threads hold in threads that called no parallel
+ * operator of PyTorch's before. Null: OpenMP is asked itself. */
+int lntune_runtime_init(int (*max_threads)(void)) {
+  static int hooked;
   omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(RTLD_DEFAULT, "GOMP_parallel");
-  omp_max_threads = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+  omp_max_threads = max_threads ? max_threads : (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
   omp_inside = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_in_parallel");
   omp_me = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_thread_num");
   omp_team = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_num_threads");
-  pthread_atfork(0, 0, after_fork);
-  return omp_run && omp_max_threads && omp_inside && omp_me && omp_team;
+  omp_pause = (int (*)(int))dlsym(RTLD_DEFAULT, "omp_pause_resource_all");
+  if (!(omp_max_threads && omp_inside && omp_me && omp_team)) omp_run = 0; /* no pool, or half of one: serial */
+  if (omp_run && !hooked++) pthread_atfork(before_fork, 0, after_fork);
+  return omp_run != 0;
 }
 
 typedef struct {
@@ -59,9 +71,9 @@ static void work(void *p) {
 }
 
 int lntune_parallel_launch(Task task, void *data, int count) {
-  int threads = omp_run && !forked && !omp_inside() ? omp_max_threads() : 1;
+  int threads = omp_run && !orphan && !omp_inside() ? omp_max_threads() : 1;
   if (count <= 0) count = threads;
-  if (threads == 1 || count == 1) {
+  if (threads <= 1 || count == 1) {
     Env env = {0, 1};
     return task(0, &env, data);
   }

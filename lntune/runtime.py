@@ -25,6 +25,8 @@ _SYMBOLS = {
     b"__TVMBackendFreeWorkspace": ("lntune_workspace_free", "TVMBackendFreeWorkspace"),
 }
 _lock = threading.RLock()
+# A process forks only between two loads, never in the middle of another thread's, whose lock would stay shut in the child.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @functools.cache
@@ -75,11 +77,37 @@ def _ffi() -> ctypes.CDLL:
 
 @functools.cache
 def _own() -> ctypes.CDLL:
+    """The compiled runtime, loaded and connected to PyTorch's pool; a damaged file is compiled once more.
+
+    Raises:
+        BuildError: it cannot be compiled, stored or loaded.
+    """
     import torch  # noqa: F401  (brings the OpenMP runtime into the process)
 
-    library = ctypes.CDLL(str(ensure_library()))
-    library.has_pool = bool(library.lntune_runtime_init())
+    path = ensure_library()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        try:
+            library = ctypes.CDLL(str(ensure_library()))
+        except OSError as e:
+            raise BuildError(f"cannot load the runtime {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+    library.has_pool = bool(library.lntune_runtime_init(_torch_threads()))
     return library
+
+
+def _torch_threads() -> ctypes.c_void_p:
+    """Address of at::get_num_threads, null where PyTorch's library is built in another way."""
+    import torch
+
+    folder = Path(torch.__file__).parent / "lib"
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(folder / f"libtorch_cpu.{suffix}"))["_ZN2at15get_num_threadsEv"], ctypes.c_void_p)
+    except (OSError, AttributeError):
+        return ctypes.c_void_p(None)
 
 
 def has_pool() -> bool:

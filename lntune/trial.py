@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from lntune import build, check, knobs, ops, schedule, timing
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LntuneError, ScheduleError
+from lntune.errors import LntuneError
 from lntune.records import Timing
 
 
@@ -32,7 +33,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work for one process: one candidate to try, or several finalists to measure against each other and eager."""
+    """Work for one process: one candidate to try, or several finalists to measure against each other, the default and eager."""
 
     case: Case
     device: Device
@@ -40,10 +41,12 @@ class Job(msgspec.Struct, frozen=True):
     seconds: float
     final: bool = False
     seed: int = 0
+    default: Candidate | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and "default", "eager", "copy"."""
+    """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and "default" (where it is given
+    and works), "eager" and "copy"; `message` is the number of the fastest candidate."""
 
     status: str
     message: str = ""
@@ -54,25 +57,36 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def run(job: Job) -> Outcome:
-    """Carry out a job in this process."""
-    return _final(job) if job.final else _trial(job)
+    """Carry out a job in this process. Whatever a schedule or a kernel raises becomes the outcome."""
+    try:
+        return _final(job) if job.final else _trial(job)
+    except Exception as e:
+        return Outcome("run", _brief(e))
+
+
+def _brief(error: Exception) -> str:
+    """An exception on one line. TVM's print the whole program, and say what is wrong with it at the end."""
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    if not isinstance(error, LntuneError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 500 else f"{text[:247]} ... {text[-247:]}"
 
 
 def _kernel(job: Job, candidate: Candidate) -> tuple[Callable[..., Any] | None, Outcome | None]:
     """The built kernel, or the outcome that says why there is none."""
-    plan = schedule.get(candidate.schedule, job.case.op)
     try:
+        plan = schedule.get(candidate.schedule, job.case.op)
         setting = knobs.from_dict(plan.knobs, candidate.knobs)
-    except LntuneError as e:
-        return None, Outcome("invalid", str(e))
-    if reason := plan.reason_invalid(setting, job.case, job.device):
+        reason = plan.reason_invalid(setting, job.case, job.device)
+    except Exception as e:
+        reason = _brief(e)
+    if reason:
         return None, Outcome("invalid", reason)
     try:
         return build.in_memory(job.case, plan, setting, job.device), None
-    except ScheduleError as e:
-        return None, Outcome("compile", str(e))
-    except LntuneError as e:
-        return None, Outcome("compile", str(e))
+    except Exception as e:
+        return None, Outcome("compile", _brief(e))
 
 
 def _trial(job: Job) -> Outcome:
@@ -82,7 +96,7 @@ def _trial(job: Job) -> Outcome:
     try:
         verdict = check.verify(job.case, kernel)
     except Exception as e:
-        return Outcome("run", f"{type(e).__name__}: {e}")
+        return Outcome("run", _brief(e))
     if not verdict.ok:
         return Outcome("wrong", verdict.message, errors=verdict.errors, versus_eager=verdict.versus_eager)
     measured = timing.measure({"tuned": _bound(job.case, kernel, allocate=False)}, job.seconds, seed=job.seed)
@@ -90,38 +104,41 @@ def _trial(job: Job) -> Outcome:
 
 
 def _final(job: Job) -> Outcome:
-    """Finalists, the first schedule's default knobs, eager and a copy, interleaved; everyone allocates its output."""
+    """Finalists, the default knobs, eager and a copy, interleaved on the same input; everyone allocates its output."""
     case = job.case
-    op = ops.get(case.op)
-    given = op.inputs(case, case.rows, "normal", job.seed)
-    contenders: dict[str, Callable[[], Any]] = {"eager": op.baseline(case, given), "copy": given["x"].clone}
+    given = _inputs(case)
+    contenders: dict[str, Callable[[], Any]] = {"eager": ops.get(case.op).baseline(case, given), "copy": given["x"].clone}
     verdicts: list[check.Verdict] = []
-    plan = next(iter(schedule.for_op(case.op, job.device.kind).values()))
-    default = Candidate.of(plan.name, plan.default(case, job.device))
-    for name, candidate in [*((str(i), c) for i, c in enumerate(job.candidates)), ("default", default)]:
+    for name, candidate in [*((str(i), c) for i, c in enumerate(job.candidates)), ("default", job.default)]:
+        if candidate is None:
+            continue
         kernel, failed = _kernel(job, candidate)
-        if kernel is None:
-            if name == "default":
-                continue
-            return failed or Outcome("compile")
-        if name != "default":
-            verdict = check.verify(case, kernel)
-            if not verdict.ok:
-                return Outcome("wrong", verdict.message, errors=verdict.errors)
+        verdict = check.verify(case, kernel) if kernel else None
+        if kernel and verdict and verdict.ok:
             verdicts.append(verdict)
-        contenders[name] = _bound(case, kernel, allocate=True)
+            contenders[name] = _bound(case, kernel, allocate=True)
+        elif name != "default":
+            return failed or Outcome("wrong", verdict.message if verdict else "", errors=verdict.errors if verdict else {})
     measured = timing.measure(contenders, job.seconds, rounds=9, seed=job.seed)
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     return Outcome("ok", str(best), measured.timings, verdicts[best].errors, verdicts[best].versus_eager, measured.busy)
+
+
+@functools.lru_cache(maxsize=1)  # made once per case: it takes longer than a trial when the case is large
+def _inputs(case: Case) -> dict[str, Any]:
+    """Plain random inputs of a case, in the shapes its kernels take; contenders share them and none writes to them."""
+    op = ops.get(case.op)
+    given = op.inputs(case, case.rows, "normal", 0)
+    sizes = {a.name: a.sizes(case.rows, case.hidden) for a in op.arguments(case) if a.role == "in"}
+    return {name: value.reshape(sizes[name]) if name in sizes else value for name, value in given.items()}
 
 
 def _bound(case: Case, kernel: Callable[..., Any], allocate: bool) -> Callable[[], Any]:
     """The kernel bound to plain random inputs of the case. With `allocate` every call makes its outputs, as PyTorch does."""
     import torch
 
-    op = ops.get(case.op)
-    given = op.inputs(case, case.rows, "normal", 0)
-    arguments = op.arguments(case)
+    given = _inputs(case)
+    arguments = ops.get(case.op).arguments(case)
     shapes = {a.name: (a.sizes(case.rows, case.hidden), getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
     outputs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import random
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -13,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lntune import device as device_module
 from lntune import knobs, ops, paths, records, schedule, search, toolchain
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import BuildError, InputError, ScheduleError, got_expected
+from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
 from lntune.records import Record, Timing
+from lntune.schedule import Schedule
 from lntune.search import Budget, Space
 from lntune.trial import Candidate, Job, Outcome
 from lntune.worker import Worker
@@ -101,25 +105,41 @@ class _Run:
         records.append(self.folder, record)
         return record
 
-    def candidates(self, case: Case) -> dict[Candidate, str]:
-        """Every candidate of the chosen schedules -> its schedule's name; the default knobs of each first."""
-        plans = schedule.for_op(case.op, self.device.kind)
-        if self.settings.schedules:
-            plans = {name: schedule.get(name, case.op) for name in self.settings.schedules}
-        defaults, rest = [], []
-        for plan in plans.values():
-            default = plan.default(case, self.device)
-            space = plan.space(case, self.device)
-            if not space:
-                continue
-            if default in space:
-                defaults.append(Candidate.of(plan.name, default))
+    def candidates(self, case: Case) -> tuple[list[Candidate], list[Candidate]]:
+        """(the default knobs of each chosen schedule, all other candidates)."""
+        defaults: list[Candidate] = []
+        rest: list[Candidate] = []
+        for plan in _plans(self.settings, case, self.device):
+            default, space = _space(plan, case, self.device)
+            defaults += [Candidate.of(plan.name, k) for k in space if k == default]
             rest += [Candidate.of(plan.name, k) for k in space if k != default]
-        return {c: c.schedule for c in [*defaults, *rest]}
+        return defaults, rest
+
+    def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float) -> Outcome:
+        """Measure finalists against each other in `share` seconds; not logged."""
+        job = Job(case, self.device, tuple(finalists), share, final=True, seed=self.settings.seed + 1, default=default)
+        return self.worker.run(job, self.settings.timeout + 4 * share)
+
+    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial") -> Record:
+        """Log what came of a candidate."""
+        return self.log(
+            role=role,
+            case=case,
+            schedule=candidate.schedule,
+            source=schedule.get(candidate.schedule).source,
+            knobs=candidate.knobs,
+            status=outcome.status,
+            message=outcome.message,
+            timings=outcome.timings,
+            errors=outcome.errors,
+            versus_eager=outcome.versus_eager,
+            busy=outcome.busy,
+        )
 
     def tune(self, case: Case, progress: Progress, seconds: float | None) -> Record | None:
         """Search one case and settle its winner; None when no candidate survived."""
-        known = self.candidates(case)
+        defaults, rest = self.candidates(case)
+        known = dict.fromkeys([*defaults, *rest])
         if not known:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
@@ -129,18 +149,7 @@ class _Run:
         def evaluate(candidate: Candidate) -> float:
             outcome = self.worker.run(Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed), self.settings.timeout)
             budget.count()
-            self.log(
-                case=case,
-                schedule=candidate.schedule,
-                source=schedule.get(candidate.schedule).source,
-                knobs=candidate.knobs,
-                status=outcome.status,
-                message=outcome.message,
-                timings=outcome.timings,
-                errors=outcome.errors,
-                versus_eager=outcome.versus_eager,
-                busy=outcome.busy,
-            )
+            self.record(case, candidate, outcome)
             cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
             costs[candidate] = cost
             self.summary.statuses[outcome.status] += 1
@@ -155,27 +164,39 @@ class _Run:
         def neighbours(candidate: Candidate) -> list[Candidate]:
             plan = schedule.get(candidate.schedule)
             steps = knobs.neighbours(knobs.from_dict(plan.knobs, candidate.knobs))
-            return [c for c in (Candidate.of(plan.name, k) for k in steps) if c in known]
+            others = [c for c in defaults if c.schedule != candidate.schedule]  # another schedule is one step away, too
+            return [c for c in (*(Candidate.of(plan.name, k) for k in steps), *others) if c in known]
 
         try:
             search.get(self.settings.search)(Space(tuple(known), neighbours), evaluate, budget, random.Random(self.settings.seed))
         except KeyboardInterrupt:
             self.summary.interrupted = True
-            self.worker.stop()  # it may be anywhere
-        return self.settle(case, costs, progress, seconds)
+        proven = next((c for c in defaults if costs.get(c, math.inf) < math.inf), None)
+        return self.settle(case, costs, proven, progress, seconds)
 
-    def settle(self, case: Case, costs: dict[Candidate, float], progress: Progress, seconds: float | None) -> Record | None:
-        """Measure the best candidates again, on fresh samples against eager and the default knobs, and log the winner."""
+    def settle(
+        self, case: Case, costs: dict[Candidate, float], default: Candidate | None, progress: Progress, seconds: float | None
+    ) -> Record | None:
+        """Measure the best candidates again, on fresh samples against eager and the default knobs, and log the winner.
+
+        When the measurement fails, each finalist is measured alone to find those that it fails with, which are logged.
+        """
         finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
         progress.phase = "final"
         self.observer(progress)
         share = 1.0 if seconds is None else min(2.0, max(0.3, seconds * FINAL_SHARE * 0.6))
         while finalists:
-            job = Job(case, self.device, tuple(finalists), share, final=True, seed=self.settings.seed + 1)
-            outcome = self.worker.run(job, self.settings.timeout + 4 * share)
+            outcome = self.attempt(case, finalists, default, share)
             if outcome.status == "ok":
                 return self._winner(case, finalists, outcome, progress)
-            finalists = finalists[1:]  # one of them fails now; the rest may not
+            alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
+            for candidate, failed in alone.items():
+                if failed.status != "ok":
+                    self.record(case, candidate, failed, role="final")
+            sound = [c for c in finalists if alone[c].status == "ok"]
+            if len(sound) == 1 or (sound == finalists and default is None):  # the best; or each works, but not together
+                return self._winner(case, sound[:1], alone[sound[0]], progress)
+            finalists, default = sound, None
         self.summary.untuned[str(case)] = "no candidate was built, right and in time"
         return None
 
@@ -184,29 +205,34 @@ class _Run:
         winner = finalists[best]
         timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
         timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
-        record = self.log(
-            role="final",
-            case=case,
-            schedule=winner.schedule,
-            source=schedule.get(winner.schedule).source,
-            knobs=winner.knobs,
-            status="ok",
-            timings=timings,
-            errors=outcome.errors,
-            versus_eager=outcome.versus_eager,
-            busy=outcome.busy,
-        )
+        record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), role="final")
         self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
         return record
 
 
+def _plans(settings: Settings, case: Case, device: Device) -> list[Schedule]:
+    """The schedules to tune for a case."""
+    plans = schedule.for_op(case.op, device.kind)
+    if settings.schedules:
+        plans = {name: schedule.get(name, case.op) for name in settings.schedules}
+    return list(plans.values())
+
+
+def _space(plan: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
+    """(default knobs, all valid knobs) of a schedule, which may be a user's and raise anything."""
+    try:
+        return plan.default(case, device), plan.space(case, device)
+    except Exception as e:
+        raise ScheduleError(f"{plan.path}: default() or valid() of {plan.name!r} failed on {case}: {type(e).__name__}: {e}") from e
+
+
 def check_settings(settings: Settings, cases: Sequence[Case]) -> None:
     """Complain about everything wrong before the first second is spent.
 
     Raises:
-        InputError, UnknownNameError, ScheduleError, BuildError.
+        InputError, UnknownNameError, ScheduleError, BuildError, LogError.
     """
     if not cases:
         raise InputError("no cases to tune: give at least one hidden size, dtype and row count.")
@@ -214,16 +240,25 @@ def check_settings(settings: Settings, cases: Sequence[Case]) -> None:
         if value is not None and not value > 0:
             raise InputError(got_expected(name, value, "more than 0"))
     search.get(settings.search)
+    device = device_module.current()
     for case in cases:
-        ops.get(case.op)
+        ops.get(case.op).check_variant(case.variant)
         if case.rows < 1:
             raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
         for name in settings.schedules:
-            if schedule.get(name, case.op).kind != device_module.current().kind:
-                raise ScheduleError(f"schedule {name!r} is not for this device.")
+            if schedule.get(name, case.op).kind != device.kind:
+                raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
+        for plan in _plans(settings, case, device):
+            _space(plan, case, device)
     toolchain.compiler()
     if problems := toolchain.incompatible():
-        raise BuildError("; ".join(problems) + ".")
+        raise ToolchainError("; ".join(problems) + ".")
+    folder = (settings.log_dir or paths.log_dir()) / device.slug
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise LogError(f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
 
 
 def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None) -> Summary:
@@ -234,7 +269,8 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
-        LogError: the log cannot be written.
+        LogError: the log cannot be written; what was measured before is in it.
+        BuildError: the worker process does not start.
     """
     settings = settings or Settings()
     check_settings(settings, cases)

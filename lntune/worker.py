@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,8 @@ from lntune.trial import Job, Outcome
 START_SECONDS = 180.0
 """A cold import of TVM and PyTorch right after installation compiles their byte code first."""
 _READY = b"ready"
+# The child imports from where this process does, and not first from the current folder as -m would.
+_START = "import sys; sys.path[:] = sys.argv[3:]; from lntune.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
 class Worker:
@@ -36,6 +39,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: Any = None
         self._answers = -1
+        self._errors: Any = None
         self._buffer = b""
         self.restarts = 0
 
@@ -59,33 +63,48 @@ class Worker:
         if self._process is not None:
             return
         read_end, write_end = os.pipe()
-        command = [sys.executable, "-m", "lntune.worker", str(write_end), str(self._threads or 0)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(write_end,),
-            start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-        os.close(write_end)
-        self._requests, self._answers, self._buffer = self._process.stdin, read_end, b""
-        line = self._line(START_SECONDS)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (not a pipe: nobody reads it while a job runs, and a full one blocks)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(write_end), str(self._threads or 0), *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(write_end,),
+                start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
+            )
+        except OSError as e:
+            os.close(read_end)
+            errors.close()
+            raise BuildError(f"the worker process did not start: {sys.executable!r}: {e.strerror or e}.") from e
+        finally:
+            os.close(write_end)
+        self._requests, self._answers, self._errors, self._buffer = self._process.stdin, read_end, errors, b""
+        with self._stopped_on_interrupt():
+            line = self._line(START_SECONDS)
         if line != _READY:
             detail = self._last_words()
-            self.stop()
-            raise BuildError(f"the worker process did not start: {detail or 'no answer'}")
+            code = self.stop()
+            raise BuildError(f"the worker process did not start: {detail or ('no answer' if line is None else _cause(code))}.")
 
     def run(self, job: Job, timeout: float) -> Outcome:
-        """The outcome of a job, whatever happens to the child. `timeout` in seconds."""
+        """The outcome of a job, whatever happens to the child. `timeout` in seconds.
+
+        Raises:
+            BuildError: no child came up to do it.
+        """
+        if self._process is not None and self._process.poll() is not None:  # died since the last job, which is not this one's fault
+            self.stop()
+            self.restarts += 1
         self.start()
-        try:
-            self._requests.write(msgspec.json.encode(job) + b"\n")
-            self._requests.flush()
-            line = self._line(timeout)
-        except BrokenPipeError:
-            line = b""
+        with self._stopped_on_interrupt():
+            self._forget_words()
+            try:
+                self._requests.write(msgspec.json.encode(job) + b"\n")
+                self._requests.flush()
+                line = self._line(timeout)
+            except BrokenPipeError:
+                line = b""
         if line:
             return msgspec.json.decode(line, type=Outcome)
         timed_out = line is None
@@ -96,6 +115,15 @@ class Worker:
             return Outcome("timeout", f"no answer within {timeout:.1f} s; killed")
         return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
 
+    @contextlib.contextmanager
+    def _stopped_on_interrupt(self) -> Iterator[None]:
+        """An interrupt leaves no child behind whose next answer would be taken for another job's."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
     def stop(self) -> int | None:
         """End the child and everything it started; returns its exit code, None when there was no child."""
         if self._process is None:
@@ -104,10 +132,9 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stderr):
+        for stream in (self._requests, self._errors):
             with contextlib.suppress(OSError):
-                if stream:
-                    stream.close()
+                stream.close()
         os.close(self._answers)
         self._process = None
         return code
@@ -115,11 +142,13 @@ class Worker:
     def _line(self, timeout: float) -> bytes | None:
         """The next line of the child; empty when it died, None when the time is over."""
         end = time.monotonic() + timeout
+        ready = select.poll()  # select.select refuses descriptors above 1023
+        ready.register(self._answers, select.POLLIN)
         while b"\n" not in self._buffer:
             left = end - time.monotonic()
             if left <= 0:
                 return None
-            if not select.select([self._answers], [], [], left)[0]:
+            if not ready.poll(left * 1e3):
                 return None
             chunk = os.read(self._answers, 1 << 16)
             if not chunk:
@@ -133,16 +162,15 @@ class Worker:
 
     def _last_words(self) -> str:
         """The last line the child wrote to its standard error."""
-        if self._process is None or self._process.stderr is None:
-            return ""
-        descriptor = self._process.stderr.fileno()
-        os.set_blocking(descriptor, False)
-        text = b""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(descriptor, 1 << 16):
-                text += chunk
+        descriptor = self._errors.fileno()
+        text = os.pread(descriptor, 1 << 12, max(0, os.fstat(descriptor).st_size - (1 << 12)))
         lines = text.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return lines[-1][:500] if lines else ""
+
+    def _forget_words(self) -> None:
+        """Empty the child's standard error; it shares the position in the file."""
+        os.ftruncate(self._errors.fileno(), 0)
+        os.lseek(self._errors.fileno(), 0, os.SEEK_SET)
 
 
 def _cause(code: int | None) -> str:
@@ -180,7 +208,3 @@ def main(answers: int, threads: int) -> None:
         for line in _lines():
             outcome = trial.run(msgspec.json.decode(line, type=Job))
             out.write(msgspec.json.encode(outcome) + b"\n")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
-RowSum = Callable[..., "list[Callable[[Any], Any]]"]
-"""How rows are summed: `row_sum(rows, hidden, (f, ...), name)` takes TE expressions f(i, k) that are to be summed in one
-pass and returns, for each, i -> its sum over k.
+Term = Callable[[Any, Any], Any]
+"""A TE expression f(row, k)."""
+Total = Callable[[Any], Any]
+"""The sum of a term over k, as an expression of the row."""
+RowSum = Callable[[Any, int, "Sequence[Term]", str], "list[Total]"]
+"""How rows are summed: `row_sum(rows, hidden, terms, name)`; all terms are summed in one pass over the row.
 
 The definition says *what* is summed; the schedule says *how* (in one loop, in vector lanes, across threads), because the
 order of a reduction is part of a schedule and s_tir's own rfactor loses the tail predicate of sizes that do not divide."""
@@ -65,8 +68,8 @@ class Op:
     """The variants besides the default that PyTorch calls most; `lntune check` goes through them too."""
     arguments: Callable[[Case], tuple[Arg, ...]]
     """The kernel's arguments, in the order they are passed."""
-    define: Callable[[Case, RowSum], Any]
-    """The TE definition: a TVM PrimFunc with symbolic rows."""
+    define: Callable[..., Any]
+    """(case, row_sum, together=1) -> the TE definition: a TVM PrimFunc with symbolic rows, padded to a multiple of `together`."""
     inputs: Callable[[Case, int, str, int], dict[str, Any]]
     """(case, rows, style, seed) -> named inputs; the styles are those of STYLES."""
     reference: Callable[[Case, Tensors], dict[str, torch.Tensor]]
@@ -92,5 +95,5 @@ class Op:
 
 
 STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
-"""Adversarial inputs: plain random; mean 1e4 with sigma 1e-2; constant rows; rows with Inf and NaN; values near the
+"""Adversarial inputs: plain random; a mean far above sigma (1e4 and 1e-2 in float32); constant rows; rows with Inf and NaN; values near the
 smallest normal number; values whose squares come near the largest."""

@@ -18,6 +18,8 @@ from lntune.select import Choice, select
 Kernel = Callable[..., None]
 
 _lock = threading.RLock()
+# A process forks only between two decisions: a child that inherits the lock shut by another thread would wait for ever.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _records: dict[str, list[Record]] = {}
 _choices: dict[Case, Choice] = {}
 _kernels: dict[Case, Kernel | None] = {}
@@ -82,23 +84,24 @@ def kernel_for(case: Case) -> Kernel | None:
 
 
 def _obtain(case: Case) -> Kernel | None:
-    choice = choose(case)
     what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
     command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
-    if not choice.measured:
-        if _strict:
-            raise NotTunedError(f"{what} was not measured on this device ({'; '.join(choice.steps)}). Run: {command}")
-        told = (case.op, case.hidden, case.dtype, case.bucket)
-        if told not in _told:  # once, whatever the variant
-            _told.add(told)
-            served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
-            warnings.warn(f"{what} is not tuned on this device; served by {served.get(choice.tier, 'eager mode')}. Run: {command}", UntunedWarning, stacklevel=5)
-    if choice.tier == "eager":
-        return None
-    plan = schedule.get(choice.schedule, case.op)
     try:
+        choice = choose(case)
+        if not choice.measured:
+            if _strict:
+                raise NotTunedError(f"{what} was not measured on this device ({'; '.join(choice.steps)}). Run: {command}")
+            told = (case.op, case.hidden, case.dtype, case.bucket)
+            if told not in _told:  # once, whatever the variant
+                _told.add(told)
+                served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
+                by = served.get(choice.tier, "eager mode")
+                warnings.warn(f"{what} is not tuned on this device; served by {by}. Run: {command}", UntunedWarning, stacklevel=5)
+        if choice.tier == "eager":
+            return None
+        plan = schedule.get(choice.schedule, case.op)
         return artifact.kernel(case, plan, knobs.from_dict(plan.knobs, dict(choice.knobs)), device_module.current())
-    except LntuneError as e:
+    except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
         if _strict:
             raise
         warnings.warn(f"{what} has no kernel, eager mode serves it: {e}", UntunedWarning, stacklevel=5)

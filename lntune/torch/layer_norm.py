@@ -10,12 +10,16 @@ Whatever a kernel does not do (another device, float64, tensor subclasses, funct
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.errors import InputError, got_expected
@@ -30,6 +34,10 @@ _grad_enabled = torch.is_grad_enabled
 _empty_like = torch.empty_like
 _interpreter = torch._C._functorch.peek_interpreter_stack
 _modes = torch._C._len_torch_dispatch_stack
+_overridden = torch._C._has_torch_function_unary
+_dual_numbers = torch.autograd.forward_ad
+_INF = math.inf
+_NOT_READY = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 
 # What a call looks like from outside -> for each bit length of the number of rows, the kernel or None. Only what was asked
 # for is filled in; a bucket is a range of bit lengths, so finding it is one index. Every look-up here costs 50 to 200 ns of
@@ -57,27 +65,34 @@ def layer_norm(
     """
     if _dynamo_compiling():
         return _compiled(input, normalized_shape, weight, bias, eps)
-    if type(input) is Tensor and not (
-        _grad_enabled() and (input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
-    ):
+    if type(input) is Tensor:
         try:
-            kernel = _ready[input.dtype, normalized_shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype][
-                (input.numel() // normalized_shape[0]).bit_length()
-            ]
-        except (KeyError, TypeError, ZeroDivisionError):  # not seen yet, or a list for the shape
-            kernel = None
-        if kernel is not None and input.is_contiguous() and input.is_cpu and eps >= 0 and not _modes() and _interpreter() is None:
-            y = _empty_like(input)
-            try:
-                if weight is None:
-                    kernel(input, eps, y) if bias is None else kernel(input, bias, eps, y)
-                elif bias is None:
-                    kernel(input, weight, eps, y)
-                else:
-                    kernel(input, weight, bias, eps, y)
-                return y
-            except (TypeError, ValueError, RuntimeError):
-                pass  # the kernel refused an argument; below it is found out which, and said or mended
+            if not _grad_enabled() or not (
+                input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+            ):
+                kernel = _ready[input.dtype, normalized_shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype][
+                    (input.numel() // normalized_shape[0]).bit_length()
+                ]
+                if (
+                    kernel is not None
+                    and input.is_contiguous()
+                    and 0 <= eps < _INF
+                    and not input.is_neg()
+                    and not _overridden(input)
+                    and not _modes()
+                    and _interpreter() is None
+                    and _dual_numbers._current_level < 0
+                ):
+                    y = _empty_like(input)
+                    if weight is None:
+                        kernel(input, eps, y) if bias is None else kernel(input, bias, eps, y)
+                    elif bias is None:
+                        kernel(input, weight, eps, y)
+                    else:
+                        kernel(input, weight, bias, eps, y)
+                    return y
+        except _NOT_READY:
+            pass  # not seen yet, or the kernel refused an argument; below it is found out which, and said or mended
     return _any(input, normalized_shape, weight, bias, eps)
 
 
@@ -85,6 +100,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     """Every call that is not ready to go: checked, and prepared for the next time."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
+    if isinstance(input, Tensor) and (input.is_nested or torch.jit.is_tracing()):  # no sizes to check, or sizes that are tensors
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     if not served(input, weight, bias, hidden):
@@ -97,7 +114,9 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
         return _eager(input, shape, weight, bias, eps)
     if grad:
         return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
-    if len(shape) == 1 and not input.is_neg():
+    # The fast path does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
+    # contiguous and have it.
+    if len(shape) == 1 and hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
         _remember(kernel, rows, input, shape, weight, bias)
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
 
@@ -123,13 +142,17 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
     if not isinstance(input, Tensor):
         raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
     try:
-        shape = tuple(int(n) for n in normalized_shape)
+        shape = tuple(operator.index(n) for n in normalized_shape)
     except TypeError:
         raise InputError(got_expected("normalized_shape", repr(normalized_shape), "a sequence of integers", "Write (1024,), not 1024.")) from None
     if not shape:
         raise InputError(got_expected("normalized_shape", "()", "at least one dimension"))
     if input.ndim < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
         raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
+    cpu = input.device.type == "cpu"  # what other devices take is for them to say
+    if cpu and not input.is_floating_point():
+        raise InputError(got_expected("input", str(input.dtype), "a floating-point dtype", "Convert it: input.float()."))
+    wide = (input.dtype, torch.float32 if input.itemsize < 4 else input.dtype)  # an affine may be kept in float32
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
             continue
@@ -137,11 +160,12 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
             raise InputError(got_expected(name, type(vector).__name__, "a torch.Tensor or None"))
         if tuple(vector.shape) != shape:
             raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
-        if vector.dtype not in (input.dtype, torch.float32):
-            raise InputError(got_expected(name, str(vector.dtype), f"the input's {input.dtype} or torch.float32", f"Convert it: {name}.to(input.dtype)."))
+        if cpu and vector.dtype not in wide:
+            expected = " or ".join(dict.fromkeys(map(str, wide)))
+            raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
         if vector.device != input.device:
             raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
-    if not isinstance(eps, (int, float)) or not eps >= 0 or math.isinf(eps):
+    if not isinstance(eps, numbers.Real) or not 0 <= eps < _INF:
         raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
     return shape
 
@@ -150,22 +174,27 @@ def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: in
     """True when a kernel could take the call; the rest is PyTorch's."""
     return (
         input.device.type == "cpu"
-        and input.layout is torch.strided
         and input.dtype in _NAMES
         and 1 <= hidden <= MAX_HIDDEN
-        and all(t is None or type(t) in _PLAIN for t in (input, weight, bias))
+        and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
         and not any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (input, weight, bias))
         and _modes() == 0
         and _interpreter() is None
+        and not _watched()
         and not _forward_ad(input, weight, bias)
     )
 
 
+def _watched() -> bool:
+    """True under a TorchFunctionMode that may want to see the call; torch.device and set_default_device only watch factories."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
 def _forward_ad(*tensors: Tensor | None) -> bool:
     """True when forward-mode derivatives flow through a tensor, which only PyTorch's own formula carries on."""
-    if torch.autograd.forward_ad._current_level < 0:
+    if _dual_numbers._current_level < 0:
         return False
-    return any(t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    return any(t is not None and _dual_numbers.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, last: str) -> Case:
@@ -195,7 +224,7 @@ def _run(
     if not stats:
         kernel(flat, *affine, eps, y.view(-1, hidden))
         return y, None, None
-    mean = torch.empty(flat.shape[0], dtype=torch.float32)
+    mean = torch.empty(flat.shape[0], dtype=torch.float32, device=x.device)  # said, because torch.device may be in force
     rstd = torch.empty_like(mean)
     kernel(flat, *affine, eps, y.view(-1, hidden), mean, rstd)
     return y, mean, rstd
@@ -281,6 +310,7 @@ def layer_norm_op(
 def _fake(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_arguments(input, normalized_shape, weight, bias, eps)
     leading = input.shape[: input.ndim - len(normalized_shape)]
     rows = math.prod(leading) if stats else 0
     y = torch.empty_like(input, memory_format=torch.contiguous_format)

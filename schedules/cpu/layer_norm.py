@@ -23,32 +23,31 @@ from lntune.schedule import Schedule
 
 SERIAL_LIMIT = 1 << 17
 """Elements above which one thread is never worth trying; below, waking the others may cost more than they save."""
+PARALLEL_ELEMENTS = 1 << 14
+"""Elements above which all threads are the better guess: sharing costs about a microsecond, 16k elements about four."""
+AFFINE_ROWS = 32
+"""Rows from which on widening weight and bias once pays for itself."""
+
+
+REGISTERS = 8
+"""Accumulators of a pass that fit the registers beside what is loaded; the second pass has two for each."""
 
 
 @dataclass(frozen=True)
-class CachedRows:
-    """Knobs of `cached_rows`."""
+class Rows:
+    """Knobs of both schedules. A vector is a full vector register of float32."""
 
-    lanes: int = knob(4, (1, 2, 4, 8), "vector registers that accumulate a row sum side by side")
-    store: int = knob(2, (1, 2, 4), "vector registers of output per step")
+    lanes: int = knob(4, (1, 2, 4, 8), "vectors that accumulate a row sum side by side")
+    store: int = knob(2, (1, 2, 4), "vectors of output per step")
     unroll: int = knob(1, (1, 2, 4), "steps of the summing loops in one iteration")
-    prefetch: int = knob(1, (0, 1, 2), "rows fetched ahead while a row's squares are summed")
+    together: int = knob(1, (1, 2, 4), "rows worked on side by side")
+    prefetch: int = knob(1, (0, 1, 2), "groups of rows of x fetched ahead while squares are summed")
+    claim: bool = knob(True, (False, True), "the cache lines of y claimed for writing while squares are summed")
     affine32: bool = knob(False, (False, True), "weight and bias widened to float32 once per call")
     parallel: bool = knob(True, (False, True), "rows shared among the threads")
 
 
-@dataclass(frozen=True)
-class WidenedRows:
-    """Knobs of `widened_rows`."""
-
-    lanes: int = knob(4, (1, 2, 4, 8), "vector registers that accumulate a row sum side by side")
-    store: int = knob(2, (1, 2, 4), "vector registers of output per step")
-    unroll: int = knob(1, (1, 2, 4), "steps of the summing loops in one iteration")
-    affine32: bool = knob(True, (False, True), "weight and bias widened to float32 once per call")
-    parallel: bool = knob(True, (False, True), "rows shared among the threads")
-
-
-def _valid(knobs: Any, case: Case, device: Device) -> str | None:
+def valid(knobs: Rows, case: Case, device: Device) -> str | None:
     """What both schedules refuse."""
     vector = device.vector_bytes // 4
     width = max(knobs.lanes, knobs.store) * vector
@@ -56,67 +55,54 @@ def _valid(knobs: Any, case: Case, device: Device) -> str | None:
         return f"{width} lanes are more than the {case.hidden} elements of a row"
     if knobs.unroll > 1 and case.hidden // (knobs.lanes * vector) < knobs.unroll:
         return f"a row has fewer than {knobs.unroll} groups of {knobs.lanes * vector} elements to unroll"
+    if knobs.together > 1 and case.rows == 1:
+        return "one row has no other beside it"
+    if knobs.together * knobs.lanes > REGISTERS:
+        return f"{knobs.together} rows of {knobs.lanes} accumulators do not fit the registers"
     if knobs.parallel and case.rows == 1:
         return "one row cannot be shared among threads"
     if not knobs.parallel and device.cores > 1 and case.rows * case.hidden > SERIAL_LIMIT:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
+    if knobs.prefetch and case.rows == 1:
+        return "there is no next row to fetch"
+    if (knobs.prefetch or knobs.claim) and case.hidden < 2 * knobs.lanes * vector * knobs.unroll:
+        return "a row is too short to fetch another beside it"
     if knobs.affine32 and case.dtype == "float32":
         return "a float32 weight and bias need no widening"
     return None
 
 
-def valid_cached(knobs: CachedRows, case: Case, device: Device) -> str | None:
-    """Prefetching wants a loop to sit in and another row to come."""
-    if knobs.prefetch and case.rows == 1:
-        return "there is no next row to fetch"
-    if knobs.prefetch and case.hidden < 2 * knobs.lanes * device.vector_bytes // 4 * knobs.unroll:
-        return "a row is too short to fetch another beside it"
-    return _valid(knobs, case, device)
-
-
-def valid_widened(knobs: WidenedRows, case: Case, device: Device) -> str | None:
+def valid_widened(knobs: Rows, case: Case, device: Device) -> str | None:
     """float32 has nothing to widen."""
     if case.dtype == "float32":
         return "float32 rows need no widening"
-    return _valid(knobs, case, device)
+    return valid(knobs, case, device)
 
 
-def _default(cls: type, case: Case, device: Device, valid: Any) -> Any:
-    """The dataclass's defaults, each given up in turn until the case takes them."""
-    vector = device.vector_bytes // 4
-    fit = max(1, case.hidden // vector)
-    parallel = case.rows > 1 and not (device.cores > 1 and case.rows * case.hidden <= SERIAL_LIMIT // 8)
-    wish: dict[str, Any] = {"lanes": min(4, loops.floor_power(fit)), "store": min(2, loops.floor_power(fit)), "parallel": parallel}
-    if cls is WidenedRows:
-        wish["affine32"] = case.rows >= 32
-    for extra in ({}, {"prefetch": 0}, {"affine32": False}, {"prefetch": 0, "affine32": False}):
-        if not set(extra) <= set(cls.__dataclass_fields__):  # type: ignore[attr-defined]
-            continue
-        for serial in (wish["parallel"], not wish["parallel"]):
-            knobs = cls(**{**wish, **extra, "parallel": serial})
-            if valid(knobs, case, device) is None:
-                return knobs
-    return cls(**{**wish, "lanes": 1, "store": 1})
+def default(case: Case, device: Device) -> Rows:
+    """Four accumulators hide the latency of an add on every CPU so far; small work stays on one thread."""
+    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    elements = case.rows * case.hidden
+    lanes = min(4, vectors)
+    ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
+    return Rows(
+        lanes=lanes,
+        store=min(2, vectors),
+        prefetch=int(ahead and case.rows > 1),
+        claim=ahead,
+        affine32=case.dtype != "float32" and case.rows >= AFFINE_ROWS,
+        parallel=case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1),
+    )
 
 
-def default_cached(case: Case, device: Device) -> CachedRows:
-    """Four accumulators hide the latency of an add on every CPU so far."""
-    return _default(CachedRows, case, device, valid_cached)
-
-
-def default_widened(case: Case, device: Device) -> WidenedRows:
-    """As `cached_rows`; the affine is widened when enough rows share the work."""
-    return _default(WidenedRows, case, device, valid_widened)
-
-
-def _apply(case: Case, knobs: Any, device: Device, keep_rows: bool) -> Any:
-    """Steps: 1 define, 2 widening, 3 one loop over rows, 4 sums, 5 outputs, 6 prefetch."""
+def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
+    """Steps: 1 define, 2 widening, 3 one loop over groups of rows, 4 sums, 5 outputs, 6 prefetch."""
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    func = loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector)))
+    func = loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together))
     sch = s_tir.Schedule(func)
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
@@ -131,52 +117,63 @@ def _apply(case: Case, knobs: Any, device: Device, keep_rows: bool) -> Any:
             else:
                 sch.compute_inline(block)
 
-    # 3. All stages into one loop over rows. merge keeps every block as it is, outputs among them, where compute_at refuses.
-    leading = {name: sch.get_loops(b)[:-1] for name, b in blocks.items() if name == "y"}
-    rows = sch.merge(*[sch.fuse(*leading[name]) if name in leading else sch.get_loops(b)[0] for name, b in blocks.items()])
-    if knobs.parallel:
-        sch.parallel(rows)
-
-    # 4. Sums: groups outside, lanes inside as one wide vector that LLVM keeps in registers.
+    # 3. All stages into one loop over groups. merge keeps every block as it is, outputs among them, where compute_at refuses.
+    outer = []
     for name, block in blocks.items():
+        found = sch.get_loops(block)
+        rows = sch.fuse(*found[:-1]) if name == "y" else found[0]
+        outer.append(sch.split(rows, [None, knobs.together])[0])
+    groups = sch.merge(*outer)
+    if knobs.parallel:
+        sch.parallel(groups)
+
+    # 4. Sums: groups of lanes outside, the rows side by side, lanes inside as one wide vector LLVM keeps in registers.
+    for name, block in blocks.items():
+        inner = sch.get_loops(block)[1:]
         if name.endswith("_lanes"):
-            lane, group = sch.get_loops(block)[1:]
-            sch.reorder(group, lane)
+            side, lane, group = inner
+            sch.reorder(group, side, lane)
             sch.vectorize(lane)
-            step = int(sch.get(lane).extent)
+            sch.unroll(side)
+            if name == "centred_lanes" and (knobs.prefetch or knobs.claim):
+                sch.annotate(group, loops.PREFETCH, knobs.lanes * vector)
             if knobs.unroll > 1 and int(sch.get(group).extent) % knobs.unroll == 0:
-                group, inner = sch.split(group, [None, knobs.unroll])
-                sch.unroll(inner)
-                step *= knobs.unroll
-            if name == "centred_lanes" and getattr(knobs, "prefetch", 0):
-                sch.annotate(group, loops.PREFETCH, step)  # after the split, which refuses an annotated loop
+                group, steps = sch.split(group, [None, knobs.unroll])
+                sch.unroll(steps)
             init = sch.decompose_reduction(block, group)
-            sch.vectorize(sch.get_loops(init)[-1])
+            init_side, init_lane = sch.get_loops(init)[-2:]
+            sch.unroll(init_side)
+            sch.vectorize(init_lane)
         elif "_tree" in name:
-            sch.vectorize(sch.get_loops(block)[1])
+            sch.unroll(inner[0])
+            sch.vectorize(inner[1])
+        elif name == "x32":
+            loops.exact_vectors(sch, inner[1], knobs.store * vector)
+        elif name not in ("y", "mean", "rstd"):
+            sch.unroll(inner[0])
 
-    # 5. Outputs (and the widened row) by whole vectors.
-    for name in ("x32", "y"):
-        if name in blocks:
-            loops.exact_vectors(sch, sch.get_loops(blocks[name])[1], knobs.store * vector)
+    # 5. Outputs by whole vectors.
+    loops.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)
 
-    # 6. The next rows, fetched while this one is summed.
-    if getattr(knobs, "prefetch", 0):
-        return loops.prefetch_rows(sch.mod, knobs.prefetch, case.itemsize)
-    return sch.mod
+    # 6. Rows fetched while others are summed, when memory has nothing else to do: the next of x, and the place of y.
+    names = [a.name for a in ops.get(case.op).arguments(case)]
+    fetches = [loops.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)] if knobs.prefetch else []
+    if knobs.claim:
+        fetches.append(loops.Prefetch(names.index("y"), 0, True, case.itemsize))
+    return loops.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
 
 
-def apply_cached(case: Case, knobs: CachedRows, device: Device) -> Any:
+def apply_cached(case: Case, knobs: Rows, device: Device) -> Any:
     """The row is read from memory once and from the cache twice."""
     return _apply(case, knobs, device, keep_rows=False)
 
 
-def apply_widened(case: Case, knobs: WidenedRows, device: Device) -> Any:
+def apply_widened(case: Case, knobs: Rows, device: Device) -> Any:
     """The row is widened once into a float32 copy that all three passes read."""
     return _apply(case, knobs, device, keep_rows=True)
 
 
 SCHEDULES = (
-    Schedule("cached_rows", "layer_norm", "cpu", CachedRows, default_cached, valid_cached, apply_cached),
-    Schedule("widened_rows", "layer_norm", "cpu", WidenedRows, default_widened, valid_widened, apply_widened),
+    Schedule("cached_rows", "layer_norm", "cpu", Rows, default, valid, apply_cached),
+    Schedule("widened_rows", "layer_norm", "cpu", Rows, default, valid_widened, apply_widened),
 )

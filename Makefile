@@ -1,0 +1,35 @@
+# make demo: set up, tune a small grid for this machine, use it, report.   make test: every check.
+# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint setup clean
+.DEFAULT_GOAL := demo
+
+demo: $(READY)
+	$(BIN)/lntune demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# Installed again when what is to be installed changes; the package itself is editable.
+$(READY): pyproject.toml constraints.txt tools/bundle.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old or missing; lntune needs Python 3.10 or newer: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""What every test gets: folders of its own for kernels, logs and schedules, and a reason where a GPU is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kernel cache of the whole run: a kernel is built once and shared by the tests, and the user's cache stays untouched.
+
+    The log folder is set too, so that a fixture of a wider scope than one test cannot write into the checkout's.
+    """
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LNTUNE_CACHE_DIR", str(folder))
+        patch.setenv("LNTUNE_LOG_DIR", str(tmp_path_factory.mktemp("logs")))
+        patch.delenv("LNTUNE_SCHEDULES", raising=False)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder of tuning logs (not there until something is written)."""
+    folder = tmp_path / "tuning_logs"
+    monkeypatch.setenv("LNTUNE_LOG_DIR", str(folder))
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; torch is imported only if some test asks for one."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False"))

@@ -1,0 +1,412 @@
+"""The check, checked: kernels written in PyTorch that are right pass, and each way of being wrong is caught."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from lntune import check, ops
+from lntune.case import DTYPES, Case
+from lntune.records import Record
+
+OP = ops.get("layer_norm")
+Kernel = Callable[..., None]
+Body = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
+
+
+def case_of(dtype: str = "float32", hidden: int = 100, variant: str = "weight+bias+stats") -> Case:
+    """A case; with the statistics unless asked otherwise, so that every output is covered."""
+    return Case("layer_norm", hidden, dtype, 8, variant)
+
+
+def kernel_of(case: Case, compute: Body, after: Callable[[dict[str, Any]], None] = lambda _: None) -> Kernel:
+    """A kernel in PyTorch: `compute` makes y, mean and rstd from the named arguments; `after` may do harm."""
+
+    def kernel(*values: Any) -> None:
+        named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
+        for name, value in compute(named).items():
+            if name in named:
+                named[name].copy_(value.reshape(named[name].shape))
+        after(named)
+
+    return kernel
+
+
+def right(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Layer norm in float64, rounded once."""
+    x = named["x"].double()
+    mean = x.mean(-1, keepdim=True)
+    rstd = ((x - mean).square().mean(-1, keepdim=True) + named["eps"]).rsqrt()
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def affine(y: torch.Tensor, named: dict[str, Any]) -> torch.Tensor:
+    """y with weight and bias, where there are any."""
+    if "weight" in named:
+        y = y * named["weight"].to(y.dtype)
+    return y + named["bias"].to(y.dtype) if "bias" in named else y
+
+
+def neighbours(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+    """A flat view of the tensor and of as many elements before and behind it."""
+    start = tensor.storage_offset() - elements
+    return tensor.as_strided((tensor.numel() + 2 * elements,), (1,), start)
+
+
+@pytest.mark.parametrize("variant", OP.variants)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
+    """Layer norm in float64 passes for every dtype and variant, on every style of input, well within the bar."""
+    case = case_of(dtype, 7, variant)
+    verdict = check.verify(case, kernel_of(case, right))
+    assert verdict.ok, verdict.message
+    assert set(verdict.errors) == {a.name for a in OP.arguments(case) if a.role == "out"}
+    assert all(0 <= error <= 1 for error in verdict.errors.values())
+    assert all(ratio <= 1.01 for ratio in verdict.versus_eager.values())  # nothing rounds less than once
+
+
+@pytest.mark.parametrize("hidden", [1, 1000, 4097])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eager_itself_passes(dtype: str, hidden: int) -> None:
+    """PyTorch's own layer norm passes: the bar asks for nothing that eager does not give. Its error is what others are
+    compared with."""
+    case = case_of(dtype, hidden)
+    verdict = check.verify(case, kernel_of(case, lambda a: dict(OP.eager(case, a))))
+    assert verdict.ok, verdict.message
+    assert all(0.99 <= ratio <= 1.01 for ratio in verdict.versus_eager.values())
+
+
+@pytest.mark.parametrize("hidden", [1000, 65536])
+def test_a_long_row_in_float32_passes(hidden: int) -> None:
+    """Statistics in float32, summed pairwise and in two passes, are good enough at every length."""
+
+    def two_pass(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+        x = named["x"].float()
+        mean0 = x.mean(-1, keepdim=True)
+        delta = (x - mean0).mean(-1, keepdim=True)
+        rstd = (((x - mean0).square().mean(-1, keepdim=True) - delta.square()).clamp(min=0) + named["eps"]).rsqrt()
+        rstd = torch.where(x.isfinite().all(-1, keepdim=True), rstd, torch.nan)
+        return {"y": affine((x - mean0) * rstd - delta * rstd, named), "mean": mean0 + delta, "rstd": rstd}
+
+    case = case_of("float32", hidden)
+    verdict = check.verify(case, kernel_of(case, two_pass))
+    assert verdict.ok, verdict.message
+
+
+def off_by(error: float, output: str) -> Body:
+    """Right, but for one element of one output."""
+
+    def compute(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+        made = right(named)
+        made[output] = made[output].clone()
+        made[output].view(-1)[-1] += error
+        return made
+
+    return compute
+
+
+def one_pass(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The variance as E[x^2] - mean^2 in float32."""
+    x = named["x"].float()
+    mean = x.mean(-1, keepdim=True)
+    rstd = ((x.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0) + named["eps"]).rsqrt()
+    rstd = torch.where(x.isfinite().all(-1, keepdim=True), rstd, torch.nan)
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def rounded_statistics(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Right, but mean and rstd are kept in the dtype of x."""
+    x = named["x"].double()
+    mean = x.mean(-1, keepdim=True).to(named["x"].dtype).double()
+    rstd = ((x - mean).square().mean(-1, keepdim=True) + named["eps"]).rsqrt().to(named["x"].dtype).double()
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def low_sums(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The sums of a row are accumulated in the dtype of x, element by element."""
+    x = named["x"]
+    mean = (_running(x) / x.shape[-1]).double()
+    squares = (x.double() - mean).square().to(x.dtype)
+    rstd = ((_running(squares) / x.shape[-1]).double() + named["eps"]).rsqrt()
+    return {"y": affine((x.double() - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def _running(x: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros_like(x[..., :1])
+    for k in range(x.shape[-1]):
+        total = total + x[..., k : k + 1]
+    return total
+
+
+def rounded_twice(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """y is rounded to the dtype of x before the affine, after its multiplication and after its addition."""
+    made, low = right(named), named["x"].dtype
+    x = named["x"].double()
+    y = ((x - made["mean"]) * made["rstd"]).to(low)
+    y = (y * named["weight"].to(low)).to(low) * torch.tensor(1 + 2.0**-7, dtype=low)
+    return {**made, "y": y + named["bias"].to(low)}
+
+
+def without_eps(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """eps forgotten; constant rows then divide by zero."""
+    return right({**named, "eps": 0.0})
+
+
+def eps_outside(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """eps added to sigma, not to the variance (what the paper's text suggests and PyTorch does not do)."""
+    x = named["x"].double()
+    mean = x.mean(-1, keepdim=True)
+    rstd = 1 / ((x - mean).square().mean(-1, keepdim=True).sqrt() + named["eps"])
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def unbiased(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The variance divided by N - 1."""
+    x = named["x"].double()
+    mean = x.mean(-1, keepdim=True)
+    rstd = ((x - mean).square().sum(-1, keepdim=True) / (x.shape[-1] - 1) + named["eps"]).rsqrt()
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+def swallowed_nan(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Whatever is not a number becomes 0."""
+    return {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in right(named).items()}
+
+
+def clamped_variance(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """rstd by way of a maximum that forgets NaN, as fmaxf does: an Inf in the row then leaves a finite rstd."""
+    made = right(named)
+    return {**made, "rstd": torch.fmin(made["rstd"], torch.tensor(1e30, dtype=torch.float64))}
+
+
+def poisoned_neighbours(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Two rows share their statistics' registers: what is not finite in one reaches the next."""
+    made = right(named)
+    bad = ~made["rstd"].isfinite()
+    return {name: value.masked_fill(bad.roll(1, 0), torch.nan) for name, value in made.items()}
+
+
+def swapped_rows(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The last two rows of y change places."""
+    made = right(named)
+    rows = made["y"].shape[0]
+    order = [*range(rows - 2), rows - 1, rows - 2] if rows > 1 else [0]
+    return {**made, "y": made["y"][order]}
+
+
+def rows_swapped_statistics(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """y is right but the statistics that are kept belong to other rows."""
+    made = right(named)
+    return {**made, "mean": made["mean"].roll(1, 0), "rstd": made["rstd"].roll(1, 0)}
+
+
+def squares_overflow(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Deviations are squared in float16 or as if the largest float were 1e30."""
+    x = named["x"].double()
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).square()
+    variance = torch.where(variance > (65504 if named["x"].dtype == torch.float16 else 1e30), torch.inf, variance).mean(-1, keepdim=True)
+    rstd = (variance + named["eps"]).rsqrt()
+    return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
+
+
+WRONG: dict[str, tuple[Body, tuple[str, ...]]] = {
+    "y off by 1e-3": (off_by(1e-3, "y"), ("float32",)),
+    "y off by 0.1": (off_by(0.1, "y"), ("float16", "bfloat16")),
+    "mean off by 1e-3": (off_by(1e-3, "mean"), ("float32",)),
+    "rstd off by 1e-3": (off_by(1e-3, "rstd"), tuple(DTYPES)),
+    "variance in one pass": (one_pass, ("float32",)),
+    "statistics rounded": (rounded_statistics, ("float16", "bfloat16")),
+    "sums in low precision": (low_sums, ("float16", "bfloat16")),
+    "y scaled by a rounding": (rounded_twice, ("float16", "bfloat16")),
+    "eps forgotten": (without_eps, tuple(DTYPES)),
+    "eps outside the root": (eps_outside, tuple(DTYPES)),
+    "variance over N - 1": (unbiased, tuple(DTYPES)),
+    "NaN swallowed": (swallowed_nan, tuple(DTYPES)),
+    "NaN lost in a maximum": (clamped_variance, tuple(DTYPES)),
+    "neighbours poisoned": (poisoned_neighbours, tuple(DTYPES)),
+    "rows swapped": (swapped_rows, tuple(DTYPES)),
+    "statistics of other rows": (rows_swapped_statistics, tuple(DTYPES)),
+    "squares overflow": (squares_overflow, ("float32", "float16")),
+}
+
+
+@pytest.mark.parametrize(("how", "dtype"), [(how, dtype) for how, (_, dtypes) in WRONG.items() for dtype in dtypes])
+def test_a_wrong_kernel_is_caught(how: str, dtype: str) -> None:
+    """Each way of computing something else is caught, and the message says which output and on which inputs."""
+    case = case_of(dtype)
+    verdict = check.verify(case, kernel_of(case, WRONG[how][0]))
+    assert not verdict.ok
+    assert verdict.message.split(":")[0] in ("y", "mean", "rstd")
+    assert "inputs" in verdict.message
+    assert "rows" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [
+        ("variance in one pass", "float32"),
+        ("sums in low precision", "float16"),
+        ("sums in low precision", "bfloat16"),
+        ("statistics rounded", "float16"),
+        ("statistics rounded", "bfloat16"),
+        ("neighbours poisoned", "bfloat16"),
+        ("eps forgotten", "bfloat16"),
+    ],
+)
+def test_y_alone_gives_it_away(how: str, dtype: str) -> None:
+    """A kernel that keeps no statistics is caught by its y: some style of input brings the fault out of the rounding."""
+    case = case_of(dtype, 1000, "weight+bias")
+    assert not check.verify(case, kernel_of(case, WRONG[how][0])).ok
+
+
+def test_one_pass_is_caught_by_the_shifted_style() -> None:
+    """E[x^2] - mean^2 is right on plain inputs, so it is the style with a large mean that must catch it."""
+    case = case_of()
+    assert "shifted" in check.verify(case, kernel_of(case, one_pass)).message
+
+
+def unwritten(elements: slice) -> Callable[[dict[str, Any]], None]:
+    """The case in which some elements of y keep what was there before; called in place of a computation."""
+
+    def skip(named: dict[str, Any]) -> None:
+        made = affine((named["x"].double() - right(named)["mean"]) * right(named)["rstd"], named).to(named["y"].dtype)
+        keep = named["y"].view(-1)[elements].clone()
+        named["y"].copy_(made.reshape(named["y"].shape))
+        named["y"].view(-1)[elements] = keep
+
+    return skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("elements", [slice(-1, None), slice(0, 1), slice(96, 100), slice(None)], ids=["last", "first", "tail of a row", "all"])
+def test_an_element_that_is_not_written_is_caught(dtype: str, elements: slice) -> None:
+    """Outputs start as NaN, so what a kernel leaves out shows even where the right value is 0."""
+    case = case_of(dtype, 100, "plain")
+
+    def kernel(*values: Any) -> None:
+        unwritten(elements)(dict(zip((a.name for a in OP.arguments(case)), values, strict=True)))
+
+    verdict = check.verify(case, kernel)
+    assert not verdict.ok
+    assert "y: " in verdict.message
+
+
+def test_a_statistic_that_is_not_written_is_caught() -> None:
+    """The same for the statistics: a kernel that forgets rstd is wrong."""
+    case = case_of()
+    verdict = check.verify(case, kernel_of(case, lambda a: {k: v for k, v in right(a).items() if k != "rstd"}))
+    assert verdict.message.startswith("rstd: ")
+
+
+@pytest.mark.parametrize("output", ["y", "mean", "rstd"])
+@pytest.mark.parametrize("at", [0, -1, 1, -2])
+def test_a_write_outside_is_caught(output: str, at: int) -> None:
+    """One element written before or behind any output is seen, whatever is written there and though all results are right."""
+    case = case_of("bfloat16")
+
+    def spill(named: dict[str, Any]) -> None:
+        neighbours(named[output], 2)[at] = 0.0
+
+    verdict = check.verify(case, kernel_of(case, right, spill))
+    assert verdict.message.startswith(f"wrote outside {output}")
+
+
+@pytest.mark.parametrize("argument", ["x", "weight", "bias"])
+def test_a_changed_input_is_caught(argument: str) -> None:
+    """One element of an input written to is seen, be it only the sign of a zero."""
+    case = case_of()
+
+    def harm(named: dict[str, Any]) -> None:
+        flat = named[argument].view(-1)
+        flat[3] = -0.0 if flat[3] == 0 else flat[3] * (1 + 2.0**-20)
+
+    assert check.verify(case, kernel_of(case, right, harm)).message.startswith(f"changed its input {argument}")
+
+
+@pytest.mark.parametrize("argument", ["x", "weight", "bias"])
+@pytest.mark.parametrize("side", [0, -1], ids=["before", "behind"])
+def test_a_read_outside_is_caught(argument: str, side: int) -> None:
+    """What lies beside an input is NaN: a kernel that adds 0 times its neighbour to the result is seen."""
+    case = case_of()
+
+    def compute(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+        made = right(named)
+        made["y"] = made["y"].clone()
+        made["y"].view(-1)[side] += 0.0 * neighbours(named[argument], 1)[side].double()
+        return made
+
+    assert "finite where" in check.verify(case, kernel_of(case, compute)).message
+
+
+def test_three_dimensions_have_a_batch() -> None:
+    """A kernel for (batch, length, hidden) is checked with more than one batch and more than one row in each, so one that
+    mixes the two up is caught."""
+    case = case_of("float32", 7, "plain+3d" if "plain+3d" in OP.variants else "3d")
+    shapes = set()
+
+    def kernel(*values: Any) -> None:
+        named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
+        shapes.add(tuple(named["x"].shape))
+        named["y"].copy_(right(named)["y"])
+
+    def transposed(*values: Any) -> None:
+        named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
+        batch, length, hidden = named["x"].shape
+        named["y"].copy_(right(named)["y"].reshape(length, batch, hidden).transpose(0, 1))
+
+    assert check.verify(case, kernel).ok
+    assert any(batch > 1 and length > 1 for batch, length, _ in shapes)
+    assert not check.verify(case, transposed).ok
+
+
+def test_arguments_are_misaligned_and_contiguous() -> None:
+    """Kernels are checked on contiguous tensors whose addresses are multiples of one element only."""
+    case, seen = case_of("bfloat16"), []
+
+    def kernel(*values: Any) -> None:
+        seen.extend(v for v in values if isinstance(v, torch.Tensor))
+
+    check.verify(case, kernel)
+    assert all(v.is_contiguous() for v in seen)
+    assert all(v.data_ptr() % (2 * v.element_size()) == v.element_size() for v in seen if v.numel() > 1 or v.ndim > 1)
+
+
+def test_what_a_kernel_raises_comes_through() -> None:
+    """An exception of the kernel is the caller's to record."""
+
+    def kernel(*_: Any) -> None:
+        raise RuntimeError("cannot")
+
+    with pytest.raises(RuntimeError, match="cannot"):
+        check.verify(case_of(), kernel)
+
+
+def test_a_kernel_that_does_nothing_is_wrong() -> None:
+    """Nothing done is nothing right, and the verdict is still made of numbers that a log can hold."""
+    verdict = check.verify(case_of(), lambda *_: None)
+    assert not verdict.ok
+    assert all(error <= sys.float_info.max for error in verdict.errors.values())
+    assert msgspec.json.decode(msgspec.json.encode(verdict), type=check.Verdict) == verdict
+
+
+def test_errors_are_in_units_of_the_bar() -> None:
+    """`errors` is 1 at the bar: an error of twice the bar reads 2, and the message has both numbers."""
+    case = case_of()
+    (problem,) = (p for p in check._problems("layer_norm", 100, "float32", case.variant) if p.style == "normal" and p.rows > 1)
+    verdict = check.verify(case, kernel_of(case, off_by(-3 * max(p.bar["y"] for p in check._problems("layer_norm", 100, "float32", case.variant)), "y")))
+    assert not verdict.ok
+    assert verdict.errors["y"] >= 2.0
+    assert "times what is allowed" in verdict.message
+    assert problem.bar["y"] > 2 * problem.eager_error["y"]
+
+
+def test_records_take_any_verdict() -> None:
+    """The errors of a verdict fit a record's fields."""
+    fields = {f.name: f.type for f in msgspec.structs.fields(Record)}
+    assert fields["errors"] == fields["versus_eager"] == dict[str, float]

@@ -1,0 +1,331 @@
+"""The kernels themselves: every schedule there is, on this machine's instruction set, against float64 mathematics."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lntune import build, check, ops
+from lntune import device as device_module
+from lntune.case import DTYPES, TYPICAL_ROWS, Case
+from lntune.device import Device
+from lntune.schedule import Schedule, all_schedules, get
+
+DEVICE = device_module.current()
+PLANS = {name: s for name, s in all_schedules().items() if s.kind == DEVICE.kind}
+LAYER_NORMS = [name for name, s in PLANS.items() if s.op == "layer_norm"]
+
+# Below a vector; primes; exactly one vector and several; a tail of every width (100 = 64 + 32 + 4, 1000 = 7 x 128 + 64 + 32
+# + 8); one more than a power of two. They cost a build each, so every dtype gets all of them.
+SHORT = (1, 2, 3, 7, 31, 64, 100, 769, 1000, 1024, 4097)
+# A long row costs seconds of float64 reference and takes no other path than a short one, but offsets and sums are larger:
+# the longest, and a vocabulary's odd one, each in one dtype.
+LONG = ((50257, "float32"), (65536, "bfloat16"), (50257, "float16"))
+
+Kernel = Callable[..., Any]
+
+
+def cases(op: str, sizes: tuple[tuple[int, str], ...], rows: int = 512) -> list[Case]:
+    """A case for each (hidden, dtype)."""
+    return [Case(op, hidden, dtype, rows) for hidden, dtype in sizes]
+
+
+def schedule_cases(dtypes: tuple[str, ...] = tuple(DTYPES), short: tuple[int, ...] = SHORT, long: tuple[tuple[int, str], ...] = LONG) -> list[Any]:
+    """(schedule, case) for all that have valid knobs, with readable ids."""
+    made = []
+    for name, plan in PLANS.items():
+        for case in cases(plan.op, (*((h, d) for d in dtypes for h in short), *long)):
+            if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
+                made.append(pytest.param(name, case, id=f"{name}-{case.dtype}-{case.hidden}"))
+    return made
+
+
+def with_variant(case: Case, variant: str) -> Case:
+    """The case in another variant."""
+    return Case(case.op, case.hidden, case.dtype, case.rows, variant)
+
+
+@functools.lru_cache(maxsize=256)
+def built(name: str, case: Case, device: Device = DEVICE) -> Kernel:
+    """The kernel of a schedule's default knobs."""
+    plan = get(name)
+    return build.in_memory(case, plan, plan.default(case, device), device)
+
+
+def call(kernel: Kernel, case: Case, x: torch.Tensor, outputs: dict[str, torch.Tensor] | None = None, **given: Any) -> torch.Tensor:
+    """y of a kernel; weight, bias and eps where `given` does not say are those of the operator's plain inputs."""
+    named = {**ops.get(case.op).inputs(case, 1, "normal", 0), **given, "x": x, **(outputs or {})}
+    for arg in ops.get(case.op).arguments(case):
+        if arg.role == "out" and arg.name not in named:
+            named[arg.name] = torch.empty(x.shape if arg.name == "y" else (x.numel() // case.hidden,), dtype=getattr(torch, arg.dtype))
+    kernel(*(named[arg.name] for arg in ops.get(case.op).arguments(case)))
+    return named["y"]
+
+
+def assert_right(case: Case, kernel: Kernel) -> None:
+    """The kernel passes the check that every candidate of a tuning run has to pass."""
+    verdict = check.verify(case, kernel)
+    assert verdict.ok, verdict.message
+    assert set(verdict.errors) == {a.name for a in ops.get(case.op).arguments(case) if a.role == "out"}
+    assert all(error <= 1 for error in verdict.errors.values())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_schedule_serves_low_precision(name: str) -> None:
+    """No schedule drops out of the tests below unseen: each has valid default knobs for an ordinary case."""
+    assert any(case.values[0] == name for case in schedule_cases(short=(1024,), long=()))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases())
+def test_default_knobs_are_right(name: str, case: Case) -> None:
+    """At its default knobs every schedule is right for every dtype, from rows of one element to the longest."""
+    assert_right(case, built(name, case))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(short=(1000,), long=()))
+def test_one_row(name: str, case: Case) -> None:
+    """The kernel planned for a single row (default knobs differ) is right for one and for many."""
+    plan, single = PLANS[name], Case(case.op, case.hidden, case.dtype, 1)
+    assert plan.reason_invalid(plan.default(single, DEVICE), single, DEVICE) is None
+    assert_right(single, built(name, single))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(1000,), long=()))
+def test_every_variant(name: str, case: Case) -> None:
+    """Every combination of weight, bias and statistics, in either dtype, is right; bfloat16, where the two differ."""
+    for variant in ops.get(case.op).variants:
+        assert_right(with_variant(case, variant), built(name, with_variant(case, variant)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_variants_in_other_dtypes(dtype: str) -> None:
+    """The variants that differ most from the default are right in the other dtypes, for a row shorter than a vector."""
+    for name, plan in PLANS.items():
+        for variant in ("plain", "weight32+bias+stats", "bias32+3d") if plan.op == "layer_norm" else ():
+            case = Case(plan.op, 7, dtype, 512, variant)
+            if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
+                assert_right(case, built(name, case))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000, 1024), long=()))
+def test_sampled_knobs_are_right(name: str, case: Case) -> None:
+    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space."""
+    plan = PLANS[name]
+    space = plan.space(case, DEVICE)
+    for setting in random.Random(case.hidden).sample(space, min(10, len(space))):
+        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+        assert verdict.ok, f"{setting}: {verdict.message}"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_each_knob_value_is_right(name: str) -> None:
+    """Every value of every knob occurs, one at a time beside the defaults, and is right (or refused with a reason)."""
+    plan = PLANS[name]
+    tried = 0
+    for rows in (512, 8):  # switches that only fit small work, too
+        case = Case(plan.op, 1024, "bfloat16", rows)
+        default = plan.default(case, DEVICE)
+        for field, values in _knob_values(plan).items():
+            for value in values:
+                setting = plan.knobs(**{**_asdict(default), field: value})
+                if setting != default and plan.reason_invalid(setting, case, DEVICE) is None:
+                    tried += 1
+                    verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+                    assert verdict.ok, f"{setting}: {verdict.message}"
+    assert tried >= len(_knob_values(plan))
+
+
+def _knob_values(plan: Schedule) -> dict[str, tuple[Any, ...]]:
+    from lntune import knobs
+
+    return knobs.values_of(plan.knobs)
+
+
+def _asdict(setting: Any) -> dict[str, Any]:
+    from lntune import knobs
+
+    return knobs.to_dict(setting)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(hidden=st.integers(1, 3000), dtype=st.sampled_from(sorted(DTYPES)), name=st.sampled_from(LAYER_NORMS), rows=st.sampled_from(TYPICAL_ROWS))
+def test_any_hidden_size(hidden: int, dtype: str, name: str, rows: int) -> None:
+    """Sizes nobody thought of are right, too."""
+    case = Case("layer_norm", hidden, dtype, rows)
+    if PLANS[name].reason_invalid(PLANS[name].default(case, DEVICE), case, DEVICE):
+        name = LAYER_NORMS[0]  # the one that takes every dtype
+    assert_right(case, built(name, case))
+
+
+@pytest.mark.parametrize("isa", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+def test_lower_levels_run_here(isa: str) -> None:
+    """Code for an older CPU of the same family, with its narrower vectors, is right as well."""
+    levels = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    if DEVICE.isa not in levels or levels.index(isa) > levels.index(DEVICE.isa):
+        pytest.skip(f"this CPU ({DEVICE.isa}) does not run {isa}")
+    other = Device("cpu", "older", isa, 2)
+    for name in LAYER_NORMS:
+        for hidden in (100, 1000):
+            case = Case("layer_norm", hidden, "bfloat16", 512)
+            assert_right(case, built(name, case, other))
+
+
+@pytest.mark.parametrize("name", LAYER_NORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_depends_on_itself_alone(name: str, dtype: str) -> None:
+    """y of a row is bitwise the same alone, among others, at any place and among any number of rows."""
+    case = Case("layer_norm", 1000, dtype, 512)
+    if PLANS[name].reason_invalid(PLANS[name].default(case, DEVICE), case, DEVICE):
+        pytest.skip("the schedule does not take this dtype")
+    kernel = built(name, case)
+    x = ops.get("layer_norm").inputs(case, 37, "normal", 1)["x"]
+    together = call(kernel, case, x)
+    for row in (0, 1, 17, 35, 36):
+        assert torch.equal(call(kernel, case, x[row : row + 1].contiguous())[0], together[row])
+    assert torch.equal(call(kernel, case, x[3:12].contiguous()), together[3:12])
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(call(kernel, case, x[order].contiguous()), together[order])
+
+
+@pytest.mark.parametrize("hidden", [3, 1000, 1024])
+def test_invariants_of_the_mathematics(hidden: int) -> None:
+    """Without an affine: rows sum to 0 and have variance 1; adding a constant to x or scaling it by a power of two (eps
+    aside) changes nothing beyond rounding. And x itself is not written to."""
+    case = Case("layer_norm", hidden, "float32", 512, "plain")
+    kernel = built(LAYER_NORMS[0], case)
+    x = ops.get("layer_norm").inputs(case, 9, "normal", 2)["x"]
+    before = x.clone()
+    y = call(kernel, case, x, eps=0.0)
+    assert torch.equal(x, before)
+    assert y.double().mean(-1).abs().max() < 1e-6
+    assert (y.double().square().mean(-1) - 1).abs().max() < 1e-5
+    # x + 8 is rounded to 2^-21 (values below 16 have 20 bits after the point), which the smallest row sigma here amplifies.
+    sigma = x.double().std(-1, unbiased=False).min().item()
+    assert (call(kernel, case, x + 8, eps=0.0) - y).abs().max() < 2**-19 / sigma + 1e-6
+    assert torch.equal(call(kernel, case, x * 4, eps=0.0), y)  # exact: only exponents change
+
+
+def test_no_rows() -> None:
+    """An empty batch is taken, in two dimensions and in three, and nothing is written."""
+    for name in LAYER_NORMS:
+        case = Case("layer_norm", 100, "bfloat16", 512)
+        assert call(built(name, case), case, torch.empty(0, 100, dtype=torch.bfloat16)).shape == (0, 100)
+        flat = with_variant(case, "weight+bias+3d")
+        for shape in ((0, 5, 100), (3, 0, 100)):
+            assert call(built(name, flat), flat, torch.empty(shape, dtype=torch.bfloat16)).shape == shape
+
+
+@pytest.mark.parametrize("name", LAYER_NORMS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (3, 5), (4, 4)])
+def test_three_dimensions_equal_two(name: str, shape: tuple[int, int]) -> None:
+    """The kernel for (batch, length, hidden) gives bitwise what the one for (rows, hidden) gives."""
+    case = Case("layer_norm", 100, "bfloat16", 512)
+    flat = with_variant(case, "weight+bias+3d")
+    x = ops.get("layer_norm").inputs(case, shape[0] * shape[1], "normal", 3)["x"]
+    assert torch.equal(call(built(name, flat), flat, x.reshape(*shape, 100)).reshape(x.shape), call(built(name, case), case, x))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(short=(1000, 1024), long=()))
+def test_misaligned_arguments(name: str, case: Case) -> None:
+    """Tensors that start at any element, 16 of them in a row, give bitwise what aligned ones give."""
+    kernel = built(name, case)
+    given = ops.get(case.op).inputs(case, 3, "normal", 4)
+    aligned = call(kernel, case, **given)
+
+    def moved(tensor: torch.Tensor, by: int) -> torch.Tensor:
+        whole = torch.zeros(tensor.numel() + 64, dtype=tensor.dtype)
+        view = whole[by : by + tensor.numel()].view(tensor.shape)
+        view.copy_(tensor)
+        return view
+
+    for by in range(17):
+        y = moved(torch.zeros_like(aligned), (by * 5) % 17)
+        call(kernel, case, moved(given["x"], by), {"y": y}, weight=moved(given["weight"], (by * 3) % 17), bias=moved(given["bias"], (by * 7) % 17), eps=1e-5)
+        assert torch.equal(y, aligned), f"x is {by} elements off"
+
+
+def _wrong_calls() -> dict[str, Callable[[dict[str, Any]], None]]:
+    """What a caller may do wrong -> a change to the arguments that does it."""
+    f32 = torch.float32
+    return {
+        "x of another dtype": lambda a: a.update(x=a["x"].to(torch.float16)),
+        "x of double": lambda a: a.update(x=a["x"].double()),
+        "x too wide": lambda a: a.update(x=torch.zeros(4, 101)),
+        "x too narrow": lambda a: a.update(x=torch.zeros(4, 99)),
+        "x flat": lambda a: a.update(x=torch.zeros(400)),
+        "x of three dimensions": lambda a: a.update(x=torch.zeros(2, 2, 100)),
+        "x transposed": lambda a: a.update(x=torch.zeros(100, 4).T),
+        "x with gaps": lambda a: a.update(x=torch.zeros(4, 200)[:, ::2]),
+        "x row-strided": lambda a: a.update(x=torch.zeros(4, 128)[:, :100]),
+        "x on no device": lambda a: a.update(x=torch.zeros(4, 100, device="meta")),
+        "x not a tensor": lambda a: a.update(x=[[0.0] * 100] * 4),
+        "x missing": lambda a: a.update(x=None),
+        "weight of another dtype": lambda a: a.update(weight=a["weight"].to(torch.bfloat16)),
+        "weight too short": lambda a: a.update(weight=torch.zeros(99)),
+        "weight with gaps": lambda a: a.update(weight=torch.zeros(200)[::2]),
+        "bias missing": lambda a: a.update(bias=None),
+        "eps a word": lambda a: a.update(eps="small"),
+        "y with fewer rows": lambda a: a.update(y=torch.zeros(3, 100)),
+        "y with more rows": lambda a: a.update(y=torch.zeros(5, 100)),
+        "y of another dtype": lambda a: a.update(y=torch.zeros(4, 100, dtype=torch.int32)),
+        "y row-strided": lambda a: a.update(y=torch.zeros(4, 128, dtype=f32)[:, :100]),
+        "too few arguments": lambda a: a.pop("y"),
+        "too many arguments": lambda a: a.update(more=torch.zeros(4)),
+    }
+
+
+@pytest.mark.parametrize("wrong", _wrong_calls())
+@pytest.mark.parametrize("name", LAYER_NORMS)
+def test_wrong_arguments_are_refused(name: str, wrong: str) -> None:
+    """A call that does not fit the kernel raises, and the kernel works as before."""
+    dtype = "float32" if name == LAYER_NORMS[0] else "bfloat16"
+    case = Case("layer_norm", 100, dtype, 512)
+    kernel = built(name, case)
+    given = ops.get("layer_norm").inputs(case, 4, "normal", 5)
+    right = {"x": given["x"], "weight": given["weight"], "bias": given["bias"], "eps": 1e-5, "y": torch.empty_like(given["x"])}
+    arguments = dict(right)
+    _wrong_calls()[wrong](arguments)
+    if dtype == "bfloat16" and wrong == "weight of another dtype":
+        arguments["weight"] = given["weight"].float()
+    with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError, BufferError)):
+        kernel(*arguments.values())
+    kernel(*right.values())
+    assert torch.isfinite(right["y"]).all()
+
+
+@pytest.mark.parametrize("device", [Device("cpu", "t", isa, cores) for isa, cores in (("x86-64-v4", 8), ("x86-64-v3", 1), ("aarch64", 2))], ids=lambda d: d.isa)
+def test_default_knobs_are_valid_everywhere(device: Device) -> None:
+    """For every hidden size, dtype and row bucket some schedule's default knobs are valid, its first schedule's always; and
+    whatever is refused is refused with a reason in words."""
+    for op in {s.op for s in PLANS.values()}:
+        plans = [s for s in PLANS.values() if s.op == op]
+        for hidden in (*range(1, 2101), 4096, 4097, 16384, 50257, 65536):
+            for dtype in DTYPES:
+                for rows in TYPICAL_ROWS:
+                    case = Case(op, hidden, dtype, rows)
+                    reasons = [p.reason_invalid(p.default(case, device), case, device) for p in plans]
+                    assert reasons[0] is None, f"{plans[0].name}, {case}: {reasons[0]}"
+                    assert all(r is None or (isinstance(r, str) and len(r) > 10) for r in reasons), str(case)
+                    assert all(r is None or not p.space(case, device) for r, p in zip(reasons, plans, strict=True) if r and hidden in (1, 7, 1000)), str(case)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_reasons_are_sentences(name: str) -> None:
+    """Over the whole knob space each setting is valid, or is refused with a reason that is a text."""
+    from lntune import knobs
+
+    for hidden, rows, dtype in ((1, 1, "float32"), (100, 8, "bfloat16"), (1024, 512, "float32"), (16384, 4096, "float16")):
+        case = Case(PLANS[name].op, hidden, dtype, rows)
+        refused = 0
+        for setting in knobs.enumerate_space(PLANS[name].knobs):
+            reason = PLANS[name].reason_invalid(setting, case, DEVICE)
+            assert reason is None or (isinstance(reason, str) and reason.strip())
+            refused += reason is not None
+        assert refused

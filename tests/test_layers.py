@@ -1,0 +1,154 @@
+"""Imports go one way: a file imports only from lower layers, and heavy packages only where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A module imports from the rows above its own; a package counts as one module, and __init__ is the public names (which
+# resolve on first use). Imports for type checkers only are free: they carry a type's name, not code.
+LAYERS = (
+    ("errors",),
+    ("paths", "device", "case"),
+    ("knobs", "records", "toolchain"),
+    ("ops", "search"),
+    ("schedule", "loops", "runtime"),
+    ("build", "check", "timing", "select"),
+    ("artifact",),
+    ("trial", "torch", "report"),
+    ("__init__", "worker", "bench", "verification", "doctor"),
+    ("tune",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+
+TVM = {"build", "loops", "ops"}
+TVM_FFI = {"runtime", "torch"}
+ABOVE_SCHEDULES = RANK["build"]
+"""Schedule files may use what lies below the compiler."""
+
+FILES = sorted(p.relative_to(ROOT) for folder in ("lntune", "schedules") for p in (ROOT / folder).rglob("*.py") if "_bundled" not in p.parts)
+
+
+def unit(path: Path) -> str:
+    """The name in LAYERS of a file of lntune: "case", or "ops" for lntune/ops/layer_norm.py."""
+    return path.parts[1].removesuffix(".py")
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those below `if TYPE_CHECKING`, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in node.orelse:
+                yield from (other, *executed(other))
+        else:
+            yield from (node, *executed(node))
+
+
+def imported(source: str) -> set[str]:
+    """Absolute names of the modules a source imports anywhere; `from lntune import x` counts as lntune.x."""
+    names: set[str] = set()
+    for node in executed(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "lntune" or node.level else {module}
+    return names
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a file of the project imports."""
+    return imported((ROOT / path).read_text(encoding="utf-8"))
+
+
+def units_used(path: Path) -> set[str]:
+    """The modules and packages of lntune a file imports (`lntune` itself as "__init__")."""
+    names = [name.split(".") for name in imports_of(path)]
+    used = {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "lntune"}
+    return used - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_from_lower_layers(path: Path) -> None:
+    """Every module lntune imports from itself lies in a row above its own; its package's siblings are free."""
+    used = units_used(path)
+    assert used <= set(RANK), f"{path} imports {sorted(used - set(RANK))}; give new modules their place in LAYERS"
+    if path.parts[0] == "schedules":
+        limit, own = ABOVE_SCHEDULES, ""
+    else:
+        own = unit(path)
+        assert own in RANK, f"{path} is new: give it its place in LAYERS"
+        limit = RANK[own]
+    too_high = sorted(name for name in used - {own} if RANK[name] >= limit)
+    assert not too_high, f"{path} imports {too_high} of its own layer or a higher one"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_are_absolute(path: Path) -> None:
+    """No relative import, which would hide from the test above."""
+    assert not [name for name in imports_of(path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "lntune"], ids=str)
+def test_heavy_packages_are_imported_only_where_they_belong(path: Path) -> None:
+    """TVM is called by the compiler's modules alone, tvm_ffi by those that call kernels; searches and reports know no tensor."""
+    packages = {name.split(".")[0] for name in imports_of(path)}
+    own = unit(path)
+    assert "tvm" not in packages or own in TVM
+    assert "tvm_ffi" not in packages or own in TVM_FFI
+    assert not packages & {"tvm", "tvm_ffi", "torch"} or own not in ("search", "report", "records", "knobs")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after the statement."""
+    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_lntune_is_light() -> None:
+    """`import lntune` brings in neither a compiler nor the command line's packages, and leaves torch to its first use."""
+    loaded = loaded_by("import lntune")
+    assert "lntune" in loaded
+    assert not loaded & {"tvm", "tvm_ffi", "typer", "rich", "scipy", "torch"}
+
+
+def test_the_torch_op_loads_without_the_compiler() -> None:
+    """The public op can be imported without TVM and without the command line's packages."""
+    loaded = loaded_by("import lntune; lntune.layer_norm, lntune.LayerNorm, lntune.convert")
+    assert "torch" in loaded
+    assert not loaded & {"tvm", "typer", "rich", "scipy"}
+
+
+@pytest.mark.parametrize("module", [".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in FILES if p.parts[1] in ("report", "search")])
+def test_reports_and_searches_load_no_device_code(module: str) -> None:
+    """Importing any report or search module, with all it imports in turn, loads neither torch nor TVM."""
+    assert not loaded_by(f"import {module}") & {"tvm", "tvm_ffi", "torch"}
+
+
+def test_the_checks_see_every_form_of_import() -> None:
+    """Plain, aliased, from-, nested and relative imports are found; those for type checkers only are not."""
+    source = """
+import a.b as c
+from lntune import x, y as z
+from lntune.q import w
+from . import r
+if TYPE_CHECKING:
+    import t
+else:
+    import e
+def f():
+    import n
+"""
+    assert imported(source) == {"a.b", "lntune.x", "lntune.y", "lntune.q", "..r", "e", "n"}

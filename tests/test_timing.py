@@ -1,0 +1,211 @@
+"""How time is measured: on a clock of the tests' own, so that nothing here depends on the machine."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lntune import timing
+from lntune.records import Timing
+
+
+class Clock:
+    """Stands still but for what contenders take; `calls` is the order in which they were called."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.calls: list[str] = []
+
+    def contender(self, name: str, seconds: float | Callable[[], float]) -> Callable[[], None]:
+        """A function that takes `seconds`, a number or what a function gives."""
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += seconds() if callable(seconds) else seconds
+
+        return run
+
+    def perf_counter(self) -> float:
+        """Seconds."""
+        return self.now
+
+    monotonic = perf_counter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that `timing` reads."""
+    made = Clock()
+    monkeypatch.setattr(timing, "time", made)
+    return made
+
+
+def rounds_of(calls: list[str], names: set[str]) -> list[list[str]]:
+    """The order of the contenders in each round, from the calls; a sample is a run of calls of one contender."""
+    merged = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
+    merged = merged[len(names) :]  # finding out the number of calls comes first
+    rounds: list[list[str]] = []
+    for name in merged:
+        if not rounds or len(rounds[-1]) == len(names):
+            rounds.append([])
+        rounds[-1].append(name)
+    return rounds
+
+
+def test_every_round_has_every_contender_once(clock: Clock) -> None:
+    """Each contender gives one sample a round, and the order changes from round to round."""
+    names = {"a", "b", "c", "d"}
+    order: list[str] = []
+
+    def noting(name: str) -> Callable[[], None]:
+        def run() -> None:
+            order.append(name)
+            clock.now += 1e-3
+
+        return run
+
+    measured = timing.measure({name: noting(name) for name in names}, seconds=0.0, rounds=20)
+    assert {name: len(t.samples_us) for name, t in measured.timings.items()} == dict.fromkeys(names, 20)
+    # 1 ms is longer than a sample has to be: one untimed call and one timed, side by side, for each contender and round.
+    sampled = order[-2 * 4 * 20 :]
+    assert sampled[::2] == sampled[1::2]
+    rounds = [tuple(sampled[i : i + 8 : 2]) for i in range(0, len(sampled), 8)]
+    assert all(set(r) == names for r in rounds)
+    assert len(set(rounds)) > 10
+
+
+def test_the_order_depends_on_the_seed_alone(clock: Clock) -> None:
+    """The same seed gives the same order, another seed another."""
+
+    def order(seed: int) -> list[str]:
+        clock.calls.clear()
+        timing.measure({name: clock.contender(name, 1e-3) for name in "abcde"}, 0.0, rounds=10, seed=seed)
+        return list(clock.calls)
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_samples_are_times_per_call(clock: Clock) -> None:
+    """A sample is the time of one call in microseconds, however many calls it is made of; the median is over the samples."""
+    noise = random.Random(0)
+    measured = timing.measure(
+        {
+            "fast": clock.contender("fast", 2e-6),
+            "slow": clock.contender("slow", 5e-3),
+            "varying": clock.contender("varying", lambda: noise.choice((1e-3, 2e-3, 9e-3))),
+        },
+        seconds=0.0,
+        rounds=9,
+    ).timings
+    assert measured["fast"].samples_us == pytest.approx([2.0] * 9, rel=1e-3)
+    assert measured["slow"].samples_us == pytest.approx([5000.0] * 9)
+    assert set(measured["varying"].samples_us) <= {pytest.approx(v) for v in (1000.0, 2000.0, 9000.0)} or len(measured["varying"].samples_us) == 9
+    for t in measured.values():
+        assert t.median_us == pytest.approx(statistics.median(t.samples_us))
+
+
+@pytest.mark.parametrize("seconds", [1e-7, 1e-6, 3e-5, 2e-4])
+def test_a_sample_is_long_against_the_clock(clock: Clock, seconds: float) -> None:
+    """Short functions are called until a sample takes about SAMPLE_SECONDS: not less than half, not more than four times
+    that (4096 calls at most)."""
+    timing.measure({"f": clock.contender("f", seconds)}, 0.0, rounds=1)
+    before = len(clock.calls)
+    timing.measure({"f": clock.contender("f", seconds)}, 0.0, rounds=2)
+    one_more = len(clock.calls) - before
+    clock.calls.clear()
+    timing.measure({"f": clock.contender("f", seconds)}, 0.0, rounds=3)
+    per_round = len(clock.calls) - one_more - 1  # without the untimed call
+    assert per_round <= 4096 * 1.01 or per_round * seconds <= 4 * timing.SAMPLE_SECONDS
+    assert per_round * seconds >= timing.SAMPLE_SECONDS / 2 or per_round >= 4096
+
+
+def test_measuring_stops_when_the_time_is_over(clock: Clock) -> None:
+    """Rounds go on until the time is over, and there are never fewer than asked for."""
+    contenders = {"a": clock.contender("a", 0.01), "b": clock.contender("b", 0.03)}
+    long = timing.measure(contenders, seconds=2.0).timings
+    assert len(long["a"].samples_us) == len(long["b"].samples_us) == 25  # 2 x (10 + 30) ms a round
+    short = timing.measure(contenders, seconds=0.0, rounds=3).timings
+    assert len(short["a"].samples_us) == len(short["b"].samples_us) == 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_collector_is_left_as_it_was(enabled: bool, fails: bool) -> None:
+    """The garbage collector is off while samples are taken and afterwards as before, also when a contender raises."""
+    states: list[bool] = []
+
+    def contender() -> None:
+        states.append(gc.isenabled())
+        if fails and not states[-1] and len(states) > 5000:
+            raise RuntimeError("broken")
+
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        if fails:
+            with pytest.raises(RuntimeError, match="broken"):
+                timing.measure({"f": contender}, 0.05, rounds=5)
+        else:
+            timing.measure({"f": contender}, 0.0, rounds=2)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert states[-1] is False
+
+
+@pytest.mark.parametrize(("others", "busy"), [(None, False), (0.0, False), (0.14, False), (0.16, True), (1.0, True)])
+def test_busy(monkeypatch: pytest.MonkeyPatch, others: float | None, busy: bool) -> None:
+    """A measurement is marked busy when others used more than BUSY_SHARE of the machine, and not when that is not known."""
+    monkeypatch.setattr(timing, "Contention", lambda: SimpleNamespace(share=lambda: others))
+    measured = timing.measure({"f": lambda: None}, 0.0, rounds=1)
+    assert (measured.others, measured.busy) == (others, busy)
+
+
+@pytest.mark.parametrize(
+    ("now", "share"),
+    [
+        ((110.0, 30.0, 5.0), 0.0),  # this process did all the work
+        ((120.0, 20.0, 5.0), 0.5),  # 20 s busy, of which 10 are ours, in 5 s on 4 cores
+        ((105.0, 30.0, 5.0), 0.0),  # the two clocks do not agree; never below 0
+        ((900.0, 10.0, 5.0), 1.0),  # never above 1
+        ((100.0, 10.0, 0.1), None),  # too short for a clock that ticks every 10 ms
+        (None, None),  # /proc went away
+    ],
+)
+def test_contention(monkeypatch: pytest.MonkeyPatch, now: Any, share: float | None) -> None:
+    """The share of others is the time all cores were busy, less this process's own, over the time there was."""
+    readings = [(100.0, 10.0, 0.0), now]
+    if now is not None and now[1] == 30.0:
+        readings[0] = (100.0, 20.0, 0.0)
+    monkeypatch.setattr(timing.Contention, "_read", staticmethod(lambda: readings.pop(0)))
+    monkeypatch.setattr(timing.os, "cpu_count", lambda: 4)
+    contention = timing.Contention()
+    assert contention.share() == (None if share is None else pytest.approx(share))
+
+
+def test_contention_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not say what others do, nothing is made up."""
+
+    def missing(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert timing.Contention().share() is None
+
+
+def test_ratio_pairs_the_rounds() -> None:
+    """The ratio is the median over rounds of what was measured in the same round, so a drift of the machine cancels; without
+    samples it is the ratio of the medians."""
+    slow = Timing((10.0, 20.0, 40.0, 80.0, 160.0), 40.0)
+    fast = Timing((5.0, 10.0, 20.0, 40.0, 10.0), 10.0)
+    assert timing.ratio(slow, fast) == 2.0  # the medians alone would say 4
+    assert timing.ratio(Timing((), 9.0), Timing((), 3.0)) == 3.0
+    assert timing.ratio(fast, fast) == 1.0
