@@ -8,7 +8,7 @@ Here a size is cut into whole groups and a tail of falling powers of two, so eve
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,11 +26,18 @@ def floor_power(size: int) -> int:
     return 1 << (size.bit_length() - 1)
 
 
+CHUNK = 64
+"""Longest chain of adds into one accumulator. Up to here float32 loses about two bits at worst; rows of 65,536 in one
+chain would lose ten."""
+
+
 def staged_sum(lanes: int) -> RowSum:
     """A row sum in `lanes` parallel accumulators, halved stage by stage; the RowSum of CPU schedules.
 
     Stage `{name}_lanes` sums whole groups, of all expressions in one loop; `{name}{j}_tree{w}` adds the halves of the j-th,
-    and with them the part of the tail that has just this width. One chain of dependent adds would be latency-bound; a single horizontal step after it would be
+    and with them the part of the tail that has just this width. Long rows are summed in chunks that `{name}_folded` adds up
+    (`{name}_rest` has the groups the chunks leave over): the error of a sum grows with the length of its chain, and for
+    equal numbers it grows in one direction. One chain of dependent adds would be latency-bound; a single horizontal step after it would be
     `lanes` dependent adds again.
     """
 
@@ -42,45 +49,66 @@ def staged_sum(lanes: int) -> RowSum:
 
         width = min(lanes, floor_power(hidden))
         groups = hidden // width
+        chunks = -(-groups // CHUNK)
+        each = groups // chunks
+        left = groups - chunks * each
         tail: dict[int, int] = {}
         offset = groups * width
         for part in powers(hidden - offset, width):
             tail[part] = offset
             offset += part
 
-        q = te.reduce_axis((0, i64(groups)), name=f"{name}_group")
         several = len(expressions) > 1
 
-        def add(left: Any, right: Any) -> Any:
+        def add(one: Any, other: Any) -> Any:
             """Elementwise sum; TE passes tuples when one reduction carries several values, plain expressions for one."""
-            return tuple(a + b for a, b in zip(left, right, strict=True)) if several else left + right
+            return tuple(a + b for a, b in zip(one, other, strict=True)) if several else one + other
 
         def zero(*dtypes: str) -> Any:
             return tuple(tirx.const(0.0, d) for d in dtypes) if several else tirx.const(0.0, dtypes[0])
 
         reducer = te.comm_reducer(add, zero, name="add")
 
-        def lane_body(i: Any, lane: Any) -> Any:
-            terms = tuple(f(i, q * i64(width) + lane) for f in expressions)
-            return reducer(terms if several else terms[0], axis=q)
+        def stage(suffix: str, count: int, lead: tuple[Any, ...], term: Callable[..., Any]) -> list[Any]:
+            """Sums of term(j, *lead indices, lane) over j < count, one tensor for each expression."""
+            j = te.reduce_axis((0, i64(count)), name=f"{name}_{suffix}")
 
-        lanes_of = te.compute((rows, i64(width)), lane_body, name=f"{name}_lanes")
+            def flat(i: Any, lane: Any) -> Any:
+                return reducer(term(j, i, lane) if several else term(j, i, lane)[0], axis=j)
 
-        def halved(f: Term, before: Any, half: int, stage: str) -> Any:
+            def chunked(i: Any, chunk: Any, lane: Any) -> Any:
+                return reducer(term(j, i, chunk, lane) if several else term(j, i, chunk, lane)[0], axis=j)
+
+            made = te.compute((rows, *lead, i64(width)), chunked if lead else flat, name=f"{name}_{suffix}")
+            return list(made) if several else [made]
+
+        def at(start: Any, i: Any, lane: Any) -> tuple[Any, ...]:
+            return tuple(f(i, start * i64(width) + lane) for f in expressions)
+
+        if chunks == 1:
+            sums = stage("lanes", groups, (), lambda j, i, lane: at(j, i, lane))
+        else:
+            parts = stage("lanes", each, (i64(chunks),), lambda j, i, c, lane: at(c * i64(each) + j, i, lane))
+            sums = stage("folded", chunks, (), lambda j, i, lane: tuple(p[i, j, lane] for p in parts))
+        rest = stage("rest", left, (), lambda j, i, lane: at(i64(chunks * each) + j, i, lane)) if left else []
+
+        def halved(f: Term, before: list[Any], half: int, label: str) -> Any:
             def body(i: Any, lane: Any) -> Any:
-                value = before[i, lane] + before[i, lane + i64(half)]
+                value = before[0][i, lane] + before[0][i, lane + i64(half)]
+                for extra in before[1:]:
+                    value = value + (extra[i, lane] + extra[i, lane + i64(half)])
                 return value + f(i, lane + i64(tail[half])) if half in tail else value
 
-            return te.compute((rows, i64(half)), body, name=f"{stage}_tree{half}")
+            return te.compute((rows, i64(half)), body, name=f"{label}_tree{half}")
 
-        def total_of(values: Any) -> Total:
-            return lambda i: values[i, i64(0)]
+        def total_of(values: list[Any]) -> Total:
+            return lambda i: sum((v[i, i64(0)] for v in values[1:]), values[0][i, i64(0)])
 
         totals = []
         for index, f in enumerate(expressions):
-            values, half = lanes_of[index] if several else lanes_of, width // 2
+            values, half = [tensors[index] for tensors in (sums, rest) if tensors], width // 2
             while half:
-                values = halved(f, values, half, f"{name}{index}")
+                values = [halved(f, values, half, f"{name}{index}")]
                 half //= 2
             totals.append(total_of(values))
         return totals
@@ -130,7 +158,8 @@ def exact_vectors(sch: Any, loop: Any, width: int) -> Any:
 
 
 PREFETCH = "lntune_prefetch"
-"""Loop annotation: the number of elements of a row that one step of the loop covers."""
+"""Loop annotation: the number of elements of a row that one step of the loop covers. Fetching happens in the innermost
+annotated loop; the steps of annotated loops around it say where in the row it is."""
 
 
 class Prefetch(msgspec.Struct, frozen=True):
@@ -159,8 +188,9 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    def with_prefetch(loop: Any, group: Any) -> Any:
+    def with_prefetch(loop: Any, group: Any, outer: Sequence[tuple[Any, int]]) -> Any:
         step = int(loop.annotations[PREFETCH])
+        start = sum((v * i64(s) for v, s in outer), loop.loop_var * i64(step))
         calls = []
         for fetch in fetches:
             buffer = func.params[fetch.parameter]
@@ -169,33 +199,37 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
                 row = (group + i64(fetch.ahead)) * i64(together) + i64(side)
                 for offset in range(0, step, max(1, line // fetch.itemsize)):
                     # The address in bytes, not address_of(x[...]), which makes a buffer's address escape its legalization.
-                    element = row * i64(hidden) + loop.loop_var * i64(step) + i64(offset)
-                    place = tirx.handle_add_byte_offset(buffer.data, element * i64(fetch.itemsize))
+                    place = tirx.handle_add_byte_offset(buffer.data, (row * i64(hidden) + start + i64(offset)) * i64(fetch.itemsize))
                     flags = [tirx.IntImm("int32", v) for v in (int(fetch.write), 3, 1)]  # keep it in all levels, data
                     calls.append(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *flags)))
-        rest = {k: v for k, v in loop.annotations.items() if k != PREFETCH}
-        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, tirx.SeqStmt([*calls, loop.body]), loop.thread_binding, rest)
+        return tirx.SeqStmt([*calls, loop.body])
 
-    def rebuild(stmt: Any, row: Any) -> Any:
-        """A copy of the statement with the annotated loop changed; `row` is the outermost loop's variable."""
+    def rebuild(stmt: Any, group: Any, outer: tuple[tuple[Any, int], ...]) -> tuple[Any, bool]:
+        """A copy of the statement, and whether something in it fetches; `group` is the outermost loop's variable."""
         nonlocal done
         name = type(stmt).__name__
         if name == "For":
-            body = rebuild(stmt.body, row if row is not None else stmt.loop_var)
-            loop = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations)
-            if PREFETCH in stmt.annotations:
+            marked = PREFETCH in stmt.annotations
+            inside = (*outer, (stmt.loop_var, int(stmt.annotations[PREFETCH]))) if marked else outer
+            body, fetched = rebuild(stmt.body, group if group is not None else stmt.loop_var, inside)
+            rest = {k: v for k, v in stmt.annotations.items() if k != PREFETCH}
+            loop = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest)
+            if marked and not fetched:
                 done += 1
-                return with_prefetch(loop, row)
-            return loop
+                body = with_prefetch(tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations), group, outer)
+                loop = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest)
+            return loop, fetched or marked
         if name == "SeqStmt":
-            return tirx.SeqStmt([rebuild(s, row) for s in stmt.seq])
+            made = [rebuild(s, group, outer) for s in stmt.seq]
+            return tirx.SeqStmt([m for m, _ in made]), any(f for _, f in made)
         if name == "SBlockRealize":
             b = stmt.block
-            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, rebuild(b.body, row), b.init, b.alloc_buffers, b.match_buffers, b.annotations)
-            return type(stmt)(stmt.iter_values, stmt.predicate, block)
-        return stmt
+            body, fetched = rebuild(b.body, group, outer)
+            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, body, b.init, b.alloc_buffers, b.match_buffers, b.annotations)
+            return type(stmt)(stmt.iter_values, stmt.predicate, block), fetched
+        return stmt, False
 
-    changed = func.with_body(rebuild(func.body, None))
+    changed = func.with_body(rebuild(func.body, None, ())[0])
     if done != 1:
         raise RuntimeError(f"expected one loop annotated for prefetching, found {done}")
     return tvm.IRModule({"main": changed})

@@ -207,10 +207,16 @@ def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Te
 
 
 def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """PyTorch's layer norm; a pair of vectors it does not take in different dtypes is widened first."""
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        weight, bias = weight.float(), bias.float()
-    return functional.layer_norm(input, shape, weight, bias, eps)
+    """PyTorch's layer norm."""
+    return functional.layer_norm(input, shape, *_pair(input, shape, weight, bias), eps)
+
+
+def _pair(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The affine vectors as PyTorch's CPU kernels take them, both in one dtype: forward refuses a mixed pair, and backward a
+    float32 bias without a weight."""
+    if bias is None or bias.dtype == (input if weight is None else weight).dtype:
+        return weight, bias
+    return torch.ones(tuple(shape), dtype=torch.float32, device=input.device) if weight is None else weight.float(), bias.float()
 
 
 def _run(
@@ -276,7 +282,9 @@ class _LayerNorm(torch.autograd.Function):
 def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """What torch.compile and torch.export trace."""
     shape = [int(n) for n in normalized_shape]
-    if input.device.type != "cpu" or input.dtype not in _NAMES:
+    # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
+    # tangent would be taken for zero).
+    if input.device.type != "cpu" or input.dtype not in _NAMES or _interpreter() is not None:
         return functional.layer_norm(input, shape, weight, bias, eps)
     stats = torch.is_grad_enabled() and (
         input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
@@ -297,9 +305,7 @@ def layer_norm_op(
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        if weight is not None and bias is not None and weight.dtype != bias.dtype:
-            weight, bias = weight.float(), bias.float()
-        y, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
+        y, mean, rstd = torch.native_layer_norm(input, shape, *_pair(input, shape, weight, bias), eps)
         mean, rstd = mean.float().flatten(), rstd.float().flatten()
     if not stats or mean is None or rstd is None:
         mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)

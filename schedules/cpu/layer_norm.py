@@ -129,28 +129,30 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
 
     # 4. Sums: groups of lanes outside, the rows side by side, lanes inside as one wide vector LLVM keeps in registers.
     for name, block in blocks.items():
-        inner = sch.get_loops(block)[1:]
-        if name.endswith("_lanes"):
-            side, lane, group = inner
-            sch.reorder(group, side, lane)
+        side, *inner = sch.get_loops(block)[1:]
+        if name.endswith(("_lanes", "_folded", "_rest")):
+            *chunk, lane, step = inner
+            sch.reorder(*chunk, step, side, lane)
             sch.vectorize(lane)
             sch.unroll(side)
             if name == "centred_lanes" and (knobs.prefetch or knobs.claim):
-                sch.annotate(group, loops.PREFETCH, knobs.lanes * vector)
-            if knobs.unroll > 1 and int(sch.get(group).extent) % knobs.unroll == 0:
-                group, steps = sch.split(group, [None, knobs.unroll])
+                width = int(sch.get(lane).extent)
+                sch.annotate(step, loops.PREFETCH, width)
+                if chunk:
+                    sch.annotate(chunk[0], loops.PREFETCH, width * int(sch.get(step).extent))
+            if knobs.unroll > 1 and name.endswith("_lanes") and int(sch.get(step).extent) % knobs.unroll == 0:
+                step, steps = sch.split(step, [None, knobs.unroll])
                 sch.unroll(steps)
-            init = sch.decompose_reduction(block, group)
-            init_side, init_lane = sch.get_loops(init)[-2:]
-            sch.unroll(init_side)
-            sch.vectorize(init_lane)
+            init = sch.get_loops(sch.decompose_reduction(block, step))
+            sch.unroll(init[-2])
+            sch.vectorize(init[-1])
         elif "_tree" in name:
-            sch.unroll(inner[0])
-            sch.vectorize(inner[1])
+            sch.unroll(side)
+            sch.vectorize(inner[0])
         elif name == "x32":
-            loops.exact_vectors(sch, inner[1], knobs.store * vector)
+            loops.exact_vectors(sch, inner[0], knobs.store * vector)
         elif name not in ("y", "mean", "rstd"):
-            sch.unroll(inner[0])
+            sch.unroll(side)
 
     # 5. Outputs by whole vectors.
     loops.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)

@@ -1,0 +1,171 @@
+"""lntune.layer_norm under torch.compile and torch.export, and the custom op beneath."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import lntune
+from lntune.torch.layer_norm import layer_norm_op
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+
+HIDDEN = 64
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """No compiled code of an earlier test."""
+    torch._dynamo.reset()
+
+
+def made(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(grad)
+
+
+def model(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    return lntune.layer_norm(x * 2, (HIDDEN,), w, b).relu()
+
+
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+def test_forward_and_training(backend: str) -> None:
+    """One graph, whose results are those of the same code uncompiled, with and without gradients."""
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    plain = (made(5, HIDDEN), made(HIDDEN, seed=1), made(HIDDEN, seed=2))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*plain), model(*plain))
+    grads = []
+    for f in (compiled, model):
+        given = [t.detach().clone().requires_grad_() for t in plain]
+        f(*given).square().sum().backward()
+        grads.append([t.grad for t in given])
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mixed_dtypes_in_training(dtype: torch.dtype) -> None:
+    """Every mixture of a low-precision input and its affine trains under compile as it does without."""
+    for w, b in ((None, None), (torch.float32, torch.float32), (dtype, dtype), (torch.float32, dtype), (None, torch.float32)):
+        torch._dynamo.reset()
+        grads = []
+        for f in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+            x = made(5, HIDDEN, dtype=dtype, grad=True)
+            affine = [None if d is None else made(HIDDEN, dtype=d, grad=True, seed=s) for s, d in enumerate((w, b), 1)]
+            f(x, *affine).float().square().sum().backward()
+            grads.append([t.grad for t in (x, *affine) if t is not None])
+        torch.testing.assert_close(*grads, atol=5e-2, rtol=5e-2)
+
+
+def test_dynamic_rows() -> None:
+    """dynamic=True compiles once for every number of rows, and 2-D and 3-D input give what eager gives."""
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    w, b = made(HIDDEN, seed=1), made(HIDDEN, seed=2)
+    for rows in (3, 5, 40, 200):
+        x = made(rows, HIDDEN)
+        torch.testing.assert_close(compiled(x, w, b), model(x, w, b))
+    assert counter.frame_count == 1
+    torch.testing.assert_close(compiled(made(2, 3, HIDDEN), w, b), model(made(2, 3, HIDDEN), w, b))
+    traced = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 5):
+        x = made(rows, HIDDEN, grad=True)
+        traced(x, w, b).sum().backward()
+        assert x.grad is not None and x.grad.shape == x.shape
+
+
+def test_what_pytorch_serves_compiles_too() -> None:
+    """float64, a list as shape, several dimensions, no rows: one graph each, eager's result."""
+
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return lntune.layer_norm(x, [HIDDEN]), lntune.layer_norm(y, y.shape[1:])
+
+    for x, y in ((made(3, HIDDEN, dtype=torch.float64), made(3, 4, 16)), (made(0, HIDDEN), made(2, 4, 16))):
+        torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x, y), f(x, y))
+
+
+def test_bad_arguments_name_themselves() -> None:
+    """A wrong argument is refused while compiling, with the message of the uncompiled call in the error."""
+    for given, argument in (((made(3, 32), None, None), "input: got"), ((made(3, HIDDEN), made(32), None), "weight: got")):
+        with pytest.raises(Exception, match=argument):
+            torch.compile(model, fullgraph=True, backend="aot_eager")(*given)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
+def test_transforms_inside_compiled_code(transform: str) -> None:
+    """torch.func's transforms compile as they do with eager's layer norm."""
+    w, b, x = made(HIDDEN, seed=1), made(HIDDEN, seed=2), made(3, HIDDEN)
+
+    def run(f: Any) -> Any:
+        def of(t: Tensor) -> Any:
+            if transform == "vmap":
+                return torch.vmap(lambda row: f(row, (HIDDEN,), w, b))(t)
+            if transform == "grad":
+                return torch.func.grad(lambda t: f(t, (HIDDEN,), w, b).sin().sum())(t)
+            return torch.func.jvp(lambda t: f(t, (HIDDEN,), w, b), (t,), (t.cos(),))
+
+        return of
+
+    compiled = torch.compile(run(lntune.layer_norm), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), run(functional.layer_norm)(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_export(strict: bool) -> None:
+    """An exported module holds the custom op, takes any number of rows and survives being saved."""
+    net = torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), lntune.LayerNorm(HIDDEN)).eval()
+    rows = torch.export.Dim("rows", min=2, max=1024)
+    with torch.no_grad():
+        net[1](made(5, HIDDEN))  # the fast path is ready, and must not be taken
+        program = torch.export.export(net, (made(5, HIDDEN),), dynamic_shapes=({0: rows},), strict=strict)
+        assert "lntune.layer_norm" in program.graph_module.code
+        for x in (made(5, HIDDEN), made(9, HIDDEN)):
+            torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_compiled_module_in_inference() -> None:
+    """A converted, compiled model under inference_mode and autocast gives what it gives uncompiled."""
+    net = lntune.convert(torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.LayerNorm(HIDDEN))).eval()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = made(5, HIDDEN)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x), net(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ours, theirs = compiled(x), net(x)
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs)
+
+
+SAMPLES: dict[str, tuple[Any, ...]] = {
+    "training": (made(5, HIDDEN, grad=True), [HIDDEN], made(HIDDEN, grad=True, seed=1), made(HIDDEN, grad=True, seed=2), 1e-5, True),
+    "inference": (made(5, HIDDEN), [HIDDEN], made(HIDDEN, seed=1), made(HIDDEN, seed=2), 1e-5, False),
+    "plain 3d": (made(2, 3, HIDDEN, grad=True), [HIDDEN], None, None, 1e-5, True),
+    "two dimensions": (made(5, 4, 16), [4, 16], made(4, 16, seed=1), None, 1e-5, True),
+    "bfloat16": (made(5, HIDDEN, dtype=torch.bfloat16), [HIDDEN], made(HIDDEN, seed=1), made(HIDDEN, seed=2, dtype=torch.bfloat16), 1e-5, True),
+    "strided": (made(HIDDEN, 5).t(), [HIDDEN], made(2 * HIDDEN, seed=1)[::2], None, 1e-5, True),
+    "no rows": (made(0, HIDDEN), [HIDDEN], None, None, 1e-5, True),
+    "nothing": (made(3, 0), [0], None, None, 1e-5, True),
+    "one row": (made(HIDDEN), [HIDDEN], None, made(HIDDEN, seed=2), 1e-5, True),
+}
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_opcheck(sample: str) -> None:
+    """PyTorch's own checks of a custom op: schema, fake result, autograd registration, and AOT dispatch with dynamic shapes."""
+    torch.library.opcheck(layer_norm_op, SAMPLES[sample])
+
+
+def test_the_op_keeps_float32_statistics() -> None:
+    """mean and rstd are float32, one per row, with `stats`, and empty without; without them a gradient is refused."""
+    x = made(2, 3, HIDDEN, dtype=torch.bfloat16)
+    _, mean, rstd = torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, True)
+    assert mean.dtype == rstd.dtype == torch.float32
+    torch.testing.assert_close(mean, x.double().mean(-1).flatten().float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rstd, (x.double().var(-1, correction=0) + 1e-5).rsqrt().flatten().float(), atol=1e-5, rtol=1e-5)
+    assert [t.numel() for t in torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, False)[1:]] == [0, 0]
+    y, _, _ = torch.ops.lntune.layer_norm(x.requires_grad_(), [HIDDEN], None, None, 1e-5, False)
+    with pytest.raises(lntune.LntuneError, match="stats: got False"):
+        y.sum().backward()

@@ -1,0 +1,301 @@
+"""The worker: whatever a candidate does to its process, the tuner gets an outcome and the next candidate a process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lntune import device as device_module
+from lntune import schedule
+from lntune.case import Case
+from lntune.errors import BuildError
+from lntune.trial import Candidate, Job
+from lntune.worker import Worker
+
+FAULTY = Path(__file__).parent / "faulty"
+CASE = Case("layer_norm", 64, "float32", 8)
+
+
+def job(name: str, case: Case = CASE, **knobs: object) -> Job:
+    """A short trial of a schedule of tests/faulty at its default knobs."""
+    items = tuple({"first": 1, "second": False, **knobs}.items())
+    return Job(case, device_module.current(), (Candidate(name, items),), 0.001)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def faulty_schedules() -> Iterator[None]:
+    """The schedules of tests/faulty are found, here and in the workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+        schedule._load.cache_clear()
+        yield
+    schedule._load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def worker(faulty_schedules: None) -> Iterator[Worker]:
+    """One worker for all tests that leave it fit for work."""
+    with Worker() as made:
+        yield made
+    assert made.pid is None
+
+
+def state(pid: int) -> str:
+    """A process's state in /proc ("S", "Z", ...), or "gone"."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def zombies() -> list[int]:
+    """Children of this process that have ended and were not waited for."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] == "Z" and int(fields[1]) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """True as soon as the condition holds, False when it does not within the time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_good_candidate(worker: Worker) -> None:
+    """A right candidate is built, checked and timed; the child stays."""
+    outcome = worker.run(job("plain"), 60)
+    assert (outcome.status, outcome.message) == ("ok", "")
+    assert set(outcome.timings) == {"tuned"}
+    assert outcome.timings["tuned"].median_us > 0
+    assert 0 < outcome.errors["y"] <= 1
+    pid = worker.pid
+    assert worker.run(job("plain", second=True), 60).status == "ok"
+    assert worker.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [
+        ("aborts", "run", "SIGABRT"),
+        ("segfaults", "run", "SIGSEGV"),
+        ("kernel_segfaults", "run", "SIG"),
+        ("exits", "run", "exit code 3"),
+        ("hangs", "timeout", "2.0 s"),
+    ],
+)
+def test_a_candidate_that_kills_its_worker(worker: Worker, name: str, status: str, says: str) -> None:
+    """A crash or a hang is the outcome of its candidate, and the next one gets a new child that works."""
+    worker.start()
+    pid, before = worker.pid, worker.restarts
+    assert pid is not None
+    outcome = worker.run(job(name), 2.0 if name == "hangs" else 60)
+    assert outcome.status == status
+    assert says in outcome.message
+    assert not outcome.timings
+    assert worker.restarts == before + 1
+    assert state(pid) == "gone"  # waited for, no zombie
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert worker.pid not in (None, pid)
+    assert zombies() == []
+
+
+def test_the_last_word_of_a_dying_worker(worker: Worker) -> None:
+    """What a child said last on its standard error is part of the message."""
+    assert worker.run(job("exits"), 60).message.endswith("out of luck")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [
+        ("raises", "compile", "cannot schedule this"),
+        ("wrong", "wrong", "times what is allowed"),
+        ("wrong_but_fast", "wrong", "y: "),
+    ],
+)
+def test_a_candidate_that_fails_in_order(worker: Worker, name: str, status: str, says: str) -> None:
+    """An exception or a wrong answer costs no process, is not timed, and its message is short whatever was raised."""
+    worker.run(job("plain"), 60)
+    pid = worker.pid
+    outcome = worker.run(job(name), 60)
+    assert outcome.status == status
+    assert says in outcome.message
+    assert len(outcome.message) < 1000
+    assert not outcome.timings
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert worker.pid == pid
+
+
+def test_knobs_that_do_not_exist(worker: Worker) -> None:
+    """Unknown knobs, values and schedules make a candidate invalid, and the message has the near miss."""
+    outcome = worker.run(job("plain", frist=1), 60)
+    assert outcome.status == "invalid"
+    assert "'first'" in outcome.message
+    assert worker.run(job("plain", first=3), 60).status == "invalid"
+    outcome = worker.run(job("plian"), 60)
+    assert outcome.status == "invalid"
+    assert "'plain'" in outcome.message
+
+
+def test_a_candidate_that_prints(worker: Worker) -> None:
+    """Neither what looks like an answer nor more output than a pipe holds comes between a candidate and its outcome."""
+    for _ in range(3):
+        assert worker.run(job("noisy"), 60).status == "ok"
+
+
+@pytest.mark.parametrize("variant", ["3d", "weight32+bias+stats"])
+def test_every_form_of_arguments_is_timed(worker: Worker, variant: str) -> None:
+    """Kernels for three dimensions and with statistics are measured as well, as trial and as final."""
+    case = Case("layer_norm", 64, "bfloat16", 6, variant)
+    trial = job("plain", case)
+    assert worker.run(trial, 60).status == "ok"
+    final = worker.run(Job(case, trial.device, trial.candidates, 0.001, final=True), 60)
+    assert (final.status, final.message, set(final.timings)) == ("ok", "0", {"0", "eager", "copy"})
+
+
+def test_a_worker_killed_between_jobs(worker: Worker) -> None:
+    """A child that dies while it has nothing to do is replaced; the next candidate is not blamed."""
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert worker.pid is not None
+    pid = worker.pid
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: state(pid) in ("Z", "gone"))
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert state(pid) == "gone"
+
+
+def test_a_worker_killed_during_a_job(worker: Worker) -> None:
+    """A child killed at work (by the system, out of memory) is a failed run of that candidate at once, not at its timeout."""
+    worker.start()
+    pid = worker.pid
+    assert pid is not None
+    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    outcome = worker.run(job("hangs"), 300)
+    killer.join()
+    assert outcome.status == "run"
+    assert "SIGKILL" in outcome.message
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert zombies() == []
+
+
+def test_an_interrupt_during_a_job(worker: Worker) -> None:
+    """Ctrl-C while a job runs ends the child with it; the next job gets its own answer and not the one left over."""
+    worker.start()
+    pid = worker.pid
+    assert pid is not None
+    interrupter = threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,))
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.run(job("hangs"), 300)
+    interrupter.join()
+    assert worker.pid is None
+    assert state(pid) == "gone"
+    assert worker.run(job("raises"), 60).status == "compile"
+
+
+def test_stop_and_start(worker: Worker) -> None:
+    """Stopping twice, or what never ran, is nothing; a stopped worker starts again by itself. No descriptor is left open."""
+    Worker().stop()
+    worker.stop()
+    worker.stop()
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    assert worker.run(job("plain"), 60).status == "ok"
+    assert worker.run(job("aborts"), 60).status == "run"
+    worker.stop()
+    assert worker.pid is None
+    assert len(set(os.listdir("/proc/self/fd"))) == len(before)
+
+
+PARENT = """
+    import sys, threading, os
+    from pathlib import Path
+    from lntune import device
+    from lntune.case import Case
+    from lntune.trial import Candidate, Job
+    from lntune.worker import Worker
+
+    worker = Worker()
+    worker.start()
+    print(worker.pid, flush=True)
+    candidate = Candidate("hangs", (("first", 1), ("second", False)))
+    if sys.argv[1] == "busy":
+        worker.run(Job(Case("layer_norm", 64, "float32", 8), device.current(), (candidate,), 0.001), 300)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent-death signal")
+@pytest.mark.parametrize("doing", ["idle", "busy"])
+def test_a_worker_dies_with_its_parent(doing: str) -> None:
+    """kill -9 of the tuner leaves no worker behind, not even one in the middle of a candidate that never ends."""
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), doing]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        try:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            assert state(child) not in ("Z", "gone")
+            if doing == "busy":
+                time.sleep(1.0)
+        finally:
+            parent.kill()
+    assert eventually(lambda: state(child) in ("Z", "gone"))  # Z: an orphan whose new parent does not wait
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (None, "No such file"),
+        ("#!/bin/sh\necho 'cannot import tvm' >&2\nexit 1\n", "cannot import tvm"),
+        ("#!/bin/sh\nexit 7\n", "exit code 7"),
+        ("not a program", "format"),
+    ],
+    ids=["missing", "fails with a word", "fails without", "not a program"],
+)
+def test_a_worker_that_does_not_start(script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that does not come up is a BuildError that says why; nothing of it stays, and a later start may succeed."""
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(script)
+        python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with Worker() as worker:
+        with pytest.raises(BuildError, match="worker process did not start") as error:
+            worker.run(job("plain"), 60)
+        assert says in str(error.value)
+        assert worker.pid is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert zombies() == []
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child computes with the number of threads asked for, and imports from where this process does even where the
+    current folder holds a module of the same name."""
+    monkeypatch.chdir(FAULTY)
+    with Worker(threads=1) as worker:
+        worker.start()
+        assert worker.pid is not None
+        assert worker.run(job("plain"), 60).status == "ok"
+        assert len(os.listdir(f"/proc/{worker.pid}/task")) >= 1
