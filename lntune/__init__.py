@@ -33,7 +33,7 @@ _HOME = {
     "strict": "lntune.torch.dispatch",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = ["LayerNorm", "LntuneError", "UntunedWarning", "__version__", "convert", "layer_norm", "reload", "strict"]
 
 
 def __getattr__(name: str) -> Any:

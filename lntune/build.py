@@ -31,6 +31,15 @@ def _tvm() -> Any:
     return tvm
 
 
+def warm_up() -> None:
+    """Import the compiler now, so that no later call pays for it.
+
+    Raises:
+        ToolchainError: the installed TVM does not fit.
+    """
+    _tvm()
+
+
 def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> Any:
     """The scheduled IRModule.
 
@@ -62,7 +71,7 @@ def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device) -> C
     with _lock:
         executable = _compile(scheduled(case, schedule, setting, device), device)
         with runtime.own_symbols():
-            function = executable.jit()["main"] if hasattr(executable, "jit") else executable["main"]
+            function = executable["main"]
     runtime._keep.append(executable)
     return function  # type: ignore[no-any-return]
 

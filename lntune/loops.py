@@ -86,7 +86,7 @@ def staged_sum(lanes: int) -> RowSum:
             return tuple(f(i, start * i64(width) + lane) for f in expressions)
 
         if chunks == 1:
-            sums = stage("lanes", groups, (), lambda j, i, lane: at(j, i, lane))
+            sums = stage("lanes", groups, (), at)
         else:
             parts = stage("lanes", each, (i64(chunks),), lambda j, i, c, lane: at(c * i64(each) + j, i, lane))
             sums = stage("folded", chunks, (), lambda j, i, lane: tuple(p[i, j, lane] for p in parts))
@@ -163,8 +163,10 @@ annotated loop; the steps of annotated loops around it say where in the row it i
 
 
 class Prefetch(msgspec.Struct, frozen=True):
-    """What the annotated loop fetches: its own part of the row `ahead` groups further on in the `parameter`-th argument,
-    to be read or to be written."""
+    """What the annotated loop fetches: its own part of the row `ahead` groups further on in an argument, to read or to write.
+
+    `parameter` is the argument's place among the kernel's, `itemsize` the bytes of its elements.
+    """
 
     parameter: int
     ahead: int
@@ -188,9 +190,10 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    def with_prefetch(loop: Any, group: Any, outer: Sequence[tuple[Any, int]]) -> Any:
-        step = int(loop.annotations[PREFETCH])
-        start = sum((v * i64(s) for v, s in outer), loop.loop_var * i64(step))
+    def prefetches(group: Any, annotated: Sequence[tuple[Any, int]]) -> list[Any]:
+        """The calls of one step; `annotated` has the variables and steps of the loops around it, the innermost last."""
+        start = sum((variable * i64(step) for variable, step in annotated), i64(0))
+        step = annotated[-1][1]
         calls = []
         for fetch in fetches:
             buffer = func.params[fetch.parameter]
@@ -202,7 +205,7 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
                     place = tirx.handle_add_byte_offset(buffer.data, (row * i64(hidden) + start + i64(offset)) * i64(fetch.itemsize))
                     flags = [tirx.IntImm("int32", v) for v in (int(fetch.write), 3, 1)]  # keep it in all levels, data
                     calls.append(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *flags)))
-        return tirx.SeqStmt([*calls, loop.body])
+        return calls
 
     def rebuild(stmt: Any, group: Any, outer: tuple[tuple[Any, int], ...]) -> tuple[Any, bool]:
         """A copy of the statement, and whether something in it fetches; `group` is the outermost loop's variable."""
@@ -212,13 +215,11 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
             marked = PREFETCH in stmt.annotations
             inside = (*outer, (stmt.loop_var, int(stmt.annotations[PREFETCH]))) if marked else outer
             body, fetched = rebuild(stmt.body, group if group is not None else stmt.loop_var, inside)
-            rest = {k: v for k, v in stmt.annotations.items() if k != PREFETCH}
-            loop = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest)
             if marked and not fetched:
                 done += 1
-                body = with_prefetch(tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations), group, outer)
-                loop = tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest)
-            return loop, fetched or marked
+                body = tirx.SeqStmt([*prefetches(group, inside), body])
+            rest = {k: v for k, v in stmt.annotations.items() if k != PREFETCH}
+            return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest), fetched or marked
         if name == "SeqStmt":
             made = [rebuild(s, group, outer) for s in stmt.seq]
             return tirx.SeqStmt([m for m, _ in made]), any(f for _, f in made)

@@ -19,7 +19,7 @@ from typing import Any
 from lntune import knobs, ops, paths
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError, unknown
+from lntune.errors import ScheduleError, UnknownNameError, unknown
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,10 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
     for s in found:
         if s.kind != kind:
             raise ScheduleError(f"{path}: schedule {s.name!r} is for {s.kind!r} but lies in the folder {kind!r}.")
-        ops.get(s.op)
+        try:
+            ops.get(s.op)
+        except UnknownNameError as e:
+            raise ScheduleError(f"{path}: schedule {s.name!r}: {e}") from e
 
     return [replace(s, path=path, source=_source_hash(path, s.op)) for s in found]
 
@@ -95,6 +98,8 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
 def _load(folders: tuple[Path, ...]) -> dict[str, Schedule]:
     found: dict[str, Schedule] = {}
     for folder in folders:
+        if not folder.is_dir():
+            raise ScheduleError(f"the folder of schedules {folder} does not exist. Correct LNTUNE_SCHEDULES.")
         for path in sorted(folder.glob("*/[!_]*.py")):
             for s in load_file(path, path.parent.name):
                 if s.name in found and found[s.name].path.parent.parent == folder:
@@ -110,7 +115,9 @@ def all_schedules() -> dict[str, Schedule]:
 
 def for_op(op: str, kind: str) -> dict[str, Schedule]:
     """The schedules of one operator for one kind of device, the shipped default first."""
-    return {name: s for name, s in all_schedules().items() if s.op == op and s.kind == kind}
+    shipped = paths.content("schedules")
+    found = [s for s in all_schedules().values() if s.op == op and s.kind == kind]
+    return {s.name: s for s in sorted(found, key=lambda s: not s.path.is_relative_to(shipped))}
 
 
 def get(name: str, op: str | None = None) -> Schedule:

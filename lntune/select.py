@@ -28,8 +28,11 @@ MARGIN = 1.02
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What serves a call. `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to it,
-    one sentence each; `record` is the measurement it rests on."""
+    """What serves a call.
+
+    `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to it, one sentence each;
+    `record` is the measurement it rests on.
+    """
 
     tier: str
     schedule: str = ""
@@ -50,30 +53,31 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
     """
     case = msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket])  # one choice per bucket, whoever calls first
     steps: list[str] = []
-    mine, foreign = [], {}
+    mine: list[Record] = []
+    foreign: dict[str, str] = {}
     for record in records:
         if record.case.op == case.op and record.case.dtype == case.dtype and record.role == "final":
-            if differences := device.differences(record.device):
-                foreign[record.device.slug] = "; ".join(differences)
+            if fields := device.differences(record.device):
+                foreign[record.device.slug] = "; ".join(fields)
             else:
                 mine.append(record)
     latest = list(finals(mine).values())
 
     for tier, candidates in _tiers(case, latest):
         if not candidates:
-            steps.append(f"{tier}: no record" + (f" for {_what(case, tier)}" if tier != "near" else f" within a factor of {2**NEAR_OCTAVES:g} of hidden {case.hidden}"))
+            steps.append(f"{tier}: no record for {_what(case, tier)}")
             continue
         for record in candidates:
-            choice, why = _from_record(tier, record, case, device, schedules)
-            steps.append(f"{tier}: {why}")
+            choice, told = _from_record(tier, record, case, device, schedules)
+            steps.append(f"{tier}: {told}")
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps))
     for slug, differences in foreign.items():
         steps.append(f"not used: records of another device, {slug} ({differences})")
     for schedule in schedules.values():
         setting = schedule.default(case, device)
-        if reason := schedule.reason_invalid(setting, case, device):
-            steps.append(f"default: {schedule.name} does not fit: {reason}")
+        if unfit := schedule.reason_invalid(setting, case, device):
+            steps.append(f"default: {schedule.name} does not fit: {unfit}")
         else:
             steps.append(f"default: {schedule.name} with its default knobs")
             return Choice("default", schedule.name, knobs_module.to_dict(setting), None, tuple(steps))
@@ -82,8 +86,10 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
 
 
 def _what(case: Case, tier: str) -> str:
-    rows = f" rows {bucket_label(case.bucket)}" if tier == "exact" else " any rows"
-    return f"hidden {case.hidden} {case.dtype}{rows}"
+    """What a tier looked for."""
+    rows = " any rows" if tier == "bucket" else f" rows {bucket_label(case.bucket)}"
+    hidden = f"a hidden size within a factor of {2**NEAR_OCTAVES:g} of {case.hidden}" if tier == "near" else f"hidden {case.hidden}"
+    return f"{hidden} {case.dtype}{rows}"
 
 
 def _tiers(case: Case, latest: list[Record]) -> Iterable[tuple[str, list[Record]]]:
@@ -116,4 +122,5 @@ def _from_record(tier: str, record: Record, case: Case, device: Device, schedule
     if tuned and eager and tuned > eager * MARGIN:
         return Choice("eager", record=record), f"{label}: eager was faster, {eager:.2f} us against {tuned:.2f} us{stale}"
     speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
-    return Choice(tier, record.schedule, dict(record.knobs), record), f"{label}: {record.schedule} {knobs_module.describe(record.knobs)}{speed}{stale}"
+    told = f"{label}: {record.schedule} {knobs_module.describe(record.knobs)}{speed}{stale}"
+    return Choice(tier, record.schedule, dict(record.knobs), record), told

@@ -196,12 +196,12 @@ def main(answers: int, threads: int) -> None:
     """The child: reads jobs, writes outcomes."""
     _die_with_parent()
     import torch
-    import tvm  # noqa: F401  (so that no trial pays for the import)
 
-    from lntune import runtime, trial
+    from lntune import build, runtime, trial
 
     if threads:
         torch.set_num_threads(threads)
+    build.warm_up()
     runtime.ensure_library()
     with open(answers, "wb", buffering=0) as out:  # noqa: PTH123 (a descriptor, not a path)
         out.write(_READY + b"\n")

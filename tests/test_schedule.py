@@ -53,6 +53,7 @@ def write(tmp_path: Path) -> WriteFile:
 @pytest.fixture(autouse=True)
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's schedules lie in `user`, below the test's own folder; nothing is remembered from another test."""
+    (tmp_path / "user").mkdir()
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / "user"))
     schedule._load.cache_clear()
 

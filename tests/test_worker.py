@@ -189,7 +189,7 @@ def test_a_worker_killed_during_a_job(worker: Worker) -> None:
     assert pid is not None
     killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
     killer.start()
-    outcome = worker.run(job("hangs"), 300)
+    outcome = worker.run(job("hangs"), 30)
     killer.join()
     assert outcome.status == "run"
     assert "SIGKILL" in outcome.message
@@ -202,10 +202,10 @@ def test_an_interrupt_during_a_job(worker: Worker) -> None:
     worker.start()
     pid = worker.pid
     assert pid is not None
-    interrupter = threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,))
+    interrupter = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     interrupter.start()
     with pytest.raises(KeyboardInterrupt):
-        worker.run(job("hangs"), 300)
+        worker.run(job("hangs"), 30)
     interrupter.join()
     assert worker.pid is None
     assert state(pid) == "gone"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lntune.case import Case
+from lntune.case import DTYPES, Case
 from lntune.errors import unknown
 from lntune.ops.dtypes import widen
 from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
@@ -39,8 +39,10 @@ VARIANTS = (
 
 
 def variant(weight: str | None, bias: str | None, last: str = "") -> str:
-    """The variant's name from what a call brings: None, "same" (dtype of x) or "float32" for weight and bias; and "stats",
-    "3d" or nothing."""
+    """The variant's name from what a call brings.
+
+    `weight` and `bias` are None, "same" (in the dtype of x) or "float32"; `last` is "stats", "3d" or nothing.
+    """
     suffix = {"same": "", "float32": "32"}
     parts = [f"{name}{suffix[kind]}" for name, kind in (("weight", weight), ("bias", bias)) if kind]
     return "+".join([*parts, last] if last else parts) or "plain"
@@ -118,13 +120,11 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
             return te.compute((batch, length, hidden), lambda a, b, k: normalized(a * length + b, k), name="y")
         return te.compute((rows, hidden), normalized, name="y")
 
-    outputs = {
-        "y": y,
-        "mean": lambda: te.compute((rows,), lambda i: mean0[i] + delta[i], name="mean"),
-        "rstd": lambda: te.compute((rows,), lambda i: scale[i], name="rstd"),
-    }
-    named = {**args, "eps": eps}
-    return te.create_prim_func([named[arg.name] if arg.role != "out" else outputs[arg.name]() for arg in arguments(case)])
+    named = {**args, "eps": eps, "y": y()}
+    if any(arg.name == "mean" for arg in arguments(case)):
+        named["mean"] = te.compute((rows,), lambda i: mean0[i] + delta[i], name="mean")
+        named["rstd"] = te.compute((rows,), lambda i: scale[i], name="rstd")
+    return te.create_prim_func([named[arg.name] for arg in arguments(case)])
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
@@ -172,8 +172,11 @@ def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
-    """What torch.native_layer_norm gives; a float32 affine beside a low-precision x is what PyTorch's CPU kernels take too,
-    but only both together, so a mixed pair is widened."""
+    """What torch.native_layer_norm gives.
+
+    A float32 affine beside a low-precision x is what PyTorch's CPU kernels take too, but only both vectors together, so a
+    mixed pair is widened.
+    """
     import torch
 
     weight, bias = given.get("weight"), given.get("bias")
@@ -194,8 +197,8 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
 
 def moved_bytes(case: Case) -> int:
     """x read once, y written once, plus the vectors."""
-    vectors = sum({"hidden": case.hidden, "rows": case.rows}[a.shape[0]] * (4 if a.dtype == "float32" else 2) for a in arguments(case) if len(a.shape) == 1)
-    return 2 * case.rows * case.hidden * case.itemsize + vectors
+    vectors = [a for a in arguments(case) if len(a.shape) == 1]
+    return 2 * case.rows * case.hidden * case.itemsize + sum(a.sizes(case.rows, case.hidden)[0] * DTYPES[a.dtype] for a in vectors)
 
 
 def flops(case: Case) -> int:
@@ -204,8 +207,11 @@ def flops(case: Case) -> int:
 
 
 def tolerance(case: Case, output: str) -> Tolerance:
-    """Twice eager's own largest error on the same inputs (the form flash-attention's tests use), plus a floor for inputs on
-    which eager happens to be exact: one rounding of a low-precision y, or 8 of float32 for sums taken in another order."""
+    """Twice eager's own largest error on the same inputs (the form flash-attention's tests use), plus a floor.
+
+    The floor is for inputs on which eager happens to be exact: one rounding of a low-precision y, or 8 of float32 for sums
+    taken in another order.
+    """
     rounding = {"float32": 8 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     if output == "y":
         return Tolerance(2.0, rounding[case.dtype], of="y", least=1.0)  # a normalized row has scale 1

@@ -28,8 +28,11 @@ order of a reduction is part of a schedule and s_tir's own rfactor loses the tai
 
 
 class Arg(msgspec.Struct, frozen=True):
-    """One argument of a kernel. `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden", or of "batch" and
-    "length", whose product is the rows."""
+    """One argument of a kernel.
+
+    `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden", or of "batch" and "length", whose product is
+    the rows.
+    """
 
     name: str
     role: str

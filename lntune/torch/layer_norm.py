@@ -32,6 +32,7 @@ _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _grad_enabled = torch.is_grad_enabled
 _empty_like = torch.empty_like
+_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as _interpreter, and known to dynamo
 _interpreter = torch._C._functorch.peek_interpreter_stack
 _modes = torch._C._len_torch_dispatch_stack
 _overridden = torch._C._has_torch_function_unary
@@ -284,7 +285,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero).
-    if input.device.type != "cpu" or input.dtype not in _NAMES or _interpreter() is not None:
+    if input.device.type != "cpu" or input.dtype not in _NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
     stats = torch.is_grad_enabled() and (
         input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)

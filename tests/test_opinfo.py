@@ -1,0 +1,74 @@
+"""PyTorch's own samples for nn.functional.layer_norm, through lntune.layer_norm."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+import unittest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lntune
+
+with pytest.MonkeyPatch.context() as _patch:
+    # The database imports a test-case class from expecttest, which its samples have no use for.
+    if importlib.util.find_spec("expecttest") is None:
+        _stub: Any = types.ModuleType("expecttest")
+        _stub.TestCase = unittest.TestCase
+        _patch.setitem(sys.modules, "expecttest", _stub)
+    try:
+        from torch.testing._internal.common_methods_invocations import op_db
+    except ImportError as e:
+        pytest.skip(f"PyTorch's operator database does not import: {e}", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+(INFO,) = (op for op in op_db if op.name == "nn.functional.layer_norm")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 0.0}
+
+
+def tensors(sample: Any) -> list[Tensor]:
+    return [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, Tensor)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_samples(dtype: torch.dtype) -> None:
+    """Forward, twice, and backward of every sample agree with eager (to the bit in float64, which is eager)."""
+    count = 0
+    for sample in INFO.sample_inputs("cpu", dtype, requires_grad=True):
+        count += 1
+        results = []
+        for f in (lntune.layer_norm, torch.nn.functional.layer_norm):
+            with torch.no_grad():
+                plain = [f(sample.input, *sample.args, **sample.kwargs) for _ in range(2)]
+            given = tensors(sample)
+            y = f(sample.input, *sample.args, **sample.kwargs)
+            dy = torch.linspace(-1, 1, y.numel()).view(y.shape).to(dtype)
+            results.append([*plain, y.detach(), *torch.autograd.grad(y, given, dy)])
+        for ours, theirs in zip(*results, strict=True):
+            scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
+            torch.testing.assert_close(ours, theirs, atol=LOOSE[dtype] * scale, rtol=LOOSE[dtype])
+    assert count >= 5
+
+
+def test_error_samples() -> None:
+    """Every sample that eager refuses, lntune refuses too."""
+    for sample in INFO.error_inputs("cpu"):
+        given = sample.sample_input
+        with pytest.raises((lntune.LntuneError, sample.error_type)):
+            lntune.layer_norm(given.input, *given.args, **given.kwargs)
+
+
+def test_reference_samples_are_numpys() -> None:
+    """PyTorch's larger samples agree with its NumPy reference."""
+    for sample in INFO.reference_inputs("cpu", torch.float32):
+        truth = INFO.ref(*(t.numpy() if isinstance(t, Tensor) else t for t in (sample.input, *sample.args)), **{
+            k: v.numpy() if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()
+        })
+        y = lntune.layer_norm(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(y, torch.as_tensor(truth, dtype=y.dtype), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,232 @@
+"""Which kernel serves a call: the tiers, other devices' records, warnings, strict mode and reload."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+import lntune
+from lntune import device, knobs, paths, records, schedule
+from lntune.case import TYPICAL_ROWS, Case
+from lntune.errors import NotTunedError
+from lntune.records import Record, Timing
+from lntune.select import TIERS, Choice, select
+from lntune.torch import dispatch
+
+HIDDEN = 192
+CASE = Case("layer_norm", HIDDEN, "float32", 8)
+HERE = device.current()
+
+
+@pytest.fixture(autouse=True)
+def own_logs(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Only the test's own log is read, and no decision outlives the test."""
+    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
+    monkeypatch.setattr(dispatch, "_told", set())
+    lntune.reload()
+    yield
+    lntune.strict(False)
+
+
+def schedules() -> dict[str, schedule.Schedule]:
+    return schedule.for_op("layer_norm", HERE.kind)
+
+
+def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: Any) -> Record:
+    """A final measurement of the schedule's default knobs on this device."""
+    name, plan = next(iter(schedules().items()))
+    setting = knobs.to_dict(plan.default(msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket]), HERE))
+    timings = {k: Timing((us,), us) for k, us in (("tuned", tuned), ("eager", eager))}
+    record = Record(
+        role="final", case=case, device=HERE, threads=1, schedule=name, source=plan.source, knobs=setting, status="ok", timings=timings, time="2026-01-01"
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def choose(*found: Record, case: Case = CASE) -> Choice:
+    return select(case, HERE, found, schedules())
+
+
+def at(case: Case = CASE, **changes: Any) -> Case:
+    return msgspec.structs.replace(case, **changes)
+
+
+def test_exact() -> None:
+    """A record of the same bucket serves every row count in it, and counts as measured; another dtype's does not."""
+    for rows in (2, 8, 15):
+        choice = choose(final(), case=at(rows=rows))
+        assert (choice.tier, choice.measured, choice.record) == ("exact", True, final())
+        assert "1.00 us against eager's 2.00 us" in choice.steps[-1]
+    assert choose(final(), case=at(dtype="bfloat16")).tier == "default"
+
+
+def test_bucket() -> None:
+    """Without one, a record of the same hidden size in the nearest bucket serves, and is not called measured."""
+    choice = choose(final(at(rows=4096)), final(at(rows=32)))
+    assert (choice.tier, choice.measured) == ("bucket", False)
+    assert choice.record is not None and choice.record.case.rows == 32
+
+
+def test_near() -> None:
+    """Then the nearest hidden size within a factor of two, of the same bucket."""
+    choice = choose(final(at(hidden=384)), final(at(hidden=256)), final(at(hidden=193, rows=512)))
+    assert (choice.tier, choice.measured) == ("near", False)
+    assert choice.record is not None and choice.record.case.hidden == 256
+    assert choose(final(at(hidden=385)), final(at(hidden=95))).tier == "default"
+    assert choose(final(at(hidden=384))).tier == choose(final(at(hidden=96))).tier == "near"
+
+
+def test_default_and_eager() -> None:
+    """Without records the schedule's default knobs serve; without a schedule, eager mode, which nobody measured."""
+    choice = choose()
+    assert (choice.tier, choice.schedule, choice.measured) == ("default", next(iter(schedules())), False)
+    assert [s.split(":")[0] for s in choice.steps] == ["exact", "bucket", "near", "default"]
+    nothing = select(CASE, HERE, [], {})
+    assert (nothing.tier, nothing.measured) == ("eager", False)
+    assert {c.tier for c in (choice, nothing)} < set(TIERS)
+
+
+def test_the_order_of_the_tiers() -> None:
+    """exact before bucket before near, however fast each was."""
+    exact, bucket, near = final(tuned=1.9), final(at(rows=32), tuned=0.5), final(at(hidden=256), tuned=0.1)
+    assert choose(near, bucket, exact).tier == "exact"
+    assert choose(near, bucket).tier == "bucket"
+    assert choose(near).tier == "near"
+
+
+def test_eager_where_it_was_faster() -> None:
+    """A record in which eager won by more than the margin sends the call to eager, measured; a tie goes to the kernel."""
+    choice = choose(final(tuned=2.1, eager=2.0))
+    assert (choice.tier, choice.measured) == ("eager", True)
+    assert "eager was faster, 2.00 us against 2.10 us" in choice.steps[-1]
+    assert choose(final(tuned=2.03, eager=2.0)).tier == "exact"
+
+
+def test_the_latest_final_counts() -> None:
+    """A later measurement replaces an earlier one; trials and failures never serve."""
+    later = final(tuned=3.0, eager=1.0, time="2026-02-01")
+    assert choose(later, final()).tier == choose(final(), later).tier == "eager"
+    assert choose(final(role="trial")).tier == choose(final(status="wrong", timings={})).tier == "default"
+
+
+@pytest.mark.parametrize("change", [{"name": "Other CPU"}, {"isa": "x86-64"}, {"cores": 999}, {"features": ("amx",)}, {"kind": "gpu"}], ids=str)
+def test_foreign_records_never_serve(change: dict[str, Any]) -> None:
+    """A record of a device that differs in one field is left out, and the steps name the device and the field."""
+    other = msgspec.structs.replace(HERE, **change)
+    choice = choose(final(device=other, tuned=0.01))
+    assert choice.tier == "default"
+    (step,) = (s for s in choice.steps if "another device" in s)
+    assert other.slug in step and f"{next(iter(change))}: " in step
+
+
+def test_records_that_no_longer_fit() -> None:
+    """A schedule that is gone, a knob of another age, knobs that do not fit: said, and the next tier serves."""
+    for changes, reason in (
+        ({"schedule": "gone"}, "which is not there"),
+        ({"knobs": {"wings": 2}}, "does not fit today's"),
+        ({"knobs": {**final().knobs, "lanes": 8, "unroll": 4}}, "do not fit here"),
+    ):
+        choice = choose(final(**changes), final(at(rows=32)))
+        assert choice.tier == "bucket"
+        assert any(reason in s and s.startswith("exact: ") for s in choice.steps)
+
+
+def test_a_stale_source_is_mentioned() -> None:
+    """A record of an older schedule source still serves, and says that it wants to be measured again."""
+    choice = choose(final(source="0123456789ab"))
+    assert choice.tier == "exact" and "source has changed" in choice.steps[-1]
+    assert "source has changed" not in choose(final()).steps[-1]
+
+
+# What follows goes through lntune.layer_norm.
+
+X = torch.randn(8, HIDDEN)
+
+
+def call(rows: int = 8) -> torch.Tensor:
+    return lntune.layer_norm(X.repeat(rows // 8, 1) if rows >= 8 else X[:rows], (HIDDEN,))
+
+
+def test_one_warning_per_case() -> None:
+    """An untuned case says so once, with the command that mends it and the caller's line, whatever the variant."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            call()
+            lntune.layer_norm(X, (HIDDEN,), torch.ones(HIDDEN))
+            lntune.layer_norm(X.clone().requires_grad_(), (HIDDEN,))
+            lntune.layer_norm(X.view(2, 4, HIDDEN), (HIDDEN,))
+        call(32)
+    messages = [w for w in caught if issubclass(w.category, lntune.UntunedWarning)]
+    assert len(messages) == 2
+    assert "served by default knobs" in str(messages[0].message) and f"lntune tune layer_norm --hidden {HIDDEN}" in str(messages[0].message)
+    assert Path(messages[0].filename).name == Path(__file__).name
+
+
+@pytest.mark.filterwarnings("error::lntune.UntunedWarning")
+def test_a_measured_case_is_silent_and_served(log_dir: Path) -> None:
+    """With a record of its own a call has nothing to warn of, runs that record's kernel, and is right."""
+    records.append(log_dir, final())
+    y = [call() for _ in range(2)][-1]
+    torch.testing.assert_close(y, torch.nn.functional.layer_norm(X, (HIDDEN,)), atol=1e-5, rtol=1e-5)
+    told = dispatch.describe(CASE)
+    assert (told["tier"], told["tuned_us"], told["eager_us"]) == ("exact", 1.0, 2.0)
+    assert dispatch.kernel_for(CASE) is not None
+
+
+@pytest.mark.filterwarnings("error::lntune.UntunedWarning")
+def test_eager_is_called_where_it_won(log_dir: Path) -> None:
+    """No kernel where eager measured faster: the result is eager's to the bit, with and without gradients, and no warning."""
+    records.append(log_dir, final(tuned=5.0))
+    assert dispatch.kernel_for(CASE) is None
+    for _ in range(2):
+        assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))
+        assert lntune.layer_norm(X.clone().requires_grad_(), (HIDDEN,)).grad_fn.name() == "NativeLayerNormBackward0"
+
+
+def test_strict(log_dir: Path) -> None:
+    """Strict mode raises every time, also for calls that were ready; a measured case passes, and so does what no kernel serves."""
+    with pytest.warns(lntune.UntunedWarning):
+        call()
+    lntune.strict()
+    for _ in range(3):
+        with pytest.raises(NotTunedError, match=f"not measured on this device.*lntune tune layer_norm --hidden {HIDDEN}"):
+            call()
+    records.append(log_dir, final(at(rows=32)))
+    lntune.reload()
+    with pytest.raises(NotTunedError):  # another bucket is a step down too
+        call()
+    call(32)
+    lntune.layer_norm(X.double(), (HIDDEN,))
+    lntune.strict(False)
+    call()
+
+
+@pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+def test_reload(log_dir: Path) -> None:
+    """New records count after reload(), not before: a decision once made is kept."""
+    call()
+    records.append(log_dir, final(tuned=5.0))
+    call()
+    assert dispatch.choose(CASE).tier == "default"
+    lntune.reload()
+    assert dispatch.choose(CASE).tier == "eager"
+    assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))
+
+
+def test_an_unreadable_log_does_not_stop_a_model(log_dir: Path) -> None:
+    """A log that is a folder cannot be read: said once, eager serves; strict mode makes it an error."""
+    (log_dir / "here" / "layer_norm.jsonl").mkdir(parents=True)
+    with pytest.warns(lntune.UntunedWarning, match="cannot read the tuning log"):
+        assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    lntune.strict()
+    with pytest.raises(lntune.LntuneError, match="cannot read"):
+        call()
