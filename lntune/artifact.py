@@ -14,7 +14,7 @@ from lntune import knobs as knobs_module
 from lntune import paths, runtime, toolchain
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.device import Device
-from lntune.errors import BuildError
+from lntune.errors import BuildError, ToolchainError
 from lntune.schedule import Schedule
 
 
@@ -77,6 +77,8 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Call
     if path.is_file():
         try:
             return runtime.load(path)
+        except ToolchainError:  # the runtime, not this file, is what is missing
+            raise
         except BuildError:
             with contextlib.suppress(OSError):
                 path.unlink()

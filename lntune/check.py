@@ -28,7 +28,8 @@ ROWS = (1, 21)
 
 class Verdict(msgspec.Struct, frozen=True):
     """Outcome of a check. `errors`: largest error per output in units of the bar (1 is the limit); `versus_eager`: largest
-    error per output divided by eager's own on plain random inputs. `message` is empty when everything is right."""
+    error per output divided by eager's own on plain random inputs. `message` is empty when everything is right.
+    """
 
     message: str
     errors: dict[str, float]
@@ -163,7 +164,8 @@ def verify(case: Case, kernel: Callable[..., Any]) -> Verdict:
             share = error / bar if bar else (0.0 if error == 0 else sys.float_info.max)  # JSON has no infinity
             errors[name] = max(errors.get(name, 0.0), share)
             if share > 1 and not message:
-                message = f"{name}: error {error:.3g} is {share:.3g} times what is allowed, {bar:.3g} ({at}; eager's own error is {problem.eager_error[name]:.3g})"
+                allowed = f"{share:.3g} times what is allowed, {bar:.3g}"
+                message = f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is {problem.eager_error[name]:.3g})"
             if problem.style == "normal" and problem.eager_error[name]:
                 versus[name] = max(versus.get(name, 0.0), error / problem.eager_error[name])
     return Verdict(message, errors, versus)

@@ -2,64 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 from rich.console import Console
 
 from lntune import device, paths, records
 from lntune.case import Case
 from lntune.ops.layer_norm import NAME
 from lntune.report.progress import TuningProgress
-from lntune.report.rows import rows_of
+from lntune.report.rows import Row, rows_of
 from lntune.report.tables import cases_table, console, summary_lines
 from lntune.tune import Settings, tune
 
 GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (1024, 768) for dtype in ("float32", "bfloat16") for rows in (512, 32, 1))
 
 
-def run(seconds: float) -> bool:
-    """Go through it all on this CPU; True when every tuned op agrees with eager."""
-    out = console()
+AGREES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+"""How far apart, as a share of the largest value, two right answers may be: a rounding or two of the dtype and its sums."""
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """The tuned op against eager in one case: largest differences of the output and of the gradient as shares of eager's
+    largest value, and whether both are within the dtype's rounding.
+    """
+
+    case: Case
+    output: float
+    gradient: float
+    agrees: bool
+
+
+class Tour(msgspec.Struct, frozen=True):
+    """What came of it: trials made, rows of the report, and how the tuned op compares with eager."""
+
+    trials: int
+    rows: list[Row]
+    agreements: list[Agreement]
+    log_dir: str
+
+    @property
+    def ok(self) -> bool:
+        """True when something was tuned and all of it agrees with eager."""
+        return bool(self.rows) and bool(self.agreements) and all(a.agrees for a in self.agreements)
+
+
+def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None) -> Tour:
+    """Tune the grid on this CPU in about `seconds`, load, check, report; `out` shows it."""
+    import lntune
+
+    out = out or console()
     cpu = device.current()
     out.print(f"1. Tuning {NAME} on {cpu.name} ({cpu.cores} cores, {cpu.isa}) for about {seconds:.0f} s: every candidate is checked, then timed.")
     with TuningProgress(out) as progress:
-        summary = tune(GRID, Settings(seconds=seconds), progress)
+        summary = tune(grid, Settings(seconds=seconds), progress)
     if summary.interrupted or not summary.finals:
         out.print("interrupted" if summary.interrupted else f"nothing was tuned: {summary.untuned}")
-        return False
+        return Tour(summary.trials, [], [], str(summary.log_dir))
     out.print("2. Loading the winners in PyTorch and checking them against eager on real tensors.")
-    right = _check(out)
+    lntune.reload()
+    agreements = [_agreement(case) for case in grid]
+    for a in agreements:
+        out.print(
+            f"   {a.case}: {'agrees' if a.agrees else 'DIFFERS'}; largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
+        )
+    right = sum(a.agrees for a in agreements)
+    out.print("   all tuned ops agree with eager" if right == len(agreements) else f"   {len(agreements) - right} DIFFER from eager")
     out.print("3. The report (`lntune report` shows it again):")
     found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
-    rows = rows_of(found[key] for key in found if any(key == (c.op, c.hidden, c.dtype, c.bucket) for c in GRID))
+    rows = rows_of(found[key] for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid) if key in found)
     out.print(cases_table(rows, f"{NAME}, medians; every call allocates its output"))
     for line in summary_lines(rows):
-        out.print(line)
-    out.print(f"The log is in {summary.log_dir}. Next: lntune why {NAME} --hidden 1024 --rows 32")
-    return right
+        out.print(line, markup=False)
+    example = grid[0]
+    out.print(f"The log is in {summary.log_dir}. Next: lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}")
+    return Tour(summary.trials, rows, agreements, str(summary.log_dir))
 
 
-def _check(out: Console) -> bool:
-    """The public call against torch.nn.functional.layer_norm, forward and backward."""
+def _agreement(case: Case) -> Agreement:
+    """The public call against torch.nn.functional.layer_norm, forward and backward, on random tensors."""
     import torch
 
     import lntune
 
-    lntune.reload()
-    right = True
-    for case in GRID:
-        dtype = getattr(torch, case.dtype)
-        torch.manual_seed(0)
-        x, dy = torch.randn(case.rows, case.hidden).to(dtype), torch.randn(case.rows, case.hidden).to(dtype)
-        weight, bias = torch.randn(case.hidden).to(dtype), torch.randn(case.hidden).to(dtype)
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(case.rows, case.hidden, generator=generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(case.hidden, generator=generator).to(dtype) for _ in range(2))
+    outputs: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    for function in (lntune.layer_norm, torch.nn.functional.layer_norm):
         with torch.inference_mode():
-            ours, theirs = (f(x, (case.hidden,), weight, bias) for f in (lntune.layer_norm, torch.nn.functional.layer_norm))
-        gradients = []
-        for f in (lntune.layer_norm, torch.nn.functional.layer_norm):
-            leaf = x.clone().requires_grad_()
-            f(leaf, (case.hidden,), weight, bias).backward(dy)
-            gradients.append(leaf.grad)
-        apart = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
-        bar = {"float32": 1e-5, "bfloat16": 2e-2}[case.dtype]
-        agrees = apart < bar and torch.allclose(gradients[0].float(), gradients[1].float(), rtol=0, atol=bar * float(gradients[1].abs().max()))
-        right &= agrees
-        out.print(f"   {case}: largest difference {apart:.1e} of the largest value, gradient {'agrees' if agrees else 'DIFFERS'}")
-    return right
+            outputs.append(function(x, (case.hidden,), weight, bias))
+        leaf = x.clone().requires_grad_()
+        gradients += torch.autograd.grad(function(leaf, (case.hidden,), weight, bias), leaf, dy)
+    apart = [float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()) for ours, theirs in (outputs, gradients)]
+    return Agreement(case, apart[0], apart[1], max(apart) < AGREES[case.dtype])

@@ -7,12 +7,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from lntune import device, paths, records, schedule, toolchain
+from lntune import __version__, device, paths, records, schedule, toolchain
 from lntune.errors import LntuneError
+
+MISSING = "not installed"
+"""What toolchain.installed says of a package that is not there."""
+SHOWN = 3
+"""Skipped lines of the log that are quoted."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -30,9 +37,16 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> list[Finding]:
-    found = [Finding("python", "ok" if sys.version_info >= (3, 10) else "fail", sys.version.split()[0], "Python 3.10 or newer")]
-    found += [Finding(name, "ok", version) for name, version in toolchain.versions().items() if name not in ("python",)]
-    found += [Finding("compatibility", "fail", problem) for problem in toolchain.incompatible()]
+    old = sys.version_info < (3, 10)
+    found = [Finding("python", "fail" if old else "ok", sys.version.split()[0], "Install Python 3.10 or newer.")]
+    problems = toolchain.incompatible()
+    found.append(Finding("lntune", "ok", __version__))
+    for package in (*toolchain.COMPATIBLE, "torch"):
+        version = toolchain.installed(package)
+        problem = next((p for p in problems if p.startswith(f"{package} ")), "")
+        missing = version == MISSING
+        remedy = f"{problem[0].upper()}{problem[1:]}." if problem else "Install torch." if missing else ""
+        found.append(Finding(package, "fail" if problem or missing else "ok", version, remedy))
     return found
 
 
@@ -57,6 +71,8 @@ def _cpu() -> list[Finding]:
 
 
 def _threads() -> list[Finding]:
+    if toolchain.installed("torch") == MISSING:
+        return [Finding("threads", "fail", "no torch, whose threads kernels run on", "Install torch.")]
     try:
         import torch
 
@@ -71,13 +87,18 @@ def _threads() -> list[Finding]:
 
 
 def _gpu() -> list[Finding]:
-    import torch
-
+    nvcc = shutil.which("nvcc")
+    compiler = f"; CUDA compiler at {nvcc}" if nvcc else ""
+    try:
+        if toolchain.installed("torch") == MISSING:
+            raise ImportError
+        import torch
+    except (ImportError, OSError):
+        return [Finding("gpu", "warn", f"not known without torch{compiler}", "Install torch.")]
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Finding("gpu", "ok", f"{names} (no schedules for GPUs yet: eager mode serves them)")]
-    nvcc = shutil.which("nvcc")
-    return [Finding("gpu", "ok", "none" + (f"; CUDA compiler at {nvcc}" if nvcc else ""))]
+        return [Finding("gpu", "ok", f"{names}{compiler} (no schedules for GPUs yet: eager mode serves them)")]
+    return [Finding("gpu", "ok", f"none{compiler}")]
 
 
 def _writable(folder: Path) -> str:
@@ -93,21 +114,51 @@ def _writable(folder: Path) -> str:
 def _folders() -> list[Finding]:
     found = []
     for topic, folder, variable in (("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR"), ("kernel cache", paths.cache_dir(), "LNTUNE_CACHE_DIR")):
-        problem = _writable(folder)
         where = f"{folder}{' (' + variable + ')' if os.environ.get(variable) else ''}"
-        found.append(Finding(topic, "fail" if problem else "ok", where + (f": {problem}" if problem else ""), f"Set {variable} to a writable folder." if problem else ""))
+        if problem := _writable(folder):
+            found.append(Finding(topic, "fail", f"{where}: {problem}", f"Set {variable} to a writable folder."))
+        else:
+            found.append(Finding(topic, "ok", where))
     return found
 
 
 def _content() -> list[Finding]:
-    found = []
     try:
-        names = sorted(schedule.all_schedules())
-        found.append(Finding("schedules", "ok" if names else "fail", ", ".join(names) or f"none in {[str(d) for d in paths.schedule_dirs()]}"))
+        known = schedule.all_schedules()
     except LntuneError as e:
-        found.append(Finding("schedules", "fail", str(e)))
-    mine = records.finals(records.read(paths.log_dirs(), device=device.current()))
-    if not mine:
-        return [*found, Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm")]
-    hidden = sorted({key[1] for key in mine})
-    return [*found, Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {', '.join(map(str, hidden))}")]
+        return [Finding("schedules", "fail", str(e), "Mend or remove the file; see LNTUNE_SCHEDULES."), *_records({})]
+    folders = ", ".join(map(str, paths.schedule_dirs()))
+    found = Finding("schedules", "ok" if known else "fail", ", ".join(sorted(known)) or f"none in {folders}", "Install lntune again.")
+    return [found, *_records(known)]
+
+
+def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
+    """What is tuned on this device, which of it schedules have outrun since, and the lines nobody can use."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            mine = records.finals(records.read(paths.log_dirs(), device=device.current()))
+        except LntuneError as e:
+            return [Finding("tuned cases", "fail", str(e), "Make the file readable, or set LNTUNE_LOG_DIR to another folder.")]
+    skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]
+    found = []
+    if mine:
+        hidden = ", ".join(map(str, sorted({r.case.hidden for r in mine.values()})))
+        found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
+    else:
+        found.append(Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm"))
+    stale = [r for r in mine.values() if r.schedule not in known or known[r.schedule].source != r.source]
+    if stale and known:
+        names = ", ".join(sorted({r.schedule for r in stale}))
+        found.append(
+            Finding("stale records", "warn", f"{len(stale)} of {len(mine)}: {names} changed since they were measured", "Tune these cases again.")
+        )
+    else:
+        found.append(Finding("stale records", "ok", "none"))
+    if skipped:
+        more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        remedy = "They are left out; remove the lines, or update lntune if it is older than they are."
+        found.append(Finding("skipped records", "warn", f"{len(skipped)}: {' '.join(skipped[:SHOWN])}{more}", remedy))
+    else:
+        found.append(Finding("skipped records", "ok", "none"))
+    return found

@@ -75,8 +75,14 @@ def _ffi() -> ctypes.CDLL:
     return ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
 
 
+class _Library(ctypes.CDLL):
+    """Our compiled runtime."""
+
+    has_pool = False
+
+
 @functools.cache
-def _own() -> ctypes.CDLL:
+def _own() -> _Library:
     """The compiled runtime, loaded and connected to PyTorch's pool; a damaged file is compiled once more.
 
     Raises:
@@ -86,16 +92,32 @@ def _own() -> ctypes.CDLL:
 
     path = ensure_library()
     try:
-        library = ctypes.CDLL(str(path))
+        _check_whole(path)
+        library = _Library(str(path))
     except OSError:
         with contextlib.suppress(OSError):
             path.unlink()
         try:
-            library = ctypes.CDLL(str(ensure_library()))
+            library = _Library(str(ensure_library()))
         except OSError as e:
             raise BuildError(f"cannot load the runtime {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
     library.has_pool = bool(library.lntune_runtime_init(_torch_threads()))
     return library
+
+
+def _check_whole(path: Path) -> None:
+    """OSError for a library that was cut short: the system would map what is missing, and kill the process on touching it.
+
+    In an ELF file the section headers come last, and their place is in the first 64 bytes.
+    """
+    size = 64
+    with path.open("rb") as file:
+        head = file.read(size)
+    if sys.platform != "linux" or sys.maxsize < 2**32:
+        return
+    end = int.from_bytes(head[40:48], sys.byteorder) + int.from_bytes(head[58:60], sys.byteorder) * int.from_bytes(head[60:62], sys.byteorder)
+    if head[:4] != b"\x7fELF" or len(head) < size or path.stat().st_size < end:
+        raise OSError(f"{path} is not a whole shared library")
 
 
 def _torch_threads() -> ctypes.c_void_p:
@@ -112,7 +134,7 @@ def _torch_threads() -> ctypes.c_void_p:
 
 def has_pool() -> bool:
     """True when PyTorch's OpenMP pool was found; without it kernels run on one thread."""
-    return bool(_own().has_pool)
+    return _own().has_pool
 
 
 def _register(name: bytes, library: ctypes.CDLL, function: str) -> None:
@@ -158,6 +180,7 @@ def load(path: Path) -> Callable[..., None]:
 
     with own_symbols():
         try:
+            _check_whole(path)
             module = tvm_ffi.load_module(str(path.resolve()))
             function = module["main"]
         except Exception as e:

@@ -28,7 +28,8 @@ BUSY_SHARE = 0.15
 
 class Measured(msgspec.Struct, frozen=True):
     """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile,
-    None where the system does not say; `busy` when that is too much to trust."""
+    None where the system does not say; `busy` when that is too much to trust.
+    """
 
     timings: dict[str, Timing]
     others: float | None

@@ -14,6 +14,9 @@ from lntune.device import Device
 from lntune.errors import LntuneError
 from lntune.records import Timing
 
+_MESSAGE = 500
+"""Characters of a message that are kept; the log has a line for every trial."""
+
 
 class Candidate(msgspec.Struct, frozen=True):
     """A schedule with its knobs, as plain data: hashable, and ready to cross to another process."""
@@ -46,7 +49,8 @@ class Job(msgspec.Struct, frozen=True):
 
 class Outcome(msgspec.Struct, frozen=True):
     """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and "default" (where it is given
-    and works), "eager" and "copy"; `message` is the number of the fastest candidate."""
+    and works), "eager" and "copy"; `message` is the number of the fastest candidate.
+    """
 
     status: str
     message: str = ""
@@ -70,7 +74,7 @@ def _brief(error: Exception) -> str:
     text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
     if not isinstance(error, LntuneError):
         text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= 500 else f"{text[:247]} ... {text[-247:]}"
+    return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
 
 
 def _kernel(job: Job, candidate: Candidate) -> tuple[Callable[..., Any] | None, Outcome | None]:

@@ -276,22 +276,22 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
     check_settings(settings, cases)
     start = time.monotonic()
     summary = Summary()
-    with Worker(settings.threads) as worker:
-        run = _Run(settings, worker, observer, summary)
-        worker.start()  # not on the budget of the first case
-        begun = time.monotonic()
-        for index, case in enumerate(cases):
-            left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
-            if left is not None and left <= 0:
-                summary.untuned[str(case)] = "the time was over"
-                continue
-            progress = Progress(case, index, len(cases), deadline=None if settings.seconds is None else begun + settings.seconds)
-            observer(progress)
-            try:
+    try:
+        with Worker(settings.threads) as worker:
+            run = _Run(settings, worker, observer, summary)
+            worker.start()  # not on the budget of the first case
+            begun = time.monotonic()
+            for index, case in enumerate(cases):
+                left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
+                if left is not None and left <= 0:
+                    summary.untuned[str(case)] = "the time was over"
+                    continue
+                progress = Progress(case, index, len(cases), deadline=None if left is None else time.monotonic() + left)
+                observer(progress)
                 run.tune(case, progress, None if left is None else left / (len(cases) - index))
-            except KeyboardInterrupt:  # a second one, while settling
-                summary.interrupted = True
-            if summary.interrupted:
-                break
+                if summary.interrupted:
+                    break
+    except KeyboardInterrupt:  # not in a search, or a second one
+        summary.interrupted = True
     summary.seconds = time.monotonic() - start
     return summary

@@ -26,8 +26,9 @@ class Result(msgspec.Struct, frozen=True):
 
 def tuned_cases(op: str) -> list[Case]:
     """The cases tuned on this device, or the operator's default grid where there are none."""
+    grid = ops.get(op).grid
     finals = records.finals(records.read(paths.log_dirs(), op, device.current()))
-    return sorted(r.case for r in finals.values()) or list(ops.get(op).grid)
+    return sorted(r.case for r in finals.values()) or list(grid)
 
 
 def check_cases(cases: Sequence[Case]) -> list[Result]:

@@ -26,7 +26,7 @@ from lntune.trial import Job, Outcome
 
 START_SECONDS = 180.0
 """A cold import of TVM and PyTorch right after installation compiles their byte code first."""
-_READY = b"ready"
+_READY, _TAKEN = b"ready", b"taken"
 # The child imports from where this process does, and not first from the current folder as -m would.
 _START = "import sys; sys.path[:] = sys.argv[3:]; from lntune.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
@@ -93,18 +93,11 @@ class Worker:
         Raises:
             BuildError: no child came up to do it.
         """
-        if self._process is not None and self._process.poll() is not None:  # died since the last job, which is not this one's fault
+        taken, line = self._ask(job, timeout)
+        if not taken and line == b"":  # died before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
-        self.start()
-        with self._stopped_on_interrupt():
-            self._forget_words()
-            try:
-                self._requests.write(msgspec.json.encode(job) + b"\n")
-                self._requests.flush()
-                line = self._line(timeout)
-            except BrokenPipeError:
-                line = b""
+            taken, line = self._ask(job, timeout)
         if line:
             return msgspec.json.decode(line, type=Outcome)
         timed_out = line is None
@@ -114,6 +107,22 @@ class Worker:
         if timed_out:
             return Outcome("timeout", f"no answer within {timeout:.1f} s; killed")
         return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
+
+    def _ask(self, job: Job, timeout: float) -> tuple[bool, bytes | None]:
+        """(the child has taken the job, its answer); for the answer see `_line`."""
+        self.start()
+        end = time.monotonic() + timeout
+        with self._stopped_on_interrupt():
+            self._forget_words()
+            try:
+                self._requests.write(msgspec.json.encode(job) + b"\n")
+                self._requests.flush()
+            except BrokenPipeError:
+                return False, b""
+            line = self._line(timeout)
+            if line != _TAKEN:
+                return False, line
+            return True, self._line(end - time.monotonic())
 
     @contextlib.contextmanager
     def _stopped_on_interrupt(self) -> Iterator[None]:
@@ -203,8 +212,9 @@ def main(answers: int, threads: int) -> None:
         torch.set_num_threads(threads)
     build.warm_up()
     runtime.ensure_library()
-    with open(answers, "wb", buffering=0) as out:  # noqa: PTH123 (a descriptor, not a path)
+    with open(answers, "wb", buffering=0) as out:
         out.write(_READY + b"\n")
         for line in _lines():
+            out.write(_TAKEN + b"\n")
             outcome = trial.run(msgspec.json.decode(line, type=Job))
             out.write(msgspec.json.encode(outcome) + b"\n")

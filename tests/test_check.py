@@ -74,7 +74,8 @@ def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eager_itself_passes(dtype: str, hidden: int) -> None:
     """PyTorch's own layer norm passes: the bar asks for nothing that eager does not give. Its error is what others are
-    compared with."""
+    compared with.
+    """
     case = case_of(dtype, hidden)
     verdict = check.verify(case, kernel_of(case, lambda a: dict(OP.eager(case, a))))
     assert verdict.ok, verdict.message
@@ -346,7 +347,8 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
 
 def test_three_dimensions_have_a_batch() -> None:
     """A kernel for (batch, length, hidden) is checked with more than one batch and more than one row in each, so one that
-    mixes the two up is caught."""
+    mixes the two up is caught.
+    """
     case = case_of("float32", 7, "plain+3d" if "plain+3d" in OP.variants else "3d")
     shapes = set()
 
@@ -399,7 +401,8 @@ def test_errors_are_in_units_of_the_bar() -> None:
     """`errors` is 1 at the bar: an error of twice the bar reads 2, and the message has both numbers."""
     case = case_of()
     (problem,) = (p for p in check._problems("layer_norm", 100, "float32", case.variant) if p.style == "normal" and p.rows > 1)
-    verdict = check.verify(case, kernel_of(case, off_by(-3 * max(p.bar["y"] for p in check._problems("layer_norm", 100, "float32", case.variant)), "y")))
+    largest = max(p.bar["y"] for p in check._problems("layer_norm", 100, "float32", case.variant))
+    verdict = check.verify(case, kernel_of(case, off_by(-3 * largest, "y")))
     assert not verdict.ok
     assert verdict.errors["y"] >= 2.0
     assert "times what is allowed" in verdict.message

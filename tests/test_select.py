@@ -34,6 +34,7 @@ def own_logs(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def schedules() -> dict[str, schedule.Schedule]:
+    """Those of the operator, for this device's kind."""
     return schedule.for_op("layer_norm", HERE.kind)
 
 
@@ -43,16 +44,27 @@ def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: 
     setting = knobs.to_dict(plan.default(msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket]), HERE))
     timings = {k: Timing((us,), us) for k, us in (("tuned", tuned), ("eager", eager))}
     record = Record(
-        role="final", case=case, device=HERE, threads=1, schedule=name, source=plan.source, knobs=setting, status="ok", timings=timings, time="2026-01-01"
+        role="final",
+        case=case,
+        device=HERE,
+        threads=1,
+        schedule=name,
+        source=plan.source,
+        knobs=setting,
+        status="ok",
+        timings=timings,
+        time="2026-01-01",
     )
     return msgspec.structs.replace(record, **changes)
 
 
 def choose(*found: Record, case: Case = CASE) -> Choice:
+    """The choice for a case among the given records."""
     return select(case, HERE, found, schedules())
 
 
 def at(case: Case = CASE, **changes: Any) -> Case:
+    """The case with some fields changed."""
     return msgspec.structs.replace(case, **changes)
 
 
@@ -149,6 +161,7 @@ X = torch.randn(8, HIDDEN)
 
 
 def call(rows: int = 8) -> torch.Tensor:
+    """lntune.layer_norm on so many rows."""
     return lntune.layer_norm(X.repeat(rows // 8, 1) if rows >= 8 else X[:rows], (HIDDEN,))
 
 

@@ -185,7 +185,8 @@ def test_contention_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ratio_pairs_the_rounds() -> None:
     """The ratio is the median over rounds of what was measured in the same round, so a drift of the machine cancels; without
-    samples it is the ratio of the medians."""
+    samples it is the ratio of the medians.
+    """
     slow = Timing((10.0, 20.0, 40.0, 80.0, 160.0), 40.0)
     fast = Timing((5.0, 10.0, 20.0, 40.0, 10.0), 10.0)
     assert timing.ratio(slow, fast) == 2.0  # the medians alone would say 4

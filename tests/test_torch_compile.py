@@ -26,10 +26,12 @@ def fresh() -> None:
 
 
 def made(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False, seed: int = 0) -> Tensor:
+    """Random numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(grad)
 
 
 def model(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    """Something on either side for a compiler to fuse."""
     return lntune.layer_norm(x * 2, (HIDDEN,), w, b).relu()
 
 

@@ -22,10 +22,13 @@ HIDDEN = 128
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, grad: bool = True) -> Tensor:
+    """Random numbers around 0.5."""
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.5).to(dtype).requires_grad_(grad)
 
 
-def gradients(f: Callable[..., Tensor], given: list[Tensor | None], dy: Tensor | None = None, shape: tuple[int, ...] = (HIDDEN,)) -> list[Tensor | None]:
+def gradients(
+    f: Callable[..., Tensor], given: list[Tensor | None], dy: Tensor | None = None, shape: tuple[int, ...] = (HIDDEN,)
+) -> list[Tensor | None]:
     """y and the gradients of (input, weight, bias); dy None: of the sum, whose gradient has stride 0."""
     given = [None if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in given]
     y = f(given[0], shape, given[1], given[2])
@@ -66,7 +69,11 @@ def test_against_float64(dtype: torch.dtype, dy: str) -> None:
     """Every combination of affine vectors and of their dtypes; dy dense, and with stride 0."""
     kinds = [None, torch.float32] if dtype == torch.float32 else [None, torch.float32, dtype]
     for w, b in itertools.product(kinds, kinds):
-        given = [leaf(6, HIDDEN, dtype=dtype), None if w is None else leaf(HIDDEN, dtype=w, seed=1), None if b is None else leaf(HIDDEN, dtype=b, seed=2)]
+        given = [
+            leaf(6, HIDDEN, dtype=dtype),
+            None if w is None else leaf(HIDDEN, dtype=w, seed=1),
+            None if b is None else leaf(HIDDEN, dtype=b, seed=2),
+        ]
         check(given, leaf(6, HIDDEN, seed=3, grad=False) if dy == "random" else None)
 
 
@@ -86,7 +93,13 @@ def test_normalized_shapes(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_subsets(wanted: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
     """Only what is wanted gets a gradient."""
-    check([leaf(6, HIDDEN, dtype=dtype, grad=wanted[0]), leaf(HIDDEN, dtype=dtype, seed=1, grad=wanted[1]), leaf(HIDDEN, dtype=dtype, seed=2, grad=wanted[2])])
+    check(
+        [
+            leaf(6, HIDDEN, dtype=dtype, grad=wanted[0]),
+            leaf(HIDDEN, dtype=dtype, seed=1, grad=wanted[1]),
+            leaf(HIDDEN, dtype=dtype, seed=2, grad=wanted[2]),
+        ]
+    )
 
 
 @pytest.mark.parametrize("view", ["transposed", "every other", "expanded"])
@@ -208,7 +221,11 @@ def test_checkpointing(reentrant: bool) -> None:
 def test_eager_mode_takes_every_mixture_too(dtype: torch.dtype) -> None:
     """No rows are eager mode's work, and eager by itself refuses some mixtures of dtypes: their gradients are zeros all the same."""
     for w, b in itertools.product([None, torch.float32, dtype], repeat=2):
-        given = [leaf(0, HIDDEN, dtype=dtype), None if w is None else leaf(HIDDEN, dtype=w, seed=1), None if b is None else leaf(HIDDEN, dtype=b, seed=2)]
+        given = [
+            leaf(0, HIDDEN, dtype=dtype),
+            None if w is None else leaf(HIDDEN, dtype=w, seed=1),
+            None if b is None else leaf(HIDDEN, dtype=b, seed=2),
+        ]
         for gradient, t in zip(gradients(lntune.layer_norm, given)[1:], given, strict=True):
             assert (gradient is None) == (t is None)
             assert gradient is None or (gradient.dtype == t.dtype and not gradient.any())

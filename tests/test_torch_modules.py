@@ -35,6 +35,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
+    """Equal up to a rounding or two of the dtype."""
     loose = 1e-5 if ours.dtype == torch.float32 else 3e-2
     torch.testing.assert_close(ours, theirs, atol=loose, rtol=loose)
 

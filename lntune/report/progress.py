@@ -20,6 +20,41 @@ PLAIN_SECONDS = 5.0
 """Between two plain lines."""
 
 
+class Pace:
+    """How many verified trials (built, right and timed) a run does in a second of searching.
+
+    Counted from the end of the first trial, which pays for the compiler's start, and without the finalists' second measurement.
+    """
+
+    def __init__(self) -> None:
+        self._case = -1
+        self._tried = self._verified = 0
+        self._last: float | None = None
+        self._warm = False
+        self._seconds = 0.0
+        self._count = 0
+
+    def __call__(self, progress: Progress, now: float) -> None:
+        """Take in what the run reports at the time `now` in seconds."""
+        if progress.index != self._case:
+            self._case, self._tried, self._verified = progress.index, 0, 0
+        if progress.phase != "search":
+            self._last = None
+            return
+        verified = progress.trials - sum(progress.failures.values())
+        if progress.trials > self._tried:
+            if self._warm and self._last is not None:
+                self._seconds += now - self._last
+                self._count += verified - self._verified
+            self._warm = True
+        self._tried, self._verified, self._last = progress.trials, verified, now
+
+    @property
+    def per_second(self) -> float | None:
+        """Verified trials a second; None before the second trial."""
+        return self._count / self._seconds if self._seconds else None
+
+
 class TuningProgress:
     """The observer of a tuning run. Use as a context manager."""
 
@@ -27,6 +62,7 @@ class TuningProgress:
         self._console = console
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self._last = -math.inf
+        self.pace = Pace()
 
     def __enter__(self) -> TuningProgress:
         if self._live:
@@ -39,15 +75,16 @@ class TuningProgress:
 
     def __call__(self, progress: Progress) -> None:
         """Show the state of the run."""
+        self.pace(progress, time.monotonic())
         if progress.phase == "done":
-            self._console.print(self._finished(progress))
+            self._console.print(self._finished(progress), markup=False)
             return
         line = self._line(progress)
         if self._live:
             self._live.update(Text(line))
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._console.print(line)
+            self._console.print(line, markup=False)
 
     def _line(self, p: Progress) -> str:
         left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"

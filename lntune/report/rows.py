@@ -15,8 +15,9 @@ from lntune.records import Record, Timing
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A case with its figures: times in microseconds (medians), speedup = eager / tuned, bandwidth in GB/s of the bytes
-    that must move, `of_copy` = that bandwidth as a share of a plain copy's, `error` = largest error divided by eager's own.
+    """A case with its figures: times in microseconds (medians), speedup = eager / tuned, `over_better` = the faster of eager
+    and torch.compile / tuned, bandwidth in GB/s of the bytes that must move, `of_copy` = that bandwidth as a share of a plain
+    copy's, `error` = largest error divided by eager's own, `spread` = distance between the quartiles over the median.
 
     None stands for what was not measured.
     """
@@ -33,6 +34,7 @@ class Row(msgspec.Struct, frozen=True):
     default_us: float | None
     copy_us: float | None
     speedup: float | None
+    over_better: float | None
     over_default: float | None
     gbps: float | None
     of_copy: float | None
@@ -46,7 +48,8 @@ class Row(msgspec.Struct, frozen=True):
 
 def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
     """How many times faster `fast` is: the median over rounds of the ratio within a round, which a drifting clock leaves
-    alone; the ratio of medians where the rounds do not match."""
+    alone; the ratio of medians where the rounds do not match.
+    """
     if slow is None or fast is None or not fast.median_us:
         return None
     if len(slow.samples_us) == len(fast.samples_us) and fast.samples_us:
@@ -61,7 +64,7 @@ def spread(timing: Timing | None) -> float | None:
     if timing is None or len(timing.samples_us) < 4:  # noqa: PLR2004 (quartiles of fewer say nothing)
         return None
     ordered = sorted(timing.samples_us)
-    return (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / timing.median_us
+    return None if not timing.median_us else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / timing.median_us
 
 
 def row_of(record: Record) -> Row:
@@ -69,6 +72,7 @@ def row_of(record: Record) -> Row:
     case, timings = record.case, record.timings
     tuned, eager, copy, default = (timings.get(name) for name in ("tuned", "eager", "copy", "default"))
     compiled = timings.get("compile")
+    better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
     moved = ops.get(case.op).bytes(case) if case.op in ops.OPS else None
     return Row(
         op=case.op,
@@ -77,14 +81,15 @@ def row_of(record: Record) -> Row:
         hidden=case.hidden,
         rows=case.rows,
         bucket=bucket_label(case.bucket),
-        eager_us=eager and eager.median_us,
-        compile_us=compiled and compiled.median_us,
-        tuned_us=tuned and tuned.median_us,
-        default_us=default and default.median_us,
-        copy_us=copy and copy.median_us,
+        eager_us=record.median("eager"),
+        compile_us=record.median("compile"),
+        tuned_us=record.median("tuned"),
+        default_us=record.median("default"),
+        copy_us=record.median("copy"),
         speedup=pairwise(eager, tuned),
+        over_better=pairwise(better, tuned),
         over_default=pairwise(default, tuned),
-        gbps=moved / tuned.median_us / 1e3 if moved and tuned else None,
+        gbps=moved / tuned.median_us / 1e3 if moved and tuned and tuned.median_us else None,
         of_copy=pairwise(copy, tuned),
         error=max(record.versus_eager.values(), default=None),
         spread=spread(tuned),
@@ -106,20 +111,16 @@ def geomean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def best_rival(row: Row) -> float | None:
-    """The better of eager and torch.compile in microseconds."""
-    return min((v for v in (row.eager_us, row.compile_us) if v), default=None)
-
-
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Geomeans, and the cases in which the tuned op is slower than eager."""
+    """Geomeans, the smallest share of a copy's bandwidth, and the cases in which the tuned op is slower than eager."""
     slower = [f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1]
-    rivals = [best / r.tuned_us for r in rows if r.tuned_us and (best := best_rival(r))]
     return {
         "cases": len(rows),
         "geomean_over_eager": geomean(r.speedup for r in rows),
-        "geomean_over_better_of_eager_and_compile": geomean(rivals) if any(r.compile_us for r in rows) else None,
+        "geomean_over_better_of_eager_and_compile": geomean(r.over_better for r in rows),
         "geomean_over_default": geomean(r.over_default for r in rows),
+        "geomean_of_copy": geomean(r.of_copy for r in rows),
+        "smallest_of_copy": min((r.of_copy for r in rows if r.of_copy is not None), default=None),
         "slower_than_eager": slower,
         "measured_on_a_busy_machine": sum(r.busy for r in rows),
     }

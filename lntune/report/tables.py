@@ -35,30 +35,38 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
 
-def _ratio(value: float | None) -> Text:
+def ratio_text(value: float | None) -> Text:
     """A speedup, coloured by which side of 1 it is on; 2 % either way is a draw."""
     style = "" if value is None or 0.98 <= value <= 1.02 else "green" if value > 1 else "red"  # noqa: PLR2004
     return Text(number(value, 2, "x"), style=style)
 
 
 def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table:
-    """Per case: eager, torch.compile where measured, tuned, speedup, bandwidth, share of a copy, error."""
-    compiled = any(r.compile_us for r in rows)
+    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, error."""
+    compiled, eager = any(r.compile_us for r in rows), any(r.eager_us for r in rows)
+    default = any(r.default_us for r in rows)
     table = Table(title=title, title_justify="left")
     for name in ("op", "dtype"):
         table.add_column(name)
-    for name in ("hidden", "rows", "eager us", *(["compile us"] if compiled else []), "tuned us", "speedup", "GB/s", "of copy", "error/eager's"):
+    names = ["hidden", "rows", *(["eager us"] if eager else []), *(["compile us"] if compiled else []), "tuned us"]
+    names += [*(["over eager"] if eager else []), *(["over better"] if compiled else []), "GB/s", "of copy", "error/eager's"]
+    for name in names:
         table.add_column(name, justify="right")
     if details:
-        table.add_column("over default", justify="right")
+        if default:
+            table.add_column("over default", justify="right")
         table.add_column("spread", justify="right")
         table.add_column("schedule and knobs")
     for r in rows:
-        cells: list[Any] = [r.op, r.dtype, str(r.hidden), str(r.rows), micros(r.eager_us)]
+        cells: list[Any] = [r.op, r.dtype, str(r.hidden), str(r.rows)]
+        cells += [micros(r.eager_us)] if eager else []
         cells += [micros(r.compile_us)] if compiled else []
-        cells += [micros(r.tuned_us) + ("*" if r.busy else ""), _ratio(r.speedup), number(r.gbps, 1), percent(r.of_copy), number(r.error, 2)]
+        cells += [micros(r.tuned_us) + ("*" if r.busy else "")]
+        cells += [ratio_text(r.speedup)] if eager else []
+        cells += [ratio_text(r.over_better)] if compiled else []
+        cells += [number(r.gbps, 1), percent(r.of_copy), number(r.error, 2)]
         if details:
-            cells += [_ratio(r.over_default), percent(r.spread), f"{r.schedule} {r.knobs}"]
+            cells += [*([ratio_text(r.over_default)] if default else []), percent(r.spread), f"{r.schedule} {r.knobs}"]
         table.add_row(*cells)
     return table
 
@@ -66,15 +74,18 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table
 def summary_lines(rows: Sequence[Row]) -> list[str]:
     """What the table comes to, in sentences."""
     facts = summary(list(rows))
-    lines = []
+    lines = ["1 case" if facts["cases"] == 1 else f"{facts['cases']} cases"]
     if facts["geomean_over_eager"]:
-        lines.append(f"{facts['cases']} cases, geomean {facts['geomean_over_eager']:.2f}x over eager")
+        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager"
     if facts["geomean_over_better_of_eager_and_compile"]:
         lines.append(f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
     if facts["geomean_over_default"]:
         lines.append(f"geomean {facts['geomean_over_default']:.2f}x over the default knobs")
     slower = facts["slower_than_eager"]
-    lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
+    if facts["geomean_over_eager"]:
+        lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
+    elif facts["geomean_of_copy"]:
+        lines.append(f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest {percent(facts['smallest_of_copy'])}")
     if facts["measured_on_a_busy_machine"]:
         lines.append(f"* {facts['measured_on_a_busy_machine']} measured while others used the machine: ratios hold, absolute times may not")
     return lines

@@ -10,30 +10,26 @@ Whatever a kernel does not do (another device, float64, tensor subclasses, funct
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
-from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
-from lntune.errors import InputError, got_expected
+from lntune.case import BUCKETS, MAX_HIDDEN, Case
+from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import dispatch
+from lntune.torch.arguments import NAMES, check_arguments, pair, served
 
-_NAMES = {getattr(torch, name): name for name in DTYPES}
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _grad_enabled = torch.is_grad_enabled
 _empty_like = torch.empty_like
 _transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as _interpreter, and known to dynamo
 _interpreter = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._is_tracing
 _modes = torch._C._len_torch_dispatch_stack
 _overridden = torch._C._has_torch_function_unary
 _dual_numbers = torch.autograd.forward_ad
@@ -77,7 +73,7 @@ def layer_norm(
                 if (
                     kernel is not None
                     and input.is_contiguous()
-                    and 0 <= eps < _INF
+                    and 0.0 <= eps < _INF
                     and not input.is_neg()
                     and not _overridden(input)
                     and not _modes()
@@ -101,8 +97,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     """Every call that is not ready to go: checked, and prepared for the next time."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
-    if isinstance(input, Tensor) and (input.is_nested or torch.jit.is_tracing()):  # no sizes to check, or sizes that are tensors
-        return functional.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    if isinstance(input, Tensor) and (input.is_nested or _tracing()):  # no sizes to check, or sizes that are tensors
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     if not served(input, weight, bias, hidden):
@@ -134,90 +130,18 @@ def _remember(kernel: Callable[..., None], rows: int, input: Tensor, shape: tupl
         table[bits] = ready
 
 
-def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, ...]:
-    """The normalized shape as a tuple of integers.
-
-    Raises:
-        InputError: see layer_norm.
-    """
-    if not isinstance(input, Tensor):
-        raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
-    try:
-        shape = tuple(operator.index(n) for n in normalized_shape)
-    except TypeError:
-        raise InputError(got_expected("normalized_shape", repr(normalized_shape), "a sequence of integers", "Write (1024,), not 1024.")) from None
-    if not shape:
-        raise InputError(got_expected("normalized_shape", "()", "at least one dimension"))
-    if input.ndim < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
-        raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
-    cpu = input.device.type == "cpu"  # what other devices take is for them to say
-    if cpu and not input.is_floating_point():
-        raise InputError(got_expected("input", str(input.dtype), "a floating-point dtype", "Convert it: input.float()."))
-    wide = (input.dtype, torch.float32 if input.itemsize < 4 else input.dtype)  # an affine may be kept in float32
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is None:
-            continue
-        if not isinstance(vector, Tensor):
-            raise InputError(got_expected(name, type(vector).__name__, "a torch.Tensor or None"))
-        if tuple(vector.shape) != shape:
-            raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
-        if cpu and vector.dtype not in wide:
-            expected = " or ".join(dict.fromkeys(map(str, wide)))
-            raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
-        if vector.device != input.device:
-            raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
-    if not isinstance(eps, numbers.Real) or not 0 <= eps < _INF:
-        raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
-    return shape
-
-
-def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
-    """True when a kernel could take the call; the rest is PyTorch's."""
-    return (
-        input.device.type == "cpu"
-        and input.dtype in _NAMES
-        and 1 <= hidden <= MAX_HIDDEN
-        and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
-        and not any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (input, weight, bias))
-        and _modes() == 0
-        and _interpreter() is None
-        and not _watched()
-        and not _forward_ad(input, weight, bias)
-    )
-
-
-def _watched() -> bool:
-    """True under a TorchFunctionMode that may want to see the call; torch.device and set_default_device only watch factories."""
-    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
-
-
-def _forward_ad(*tensors: Tensor | None) -> bool:
-    """True when forward-mode derivatives flow through a tensor, which only PyTorch's own formula carries on."""
-    if _dual_numbers._current_level < 0:
-        return False
-    return any(t is not None and _dual_numbers.unpack_dual(t).tangent is not None for t in tensors)
-
-
 def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, last: str) -> Case:
     def kind(vector: Tensor | None) -> str | None:
         if vector is None:
             return None
         return "same" if vector.dtype == input.dtype else "float32"
 
-    return Case(NAME, hidden, _NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), last))
+    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), last))
 
 
 def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """PyTorch's layer norm."""
-    return functional.layer_norm(input, shape, *_pair(input, shape, weight, bias), eps)
-
-
-def _pair(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The affine vectors as PyTorch's CPU kernels take them, both in one dtype: forward refuses a mixed pair, and backward a
-    float32 bias without a weight."""
-    if bias is None or bias.dtype == (input if weight is None else weight).dtype:
-        return weight, bias
-    return torch.ones(tuple(shape), dtype=torch.float32, device=input.device) if weight is None else weight.float(), bias.float()
+    return functional.layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
 
 
 def _run(
@@ -238,7 +162,14 @@ def _run(
 
 
 def backward(
-    dy: Tensor, input: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: tuple[bool, bool, bool]
+    dy: Tensor,
+    input: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """PyTorch's own backward, given float32 statistics (rows,) whatever the input's dtype.
 
@@ -273,7 +204,7 @@ class _LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, rstd = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
         dx, dgamma, dbeta = backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
@@ -285,7 +216,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero).
-    if input.device.type != "cpu" or input.dtype not in _NAMES or _transforms() > 0:
+    if input.device.type != "cpu" or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
     stats = torch.is_grad_enabled() and (
         input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
@@ -306,7 +237,7 @@ def layer_norm_op(
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        y, mean, rstd = torch.native_layer_norm(input, shape, *_pair(input, shape, weight, bias), eps)
+        y, mean, rstd = torch.native_layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
         mean, rstd = mean.float().flatten(), rstd.float().flatten()
     if not stats or mean is None or rstd is None:
         mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)

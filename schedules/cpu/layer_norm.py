@@ -135,14 +135,16 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
             sch.reorder(*chunk, step, side, lane)
             sch.vectorize(lane)
             sch.unroll(side)
-            if name == "centred_lanes" and (knobs.prefetch or knobs.claim):
-                width = int(sch.get(lane).extent)
-                sch.annotate(step, loops.PREFETCH, width)
-                if chunk:
-                    sch.annotate(chunk[0], loops.PREFETCH, width * int(sch.get(step).extent))
+            width = int(sch.get(lane).extent)
+            whole = width * int(sch.get(step).extent)
             if knobs.unroll > 1 and name.endswith("_lanes") and int(sch.get(step).extent) % knobs.unroll == 0:
                 step, steps = sch.split(step, [None, knobs.unroll])
                 sch.unroll(steps)
+                width *= knobs.unroll
+            if name == "centred_lanes" and (knobs.prefetch or knobs.claim):  # after the split, which refuses annotated loops
+                sch.annotate(step, loops.PREFETCH, width)
+                if chunk:
+                    sch.annotate(chunk[0], loops.PREFETCH, whole)
             init = sch.get_loops(sch.decompose_reduction(block, step))
             sch.unroll(init[-2])
             sch.vectorize(init[-1])

@@ -103,6 +103,13 @@ def noisy(case: Case, knobs: Knobs, device: Device) -> Any:
     return _module(case)
 
 
+def tells_threads(case: Case, knobs: Knobs, device: Device) -> Any:
+    """Fails with the number of threads it would have had."""
+    import torch
+
+    raise ValueError(f"{torch.get_num_threads()} threads")
+
+
 def fickle(case: Case, knobs: Knobs, device: Device) -> Any:
     """Works once for each setting and then never again: it passes its trial and kills the final."""
     mark = Path(os.environ["LNTUNE_TEST_MARKS"]) / f"{knobs.first}{knobs.second}"
@@ -117,5 +124,6 @@ def _schedule(apply: Callable[[Case, Knobs, Device], Any]) -> Schedule:
 
 
 SCHEDULES = tuple(
-    _schedule(apply) for apply in (aborts, segfaults, exits, hangs, raises, kernel_segfaults, wrong, wrong_but_fast, noisy, fickle, plain)
+    _schedule(apply)
+    for apply in (aborts, segfaults, exits, hangs, raises, kernel_segfaults, wrong, wrong_but_fast, noisy, tells_threads, fickle, plain)
 )

@@ -1,0 +1,151 @@
+"""What all commands share: the application, the options several of them have, and how text becomes cases."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from typer.core import TyperCommand
+
+from lntune import __version__, ops
+from lntune.case import Case
+from lntune.errors import InputError, LntuneError, got_expected
+
+if TYPE_CHECKING:
+    from lntune.report.rows import Row
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Tune layer-normalization kernels for this machine, and see what came of it.",
+)
+
+OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
+HIDDEN = Annotated[str, typer.Option("--hidden", help="Hidden sizes, separated by commas.")]
+DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by commas: float32, float16, bfloat16.")]
+ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
+LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, instead of LNTUNE_LOG_DIR or the default.")]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    """A command whose own errors become one line, and with --json an object too, and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LntuneError as e:
+            if ctx.params.get("as_json"):
+                print_json({"error": str(e), "kind": type(e).__name__})
+            print(f"lntune: {e}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def command(name: str | None = None) -> Callable[[Function], Function]:
+    """Register a function as a command of `lntune`."""
+    return app.command(name, cls=_Command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    # Warnings of ours are one line; Python's form with source lines is for programmers.
+    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Facts for a machine, in a form a person can read."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def integers(name: str, text: str) -> list[int]:
+    """The numbers of a text such as "1,64,4096"; none of an empty one."""
+    parts = names(text)
+    try:
+        if text and not parts:
+            raise ValueError
+        return [int(part.replace("_", "")) for part in parts]
+    except ValueError:
+        raise InputError(got_expected(name, repr(text), "integers separated by commas", f"For example {name} 768,1024.")) from None
+
+
+def names(text: str) -> list[str]:
+    """The words of a text such as "float32,bfloat16"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def seconds(name: str, text: str) -> float:
+    """The seconds of a text such as "90", "300ms", "90s", "10m" or "1h"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|[smh]?)", text.strip())
+    if not match or not float(match[1]):
+        raise InputError(got_expected(name, repr(text), "a duration above 0 such as 90s, 10m or 1h"))
+    return float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def cases(op: str, hidden: str, dtype: str, rows: str) -> list[Case]:
+    """The cases asked for: the operator's default grid, narrowed or replaced along each axis that was given."""
+    plan = ops.get(op)
+    if not (hidden or dtype or rows):
+        return list(plan.grid)
+    sizes = integers("--hidden", hidden) or list(dict.fromkeys(c.hidden for c in plan.grid))
+    types = names(dtype) or list(dict.fromkeys(c.dtype for c in plan.grid))
+    counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in plan.grid))
+    if any(count < 1 for count in counts):
+        raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", "An empty batch needs no kernel."))
+    return list(dict.fromkeys(Case(op, h, t, r) for h in sizes for t in types for r in counts))
+
+
+@contextlib.contextmanager
+def using_logs(folder: Path | None) -> Iterator[None]:
+    """Everything in the block reads and writes the tuning logs of `folder`; None: wherever they are by default."""
+    if folder is None:
+        yield
+        return
+    before = os.environ.get("LNTUNE_LOG_DIR")
+    os.environ["LNTUNE_LOG_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["LNTUNE_LOG_DIR"]
+        if before is not None:
+            os.environ["LNTUNE_LOG_DIR"] = before
+
+
+@contextlib.contextmanager
+def dispatching(folder: Path | None) -> Iterator[Any]:
+    """`lntune.torch.dispatch`, deciding in the block on the logs of `folder` as they are now."""
+    from lntune.torch import dispatch
+
+    with using_logs(folder):
+        dispatch.reload()
+        try:
+            yield dispatch
+        finally:
+            dispatch.reload()
+
+
+def show_rows(rows: list[Row], title: str) -> None:
+    """Cases as a table, and what it comes to."""
+    from lntune.report.tables import cases_table, console, summary_lines
+
+    out = console()
+    out.print(cases_table(rows, title, details=True))
+    for line in summary_lines(rows):
+        out.print(line, markup=False)

@@ -1,0 +1,187 @@
+"""Commands that look: operators, the log, what serves a call and why, its code, two runs side by side, the machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lntune import case as case_module
+from lntune import device, knobs, ops, paths, records
+from lntune.case import Case
+from lntune.cli.base import JSON, LOG_DIR, OP, command, dispatching, print_json, show_rows, using_logs
+from lntune.errors import InputError, unknown
+
+
+@command("ops")
+def list_ops(as_json: JSON = False) -> None:
+    """List operators, their variants and their schedules."""
+    from lntune import schedule
+
+    kind = device.current().kind
+    found = [{"op": o.name, "summary": o.summary, "variants": o.variants, "schedules": list(schedule.for_op(o.name, kind))} for o in ops.OPS.values()]
+    if as_json:
+        print_json(found)
+        return
+    for o in ops.OPS.values():
+        print(f"{o.name}: {o.summary}\n  schedules: {', '.join(schedule.for_op(o.name, kind))}\n  variants: {', '.join(o.variants)}")
+
+
+@command()
+def report(
+    op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
+    log_dir: LOG_DIR = None,
+    everywhere: Annotated[bool, typer.Option("--all-devices", help="Also the records of other devices.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Show the tuning log as a table: the latest measurement of each case.
+
+    Exit code 1 when there is none.
+    """
+    from lntune.report.rows import rows_of, summary
+
+    if op:
+        ops.get(op)
+    with using_logs(log_dir):
+        folders = paths.log_dirs()
+        found = records.read(folders, op or None, None if everywhere else device.current())
+    by_device: dict[str, list[records.Record]] = {}
+    for record in found:
+        by_device.setdefault(record.device.slug, []).append(record)
+    tables = {slug: rows for slug, rs in by_device.items() if (rows := rows_of(records.finals(rs).values()))}
+    if as_json:
+        print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables.items()])
+    else:
+        for slug, rows in tables.items():
+            show_rows(rows, slug)
+    if not tables:
+        whose = "any device" if everywhere else "this device"
+        print(f"no measurements of {whose} in {', '.join(map(str, folders))}. Run: lntune tune {op or 'layer_norm'}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@command()
+def why(
+    op: OP,
+    hidden: Annotated[int, typer.Option(help="Hidden size.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; float64 is eager's.")] = "float32",
+    rows: Annotated[int, typer.Option(help="Number of rows.")] = 1,
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Explain which kernel serves a call, and why."""
+    ops.get(op)
+    if dtype == "float64" or hidden > case_module.MAX_HIDDEN:
+        what = "float64" if dtype == "float64" else f"hidden {hidden}, above {case_module.MAX_HIDDEN},"
+        facts: dict[str, Any] = {"tier": "eager", "steps": [f"eager: {what} is not built; PyTorch serves it"], "schedule": "", "knobs": {}}
+    else:
+        asked = Case(op, hidden, dtype, rows)
+        with dispatching(log_dir) as dispatch:
+            facts = dispatch.describe(asked)
+    if as_json:
+        print_json(facts)
+        return
+    served = {
+        "exact": "its own record",
+        "bucket": "a record of another row bucket",
+        "near": "the record of a nearby hidden size",
+        "default": "the schedule's default knobs (not measured here)",
+        "eager": "eager mode",
+    }
+    print(f"{op} hidden {hidden} {dtype} rows {rows}: served by {served[facts['tier']]}")
+    if facts["schedule"]:
+        print(f"  {facts['schedule']} {knobs.describe(facts['knobs'])}")
+    for step in facts["steps"]:
+        print(f"  - {step}")
+
+
+@command()
+def show(
+    op: OP,
+    hidden: Annotated[int, typer.Option(help="Hidden size.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 512,
+    form: Annotated[str, typer.Option("--as", help="te, tir, source (LLVM IR) or asm.")] = "tir",
+    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
+    schedule: Annotated[str, typer.Option(help="This schedule with its default knobs, instead of what serves the call.")] = "",
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Print the kernel that serves a call: definition, scheduled loops, LLVM IR or assembly."""
+    from lntune import build
+    from lntune import schedule as schedules
+
+    if form not in build.FORMS:
+        raise unknown("form", form, build.FORMS)
+    asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
+    here = device.current()
+    if schedule:
+        plan = schedules.get(schedule, op)
+        setting = plan.default(asked, here)
+    else:
+        with dispatching(log_dir) as dispatch:
+            choice = dispatch.choose(asked)
+        if not choice.schedule:
+            raise InputError(f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel all the same.")
+        plan = schedules.get(choice.schedule, op)
+        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+    text = build.show(asked, plan, setting, here, form)
+    if as_json:
+        print_json({"case": asked, "schedule": plan.name, "knobs": knobs.to_dict(setting), "form": form, "text": text})
+    else:
+        print(text)
+
+
+@command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Before: a file of `lntune bench --output`, or a folder of tuning logs.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="After: the same.")],
+    fail_on: Annotated[str, typer.Option(help="slower: exit code 1 when a case is slower in B.")] = "",
+    across_devices: Annotated[bool, typer.Option("--across-devices", help="Compare measurements of different devices.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Compare the tuned times of two runs, case by case: FASTER, SLOWER, SAME or UNSURE in B.
+
+    The ratio is A's median time divided by B's, with a 95 % bootstrap interval: SAME when the interval lies within 3 % of
+    1, FASTER or SLOWER when it lies beyond that on one side, else UNSURE, as is whatever was measured on a busy machine.
+    """
+    from lntune.report import compare as comparison
+    from lntune.report.tables import console
+
+    if fail_on not in ("", "slower"):
+        raise unknown("--fail-on", fail_on, ["slower"])
+    result = comparison.compare(comparison.load(a), comparison.load(b), across_devices)
+    if as_json:
+        print_json({**msgspec.to_builtins(result), "verdicts": result.counts()})
+    else:
+        out = console()
+        out.print(comparison.table(result))
+        for line in comparison.lines(result):
+            out.print(line, markup=False)
+    if fail_on and result.counts()["SLOWER"]:
+        raise typer.Exit(1)
+
+
+@command()
+def doctor(as_json: JSON = False) -> None:
+    """Look at versions, compiler, CPU, threads, GPU, folders and logs; exit code 1 when something will not work."""
+    from lntune import doctor as examination
+
+    found = examination.examine()
+    failed = any(f.status == "fail" for f in found)
+    if as_json:
+        print_json({"ok": not failed, "findings": found})
+    else:
+        from lntune.report.tables import console
+
+        out = console()
+        marks = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]FAIL[/red]"}
+        for finding in found:
+            remedy = f" -> {finding.remedy}" if finding.remedy and finding.status != "ok" else ""
+            out.print(f"{marks[finding.status]} {finding.topic:16}", end="")
+            out.print(f"{finding.detail}{remedy}", markup=False)
+    if failed:
+        raise typer.Exit(1)

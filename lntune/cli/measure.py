@@ -1,0 +1,214 @@
+"""Commands that run kernels: tune, check, bench, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, ROWS, cases, command, dispatching, names, print_json, seconds, show_rows, using_logs
+from lntune.errors import InputError, got_expected
+
+
+@command()
+def tune(
+    op: OP = "layer_norm",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "60s",
+    trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
+    search: Annotated[str, typer.Option(help="exhaustive, random or local.")] = "local",
+    schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the search and of the inputs.")] = 0,
+    timeout: Annotated[str, typer.Option(help="Time one candidate may take before it is killed.")] = "30s",
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Search the schedules of an operator on this machine and log every trial.
+
+    Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable cases first. Each candidate
+    is built and run in a process of its own, checked against float64 before it is timed, and logged at once. Ctrl-C ends
+    with what was found. Exit code 0 when at least one case was tuned, 1 when none was.
+    """
+    from lntune.report.progress import TuningProgress
+    from lntune.report.rows import rows_of
+    from lntune.report.tables import console
+    from lntune.tune import Settings
+    from lntune.tune import tune as run
+
+    settings = Settings(
+        search=search,
+        schedules=tuple(names(schedule)),
+        seconds=seconds("--budget", budget),
+        trials=trials,
+        seed=seed,
+        log_dir=log_dir,
+        timeout=seconds("--timeout", timeout),
+    )
+    with TuningProgress(console(stderr=as_json)) as progress:
+        summary = run(cases(op, hidden, dtype, rows), settings, progress)
+    table = rows_of(summary.finals)
+    pace = progress.pace.per_second
+    if as_json:
+        print_json(
+            {
+                "trials": summary.trials,
+                "statuses": dict(summary.statuses),
+                "seconds": round(summary.seconds, 2),
+                "verified_trials_per_second": pace and round(pace, 2),
+                "interrupted": summary.interrupted,
+                "log_dir": str(summary.log_dir),
+                "untuned": summary.untuned,
+                "cases": table,
+            }
+        )
+    else:
+        if table:
+            show_rows(table, "tuned")
+        statuses = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items())) or "none"
+        speed = "" if pace is None else f", {pace:.1f} verified trials a second"
+        interrupted = " (interrupted)" if summary.interrupted else ""
+        print(f"{summary.trials} trials ({statuses}) in {summary.seconds:.0f} s{speed}; log in {summary.log_dir}{interrupted}")
+        for name, reason in summary.untuned.items():
+            print(f"not tuned: {name}: {reason}")
+    if not table:
+        raise typer.Exit(1)
+
+
+@command()
+def check(
+    op: OP = "layer_norm",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when one is wrong.
+
+    Without --hidden, --dtype and --rows: every case tuned on this device, or the default grid where none is.
+    """
+    from lntune import verification
+    from lntune.report.tables import console
+    from lntune.report.verdicts import verdict_lines, verdict_table
+
+    asked = cases(op, hidden, dtype, rows) if hidden or dtype or rows else None
+    with dispatching(log_dir):
+        results = verification.check_cases(verification.tuned_cases(op) if asked is None else asked)
+    if as_json:
+        print_json(results)
+    else:
+        out = console()
+        out.print(verdict_table(results))
+        for line in verdict_lines(results):
+            out.print(line, markup=False)
+    if any(not r.ok for r in results):
+        raise typer.Exit(1)
+
+
+@command()
+def bench(
+    op: OP = "layer_norm",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    time_per_case: Annotated[str, typer.Option("--time", help="Time per case.")] = "1s",
+    with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
+    given_output: Annotated[bool, typer.Option("--given-output", help="Kernel against a plain copy, both into existing outputs.")] = False,
+    page_faults: Annotated[
+        bool, typer.Option("--page-faults", help="Let the C library return large outputs to the system at once, as it does by default.")
+    ] = False,
+    call_cost: Annotated[
+        bool, typer.Option("--call-cost", help="What one row costs from Python, and how long loading and importing take, instead.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs and of the order of contenders.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`.")] = None,
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Benchmark eager, torch.compile, the tuned op and a plain copy, interleaved.
+
+    Everyone allocates an output at every call, from a heap that is kept: by default the C library takes outputs above
+    32 MB or so from the system and gives them back at every call, and the page faults of that cost more than any kernel.
+    A case measured while others used the machine is measured up to three times; what stays busy is marked.
+    """
+    from lntune import bench as benchmark
+    from lntune.report.rows import rows_of, summary
+    from lntune.report.tables import console
+
+    length = seconds("--time", time_per_case)
+    _write(output)
+    if call_cost:
+        _call_cost(op, hidden, dtype, length, output, log_dir, as_json)
+        return
+    asked = cases(op, hidden, dtype, rows)
+    err = console(stderr=True)
+    with dispatching(log_dir):
+        result = benchmark.run(
+            asked,
+            length,
+            with_compile,
+            given_output,
+            page_faults=page_faults,
+            seed=seed,
+            on_case=lambda i, n, c: err.print(f"[{i + 1}/{n}] {c}", markup=False),
+        )
+    table = rows_of(result.records)
+    facts = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
+    _write(output, facts)
+    if as_json:
+        print_json(facts)
+    else:
+        show_rows(table, f"outputs {result.outputs}")
+
+
+def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, as_json: bool) -> None:
+    from lntune.bench import call_cost
+    from lntune.report.costs import costs_table
+    from lntune.report.tables import console
+
+    asked = cases(op, hidden or "1024", dtype or "float32", "1")
+    with dispatching(log_dir):
+        costs = [call_cost.measure(case, length) for case in asked]
+    _write(output, costs)
+    if as_json:
+        print_json(costs)
+    else:
+        console().print(costs_table(costs))
+
+
+def _write(output: Path | None, facts: Any = None) -> None:
+    """Write facts to the file asked for; without facts only find out that it can be written, before minutes are spent."""
+    if output is None:
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab" if facts is None else "wb") as file:
+            file.write(b"" if facts is None else msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    except OSError as e:
+        raise InputError(got_expected("--output", output, "a file that can be written", e.strerror or str(e))) from e
+
+
+@command()
+def demo(
+    budget: Annotated[str, typer.Option(help="Time for the tuning.")] = "50s",
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Tune a small grid for this CPU, load the winners in PyTorch, check them against eager and print the report.
+
+    Exit code 1 when a tuned op does not agree with eager, or nothing was tuned.
+    """
+    from lntune import demo as tour
+    from lntune.report.tables import console
+
+    length = seconds("--budget", budget)
+    with using_logs(log_dir):
+        result = tour.run(length, out=console(stderr=as_json))
+    if as_json:
+        print_json({"ok": result.ok, **msgspec.to_builtins(result)})
+    if not result.ok:
+        raise typer.Exit(1)

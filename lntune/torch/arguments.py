@@ -1,0 +1,96 @@
+"""The arguments of a layer norm: which are wrong, and which are a kernel's."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from lntune.case import DTYPES, MAX_HIDDEN
+from lntune.errors import InputError, got_expected
+
+NAMES = {getattr(torch, name): name for name in DTYPES}
+"""dtypes kernels exist for, with their names in a Case."""
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_dual_numbers = torch.autograd.forward_ad
+
+
+def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, ...]:
+    """The normalized shape as a tuple of integers.
+
+    Raises:
+        InputError: a shape, dtype, device or eps that does not fit, naming the argument.
+    """
+    if not isinstance(input, Tensor):
+        raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
+    try:
+        shape = tuple(operator.index(n) for n in normalized_shape)
+    except TypeError:
+        raise InputError(got_expected("normalized_shape", repr(normalized_shape), "a sequence of integers", "Write (1024,), not 1024.")) from None
+    if not shape:
+        raise InputError(got_expected("normalized_shape", "()", "at least one dimension"))
+    if input.ndim < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
+        raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
+    cpu = input.device.type == "cpu"  # what other devices take is for them to say
+    if cpu and not input.is_floating_point():
+        raise InputError(got_expected("input", str(input.dtype), "a floating-point dtype", "Convert it: input.float()."))
+    wide = (input.dtype, torch.float32 if input.itemsize < torch.float32.itemsize else input.dtype)  # an affine may be kept in float32
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if not isinstance(vector, Tensor):
+            raise InputError(got_expected(name, type(vector).__name__, "a torch.Tensor or None"))
+        if tuple(vector.shape) != shape:
+            raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
+        if cpu and vector.dtype not in wide:
+            expected = " or ".join(dict.fromkeys(map(str, wide)))
+            raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
+        if vector.device != input.device:
+            raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
+    if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
+        raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
+    return shape
+
+
+def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
+    """True when a kernel could take the call; the rest is PyTorch's."""
+    return (
+        input.device.type == "cpu"
+        and input.dtype in NAMES
+        and 1 <= hidden <= MAX_HIDDEN
+        and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
+        and not any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (input, weight, bias))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _watched()
+        and not _forward_ad(input, weight, bias)
+    )
+
+
+def _watched() -> bool:
+    """True under a TorchFunctionMode that may want to see the call; torch.device and set_default_device only watch factories."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def _forward_ad(*tensors: Tensor | None) -> bool:
+    """True when forward-mode derivatives flow through a tensor, which only PyTorch's own formula carries on."""
+    if _dual_numbers._current_level < 0:
+        return False
+    return any(t is not None and _dual_numbers.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def pair(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The affine vectors as PyTorch's CPU kernels take them, both in one dtype: forward refuses a mixed pair, and backward a
+    float32 bias without a weight.
+    """
+    if bias is None or bias.dtype == (input if weight is None else weight).dtype:
+        return weight, bias
+    return torch.ones(tuple(shape), dtype=torch.float32, device=input.device) if weight is None else weight.float(), bias.float()

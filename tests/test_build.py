@@ -1,0 +1,186 @@
+"""Building: the code each instruction set gets, the loops a schedule makes, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lntune import build, ops, runtime, toolchain
+from lntune import device as device_module
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError
+from lntune.schedule import Schedule, all_schedules, get
+
+PLANS = {name: s for name, s in all_schedules().items() if s.kind == "cpu"}
+GOLDEN = Path(__file__).parent / "golden"
+FIXED = Device("cpu", "golden", "x86-64-v3", 8)
+# bfloat16 is widened and rounded, and every schedule takes it; 100 = three vectors of x86-64-v3 by four, and a tail.
+CASE = Case("layer_norm", 100, "bfloat16", 512)
+
+
+def shown(plan: Schedule, case: Case, device: Device, form: str) -> str:
+    """The kernel of the default knobs as text."""
+    return build.show(case, plan, plan.default(case, device), device, form)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_golden_loops(name: str) -> None:
+    """The loops a schedule makes at its default knobs, for a fixed device, are those last approved of: a change of them must
+    be meant. To approve, run with LNTUNE_UPDATE_GOLDEN=1 and look at the difference.
+    """
+    path = GOLDEN / f"{name}.txt"
+    text = shown(PLANS[name], Case(PLANS[name].op, CASE.hidden, CASE.dtype, CASE.rows), FIXED, "tir").rstrip() + "\n"
+    if os.environ.get("LNTUNE_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.is_file(), f"{path} is missing; write it with LNTUNE_UPDATE_GOLDEN=1"
+    assert text == path.read_text(), "the loops have changed; if that is meant, write them anew with LNTUNE_UPDATE_GOLDEN=1"
+
+
+def test_golden_files_belong_to_schedules() -> None:
+    """No golden file is left of a schedule that is gone."""
+    assert {p.stem for p in GOLDEN.glob("*.txt")} <= set(PLANS)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_same_code_every_time(name: str) -> None:
+    """A schedule is pure: applied twice it gives the same loops."""
+    assert shown(PLANS[name], CASE, FIXED, "tir") == shown(PLANS[name], CASE, FIXED, "tir")
+
+
+@pytest.mark.parametrize(
+    ("isa", "has", "has_not"),
+    [
+        ("x86-64-v4", r"%zmm\d", None),
+        ("x86-64-v3", r"%ymm\d", r"%zmm\d"),
+        ("x86-64-v2", r"%xmm\d", r"%[yz]mm\d"),
+        ("aarch64", r"\bv\d+\.4s\b", r"%[xyz]mm\d"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", PLANS)
+def test_vectors_are_as_wide_as_the_machine(name: str, dtype: str, isa: str, has: str, has_not: str | None) -> None:
+    """Every level of instruction set, another family's too, gets assembly with vectors of just its width, in arithmetic."""
+    device, case = Device("cpu", "other", isa, 4), Case(PLANS[name].op, 1024, dtype, 512)
+    if PLANS[name].reason_invalid(PLANS[name].default(case, device), case, device):
+        pytest.skip(f"{name} does not take {dtype}")
+    text = shown(PLANS[name], case, device, "asm")
+    arithmetic = "\n".join(line for line in text.splitlines() if re.search(r"(add|sub|mul)ps\b|fmadd|f(add|sub|mul|mla)\b", line))
+    assert re.search(has, arithmetic)
+    assert has_not is None or not re.search(has_not, text)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_arguments_are_not_taken_to_be_aligned(name: str) -> None:
+    """No move of assembly demands an address that is a multiple of a vector for what a caller passes: in LLVM IR every access
+    to an argument is aligned to no more than an element.
+    """
+    case = Case(PLANS[name].op, 1024, "bfloat16", 512)
+    text = shown(PLANS[name], case, FIXED, "source")
+    globals_ = re.findall(r"(?:load|store) <\d+ x (?:i16|bfloat|half)>.*?, align (\d+)", text)
+    assert globals_
+    assert {int(a) for a in globals_} <= {2}
+
+
+@pytest.mark.parametrize("form", build.FORMS)
+@pytest.mark.parametrize("name", PLANS)
+def test_every_form_can_be_shown(name: str, form: str) -> None:
+    """Definition, loops, LLVM IR and assembly are texts that look like what they are."""
+    text = shown(PLANS[name], CASE, FIXED, form)
+    assert {"te": "T.sblock", "tir": "T.sblock", "source": "target triple", "asm": ".text"}[form] in text
+
+
+def test_cores_and_rows_do_not_matter_to_the_code_of_given_knobs() -> None:
+    """Kernels take any number of rows: with the same knobs the code for 512 rows is that for 4096."""
+    for plan in PLANS.values():
+        setting = plan.default(Case(plan.op, 1024, "bfloat16", 512), FIXED)
+        texts = {build.show(Case(plan.op, 1024, "bfloat16", rows), plan, setting, FIXED, "tir") for rows in (512, 4096)}
+        assert len(texts) == 1
+
+
+def changed(plan: Schedule, **fields: Any) -> Schedule:
+    """The schedule with some of its functions replaced."""
+    return dataclasses.replace(plan, **fields)
+
+
+def test_knobs_that_do_not_fit() -> None:
+    """Knobs refused by the schedule raise its reason, before the compiler is asked."""
+    plan = changed(get("cached_rows"), valid=lambda *_: "the moon is full", apply=None)
+    with pytest.raises(ScheduleError, match=r"cached_rows .* does not fit .*100 bfloat16: the moon is full"):
+        build.in_memory(CASE, plan, get("cached_rows").default(CASE, FIXED), FIXED)
+
+
+def test_a_schedule_that_raises() -> None:
+    """What a schedule raises becomes a ScheduleError with the schedule, the knobs, the case and the cause."""
+
+    def apply(*_: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    plan = changed(get("cached_rows"), apply=apply)
+    with pytest.raises(ScheduleError, match=r"cached_rows \(.*lanes=.*\) failed on .*ZeroDivisionError: division by zero") as raised:
+        build.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_schedule_that_returns_nonsense() -> None:
+    """What TVM cannot compile is a BuildError."""
+    plan = changed(get("cached_rows"), apply=lambda *_: "not a module")
+    with pytest.raises(LntuneError, match="TVM failed to compile"):
+        build.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
+
+
+def test_a_library_on_disk(tmp_path: Path) -> None:
+    """A kernel written as a library, loaded again, gives bitwise what the one in memory gives; no other file is left."""
+    here = device_module.current()
+    for plan in PLANS.values():
+        path = tmp_path / plan.name / "kernel.so"
+        case = Case(plan.op, 100, "bfloat16", 512)
+        setting = plan.default(case, here)
+        build.to_library(case, plan, setting, here, path)
+        assert [p.name for p in path.parent.iterdir()] == ["kernel.so"]
+        given = ops.get(plan.op).inputs(case, 5, "normal", 0)
+        outputs = []
+        for kernel in (runtime.load(path), build.in_memory(case, plan, setting, here)):
+            values = [torch.empty_like(given["x"]) if a.role == "out" else given[a.name] for a in ops.get(plan.op).arguments(case)]
+            kernel(*values)
+            outputs.append(values[-1])
+        assert torch.equal(*outputs)
+
+
+def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When linking fails the error says so, and neither the library nor a half of it is there."""
+    linker = tmp_path / "c++"
+    linker.write_text("#!/bin/sh\necho 'disk on fire' >&2\nexit 1\n")
+    linker.chmod(0o755)
+    monkeypatch.setattr(toolchain, "compiler", lambda: str(linker))
+    plan, path = get("cached_rows"), tmp_path / "out" / "kernel.so"
+    with pytest.raises(BuildError, match=r"linking kernel\.so"):
+        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A library that cannot be stored is a BuildError that names the remedy."""
+    (tmp_path / "file").write_text("in the way")
+    plan = get("cached_rows")
+    with pytest.raises(BuildError, match="LNTUNE_CACHE_DIR"):
+        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so")
+
+
+def test_no_compiler_is_said_before_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a linker nothing is compiled first."""
+
+    def missing() -> str:
+        raise ToolchainError("no C++ compiler found")
+
+    monkeypatch.setattr(toolchain, "compiler", missing)
+    plan = changed(get("cached_rows"), apply=None)
+    with pytest.raises(ToolchainError):
+        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "kernel.so")

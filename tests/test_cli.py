@@ -1,0 +1,431 @@
+"""The command line: help, JSON, errors of one line, and a whole tuning run looked at by every other command."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from lntune import records, verification
+from lntune.build import FORMS
+from lntune.case import Case
+from lntune.cli import app
+from lntune.cli.base import cases, integers, seconds
+from lntune.device import Device
+from lntune.errors import InputError
+from lntune.records import Record, Timing
+from lntune.report.progress import Pace, TuningProgress
+from lntune.torch import dispatch
+from lntune.tune import Progress
+
+COMMANDS = ("ops", "tune", "report", "why", "show", "check", "bench", "compare", "doctor", "demo")
+TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
+CASE = Case("layer_norm", 64, "float32", 8)
+
+
+def run(*arguments: object) -> Result:
+    """A command of lntune in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """A command of lntune in a process of its own."""
+    command = [sys.executable, "-m", "lntune", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of a tuning run of one tiny case with two candidates."""
+    folder = tmp_path_factory.mktemp("tuned")
+    done = run("tune", "layer_norm", *TINY, "--trials", 2, "--budget", "20s", "--log-dir", folder, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["trials"] == 2
+    assert facts["statuses"] == {"ok": 2}
+    assert facts["verified_trials_per_second"] > 0
+    assert not facts["interrupted"]
+    assert [(c["hidden"], c["dtype"], c["rows"]) for c in facts["cases"]] == [(64, "float32", 8)]
+    assert "1/1" in done.stderr, "progress goes to stderr, so that stdout is JSON alone"
+    return folder
+
+
+# --- help, version, JSON
+
+
+def test_every_command_is_listed() -> None:
+    """`lntune --help` names each command and says what it does; no other exists."""
+    text = run("--help").output
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} == set(COMMANDS)
+    assert run().exit_code == 2 and "Usage" in run().output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    """--help says what a command does, and what each of its options means."""
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    text = done.output.split("\n\n", 1)[1]
+    assert len(text.split("Options:")[0].split()) > 5, "no description"
+    entry = next(c for c in app.registered_commands if command in (c.name, c.callback and c.callback.__name__))
+    hints = entry.callback.__annotations__ if entry.callback else {}
+    assert "--json" in text and hints
+    for line in text.split("Options:")[1].splitlines():
+        if line.startswith("  --"):
+            assert len(line.split()) > 2 or len(line) > 25, f"{line!r} has no help"
+
+
+def test_version() -> None:
+    """--version prints the version and nothing else."""
+    from lntune import __version__
+
+    assert run("--version").output == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ops",),
+        ("report", "--log-dir", "{log}"),
+        ("why", "layer_norm", "--hidden", "64", "--rows", "8", "--log-dir", "{log}"),
+        ("why", "layer_norm", "--hidden", "70000"),
+        ("show", "layer_norm", "--hidden", "64", "--as", "te", "--log-dir", "{log}"),
+        ("check", "--log-dir", "{log}"),
+        ("bench", *TINY, "--no-compile", "--time", "20ms", "--log-dir", "{log}"),
+        ("compare", "{log}", "{log}"),
+        ("doctor",),
+    ],
+    ids=lambda a: a[0],
+)
+def test_json_parses(arguments: tuple[str, ...], tuned: Path) -> None:
+    """With --json stdout is JSON and nothing else, and exit code 0 says that all is well."""
+    done = run(*(a.replace("{log}", str(tuned)) for a in arguments), "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("tune", "layr_norm"), "unknown operator 'layr_norm'. Did you mean 'layer_norm'?"),
+        (("report", "layer_nrm"), "Did you mean 'layer_norm'?"),
+        (("check", "layernorm"), "Did you mean 'layer_norm'?"),
+        (("tune", "--schedule", "cached_row"), "Did you mean 'cached_rows'?"),
+        (("show", "layer_norm", "--hidden", 64, "--schedule", "cachd_rows"), "Did you mean 'cached_rows'?"),
+        (("show", "layer_norm", "--hidden", 64, "--variant", "weigth"), "Did you mean 'weight'?"),
+        (("tune", "--search", "locl"), "unknown search 'locl'. Did you mean 'local'?"),
+        (("tune", "--dtype", "floa32"), "unknown dtype 'floa32'. Did you mean 'float32'?"),
+        (("why", "layer_norm", "--hidden", 64, "--dtype", "bfloat"), "Did you mean 'bfloat16'?"),
+        (("show", "layer_norm", "--hidden", 64, "--as", "asmm"), "unknown form 'asmm'. Did you mean 'asm'?"),
+        (("compare", ".", ".", "--fail-on", "slow"), "Did you mean 'slower'?"),
+        (("tune", "--hidden", "many"), "--hidden: got 'many', expected integers"),
+        (("bench", "--hidden", ","), "--hidden: got ','"),
+        (("check", "--hidden", "0"), "hidden: got 0, expected 1 to 65536"),
+        (("tune", "--hidden", "65537"), "hidden: got 65537"),
+        (("tune", "--rows", "-4"), "--rows: got '-4'"),
+        (("bench", "--rows", "0"), "--rows: got '0'"),
+        (("tune", "--budget", "-5s"), "--budget: got '-5s', expected a duration above 0"),
+        (("tune", "--budget", "0"), "--budget: got '0'"),
+        (("bench", "--time", "soon"), "--time: got 'soon'"),
+        (("demo", "--budget", "nan"), "--budget: got 'nan'"),
+        (("tune", "--trials", "-1"), "trials: got -1, expected more than 0"),
+        (("bench", "--output", "/proc/none/such.json"), "--output: got /proc/none/such.json"),
+        (("compare", "nowhere.json", "nowhere.json"), "cannot read nowhere.json"),
+    ],
+    ids=lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[object, ...], said: str) -> None:
+    """What a user can get wrong is answered in one line that names it, and the near miss; never with a traceback."""
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    assert said in done.stderr
+    assert done.stderr.startswith("lntune: ") and done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_a_mistake_with_json_is_an_object_too() -> None:
+    """With --json the error is on stdout as an object, for machines, and on stderr for people."""
+    done = run("tune", "--search", "locl", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["kind"] == "UnknownNameError"
+    assert "Did you mean" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("tune", "--hiden", "64"), ("why", "layer_norm", "--hidden", "x"), ("why", "layer_norm"), ("tunes",)], ids=str)
+def test_what_the_parser_refuses(arguments: tuple[str, ...]) -> None:
+    """Unknown options and commands, missing ones and text for a number: usage, the reason, exit code 2."""
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert "Error" in done.stderr and "Traceback" not in done.output
+
+
+def test_an_unwritable_log_folder_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """A log folder that cannot be made (a file is in its place) is said at once, with the remedy."""
+    (tmp_path / "file").write_text("")
+    done = run("tune", *TINY, "--trials", 1, "--log-dir", tmp_path / "file")
+    assert done.exit_code == 2
+    assert "cannot write tuning logs" in done.stderr and "--log-dir" in done.stderr
+
+
+def test_the_process_says_the_same() -> None:
+    """A real `python -m lntune` exits with 2 and the one line, too."""
+    process = start("show", "layer_norm", "--hidden", "64", "--as", "ams")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("lntune: unknown form 'ams'. Did you mean 'asm'?") and err.count("\n") == 1
+
+
+# --- text to cases
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("300ms", 0.3), ("90s", 90), ("1.5m", 90), (" 1h ", 3600)])
+def test_durations(text: str, expected: float) -> None:
+    """A duration is a number with ms, s, m or h; plain numbers are seconds."""
+    assert seconds("--budget", text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf"])
+def test_not_durations(text: str) -> None:
+    """Everything else is refused, nothing is guessed."""
+    with pytest.raises(InputError, match="a duration above 0"):
+        seconds("--budget", text)
+
+
+def test_integers_and_cases() -> None:
+    """Lists are split at commas; axes left out are the default grid's; a case asked for twice is one case."""
+    assert integers("--rows", "1, 4_096,") == [1, 4096]
+    made = cases("layer_norm", "64,64", "float16", "")
+    assert {c.hidden for c in made} == {64} and {c.dtype for c in made} == {"float16"}
+    assert len(made) == len({c.rows for c in made}) > 1
+    assert len(cases("layer_norm", "", "", "")) > len(made)
+
+
+# --- one log, every command
+
+
+def test_report_of_the_run(tuned: Path) -> None:
+    """`report` shows the tuned case with its speedup."""
+    done = run("report", "--log-dir", tuned)
+    assert done.exit_code == 0
+    assert "64" in done.output and "float32" in done.output and "geomean" in done.output
+
+
+def test_report_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing was measured `report` says so, names the folder and the command to run, and exits with 1."""
+    monkeypatch.setattr("lntune.paths.log_dirs", lambda: [tmp_path])
+    done = run("report", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (1, [])
+    assert str(tmp_path) in done.stderr and "Run: lntune tune layer_norm" in done.stderr
+
+
+def test_why_of_the_run(tuned: Path) -> None:
+    """`why` says that the case's own record serves it (or that eager won there), and names the time and the knobs."""
+    facts = json.loads(run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned, "--json").stdout)
+    assert facts["tier"] in ("exact", "eager") and facts["tuned_us"] > 0 and facts["eager_us"] > 0
+    text = run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned).output
+    assert ("served by its own record" in text) == (facts["tier"] == "exact")
+    assert "record of layer_norm 8x64 float32" in text
+    assert "served by eager mode" in run("why", "layer_norm", "--hidden", 64, "--dtype", "float64").output
+
+
+@pytest.mark.parametrize(
+    ("form", "has"), [("te", "T.sblock"), ("tir", "def main"), ("source", "define "), ("asm", ".text")], ids=lambda v: v if v in FORMS else ""
+)
+def test_show_in_each_form(form: str, has: str, tuned: Path) -> None:
+    """`show` prints the kernel as definition, scheduled loops, LLVM IR and assembly."""
+    done = run("show", "layer_norm", "--hidden", 64, "--rows", 8, "--as", form, "--log-dir", tuned, "--schedule", "cached_rows")
+    assert done.exit_code == 0, done.output
+    assert has in done.output
+
+
+def test_check_of_the_run(tuned: Path) -> None:
+    """`check` goes through the tuned cases with all their checked variants, and exits with 0 when all are right."""
+    done = run("check", "--log-dir", tuned)
+    assert done.exit_code == 0, done.output
+    assert "all right" in done.output and "8x64" in done.output
+
+
+@pytest.mark.parametrize("fault", ["wrong", "raises"])
+def test_check_finds_a_wrong_kernel(fault: str, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that answers wrongly or raises is WRONG in the table, with the reason, and the exit code is 1."""
+
+    def kernel(*values: Any) -> None:
+        if fault == "raises":
+            raise ValueError("[y] is not what I expect")
+        values[4].zero_()
+
+    monkeypatch.setattr(verification.dispatch, "choose", lambda case: dispatch.Choice("exact", "cached_rows"))
+    monkeypatch.setattr(verification.dispatch, "kernel_for", lambda case: kernel)
+    done = run("check", *TINY, "--log-dir", tuned)
+    assert done.exit_code == 1
+    assert "WRONG" in done.output and ("ValueError: [y]" in done.output if fault == "raises" else "y: error" in done.output)
+    facts = json.loads(run("check", *TINY, "--log-dir", tuned, "--json").stdout)
+    assert facts and not any(r["ok"] for r in facts)
+
+
+def test_bench_of_the_run(tuned: Path, tmp_path: Path) -> None:
+    """`bench` measures all contenders, says where outputs come from, and writes the records beside the table."""
+    file = tmp_path / "folder" / "bench.json"
+    done = run("bench", *TINY, "--no-compile", "--time", "20ms", "--log-dir", tuned, "--output", file)
+    assert done.exit_code == 0, done.output
+    assert "outputs allocated by every call" in done.stdout and "over eager" in done.stdout
+    facts = json.loads(file.read_text())
+    assert set(facts["records"][0]["timings"]) == {"eager", "tuned", "copy"}
+    assert facts["outputs"].startswith("allocated by every call")
+    same = run("compare", file, file, "--fail-on", "slower")
+    assert same.exit_code == 0 and "8x64" in same.output
+
+
+def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The closing line of `tune` counts trials by status and gives verified trials a second; without a winner the exit code is 1."""
+    from lntune import tune as module
+    from lntune.tune import Summary
+
+    final = next(r for r in records.read([tuned]) if r.role == "final")
+
+    def fake(asked: list[Case], settings: Any, observer: Callable[[Progress], None]) -> Summary:
+        state = Progress(asked[0], 0, 1)
+        observer(state)
+        for trials in (1, 2, 3):
+            state.trials = trials
+            time.sleep(0.001)
+            observer(state)
+        return Summary([final] if asked[0].hidden == 64 else [], Counter(ok=2, wrong=1), 2.0, log_dir=Path("there"), untuned={"that": "broken"})
+
+    monkeypatch.setattr(module, "tune", fake)
+    done = run("tune", *TINY)
+    assert done.exit_code == 0
+    assert "3 trials (2 ok, 1 wrong) in 2 s, " in done.output and " verified trials a second; log in there" in done.output
+    assert "not tuned: that: broken" in done.output
+    assert run("tune", "--hidden", 65).exit_code == 1
+
+
+# --- Ctrl-C
+
+
+def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
+    """SIGINT during a search ends it with exit code 0: the case is settled, and its records are in the log."""
+    process = start("tune", *TINY, "--budget", "300s", "--log-dir", tmp_path, "--json")
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
+    end = time.monotonic() + 60
+    try:
+        while not any(f.read_bytes().count(b'"ok"') >= 2 for f in tmp_path.glob("*/*.jsonl")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    facts = json.loads(process.stdout.read())  # type: ignore[union-attr]
+    assert facts["interrupted"] and len(facts["cases"]) == 1
+    kept = records.read([tmp_path])
+    assert sum(r.role == "trial" for r in kept) == facts["trials"] >= 2
+    assert [r.role for r in kept].count("final") == 1
+
+
+# --- progress
+
+
+HERE = Device("cpu", "Some CPU", "x86-64-v3", 4)
+
+
+def states() -> list[Progress]:
+    """What a short run reports: the start, two trials (one failed), the finals, the end."""
+
+    def at(**fields: Any) -> Progress:
+        return Progress(CASE, 0, 2, **fields)
+
+    timings = {name: Timing((t,), t) for name, t in (("tuned", 2.0), ("eager", 4.0), ("default", 3.0))}
+    final = Record(role="final", case=CASE, device=HERE, threads=1, schedule="s", source="", knobs={}, status="ok", timings=timings)
+    failed = Counter(timeout=1)
+    return [
+        at(),
+        at(trials=1, best_us=2.5, best="s lanes=4", deadline=time.monotonic() + 30),
+        at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, deadline=time.monotonic() + 30),
+        at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, phase="final"),
+        at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, phase="done", final=final),
+    ]
+
+
+def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal: whole lines without control characters, with trials, failures by kind, best and time left."""
+    monkeypatch.setattr("lntune.report.progress.PLAIN_SECONDS", 0)
+    out = io.StringIO()
+    with TuningProgress(Console(file=out, width=200, force_terminal=False)) as progress:
+        for state in states():
+            progress(state)
+    lines = out.getvalue().splitlines()
+    assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
+    assert lines[0] == "[1/2] layer_norm 8x64 float32: 0 trials"
+    assert lines[2].startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us (s lanes=4), ") and lines[2].endswith(" s left")
+    assert "measuring the finalists again" in lines[3]
+    assert lines[4] == ("[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), default knobs 3.00 us (1.50x); 2 trials, 1 timeout")
+
+
+def test_plain_progress_is_not_a_flood() -> None:
+    """Between two plain lines there is time; the line of a finished case always comes."""
+    out = io.StringIO()
+    with TuningProgress(Console(file=out, width=200, force_terminal=False)) as progress:
+        for state in states():
+            progress(state)
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_progress_is_one_live_line_on_a_terminal() -> None:
+    """On a terminal one line is drawn over and over and removed at the end; only finished cases stay."""
+    out = io.StringIO()
+    with TuningProgress(Console(file=out, width=200, force_terminal=True, highlight=False)) as progress:
+        for state in states():
+            progress(state)
+            progress._live.refresh()  # type: ignore[union-attr]
+    text = out.getvalue()
+    assert "\x1b[2K" in text, "the line is erased before it is drawn again"
+    assert "2 trials, 1 timeout" in text
+    assert text.count("eager 4.00 us (2.00x)") == 1
+
+
+def test_the_pace_leaves_out_warming_up_and_finals() -> None:
+    """Verified trials a second: after the first trial, failures are not counted as verified, their time is; finals are left out."""
+    pace = Pace()
+
+    def at(now: float, index: int, trials: int, failed: int = 0, phase: str = "search") -> None:
+        pace(Progress(CASE, index, 2, trials=trials, failures=Counter(run=failed), phase=phase, best_us=math.inf), now)
+
+    at(0, 0, 0)
+    at(10, 0, 1)  # pays for the start
+    assert pace.per_second is None
+    at(11, 0, 2)
+    at(12, 0, 3, failed=1)
+    at(12, 0, 3, failed=1, phase="final")
+    at(50, 0, 3, failed=1, phase="done")
+    at(51, 1, 0)
+    at(53, 1, 2)
+    assert pace.per_second == pytest.approx(3 / 4)
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    """`lntune ops | head -0` ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "lntune", "ops"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert "Traceback" not in done.stderr

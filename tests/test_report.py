@@ -1,0 +1,345 @@
+"""From records to tables: ratios, geomeans, the text of a table, and the verdicts of a comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+from typer.testing import CliRunner
+
+from lntune import records
+from lntune.case import Case
+from lntune.cli import app
+from lntune.device import Device
+from lntune.errors import InputError, LogError
+from lntune.records import Record, Timing
+from lntune.report import compare
+from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
+from lntune.report.tables import cases_table, console, micros, number, percent, ratio_text, summary_lines
+from lntune.report.verdicts import verdict_lines, verdict_table
+from lntune.verification import Result
+
+GOLDEN = Path(__file__).parent / "golden"
+HERE = Device("cpu", "Some CPU", "x86-64-v3", 4)
+THERE = Device("cpu", "Other CPU", "x86-64-v4", 8)
+
+
+def timing(*samples: float) -> Timing:
+    """A contender's samples in microseconds."""
+    return Timing(samples, statistics.median(samples))
+
+
+def record(hidden: int = 1024, rows: int = 512, dtype: str = "float32", device: Device = HERE, **fields: Any) -> Record:
+    """A final record, measured by default as eager 100, tuned 50, copy 40, default 60 us."""
+    timings = fields.pop("timings", {"eager": timing(100), "tuned": timing(50), "copy": timing(40), "default": timing(60)})
+    made: dict[str, Any] = {"role": "final", "threads": 2, "schedule": "cached_rows", "source": "s", "knobs": {"lanes": 4, "parallel": True}}
+    made |= {"status": "ok", "time": "2026-01-02T03:04:05+00:00", **fields}
+    return Record(case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **made)
+
+
+def text(renderable: RenderableType, width: int = 200) -> str:
+    """What a console without colours prints."""
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+# --- figures
+
+
+def test_a_row_holds_medians_ratios_and_bandwidth() -> None:
+    """speedup = eager / tuned, over default likewise, GB/s from the bytes that must move, its share of a copy = copy / tuned."""
+    row = row_of(record(versus_eager={"y": 1.5, "mean": 0.5}))
+    assert (row.eager_us, row.tuned_us, row.copy_us, row.default_us, row.compile_us) == (100, 50, 40, 60, None)
+    assert (row.speedup, row.over_default, row.of_copy, row.error) == (2, pytest.approx(1.2), pytest.approx(0.8), 1.5)
+    assert row.gbps == pytest.approx((2 * 512 * 1024 * 4 + 2 * 1024 * 4) / 50e-6 / 1e9)
+    assert (row.bucket, row.knobs) == ("128-1023", "lanes=4 parallel")
+
+
+def test_over_better_is_against_the_faster_rival() -> None:
+    """Against the better of eager and torch.compile, whichever that is; unknown where torch.compile was not measured."""
+    eager, slow, fast = timing(100), timing(150), timing(75)
+    assert row_of(record(timings={"eager": eager, "compile": slow, "tuned": timing(50)})).over_better == 2
+    assert row_of(record(timings={"eager": eager, "compile": fast, "tuned": timing(50)})).over_better == 1.5
+    assert row_of(record()).over_better is None
+
+
+def test_what_was_not_measured_is_none() -> None:
+    """A record of the kernel and a copy alone has no eager figures and no ratios to them; one of eager alone no tuned ones."""
+    row = row_of(record(timings={"tuned": timing(50), "copy": timing(40)}))
+    assert (row.eager_us, row.speedup, row.over_default, row.spread, row.error) == (None,) * 5
+    row = row_of(record(timings={"eager": timing(50)}, knobs={}))
+    assert (row.tuned_us, row.speedup, row.gbps, row.of_copy) == (None,) * 4
+
+
+def test_a_record_of_an_operator_that_is_gone_still_shows() -> None:
+    """A log may hold an operator this version does not know: times are shown, bandwidth is not."""
+    made = record()
+    row = row_of(msgspec.structs.replace(made, case=msgspec.structs.replace(made.case, op="once_there")))
+    assert (row.speedup, row.gbps) == (2, None)
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """The ratio is the median of the rounds' own ratios, which a clock that slows down for everyone does not move."""
+    slow, fast = timing(10, 20, 40, 80), timing(5, 10, 20, 40)
+    assert pairwise(slow, fast) == 2
+    assert pairwise(timing(10, 20, 90), timing(5, 20, 30)) == 2
+    assert pairwise(timing(30, 30), timing(10, 10, 20)) == 3, "rounds that do not match: the ratio of medians"
+    assert pairwise(None, fast) is pairwise(slow, None) is pairwise(slow, timing(0)) is None
+
+
+def test_spread_is_the_distance_of_quartiles() -> None:
+    """Quartiles over the median; fewer than four samples, or a clock that stood still, say nothing."""
+    assert spread(timing(8, 9, 10, 11, 12)) == pytest.approx(0.2)
+    assert spread(timing(8, 9, 10)) is spread(None) is spread(timing(0, 0, 0, 0)) is None
+
+
+def test_geomean() -> None:
+    """The n-th root of the product of what is there."""
+    assert geomean([2, None, 8]) == pytest.approx(4)
+    assert geomean([None]) is geomean([]) is None
+
+
+def test_rows_are_in_the_order_a_person_looks_for_them() -> None:
+    """By dtype, hidden size, rows; whatever order they were measured in."""
+    made = [record(hidden, rows, dtype) for hidden in (1024, 64) for rows in (512, 1) for dtype in ("float32", "bfloat16")]
+    random.Random(0).shuffle(made)
+    keys = [(r.dtype, r.hidden, r.rows) for r in rows_of(made)]
+    assert keys == sorted(keys)
+
+
+def test_summary_names_what_is_slower() -> None:
+    """Geomeans over what was measured, the smallest share of a copy, every case slower than eager, how many were busy."""
+    slower = record(64, 1, timings={"eager": timing(10), "tuned": timing(20), "copy": timing(10)}, busy=True)
+    facts = summary(rows_of([record(), slower]))
+    assert facts["cases"] == 2 and facts["measured_on_a_busy_machine"] == 1
+    assert facts["geomean_over_eager"] == pytest.approx(1)
+    assert facts["geomean_over_default"] == pytest.approx(1.2)
+    assert facts["geomean_over_better_of_eager_and_compile"] is None
+    assert facts["geomean_of_copy"] == pytest.approx((0.8 * 0.5) ** 0.5)
+    assert facts["smallest_of_copy"] == 0.5
+    assert facts["slower_than_eager"] == ["layer_norm 1x64 float32: 0.50x"]
+    assert json.loads(msgspec.json.encode(facts)) == facts
+    assert "slower than eager in 1: layer_norm 1x64 float32: 0.50x" in summary_lines(rows_of([record(), slower]))
+    assert "slower than eager nowhere" in summary_lines(rows_of([record()]))
+
+
+def test_summary_of_kernel_against_copy() -> None:
+    """Where nobody allocates there is no eager to be faster than: the lines give the share of a copy's bandwidth instead."""
+    made = [record(h, timings={"tuned": timing(50), "copy": timing(c)}) for h, c in ((64, 50), (128, 32))]
+    assert summary_lines(rows_of(made)) == ["2 cases", "bandwidth of a copy: geomean 80%, smallest 64%"]
+
+
+# --- text
+
+
+def test_figures_as_text() -> None:
+    """Three digits or so, a dash for what is not there, colour by the side of 1 with 2 % either way a draw."""
+    assert [micros(v) for v in (None, 1.234, 99.99, 123.4)] == ["-", "1.23", "99.99", "123"]
+    assert (number(None), number(1.236, 1, "x"), percent(None), percent(0.856)) == ("-", "1.2x", "-", "86%")
+    assert [str(ratio_text(v).style) for v in (None, 1.01, 1.5, 0.5)] == ["", "", "green", "red"]
+
+
+def test_the_table_as_text() -> None:
+    """The table of a known set of records, to the letter (tests/golden/report.txt)."""
+    made = [
+        record(versus_eager={"y": 1.02}),
+        record(64, 1, busy=True, timings={"eager": timing(4), "tuned": timing(5), "copy": timing(1)}, schedule="eager", knobs={}),
+        record(
+            4096,
+            4096,
+            "bfloat16",
+            timings={
+                "eager": timing(*range(100, 120)),
+                "compile": timing(*range(90, 110)),
+                "tuned": timing(*range(50, 70)),
+                "copy": timing(*range(45, 65)),
+            },
+        ),
+    ]
+    rows = rows_of(made)
+    shown = (
+        text(cases_table(rows, "tuned", details=True)) + "".join(f"{line}\n" for line in summary_lines(rows)) + text(cases_table(rows[2:], "short"))
+    )
+    assert shown == (GOLDEN / "report.txt").read_text(encoding="utf-8")
+
+
+def test_columns_are_there_only_for_what_was_measured() -> None:
+    """Without torch.compile no columns of it, without eager none of eager."""
+    both = text(cases_table(rows_of([record(timings={n: timing(9) for n in ("eager", "compile", "tuned", "copy")})]), ""))
+    plain, given = text(cases_table(rows_of([record()]), "")), text(cases_table(rows_of([record(timings={"tuned": timing(1)})]), ""))
+    assert "compile us" in both and "over better" in both and "over eager" in both
+    assert "compile us" not in plain and "over better" not in plain and "over eager" in plain
+    assert "eager us" not in given and "over eager" not in given and "tuned us" in given
+
+
+def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When output is not a terminal the table is 200 wide, whatever COLUMNS says, and has no colours."""
+    monkeypatch.setenv("COLUMNS", "40")
+    assert console().width == 200
+
+
+def test_the_verdict_table_shows_messages_as_they_are() -> None:
+    """Wrong kernels say why, brackets and all; those left to eager mode are told apart from those checked."""
+    case = Case("layer_norm", 64, "float32", 8)
+    results = [
+        Result(case, "exact", "cached_rows", False, "ValueError: [y] [/red] is odd", {"y": 2.5, "mean": 0.5}, {"y": 3}),
+        Result(case, "default", "cached_rows", True, "", {"y": 0.5}, {}),
+        Result(case, "eager", "", True, "eager mode serves it", {}, {}),
+    ]
+    shown = text(verdict_table(results))
+    assert "WRONG ValueError: [y] [/red] is odd" in shown and "2.50" in shown and "eager: eager" in shown
+    assert verdict_lines(results) == ["2 kernels checked, 1 wrong, eager mode serves 1 more"]
+    assert verdict_lines(results[1:2]) == ["1 kernels checked, all right"]
+
+
+# --- compare
+
+
+def samples(median: float, noise: float = 0.01, count: int = 50, seed: int = 0) -> Timing:
+    """Made-up samples: gaussian around the median, `noise` its relative deviation."""
+    made = random.Random(seed)
+    return timing(*(median * (1 + noise * made.gauss(0, 1)) for _ in range(count)))
+
+
+def one(a: Timing, b: Timing, **fields: Any) -> compare.Comparison:
+    """The comparison of one case."""
+    before, after = (record(timings={"tuned": t, "eager": timing(100)}) for t in (a, b))
+    return compare.compare([before], [msgspec.structs.replace(after, **fields)]).cases[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.031, 1.5, "FASTER"),
+        (1.02, 1.5, "UNSURE"),
+        (0.98, 1.02, "SAME"),
+        (1 / 1.03, 1.03, "SAME"),
+        (0.96, 1.0, "UNSURE"),
+        (0.5, 1.5, "UNSURE"),
+        (0.5, 0.98, "UNSURE"),
+        (0.5, 0.97, "SLOWER"),
+    ],
+)
+def test_the_interval_decides(low: float, high: float, verdict: str) -> None:
+    """SAME lies wholly within 3 % of 1, FASTER and SLOWER wholly beyond it on one side; everything else is UNSURE."""
+    assert compare.verdict_of(low, high) == verdict
+
+
+@pytest.mark.parametrize(("b", "verdict"), [(80, "FASTER"), (125, "SLOWER"), (100, "SAME")])
+def test_clear_changes_are_found(b: float, verdict: str) -> None:
+    """Samples a quarter apart with 1 % noise are FASTER or SLOWER, equal ones SAME; the ratio is A / B, inside its interval."""
+    found = one(samples(100), samples(b, seed=1))
+    assert found.verdict == verdict and not found.reason
+    assert found.low <= found.ratio <= found.high
+    assert found.ratio == pytest.approx(100 / b, rel=0.02)
+    assert found.eager_ratio == 1
+
+
+def test_noise_is_unsure() -> None:
+    """Where samples scatter by more than they differ nothing is claimed."""
+    assert one(samples(100, 0.3, 9), samples(105, 0.3, 9, seed=1)).verdict == "UNSURE"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"busy": True}, "B was measured on a busy machine"),
+        ({"threads": 1}, "2 threads in A, 1 in B"),
+        ({"role": "bench-given-output"}, "outputs were given in B only"),
+        ({"timings": {"tuned": timing(50, 51, 52)}}, "B has fewer than 5 samples"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_compared_is_unsure(fields: dict[str, Any], reason: str) -> None:
+    """A busy machine, other threads, another way of measuring or too few samples: UNSURE, with the reason, however large the ratio."""
+    found = one(samples(100), samples(50), **fields)
+    assert (found.verdict, found.reason) == ("UNSURE", reason)
+
+
+def test_the_interval_is_reproducible_and_covers_the_truth() -> None:
+    """The same samples give the same interval; of many made-up runs with a true ratio of 1 about 95 % of intervals hold it."""
+    a, b = samples(100).samples_us, samples(100, seed=1).samples_us
+    assert compare.interval(a, b) == compare.interval(a, b)
+    held = 0
+    for seed in range(60):
+        low, high = compare.interval(samples(100, seed=seed).samples_us, samples(100, seed=1000 + seed).samples_us)
+        held += low <= 1 <= high
+    assert 52 <= held <= 60
+
+
+def test_cases_only_one_side_has_are_named() -> None:
+    """Cases are matched by operator, hidden size, dtype, rows and variant; the others are listed, not compared."""
+    result = compare.compare([record(64), record(128)], [record(128), record(256)])
+    assert [c.case.hidden for c in result.cases] == [128]
+    assert (result.only_a, result.only_b) == (["layer_norm 512x64 float32"], ["layer_norm 512x256 float32"])
+    shown = "\n".join(compare.lines(result)) + text(compare.table(result))
+    assert "only in A: layer_norm 512x64 float32" in shown and "UNSURE (A has fewer than 5 samples)" in shown
+    with pytest.raises(InputError, match="none that A and B have in common"):
+        compare.compare([record(64)], [record(128)])
+
+
+def test_different_devices_are_refused() -> None:
+    """Measurements of two machines are compared only when asked to, and never two machines of one side with another."""
+    a, b = record(timings={"tuned": samples(100)}), record(timings={"tuned": samples(50)}, device=THERE)
+    with pytest.raises(InputError, match="--across-devices"):
+        compare.compare([a], [b])
+    features = msgspec.structs.replace(HERE, features=("avx512bf16",))
+    with pytest.raises(InputError, match="features: "):
+        compare.compare([a], [msgspec.structs.replace(a, device=features)])
+    assert compare.compare([a], [b], across_devices=True).cases[0].verdict == "FASTER"
+    with pytest.raises(InputError, match="one device on each side"):
+        compare.compare([a, b], [b], across_devices=True)
+    assert [c.device for c in compare.compare([a, b], [b]).cases] == [THERE.slug]
+
+
+def bench_file(path: Path, made: list[Record]) -> Path:
+    """A file as `lntune bench --output` writes it."""
+    path.write_bytes(msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": made}))
+    return path
+
+
+def test_files_and_folders_are_read(tmp_path: Path) -> None:
+    """A folder of logs counts by the latest final of each case; a file by its records; what failed is left out."""
+    for made in (record(time="1"), record(time="2", timings={"tuned": timing(7)}), record(role="trial"), record(8, device=THERE)):
+        records.append(tmp_path / "logs", made)
+    assert sorted((r.case.hidden, r.median()) for r in compare.load(tmp_path / "logs")) == [(8, 50), (1024, 7)]
+    file = bench_file(tmp_path / "a.json", [record(), record(64, status="wrong"), record(65, timings={})])
+    assert [r.case.hidden for r in compare.load(file)] == [1024]
+
+
+def test_what_is_no_measurement_is_refused(tmp_path: Path) -> None:
+    """A file that is not there, not JSON, other JSON, or without any measurement: an error that says which and what to give."""
+    with pytest.raises(LogError, match=r"cannot read .*none\.json"):
+        compare.load(tmp_path / "none.json")
+    for content in (b"\xff\x00", b"{", b"[]", b'{"records": 1}', b'{"cases": []}'):
+        (tmp_path / "odd.json").write_bytes(content)
+        with pytest.raises(InputError, match="lntune bench --output"):
+            compare.load(tmp_path / "odd.json")
+    with pytest.raises(InputError, match="no measurements"):
+        compare.load(tmp_path)
+
+
+def test_the_compare_command(tmp_path: Path) -> None:
+    """`lntune compare A B`: the table; with --fail-on slower exit code 1 when something is slower, and only then."""
+    a = bench_file(tmp_path / "a.json", [record(h, timings={"tuned": samples(100)}) for h in (64, 128)])
+    b = bench_file(tmp_path / "b.json", [record(h, timings={"tuned": samples(t, seed=1)}) for h, t in ((64, 50), (128, 200))])
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+    shown = run(a, b)
+    assert shown.exit_code == 0
+    assert "FASTER" in shown.output and "SLOWER" in shown.output and "2 cases: 1 FASTER, 1 SLOWER" in shown.output
+    assert run(a, b, "--fail-on", "slower").exit_code == 1
+    assert run(a, a, "--fail-on", "slower").exit_code == 0
+    facts = json.loads(run(a, b, "--json").stdout)
+    assert facts["verdicts"] == {"FASTER": 1, "SLOWER": 1, "SAME": 0, "UNSURE": 0}
+    assert [(c["case"]["hidden"], c["verdict"]) for c in facts["cases"]] == [(64, "FASTER"), (128, "SLOWER")]

@@ -1,0 +1,485 @@
+"""The tuning loop: what it tries, what it logs, what wins, and how it ends, however it ends."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lntune import device as device_module
+from lntune import records, schedule, search, toolchain, tune
+from lntune.case import Case
+from lntune.errors import BuildError, InputError, LntuneError, LogError, ScheduleError, ToolchainError, UnknownNameError
+from lntune.records import Record, Timing
+from lntune.trial import Candidate, Job, Outcome
+from lntune.tune import Progress, Settings
+
+FAULTY = Path(__file__).parent / "faulty"
+CASE = Case("layer_norm", 64, "float32", 8)
+OTHER = Case("layer_norm", 100, "bfloat16", 4)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The schedules of tests/faulty beside the shipped ones, and a log folder of the test's own."""
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+    monkeypatch.setenv("LNTUNE_LOG_DIR", str(tmp_path / "log"))
+    monkeypatch.setenv("LNTUNE_TEST_MARKS", str(tmp_path))
+    schedule._load.cache_clear()
+    yield
+    schedule._load.cache_clear()
+
+
+def logged(tmp_path: Path, role: str = "trial") -> list[Record]:
+    """The records of the test's log, by role."""
+    return [r for r in records.read([tmp_path / "log"]) if r.role == role]
+
+
+Answer = Callable[[Job], Outcome]
+
+
+class FakeWorker:
+    """Answers jobs by `answer` in place of a process; keeps them in `jobs`."""
+
+    jobs: list[Job]
+    answer: Answer
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    stop = start
+
+    def run(self, job: Job, timeout: float) -> Outcome:
+        """What `answer` says."""
+        type(self).jobs.append(job)
+        return type(self).answer(job)
+
+
+def cost_of(candidate: Candidate) -> float:
+    """A made-up time in microseconds that depends on the knobs alone."""
+    return 10 + sum((i + 1) * len(f"{name}{value}") + int(value) * (i + 3) for i, (name, value) in enumerate(candidate.items))
+
+
+def always_ok(job: Job) -> Outcome:
+    """Everything works."""
+    if not job.final:
+        return Outcome("ok", "", {"tuned": Timing((1.0,), cost_of(job.candidates[0]))}, {"y": 0.5}, {"y": 1.0})
+    timings = {str(i): Timing((1.0,), cost_of(c)) for i, c in enumerate(job.candidates)}
+    best = min(timings, key=lambda i: timings[i].median_us)
+    timings |= {name: Timing((1.0,), 50.0) for name in ("default", "eager", "copy") if name != "default" or job.default}
+    return Outcome("ok", best, timings, {"y": 0.5}, {"y": 1.0})
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    """A worker of the test's own in place of the real one; everything works unless the test says otherwise."""
+    worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(always_ok)})
+    monkeypatch.setattr(tune, "Worker", worker)
+    return worker
+
+
+def settings(*schedules: str, **fields: Any) -> Settings:
+    """Settings for the schedules named; exhaustive and without a time limit unless asked otherwise."""
+    return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
+
+
+def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cases, four trials each: every trial is in the log, and each case has a final that holds the winner, the default
+    knobs, eager and a copy with all their samples, errors and everything the result depends on.
+    """
+    monkeypatch.setenv("LNTUNE_SCHEDULES", "")
+    seen: list[tuple[str, int, int]] = []
+    summary = tune.tune([CASE, OTHER], Settings(trials=4, seconds=None), lambda p: seen.append((p.phase, p.index, p.trials)))
+    trials, finals = logged(tmp_path), logged(tmp_path, "final")
+    assert [t.case for t in trials] == [CASE] * 4 + [OTHER] * 4
+    assert [f.case for f in finals] == [CASE, OTHER]
+    assert summary.finals == finals
+    assert (summary.trials, summary.statuses["ok"], summary.interrupted, summary.untuned) == (8, 8, False, {})
+    assert summary.seconds > 0
+    assert summary.log_dir == tmp_path / "log"
+    for record in (*trials, *finals):
+        assert record.status == "ok"
+        assert record.device == device_module.current()
+        assert record.versions == toolchain.versions()
+        assert record.source == schedule.get(record.schedule).source
+        assert record.threads >= 1
+        assert record.run == trials[0].run != ""
+        assert "T" in record.time
+        assert record.time.endswith("+00:00")
+        assert set(record.errors) == {"y"}
+        assert 0 < record.errors["y"] <= 1
+        assert record.versus_eager["y"] > 0
+        assert all(t.samples_us and t.median_us > 0 for t in record.timings.values())
+        plan = schedule.get(record.schedule)
+        assert plan.reason_invalid(plan.knobs(**record.knobs), record.case, record.device) is None
+    assert all(set(t.timings) == {"tuned"} for t in trials)
+    for final in finals:
+        assert set(final.timings) == {"tuned", "default", "eager", "copy"}
+        assert len({len(t.samples_us) for t in final.timings.values()}) == 1  # interleaved: one sample each a round
+        assert len(final.timings["tuned"].samples_us) >= 9
+        assert any(t.schedule == final.schedule and t.knobs == final.knobs for t in trials if t.case == final.case)
+    assert [s for s in seen if s[0] == "search"] == [("search", index, n) for index in (0, 1) for n in range(5)]
+    assert [s[0] for s in seen if s[1] == 0][-2:] == ["final", "done"]
+
+
+def test_a_run_among_broken_schedules(tmp_path: Path) -> None:
+    """Candidates that crash, hang, raise or answer wrongly are logged as what they did, the run goes on, and the good one
+    wins, though the wrong one would have been the fastest.
+    """
+    names = ("aborts", "hangs", "raises", "kernel_segfaults", "wrong_but_fast", "plain")
+    summary = tune.tune([CASE], settings(*names, trials=len(names), timeout=3.0))
+    expected = {"aborts": "run", "hangs": "timeout", "raises": "compile", "kernel_segfaults": "run", "wrong_but_fast": "wrong", "plain": "ok"}
+    trials = logged(tmp_path)
+    assert {t.schedule: t.status for t in trials} == expected  # the default knobs of each schedule come first
+    assert all(t.message and not t.timings for t in trials if t.status != "ok")
+    assert summary.statuses == {"ok": 1, "run": 2, "timeout": 1, "compile": 1, "wrong": 1}
+    (final,) = logged(tmp_path, "final")
+    assert (final.schedule, final.status) == ("plain", "ok")
+    assert set(final.timings) == {"tuned", "default", "eager", "copy"}
+
+
+def test_a_finalist_that_fails_now(tmp_path: Path) -> None:
+    """A candidate that worked in its trial and kills the final is found out, logged, and the others are measured without it."""
+    summary = tune.tune([CASE], settings("fickle", "plain", trials=2, timeout=20.0))
+    assert summary.statuses == {"ok": 2}
+    assert {(r.schedule, r.status) for r in logged(tmp_path, "final")} == {("fickle", "run"), ("plain", "ok")}
+    assert [f.schedule for f in summary.finals] == ["plain"]
+    assert [r.schedule for r in records.finals(logged(tmp_path, "final")).values()] == ["plain"]
+
+
+def test_no_candidate_survives(tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """A case without any survivor has no final; the summary says so, and the next case is tuned."""
+    fake.answer = staticmethod(lambda job: always_ok(job) if job.case == OTHER else Outcome("wrong", "y: off", errors={"y": 3.0}))
+    summary = tune.tune([CASE, OTHER], settings("plain"))
+    assert list(summary.untuned) == [str(CASE)]
+    assert [f.case for f in summary.finals] == [OTHER]
+    assert {t.status for t in logged(tmp_path) if t.case == CASE} == {"wrong"}
+
+
+def test_wrong_never_wins(fake: type[FakeWorker]) -> None:
+    """Only candidates with status ok reach the final, whatever timings come with the others."""
+
+    def answer(job: Job) -> Outcome:
+        if job.final or job.candidates[0].schedule == "plain":
+            return always_ok(job)
+        return Outcome("wrong", "y: off", {"tuned": Timing((0.1,), 0.1)})
+
+    fake.answer = staticmethod(answer)
+    (final,) = tune.tune([CASE], settings("wrong", "plain")).finals
+    assert final.schedule == "plain"
+    assert {c.schedule for job in fake.jobs if job.final for c in job.candidates} == {"plain"}
+
+
+@pytest.mark.parametrize("culprits", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
+def test_the_final_goes_on_without_the_culprits(tmp_path: Path, fake: type[FakeWorker], culprits: set[int]) -> None:
+    """Whichever of three finalists makes the final fail, the fastest of the others wins."""
+    ranked: list[Candidate] = []
+
+    def answer(job: Job) -> Outcome:
+        if job.final and not ranked:
+            ranked.extend(job.candidates)
+        if job.final and any(ranked.index(c) in culprits for c in job.candidates):
+            return Outcome("run", "the worker died (SIGSEGV)")
+        return always_ok(job)
+
+    fake.answer = staticmethod(answer)
+    summary = tune.tune([CASE], settings("plain"))
+    good = [c for i, c in enumerate(ranked) if i not in culprits]
+    assert [f.knobs for f in summary.finals] == [c.knobs for c in sorted(good, key=cost_of)[:1]]
+    failed = [r for r in logged(tmp_path, "final") if r.status == "run"]
+    assert len(failed) == len(culprits)
+    assert bool(summary.untuned) is (not good)
+
+
+def test_finalists_that_fail_only_together(fake: type[FakeWorker]) -> None:
+    """When each finalist works alone but not beside the others (memory, time), the best in the search wins."""
+    fake.answer = staticmethod(lambda job: Outcome("timeout", "late") if job.final and len(job.candidates) > 1 else always_ok(job))
+    (final,) = tune.tune([CASE], settings("plain")).finals
+    trials = [job.candidates[0] for job in fake.jobs if not job.final]
+    assert final.knobs == min(trials, key=cost_of).knobs
+    assert "eager" in final.timings
+
+
+def test_broken_default_knobs_do_not_spoil_the_final(fake: type[FakeWorker]) -> None:
+    """The default measured in a final is one that worked in the search; where none did, the final goes without."""
+
+    def answer(job: Job) -> Outcome:
+        first = next(iter(schedule.for_op("layer_norm", "cpu"))) if not job.candidates else job.candidates[0].schedule
+        if first == "aborts" or (job.default and job.default.schedule == "aborts"):
+            return Outcome("run", "the worker died")
+        return always_ok(job)
+
+    fake.answer = staticmethod(answer)
+    (final,) = tune.tune([CASE], settings("aborts", "plain")).finals
+    assert (final.schedule, "default" in final.timings) == ("plain", True)
+    assert {job.default.schedule for job in fake.jobs if job.default} == {"plain"}
+    fake.jobs.clear()
+    plain = schedule.get("plain")
+    default = Candidate.of("plain", plain.default(CASE, device_module.current()))
+    fake.answer = staticmethod(lambda job: Outcome("run", "died") if default in (*job.candidates, job.default) else always_ok(job))
+    (final,) = tune.tune([CASE], settings("plain")).finals
+    assert "default" not in final.timings
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
+def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """Every search starts with the default knobs, tries each candidate at most once, keeps to its number of trials, finds the
+    optimum when it may try everything, and reaches every schedule.
+    """
+    tune.tune([CASE], settings("plain", "cached_rows", search=name, trials=5))
+    trials = logged(tmp_path)
+    plain = schedule.get("plain")
+    assert len(trials) == 5
+    assert trials[0].knobs == Candidate.of("plain", plain.default(CASE, device_module.current())).knobs
+    fake.jobs.clear()
+    (final,) = tune.tune([CASE], settings("plain", "cached_rows", search=name)).finals
+    tried = [job.candidates[0] for job in fake.jobs if not job.final]
+    spaces = [Candidate.of(n, k) for n in ("plain", "cached_rows") for k in schedule.get(n).space(CASE, device_module.current())]
+    assert sorted(map(repr, tried)) == sorted(map(repr, spaces))
+    assert cost_of(Candidate(final.schedule, tuple(final.knobs.items()))) == min(map(cost_of, spaces))
+
+
+@pytest.mark.parametrize("name", ["random", "local"])
+def test_the_seed_decides_what_is_tried(name: str, fake: type[FakeWorker]) -> None:
+    """The same seed tries the same candidates in the same order; another seed others."""
+
+    def tried(seed: int) -> list[Candidate]:
+        fake.jobs.clear()
+        tune.tune([Case("layer_norm", 1024, "bfloat16", 512)], settings("cached_rows", search=name, trials=12, seed=seed))
+        return [job.candidates[0] for job in fake.jobs if not job.final]
+
+    assert tried(1) == tried(1)
+    assert tried(1) != tried(2)
+
+
+@pytest.mark.parametrize("chosen", [("plain",), ("cached_rows",), ("plain", "cached_rows")])
+def test_only_the_schedules_asked_for(chosen: tuple[str, ...], fake: type[FakeWorker]) -> None:
+    """With schedules named nothing else is tried or measured, not as the default either."""
+    tune.tune([CASE], settings(*chosen))
+    assert {c.schedule for job in fake.jobs for c in (*job.candidates, *filter(None, [job.default]))} == set(chosen)
+
+
+class Clock:
+    """A clock that moves when a trial is run."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def test_the_time_is_shared_and_kept(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """The budget is divided among the cases that are left, a part of each is kept for the final, what one case leaves goes to
+    the next, and when it is over the rest is named as untuned. By a clock that trials move by a second each.
+    """
+    clock = Clock()
+    monkeypatch.setattr(tune, "time", clock)
+    monkeypatch.setattr(tune, "Budget", lambda seconds, trials: search.Budget(seconds, trials, clock=clock.monotonic))
+    wide = [Case("layer_norm", h, "float32", 512) for h in (1024, 2048, 4096)]
+
+    def answer(job: Job) -> Outcome:
+        clock.now += 40.0 if job.final and job.case == wide[1] else job.seconds if job.final else 1.0
+        return always_ok(job)
+
+    fake.answer = staticmethod(answer)
+    summary = tune.tune(wide, settings("cached_rows", seconds=60.0))
+    counts = [sum(job.case == case and not job.final for job in fake.jobs) for case in wide]
+    assert counts[0] == 14  # 60 s / 3 cases, less the final's share of 30 %
+    assert counts[1] in (15, 16)  # half of what is left, which is more: the final took less than was kept for it
+    assert counts[2] == 0  # the second final overran
+    assert list(summary.untuned) == [str(wide[2])]
+    assert [f.case for f in summary.finals] == wide[:2]
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_an_interrupt_keeps_what_was_found(at: int, tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """Ctrl-C in the search ends it: the trials are in the log, the case is settled among them, later cases are left alone."""
+
+    def observe(progress: Progress) -> None:
+        if progress.phase == "search" and progress.trials == at:
+            raise KeyboardInterrupt
+
+    summary = tune.tune([CASE, OTHER], settings("plain"), observe)
+    assert summary.interrupted
+    assert len(logged(tmp_path)) == at == summary.trials
+    (final,) = logged(tmp_path, "final")
+    assert (final.case, final.schedule) == (CASE, "plain")
+    assert summary.finals == [final]
+    assert all(job.case == CASE for job in fake.jobs)
+
+
+@pytest.mark.parametrize("phase", ["first", "final"])
+def test_an_interrupt_at_any_other_time(phase: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """Ctrl-C before the first trial, or while settling, ends the run in order too, and what was logged stays."""
+
+    def observe(progress: Progress) -> None:
+        if progress.phase == phase or (phase == "first" and not progress.trials):
+            raise KeyboardInterrupt
+
+    summary = tune.tune([CASE, OTHER], settings("plain"), observe)
+    assert summary.interrupted
+    assert summary.finals == []
+    assert len(logged(tmp_path)) == (0 if phase == "first" else 4)
+
+
+def test_an_interrupt_while_the_worker_starts(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """Ctrl-C in the seconds in which the worker comes up is an interrupted run, too."""
+
+    def start(_: FakeWorker) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake, "start", start)
+    assert tune.tune([CASE], settings("plain")).interrupted
+
+
+def test_a_failing_log_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """When the disk is full in the middle, the run ends with a LogError, and what was logged before is there."""
+    append, count = records.append, 0
+
+    def fails_later(folder: Path, record: Record) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise LogError("cannot append: no space left")
+        append(folder, record)
+
+    monkeypatch.setattr(records, "append", fails_later)
+    with pytest.raises(LogError, match="no space"):
+        tune.tune([CASE], settings("plain"))
+    assert len(logged(tmp_path)) == 2
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """A log folder that cannot be written is found out before anything is run."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LogError, match=r"file.*--log-dir"):
+        tune.tune([CASE], settings("plain", log_dir=tmp_path / "file" / "log"))
+    assert fake.jobs == []
+
+
+def test_the_log_folder_can_be_chosen(tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """Settings win over LNTUNE_LOG_DIR."""
+    summary = tune.tune([CASE], settings("plain", trials=1, log_dir=tmp_path / "mine"))
+    assert summary.log_dir == tmp_path / "mine"
+    assert len(records.read([tmp_path / "mine"])) == 2
+    assert records.read([tmp_path / "log"]) == []
+
+
+@pytest.mark.parametrize(
+    ("cases", "changes", "error", "says"),
+    [
+        ([], {}, InputError, "no cases"),
+        ([CASE], {"seconds": -1.0}, InputError, "budget: got -1.0"),
+        ([CASE], {"seconds": math.nan}, InputError, "budget"),
+        ([CASE], {"trials": 0}, InputError, "trials: got 0"),
+        ([CASE], {"timeout": 0.0}, InputError, "timeout"),
+        ([CASE], {"search": "lokal"}, UnknownNameError, "'local'"),
+        ([CASE], {"schedules": ("cached_row",)}, UnknownNameError, "'cached_rows'"),
+        ([Case("layer_nrom", 64, "float32", 8)], {}, UnknownNameError, "'layer_norm'"),
+        ([Case("layer_norm", 64, "float32", 8, "wieght")], {}, UnknownNameError, "'weight'"),
+        ([CASE, Case("layer_norm", 64, "float32", 0)], {}, InputError, "rows: got 0"),
+    ],
+)
+def test_settings_that_make_no_sense(cases: list[Case], changes: dict[str, Any], error: type[LntuneError], says: str, fake: type[FakeWorker]) -> None:
+    """Every mistake is named, with the near miss where there is one, before anything is run."""
+    with pytest.raises(error) as raised:
+        tune.tune(cases, settings(**{"schedules": (), **changes}) if "schedules" not in changes else Settings(**changes))
+    assert says in str(raised.value)
+    assert fake.jobs == []
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """Without a C++ compiler tuning says so, and what to do, before anything is run."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    toolchain.compiler.cache_clear()
+    try:
+        with pytest.raises(ToolchainError, match="no-such-compiler"):
+            tune.tune([CASE], settings("plain"))
+    finally:
+        toolchain.compiler.cache_clear()
+    assert fake.jobs == []
+
+
+def test_a_tvm_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """A TVM that lntune does not work with is refused before anything is run."""
+    monkeypatch.setattr(toolchain, "incompatible", lambda: ["apache-tvm 0.1 is not 0.27.*"])
+    with pytest.raises(ToolchainError, match=r"0\.1 is not"):
+        tune.tune([CASE], settings("plain"))
+    assert fake.jobs == []
+
+
+def test_a_schedule_whose_default_raises(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """A mistake in the default() or valid() of a user's schedule names the schedule and its file before anything is run."""
+    import dataclasses
+
+    def broken(*_: Any) -> str | None:
+        raise ZeroDivisionError("division by zero")
+
+    plain = schedule.get("plain")
+    for field in ("default", "valid"):
+        monkeypatch.setattr(schedule, "get", lambda *_, f=field: dataclasses.replace(plain, **{f: broken}))
+        with pytest.raises(ScheduleError, match=r"faulty\.py.*'plain'.*ZeroDivisionError"):
+            tune.tune([CASE], settings("plain"))
+    assert fake.jobs == []
+
+
+def test_a_worker_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a worker there is no run: a BuildError says why."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(BuildError, match="nonexistent"):
+        tune.tune([CASE], settings("plain"))
+
+
+RUN = """
+    import sys
+    from lntune import tune
+    from lntune.case import Case
+
+    def observe(progress):
+        print(progress.trials, flush=True)
+
+    tune.tune([Case("layer_norm", 64, "float32", 8)], tune.Settings(search="exhaustive", seconds=None), observe)
+"""
+
+
+def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path: Path) -> None:
+    """After kill -9 of the whole tuning process the log can be read without a warning and holds every trial that was
+    reported, and a later run goes on writing to it.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LNTUNE_SCHEDULES": ""}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(RUN)], stdout=subprocess.PIPE, env=environment, start_new_session=True) as run:
+        assert run.stdout is not None
+        reported = 0
+        try:
+            while reported < 5:
+                line = run.stdout.readline()
+                assert line, "the run ended by itself"
+                reported = int(line)
+            time.sleep(0.05)
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+    trials = logged(tmp_path)  # a LogWarning is an error in tests
+    assert len(trials) >= reported
+    assert all(t.status == "ok" and t.timings["tuned"].samples_us for t in trials)
+    records.append(tmp_path / "log", trials[0])
+    assert logged(tmp_path) == [*trials, trials[0]]
