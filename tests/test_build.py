@@ -45,8 +45,8 @@ def test_golden_loops(name: str) -> None:
 
 
 def test_golden_files_belong_to_schedules() -> None:
-    """No golden file is left of a schedule that is gone."""
-    assert {p.stem for p in GOLDEN.glob("*.txt")} <= set(PLANS)
+    """No golden file with loops is left of a schedule that is gone."""
+    assert {p.stem for p in GOLDEN.glob("*.txt") if "T.prim_func" in p.read_text()} == set(PLANS)
 
 
 @pytest.mark.parametrize("name", PLANS)

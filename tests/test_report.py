@@ -165,9 +165,8 @@ def test_the_table_as_text() -> None:
         ),
     ]
     rows = rows_of(made)
-    shown = (
-        text(cases_table(rows, "tuned", details=True)) + "".join(f"{line}\n" for line in summary_lines(rows)) + text(cases_table(rows[2:], "short"))
-    )
+    lines = "".join(f"{line}\n" for line in summary_lines(rows))
+    shown = text(cases_table(rows, "tuned", details=True)) + lines + text(cases_table(rows[2:], "short"))
     assert shown == (GOLDEN / "report.txt").read_text(encoding="utf-8")
 
 

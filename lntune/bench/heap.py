@@ -28,7 +28,7 @@ def _mallopt(parameter: int, value: int) -> bool:
 def kept_heap(wanted: bool = True) -> Iterator[bool]:
     """In the block no memory is taken from the system for a single allocation or given back; yields whether that was had.
 
-    Only glibc can be told, process-wide. Afterwards its documented initial thresholds hold.
+    The first calls still grow the heap. Only glibc can be told, process-wide; afterwards its initial thresholds hold, fixed.
     """
     kept = wanted and platform.libc_ver()[0] == "glibc" and _mallopt(_M_MMAP_MAX, 0) and _mallopt(_M_TRIM_THRESHOLD, _NEVER)
     try:
@@ -37,3 +37,4 @@ def kept_heap(wanted: bool = True) -> Iterator[bool]:
         if kept:
             for parameter, value in _DEFAULTS:
                 _mallopt(parameter, value)
+            ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

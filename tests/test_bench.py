@@ -1,0 +1,225 @@
+"""The benchmark: who is measured and how, a heap that keeps its pages, a busy machine, and what surrounds a kernel."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lntune import bench, timing
+from lntune.bench import call_cost, heap
+from lntune.case import Case
+from lntune.check import Verdict
+from lntune.cli import app
+from lntune.errors import BuildError
+from lntune.records import Timing
+from lntune.torch import dispatch
+
+CASE = Case("layer_norm", 64, "float32", 8)
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap can be told to keep its pages")
+
+
+@pytest.fixture(autouse=True)
+def fresh_decisions() -> Iterator[None]:
+    """Decisions of this test's log serve no other."""
+    dispatch.reload()
+    yield
+    dispatch.reload()
+
+
+# --- who is measured
+
+
+def test_everyone_who_allocates() -> None:
+    """By default eager, the op as a user calls it, torch.compile and a clone are measured, and the kernel is checked."""
+    seen = []
+    result = bench.run([CASE], 0.02, page_faults=True, on_case=lambda *a: seen.append(a))
+    (record,) = result.records
+    assert set(record.timings) == {"eager", "tuned", "compile", "copy"}
+    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, "interleaved: each is in every round"
+    assert (record.role, record.status, record.case, record.threads) == ("bench", "ok", CASE, torch.get_num_threads())
+    assert record.schedule == "cached_rows" and record.knobs and record.source and record.message.startswith("default: ")
+    assert record.errors and max(record.errors.values()) <= 1
+    assert record.versions["torch"] and record.time
+    assert result.outputs == "allocated by every call with page faults"
+    assert seen == [(0, 1, CASE)]
+
+
+def test_kernel_against_copy() -> None:
+    """With given outputs only the kernel and a copy are measured, and the record cannot be mistaken for the other kind."""
+    result = bench.run([CASE], 0.01, given_output=True)
+    assert set(result.records[0].timings) == {"tuned", "copy"}
+    assert (result.outputs, result.records[0].role) == ("given", "bench-given-output")
+
+
+def test_the_calls_answer_as_eager_does() -> None:
+    """What is timed is layer norm, for every contender: the same result from the same input."""
+    given = bench.ops.get("layer_norm").inputs(CASE, 8, "normal", 0)
+    contenders = bench._calls(CASE, given, with_compile=True)
+    with torch.inference_mode():
+        for name in ("tuned", "compile"):
+            torch.testing.assert_close(contenders[name](), contenders["eager"]())
+        assert torch.equal(contenders["copy"](), given["x"])
+
+
+def test_where_eager_serves_there_is_no_kernel_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that eager mode serves is measured as it is served, and its record says eager."""
+    monkeypatch.setattr(dispatch, "choose", lambda case: dispatch.Choice("eager"))
+    monkeypatch.setattr(dispatch, "kernel_for", lambda case: None)
+    record = bench.run([CASE], 0.01, with_compile=False).records[0]
+    assert (record.schedule, record.errors, record.status) == ("eager", {}, "ok")
+    assert set(bench.run([CASE], 0.01, given_output=True).records[0].timings) == {"copy"}
+
+
+def test_a_wrong_kernel_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is measured and found wrong is recorded as wrong, with the reason."""
+    monkeypatch.setattr(bench.check, "verify", lambda case, kernel: Verdict("y: too far off", {"y": 3.0}, {}))
+    record = bench.run([CASE], 0.01, with_compile=False).records[0]
+    assert (record.status, record.message, record.errors) == ("wrong", "y: too far off", {"y": 3.0})
+
+
+# --- a busy machine
+
+
+def measured(others: float | None, name: str = "") -> timing.Measured:
+    """A measurement during which others used this share of the machine."""
+    return timing.Measured({name: Timing((1.0,), 1.0)}, others, others is not None and others > timing.BUSY_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("shares", "attempts", "kept"),
+    [
+        ([0.0, 0.5], 1, 0.0),
+        ([None, 0.0], 1, None),
+        ([0.5, 0.01, 0.0], 2, 0.01),
+        ([0.5, 0.3, 0.4, 0.0], 3, 0.3),
+        ([0.3, 0.5, 0.4], 3, 0.3),
+        ([0.5, None, 0.0], 2, None),
+    ],
+)
+def test_a_busy_measurement_is_made_again(shares: list[float | None], attempts: int, kept: float | None) -> None:
+    """Until one is quiet, at most three times; the least busy is kept."""
+    left = iter(shares)
+    done = []
+
+    def measure() -> timing.Measured:
+        done.append(measured(next(left)))
+        return done[-1]
+
+    assert bench.quietest(measure).others == kept
+    assert len(done) == attempts
+
+
+def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that stays busy through three measurements is recorded and shown as such."""
+    calls = []
+    real = timing.measure
+
+    def busy(contenders: dict[str, Callable[[], Any]], seconds: float, **options: Any) -> timing.Measured:
+        calls.append(seconds)
+        return msgspec.structs.replace(real(contenders, 0.001, **options), others=0.9, busy=True)
+
+    monkeypatch.setattr(timing, "measure", busy)
+    done = CliRunner().invoke(app, ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile"])
+    assert done.exit_code == 0, done.output
+    assert len(calls) == bench.ATTEMPTS
+    assert "* 1 measured while others used the machine" in done.output
+
+
+# --- the heap
+
+
+FAULTS = """
+import resource, torch
+from lntune.bench import heap
+
+def faults(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        torch.ones(16 << 20)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with heap.kept_heap(False) as kept:
+    print(int(kept), faults(10))
+with heap.kept_heap() as kept:
+    faults(20)  # the heap grows to what is needed
+    print(int(kept), faults(10))
+"""
+
+
+@glibc
+def test_a_kept_heap_does_not_fault() -> None:
+    """Outputs of 64 MB are faulted in page by page at each call by default, and not at all once a kept heap has grown."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    loud, quiet = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
+    assert (loud[0], quiet[0]) == (0, 1)
+    assert loud[1] >= 10 * 32, "pages of 2 MB, where the system hands such out; of 4 kB elsewhere"
+    assert quiet[1] < 32
+
+
+def test_elsewhere_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another C library is left alone, and the benchmark says that its outputs fault."""
+    monkeypatch.setattr(heap, "_mallopt", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
+    assert bench.run([CASE], 0.01, with_compile=False).outputs == "allocated by every call with page faults"
+
+
+@glibc
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        ([], "allocated by every call from a kept heap"),
+        (["--page-faults"], "allocated by every call with page faults"),
+        (["--given-output"], "given"),
+    ],
+    ids=["kept", "faults", "given"],
+)
+def test_the_command_says_where_outputs_come_from(options: list[str], outputs: str, tmp_path: Path) -> None:
+    """Both the table and the file written with --output name how outputs are allocated."""
+    file = tmp_path / "b.json"
+    command = ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile", "--time", "10ms", "--output", str(file), *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"outputs {outputs}")
+    assert json.loads(file.read_text())["outputs"] == outputs
+
+
+# --- what surrounds a kernel
+
+
+def test_call_cost(tmp_path: Path) -> None:
+    """`bench --call-cost`: a call with 2-D and 3-D input, eager and tuned; loading in a fresh process, without TVM; importing."""
+    file = tmp_path / "costs.json"
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(call_cost, "PROCESSES", 1)
+        patch.setattr(call_cost.measure, "__defaults__", (1,))
+        done = CliRunner().invoke(app, ["bench", "--call-cost", "--hidden", "64", "--time", "20ms", "--output", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    (costs,) = json.loads(done.stdout)
+    assert json.loads(file.read_text()) == [costs]
+    assert costs["case"]["rows"] == 1 and costs["case"]["hidden"] == 64
+    assert set(costs["call_us"]) == {"eager 2-D", "tuned 2-D", "eager 3-D", "tuned 3-D"}
+    assert all(v > 0 for v in (*costs["call_us"].values(), *costs["eager_over_tuned"].values(), costs["import_ms"]))
+    assert costs["first_load_ms"] > costs["load_ms"] > 0
+    assert costs["loading_imports_tvm"] is False
+    from lntune.report.costs import Costs, costs_table
+
+    table = costs_table([msgspec.convert(costs, Costs)])
+    assert (table.row_count, table.caption) == (1, None if not costs["busy"] else "* measured while others used the machine")
+
+
+def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the fresh process ends badly its last words are in the error."""
+    monkeypatch.setattr(call_cost, "_SCRIPT", "raise SystemExit('no room')")
+    with pytest.raises(BuildError, match="no room"):
+        call_cost._fresh(CASE, CASE)

@@ -1,0 +1,171 @@
+"""`lntune doctor`: what it finds on a sound machine, and what it says of each thing that can be missing or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from lntune import device, doctor, paths, records, schedule, toolchain
+from lntune.case import Case
+from lntune.cli import app
+from lntune.doctor import Finding
+from lntune.records import Record, Timing
+
+
+@pytest.fixture(autouse=True)
+def only_this_log(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shipped logs are left out, and nothing remembered of the toolchain outlives a test."""
+    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
+    compiler = toolchain.compiler
+    yield
+    compiler.cache_clear()
+    schedule._load.cache_clear()
+
+
+def findings() -> dict[str, Finding]:
+    """What the doctor finds, by topic."""
+    found = doctor.examine()
+    assert len({f.topic for f in found}) == len(found)
+    return {f.topic: f for f in found}
+
+
+def final(hidden: int = 1024, **fields: Any) -> Record:
+    """A final of this device, of a schedule as it is now."""
+    name = fields.setdefault("schedule", "cached_rows")
+    known = schedule.all_schedules()
+    made: dict[str, Any] = {"role": "final", "threads": 1, "knobs": {}, "status": "ok", "timings": {"tuned": Timing((1.0,), 1.0)}}
+    made |= {"source": known[name].source if name in known else "", **fields}
+    return Record(case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **made)
+
+
+def test_a_sound_machine() -> None:
+    """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records; nothing fails here."""
+    found = findings()
+    topics = {"python", "lntune", "apache-tvm", "apache-tvm-ffi", "torch", "C++ compiler", "cpu", "log folder name", "threads", "gpu"}
+    topics |= {"tuning log", "kernel cache", "schedules", "tuned cases", "stale records", "skipped records"}
+    assert set(found) == topics
+    assert not [f for f in found.values() if f.status == "fail"]
+    assert found["log folder name"].detail == device.current().slug
+    assert "LNTUNE_LOG_DIR" in found["tuning log"].detail and os.environ["LNTUNE_LOG_DIR"] in found["tuning log"].detail
+    assert "cached_rows" in found["schedules"].detail
+    assert (found["tuned cases"].status, found["tuned cases"].remedy) == ("warn", "Run: lntune tune layer_norm")
+
+
+def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever is not ok says what to do about it."""
+    (tmp_path / "file").write_text("")
+    for variable in ("LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "file"))
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    toolchain.compiler.cache_clear()
+    monkeypatch.setattr(toolchain, "installed", lambda package: "not installed")
+    bad = [f for f in doctor.examine() if f.status != "ok"]
+    assert {"apache-tvm", "torch", "tuning log", "kernel cache", "C++ compiler", "threads"} <= {f.topic for f in bad}
+    assert [f.topic for f in bad if not f.remedy] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "failing"),
+    [
+        ("torch", "not installed", {"torch", "threads"}),
+        ("apache-tvm", "not installed", {"apache-tvm"}),
+        ("apache-tvm-ffi", "0.1.15", {"apache-tvm-ffi"}),
+        ("apache-tvm", "0.28.0", {"apache-tvm"}),
+    ],
+)
+def test_a_package_that_is_missing_or_does_not_fit(package: str, version: str, failing: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails under its own name with the version to install; the rest is still examined, and the exit code is 1."""
+    real = toolchain.installed
+    monkeypatch.setattr(toolchain, "installed", lambda name: version if name == package else real(name))
+    found = findings()
+    assert {t for t, f in found.items() if f.status == "fail"} == failing
+    assert found[package].detail == version and "nstall" in found[package].remedy
+    if package == "torch":
+        assert found["gpu"].status == "warn" and "without torch" in found["gpu"].detail
+    done = CliRunner().invoke(app, ["doctor", "--json"])
+    assert done.exit_code == 1
+    facts = json.loads(done.stdout)
+    assert facts["ok"] is False and {f["topic"] for f in facts["findings"] if f["status"] == "fail"} == failing
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C++ compiler it fails and says that one must be installed or CXX set; one that does not run is named."""
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    toolchain.compiler.cache_clear()
+    found = findings()["C++ compiler"]
+    assert found.status == "fail" and "/no/such/compiler" in found.remedy and "CXX" in found.remedy
+    monkeypatch.setattr(toolchain, "compiler", lambda: "/bin/false")
+    assert findings()["C++ compiler"].detail.startswith("does not run")
+
+
+def test_unwritable_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A log or cache folder that cannot be written fails with the variable to set."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    found = findings()
+    assert found["tuning log"].status == "ok"
+    assert found["kernel cache"].status == "fail" and "LNTUNE_CACHE_DIR" in found["kernel cache"].remedy
+
+
+def test_tuned_cases_are_counted(log_dir: Path) -> None:
+    """Cases tuned on this device are counted once each; records of other devices are not."""
+    elsewhere = msgspec.structs.replace(device.current(), name="Other")
+    for record in (final(64, time="1"), final(64, time="2"), final(128), msgspec.structs.replace(final(256), device=elsewhere)):
+        records.append(log_dir, record)
+    found = findings()
+    assert found["tuned cases"].status == "ok" and found["tuned cases"].detail == "2 on this device, hidden 64, 128"
+    assert (found["stale records"].status, found["stale records"].detail) == ("ok", "none")
+
+
+def test_stale_records_are_a_warning(log_dir: Path) -> None:
+    """Records whose schedule has changed since, or is gone, are counted; they still serve, so it is no failure."""
+    for record in (final(64), final(128, source="old"), final(256, schedule="gone")):
+        records.append(log_dir, record)
+    found = findings()["stale records"]
+    assert found.status == "warn" and found.detail == "2 of 3: cached_rows, gone changed since they were measured"
+
+
+def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:
+    """Corrupt lines and newer schemas are counted and named with file and line; the good records count all the same."""
+    records.append(log_dir, final(64))
+    path = records.log_path(log_dir, device.current(), "layer_norm")
+    path.write_bytes(path.read_bytes() + b'{"half\n' + b'{"schema": 99}\n' + 3 * b"x\n")
+    found = findings()
+    assert found["tuned cases"].detail.startswith("1 on this device")
+    skipped = found["skipped records"]
+    assert skipped.status == "warn" and skipped.detail.startswith(f"5: {path}:2: ") and f"{path}:3: " in skipped.detail
+    assert "newer" in skipped.detail and skipped.detail.endswith("and 2 more")
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
+
+
+def test_a_log_that_cannot_be_read_fails(log_dir: Path) -> None:
+    """A folder where a log file should be is a failure that names it, not a traceback."""
+    records.log_path(log_dir, device.current(), "layer_norm").mkdir(parents=True)
+    found = findings()["tuned cases"]
+    assert found.status == "fail" and "layer_norm.jsonl" in found.detail
+
+
+def test_a_broken_schedule_file_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user's schedule file that does not load is named with its error; everything else is still examined."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "mine.py").write_text("1 / 0\n")
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
+    schedule._load.cache_clear()
+    found = findings()
+    assert found["schedules"].status == "fail" and "mine.py" in found["schedules"].detail and "ZeroDivisionError" in found["schedules"].detail
+    assert found["tuned cases"].status == "warn"
+
+
+def test_the_command_prints_each_finding_on_a_line() -> None:
+    """Without --json: a line each, ok, warn or FAIL first, and the remedy of what is not ok."""
+    lines = CliRunner().invoke(app, ["doctor"]).output.splitlines()
+    assert len(lines) == len(findings())
+    assert {line[:4] for line in lines} <= {"ok  ", "warn", "FAIL"}
+    assert any(line.endswith("-> Run: lntune tune layer_norm") for line in lines)

@@ -1,0 +1,118 @@
+"""README.md: what it shows runs.
+
+Every ```bash block is run line by line as far as it calls lntune, with short budgets; every ```python block in a process of
+its own. A block that a test cannot run has `<!-- not run: reason -->` on the line above it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+LANGUAGES = ("bash", "console", "sh", "shell", "python")
+
+
+class Block(NamedTuple):
+    """A fenced block: the line it starts on, its language, its text, and why it is not run (empty: it is)."""
+
+    line: int
+    language: str
+    text: str
+    skipped: str
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a Markdown text."""
+    found: list[Block] = []
+    lines = text.splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        above = next((above for above in reversed(lines[:start]) if above.strip()), "")
+        reason = re.fullmatch(r"<!-- not run: (.+) -->", above.strip())
+        found.append(Block(start + 1, lines[start].strip()[3:].strip(), "\n".join(lines[start + 1 : number]), reason[1] if reason else ""))
+        start = None
+    assert start is None, f"the block of line {start} is never closed"
+    return found
+
+
+def commands(text: str) -> list[list[str]]:
+    """The lntune commands of a bash block, with short budgets; continued lines are joined, comments and prompts dropped."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+        if words[:1] == ["lntune"]:
+            short = {"--budget": "3s", "--time": "50ms"}
+            found.append([sys.executable, "-m", *(short.get(before, word) for before, word in zip(["", *words], words, strict=False))])
+    return found
+
+
+SHOWN = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
+RUN = [b for b in SHOWN if b.language in LANGUAGES and not b.skipped]
+
+
+def run(command: list[str], folder: Path) -> None:
+    """A command that must succeed, away from the checkout's own files."""
+    root = str(README.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=120)
+    assert done.returncode == 0, f"{shlex.join(command[1:])}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the whole README: what one block tunes the next may look at."""
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.skipif(not README.is_file(), reason="there is no README.md yet")
+def test_there_is_something_to_run() -> None:
+    """The README shows commands and Python, in languages this test knows, and says why a block is not run."""
+    assert {b.language for b in RUN} >= {"bash", "python"}
+    assert not [b for b in SHOWN if "lntune" in b.text and b.language not in LANGUAGES and not b.skipped]
+
+
+@pytest.mark.parametrize("block", RUN, ids=lambda b: f"line{b.line}")
+def test_a_block_runs(block: Block, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block's commands end with exit code 0, its Python without an exception."""
+    monkeypatch.setenv("LNTUNE_LOG_DIR", str(folders / "logs"))
+    if block.language == "python":
+        run([sys.executable, "-c", block.text], folders)
+        return
+    found = commands(block.text)
+    assert found, "no line of it calls lntune; mark it as not run, with the reason"
+    for command in found:
+        run(command, folders)
+
+
+def test_options_of_the_readme_exist() -> None:
+    """Every option that the README names belongs to some command."""
+    from typer.testing import CliRunner
+
+    from lntune.cli import app
+
+    names = [c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands]
+    known = set(re.findall(r"--[a-z][a-z-]+", " ".join(CliRunner().invoke(app, [*n, "--help"]).output for n in ([], *([n] for n in names)))))
+    text = README.read_text(encoding="utf-8") if README.is_file() else ""
+    assert set(re.findall(r"--[a-z][a-z-]+", " ".join(re.findall(r"^lntune .*|`lntune .*?`|`--.*?`", text, re.MULTILINE)))) <= known
+
+
+def test_how_blocks_are_read() -> None:
+    """Languages, the mark above a block (with or without an empty line between), prompts, comments and continued lines."""
+    text = "a\n```bash\n$ lntune tune x --budget 60s \\\n  --time=1s --time 2s  # so\nmake\n```\n<!-- not run: slow -->\n\n```python\n1/0\n```\n"
+    first, second = blocks(text)
+    assert (first.line, first.language, first.skipped) == (2, "bash", "")
+    assert (second.language, second.text, second.skipped) == ("python", "1/0", "slow")
+    assert [c[2:] for c in commands(first.text)] == [["lntune", "tune", "x", "--budget", "3s", "--time=1s", "--time", "50ms"]]
