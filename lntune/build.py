@@ -54,7 +54,13 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
     except LntuneError:
         raise
     except Exception as e:
-        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {e}") from e
+        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {_gist(e)}") from e
+
+
+def _gist(error: Exception) -> str:
+    """An error of TVM's without the program it prints: its first and last line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _compile(module: Any, device: Device) -> Any:
@@ -63,7 +69,7 @@ def _compile(module: Any, device: Device) -> Any:
     try:
         return tvm.compile(module, target=target)
     except Exception as e:
-        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {str(e).strip().splitlines()[-1]}") from e
+        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {_gist(e)}") from e
 
 
 def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:

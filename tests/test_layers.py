@@ -32,7 +32,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"build", "loops", "ops"}
-TVM_FFI = {"runtime", "torch"}
+TVM_FFI = {"loops", "runtime", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

@@ -53,8 +53,9 @@ def valid(knobs: Rows, case: Case, device: Device) -> str | None:
     width = max(knobs.lanes, knobs.store) * vector
     if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
         return f"{width} lanes are more than the {case.hidden} elements of a row"
-    if knobs.unroll > 1 and case.hidden // (knobs.lanes * vector) < knobs.unroll:
-        return f"a row has fewer than {knobs.unroll} groups of {knobs.lanes * vector} elements to unroll"
+    steps = loops.chains(case.hidden, knobs.lanes * vector)[2]
+    if steps % knobs.unroll:
+        return f"{steps} steps of {knobs.lanes * vector} elements are not a multiple of {knobs.unroll} to unroll"
     if knobs.together > 1 and case.rows == 1:
         return "one row has no other beside it"
     if knobs.together * knobs.lanes > REGISTERS:
@@ -137,7 +138,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
             sch.unroll(side)
             width = int(sch.get(lane).extent)
             whole = width * int(sch.get(step).extent)
-            if knobs.unroll > 1 and name.endswith("_lanes") and int(sch.get(step).extent) % knobs.unroll == 0:
+            if knobs.unroll > 1 and name.endswith("_lanes"):
                 step, steps = sch.split(step, [None, knobs.unroll])
                 sch.unroll(steps)
                 width *= knobs.unroll
