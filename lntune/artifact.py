@@ -41,7 +41,7 @@ class Key(msgspec.Struct, frozen=True):
 
 def key_of(case: Case, schedule: Schedule, setting: Any, device: Device) -> Key:
     """The key of one kernel."""
-    versions = {k: v for k, v in toolchain.versions().items() if k in ("tvm", "tvm_ffi")}
+    versions = {package: toolchain.installed(package) for package in toolchain.COMPATIBLE}
     return Key(
         case.op,
         case.hidden,

@@ -55,7 +55,8 @@ class Case(msgspec.Struct, frozen=True, order=True):
             if not isinstance(size, int):
                 raise InputError(got_expected(name, repr(size), "a whole number"))
         if not 1 <= self.hidden <= MAX_HIDDEN:
-            raise InputError(got_expected("hidden", self.hidden, f"1 to {MAX_HIDDEN}", "Larger rows are left to eager mode."))
+            remedy = "Larger rows are left to eager mode." if self.hidden > MAX_HIDDEN else ""
+            raise InputError(got_expected("hidden", self.hidden, f"1 to {MAX_HIDDEN}", remedy))
         if self.rows < 0:
             raise InputError(got_expected("rows", self.rows, "0 or more"))
 

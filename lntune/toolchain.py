@@ -40,6 +40,7 @@ def run_compiler(arguments: list[str], output: Path) -> None:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
 
 
+@functools.cache
 def installed(package: str) -> str:
     """Version of an installed package, or "not installed"."""
     try:

@@ -207,12 +207,13 @@ def main(answers: int, threads: int) -> None:
     import torch
 
     from lntune import build, runtime, trial
+    from lntune.heap import kept_heap
 
     if threads:
         torch.set_num_threads(threads)
     build.warm_up()
     runtime.ensure_library()
-    with open(answers, "wb", buffering=0) as out:
+    with open(answers, "wb", buffering=0) as out, kept_heap():
         out.write(_READY + b"\n")
         for line in _lines():
             out.write(_TAKEN + b"\n")

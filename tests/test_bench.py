@@ -140,7 +140,7 @@ def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = """
 import resource, torch
-from lntune.bench import heap
+from lntune import heap
 
 def faults(calls):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -145,6 +145,8 @@ def test_json_parses(arguments: tuple[str, ...], tuned: Path) -> None:
         (("tune", "--budget", "-5s"), "--budget: got '-5s', expected a duration above 0"),
         (("tune", "--budget", "0"), "--budget: got '0'"),
         (("bench", "--time", "soon"), "--time: got 'soon'"),
+        (("bench", "--call-cost", "--rows", "32"), "--call-cost: got --rows 32 beside it"),
+        (("bench", "--call-cost", "--given-output"), "--call-cost: got --given-output beside it"),
         (("demo", "--budget", "nan"), "--budget: got 'nan'"),
         (("tune", "--trials", "-1"), "trials: got -1, expected more than 0"),
         (("bench", "--output", "/proc/none/such.json"), "--output: got /proc/none/such.json"),
@@ -324,7 +326,7 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
     """SIGINT during a search ends it with exit code 0: the case is settled, and its records are in the log."""
-    process = start("tune", *TINY, "--budget", "300s", "--log-dir", tmp_path, "--json")
+    process = start("tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json")
     threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
     end = time.monotonic() + 60
     try:

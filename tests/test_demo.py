@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ from lntune.tune import Summary
 GRID = (Case("layer_norm", 64, "float32", 8), Case("layer_norm", 64, "bfloat16", 1))
 
 
+class _Nan(torch.autograd.Function):
+    """The same values, and a gradient of NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        return dy * math.nan
+
+
 @pytest.fixture(autouse=True)
 def fresh_decisions() -> Iterator[None]:
     """What the tour tuned serves no other test."""
@@ -32,7 +45,7 @@ def fresh_decisions() -> Iterator[None]:
 def test_the_tour(tmp_path: Path) -> None:
     """Everything of the grid is tuned and logged, agrees with eager forward and backward, and is in the report at the end."""
     out = io.StringIO()
-    tour = demo.run(6, GRID, Console(file=out, width=200, highlight=False))
+    tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
     text = out.getvalue()
     assert tour.ok
     assert {(r.hidden, r.dtype, r.rows) for r in tour.rows} == {(c.hidden, c.dtype, c.rows) for c in GRID}
@@ -61,6 +74,10 @@ def test_a_difference_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         found = demo._agreement(GRID[0])
         assert not found.agrees
         assert (found.output > 1e-3) == (wrong is wrong_output) and found.gradient > 1e-3
+    for place in (0, 1):  # NaN, in the output and then in the gradient alone, is no agreement
+        factor = torch.tensor(1.0 if place else math.nan)
+        monkeypatch.setattr(lntune, "layer_norm", lambda x, *rest, f=factor: _Nan.apply(right(x, *rest)) if f == 1 else right(x, *rest) * f)
+        assert not demo._agreement(GRID[0]).agrees
 
 
 @pytest.mark.parametrize("interrupted", [True, False])

@@ -20,7 +20,7 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("ops", "search"),
     ("schedule", "loops", "runtime"),
-    ("build", "check", "timing", "select"),
+    ("build", "check", "timing", "heap", "select"),
     ("artifact",),
     ("trial", "torch", "report"),
     ("__init__", "worker", "bench", "verification", "doctor"),

@@ -1,11 +1,13 @@
 """README.md: what it shows runs.
 
-Every ```bash block is run line by line as far as it calls lntune, with short budgets; every ```python block in a process of
-its own. A block that a test cannot run has `<!-- not run: reason -->` on the line above it.
+Every ```bash block is run line by line as far as it calls lntune, with short budgets, in this process (which spares starting
+torch and TVM for each; test_cli.py starts real ones); every ```python block in a process of its own. A block that a test
+cannot run has `<!-- not run: reason -->` on the line above it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
+
+from lntune.cli import app
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 LANGUAGES = ("bash", "console", "sh", "shell", "python")
@@ -49,13 +54,13 @@ def blocks(text: str) -> list[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The lntune commands of a bash block, with short budgets; continued lines are joined, comments and prompts dropped."""
+    """The arguments of each lntune command in a bash block, with short budgets; continued lines are joined, comments and prompts dropped."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
         if words[:1] == ["lntune"]:
             short = {"--budget": "3s", "--time": "50ms"}
-            found.append([sys.executable, "-m", *(short.get(before, word) for before, word in zip(["", *words], words, strict=False))])
+            found.append([short.get(before, word) for before, word in itertools.pairwise(words)])
     return found
 
 
@@ -63,12 +68,19 @@ SHOWN = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
 RUN = [b for b in SHOWN if b.language in LANGUAGES and not b.skipped]
 
 
-def run(command: list[str], folder: Path) -> None:
-    """A command that must succeed, away from the checkout's own files."""
+def run_python(code: str, folder: Path) -> None:
+    """A program that must succeed, away from the checkout's own files."""
     root = str(README.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=120)
-    assert done.returncode == 0, f"{shlex.join(command[1:])}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=120)
+    assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def run_lntune(arguments: list[str]) -> None:
+    """A command that must succeed and print something."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, f"lntune {shlex.join(arguments)}\n{done.output[-3000:]}\n{done.exception!r}"
+    assert done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +101,17 @@ def test_a_block_runs(block: Block, folders: Path, monkeypatch: pytest.MonkeyPat
     """The block's commands end with exit code 0, its Python without an exception."""
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(folders / "logs"))
     if block.language == "python":
-        run([sys.executable, "-c", block.text], folders)
+        run_python(block.text, folders)
         return
+    monkeypatch.chdir(folders)
     found = commands(block.text)
     assert found, "no line of it calls lntune; mark it as not run, with the reason"
     for command in found:
-        run(command, folders)
+        run_lntune(command)
 
 
 def test_options_of_the_readme_exist() -> None:
     """Every option that the README names belongs to some command."""
-    from typer.testing import CliRunner
-
-    from lntune.cli import app
-
     names = [c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands]
     known = set(re.findall(r"--[a-z][a-z-]+", " ".join(CliRunner().invoke(app, [*n, "--help"]).output for n in ([], *([n] for n in names)))))
     text = README.read_text(encoding="utf-8") if README.is_file() else ""
@@ -115,4 +124,4 @@ def test_how_blocks_are_read() -> None:
     first, second = blocks(text)
     assert (first.line, first.language, first.skipped) == (2, "bash", "")
     assert (second.language, second.text, second.skipped) == ("python", "1/0", "slow")
-    assert [c[2:] for c in commands(first.text)] == [["lntune", "tune", "x", "--budget", "3s", "--time=1s", "--time", "50ms"]]
+    assert commands(first.text) == [["tune", "x", "--budget", "3s", "--time=1s", "--time", "50ms"]]

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from lntune import check, device, knobs, ops, schedule, timing, toolchain
-from lntune.bench.heap import kept_heap
 from lntune.case import Case
+from lntune.heap import kept_heap
 from lntune.records import Record
 from lntune.torch import dispatch
 

@@ -142,6 +142,9 @@ def bench(
     length = seconds("--time", time_per_case)
     _write(output)
     if call_cost:
+        if given_output or rows not in ("", "1"):
+            got = "--given-output" if given_output else f"--rows {rows}"
+            raise InputError(got_expected("--call-cost", f"{got} beside it", "neither", "It measures calls of one row that allocate their output."))
         _call_cost(op, hidden, dtype, length, output, log_dir, as_json)
         return
     asked = cases(op, hidden, dtype, rows)

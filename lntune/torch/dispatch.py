@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
+
 from lntune import artifact, knobs, paths, records, schedule
 from lntune import device as device_module
 from lntune.case import TYPICAL_ROWS, Case, bucket_label
