@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import filelock
 import msgspec
 
 from lntune.case import Case
@@ -95,6 +94,8 @@ def append(folder: Path, record: Record) -> None:
     Raises:
         LogError: the folder cannot be written, or the disk is full; what was in the log stays as it was.
     """
+    import filelock  # brings asyncio with it; only writers need it
+
     path = log_path(folder, record.device, record.case.op)
     line = msgspec.json.encode(record) + b"\n"
     try:

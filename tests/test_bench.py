@@ -15,8 +15,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lntune import bench, timing
-from lntune.bench import call_cost, heap
+from lntune import bench, heap, timing
+from lntune.bench import call_cost
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.cli import app
