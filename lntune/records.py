@@ -122,8 +122,11 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """The records of one file, oldest first. A line that cannot be used is skipped with a LogWarning naming it."""
+def read_file(path: Path, role: str | None = None) -> Iterator[Record]:
+    """The records of one file, oldest first; only those of a role where given, which is several times faster.
+
+    A line that cannot be used is skipped with a LogWarning naming it.
+    """
     try:
         data = path.read_bytes()
     except OSError as e:
@@ -132,11 +135,15 @@ def read_file(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            schema = msgspec.json.decode(line, type=_Head).schema
-            if schema > SCHEMA:
+            head = msgspec.json.decode(line, type=_Head)
+            if head.schema > SCHEMA:
                 warnings.warn(
-                    f"{path}:{number}: skipped, written by a newer lntune (schema {schema}, this one reads up to {SCHEMA}).", LogWarning, stacklevel=2
+                    f"{path}:{number}: skipped, written by a newer lntune (schema {head.schema}, this one reads up to {SCHEMA}).",
+                    LogWarning,
+                    stacklevel=2,
                 )
+                continue
+            if role not in (None, head.role):
                 continue
             yield msgspec.json.decode(line, type=Record)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
@@ -145,16 +152,17 @@ def read_file(path: Path) -> Iterator[Record]:
 
 class _Head(msgspec.Struct):
     schema: int
+    role: str = "trial"
 
 
-def read(folders: Iterable[Path], op: str | None = None, device: Device | None = None) -> list[Record]:
-    """All records of the folders, in the order of the folders; of one operator or one device's folder where given."""
+def read(folders: Iterable[Path], op: str | None = None, device: Device | None = None, role: str | None = None) -> list[Record]:
+    """All records of the folders, in the order of the folders; of one operator, one device's folder or one role where given."""
     records: list[Record] = []
     for folder in folders:
         if not folder.is_dir():
             continue
         for path in sorted(folder.glob(f"{device.slug if device else '*'}/{op or '*'}.jsonl")):
-            records.extend(read_file(path))
+            records.extend(read_file(path, role))
     return records
 
 

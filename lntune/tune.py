@@ -179,7 +179,8 @@ class _Run:
     ) -> Record | None:
         """Measure the best candidates again, on fresh samples against eager and the default knobs, and log the winner.
 
-        The default knobs are among them. When the measurement fails, each finalist is measured alone to find those that it fails with, which are logged.
+        The default knobs are among them. When the measurement fails, each finalist is measured alone to find those that it
+        fails with, which are logged.
         """
         finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
         if default is not None and default not in finalists:

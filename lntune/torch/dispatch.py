@@ -65,7 +65,7 @@ def choose(case: Case) -> Choice:
     with _lock:
         if case not in _choices:
             if case.op not in _records:
-                _records[case.op] = records.read(paths.log_dirs(), case.op)
+                _records[case.op] = records.read(paths.log_dirs(), case.op, role="final")
             device = device_module.current()
             _choices[case] = select(case, device, _records[case.op], schedule.for_op(case.op, device.kind))
         return _choices[case]
