@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
