@@ -12,7 +12,7 @@ import msgspec
 
 from lntune import knobs as knobs_module
 from lntune import paths, runtime, toolchain
-from lntune.case import TYPICAL_ROWS, Case
+from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, ToolchainError
 from lntune.schedule import Schedule
@@ -71,7 +71,7 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Call
         BuildError: it is not cached and cannot be built or stored.
         ScheduleError: the knobs do not fit.
     """
-    case = msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket])
+    case = case.typical
     key = key_of(case, schedule, setting, device)
     path = path_of(key)
     if path.is_file():

@@ -13,7 +13,7 @@ from lntune import knobs as knobs_module
 from lntune import runtime, toolchain
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError
+from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
 from lntune.schedule import Schedule
 
 _lock = threading.Lock()
@@ -54,13 +54,7 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
     except LntuneError:
         raise
     except Exception as e:
-        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {_gist(e)}") from e
-
-
-def _gist(error: Exception) -> str:
-    """An error of TVM's without the program it prints: its first and last line."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {gist(e)}") from e
 
 
 def _compile(module: Any, device: Device) -> Any:
@@ -69,7 +63,7 @@ def _compile(module: Any, device: Device) -> Any:
     try:
         return tvm.compile(module, target=target)
     except Exception as e:
-        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {_gist(e)}") from e
+        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
 
 
 def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:

@@ -66,6 +66,11 @@ class Case(msgspec.Struct, frozen=True, order=True):
         return bucket_of(self.rows)
 
     @property
+    def typical(self) -> Case:
+        """The case that stands for this one's row bucket: what is decided or built for one is for all of them."""
+        return msgspec.structs.replace(self, rows=TYPICAL_ROWS[self.bucket])
+
+    @property
     def itemsize(self) -> int:
         """Bytes per element of the input."""
         return DTYPES[self.dtype]

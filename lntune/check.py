@@ -7,6 +7,7 @@ buffer shows. The bar for each output is the operator's own (see ops.op.Toleranc
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,7 @@ def fenced(shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None
     """
     import torch
 
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     whole = torch.empty(count + 2 * FENCE, dtype=dtype)
     if fill is None:
         whole.view(torch.uint8).fill_(_POISON)

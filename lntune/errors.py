@@ -50,3 +50,9 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> UnknownNameError:
     near = difflib.get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def gist(error: Exception) -> str:
+    """An error without the program TVM prints in it: its first and its last line, which says what is wrong."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from lntune import knobs as knobs_module
-from lntune.case import TYPICAL_ROWS, Case, bucket_label
+from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.errors import LntuneError
 from lntune.records import Record, finals
@@ -51,7 +51,7 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
 
     `schedules` are those of the operator for the device's kind.
     """
-    case = msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket])  # one choice per bucket, whoever calls first
+    case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
     mine: list[Record] = []
     foreign: dict[str, str] = {}

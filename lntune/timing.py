@@ -9,6 +9,7 @@ collector is off. Nothing is flushed: on a CPU the input of a layer has just bee
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
 import statistics
@@ -24,6 +25,9 @@ from lntune.records import Timing
 SAMPLE_SECONDS = 3e-4
 BUSY_SHARE = 0.15
 """Share of the machine's cores that others may use before a measurement is marked busy."""
+
+ATTEMPTS = 3
+"""How often something is measured, at most, until others leave the machine alone."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -106,6 +110,16 @@ def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds:
     others = contention.share()
     timings = {name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4)) for name, values in samples.items()}
     return Measured(timings, others, bool(others is not None and others > BUSY_SHARE))
+
+
+def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS) -> Measured:
+    """Measure until nobody else uses the machine, at most `attempts` times; the least busy measurement."""
+    best = again()
+    for _ in range(attempts - 1):
+        if not best.busy:
+            break
+        best = min(best, again(), key=lambda m: (m.busy, math.inf if m.others is None else m.others))
+    return best
 
 
 def ratio(slow: Timing, fast: Timing) -> float:

@@ -11,13 +11,11 @@ import msgspec
 from lntune import build, check, knobs, ops, schedule, timing
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LntuneError
+from lntune.errors import LntuneError, gist
 from lntune.records import Timing
 
 TRIAL_SAMPLES = 16
 """Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps them all."""
-BUSY_RETRIES = 3
-"""Times a final is measured, at most, while others use the machine: it decides what serves calls."""
 _MESSAGE = 500
 """Characters of a message that are kept; the log has a line for every trial."""
 
@@ -73,9 +71,8 @@ def run(job: Job) -> Outcome:
 
 
 def _brief(error: Exception) -> str:
-    """An exception on one line. TVM's print the whole program, and say what is wrong with it at the end."""
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    """An exception on one line of bounded length."""
+    text = gist(error)
     if not isinstance(error, LntuneError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
@@ -107,7 +104,7 @@ def _trial(job: Job) -> Outcome:
         return Outcome("run", _brief(e))
     if not verdict.ok:
         return Outcome("wrong", verdict.message, errors=verdict.errors, versus_eager=verdict.versus_eager)
-    measured = timing.measure({"tuned": _bound(job.case, kernel, allocate=False)}, job.seconds, seed=job.seed)
+    measured = timing.measure({"tuned": bound(job.case, kernel, _inputs(job.case), allocate=False)}, job.seconds, seed=job.seed)
     tuned = measured.timings["tuned"]
     kept = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
     return Outcome("ok", "", kept, verdict.errors, verdict.versus_eager, measured.busy)
@@ -126,13 +123,10 @@ def _final(job: Job) -> Outcome:
         verdict = check.verify(case, kernel) if kernel else None
         if kernel and verdict and verdict.ok:
             verdicts.append(verdict)
-            contenders[name] = _bound(case, kernel, allocate=True)
+            contenders[name] = bound(case, kernel, given, allocate=True)
         elif name != "default":
             return failed or Outcome("wrong", verdict.message if verdict else "", errors=verdict.errors if verdict else {})
-    for _ in range(BUSY_RETRIES):
-        measured = timing.measure(contenders, job.seconds, rounds=9, seed=job.seed)
-        if not measured.busy:
-            break
+    measured = timing.quietest(lambda: timing.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     timings = measured.timings
     if job.default in job.candidates:
@@ -149,11 +143,10 @@ def _inputs(case: Case) -> dict[str, Any]:
     return {name: value.reshape(sizes[name]) if name in sizes else value for name, value in given.items()}
 
 
-def _bound(case: Case, kernel: Callable[..., Any], allocate: bool) -> Callable[[], Any]:
-    """The kernel bound to plain random inputs of the case. With `allocate` every call makes its outputs, as PyTorch does."""
+def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocate: bool) -> Callable[[], Any]:
+    """The kernel bound to named inputs of the case. With `allocate` every call makes its outputs, as PyTorch does."""
     import torch
 
-    given = _inputs(case)
     arguments = ops.get(case.op).arguments(case)
     shapes = {a.name: (a.sizes(case.rows, case.hidden), getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
     outputs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}

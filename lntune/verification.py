@@ -27,7 +27,7 @@ class Result(msgspec.Struct, frozen=True):
 def tuned_cases(op: str) -> list[Case]:
     """The cases tuned on this device, or the operator's default grid where there are none."""
     grid = ops.get(op).grid
-    finals = records.finals(records.read(paths.log_dirs(), op, device.current()))
+    finals = records.finals(records.read(paths.log_dirs(), op, device.current(), role="final"))
     return sorted(r.case for r in finals.values()) or list(grid)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from lntune import check, device, knobs, ops, schedule, timing, toolchain
+from lntune import check, device, knobs, ops, schedule, timing, toolchain, trial
 from lntune.case import Case
 from lntune.heap import kept_heap
 from lntune.records import Record
@@ -18,8 +17,6 @@ from lntune.torch import dispatch
 
 Progress = Callable[[int, int, Case], None]
 
-ATTEMPTS = 3
-"""How often a case is measured until others leave the machine alone."""
 ROUNDS = 11
 
 
@@ -62,16 +59,6 @@ def run(
     return Result("given" if given_output else allocated, made)
 
 
-def quietest(measure: Callable[[], timing.Measured], attempts: int = ATTEMPTS) -> timing.Measured:
-    """Measure until nobody else uses the machine, at most `attempts` times; the least busy measurement."""
-    best = measure()
-    for _ in range(attempts - 1):
-        if not best.busy:
-            break
-        best = min(best, measure(), key=lambda m: (m.busy, math.inf if m.others is None else m.others))
-    return best
-
-
 def _one(case: Case, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:
     import torch
 
@@ -79,7 +66,7 @@ def _one(case: Case, seconds: float, with_compile: bool, given_output: bool, see
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         contenders = _given(case, given) if given_output else _calls(case, given, with_compile)
-        measured = quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
+        measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
         choice, kernel = dispatch.choose(case), dispatch.kernel_for(case)
     plan = schedule.get(choice.schedule) if choice.schedule else None
     verdict = check.verify(case, kernel) if kernel else None
@@ -136,11 +123,8 @@ def _given(case: Case, given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     import torch
 
     kernel = dispatch.kernel_for(case)
-    arguments = ops.get(case.op).arguments(case)
-    outputs = {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
-    values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]
     x, y = given["x"], torch.empty_like(given["x"])
     contenders: dict[str, Callable[[], Any]] = {"copy": lambda: y.copy_(x)}
     if kernel is not None:
-        contenders["tuned"] = lambda: kernel(*values)
+        contenders["tuned"] = trial.bound(case, kernel, given, allocate=False)
     return contenders

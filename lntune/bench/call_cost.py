@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lntune import ops, paths, timing
-from lntune.bench import ROUNDS, quietest
+from lntune.bench import ROUNDS
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.report.costs import Costs
@@ -65,7 +65,7 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
         for name, x in (("2-D", given["x"]), ("3-D", given["x"].unsqueeze(0))):
             contenders[f"eager {name}"] = op.baseline(case, {**given, "x": x})
             contenders[f"tuned {name}"] = CALLS[case.op](case, {**given, "x": x})
-        measured = quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS))
+        measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS))
         second = msgspec.structs.replace(case, variant=op.checked[0])
         kernel, _ = dispatch.kernel_for(case), dispatch.kernel_for(second)  # in the cache from now on
     fresh = [_fresh(case, second) for _ in range(processes)]

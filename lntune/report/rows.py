@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import ops
+from lntune import ops, timing
 from lntune.case import bucket_label
 from lntune.knobs import describe
 from lntune.records import Record, Timing
@@ -52,19 +52,16 @@ def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
     """
     if slow is None or fast is None or not fast.median_us:
         return None
-    if len(slow.samples_us) == len(fast.samples_us) and fast.samples_us:
-        ratios = sorted(a / b for a, b in zip(slow.samples_us, fast.samples_us, strict=True))
-        middle = len(ratios) // 2
-        return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
-    return slow.median_us / fast.median_us
+    same_rounds = len(slow.samples_us) == len(fast.samples_us)
+    return timing.ratio(slow, fast) if same_rounds else slow.median_us / fast.median_us
 
 
-def spread(timing: Timing | None) -> float | None:
+def spread(measured: Timing | None) -> float | None:
     """Distance between the quartiles as a share of the median."""
-    if timing is None or len(timing.samples_us) < 4:  # noqa: PLR2004 (quartiles of fewer say nothing)
+    if measured is None or len(measured.samples_us) < 4:  # noqa: PLR2004 (quartiles of fewer say nothing)
         return None
-    ordered = sorted(timing.samples_us)
-    return None if not timing.median_us else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / timing.median_us
+    ordered = sorted(measured.samples_us)
+    return None if not measured.median_us else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / measured.median_us
 
 
 def row_of(record: Record) -> Row:

@@ -12,7 +12,7 @@ import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay f
 
 from lntune import artifact, knobs, paths, records, schedule
 from lntune import device as device_module
-from lntune.case import TYPICAL_ROWS, Case, bucket_label
+from lntune.case import Case, bucket_label
 from lntune.errors import LntuneError, NotTunedError
 from lntune.records import Record
 from lntune.select import Choice, select
@@ -61,7 +61,7 @@ def on_reload(forget: Callable[[], None]) -> None:
 
 def choose(case: Case) -> Choice:
     """What serves a case (its rows stand for their bucket), decided on the logs as they were when first asked."""
-    case = Case(case.op, case.hidden, case.dtype, TYPICAL_ROWS[case.bucket], case.variant)
+    case = case.typical
     with _lock:
         if case not in _choices:
             if case.op not in _records:
@@ -78,7 +78,7 @@ def kernel_for(case: Case) -> Kernel | None:
         NotTunedError: in strict mode, when the case was not measured on this device.
         LntuneError: in strict mode, when the kernel cannot be built.
     """
-    case = Case(case.op, case.hidden, case.dtype, TYPICAL_ROWS[case.bucket], case.variant)
+    case = case.typical
     with _lock:
         if case not in _kernels:
             _kernels[case] = _obtain(case)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lntune.case import BUCKETS, MAX_HIDDEN, Case
+from lntune.case import BUCKETS, MAX_HIDDEN, Case, bucket_of
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import dispatch
@@ -125,7 +125,7 @@ def _remember(kernel: Callable[..., None], rows: int, input: Tensor, shape: tupl
     else:
         ready = kernel if input.ndim == 2 else None  # noqa: PLR2004
     table = _ready.setdefault((input.dtype, shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype), [None] * 64)
-    first, last = next(b for b in BUCKETS if b[0] <= rows <= b[1])
+    first, last = BUCKETS[bucket_of(rows)]
     for bits in range(first.bit_length(), last.bit_length() + 1):
         table[bits] = ready
 
