@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lntune import knobs as knobs_module
-from lntune import paths, runtime, toolchain
+from lntune import native, paths, runtime, toolchain
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, ToolchainError
@@ -85,6 +85,6 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Call
     from lntune import build  # the compiler is imported only when something must be built
 
     build.to_library(case, schedule, setting, device, path)
-    with contextlib.suppress(BuildError), runtime.atomic(path.with_suffix(".json")) as temporary:
+    with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(key, order="sorted"), indent=1))
     return runtime.load(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lntune import knobs as knobs_module
-from lntune import runtime, toolchain
+from lntune import native, runtime, toolchain
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
@@ -81,7 +81,7 @@ def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, pat
     linker = toolchain.compiler()
     with _lock:
         executable = _compile(scheduled(case, schedule, setting, device), device)
-        with runtime.atomic(path) as temporary:
+        with native.atomic(path) as temporary:
             try:
                 executable.export_library(os.fspath(temporary), cc=linker)
             except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import sys
 import threading
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lntune import paths, toolchain
+from lntune import native, paths
 from lntune.errors import BuildError
 
 SOURCE = paths.PACKAGE / "runtime.c"
@@ -29,43 +28,14 @@ _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-@functools.cache
 def source_hash() -> str:
     """Hash of the runtime's C source."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-
-
-def library_path() -> Path:
-    """Where the compiled runtime is cached."""
-    return paths.cache_dir() / "runtime" / f"runtime-{source_hash()}.so"
+    return native.source_hash(SOURCE)
 
 
 def ensure_library() -> Path:
     """The compiled runtime, compiled now if it is not there yet (once per machine)."""
-    path = library_path()
-    if not path.is_file():
-        with atomic(path) as temporary:
-            toolchain.run_compiler(["-O2", "-shared", "-fPIC", str(SOURCE), "-ldl"], temporary)
-    return path
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not.
-
-    Raises:
-        BuildError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as e:
-        raise BuildError(f"cannot store {path}: {e.strerror or e}. Free some space, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return native.compiled(SOURCE)
 
 
 @functools.cache
@@ -83,41 +53,16 @@ class _Library(ctypes.CDLL):
 
 @functools.cache
 def _own() -> _Library:
-    """The compiled runtime, loaded and connected to PyTorch's pool; a damaged file is compiled once more.
+    """The compiled runtime, loaded and connected to PyTorch's pool.
 
     Raises:
         BuildError: it cannot be compiled, stored or loaded.
     """
     import torch  # noqa: F401  (brings the OpenMP runtime into the process)
 
-    path = ensure_library()
-    try:
-        _check_whole(path)
-        library = _Library(str(path))
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        try:
-            library = _Library(str(ensure_library()))
-        except OSError as e:
-            raise BuildError(f"cannot load the runtime {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+    library = native.load(SOURCE, _Library)
     library.has_pool = bool(library.lntune_runtime_init(_torch_threads()))
     return library
-
-
-def _check_whole(path: Path) -> None:
-    """OSError for a library that was cut short: the system would map what is missing, and kill the process on touching it.
-
-    In an ELF file the section headers come last, and their place is in the first 64 bytes.
-    """
-    size = 64
-    with path.open("rb") as file:
-        head = file.read(size)
-    if sys.platform != "linux" or sys.maxsize < 2**32:
-        return
-    end = int.from_bytes(head[40:48], sys.byteorder) + int.from_bytes(head[58:60], sys.byteorder) * int.from_bytes(head[60:62], sys.byteorder)
-    if head[:4] != b"\x7fELF" or len(head) < size or path.stat().st_size < end:
-        raise OSError(f"{path} is not a whole shared library")
 
 
 def _torch_threads() -> ctypes.c_void_p:
@@ -180,7 +125,7 @@ def load(path: Path) -> Callable[..., None]:
 
     with own_symbols():
         try:
-            _check_whole(path)
+            native.check_whole(path)
             module = tvm_ffi.load_module(str(path.resolve()))
             function = module["main"]
         except Exception as e:

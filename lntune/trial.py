@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import build, check, knobs, ops, schedule, timing
+from lntune import build, check, direct, knobs, ops, schedule, timing
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, gist
@@ -111,7 +111,11 @@ def _trial(job: Job) -> Outcome:
 
 
 def _final(job: Job) -> Outcome:
-    """Finalists, the default knobs, eager and a copy, interleaved on the same input; everyone allocates its output."""
+    """Finalists, the default knobs, eager and a copy, interleaved on the same input, as they are called from Python:
+    everyone allocates its output.
+    """
+    import torch
+
     case = job.case
     given = _inputs(case)
     contenders: dict[str, Callable[[], Any]] = {"eager": ops.get(case.op).baseline(case, given), "copy": given["x"].clone}
@@ -126,7 +130,8 @@ def _final(job: Job) -> Outcome:
             contenders[name] = bound(case, kernel, given, allocate=True)
         elif name != "default":
             return failed or Outcome("wrong", verdict.message if verdict else "", errors=verdict.errors if verdict else {})
-    measured = timing.quietest(lambda: timing.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
+    with torch.inference_mode():
+        measured = timing.quietest(lambda: timing.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     timings = measured.timings
     if job.default in job.candidates:
@@ -136,33 +141,31 @@ def _final(job: Job) -> Outcome:
 
 @functools.lru_cache(maxsize=1)  # made once per case: it takes longer than a trial when the case is large
 def _inputs(case: Case) -> dict[str, Any]:
-    """Plain random inputs of a case, in the shapes its kernels take; contenders share them and none writes to them."""
-    op = ops.get(case.op)
-    given = op.inputs(case, case.rows, "normal", 0)
-    sizes = {a.name: a.sizes(case.rows, case.hidden) for a in op.arguments(case) if a.role == "in"}
-    return {name: value.reshape(sizes[name]) if name in sizes else value for name, value in given.items()}
+    """Plain random inputs of a case; contenders share them and none writes to them."""
+    return ops.get(case.op).inputs(case, case.rows, "normal", 0)
 
 
 def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocate: bool) -> Callable[[], Any]:
-    """The kernel bound to named inputs of the case. With `allocate` every call makes its outputs, as PyTorch does."""
+    """The kernel bound to named inputs of the case; with `allocate` as a direct call, which makes its outputs as PyTorch does.
+
+    Raises:
+        LntuneError: direct calls cannot be made here.
+    """
     import torch
 
     arguments = ops.get(case.op).arguments(case)
-    shapes = {a.name: (a.sizes(case.rows, case.hidden), getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
-    outputs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]
     if not allocate:
+        outputs = {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+        values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]
         return lambda: kernel(*values)
-    places = [(i, shapes[a.name]) for i, a in enumerate(arguments) if a.role == "out"]
-    if len(places) == 1:
-        (at, _), x, empty_like = places[0], outputs[arguments[places[0][0]].name], torch.empty_like
-        before, after = values[:at], values[at + 1 :]
-        return lambda: kernel(*before, empty_like(x), *after)
-
-    def call() -> None:
-        fresh = list(values)
-        for at, (shape, dtype) in places:
-            fresh[at] = torch.empty(shape, dtype=dtype)
-        kernel(*fresh)
-
-    return call
+    inputs = [a for a in arguments if a.role != "out"]
+    names, call = [a.name for a in inputs], [given[a.name] for a in inputs]
+    signature = "".join("f" if a.role == "scalar" else "t" for a in inputs)
+    table = direct.Table(signature)
+    bits = case.rows.bit_length()
+    table.remember(kernel, arguments, names, (bits, bits), call, case)
+    with torch.inference_mode():
+        if table.call(*call) is None:
+            raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
+    serve = table.call
+    return lambda: serve(*call)

@@ -206,13 +206,14 @@ def main(answers: int, threads: int) -> None:
     _die_with_parent()
     import torch
 
-    from lntune import build, runtime, trial
+    from lntune import build, direct, runtime, trial
     from lntune.heap import kept_heap
 
     if threads:
         torch.set_num_threads(threads)
     build.warm_up()
     runtime.ensure_library()
+    direct.ensure_library()
     with open(answers, "wb", buffering=0) as out, kept_heap():
         out.write(_READY + b"\n")
         for line in _lines():

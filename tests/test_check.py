@@ -345,28 +345,6 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
     assert "finite where" in check.verify(case, kernel_of(case, compute)).message
 
 
-def test_three_dimensions_have_a_batch() -> None:
-    """A kernel for (batch, length, hidden) is checked with more than one batch and more than one row in each, so one that
-    mixes the two up is caught.
-    """
-    case = case_of("float32", 7, "plain+3d" if "plain+3d" in OP.variants else "3d")
-    shapes = set()
-
-    def kernel(*values: Any) -> None:
-        named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
-        shapes.add(tuple(named["x"].shape))
-        named["y"].copy_(right(named)["y"])
-
-    def transposed(*values: Any) -> None:
-        named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
-        batch, length, hidden = named["x"].shape
-        named["y"].copy_(right(named)["y"].reshape(length, batch, hidden).transpose(0, 1))
-
-    assert check.verify(case, kernel).ok
-    assert any(batch > 1 and length > 1 for batch, length, _ in shapes)
-    assert not check.verify(case, transposed).ok
-
-
 def test_arguments_are_misaligned_and_contiguous() -> None:
     """Kernels are checked on contiguous tensors whose addresses are multiples of one element only."""
     case, seen = case_of("bfloat16"), []

@@ -18,8 +18,9 @@ LAYERS = (
     ("errors",),
     ("paths", "device", "case"),
     ("knobs", "records", "toolchain"),
+    ("native",),
     ("ops", "search"),
-    ("schedule", "loops", "runtime"),
+    ("schedule", "loops", "runtime", "direct"),
     ("build", "check", "timing", "heap", "select"),
     ("artifact",),
     ("trial", "torch", "report"),
@@ -32,7 +33,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"build", "loops", "ops"}
-TVM_FFI = {"loops", "runtime", "torch"}
+TVM_FFI = {"direct", "loops", "runtime", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

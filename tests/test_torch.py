@@ -363,7 +363,7 @@ def test_bad_arguments(what: str, ready: bool) -> None:
     if ready:
         check(X, (128,), W, B)
         check(X, (128,), W.clone(), None)
-        assert module._ready
+        assert module._direct.ready
     for _ in range(2):
         with pytest.raises(InputError, match=rf"^{argument}: got .*, expected "):
             lntune.layer_norm(*given)

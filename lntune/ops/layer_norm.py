@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 NAME = "layer_norm"
 
 # A variant lists what is there beside x and y, joined by "+": an affine vector in the input's dtype ("weight", "bias") or
-# in float32 ("weight32", "bias32"), and either the statistics kept for a backward pass ("stats") or x and y of shape
-# (batch, length, hidden) ("3d"): reshaping two tensors in Python costs as much as normalizing a row.
-_TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats", "3d"))
+# in float32 ("weight32", "bias32"), and the statistics kept for a backward pass ("stats").
+_TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats"))
 DEFAULT_VARIANT = "weight+bias"
 VARIANTS = (
     DEFAULT_VARIANT,
@@ -38,14 +37,11 @@ VARIANTS = (
 )
 
 
-def variant(weight: str | None, bias: str | None, last: str = "") -> str:
-    """The variant's name from what a call brings.
-
-    `weight` and `bias` are None, "same" (in the dtype of x) or "float32"; `last` is "stats", "3d" or nothing.
-    """
+def variant(weight: str | None, bias: str | None, stats: bool = False) -> str:
+    """The variant's name from what a call brings; `weight` and `bias` are None, "same" (in the dtype of x) or "float32"."""
     suffix = {"same": "", "float32": "32"}
     parts = [f"{name}{suffix[kind]}" for name, kind in (("weight", weight), ("bias", bias)) if kind]
-    return "+".join([*parts, last] if last else parts) or "plain"
+    return "+".join([*parts, "stats"] if stats else parts) or "plain"
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
@@ -53,7 +49,7 @@ def arguments(case: Case) -> tuple[Arg, ...]:
     tokens = (case.variant or DEFAULT_VARIANT).split("+")
     affine = [Arg(t.removesuffix("32"), "in", ("hidden",), "float32" if t.endswith("32") else case.dtype) for t in tokens if t[0] in "wb"]
     stats = [Arg(name, "out", ("rows",), "float32") for name in ("mean", "rstd") if "stats" in tokens]
-    matrix = ("batch", "length", "hidden") if "3d" in tokens else ("rows", "hidden")
+    matrix = ("rows", "hidden")
     return (Arg("x", "in", matrix, case.dtype), *affine, Arg("eps", "scalar", (), "float32"), Arg("y", "out", matrix, case.dtype), *stats)
 
 
@@ -67,11 +63,9 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     from tvm import te, tirx
 
     hidden, side = tirx.IntImm("int64", case.hidden), tirx.IntImm("int64", together)
-    batch, length = te.var("batch", "int64"), te.var("length", "int64")
-    is_3d = len(arguments(case)[0].shape) == 3  # noqa: PLR2004
-    rows = batch * length if is_3d else te.var("rows", "int64")
+    rows = te.var("rows", "int64")
     padded = (rows + (side - 1)) // side * side if together > 1 else rows
-    sizes = {"rows": rows, "hidden": hidden, "batch": batch, "length": length}
+    sizes = {"rows": rows, "hidden": hidden}
     f32 = "float32"
     args: dict[str, Any] = {}
     for arg in arguments(case):
@@ -82,7 +76,7 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
 
     def load(i: Any, k: Any) -> Any:
         row = tirx.min(i, rows - 1) if together > 1 else i
-        return widen(args["x"][row // length, row % length, k] if is_3d else args["x"][row, k])
+        return widen(args["x"][row, k])
 
     def per_row(name: str, f: Any) -> Any:
         return te.compute((padded,), f, name=name)
@@ -115,12 +109,7 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
             value = value + affine["bias"][k]
         return value.astype(case.dtype)
 
-    def y() -> Any:
-        if is_3d:
-            return te.compute((batch, length, hidden), lambda a, b, k: normalized(a * length + b, k), name="y")
-        return te.compute((rows, hidden), normalized, name="y")
-
-    named = {**args, "eps": eps, "y": y()}
+    named = {**args, "eps": eps, "y": te.compute((rows, hidden), normalized, name="y")}
     if any(arg.name == "mean" for arg in arguments(case)):
         named["mean"] = te.compute((rows,), lambda i: mean0[i] + delta[i], name="mean")
         named["rstd"] = te.compute((rows,), lambda i: scale[i], name="rstd")
@@ -229,7 +218,7 @@ OP = Op(
     name=NAME,
     summary="layer normalization over the last axis, forward",
     variants=VARIANTS,
-    checked=("weight+bias+stats", "weight+bias+3d"),
+    checked=("weight+bias+stats",),
     arguments=arguments,
     define=define,
     inputs=inputs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,7 @@ order of a reduction is part of a schedule and s_tir's own rfactor loses the tai
 class Arg(msgspec.Struct, frozen=True):
     """One argument of a kernel.
 
-    `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden", or of "batch" and "length", whose product is
-    the rows.
+    `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden".
     """
 
     name: str
@@ -40,9 +38,8 @@ class Arg(msgspec.Struct, frozen=True):
     dtype: str
 
     def sizes(self, rows: int, hidden: int) -> tuple[int, ...]:
-        """The shape in numbers; the rows are split as evenly as they go into batch and length."""
-        batch = next(b for b in range(math.isqrt(rows), -1, -1) if not b or rows % b == 0)
-        return tuple({"rows": rows, "hidden": hidden, "batch": batch, "length": rows // batch if batch else 0}[axis] for axis in self.shape)
+        """The shape in numbers."""
+        return tuple({"rows": rows, "hidden": hidden}[axis] for axis in self.shape)
 
 
 class Tolerance(msgspec.Struct, frozen=True):

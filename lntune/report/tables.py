@@ -71,10 +71,6 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table
     return table
 
 
-FINALS_NOTE = "tuned is the kernel and its output's allocation, without the Python call around it (about 1 us): `lntune bench` times the call"
-"""Said wherever finals of a tuning run are shown: for a row or two the call is a third of the time."""
-
-
 def summary_lines(rows: Sequence[Row]) -> list[str]:
     """What the table comes to, in sentences."""
     facts = summary(list(rows))
@@ -85,7 +81,6 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
     if facts["geomean_over_default"]:
         lines.append(f"geomean {facts['geomean_over_default']:.2f}x over the default knobs")
-        lines.append(FINALS_NOTE)
     slower = facts["slower_than_eager"]
     if facts["geomean_over_eager"]:
         lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")

@@ -10,9 +10,10 @@ from typing import Any
 
 import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
 
-from lntune import artifact, knobs, paths, records, schedule
+from lntune import artifact, knobs, ops, paths, records, schedule
 from lntune import device as device_module
-from lntune.case import Case, bucket_label
+from lntune.case import BUCKETS, Case, bucket_label
+from lntune.direct import Table
 from lntune.errors import LntuneError, NotTunedError
 from lntune.records import Record
 from lntune.select import Choice, select
@@ -108,6 +109,46 @@ def _obtain(case: Case) -> Kernel | None:
             raise
         warnings.warn(f"{what} has no kernel, eager mode serves it: {e}", UntunedWarning, stacklevel=5)
         return None
+
+
+class Direct:
+    """The direct calls of one operator: a `lntune.direct.Table` made when the first kernel is there, forgotten on reload.
+
+    `names` says which argument of the kernels each argument of a call is. Where a table cannot be made every call takes the
+    general path, which is slower by some microseconds and otherwise the same; `lntune doctor` says so.
+    """
+
+    def __init__(self, signature: str, names: tuple[str, ...]) -> None:
+        self.call: Callable[..., Any] = _unknown
+        self._signature, self._names = signature, names
+        self._table: Table | None = None
+        on_reload(self._forget)
+
+    def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...]) -> None:
+        """Have calls like `call`, in the row bucket of `case`, served directly by this kernel."""
+        with _lock:
+            try:
+                self._table = self._table or Table(self._signature)
+            except (LntuneError, OSError):
+                return
+            first, last = BUCKETS[case.bucket]
+            bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
+            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case):
+                self.call = self._table.call
+
+    @property
+    def ready(self) -> bool:
+        """True when a kernel was remembered, so that some calls are direct."""
+        return self.call is not _unknown
+
+    def _forget(self) -> None:
+        if self._table is not None:
+            self._table.forget()
+        self.call = _unknown
+
+
+def _unknown(*_: Any) -> None:
+    """The direct call before the first kernel is known."""
 
 
 def describe(case: Case) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
 
-* no gradient wanted: the kernel is called directly, one allocation and no autograd or dispatcher in between;
+* no gradient wanted: a direct call, one step of C from the arguments to the kernel, without autograd and dispatcher;
 * gradients: an autograd.Function whose forward saves what PyTorch's own backward takes;
 * under torch.compile and torch.export: the custom op `lntune::layer_norm`.
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lntune.case import BUCKETS, MAX_HIDDEN, Case, bucket_of
+from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import dispatch
@@ -26,21 +26,13 @@ from lntune.torch.arguments import NAMES, check_arguments, pair, served
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _grad_enabled = torch.is_grad_enabled
-_empty_like = torch.empty_like
-_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as _interpreter, and known to dynamo
-_interpreter = torch._C._functorch.peek_interpreter_stack
+_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as peek_interpreter_stack, and known to dynamo
 _tracing = torch._C._is_tracing
-_modes = torch._C._len_torch_dispatch_stack
-_overridden = torch._C._has_torch_function_unary
-_dual_numbers = torch.autograd.forward_ad
-_INF = math.inf
-_NOT_READY = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 
-# What a call looks like from outside -> for each bit length of the number of rows, the kernel or None. Only what was asked
-# for is filled in; a bucket is a range of bit lengths, so finding it is one index. Every look-up here costs 50 to 200 ns of
-# the 3 us that eager takes for one row: what the kernel itself refuses (another shape, dtype or device) is not asked twice.
-_ready: dict[Any, list[Callable[..., None] | None]] = {}
-dispatch.on_reload(_ready.clear)
+# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
+_SIGNATURE = "tnoof"
+_NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
+_direct = dispatch.Direct(_SIGNATURE, _NAMES)
 
 
 def layer_norm(
@@ -62,34 +54,9 @@ def layer_norm(
     """
     if _dynamo_compiling():
         return _compiled(input, normalized_shape, weight, bias, eps)
-    if type(input) is Tensor:
-        try:
-            if not _grad_enabled() or not (
-                input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-            ):
-                kernel = _ready[input.dtype, normalized_shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype][
-                    (input.numel() // normalized_shape[0]).bit_length()
-                ]
-                if (
-                    kernel is not None
-                    and input.is_contiguous()
-                    and 0.0 <= eps < _INF
-                    and not input.is_neg()
-                    and not _overridden(input)
-                    and not _modes()
-                    and _interpreter() is None
-                    and _dual_numbers._current_level < 0
-                ):
-                    y = _empty_like(input)
-                    if weight is None:
-                        kernel(input, eps, y) if bias is None else kernel(input, bias, eps, y)
-                    elif bias is None:
-                        kernel(input, weight, eps, y)
-                    else:
-                        kernel(input, weight, bias, eps, y)
-                    return y
-        except _NOT_READY:
-            pass  # not seen yet, or the kernel refused an argument; below it is found out which, and said or mended
+    y = _direct.call(input, normalized_shape, weight, bias, eps)
+    if y is not None:
+        return y  # type: ignore[no-any-return]
     return _any(input, normalized_shape, weight, bias, eps)
 
 
@@ -105,38 +72,26 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
         return _eager(input, shape, weight, bias, eps)
     grad = _grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
     rows = input.numel() // hidden
-    case = _case(rows, hidden, input, weight, bias, "stats" if grad else "")
+    case = _case(rows, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case) if rows else None
     if kernel is None:
         return _eager(input, shape, weight, bias, eps)
     if grad:
         return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
-    # The fast path does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
+    # A direct call does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
-    if len(shape) == 1 and hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
-        _remember(kernel, rows, input, shape, weight, bias)
+    if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
+        _direct.remember(case, kernel, (input, shape, weight, bias, float(eps)))
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
 
 
-def _remember(kernel: Callable[..., None], rows: int, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
-    """Make the kernel of a bucket ready for the next call, as it is for 2-D input or in its form for 3-D input."""
-    if input.ndim == 3:  # noqa: PLR2004
-        ready = dispatch.kernel_for(_case(rows, shape[0], input, weight, bias, "3d"))
-    else:
-        ready = kernel if input.ndim == 2 else None  # noqa: PLR2004
-    table = _ready.setdefault((input.dtype, shape, input.ndim, type(weight), type(bias), weight is not None and weight.dtype), [None] * 64)
-    first, last = BUCKETS[bucket_of(rows)]
-    for bits in range(first.bit_length(), last.bit_length() + 1):
-        table[bits] = ready
-
-
-def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, last: str) -> Case:
+def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, stats: bool) -> Case:
     def kind(vector: Tensor | None) -> str | None:
         if vector is None:
             return None
         return "same" if vector.dtype == input.dtype else "float32"
 
-    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), last))
+    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), stats))
 
 
 def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -233,7 +188,7 @@ def layer_norm_op(
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
-    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, "stats" if stats else "")) if rows and hidden <= MAX_HIDDEN else None
+    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, stats)) if rows and hidden <= MAX_HIDDEN else None
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:

@@ -124,11 +124,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
                 sch.compute_inline(block)
 
     # 3. All stages into one loop over groups. merge keeps every block as it is, outputs among them, where compute_at refuses.
-    outer = []
-    for name, block in blocks.items():
-        found = sch.get_loops(block)
-        rows = sch.fuse(*found[:-1]) if name == "y" else found[0]
-        outer.append(sch.split(rows, [None, knobs.together])[0])
+    outer = [sch.split(sch.get_loops(block)[0], [None, knobs.together])[0] for block in blocks.values()]
     groups = sch.merge(*outer)
     if knobs.parallel:
         sch.parallel(groups)

@@ -1,0 +1,384 @@
+/* From a Python call to a kernel in one step: look up, allocate, call, return the outputs.
+ *
+ * What eager mode needs for one row is 2 to 3 us, all of it overhead; a wrapper written in Python has spent that before the
+ * kernel starts. A table here knows, for what a call looks like from outside (dtypes, which tensors are there, hidden size, bit
+ * length of the number of rows), which kernel serves it. A call that it does not know, or that anything is unusual about, is
+ * answered with None and nothing done: the general path in Python then finds out what it is, and says or mends it.
+ *
+ * Only functions of Python's stable ABI are used, and declared here, so that neither Python's headers are needed to compile
+ * this file (they are often not installed) nor another build for another Python. Tensors are read through DLPack's exchange
+ * table. Outputs are made by torch's C shim (half the time of torch.empty_like) where it is found, else through DLPack.
+ * Valid as C and as C++.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <dlpack/dlpack.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <tvm/ffi/c_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct _object PyObject;
+typedef intptr_t Py_ssize_t;
+typedef PyObject *(*Fast)(PyObject *self, PyObject *const *args, Py_ssize_t count);
+typedef struct {
+  const char *name;
+  Fast call;
+  int flags;
+  const char *doc;
+} PyMethodDef;
+enum { METH_FASTCALL = 0x80 };
+extern PyObject _Py_NoneStruct, PyFloat_Type;
+void Py_IncRef(PyObject *);
+void Py_DecRef(PyObject *);
+PyObject *PyObject_Type(PyObject *);
+PyObject *PyObject_GetAttr(PyObject *, PyObject *);
+PyObject *PyObject_CallNoArgs(PyObject *);
+PyObject *PyObject_CallMethodObjArgs(PyObject *, PyObject *, ...);
+int PyObject_IsTrue(PyObject *);
+PyObject *PyUnicode_InternFromString(const char *);
+double PyFloat_AsDouble(PyObject *);
+Py_ssize_t PyLong_AsSsize_t(PyObject *);
+Py_ssize_t PySequence_Size(PyObject *);
+PyObject *PySequence_GetItem(PyObject *, Py_ssize_t);
+PyObject *PyTuple_New(Py_ssize_t);
+int PyTuple_SetItem(PyObject *, Py_ssize_t, PyObject *);
+PyObject *PyErr_Occurred(void);
+void PyErr_Clear(void);
+char *PyBytes_AsString(PyObject *);
+PyObject *PyBool_FromLong(long);
+void *PyCapsule_GetPointer(PyObject *, const char *);
+PyObject *PyCapsule_New(void *, const char *, void (*)(PyObject *));
+PyObject *PyCFunction_NewEx(PyMethodDef *, PyObject *, PyObject *);
+void *PyEval_SaveThread(void);
+void PyEval_RestoreThread(void *);
+
+enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
+
+/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1), hidden (-2) or a number. */
+typedef struct {
+  int64_t dtype, dims, dim[MAX_DIMS];
+} Output;
+
+/* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output. */
+typedef struct {
+  int64_t key_hidden, key_rest, kernel, arguments, order[MAX_ARGS], outputs;
+  Output output[MAX_OUT];
+} Entry;
+
+typedef struct {
+  char *signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
+  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, **quiet; /* quiet: all to be false */
+  int quiet_count, size, used, shim;
+  Entry *entries; /* open addressing; `arguments` 0 is a free place */
+} Table;
+
+static DLPackExchangeAPI *dlpack;
+static int (*call_function)(void *, TVMFFIAny *, int32_t, TVMFFIAny *);
+static void (*take_error)(void **);
+static int (*release)(void *);
+static int32_t (*empty_strided)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, void **);
+static int32_t (*data_pointer)(void *, void **), (*delete_tensor)(void *);
+static PyObject *(*wrap)(void *); /* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor * */
+
+/* True when the shim was found. */
+int lntune_direct_init(void *exchange, void *call, void *error, void *decref, const char *torch_cpu, const char *torch_python) {
+  dlpack = (DLPackExchangeAPI *)exchange;
+  call_function = (int (*)(void *, TVMFFIAny *, int32_t, TVMFFIAny *))call;
+  take_error = (void (*)(void **))error;
+  release = (int (*)(void *))decref;
+  void *cpu = dlopen(torch_cpu, RTLD_NOW | RTLD_NOLOAD), *python = dlopen(torch_python, RTLD_NOW | RTLD_NOLOAD);
+  if (!cpu || !python) return 0;
+  empty_strided = (int32_t(*)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, void **))dlsym(cpu, "aoti_torch_empty_strided");
+  data_pointer = (int32_t(*)(void *, void **))dlsym(cpu, "aoti_torch_get_data_ptr");
+  delete_tensor = (int32_t(*)(void *))dlsym(cpu, "aoti_torch_delete_tensor_object");
+  wrap = (PyObject * (*)(void *)) dlsym(python, "_Z16THPVariable_WrapRKN2at10TensorBaseE");
+  return empty_strided && data_pointer && delete_tensor && wrap;
+}
+
+/* The three dtypes kernels take, numbered 1 to 3; 0 for any other. Beside them torch's own numbers (c10::ScalarType). */
+static int dtype_of(DLDataType t) {
+  if (t.lanes != 1) return 0;
+  if (t.code == kDLFloat && t.bits == 32) return 1;
+  if (t.code == kDLFloat && t.bits == 16) return 2;
+  return t.code == kDLBfloat && t.bits == 16 ? 3 : 0;
+}
+static const int torch_dtype[] = {0, 6, 5, 15};
+static DLDataType dlpack_dtype(int64_t dtype) {
+  DLDataType t = {(uint8_t)(dtype == 3 ? kDLBfloat : kDLFloat), (uint8_t)(dtype == 1 ? 32 : 16), 1};
+  return t;
+}
+
+static int contiguous(const DLTensor *t) {
+  int64_t step = 1;
+  for (int i = t->ndim - 1; t->strides && i >= 0; --i) {
+    if (t->shape[i] != 1 && t->strides[i] != step) return 0;
+    step *= t->shape[i];
+  }
+  return 1;
+}
+
+static int is_type(PyObject *object, PyObject *one, PyObject *other) {
+  PyObject *type = PyObject_Type(object);
+  Py_DecRef(type);
+  return type == one || type == other;
+}
+
+/* 1 when calling or reading gave something true, 0 for something false; an error counts as true. */
+static int truth(PyObject *result) {
+  int yes = result ? PyObject_IsTrue(result) : 1;
+  if (result) Py_DecRef(result);
+  return yes != 0;
+}
+
+/* Modes, transforms, tracing and gradients: whatever must see the call goes through the general path. */
+static int unusual(const Table *table, PyObject *const *args) {
+  const char *kinds = table->signature;
+  for (int i = 0; i < table->quiet_count; ++i)
+    if (truth(PyObject_CallNoArgs(table->quiet[i]))) return 1;
+  PyObject *level = PyObject_GetAttr(table->forward_ad, table->level);
+  if (!level) return 1;
+  int dual = PyLong_AsSsize_t(level) >= 0;
+  Py_DecRef(level);
+  if (dual) return 1;
+  int grad = truth(PyObject_CallNoArgs(table->grad_enabled));
+  for (int i = 0; kinds[i]; ++i) {
+    if ((kinds[i] != 't' && kinds[i] != 'o') || args[i] == &_Py_NoneStruct) continue;
+    if (grad && truth(PyObject_GetAttr(args[i], table->requires_grad))) return 1;
+    /* A lazy minus (only _neg_view, and views of one element, can have it and be contiguous) is asked of the first alone. */
+    if (!i && truth(PyObject_CallMethodObjArgs(args[i], table->is_neg, (PyObject *)0))) return 1;
+  }
+  return 0;
+}
+
+typedef struct {
+  DLTensor tensor[MAX_ARGS];
+  double scalar[MAX_ARGS];
+  int64_t hidden, rows;
+  uint64_t rest; /* everything of the key but the hidden size */
+} Call;
+
+/* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them is unusual. */
+static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count, Call *c) {
+  const char *kinds = table->signature;
+  if (count != (Py_ssize_t)strlen(kinds)) return 0;
+  c->rest = 0;
+  for (int i = 0; i < count; ++i) {
+    DLTensor *t = &c->tensor[i];
+    switch (kinds[i]) {
+      case 'f':
+        if (!is_type(args[i], &PyFloat_Type, &PyFloat_Type)) return 0;
+        c->scalar[i] = PyFloat_AsDouble(args[i]);
+        if (!(c->scalar[i] >= 0.0 && c->scalar[i] <= 1e300)) return 0;
+        break;
+      case 'n': {
+        if (PySequence_Size(args[i]) != 1) return 0;
+        PyObject *item = PySequence_GetItem(args[i], 0);
+        if (!item) return 0;
+        int same = PyLong_AsSsize_t(item) == c->hidden;
+        Py_DecRef(item);
+        if (!same) return 0;
+        break;
+      }
+      default:
+        c->rest <<= 2;
+        if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
+        if (!is_type(args[i], table->tensor, table->parameter) || dlpack->dltensor_from_py_object_no_sync(args[i], t)) return 0;
+        int dtype = dtype_of(t->dtype);
+        if (!dtype || t->device.device_type != kDLCPU || !t->ndim || !contiguous(t)) return 0;
+        c->rest |= dtype;
+        if (i) break;
+        c->hidden = t->shape[t->ndim - 1];
+        c->rows = 1;
+        for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
+    }
+  }
+  if (c->hidden <= 0 || c->rows <= 0) return 0;
+  c->rest = c->rest << 6 | (64 - __builtin_clzll((uint64_t)c->rows));
+  return 1;
+}
+
+static Entry *place(const Table *table, int64_t hidden, uint64_t rest) {
+  uint64_t hash = ((uint64_t)hidden * 0x9E3779B97F4A7C15u) ^ (rest * 0xC2B2AE3D27D4EB4Fu);
+  for (uint64_t i = hash >> 32;; ++i) {
+    Entry *e = &table->entries[i & (uint64_t)(table->size - 1)];
+    if (!e->arguments || (e->key_hidden == hidden && e->key_rest == (int64_t)rest)) return e;
+  }
+}
+
+static void say_nothing(void *context, const char *kind, const char *message) { (void)context, (void)kind, (void)message; }
+
+/* Make an output; returns it and describes it in `t`, whose shape and strides live in `dims` or in the managed tensor. */
+static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t, int64_t *dims) {
+  int64_t *shape = dims, *strides = dims + MAX_NDIM;
+  int ndim = o->dims ? (int)o->dims : c->tensor[0].ndim;
+  if (ndim > MAX_NDIM) return 0;
+  for (int d = 0; d < ndim; ++d) shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d] == -2 ? c->hidden : o->dim[d];
+  int64_t step = 1;
+  for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
+  DLTensor made = {0, {kDLCPU, 0}, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
+  PyObject *result = 0;
+  if (table->shim) {
+    void *handle;
+    if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype], 0, -1, &handle)) return 0;
+    if (!data_pointer(handle, &made.data)) result = wrap(handle);
+    delete_tensor(handle);
+  } else {
+    DLManagedTensorVersioned *managed;
+    void *object;
+    if (dlpack->managed_tensor_allocator(&made, &managed, 0, say_nothing)) return 0;
+    made.data = (char *)managed->dl_tensor.data + managed->dl_tensor.byte_offset;
+    if (!dlpack->managed_tensor_to_py_object_no_sync(managed, &object)) result = (PyObject *)object;
+  }
+  *t = made;
+  return result;
+}
+
+static PyObject *run(const Table *table, const Entry *e, Call *c) {
+  TVMFFIAny values[MAX_ARGS], nothing;
+  PyObject *made[MAX_OUT];
+  DLTensor out[MAX_OUT];
+  int64_t dims[MAX_OUT][2 * MAX_NDIM];
+  int64_t flat[2] = {c->rows, c->hidden}, steps[2] = {c->hidden, 1};
+  int count = 0, failed = 0;
+  for (; count < e->outputs && !failed; ++count) failed = !(made[count] = make(table, &e->output[count], c, &out[count], dims[count]));
+  if (failed) --count;
+  memset(&nothing, 0, sizeof nothing);
+  for (int i = 0; i < e->arguments && !failed; ++i) {
+    int64_t at = e->order[i];
+    memset(&values[i], 0, sizeof values[i]);
+    if (at >= 0 && table->signature[at] == 'f') {
+      values[i].type_index = kTVMFFIFloat;
+      values[i].v_float64 = c->scalar[at];
+      continue;
+    }
+    DLTensor *t = at >= 0 ? &c->tensor[at] : &out[-1 - at];
+    if (at == 0 || (at < 0 && !e->output[-1 - at].dims)) { /* leading dimensions are rows */
+      t->ndim = 2;
+      t->shape = flat;
+      t->strides = steps;
+    }
+    values[i].type_index = kTVMFFIDLTensorPtr;
+    values[i].v_ptr = t;
+  }
+  if (!failed) {
+    void *state = PyEval_SaveThread();
+    failed = call_function((void *)(intptr_t)e->kernel, values, (int32_t)e->arguments, &nothing);
+    PyEval_RestoreThread(state);
+    if (failed) { /* the general path calls again, and says what the kernel says */
+      void *error = 0;
+      take_error(&error);
+      if (error) release(error);
+    }
+  }
+  PyObject *result = 0;
+  if (!failed && count == 1) return made[0];
+  if (!failed && (result = PyTuple_New(count))) {
+    for (int i = 0; i < count; ++i) PyTuple_SetItem(result, i, made[i]); /* takes the reference */
+    return result;
+  }
+  for (int i = 0; i < count; ++i) Py_DecRef(made[i]);
+  return 0;
+}
+
+static PyObject *none(void) {
+  if (PyErr_Occurred()) PyErr_Clear();
+  Py_IncRef(&_Py_NoneStruct);
+  return &_Py_NoneStruct;
+}
+
+/* The outputs of the kernel that serves these arguments, or None. */
+static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+  Table *table = (Table *)PyCapsule_GetPointer(self, 0);
+  Call c;
+  if (!table->used || !read_call(table, args, count, &c)) return none();
+  const Entry *found = place(table, c.hidden, c.rest);
+  if (!found->arguments || unusual(table, args)) return none();
+  Entry entry = *found; /* the table may be changed by another thread while the kernel runs */
+  PyObject *result = run(table, &entry, &c);
+  return result ? result : none();
+}
+
+/* (bytes of an Entry without its key, first bit length, last bit length, arguments...): calls that look like these, with rows of
+ * these bit lengths, are served from now on. True when it could be done. */
+static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+  Table *table = (Table *)PyCapsule_GetPointer(self, 0);
+  Call c;
+  int known = count > 3 && read_call(table, args + 3, count - 3, &c);
+  Py_ssize_t first = PyLong_AsSsize_t(args[1]), last = PyLong_AsSsize_t(args[2]);
+  for (Py_ssize_t bits = first; known && bits <= last; ++bits) {
+    if (2 * (table->used + 1) > table->size) {
+      int size = table->size;
+      Entry *old = table->entries, *grown = (Entry *)calloc((size_t)size * 2, sizeof(Entry));
+      if (!grown) break;
+      table->entries = grown;
+      table->size = 2 * size;
+      for (int i = 0; i < size; ++i)
+        if (old[i].arguments) *place(table, old[i].key_hidden, (uint64_t)old[i].key_rest) = old[i];
+      free(old);
+    }
+    uint64_t rest = (c.rest & ~(uint64_t)63) | (uint64_t)bits;
+    Entry *e = place(table, c.hidden, rest);
+    table->used += !e->arguments;
+    memcpy(e, PyBytes_AsString(args[0]), sizeof *e);
+    e->key_hidden = c.hidden;
+    e->key_rest = (int64_t)rest;
+  }
+  if (PyErr_Occurred()) PyErr_Clear();
+  return PyBool_FromLong(known);
+}
+
+static PyObject *forget(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+  Table *table = (Table *)PyCapsule_GetPointer(self, 0);
+  (void)args, (void)count;
+  memset(table->entries, 0, (size_t)table->size * sizeof(Entry));
+  table->used = 0;
+  return none();
+}
+
+static PyMethodDef methods[] = {
+    {"call", call, METH_FASTCALL, "The outputs of the kernel that serves these arguments, or None where none is known."},
+    {"remember", remember, METH_FASTCALL, "Serve calls that look like this one from now on."},
+    {"forget", forget, METH_FASTCALL, "Serve nothing."},
+};
+
+static void drop(PyObject *self) {
+  Table *table = (Table *)PyCapsule_GetPointer(self, 0);
+  PyObject *held[] = {table->tensor, table->parameter, table->grad_enabled, table->forward_ad, table->level, table->requires_grad, table->is_neg};
+  for (unsigned i = 0; i < sizeof held / sizeof *held; ++i) Py_DecRef(held[i]);
+  for (int i = 0; i < table->quiet_count; ++i) Py_DecRef(table->quiet[i]);
+  free(table->quiet), free(table->signature), free(table->entries), free(table);
+}
+
+/* (call, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served. */
+PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter, PyObject *grad_enabled, PyObject *forward_ad,
+                              PyObject *quiet, int shim) {
+  Table *table = (Table *)calloc(1, sizeof(Table));
+  PyObject *made = PyTuple_New(3);
+  int count = (int)PySequence_Size(quiet);
+  PyObject **callables = (PyObject **)calloc((size_t)count + 1, sizeof(PyObject *));
+  for (int i = 0; i < count; ++i) callables[i] = PySequence_GetItem(quiet, i);
+  PyObject *kept[] = {tensor, parameter, grad_enabled, forward_ad};
+  for (int i = 0; i < 4; ++i) Py_IncRef(kept[i]);
+  table->signature = strdup(signature);
+  table->tensor = tensor, table->parameter = parameter, table->grad_enabled = grad_enabled, table->forward_ad = forward_ad;
+  table->level = PyUnicode_InternFromString("_current_level");
+  table->requires_grad = PyUnicode_InternFromString("requires_grad");
+  table->is_neg = PyUnicode_InternFromString("is_neg");
+  table->quiet = callables, table->quiet_count = count;
+  table->shim = shim;
+  table->size = 64;
+  table->entries = (Entry *)calloc((size_t)table->size, sizeof(Entry));
+  PyObject *self = PyCapsule_New(table, 0, drop);
+  for (int i = 0; i < 3; ++i) PyTuple_SetItem(made, i, PyCFunction_NewEx(&methods[i], self, 0));
+  Py_DecRef(self);
+  return made;
+}
+
+#ifdef __cplusplus
+}
+#endif
