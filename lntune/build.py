@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lntune import knobs as knobs_module
-from lntune import native, runtime, toolchain
+from lntune import native, runtime, streaming, toolchain
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
@@ -61,9 +61,11 @@ def _compile(module: Any, device: Device) -> Any:
     tvm = _tvm()
     target = tvm.target.Target(device.target())
     try:
-        return tvm.compile(module, target=target)
+        executable = tvm.compile(module, target=target)
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
+    parameter = streaming.requested(module)
+    return tvm.runtime.Executable(streaming.apply(executable.mod, parameter, device.vector_bytes)) if parameter else executable
 
 
 def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:

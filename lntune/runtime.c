@@ -11,6 +11,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+/* Streamed stores of a task are seen by others only after a fence. */
+#if defined(__x86_64__) || defined(__i386__)
+#define FENCE() __builtin_ia32_sfence()
+#else
+#define FENCE() __sync_synchronize()
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -68,6 +75,7 @@ static void work(void *p) {
     int rc = job->task(i, &env, job->data);
     if (rc) job->failed = rc;
   }
+  FENCE();
 }
 
 int lntune_parallel_launch(Task task, void *data, int count) {
@@ -75,7 +83,9 @@ int lntune_parallel_launch(Task task, void *data, int count) {
   if (count <= 0) count = threads;
   if (threads <= 1 || count == 1) {
     Env env = {0, 1};
-    return task(0, &env, data);
+    int rc = task(0, &env, data);
+    FENCE();
+    return rc;
   }
   pool_used = 1;
   Job job = {task, data, count, 0};

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import io
+import re
 import sys
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,13 +54,40 @@ class Schedule:
         return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
 
 
+_MAKES_CODE = ("loops.py", "streaming.py", "ops/dtypes.py")
+"""Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
+
+
 def _source_hash(path: Path, op: str) -> str:
-    """Hash of the schedule's file, its operator's file and the loop transformations schedules are built from."""
+    """Hash of the schedule's file, its operator's file, and the transformations that they import."""
     digest = hashlib.sha256()
-    folder = Path(ops.__file__).parent
-    for part in (path, folder / f"{op}.py", folder / "dtypes.py", paths.PACKAGE / "loops.py"):
-        digest.update(part.read_bytes() if part.is_file() else b"")
+    package = Path(ops.__file__).parent.parent
+    texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
+    imports = " ".join(found for text in texts for found in re.findall(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", text, re.MULTILINE))
+    used = [package / name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)]
+    for text in [*texts, *(part.read_text(encoding="utf-8") for part in used)]:
+        digest.update(_code(text).encode())
     return digest.hexdigest()[:12]
+
+
+def _code(text: str) -> str:
+    """Python source without comments, docstrings and blank lines, so that rewording does not make measurements stale.
+
+    Cut out by position: the text of tokens and syntax trees differs between Python versions.
+    """
+    lines = text.splitlines()
+    cuts: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    cuts += [(t.start, t.end) for t in tokens if t.type == tokenize.COMMENT]
+    said = [t for t in tokens if t.type not in skipped]
+    for before, token, after in zip([None, *said], said, said[1:], strict=False):
+        if token.type == tokenize.STRING and after.type == tokenize.NEWLINE and (before is None or before.type == tokenize.NEWLINE):
+            cuts.append((token.start, token.end))
+    for (top, left), (bottom, right) in sorted(cuts, reverse=True):
+        kept = lines[top - 1][:left] + lines[bottom - 1][right:]
+        lines[top - 1 : bottom] = [kept]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _import(path: Path, kind: str) -> ModuleType:

@@ -20,7 +20,7 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("native",),
     ("ops", "search"),
-    ("schedule", "loops", "runtime", "direct"),
+    ("schedule", "loops", "streaming", "runtime", "direct"),
     ("build", "check", "timing", "heap", "select"),
     ("artifact",),
     ("trial", "torch", "report"),
@@ -32,8 +32,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "loops", "ops"}
-TVM_FFI = {"direct", "loops", "runtime", "torch"}
+TVM = {"build", "loops", "ops", "streaming"}
+TVM_FFI = {"direct", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

@@ -241,22 +241,50 @@ def test_another_operators_schedule() -> None:
 
 
 def test_the_source_hash_follows_the_file(write: WriteFile) -> None:
-    """The source hash is that of the content: it changes with the file and not with its place or time."""
+    """The source hash is that of the code: it changes with it, and not with the file's place or time, nor with what it says."""
     one = schedule.load_file(write("cpu/a.py"), "cpu")[0].source
     assert schedule.load_file(write("cpu/a.py"), "cpu")[0].source == one
     assert schedule.load_file(write("cpu/b.py", folder="elsewhere"), "cpu")[0].source == one
-    assert schedule.load_file(write("cpu/a.py", text=MINE + "# a word\n"), "cpu")[0].source != one
+    assert schedule.load_file(write("cpu/a.py", text=MINE + "EXTRA = 1\n"), "cpu")[0].source != one
+    assert schedule.load_file(write("cpu/a.py", text=f'"""Another word."""\n# and one more\n{MINE}\n\n'), "cpu")[0].source == one
 
 
-@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py"])
+def test_the_source_hash_leaves_out_words_only() -> None:
+    """Comments, docstrings and blank lines go, wherever they stand; strings that are values, and indentation, stay."""
+    text = '''"""Module."""
+# comment
+X = "# no comment"  # comment
+"""About X,
+in two lines."""
+
+
+def f(a: str = """no docstring""") -> str:
+    """Function."""
+
+    if a:  # comment
+        return f"{a!r} # {{}}"
+    return """no
+docstring"""
+'''
+    expected = '''X = "# no comment"
+def f(a: str = """no docstring""") -> str:
+    if a:
+        return f"{a!r} # {{}}"
+    return """no
+docstring"""'''
+    assert schedule._code(text) == expected
+
+
+@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py", "streaming.py"])
 def test_the_source_hash_follows_what_code_is_made_of(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """The source hash changes with the operator's definition and the loop transformations, which decide the code as well."""
+    """The source hash changes with the operator's definition and the transformations a file imports, which decide the code as well."""
     package = tmp_path / "package"
     shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = write("cpu/a.py")
-    before = schedule.load_file(path, "cpu")[0].source
+    path, apart = write("cpu/a.py", text="from lntune import (\n    loops,\n    streaming,\n)\n" + MINE), write("cpu/b.py", name="apart")
+    before, apart_before = (schedule.load_file(p, "cpu")[0].source for p in (path, apart))
     monkeypatch.setattr(paths, "PACKAGE", package)
     monkeypatch.setattr(ops, "__file__", str(package / "ops" / "__init__.py"))
     assert schedule.load_file(path, "cpu")[0].source == before
-    (package / part).write_text((package / part).read_text() + "# another word\n")
+    (package / part).write_text((package / part).read_text() + "ANOTHER = 1\n")
     assert schedule.load_file(path, "cpu")[0].source != before
+    assert (schedule.load_file(apart, "cpu")[0].source != apart_before) == part.startswith("ops/")  # it does not import the others

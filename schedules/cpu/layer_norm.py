@@ -5,9 +5,9 @@ Two ways to read a row three times (sum, squares, output):
 * `cached_rows` reads it from memory and then twice from the L1 or L2 cache, widening low precision each time;
 * `widened_rows` widens it once into a float32 row on the stack of the task, and the affine vectors once per call.
 
-Both sum in vector lanes that are halved stage by stage. Rejected, after trying: `rfactor` of a plain reduction (it loses
-the tail predicate when the stages are fused, and a single rfactor leaves a chain of 64 dependent adds a row); Welford in
-one pass (a division a step, slower than the two passes it saves); TVM's default space (five loops over memory, no fusion).
+Both sum in vector lanes that are halved stage by stage. Rejected after trying: `rfactor` of a plain reduction (it loses
+the tail predicate when the stages are fused, and a single rfactor leaves a chain of 64 dependent adds a row). Not tried:
+Welford in one pass (a division for each step of a chain).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import loops, ops
+from lntune import loops, ops, streaming
 from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
@@ -28,8 +28,8 @@ PARALLEL_ELEMENTS = 1 << 14
 AFFINE_ROWS = 128
 """Rows from which on widening weight and bias once pays for itself."""
 UNKNOWN_L2 = 1 << 20
-"""Bytes of L2 cache per core assumed where the system does not say."""
-
+UNKNOWN_L3 = 32 << 20
+"""Bytes of L2 cache per core, and of the last level, assumed where the system does not say."""
 
 REGISTERS = 8
 """Accumulators of a pass that fit the registers beside what is loaded; the second pass has two for each."""
@@ -44,7 +44,9 @@ class Rows:
     unroll: int = knob(1, (1, 2, 4), "steps of the summing loops in one iteration")
     together: int = knob(1, (1, 2, 4), "rows worked on side by side")
     prefetch: int = knob(1, (0, 1, 2), "groups of rows of x fetched ahead while squares are summed")
-    claim: bool = knob(True, (False, True), "the cache lines of y claimed for writing while squares are summed")
+    write: str = knob(
+        "plain", ("plain", "claimed", "streamed"), "y stored as it comes, to cache lines claimed while squares are summed, or past the cache"
+    )
     affine32: bool = knob(False, (False, True), "weight and bias widened to float32 once per call")
     parallel: bool = knob(True, (False, True), "rows shared among the threads")
 
@@ -68,11 +70,20 @@ def valid(knobs: Rows, case: Case, device: Device) -> str | None:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
     if knobs.prefetch and case.rows == 1:
         return "there is no next row to fetch"
-    if (knobs.prefetch or knobs.claim) and case.hidden < 2 * knobs.lanes * vector * knobs.unroll:
+    if (knobs.prefetch or knobs.write == "claimed") and case.hidden < 2 * knobs.lanes * vector * knobs.unroll:
         return "a row is too short to fetch another beside it"
+    if knobs.write == "streamed" and not knobs.parallel:
+        return "only the launcher of parallel loops orders streamed stores"
+    if knobs.write == "streamed" and not beyond_cache(case, device):
+        return "x and y fit the cache, where whoever reads y next will look for it"
     if knobs.affine32 and case.dtype == "float32":
         return "a float32 weight and bias need no widening"
     return None
+
+
+def beyond_cache(case: Case, device: Device) -> bool:
+    """True when x and y together are more than the last level of cache."""
+    return 2 * case.rows * case.hidden * case.itemsize > (device.l3 or UNKNOWN_L3)
 
 
 def valid_widened(knobs: Rows, case: Case, device: Device) -> str | None:
@@ -85,24 +96,32 @@ def valid_widened(knobs: Rows, case: Case, device: Device) -> str | None:
 def default(case: Case, device: Device) -> Rows:
     """Four accumulators hide the latency of an add on every CPU so far; small work stays on one thread.
 
-    Claiming lines that are in the cache anyway costs 10 %; claiming those that are not gains up to a half.
+    Claiming lines that are in the cache anyway costs 10 %; claiming those that are not gains up to a half, and streaming
+    them, where the data is beyond all caches, nearly as much again.
     """
     vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
     lanes = min(4, vectors)
     ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
+    parallel = case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1)
+    if parallel and beyond_cache(case, device):
+        write = "streamed"
+    elif ahead and 2 * elements * case.itemsize > device.cores * (device.l2 or UNKNOWN_L2):
+        write = "claimed"
+    else:
+        write = "plain"
     return Rows(
         lanes=lanes,
         store=min(2, vectors),
         prefetch=int(ahead and case.rows > 1),
-        claim=ahead and 2 * elements * case.itemsize > device.cores * (device.l2 or UNKNOWN_L2),
+        write=write,
         affine32=case.dtype != "float32" and case.rows >= AFFINE_ROWS,
-        parallel=case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1),
+        parallel=parallel,
     )
 
 
 def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
-    """Steps: 1 define, 2 widening, 3 one loop over groups of rows, 4 sums, 5 outputs, 6 prefetch."""
+    """Steps: 1 define, 2 widening, 3 one loop over groups of rows, 4 sums, 5 outputs, 6 prefetch, 7 streaming."""
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
@@ -143,7 +162,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
                 step, steps = sch.split(step, [None, knobs.unroll])
                 sch.unroll(steps)
                 width *= knobs.unroll
-            if name == "centred_lanes" and (knobs.prefetch or knobs.claim):  # after the split, which refuses annotated loops
+            if name == "centred_lanes" and (knobs.prefetch or knobs.write == "claimed"):  # after the split, which refuses annotated loops
                 sch.annotate(step, loops.PREFETCH, width)
                 if chunk:
                     sch.annotate(chunk[0], loops.PREFETCH, whole)
@@ -164,9 +183,12 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
     # 6. Rows fetched while others are summed, when memory has nothing else to do: the next of x, and the place of y.
     names = [a.name for a in ops.get(case.op).arguments(case)]
     fetches = [loops.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)] if knobs.prefetch else []
-    if knobs.claim:
+    if knobs.write == "claimed":
         fetches.append(loops.Prefetch(names.index("y"), 0, True, case.itemsize))
-    return loops.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
+    mod = loops.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
+
+    # 7. The lines of a y too large for the cache are written without being read first.
+    return streaming.request(mod, "y") if knobs.write == "streamed" else mod
 
 
 def apply_cached(case: Case, knobs: Rows, device: Device) -> Any:
