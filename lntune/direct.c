@@ -64,9 +64,10 @@ typedef struct {
   int64_t dtype, dims, dim[MAX_DIMS];
 } Output;
 
-/* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output. */
+/* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output. `matrices` has a bit for each of
+ * them that the kernel takes as (rows, hidden), whatever the number of its leading dimensions. */
 typedef struct {
-  int64_t key_hidden, key_rest, kernel, arguments, order[MAX_ARGS], outputs;
+  int64_t key_hidden, key_rest, kernel, matrices, arguments, order[MAX_ARGS], outputs;
   Output output[MAX_OUT];
 } Entry;
 
@@ -257,7 +258,13 @@ static PyObject *run(const Table *table, const Entry *e, Call *c) {
       continue;
     }
     DLTensor *t = at >= 0 ? &c->tensor[at] : &out[-1 - at];
-    if (at == 0 || (at < 0 && !e->output[-1 - at].dims)) { /* leading dimensions are rows */
+    if (e->matrices >> i & 1) {
+      int64_t size = 1;
+      for (int d = 0; d < t->ndim; ++d) size *= t->shape[d];
+      if (!t->ndim || size != c->rows * c->hidden || t->shape[t->ndim - 1] != c->hidden) {
+        failed = 1;
+        break;
+      }
       t->ndim = 2;
       t->shape = flat;
       t->strides = steps;

@@ -105,7 +105,8 @@ class Table:
         order = [-1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments]
         if len(order) > _MAX_ARGUMENTS or len(outputs) > _MAX_OUTPUTS:
             return False
-        numbers = [0, 0, kernel.__chandle__(), len(order), *order, *[0] * (_MAX_ARGUMENTS - len(order)), len(outputs)]
+        matrices = sum(1 << i for i, a in enumerate(arguments) if a.shape == arguments[0].shape)
+        numbers = [0, 0, kernel.__chandle__(), matrices, len(order), *order, *[0] * (_MAX_ARGUMENTS - len(order)), len(outputs)]
         for out in outputs:
             like_first = out.shape == arguments[0].shape
             dims = [] if like_first else [_ROWS if axis == "rows" else size for axis, size in zip(out.shape, out.sizes(1, case.hidden), strict=True)]

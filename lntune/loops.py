@@ -8,11 +8,12 @@ Here a size is cut into whole groups and a tail of falling powers of two, so eve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from lntune.ops.dtypes import sum_of
 from lntune.ops.op import RowSum, Term, Total
 
 
@@ -66,14 +67,7 @@ def staged_sum(lanes: int) -> RowSum:
 
         several = len(expressions) > 1
 
-        def add(one: Any, other: Any) -> Any:
-            """Elementwise sum; TE passes tuples when one reduction carries several values, plain expressions for one."""
-            return tuple(a + b for a, b in zip(one, other, strict=True)) if several else one + other
-
-        def zero(*dtypes: str) -> Any:
-            return tuple(tirx.const(0.0, d) for d in dtypes) if several else tirx.const(0.0, dtypes[0])
-
-        reducer = te.comm_reducer(add, zero, name="add")
+        reducer = sum_of(len(expressions))
 
         def stage(suffix: str, count: int, lead: tuple[Any, ...], term: Callable[..., Any]) -> list[Any]:
             """Sums of term(j, *lead indices, lane) over j < count, one tensor for each expression."""
@@ -164,6 +158,95 @@ def exact_vectors(sch: Any, loop: Any, width: int) -> Any:
     return groups
 
 
+def vectorize_sums(sch: Any, blocks: Mapping[str, Any], depth: int, unroll: int, fetching: str | None) -> None:
+    """Give the stages of staged_sum, and scalars of a row, their form inside `depth` loops over groups of rows.
+
+    Groups of lanes outside, the rows of a group side by side, lanes inside as one wide vector that LLVM keeps in registers.
+    `unroll` steps make one iteration; the stage named `fetching` is annotated for prefetch_rows.
+    """
+    for name, block in blocks.items():
+        side, *inner = sch.get_loops(block)[depth:]
+        if name.endswith(("_lanes", "_folded", "_rest")):
+            *chunk, lane, step = inner
+            sch.reorder(*chunk, step, side, lane)
+            sch.vectorize(lane)
+            sch.unroll(side)
+            width = int(sch.get(lane).extent)
+            whole = width * int(sch.get(step).extent)
+            if unroll > 1 and name.endswith("_lanes"):
+                step, steps = sch.split(step, [None, unroll])
+                sch.unroll(steps)
+                width *= unroll
+            if name == fetching:  # after the split, which refuses annotated loops
+                sch.annotate(step, PREFETCH, width)
+                if chunk:
+                    sch.annotate(chunk[0], PREFETCH, whole)
+            init = sch.get_loops(sch.decompose_reduction(block, step))
+            sch.unroll(init[-2])
+            sch.vectorize(init[-1])
+        else:
+            sch.unroll(side)
+            if "_tree" in name:
+                sch.vectorize(inner[0])
+
+
+VECTORS = "lntune_vectors"
+"""Loop annotation: the width of the vectors that split_vectors is to make of the blocks in this loop."""
+
+
+def split_vectors(mod: Any) -> Any:
+    """Vectorize what is in the loops annotated with VECTORS, tails by falling powers of two; innermost, whatever is between.
+
+    For loops that exact_vectors cannot have: over blocks that update what they read (a reduction whose init was taken out of
+    the loop), which the schedule refuses to partition or vectorize, and loops that several blocks share.
+    """
+    import tvm
+    from tvm import tirx
+
+    def i64(value: int) -> Any:
+        return tirx.IntImm("int64", value)
+
+    def leaf(realize: Any, loop: Any, start: Any, width: int) -> Any:
+        """The block at `width` consecutive values of the loop's variable; only its bindings know of it."""
+        lane = tirx.Var("lane", "int64")
+        at = start + lane if width > 1 else start
+        bound = [at if value.same_as(loop) else value for value in realize.iter_values]
+        made = type(realize)(bound, realize.predicate, realize.block)
+        return tirx.For(lane, i64(0), i64(width), tirx.ForKind.VECTORIZED, made, None, {}) if width > 1 else made
+
+    def walk(stmt: Any, inside: tuple[Any, Any, int] | None) -> Any:
+        name = type(stmt).__name__
+        if name == "For" and VECTORS in stmt.annotations:
+            extent = int(stmt.extent)
+            width = min(int(stmt.annotations[VECTORS]), floor_power(extent))
+            groups, parts = extent // width, []
+            if groups > 1:
+                group = tirx.Var("group", "int64")
+                body = walk(stmt.body, (stmt.loop_var, group * i64(width), width))
+                parts.append(tirx.For(group, i64(0), i64(groups), tirx.ForKind.SERIAL, body, None, {}))
+            else:
+                parts.append(walk(stmt.body, (stmt.loop_var, i64(0), width)))
+            start = groups * width
+            for part in powers(extent - start, width):
+                parts.append(walk(stmt.body, (stmt.loop_var, i64(start), part)))
+                start += part
+            return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        if name == "For":
+            return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, walk(stmt.body, inside), stmt.thread_binding, dict(stmt.annotations))
+        if name == "SeqStmt":
+            return tirx.SeqStmt([walk(s, inside) for s in stmt.seq])
+        if name == "SBlockRealize" and inside:
+            return leaf(stmt, *inside)
+        if name == "SBlockRealize":
+            b = stmt.block
+            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, walk(b.body, None), b.init, b.alloc_buffers, b.match_buffers, b.annotations)
+            return type(stmt)(stmt.iter_values, stmt.predicate, block)
+        return stmt
+
+    func = mod["main"]
+    return tvm.IRModule({"main": func.with_body(walk(func.body, None))})
+
+
 PREFETCH = "lntune_prefetch"
 """Loop annotation: the number of elements of a row that one step of the loop covers. Fetching happens in the innermost
 annotated loop; the steps of annotated loops around it say where in the row it is."""
@@ -181,8 +264,10 @@ class Prefetch(msgspec.Struct, frozen=True):
     itemsize: int
 
 
-def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: int = 64) -> Any:
+def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, blocks: int = 0, line: int = 64) -> Any:
     """Let the loop annotated with PREFETCH bring other rows into the cache while it sums, in groups of `together` rows.
+
+    The outermost loop is over the groups; with `blocks` it is over blocks that take turns, and the next is over a block's groups.
 
     Hardware prefetchers stop at a page's end, and rows often are a page: each row then starts cold while its reduction
     has nothing to do; and the lines of an output are otherwise asked for one by one as they are stored to. Fetching past
@@ -197,8 +282,12 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    def prefetches(group: Any, annotated: Sequence[tuple[Any, int]]) -> list[Any]:
-        """The calls of one step; `annotated` has the variables and steps of the loops around it, the innermost last."""
+    def row_of(outer: Sequence[Any], ahead: int, side: int) -> Any:
+        group = (outer[1] + i64(ahead)) * i64(blocks) + outer[0] if blocks else outer[0] + i64(ahead)
+        return group * i64(together) + i64(side)
+
+    def prefetches(outer: Sequence[Any], annotated: Sequence[tuple[Any, int]]) -> list[Any]:
+        """The calls of one step, given the variables of the loops around it, the outermost first, and what annotated ones step by."""
         start = sum((variable * i64(step) for variable, step in annotated), i64(0))
         step = annotated[-1][1]
         calls = []
@@ -206,7 +295,7 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
             buffer = func.params[fetch.parameter]
             hidden = int(buffer.shape[-1])
             for side in range(together):
-                row = (group + i64(fetch.ahead)) * i64(together) + i64(side)
+                row = row_of(outer, fetch.ahead, side)
                 for offset in range(0, step, max(1, line // fetch.itemsize)):
                     # The address in bytes, not address_of(x[...]), which makes a buffer's address escape its legalization.
                     place = tirx.handle_add_byte_offset(buffer.data, (row * i64(hidden) + start + i64(offset)) * i64(fetch.itemsize))
@@ -214,30 +303,31 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, line: in
                     calls.append(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, *flags)))
         return calls
 
-    def rebuild(stmt: Any, group: Any, outer: tuple[tuple[Any, int], ...]) -> tuple[Any, bool]:
-        """A copy of the statement, and whether something in it fetches; `group` is the outermost loop's variable."""
+    def rebuild(stmt: Any, outer: tuple[Any, ...], annotated: tuple[tuple[Any, int], ...]) -> tuple[Any, bool]:
+        """A copy of the statement, and whether something in it fetches."""
         nonlocal done
         name = type(stmt).__name__
         if name == "For":
             marked = PREFETCH in stmt.annotations
-            inside = (*outer, (stmt.loop_var, int(stmt.annotations[PREFETCH]))) if marked else outer
-            body, fetched = rebuild(stmt.body, group if group is not None else stmt.loop_var, inside)
+            inside = (*annotated, (stmt.loop_var, int(stmt.annotations[PREFETCH]))) if marked else annotated
+            around = (*outer, stmt.loop_var)
+            body, fetched = rebuild(stmt.body, around, inside)
             if marked and not fetched:
                 done += 1
-                body = tirx.SeqStmt([*prefetches(group, inside), body])
+                body = tirx.SeqStmt([*prefetches(around, inside), body])
             rest = {k: v for k, v in stmt.annotations.items() if k != PREFETCH}
             return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, rest), fetched or marked
         if name == "SeqStmt":
-            made = [rebuild(s, group, outer) for s in stmt.seq]
+            made = [rebuild(s, outer, annotated) for s in stmt.seq]
             return tirx.SeqStmt([m for m, _ in made]), any(f for _, f in made)
         if name == "SBlockRealize":
             b = stmt.block
-            body, fetched = rebuild(b.body, group, outer)
+            body, fetched = rebuild(b.body, outer, annotated)
             block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, body, b.init, b.alloc_buffers, b.match_buffers, b.annotations)
             return type(stmt)(stmt.iter_values, stmt.predicate, block), fetched
         return stmt, False
 
-    changed = func.with_body(rebuild(func.body, None, ())[0])
+    changed = func.with_body(rebuild(func.body, (), ())[0])
     if done != 1:
         raise RuntimeError(f"expected one loop annotated for prefetching, found {done}")
     return tvm.IRModule({"main": changed})

@@ -124,10 +124,8 @@ def _pointers(lines: list[str], parameter: str) -> set[str]:
     """The values that point into the parameter: its own name, as an argument or loaded, and what is counted from it."""
     own = re.compile(rf"^%{re.escape(parameter)}(\.\d+)?$")
     found = {m for m in re.findall(r"ptr [^,%]*(%[\w.$-]+)[,)]", lines[0]) if own.match(m)}
-    for line in lines:
-        root, offset = _ROOT.match(line), _OFFSET.match(line)
-        if root and own.match(root[1]):
-            found.add(root[1])
-        elif offset and offset[2] in found:
-            found.add(offset[1])
+    found |= {root[1] for line in lines if (root := _ROOT.match(line)) and own.match(root[1])}
+    counted = {offset[1]: offset[2] for line in lines if (offset := _OFFSET.match(line))}
+    while more := {pointer for pointer, base in counted.items() if base in found} - found:  # blocks come in any order
+        found |= more
     return found

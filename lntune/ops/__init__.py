@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lntune.errors import unknown
-from lntune.ops import layer_norm
+from lntune.ops import layer_norm, layer_norm_backward
 from lntune.ops.op import Arg, Op
 
-OPS: dict[str, Op] = {layer_norm.NAME: layer_norm.OP}
+OPS: dict[str, Op] = {op.name: op for op in (layer_norm.OP, layer_norm_backward.OP)}
 
 
 def get(name: str) -> Op:

@@ -1,4 +1,4 @@
-"""Widening of element types in TE expressions."""
+"""Element types in TE expressions: widening, and sums of several values at once."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def widen(value: Any) -> Any:
         return value.astype("float32")
     bits = tirx.reinterpret("uint16", value).astype("uint32")
     return tirx.reinterpret("float32", bits << tirx.const(16, "uint32"))
+
+
+def sum_of(count: int) -> Any:
+    """A TE reducer that adds `count` float32 values at once: te.sum over tuples, in one loop."""
+    from tvm import te, tirx
+
+    def add(one: Any, other: Any) -> Any:
+        """Elementwise sum; TE passes tuples when one reduction carries several values, plain expressions for one."""
+        return tuple(a + b for a, b in zip(one, other, strict=True)) if count > 1 else one + other
+
+    def zero(*dtypes: str) -> Any:
+        return tuple(tirx.const(0.0, d) for d in dtypes) if count > 1 else tirx.const(0.0, dtypes[0])
+
+    return te.comm_reducer(add, zero, name="add")

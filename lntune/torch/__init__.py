@@ -15,5 +15,12 @@ def _layer_norm(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     return lambda: layer_norm(x, shape, weight, bias, eps)
 
 
-CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {"layer_norm": _layer_norm}
+def _layer_norm_backward(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+    from lntune.torch.layer_norm_backward import layer_norm_backward
+
+    dy, x, mean, rstd, weight, shape = given["dy"], given["x"], given["mean"], given["rstd"], given["weight"], (case.hidden,)
+    return lambda: layer_norm_backward(dy, x, shape, mean, rstd, weight, weight)
+
+
+CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {"layer_norm": _layer_norm, "layer_norm_backward": _layer_norm_backward}
 """Operator -> the public call bound to named inputs: what a benchmark times."""

@@ -60,6 +60,17 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
     return shape
 
 
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd.grad(is_grads_batched=True) sends
+
+
+def kind(vector: Tensor | None, input: Tensor) -> str | None:
+    """How a variant's name says what an affine vector is beside its input: None, "same" or "float32"."""
+    if vector is None:
+        return None
+    return "same" if vector.dtype == input.dtype else "float32"
+
+
 def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
     """True when a kernel could take the call; the rest is PyTorch's."""
     return (
@@ -67,7 +78,7 @@ def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: in
         and input.dtype in NAMES
         and 1 <= hidden <= MAX_HIDDEN
         and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
-        and not any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (input, weight, bias))
+        and not any(t is not None and (_wrapped(t) or _legacy_batched(t)) for t in (input, weight, bias))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not _watched()

@@ -21,7 +21,8 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_arguments, pair, served
+from lntune.torch.arguments import NAMES, check_arguments, kind, pair, served
+from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -86,12 +87,7 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
 
 
 def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, stats: bool) -> Case:
-    def kind(vector: Tensor | None) -> str | None:
-        if vector is None:
-            return None
-        return "same" if vector.dtype == input.dtype else "float32"
-
-    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight), kind(bias), stats))
+    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight, input), kind(bias, input), stats))
 
 
 def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -116,40 +112,8 @@ def _run(
     return y, mean, rstd
 
 
-def backward(
-    dy: Tensor,
-    input: Tensor,
-    shape: Sequence[int],
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """PyTorch's own backward, given float32 statistics (rows,) whatever the input's dtype.
-
-    Low precision takes its mixed-dtype form, in which weight and statistics are float32: the other would round the
-    statistics to the input's dtype first.
-    """
-    shape = list(shape)
-    stats_shape = [*input.shape[: input.ndim - len(shape)], *[1] * len(shape)]
-    low = input.dtype != torch.float32
-    gamma = weight
-    if low:
-        gamma = torch.ones(shape, dtype=torch.float32, device=input.device) if weight is None else weight.float()
-    beta = bias.float() if bias is not None and low else bias
-    dx, dgamma, dbeta = torch.ops.aten.native_layer_norm_backward(
-        dy.contiguous(), input.contiguous(), shape, mean.view(stats_shape), rstd.view(stats_shape), gamma, beta, list(wanted)
-    )
-    if wanted[1] and weight is not None and dgamma is not None:
-        dgamma = dgamma.to(weight.dtype)
-    if wanted[2] and bias is not None and dbeta is not None:
-        dbeta = dbeta.to(bias.dtype)
-    return dx, dgamma if wanted[1] else None, dbeta if wanted[2] else None
-
-
 class _LayerNorm(torch.autograd.Function):
-    """Forward on the kernel, backward by PyTorch (itself differentiable, so double backward works)."""
+    """Forward and backward on kernels; while the backward is recorded it is PyTorch's, which can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, kernel: Any) -> Tensor:
@@ -162,7 +126,7 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, rstd = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
-        dx, dgamma, dbeta = backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        dx, dgamma, dbeta = layer_norm_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
         return dx, None, dgamma, dbeta, None, None
 
 
@@ -223,7 +187,11 @@ def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, .
     if not ctx.stats:
         raise InputError("stats: got False, expected True where a gradient is wanted; the statistics were not kept.")
     wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
-    dx, dgamma, dbeta = backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+    if torch.is_grad_enabled():
+        dx, dgamma, dbeta = eager_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        return dx, None, dgamma, dbeta, None, None
+    made = torch.ops.lntune.layer_norm_backward(dy, input, ctx.shape, mean, rstd, weight, bias, list(wanted))
+    dx, dgamma, dbeta = (m if want else None for m, want in zip(made, wanted, strict=True))
     return dx, None, dgamma, dbeta, None, None
 
 

@@ -129,6 +129,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
     # 1. The definition, summed in lanes; arguments at any address an element may have.
     func = loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together))
     sch = s_tir.Schedule(func)
+    outputs = [a.name for a in ops.get(case.op).arguments(case) if a.role == "out"]
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
     # 2. What is widened on the fly disappears; an affine widened once stays in front of the loop over rows.
@@ -148,34 +149,11 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
     if knobs.parallel:
         sch.parallel(groups)
 
-    # 4. Sums: groups of lanes outside, the rows side by side, lanes inside as one wide vector LLVM keeps in registers.
-    for name, block in blocks.items():
-        side, *inner = sch.get_loops(block)[1:]
-        if name.endswith(("_lanes", "_folded", "_rest")):
-            *chunk, lane, step = inner
-            sch.reorder(*chunk, step, side, lane)
-            sch.vectorize(lane)
-            sch.unroll(side)
-            width = int(sch.get(lane).extent)
-            whole = width * int(sch.get(step).extent)
-            if knobs.unroll > 1 and name.endswith("_lanes"):
-                step, steps = sch.split(step, [None, knobs.unroll])
-                sch.unroll(steps)
-                width *= knobs.unroll
-            if name == "centred_lanes" and (knobs.prefetch or knobs.write == "claimed"):  # after the split, which refuses annotated loops
-                sch.annotate(step, loops.PREFETCH, width)
-                if chunk:
-                    sch.annotate(chunk[0], loops.PREFETCH, whole)
-            init = sch.get_loops(sch.decompose_reduction(block, step))
-            sch.unroll(init[-2])
-            sch.vectorize(init[-1])
-        elif "_tree" in name:
-            sch.unroll(side)
-            sch.vectorize(inner[0])
-        elif name == "x32":
-            loops.exact_vectors(sch, inner[0], knobs.store * vector)
-        elif name not in ("y", "mean", "rstd"):
-            sch.unroll(side)
+    # 4. Sums and scalars; a widened row by whole vectors.
+    per_row = {name: block for name, block in blocks.items() if name not in ("x32", *outputs)}
+    loops.vectorize_sums(sch, per_row, 1, knobs.unroll, "centred_lanes" if knobs.prefetch or knobs.write == "claimed" else None)
+    if keep_rows:
+        loops.exact_vectors(sch, sch.get_loops(blocks["x32"])[2], knobs.store * vector)
 
     # 5. Outputs by whole vectors.
     loops.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)

@@ -1,0 +1,174 @@
+"""CPU schedule for layer norm, backward.
+
+`blocked_rows`: the rows are shared among blocks, which take turns; a block reads each of its rows of dy and x from memory once,
+sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its own partial sums of dgamma and dbeta.
+The partial sums of all blocks are added at the end, in order. Several rows side by side share the loads of weight and the
+read-modify-write of the partial sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lntune import loops, ops, streaming
+from lntune.case import Case
+from lntune.device import Device
+from lntune.knobs import knob
+from lntune.schedule import Schedule
+
+SERIAL_LIMIT = 1 << 16
+"""Elements above which one thread is never worth trying."""
+PARALLEL_ELEMENTS = 1 << 13
+"""Elements above which all threads are the better guess."""
+UNKNOWN_L3 = 32 << 20
+"""Bytes of the last level of cache assumed where the system does not say."""
+REGISTERS = 8
+"""Accumulators of the sums that fit the registers beside what is loaded; there are two sums."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Knobs. A vector is a full vector register of float32."""
+
+    blocks: int = knob(2, (1, 2, 4, 8, 16, 32, 64), "blocks of rows, each with partial sums of its own; more than one run in parallel")
+    together: int = knob(2, (1, 2, 4), "rows worked on side by side")
+    lanes: int = knob(2, (1, 2, 4), "vectors that accumulate a row sum side by side")
+    store: int = knob(1, (1, 2, 4), "vectors of output per step")
+    prefetch: int = knob(1, (0, 1, 2), "groups of rows of dy and x fetched ahead while a row is summed")
+    write: str = knob(
+        "plain", ("plain", "claimed", "streamed"), "dx stored as it comes, to cache lines claimed while a row is summed, or past the cache"
+    )
+
+
+def _outputs(case: Case) -> list[str]:
+    return [a.name for a in ops.get(case.op).arguments(case) if a.role == "out"]
+
+
+def beyond_cache(case: Case, device: Device) -> bool:
+    """True when dy, x and dx together are more than the last level of cache."""
+    return 3 * case.rows * case.hidden * case.itemsize > (device.l3 or UNKNOWN_L3)
+
+
+def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
+    """What the schedule refuses."""
+    vector = device.vector_bytes // 4
+    width = max(knobs.lanes, knobs.store) * vector
+    if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
+        return f"{width} lanes are more than the {case.hidden} elements of a row"
+    if knobs.blocks * knobs.together > max(case.rows, 1):
+        return f"{knobs.blocks} blocks of {knobs.together} rows are more than the {case.rows} rows"
+    if knobs.together * knobs.lanes > REGISTERS:
+        return f"{knobs.together} rows of {knobs.lanes} accumulators do not fit the registers"
+    if knobs.blocks > 1 and device.cores == 1:
+        return "one core has no use for blocks"
+    if knobs.blocks == 1 and device.cores > 1 and case.rows * case.hidden > SERIAL_LIMIT:
+        return f"{case.rows} x {case.hidden} elements leave the other threads idle"
+    if knobs.blocks > 8 * device.cores:
+        return f"{knobs.blocks} blocks are more than balance the load of {device.cores} cores"
+    if knobs.prefetch and case.rows == 1:
+        return "there is no next row to fetch"
+    if "dx" not in _outputs(case):
+        if knobs.prefetch or knobs.write != "plain" or knobs.lanes > 1:
+            return "without dx no row is summed, and nothing is written"
+        return None
+    if (knobs.prefetch or knobs.write == "claimed") and case.hidden < 2 * knobs.lanes * vector:
+        return "a row is too short to fetch another beside it"
+    if knobs.write == "streamed" and knobs.blocks == 1:
+        return "only the launcher of parallel loops orders streamed stores"
+    if knobs.write == "streamed" and not beyond_cache(case, device):
+        return "dx fits the cache with what it is made from, where whoever reads it next will look for it"
+    return None
+
+
+def default(case: Case, device: Device) -> Blocks:
+    """As many blocks as cores, and what hides latency without spilling registers."""
+    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    elements = case.rows * case.hidden
+    parallel = device.cores > 1 and case.rows > 1 and elements > PARALLEL_ELEMENTS
+    blocks = min(loops.floor_power(max(1, device.cores)), loops.floor_power(max(1, case.rows)), 64) if parallel else 1
+    together = 2 if case.rows >= 2 * blocks and case.rows > 1 else 1
+    if "dx" not in _outputs(case):
+        return Blocks(blocks=blocks, together=together, lanes=1, store=1, prefetch=0, write="plain")
+    lanes = min(2, vectors)
+    ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
+    write = "streamed" if blocks > 1 and beyond_cache(case, device) else "plain"
+    return Blocks(blocks=blocks, together=together, lanes=lanes, store=min(2, vectors), prefetch=int(ahead and case.rows > 1), write=write)
+
+
+def apply(case: Case, knobs: Blocks, device: Device) -> Any:
+    """Steps: 1 define, 2 widening, 3 one loop over blocks and their turns, 4 sums, 5 dx and partial sums, 6 totals, 7 prefetch, 8 streaming."""
+    from tvm import s_tir
+
+    vector = device.vector_bytes // 4
+    step = knobs.store * vector
+
+    # 1. The definition, summed in lanes; arguments at any address an element may have.
+    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks)
+    sch = s_tir.Schedule(loops.element_aligned(definition))
+    blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
+
+    # 2. What is widened on the fly disappears.
+    for name in ("dy32", "x32", "weight32"):
+        if name in blocks:
+            sch.compute_inline(blocks.pop(name))
+
+    # 3. Rows as turn x block x side; dx and the partial sums in one loop over the elements of the rows side by side, and that
+    # in one loop with all stages over rows.
+    totals = {name: blocks.pop(name) for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum") if name in blocks}
+    per_row = {name: block for name, block in blocks.items() if name not in ("dx", "blocks")}
+    elements, turns = [], []
+    for name, block in blocks.items():
+        if name == "blocks":
+            b, k, turn, side = sch.get_loops(block)
+            sch.reorder(b, turn, k, side)
+            elements.append(k)
+        else:
+            turn, b, side = sch.split(sch.get_loops(block)[0], [None, knobs.blocks, knobs.together])
+            sch.reorder(b, turn, side)
+            if name == "dx":
+                k = sch.get_loops(block)[3]
+                sch.reorder(k, side)
+                elements.append(k)
+            else:
+                turns.append(turn)
+    k = sch.merge(*elements) if len(elements) > 1 else elements[0]
+    turns.append(sch.get_loops(next(b for name, b in blocks.items() if name not in per_row))[1])
+    turn = sch.merge(*turns) if len(turns) > 1 else turns[0]
+    if knobs.blocks > 1:
+        sch.parallel(sch.get_loops(next(iter(blocks.values())))[0])
+
+    # 4. Sums and scalars of a row.
+    fetching = "row_lanes" if knobs.prefetch or knobs.write == "claimed" else None
+    loops.vectorize_sums(sch, per_row, 2, 1, fetching)
+
+    # 5. dx and the partial sums by whole vectors; the sums are in memory, the rows side by side added in registers.
+    sch.annotate(k, loops.VECTORS, step)
+    for name, block in blocks.items():
+        if name not in per_row:
+            sch.unroll(sch.get_loops(block)[-1])
+    if "blocks" in blocks:
+        sch.annotate(sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1], loops.VECTORS, step)
+
+    # 6. What the blocks come to.
+    for block in totals.values():
+        k, *block_loop = sch.get_loops(block)
+        sch.annotate(k, loops.VECTORS, step)
+        if block_loop:
+            sch.reorder(*block_loop, k)
+            sch.annotate(sch.get_loops(sch.decompose_reduction(block, block_loop[0]))[-1], loops.VECTORS, step)
+
+    # 7. Rows fetched while others are summed.
+    names = [a.name for a in ops.get(case.op).arguments(case)]
+    fetches = [loops.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize) for name in ("dy", "x") if knobs.prefetch]
+    if knobs.write == "claimed":
+        fetches.append(loops.Prefetch(names.index("dx"), 0, True, case.itemsize))
+    mod = loops.split_vectors(sch.mod)
+    if fetches:
+        mod = loops.prefetch_rows(mod, fetches, knobs.together, knobs.blocks)
+
+    # 8. A dx too large for the cache is written without being read first.
+    return streaming.request(mod, "dx") if knobs.write == "streamed" else mod
+
+
+SCHEDULES = (Schedule("blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply),)
