@@ -27,7 +27,13 @@ CASE = Case("layer_norm", 100, "bfloat16", 512)
 
 def shown(plan: Schedule, case: Case, device: Device, form: str) -> str:
     """The kernel of the default knobs as text."""
+    case = for_op(case, plan)
     return build.show(case, plan, plan.default(case, device), device, form)
+
+
+def for_op(case: Case, plan: Schedule) -> Case:
+    """The case for the operator of a schedule."""
+    return Case(plan.op, case.hidden, case.dtype, case.rows)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -36,7 +42,7 @@ def test_golden_loops(name: str) -> None:
     be meant. To approve, run with LNTUNE_UPDATE_GOLDEN=1 and look at the difference.
     """
     path = GOLDEN / f"{name}.txt"
-    text = shown(PLANS[name], Case(PLANS[name].op, CASE.hidden, CASE.dtype, CASE.rows), FIXED, "tir").rstrip() + "\n"
+    text = shown(PLANS[name], CASE, FIXED, "tir").rstrip() + "\n"
     if os.environ.get("LNTUNE_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -148,10 +154,11 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         given = ops.get(plan.op).inputs(case, 5, "normal", 0)
         outputs = []
         for kernel in (runtime.load(path), build.in_memory(case, plan, setting, here)):
-            values = [torch.empty_like(given["x"]) if a.role == "out" else given[a.name] for a in ops.get(plan.op).arguments(case)]
-            kernel(*values)
-            outputs.append(values[-1])
-        assert torch.equal(*outputs)
+            arguments = ops.get(plan.op).arguments(case)
+            made = {a.name: torch.empty(a.sizes(5, 100), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+            kernel(*({**given, **made}[a.name] for a in arguments))
+            outputs.append(made)
+        assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
 
 
 def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,233 @@
+"""Layer norm backward as a function and as a kernel: the same bits, any number of rows, any set of gradients, bad arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lntune
+from lntune import build, check, device, ops, schedule
+from lntune.case import Case
+from lntune.ops.layer_norm_backward import VARIANTS, reference, variant
+from lntune.torch import dispatch
+from lntune.torch import layer_norm_backward as module
+from lntune.torch.layer_norm_backward import layer_norm_backward
+
+pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+
+DEVICE = device.current()
+PLAN = schedule.get("blocked_rows", "layer_norm_backward")
+NAMES = ("dx", "dgamma", "dbeta")
+
+
+def given(rows: int, hidden: int, dtype: str = "float32", style: str = "normal") -> dict[str, Any]:
+    """The operator's own inputs."""
+    return ops.get("layer_norm_backward").inputs(Case("layer_norm_backward", hidden, dtype, max(rows, 1)), rows, style, 7)
+
+
+def run(g: dict[str, Any], wanted: tuple[bool, bool, bool] = (True, True, True)) -> dict[str, Tensor]:
+    """The gradients by name, those that are not wanted left out."""
+    with torch.no_grad():
+        made = layer_norm_backward(g["dy"], g["x"], (g["dy"].shape[-1],), g["mean"], g["rstd"], g["weight"], g["weight"], wanted)
+    assert [m is not None for m in made] == list(wanted)
+    return {name: m for name, m in zip(NAMES, made, strict=True) if m is not None}
+
+
+def close(made: dict[str, Tensor], g: dict[str, Any], dtype: str = "float32") -> None:
+    """The gradients against float64; dgamma and dbeta carry the rounding of sums over the rows."""
+    case = Case("layer_norm_backward", g["x"].shape[-1], dtype, max(len(g["x"]), 1))
+    truth = reference(case, g)
+    rounding = {"float32": 2.0**-20, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    for name, tensor in made.items():
+        scale = max(1.0, float(truth[name].abs().max()) if truth[name].numel() else 1.0)
+        assert float((tensor.double() - truth[name]).abs().max()) <= rounding * scale, name
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 33, 127, 1025])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_number_of_rows(rows: int, dtype: str) -> None:
+    """Rows that fill no block, some blocks and all of them; the second call, which is a direct one, gives the same bits."""
+    g = given(rows, 100, dtype)
+    first, second = run(g), run(g)
+    close(first, g, dtype)
+    assert all(torch.equal(first[name], second[name]) for name in NAMES)
+
+
+def test_the_same_bits_whatever_the_threads() -> None:
+    """dgamma and dbeta are summed in a fixed order: one thread, two, and two again agree to the bit."""
+    g, threads = given(1024, 512), torch.get_num_threads()
+    made = []
+    try:
+        for count in (1, 2, 2, 1):
+            torch.set_num_threads(count)
+            made.append(run(g))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(made[0][name], other[name]) for other in made[1:] for name in NAMES)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+@pytest.mark.parametrize("together", [1, 2, 4])
+@pytest.mark.parametrize("hidden", [5, 100, 1000])
+def test_blocks_and_rows_side_by_side(blocks: int, together: int, hidden: int) -> None:
+    """Every way to share rows among blocks is right, also where the last turn is not full."""
+    case = Case("layer_norm_backward", hidden, "bfloat16", 64)
+    machine = machine_with(cores=8)
+    setting = dataclasses.replace(PLAN.default(case, machine), blocks=blocks, together=together, lanes=1, store=1)
+    assert PLAN.reason_invalid(setting, case, machine) is None
+    verdict = check.verify(case, build.in_memory(case, PLAN, setting, machine))
+    assert verdict.ok, verdict.message
+
+
+def machine_with(**fields: Any) -> device.Device:
+    """This device with some of its facts changed."""
+    import msgspec
+
+    return msgspec.structs.replace(DEVICE, **fields)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_set_of_gradients(name: str, dtype: str) -> None:
+    """Every variant is right in the dtypes that the general tests leave out, for a row shorter than a vector and a longer one."""
+    for hidden in (7, 130):
+        case = Case("layer_norm_backward", hidden, dtype, 32, name)
+        verdict = check.verify(case, build.in_memory(case, PLAN, PLAN.default(case, DEVICE), DEVICE))
+        assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product((True, False), repeat=3)))
+def test_only_what_is_wanted(wanted: tuple[bool, bool, bool]) -> None:
+    """Any subset of the gradients, each with the bits it has among all three."""
+    g = given(20, 64)
+    everything = run(g)
+    for _ in range(2):
+        assert all(torch.equal(tensor, everything[name]) for name, tensor in run(g, wanted).items())
+
+
+def test_invariants_of_the_mathematics() -> None:
+    """Without a weight dx sums to 0 along a row and is orthogonal to xhat; scaling dy by a power of two scales everything."""
+    g = given(12, 1000)
+    g["weight"] = torch.ones(1000)
+    made = run(g)
+    xhat = (g["x"].double() - g["mean"].double()[:, None]) * g["rstd"].double()[:, None]
+    scale = float(made["dx"].abs().max())
+    assert float(made["dx"].double().mean(-1).abs().max()) < 1e-6 * scale
+    assert float((made["dx"].double() * xhat).mean(-1).abs().max()) < 1e-6 * scale
+    doubled = run({**g, "dy": g["dy"] * 2})
+    assert all(torch.equal(doubled[name], made[name] * 2) for name in NAMES)
+
+
+def test_no_rows_and_no_elements() -> None:
+    """Without rows dx is empty and the sums over rows are zeros."""
+    made = run({"dy": torch.empty(0, 64), "x": torch.empty(0, 64), "mean": torch.empty(0), "rstd": torch.empty(0), "weight": torch.ones(64)})
+    assert made["dx"].shape == (0, 64) and not made["dgamma"].any() and not made["dbeta"].any()
+
+
+@pytest.mark.parametrize("how", ["expanded", "transposed", "strided", "misaligned", "three dimensions", "one dimension", "two normalized"])
+def test_layouts(how: str) -> None:
+    """dy of stride 0, as a sum sends it, and any view of dy and x; any number of leading and of normalized dimensions."""
+    rows, hidden, shape = 6, 48, (48,)
+    x, dy = torch.randn(rows, hidden), torch.randn(rows, hidden)
+    if how == "expanded":
+        dy = torch.randn(1, 1).expand(rows, hidden)
+    elif how == "transposed":
+        x, dy = torch.randn(hidden, rows).t(), torch.randn(hidden, rows).t()
+    elif how == "strided":
+        x, dy = torch.randn(rows, 2 * hidden)[:, ::2], torch.randn(2 * rows, hidden)[::2]
+    elif how == "misaligned":
+        x, dy = torch.randn(rows * hidden + 1)[1:].view(rows, hidden), torch.randn(rows * hidden + 3)[3:].view(rows, hidden)
+    weight = torch.randn(hidden)
+    leading: tuple[int, ...] = (rows,)
+    if how == "three dimensions":
+        leading = (2, 3)
+    elif how == "one dimension":
+        x, dy, leading = x[0], dy[0], ()
+    elif how == "two normalized":
+        shape = (6, 8)  # type: ignore[assignment]
+    x, dy, weight = (
+        t if how in ("expanded", "transposed", "strided") else t.reshape(*lead, *shape) for t, lead in ((x, leading), (dy, leading), (weight, ()))
+    )
+    _, mean, rstd = torch.native_layer_norm(x.double(), shape, None, None, 1e-5)
+    theirs = torch.ops.aten.native_layer_norm_backward(dy.double(), x.double(), shape, mean, rstd, weight.double(), weight.double(), [True] * 3)
+    with torch.no_grad():
+        for _ in range(2):
+            ours = layer_norm_backward(dy, x, shape, mean.float().flatten(), rstd.float().flatten(), weight, weight)
+            for mine, other in zip(ours, theirs, strict=True):
+                assert mine is not None and mine.shape == other.shape
+                torch.testing.assert_close(mine.double(), other, atol=1e-5, rtol=1e-5)
+
+
+def test_calls_are_direct_after_the_first() -> None:
+    """The second call of a kind needs no Python beyond the look-up; a row of one element is not taken for its weight."""
+    lntune.reload()
+    g = given(20, 64)
+    run(g)
+    table = module._direct[True, True, True]
+    assert table.ready
+    with torch.no_grad():
+        assert table.call(g["dy"], g["x"], g["mean"], g["rstd"], g["weight"], g["weight"]) is not None
+        assert table.call(g["dy"], g["x"][:7], g["mean"], g["rstd"], g["weight"], g["weight"]) is None
+
+
+def test_eager_where_it_must_be() -> None:
+    """float64 is PyTorch's, to the bit, and so is what is being recorded for a second derivative."""
+    g = {name: value.double() for name, value in given(5, 16).items()}
+    made = layer_norm_backward(g["dy"], g["x"], (16,), g["mean"], g["rstd"], g["weight"], g["weight"])
+    theirs = torch.ops.aten.native_layer_norm_backward(
+        g["dy"], g["x"], [16], g["mean"][:, None], g["rstd"][:, None], g["weight"], g["weight"], [True] * 3
+    )
+    assert all(torch.equal(a, b) for a, b in zip(made, theirs, strict=True) if a is not None)
+    g = given(5, 16)
+    dx = layer_norm_backward(g["dy"].requires_grad_(), g["x"], (16,), g["mean"], g["rstd"], g["weight"])[0]
+    assert dx is not None and dx.requires_grad
+
+
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "x of another shape": ("grad_out", {"x": torch.zeros(5, 16)}),
+    "x of another width": ("input", {"x": torch.zeros(4, 15)}),
+    "too few means": ("mean", {"mean": torch.zeros(3)}),
+    "too many rstd": ("rstd", {"rstd": torch.zeros(5)}),
+    "weight too short": ("weight", {"weight": torch.zeros(15)}),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_arguments(what: str) -> None:
+    """Each wrong argument is an error that begins with its name, before and after a good call."""
+    argument, change = BAD[what]
+    good = given(4, 16)
+    for _ in range(2):
+        with pytest.raises(lntune.LntuneError, match=f"^{argument}: got shape"):
+            run({**good, **change})
+        run(good)
+
+
+def test_the_custom_op() -> None:
+    """What torch.compile puts into a graph passes PyTorch's own checks of custom operators."""
+    g = given(6, 32)
+    for mask in ([True, True, True], [True, False, True], [False, True, False]):
+        call = (g["dy"], g["x"], [32], g["mean"], g["rstd"], g["weight"], g["weight"], mask)
+        with torch.no_grad():
+            torch.library.opcheck(torch.ops.lntune.layer_norm_backward, call, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_names_of_variants() -> None:
+    """What a call brings and wants has a name that is known; the gradient of what is not there is not in it."""
+    kinds = (None, "same", "float32")
+    for weight, bias, wanted in itertools.product(kinds, kinds, itertools.product((True, False), repeat=3)):
+        name = variant(weight, bias, wanted)
+        assert name in VARIANTS or not (wanted[0] or (wanted[1] and weight) or (wanted[2] and bias))
+    assert variant("float32", "same", (True, True, True)) == "weight32+dx+dgamma32+dbeta"
+    assert variant("same", None, (False, True, True)) == "dgamma"
+
+
+def test_why_says_what_serves() -> None:
+    """The choice for a case is explained like any other operator's."""
+    told = dispatch.describe(Case("layer_norm_backward", 1000, "bfloat16", 7))
+    assert told["tier"] == "default" and told["schedule"] == "blocked_rows"
