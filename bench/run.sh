@@ -7,17 +7,18 @@ lntune=${LNTUNE:-lntune}
 out=${1:-bench/results/$($lntune doctor --json | python3 -c 'import json, sys; print(next(f["detail"] for f in json.load(sys.stdin)["findings"] if f["topic"] == "log folder name"))')}
 mkdir -p "$out"
 
-bench() { # name, options...
+bench() { # name, operator, options...
   local name=$1
   shift
-  $lntune bench layer_norm "$@" --output "$out/$name.json" | tee "$out/$name.txt"
+  $lntune bench "$@" --output "$out/$name.json" | tee "$out/$name.txt"
 }
 
-bench call_cost --call-cost
+bench call_cost layer_norm --call-cost
 # 512 MiB in, 512 MiB out.
-bench beyond_cache_1024_float32 --given-output --hidden 1024 --dtype float32 --rows 131072 --time 10s
-bench beyond_cache_4096_float32 --given-output --hidden 4096 --dtype float32 --rows 32768 --time 10s
-bench beyond_cache_16384_float32 --given-output --hidden 16384 --dtype float32 --rows 8192 --time 10s
-bench beyond_cache_1024_bfloat16 --given-output --hidden 1024 --dtype bfloat16 --rows 262144 --time 10s
-bench beyond_cache_4096_bfloat16 --given-output --hidden 4096 --dtype bfloat16 --rows 65536 --time 10s
-bench layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
+bench beyond_cache_1024_float32 layer_norm --given-output --hidden 1024 --dtype float32 --rows 131072 --time 10s
+bench beyond_cache_4096_float32 layer_norm --given-output --hidden 4096 --dtype float32 --rows 32768 --time 10s
+bench beyond_cache_16384_float32 layer_norm --given-output --hidden 16384 --dtype float32 --rows 8192 --time 10s
+bench beyond_cache_1024_bfloat16 layer_norm --given-output --hidden 1024 --dtype bfloat16 --rows 262144 --time 10s
+bench beyond_cache_4096_bfloat16 layer_norm --given-output --hidden 4096 --dtype bfloat16 --rows 65536 --time 10s
+bench layer_norm layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
+bench layer_norm_backward layer_norm_backward --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 32,512,4096 --time 1500ms

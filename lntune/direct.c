@@ -59,7 +59,7 @@ void PyEval_RestoreThread(void *);
 
 enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
 
-/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1), hidden (-2) or a number. */
+/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1) or a number. */
 typedef struct {
   int64_t dtype, dims, dim[MAX_DIMS];
 } Output;
@@ -137,7 +137,7 @@ static int truth(PyObject *result) {
 }
 
 /* Modes, transforms, tracing and gradients: whatever must see the call goes through the general path. */
-static int unusual(const Table *table, PyObject *const *args) {
+static int unusual(const Table *table, PyObject *const *args, int gradients) {
   const char *kinds = table->signature;
   for (int i = 0; i < table->quiet_count; ++i)
     if (truth(PyObject_CallNoArgs(table->quiet[i]))) return 1;
@@ -146,7 +146,7 @@ static int unusual(const Table *table, PyObject *const *args) {
   int dual = PyLong_AsSsize_t(level) >= 0;
   Py_DecRef(level);
   if (dual) return 1;
-  int grad = truth(PyObject_CallNoArgs(table->grad_enabled));
+  int grad = gradients && truth(PyObject_CallNoArgs(table->grad_enabled));
   for (int i = 0; kinds[i]; ++i) {
     if ((kinds[i] != 't' && kinds[i] != 'o') || args[i] == &_Py_NoneStruct) continue;
     if (grad && truth(PyObject_GetAttr(args[i], table->requires_grad))) return 1;
@@ -213,12 +213,12 @@ static Entry *place(const Table *table, int64_t hidden, uint64_t rest) {
 
 static void say_nothing(void *context, const char *kind, const char *message) { (void)context, (void)kind, (void)message; }
 
-/* Make an output; returns it and describes it in `t`, whose shape and strides live in `dims` or in the managed tensor. */
+/* Make an output; returns it and describes it in `t`, whose shape and strides live in `dims`. */
 static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t, int64_t *dims) {
   int64_t *shape = dims, *strides = dims + MAX_NDIM;
   int ndim = o->dims ? (int)o->dims : c->tensor[0].ndim;
   if (ndim > MAX_NDIM) return 0;
-  for (int d = 0; d < ndim; ++d) shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d] == -2 ? c->hidden : o->dim[d];
+  for (int d = 0; d < ndim; ++d) shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
   DLTensor made = {0, {kDLCPU, 0}, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
@@ -303,11 +303,19 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
   if (!table->used || !read_call(table, args, count, &c)) return none();
-  const Entry *found = place(table, c.hidden, c.rest);
-  if (!found->arguments || unusual(table, args)) return none();
-  Entry entry = *found; /* the table may be changed by another thread while the kernel runs */
+  Entry entry = *place(table, c.hidden, c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
+  if (!entry.arguments || unusual(table, args, 1)) return none();
   PyObject *result = run(table, &entry, &c);
   return result ? result : none();
+}
+
+/* True when a call of these arguments would be served if no gradients were recorded. */
+static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+  Table *table = (Table *)PyCapsule_GetPointer(self, 0);
+  Call c;
+  int yes = table->used && read_call(table, args, count, &c) && place(table, c.hidden, c.rest)->arguments && !unusual(table, args, 0);
+  if (PyErr_Occurred()) PyErr_Clear();
+  return PyBool_FromLong(yes);
 }
 
 /* (bytes of an Entry without its key, first bit length, last bit length, arguments...): calls that look like these, with rows of
@@ -349,6 +357,7 @@ static PyObject *forget(PyObject *self, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef methods[] = {
     {"call", call, METH_FASTCALL, "The outputs of the kernel that serves these arguments, or None where none is known."},
+    {"serves", serves, METH_FASTCALL, "True when these arguments would be served if no gradients were recorded."},
     {"remember", remember, METH_FASTCALL, "Serve calls that look like this one from now on."},
     {"forget", forget, METH_FASTCALL, "Serve nothing."},
 };
@@ -361,11 +370,11 @@ static void drop(PyObject *self) {
   free(table->quiet), free(table->signature), free(table->entries), free(table);
 }
 
-/* (call, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served. */
+/* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served. */
 PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter, PyObject *grad_enabled, PyObject *forward_ad,
                               PyObject *quiet, int shim) {
   Table *table = (Table *)calloc(1, sizeof(Table));
-  PyObject *made = PyTuple_New(3);
+  PyObject *made = PyTuple_New(4);
   int count = (int)PySequence_Size(quiet);
   PyObject **callables = (PyObject **)calloc((size_t)count + 1, sizeof(PyObject *));
   for (int i = 0; i < count; ++i) callables[i] = PySequence_GetItem(quiet, i);
@@ -381,7 +390,7 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
   table->size = 64;
   table->entries = (Entry *)calloc((size_t)table->size, sizeof(Entry));
   PyObject *self = PyCapsule_New(table, 0, drop);
-  for (int i = 0; i < 3; ++i) PyTuple_SetItem(made, i, PyCFunction_NewEx(&methods[i], self, 0));
+  for (int i = 0; i < 4; ++i) PyTuple_SetItem(made, i, PyCFunction_NewEx(&methods[i], self, 0));
   Py_DecRef(self);
   return made;
 }

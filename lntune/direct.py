@@ -28,13 +28,15 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
 
     Raises:
         BuildError: it cannot be compiled, stored or loaded.
-        LntuneError: this PyTorch has no DLPack exchange table.
+        LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
     """
     import torch
     import tvm_ffi.libinfo
 
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
     library = native.load(SOURCE, ctypes.PyDLL, [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()])
     ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
@@ -71,12 +73,12 @@ class Table:
 
     `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no kernel is known, an argument
     is unusual (another device or dtype, a subclass, strided, negated, requiring gradients while they are recorded) or a
-    torch mode, transform or trace wants to see the call. `shim=False` allocates through DLPack as if torch's C shim were
-    not there.
+    torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would serve them if no gradients
+    were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there.
 
     Raises:
         BuildError: the C cannot be compiled, stored or loaded.
-        LntuneError: this PyTorch has no DLPack exchange table.
+        LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
     """
 
     def __init__(self, signature: str, shim: bool = True) -> None:
@@ -92,8 +94,9 @@ class Table:
         known = (torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.autograd.forward_ad)
         made = library.lntune_direct_table(signature.encode(), *known, quiet, int(shim and found))
         self.call: Callable[..., Any] = made[0]
-        self._remember: Callable[..., bool] = made[1]
-        self.forget: Callable[[], None] = made[2]
+        self.serves: Callable[..., bool] = made[1]
+        self._remember: Callable[..., bool] = made[2]
+        self.forget: Callable[[], None] = made[3]
 
     def remember(self, kernel: Any, arguments: Sequence[Arg], names: Sequence[str], bits: tuple[int, int], call: Sequence[Any], case: Case) -> bool:
         """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to bits[1].
@@ -114,8 +117,10 @@ class Table:
                 return False
             numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]
         numbers += [0] * (_MAX_OUTPUTS - len(outputs)) * (2 + _MAX_DIMS)
-        _kept.append(kernel)
-        return self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, *call)
+        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, *call)
+        if known:
+            _kept[kernel.__chandle__()] = kernel
+        return known
 
 
-_kept: list[Any] = []  # kernels that tables point to
+_kept: dict[int, Any] = {}  # kernels that tables point to

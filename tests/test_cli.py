@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from lntune import records, verification
+from lntune import ops, records, verification
 from lntune.build import FORMS
 from lntune.case import Case
 from lntune.cli import app
@@ -219,6 +219,16 @@ def test_integers_and_cases() -> None:
     assert {c.hidden for c in made} == {64} and {c.dtype for c in made} == {"float16"}
     assert len(made) == len({c.rows for c in made}) > 1
     assert len(cases("layer_norm", "", "", "")) > len(made)
+
+
+def test_the_grid_of_the_paper() -> None:
+    """`--grid paper` takes the hidden sizes of the paper's experiments for every operator; other axes narrow it; typos are told."""
+    for op in ops.OPS:
+        assert {c.hidden for c in cases(op, "", "", "", "paper")} == {240, 256, 400, 1000, 1024, 2400}
+        assert {c.dtype for c in cases(op, "", "", "", "paper")} == {c.dtype for c in cases(op, "", "", "")}
+    assert {(c.hidden, c.rows) for c in cases("layer_norm", "", "float32", "7", "paper")} == {(h, 7) for h in (240, 256, 400, 1000, 1024, 2400)}
+    assert {c.hidden for c in cases("layer_norm", "64", "", "", "paper")} == {64}
+    assert "paper" in run("tune", "layer_norm", "--grid", "papper").stderr
 
 
 # --- one log, every command

@@ -203,6 +203,19 @@ def test_gradients_are_never_swallowed(ready: Callable[..., Any], which: int) ->
     assert ready(*call) is None
 
 
+def test_serving_but_for_gradients(table: Table) -> None:
+    """`serves` is true for what is known, gradients or not, and false for everything else that is refused."""
+    assert not table.serves(X, (HIDDEN,), W, B, 1e-5)
+    remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5)
+    assert table.serves(X, (HIDDEN,), W, B, 1e-5)
+    assert table.serves(X.clone().requires_grad_(), (HIDDEN,), torch.nn.Parameter(W), B, 1e-5)
+    for what in UNUSUAL.values():
+        assert not table.serves(*what())
+    for mode in (Watching, Dispatching, forward_ad.dual_level):
+        with mode():  # type: ignore[operator]
+            assert not table.serves(X, (HIDDEN,), W, B, 1e-5)
+
+
 def test_a_kernel_that_fails(table: Table) -> None:
     """An error of the kernel is None and not an exception, leaves no error behind, and the next call works."""
     remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5, kernel=stranger())
@@ -235,6 +248,25 @@ def test_what_cannot_be_remembered(table: Table) -> None:
     case = FLOAT32
     assert not table.remember(kernel_of(case), OP.arguments(case), NAMES, (1, 10), (X.double(), (HIDDEN,), W, B, 1e-5), case)
     assert table.call(X.double(), (HIDDEN,), W, B, 1e-5) is None
+
+
+def test_what_is_refused_is_not_kept(table: Table) -> None:
+    """Being asked again and again to remember what cannot be served, as every strided call does, holds on to nothing."""
+    from lntune import direct
+
+    strided, before = make(3, 2 * HIDDEN)[:, :HIDDEN], len(direct._kept)
+    kernel = build.in_memory(FLOAT32, *_plan(), DEVICE)
+    for _ in range(3):
+        assert not table.remember(kernel, OP.arguments(FLOAT32), NAMES, (1, 10), (strided, (HIDDEN,), W, B, 1e-5), FLOAT32)
+    assert len(direct._kept) == before
+    for _ in range(3):
+        remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5, kernel=kernel)
+    assert len(direct._kept) == before + 1
+
+
+def _plan() -> tuple[Any, Any]:
+    plan = next(iter(schedule.for_op("layer_norm", DEVICE.kind).values()))
+    return plan, plan.default(FLOAT32, DEVICE)
 
 
 def test_no_memory_leaks(table: Table) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import lntune
+from lntune.torch import layer_norm as module
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -229,3 +230,16 @@ def test_eager_mode_takes_every_mixture_too(dtype: torch.dtype) -> None:
         for gradient, t in zip(gradients(lntune.layer_norm, given)[1:], given, strict=True):
             assert (gradient is None) == (t is None)
             assert gradient is None or (gradient.dtype == t.dtype and not gradient.any())
+
+
+def test_training_calls_are_direct_after_the_first() -> None:
+    """A training step's second forward takes the quick way, with the same bits and gradients, and a reload forgets it."""
+    lntune.reload()
+    given = [leaf(9, HIDDEN), leaf(HIDDEN, seed=1), leaf(HIDDEN, seed=2)]
+    assert not module._saving.ready
+    first = gradients(lntune.layer_norm, given, leaf(9, HIDDEN, seed=3, grad=False))  # type: ignore[arg-type]
+    assert module._saving.serves(given[0], (HIDDEN,), given[1], given[2], 1e-5)
+    second = gradients(lntune.layer_norm, given, leaf(9, HIDDEN, seed=3, grad=False))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
+    lntune.reload()
+    assert not module._saving.serves(given[0], (HIDDEN,), given[1], given[2], 1e-5)

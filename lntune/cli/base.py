@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from lntune import __version__, ops
 from lntune.case import Case
-from lntune.errors import InputError, LntuneError, got_expected
+from lntune.errors import InputError, LntuneError, got_expected, unknown
 
 if TYPE_CHECKING:
     from lntune.report.rows import Row
@@ -34,6 +34,7 @@ OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
 HIDDEN = Annotated[str, typer.Option("--hidden", help="Hidden sizes, separated by commas.")]
 DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by commas: float32, float16, bfloat16.")]
 ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket.")]
+GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: default, or paper (the hidden sizes of the paper's experiments).")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
 LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, instead of LNTUNE_LOG_DIR or the default.")]
 
@@ -99,12 +100,17 @@ def seconds(name: str, text: str) -> float:
     return float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def cases(op: str, hidden: str, dtype: str, rows: str) -> list[Case]:
-    """The cases asked for: the operator's default grid, narrowed or replaced along each axis that was given."""
+def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
+    """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed or replaced along each
+    axis that was given.
+    """
     plan = ops.get(op)
-    if not (hidden or dtype or rows):
+    grids = {"default": tuple(dict.fromkeys(c.hidden for c in plan.grid)), "paper": ops.PAPER_HIDDEN}
+    if grid not in grids:
+        raise unknown("grid", grid, grids)
+    if not (hidden or dtype or rows) and grid == "default":
         return list(plan.grid)
-    sizes = integers("--hidden", hidden) or list(dict.fromkeys(c.hidden for c in plan.grid))
+    sizes = integers("--hidden", hidden) or list(grids[grid])
     types = names(dtype) or list(dict.fromkeys(c.dtype for c in plan.grid))
     counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in plan.grid))
     if any(count < 1 for count in counts):

@@ -8,7 +8,23 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, ROWS, cases, command, dispatching, names, print_json, seconds, show_rows, using_logs
+from lntune.cli.base import (
+    DTYPE,
+    GRID,
+    HIDDEN,
+    JSON,
+    LOG_DIR,
+    OP,
+    ROWS,
+    cases,
+    command,
+    dispatching,
+    names,
+    print_json,
+    seconds,
+    show_rows,
+    using_logs,
+)
 from lntune.errors import InputError, got_expected
 
 
@@ -18,6 +34,7 @@ def tune(
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
+    grid: GRID = "default",
     budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "60s",
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
     search: Annotated[str, typer.Option(help="exhaustive, random or local.")] = "local",
@@ -49,7 +66,7 @@ def tune(
         timeout=seconds("--timeout", timeout),
     )
     with TuningProgress(console(stderr=as_json)) as progress:
-        summary = run(cases(op, hidden, dtype, rows), settings, progress)
+        summary = run(cases(op, hidden, dtype, rows, grid), settings, progress)
     table = rows_of(summary.finals)
     pace = progress.pace.per_second
     if as_json:
@@ -84,6 +101,7 @@ def check(
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
+    grid: GRID = "default",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -95,7 +113,7 @@ def check(
     from lntune.report.tables import console
     from lntune.report.verdicts import verdict_lines, verdict_table
 
-    asked = cases(op, hidden, dtype, rows) if hidden or dtype or rows else None
+    asked = cases(op, hidden, dtype, rows, grid) if hidden or dtype or rows or grid != "default" else None
     with dispatching(log_dir):
         results = verification.check_cases(verification.tuned_cases(op) if asked is None else asked)
     if as_json:
@@ -115,6 +133,7 @@ def bench(
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
+    grid: GRID = "default",
     time_per_case: Annotated[str, typer.Option("--time", help="Time per case.")] = "1s",
     with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
     given_output: Annotated[bool, typer.Option("--given-output", help="Kernel against a plain copy, both into existing outputs.")] = False,
@@ -147,7 +166,7 @@ def bench(
             raise InputError(got_expected("--call-cost", f"{got} beside it", "neither", "It measures calls of one row that allocate their output."))
         _call_cost(op, hidden, dtype, length, output, log_dir, as_json)
         return
-    asked = cases(op, hidden, dtype, rows)
+    asked = cases(op, hidden, dtype, rows, grid)
     err = console(stderr=True)
     with dispatching(log_dir):
         result = benchmark.run(
@@ -173,6 +192,10 @@ def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | N
     from lntune.report.costs import costs_table
     from lntune.report.tables import console
 
+    if op != "layer_norm":
+        raise InputError(
+            got_expected("--call-cost", op, "layer_norm", "It is the cost of a call in inference; other operators are benchmarked without it.")
+        )
     asked = cases(op, hidden or "1024", dtype or "float32", "1")
     with dispatching(log_dir):
         costs = [call_cost.measure(case, length) for case in asked]

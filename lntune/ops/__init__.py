@@ -8,6 +8,9 @@ from lntune.ops.op import Arg, Op
 
 OPS: dict[str, Op] = {op.name: op for op in (layer_norm.OP, layer_norm_backward.OP)}
 
+PAPER_HIDDEN = (240, 256, 400, 1000, 1024, 2400)
+"""Hidden sizes of the experiments of Ba, Kiros, Hinton 2016, section 6 and its supplement."""
+
 
 def get(name: str) -> Op:
     """The operator `name`; UnknownNameError with the near miss when there is none."""
@@ -16,4 +19,4 @@ def get(name: str) -> Op:
     return OPS[name]
 
 
-__all__ = ["OPS", "Arg", "Op", "get"]
+__all__ = ["OPS", "PAPER_HIDDEN", "Arg", "Op", "get"]

@@ -3,12 +3,8 @@
     mean = sum_k x[k] / N        var = sum_k (x[k] - mean)^2 / N        rstd = 1 / sqrt(var + eps)
     y[k] = (x[k] - mean) * rstd * weight[k] + bias[k]
 
-Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4, with eps as PyTorch places it. The variance is
-centred (two passes over a row that stays on chip), never E[x^2] - mean^2, which loses all digits when |mean| >> sigma.
-The second pass also sums the deviations themselves: their mean is what rounding took from the first mean, and taking it
-off again keeps rows with |mean| >> sigma, and constant rows, exact (the corrected two-pass algorithm; Chan, Golub,
-LeVeque: *Algorithms for Computing the Sample Variance*, The American Statistician 37(3), 1983, eq. 1.7).
-All arithmetic is float32; low-precision inputs are widened on load and y is rounded once, after the affine.
+Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4, with eps as PyTorch places it; ops/moments.py says
+how mean and variance are found. All arithmetic is float32; low-precision inputs are widened on load and y is rounded once, after the affine.
 """
 
 from __future__ import annotations
@@ -18,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lntune.case import DTYPES, Case
 from lntune.errors import unknown
 from lntune.ops.dtypes import widen
+from lntune.ops.moments import normalize
 from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
 
 if TYPE_CHECKING:
@@ -72,14 +69,10 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
         if arg.role == "in":
             args[arg.name] = te.placeholder(tuple(sizes[axis] for axis in arg.shape), arg.dtype, name=arg.name)
     eps = te.var("eps", f32)
-    n = tirx.const(float(case.hidden), f32)
 
     def load(i: Any, k: Any) -> Any:
         row = tirx.min(i, rows - 1) if together > 1 else i
         return widen(args["x"][row, k])
-
-    def per_row(name: str, f: Any) -> Any:
-        return te.compute((padded,), f, name=name)
 
     def per_element(name: str) -> Any:
         return te.compute((hidden,), lambda k: widen(args[name][k]), name=f"{name}32")
@@ -87,22 +80,10 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     x32 = te.compute((padded, hidden), load, name="x32")
     affine = {name: per_element(name) for name in ("weight", "bias") if name in args}
 
-    (total,) = row_sum(padded, case.hidden, (lambda i, k: x32[i, k],), "sum")
-    mean0 = per_row("mean0", lambda i: total(i) / n)
-
-    def deviation(i: Any, k: Any) -> Any:
-        return x32[i, k] - mean0[i]
-
-    deviations, squares = row_sum(padded, case.hidden, (deviation, lambda i, k: deviation(i, k) * deviation(i, k)), "centred")
-    delta = per_row("delta", lambda i: deviations(i) / n)
-    # Rounding may leave a variance just below 0; the comparison is written so that NaN stays NaN.
-    raw = per_row("variance", lambda i: squares(i) / n - delta[i] * delta[i])
-    zero, one = tirx.const(0.0, f32), tirx.const(1.0, f32)
-    scale = per_row("scale", lambda i: one / tirx.sqrt(tirx.Select(raw[i] < zero, zero, raw[i]) + eps))
-    shift = per_row("shift", lambda i: delta[i] * scale[i])
+    row = normalize(row_sum, padded, case.hidden, lambda i, k: x32[i, k], eps)
 
     def normalized(i: Any, k: Any) -> Any:
-        value = deviation(i, k) * scale[i] - shift[i]
+        value = row.value(i, k)
         if "weight" in affine:
             value = value * affine["weight"][k]
         if "bias" in affine:
@@ -111,8 +92,8 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
 
     named = {**args, "eps": eps, "y": te.compute((rows, hidden), normalized, name="y")}
     if any(arg.name == "mean" for arg in arguments(case)):
-        named["mean"] = te.compute((rows,), lambda i: mean0[i] + delta[i], name="mean")
-        named["rstd"] = te.compute((rows,), lambda i: scale[i], name="rstd")
+        named["mean"] = te.compute((rows,), row.mean, name="mean")
+        named["rstd"] = te.compute((rows,), row.rstd, name="rstd")
     return te.create_prim_func([named[arg.name] for arg in arguments(case)])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from lntune import ops, timing
-from lntune.case import bucket_label
+from lntune.case import Case, bucket_label
 from lntune.knobs import describe
 from lntune.records import Record, Timing
 
@@ -87,7 +87,7 @@ def row_of(record: Record) -> Row:
         over_better=pairwise(better, tuned),
         over_default=pairwise(default, tuned),
         gbps=moved / tuned.median_us / 1e3 if moved and tuned and tuned.median_us else None,
-        of_copy=pairwise(copy, tuned),
+        of_copy=_of_copy(case, pairwise(copy, tuned)),
         error=max(record.versus_eager.values(), default=None),
         spread=spread(tuned),
         schedule=record.schedule,
@@ -95,6 +95,14 @@ def row_of(record: Record) -> Row:
         busy=record.busy,
         time=record.time,
     )
+
+
+def _of_copy(case: Case, faster: float | None) -> float | None:
+    """The bandwidth of an op as a share of a copy's, from how many times faster it is than a copy of one of its tensors."""
+    if faster is None or case.op not in ops.OPS:
+        return faster
+    tensors = sum(len(a.shape) > 1 for a in ops.get(case.op).arguments(case))  # a copy moves two
+    return faster * tensors / 2
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

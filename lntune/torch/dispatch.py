@@ -120,6 +120,7 @@ class Direct:
 
     def __init__(self, signature: str, names: tuple[str, ...]) -> None:
         self.call: Callable[..., Any] = _unknown
+        self.serves: Callable[..., Any] = _unknown
         self._signature, self._names = signature, names
         self._table: Table | None = None
         on_reload(self._forget)
@@ -134,7 +135,7 @@ class Direct:
             first, last = BUCKETS[case.bucket]
             bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
             if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case):
-                self.call = self._table.call
+                self.call, self.serves = self._table.call, self._table.serves
 
     @property
     def ready(self) -> bool:
@@ -144,7 +145,7 @@ class Direct:
     def _forget(self) -> None:
         if self._table is not None:
             self._table.forget()
-        self.call = _unknown
+        self.call = self.serves = _unknown
 
 
 def _unknown(*_: Any) -> None:

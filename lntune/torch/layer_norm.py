@@ -34,6 +34,7 @@ _tracing = torch._C._is_tracing
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
 _direct = dispatch.Direct(_SIGNATURE, _NAMES)
+_saving = dispatch.Direct(_SIGNATURE, _NAMES)  # for training: with the statistics a backward takes
 
 
 def layer_norm(
@@ -58,6 +59,12 @@ def layer_norm(
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
+    if (
+        _grad_enabled()
+        and _saving.serves(input, normalized_shape, weight, bias, eps)
+        and (input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
+    ):
+        return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps, None)  # type: ignore[no-any-return, no-untyped-call]
     return _any(input, normalized_shape, weight, bias, eps)
 
 
@@ -77,12 +84,12 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     kernel = dispatch.kernel_for(case) if rows else None
     if kernel is None:
         return _eager(input, shape, weight, bias, eps)
-    if grad:
-        return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
     # A direct call does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
-        _direct.remember(case, kernel, (input, shape, weight, bias, float(eps)))
+        (_saving if grad else _direct).remember(case, kernel, (input, shape, weight, bias, float(eps)))
+    if grad:
+        return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
 
 
@@ -117,9 +124,15 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, kernel: Any) -> Tensor:
-        y, mean, rstd = _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
+        made = (
+            _saving.call(input, shape, weight, bias, eps) if kernel is None else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
+        )
+        if made is None:  # forgotten by another thread since it was asked whether it serves
+            plain, *stats = torch.native_layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
+            made = (plain, *(s.float().flatten() for s in stats))
         ctx.shape = shape
-        ctx.save_for_backward(input, weight, bias, mean, rstd)
+        ctx.save_for_backward(input, weight, bias, *made[1:])
+        y: Tensor = made[0]
         return y
 
     @staticmethod
