@@ -2,12 +2,14 @@
 
     y = lntune.layer_norm(x, (1024,), weight, bias)     # as torch.nn.functional.layer_norm
     model = lntune.convert(model)                        # nn.LayerNorm -> lntune.LayerNorm
+    rnn = lntune.LayerNormLSTM(512, 1024, num_layers=2)  # as torch.nn.LSTM
 
 The command line (`lntune --help`) tunes, checks, compares and explains.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +21,55 @@ if TYPE_CHECKING:
     from lntune.torch.dispatch import reload as reload
     from lntune.torch.dispatch import strict as strict
     from lntune.torch.layer_norm import layer_norm as layer_norm
+    from lntune.torch.layer_norm_backward import layer_norm_backward as layer_norm_backward
+    from lntune.torch.lnlstm import lnlstm_step as lnlstm_step
+    from lntune.torch.lstm import LayerNormLSTM as LayerNormLSTM
+    from lntune.torch.lstm import LayerNormLSTMCell as LayerNormLSTMCell
     from lntune.torch.modules import LayerNorm as LayerNorm
     from lntune.torch.modules import convert as convert
 
 # Names are resolved on first use: the command line and the report must not pay for importing torch.
 _HOME = {
     "LayerNorm": "lntune.torch.modules",
+    "LayerNormLSTM": "lntune.torch.lstm",
+    "LayerNormLSTMCell": "lntune.torch.lstm",
     "LntuneError": "lntune.errors",
     "UntunedWarning": "lntune.torch.dispatch",
     "convert": "lntune.torch.modules",
     "layer_norm": "lntune.torch.layer_norm",
+    "layer_norm_backward": "lntune.torch.layer_norm_backward",
+    "lnlstm_step": "lntune.torch.lnlstm",
     "reload": "lntune.torch.dispatch",
     "strict": "lntune.torch.dispatch",
 }
 
-__all__ = ["LayerNorm", "LntuneError", "UntunedWarning", "__version__", "convert", "layer_norm", "reload", "strict"]
+__all__ = [
+    "LayerNorm",
+    "LayerNormLSTM",
+    "LayerNormLSTMCell",
+    "LntuneError",
+    "UntunedWarning",
+    "__version__",
+    "convert",
+    "layer_norm",
+    "layer_norm_backward",
+    "lnlstm_step",
+    "reload",
+    "strict",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lntune' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    # What is imported stays; a collection in the middle would walk over all of torch's objects (0.1 s) and find nothing.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    finally:
+        if collecting:
+            gc.enable()
     globals()[name] = value
     return value
 

@@ -11,11 +11,12 @@ DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 MAX_HIDDEN = 65_536
 
-# One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A record serves its bucket.
-BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023), (1024, 2**62))
+# One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A record serves its bucket. The
+# last is for data beyond every cache, whose output is best written around it.
+BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023), (1024, 16_383), (16_384, 2**62))
 """Row buckets as (first, last), both included."""
 
-TYPICAL_ROWS = (1, 8, 32, 512, 4096)
+TYPICAL_ROWS = (1, 8, 32, 512, 4096, 32_768)
 """For each bucket the number of rows that stands for it: what is tuned by default and what an untuned call is planned as."""
 
 

@@ -118,7 +118,8 @@ def _final(job: Job) -> Outcome:
 
     case = job.case
     given = _inputs(case)
-    contenders: dict[str, Callable[[], Any]] = {"eager": ops.get(case.op).baseline(case, given), "copy": given["x"].clone}
+    op = ops.get(case.op)
+    contenders: dict[str, Callable[[], Any]] = {"eager": op.baseline(case, given), "copy": given[op.arguments(case)[0].name].clone}
     verdicts: list[check.Verdict] = []
     for name, candidate in [*((str(i), c) for i, c in enumerate(job.candidates)), ("default", job.default)]:
         if candidate is None or (name == "default" and candidate in job.candidates):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lntune import build, check, ops
 from lntune import device as device_module
-from lntune.case import DTYPES, TYPICAL_ROWS, Case
+from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
 from lntune.device import Device
 from lntune.schedule import Schedule, all_schedules, get
 
@@ -97,9 +97,9 @@ def test_one_row(name: str, case: Case) -> None:
     assert_right(single, built(name, single))
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(1000,), long=()))
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=()))
 def test_every_variant(name: str, case: Case) -> None:
-    """Every combination of weight, bias and statistics, in either dtype, is right; bfloat16, where the two differ."""
+    """Every combination of what an operator takes and gives, in either dtype, is right; bfloat16, where the two differ."""
     for variant in ops.get(case.op).variants:
         assert_right(with_variant(case, variant), built(name, with_variant(case, variant)))
 
@@ -305,6 +305,8 @@ def test_default_knobs_are_valid_everywhere(isa: str, cores: int) -> None:
     for op in {s.op for s in PLANS.values()}:
         plans = [s for s in PLANS.values() if s.op == op]
         for hidden in (*range(1, 2101), 4096, 4097, 16384, 50257, 65536):
+            if any(a.sizes(1, hidden)[-1] > MAX_HIDDEN for a in ops.get(op).arguments(Case(op, hidden, "float32", 1)) if a.shape):
+                continue  # gates longer than any row
             for dtype in DTYPES:
                 for rows in TYPICAL_ROWS:
                     case = Case(op, hidden, dtype, rows)

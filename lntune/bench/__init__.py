@@ -95,8 +95,8 @@ def _calls(case: Case, given: dict[str, Any], with_compile: bool) -> dict[str, C
 
     from lntune.torch import CALLS
 
-    eager = ops.get(case.op).baseline(case, given)
-    contenders: dict[str, Callable[[], Any]] = {"eager": eager, "tuned": CALLS[case.op](case, given), "copy": given["x"].clone}
+    eager, first = ops.get(case.op).baseline(case, given), given[ops.get(case.op).arguments(case)[0].name]
+    contenders: dict[str, Callable[[], Any]] = {"eager": eager, "tuned": CALLS[case.op](case, given), "copy": first.clone}
     if with_compile:
         torch._dynamo.reset()
         contenders["compile"] = _compiled(case, given)
@@ -123,7 +123,8 @@ def _given(case: Case, given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     import torch
 
     kernel = dispatch.kernel_for(case)
-    x, y = given["x"], torch.empty_like(given["x"])
+    x = given[ops.get(case.op).arguments(case)[0].name]
+    y = torch.empty_like(x)
     contenders: dict[str, Callable[[], Any]] = {"copy": lambda: y.copy_(x)}
     if kernel is not None:
         contenders["tuned"] = trial.bound(case, kernel, given, allocate=False)

@@ -29,7 +29,7 @@ order of a reduction is part of a schedule and s_tir's own rfactor loses the tai
 class Arg(msgspec.Struct, frozen=True):
     """One argument of a kernel.
 
-    `role` is "in", "scalar" or "out"; `shape` is made of "rows" and "hidden".
+    `role` is "in", "scalar" or "out"; `shape` is made of "rows", "hidden" and "gates" (four times hidden).
     """
 
     name: str
@@ -39,7 +39,7 @@ class Arg(msgspec.Struct, frozen=True):
 
     def sizes(self, rows: int, hidden: int) -> tuple[int, ...]:
         """The shape in numbers."""
-        return tuple({"rows": rows, "hidden": hidden}[axis] for axis in self.shape)
+        return tuple({"rows": rows, "hidden": hidden, "gates": 4 * hidden}[axis] for axis in self.shape)
 
 
 class Tolerance(msgspec.Struct, frozen=True):

@@ -101,8 +101,8 @@ def _of_copy(case: Case, faster: float | None) -> float | None:
     """The bandwidth of an op as a share of a copy's, from how many times faster it is than a copy of one of its tensors."""
     if faster is None or case.op not in ops.OPS:
         return faster
-    tensors = sum(len(a.shape) > 1 for a in ops.get(case.op).arguments(case))  # a copy moves two
-    return faster * tensors / 2
+    sizes = [math.prod(a.sizes(1, case.hidden)) for a in ops.get(case.op).arguments(case) if len(a.shape) > 1]
+    return faster * sum(sizes) / (2 * sizes[0])  # the first is what is copied, in and out
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -22,5 +22,17 @@ def _layer_norm_backward(case: Case, given: dict[str, Any]) -> Callable[[], Any]
     return lambda: layer_norm_backward(dy, x, shape, mean, rstd, weight, weight)
 
 
-CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {"layer_norm": _layer_norm, "layer_norm_backward": _layer_norm_backward}
+def _lnlstm_step(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+    from lntune.torch.lnlstm import lnlstm_step
+
+    names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
+    values, eps, carried = [given.get(name) for name in names], given["eps"], "carried" in case.variant
+    return lambda: lnlstm_step(*values, eps, carried)
+
+
+CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {
+    "layer_norm": _layer_norm,
+    "layer_norm_backward": _layer_norm_backward,
+    "lnlstm_step": _lnlstm_step,
+}
 """Operator -> the public call bound to named inputs: what a benchmark times."""

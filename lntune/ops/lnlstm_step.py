@@ -1,0 +1,241 @@
+"""One step of an LSTM with layer normalization, forward.
+
+    z = LN(gates_x; weight_x) + LN(gates_h; weight_h) + bias            (4 hidden elements a row, in the order i, f, g, o)
+    c_new = sigmoid(f) c + sigmoid(i) tanh(g)
+    h = sigmoid(o) tanh(LN(c_new; weight_c) + bias_c)
+
+with gates_x = W_x x[t] and gates_h = W_h h[t-1]; LN without a bias of its own, since all that are added to z (those of both layer
+norms and b) are one vector. Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. Two
+variations: gates_x already normalized (LN(W_x x) does not depend on the step, and is cheaper for a whole sequence at once), and
+the cell carried normalized, c_new = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons.
+
+A row is one sequence of the batch. All arithmetic is float32; low-precision inputs are widened on load and each output is
+rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lntune.case import DTYPES, Case
+from lntune.errors import unknown
+from lntune.ops.activations import sigmoid, tanh
+from lntune.ops.dtypes import widen
+from lntune.ops.moments import normalize
+from lntune.ops.op import STYLES, Arg, Op, RowSum, Tensors, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+NAME = "lnlstm_step"
+
+# A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x), "bias", "bias_c", "carried".
+_TOKENS = ("raw", "bias", "bias_c", "carried")
+DEFAULT_VARIANT = "bias+bias_c"
+
+
+def variant(raw: bool, bias: bool, bias_c: bool, carried: bool) -> str:
+    """The variant's name from what a call brings."""
+    return "+".join(token for token, there in zip(_TOKENS, (raw, bias, bias_c, carried), strict=True) if there) or "plain"
+
+
+_SWITCHES = (False, True)
+VARIANTS = (
+    DEFAULT_VARIANT,
+    *sorted({variant(r, b, bc, c) for r in _SWITCHES for b in _SWITCHES for bc in _SWITCHES for c in _SWITCHES} - {DEFAULT_VARIANT}),
+)
+
+
+def _tokens(case: Case) -> list[str]:
+    return (case.variant or DEFAULT_VARIANT).split("+")
+
+
+def arguments(case: Case) -> tuple[Arg, ...]:
+    """gates_x, gates_h, c, [weight_x], weight_h, weight_c, [bias], [bias_c], eps, h, c_new; all in the dtype of the case."""
+    tokens, dtype = _tokens(case), case.dtype
+    gates, state = ("rows", "gates"), ("rows", "hidden")
+    vectors = {"weight_x": "raw" in tokens, "weight_h": True, "weight_c": True, "bias": "bias" in tokens, "bias_c": "bias_c" in tokens}
+    return (
+        Arg("gates_x", "in", gates, dtype),
+        Arg("gates_h", "in", gates, dtype),
+        Arg("c", "in", state, dtype),
+        *(Arg(name, "in", ("hidden",) if name.endswith("_c") else ("gates",), dtype) for name, there in vectors.items() if there),
+        Arg("eps", "scalar", (), "float32"),
+        Arg("h", "out", state, dtype),
+        Arg("c_new", "out", state, dtype),
+    )
+
+
+def define(case: Case, row_sum: RowSum) -> Any:
+    """The TE definition. Stages, in order: the moments of gates_h (named h_...) and, where it is raw, of gates_x (x_...), z, the cell,
+    the cell's moments (c_...), inner (the argument of tanh), h and c_new.
+    """
+    from tvm import te, tirx
+
+    size, tokens, dtype = case.hidden, _tokens(case), case.dtype
+    rows = te.var("rows", "int64")
+    sizes = {"rows": rows, "hidden": tirx.IntImm("int64", size), "gates": tirx.IntImm("int64", 4 * size)}
+    args: dict[str, Any] = {
+        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(case) if a.role == "in"
+    }
+    eps = te.var("eps", "float32")
+
+    def of(name: str) -> Any:
+        return lambda *at: widen(args[name][at])
+
+    hs = normalize(row_sum, rows, 4 * size, of("gates_h"), eps, "h_")
+    xs = normalize(row_sum, rows, 4 * size, of("gates_x"), eps, "x_") if "raw" in tokens else None
+
+    def sum_of_gates(i: Any, k: Any) -> Any:
+        from_x = of("gates_x")(i, k) if xs is None else xs.value(i, k) * of("weight_x")(k)
+        value = hs.value(i, k) * of("weight_h")(k) + from_x
+        return value + of("bias")(k) if "bias" in tokens else value
+
+    z = te.compute((rows, sizes["gates"]), sum_of_gates, name="z")
+
+    def gate(number: int, i: Any, k: Any) -> Any:
+        return z[i, k + tirx.IntImm("int64", number * size)]
+
+    state = (rows, sizes["hidden"])
+    cell = te.compute(state, lambda i, k: sigmoid(gate(1, i, k)) * of("c")(i, k) + sigmoid(gate(0, i, k)) * tanh(gate(2, i, k)), name="cell")
+    cs = normalize(row_sum, rows, size, lambda i, k: cell[i, k], eps, "c_")
+
+    def normalized(i: Any, k: Any) -> Any:
+        value = cs.value(i, k) * of("weight_c")(k)
+        return value + of("bias_c")(k) if "bias_c" in tokens else value
+
+    inner = te.compute(state, normalized, name="inner")
+    kept = inner if "carried" in tokens else cell
+    made = {
+        "h": te.compute(state, lambda i, k: (sigmoid(gate(3, i, k)) * tanh(inner[i, k])).astype(dtype), name="h"),
+        "c_new": te.compute(state, lambda i, k: kept[i, k].astype(dtype), name="c_new"),
+    }
+    return te.create_prim_func([{**args, **made, "eps": eps}[a.name] for a in arguments(case)])
+
+
+def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
+    """Gates of the given style (see ops.op.STYLES), a plain random cell, vectors around 1 and 0, eps = 1e-5."""
+    import torch
+
+    if style not in STYLES:
+        raise unknown("input style", style, STYLES)
+    generator = torch.Generator().manual_seed(seed)
+
+    def gates() -> torch.Tensor:
+        x = torch.randn(rows, 4 * case.hidden, generator=generator)
+        if style == "shifted":
+            return x * 1e-2 + 1e4 if case.dtype == "float32" else x + 100
+        if style == "constant":
+            return x[:, :1].expand(-1, 4 * case.hidden) * 100
+        if style == "nonfinite":
+            for row in range(0, rows, 2):  # the rows between must stay untouched by their neighbours
+                x[row, (row * 7) % (4 * case.hidden)] = (float("inf"), float("-inf"), float("nan"))[(row // 2) % 3]
+            return x
+        return x * {"normal": 1.0, "tiny": 1e-37, "huge": 1e3 if case.dtype == "float16" else 1e15}[style]
+
+    made: dict[str, Any] = {"gates_x": gates() if "raw" in _tokens(case) else torch.randn(rows, 4 * case.hidden, generator=generator), "eps": 1e-5}
+    made |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
+    for arg in arguments(case):
+        if len(arg.shape) == 1:
+            around = 1.0 if arg.name.startswith("weight") else 0.0
+            made[arg.name] = torch.randn(arg.sizes(rows, case.hidden), generator=generator) * 0.5 + around
+    return {name: t.contiguous().to(getattr(torch, case.dtype)) if name != "eps" else t for name, t in made.items()}
+
+
+def formula(
+    gates_x: torch.Tensor,
+    gates_h: torch.Tensor,
+    c: torch.Tensor,
+    weight_x: torch.Tensor | None,
+    weight_h: torch.Tensor,
+    weight_c: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_c: torch.Tensor | None,
+    eps: float,
+    carried: bool,
+    per_gate: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(h, c_new) by PyTorch's own operators, in any dtype, differentiable as often as those are.
+
+    `per_gate`: each of the four gates is normalized by itself, which kernels do not do.
+    """
+    import torch
+    from torch.nn import functional
+
+    hidden = c.shape[-1]
+
+    def norm(gates: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if not per_gate:
+            return functional.layer_norm(gates, (4 * hidden,), weight, None, eps)
+        return functional.layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, eps).flatten(-2) * weight
+
+    z = norm(gates_h, weight_h) + (gates_x if weight_x is None else norm(gates_x, weight_x))
+    if bias is not None:
+        z = z + bias
+    i, f, g, o = z.chunk(4, -1)
+    cell = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    normalized = functional.layer_norm(cell, (hidden,), weight_c, bias_c, eps)
+    return torch.sigmoid(o) * torch.tanh(normalized), normalized if carried else cell
+
+
+def _bound(case: Case, given: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
+    values, eps, carried = [given.get(name) for name in names], float(given["eps"]), "carried" in _tokens(case)
+    return lambda: formula(*values, eps, carried)  # type: ignore[arg-type]
+
+
+def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
+    """h and c_new in float64."""
+    wide = {name: value.double() if name != "eps" else value for name, value in given.items()}
+    return dict(zip(("h", "c_new"), _bound(case, wide)(), strict=True))
+
+
+def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
+    """What the formula gives in the inputs' own dtype."""
+    return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True))
+
+
+def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
+    """The formula in PyTorch's operators, as a user without a fused step writes it."""
+    return _bound(case, given)
+
+
+def moved_bytes(case: Case) -> int:
+    """Two rows of gates and one of the cell read, h and the cell written, the vectors read once."""
+    sizes = (a.sizes(case.rows, case.hidden) for a in arguments(case) if a.shape)
+    return DTYPES[case.dtype] * sum(s[0] * (s[1] if len(s) > 1 else 1) for s in sizes)
+
+
+def flops(case: Case) -> int:
+    """For each element of the gates 5 for the moments, 4 for z; for each of the cell 5 for its moments and 20 for each of five exp."""
+    return (4 * 9 + 5 + 5 * 20) * case.rows * case.hidden
+
+
+def tolerance(case: Case, output: str) -> Tolerance:
+    """Twice eager's own largest error on the same inputs, plus a floor: one rounding of low precision, or 16 of float32 for sums in
+    another order and for the activations' polynomials, at the scale of h (1) or of the cell.
+    """
+    rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+    return Tolerance(2.0, rounding[case.dtype], of=output, least=1.0)
+
+
+GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (512, 1024, 256, 128, 400) for dtype in ("float32", "bfloat16") for rows in (32, 1, 128))
+
+OP = Op(
+    name=NAME,
+    summary="one step of an LSTM with layer normalization, forward",
+    variants=VARIANTS,
+    checked=("raw+bias+bias_c", "bias+bias_c+carried"),
+    arguments=arguments,
+    define=define,
+    inputs=inputs,
+    reference=reference,
+    eager=eager,
+    baseline=baseline,
+    bytes=moved_bytes,
+    flops=flops,
+    tolerance=tolerance,
+    grid=GRID,
+)

@@ -1,0 +1,450 @@
+"""LSTMs with layer normalization: one step as a module, layers over whole sequences, and weights brought from other LSTMs.
+
+    z = LN(W_ih x[t]; ln_ih) + LN(W_hh h[t-1]; ln_hh) + b                in the order i, f, g, o
+    c[t] = sigmoid(f) c[t-1] + sigmoid(i) tanh(g)
+    h[t] = sigmoid(o) tanh(LN(c[t]; ln_c))
+
+Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. The options are the forms other
+libraries gave this cell, so that their weights can be used.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+from lntune.errors import InputError, got_expected
+from lntune.torch.layer_norm import layer_norm
+from lntune.torch.lnlstm import lnlstm_step
+
+_DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
+
+
+class _Base(nn.Module):
+    """Options, parameters and checks of the cell and of the layers."""
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool, options: dict[str, Any]) -> None:
+        super().__init__()
+        _check_count("input_size", input_size)
+        _check_count("hidden_size", hidden_size)
+        _check_flag("bias", bias)
+        for name in ("norm_bias", "carried", "per_gate"):
+            _check_flag(name, options[name])
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.norm_bias: bool = options["norm_bias"]
+        self.carried: bool = options["carried"]
+        self.per_gate: bool = options["per_gate"]
+        self.forget_bias = _number("forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number")
+        self.eps = _number("eps", options["eps"], 0, math.inf, "a finite number, 0 or more")
+
+    def _add(self, suffix: str, input_size: int, bias: bool, device: Any, dtype: Any) -> None:
+        """Register the parameters of one layer and direction; those the options leave out are None."""
+        hidden, norm_bias = self.hidden_size, self.norm_bias
+        for name, shape, there in (
+            ("weight_ih", (4 * hidden, input_size), True),
+            ("weight_hh", (4 * hidden, hidden), True),
+            ("bias", (4 * hidden,), bias),
+            ("ln_ih_weight", (4 * hidden,), True),
+            ("ln_ih_bias", (4 * hidden,), norm_bias),
+            ("ln_hh_weight", (4 * hidden,), True),
+            ("ln_hh_bias", (4 * hidden,), norm_bias),
+            ("ln_c_weight", (hidden,), True),
+            ("ln_c_bias", (hidden,), norm_bias),
+        ):
+            self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if there else None)
+
+    def reset_parameters(self) -> None:
+        """Matrices and b uniform within 1 / sqrt(hidden_size), as in torch.nn.LSTM; gains 1; biases of the layer norms 0."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, p in self.named_parameters():
+            if not name.startswith("ln_"):
+                nn.init.uniform_(p, -bound, bound)
+            elif "_weight" in name:
+                nn.init.ones_(p)
+            else:
+                nn.init.zeros_(p)
+
+    def _shared(self, *biases: Tensor | None, like: Tensor) -> Tensor | None:
+        """What is added to z at every step, summed once."""
+        terms = [b for b in biases if b is not None]
+        if self.forget_bias:
+            hidden = self.hidden_size
+            forget = torch.full((hidden,), self.forget_bias, device=like.device, dtype=like.dtype)
+            terms.append(functional.pad(forget, (hidden, 2 * hidden)))
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def _check_input(self, input: Any, name: str, dims: tuple[int, ...], like: Tensor) -> None:
+        if not isinstance(input, Tensor):
+            raise InputError(got_expected(name, type(input).__name__, "a torch.Tensor"))
+        if input.dim() not in dims:
+            raise InputError(got_expected(name, f"shape {tuple(input.shape)}", f"{' or '.join(map(str, dims))} dimensions"))
+        if input.shape[-1] != self.input_size:
+            raise InputError(got_expected(name, f"shape {tuple(input.shape)}", f"a last dimension of input_size {self.input_size}"))
+        _check_like(name, input, like)
+
+    def _state(self, hx: Any, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The initial (h, c), zeros without one; in the parameters' dtype, which autocast leaves the state in."""
+        if hx is None:
+            zeros = torch.zeros(shape, device=like.device, dtype=like.dtype)
+            return zeros, zeros
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):  # noqa: PLR2004 (h and c)
+            raise InputError(got_expected("hx", type(hx).__name__, "a pair of tensors (h_0, c_0)"))
+        for name, state in zip(("hx[0]", "hx[1]"), hx, strict=True):
+            if tuple(state.shape) != shape:
+                raise InputError(got_expected(name, f"shape {tuple(state.shape)}", f"shape {shape}"))
+            _check_like(name, state, like)
+        return hx[0].to(like.dtype), hx[1].to(like.dtype)
+
+    def _repr(self, **values: tuple[Any, Any]) -> str:
+        ours = {name: (getattr(self, name), default) for name, default in _DEFAULTS.items()}
+        told = [f"{name}={value}" for name, (value, default) in {**values, **ours}.items() if value != default]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *told])
+
+
+class LayerNormLSTMCell(_Base):
+    """One step of an LSTM with layer normalization; used as torch.nn.LSTMCell is (Ba, Kiros, Hinton 2016, eqs. 20-22).
+
+    Parameters, all of `dtype`: weight_ih (4 * hidden_size, input_size), weight_hh (4 * hidden_size, hidden_size), bias, ln_ih_weight,
+    ln_ih_bias, ln_hh_weight, ln_hh_bias (4 * hidden_size,), ln_c_weight, ln_c_bias (hidden_size,); gates in the order i, f, g, o.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of h and c.
+        bias: whether the bias b exists.
+        device: of the parameters.
+        dtype: of the parameters, any floating-point one.
+        eps: added to the variances.
+        norm_bias: whether ln_ih_bias, ln_hh_bias and ln_c_bias exist; without them this is the cell of haste.
+        carried: carry the normalized cell, c[t] = LN(...), as PyTorch's custom_lstms.py and TensorFlow Addons do.
+        per_gate: normalize each of the four gates by itself, as TensorFlow's LayerNormBasicLSTMCell does.
+        forget_bias: a constant added to the forget gate, which is not a parameter.
+
+    Raises:
+        InputError: an argument of a wrong type or value.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    ln_ih_weight: Tensor
+    ln_ih_bias: Tensor | None
+    ln_hh_weight: Tensor
+    ln_hh_bias: Tensor | None
+    ln_c_weight: Tensor
+    ln_c_bias: Tensor | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-5,
+        norm_bias: bool = True,
+        carried: bool = False,
+        per_gate: bool = False,
+        forget_bias: float = 0.0,
+    ) -> None:
+        options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
+        super().__init__(input_size, hidden_size, bias, options)
+        self._add("", input_size, bias, device, dtype)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """(h, c) after one step.
+
+        Args:
+            input: (batch, input_size) or (input_size,), in the parameters' dtype (any under autocast).
+            hx: (h, c) before it, each (batch, hidden_size) or (hidden_size,); zeros where it is left out.
+
+        Raises:
+            InputError: a shape, dtype or device that does not fit, naming the argument.
+        """
+        self._check_input(input, "input", (1, 2), self.weight_ih)
+        h, c = self._state(hx, (*input.shape[:-1], self.hidden_size), self.weight_ih)
+        batched = input.dim() == 2  # noqa: PLR2004 (batch, features)
+        if not batched:
+            input, h, c = input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        gates_x, gates_h = functional.linear(input, self.weight_ih), functional.linear(h, self.weight_hh)
+        gains = self.ln_ih_weight, self.ln_hh_weight, self.ln_c_weight
+        bias = self._shared(self.ln_ih_bias, self.ln_hh_bias, self.bias, like=self.weight_ih)
+        h, c = lnlstm_step(gates_x, gates_h, c, *gains, bias, self.ln_c_bias, self.eps, self.carried, self.per_gate)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+    def extra_repr(self) -> str:
+        """Sizes, and what is not the default."""
+        return self._repr(bias=(self.bias is not None, True))
+
+
+class LayerNormLSTM(_Base):
+    """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016, eqs. 20-22).
+
+    Parameters are the cell's, each with _l{k} for layer k and _l{k}_reverse for its other direction. The input's part of all time steps
+    is one matrix product and one layer norm; a time step is one matrix product and one lnlstm_step. torch.compile unrolls the steps.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: features of h and c.
+        num_layers: layers on top of each other.
+        bias: as in the cell, like device, dtype and the keyword-only arguments.
+        batch_first: whether input and output are (batch, time, features) instead of (time, batch, features).
+        dropout: probability of dropout on the output of every layer but the last, in training.
+        bidirectional: whether every layer also runs backwards; its outputs are concatenated.
+
+    Raises:
+        InputError: an argument of a wrong type or value.
+    """
+
+    weight_ih_l0: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        eps: float = 1e-5,
+        norm_bias: bool = True,
+        carried: bool = False,
+        per_gate: bool = False,
+        forget_bias: float = 0.0,
+    ) -> None:
+        options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
+        super().__init__(input_size, hidden_size, bias, options)
+        _check_count("num_layers", num_layers)
+        _check_flag("batch_first", batch_first)
+        _check_flag("bidirectional", bidirectional)
+        self.dropout = _number("dropout", dropout, 0, 1, "a probability from 0 to 1")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
+                f"but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2,
+            )
+        self.num_layers, self.bias, self.batch_first, self.bidirectional = num_layers, bias, batch_first, bidirectional
+        for k, suffix in self._suffixes():
+            self._add(suffix, input_size if k == 0 else hidden_size * (1 + bidirectional), bias, device, dtype)
+        self.reset_parameters()
+
+    def _suffixes(self) -> list[tuple[int, str]]:
+        """(layer, suffix of its parameters' names) in the order of h_n."""
+        return [(k, f"_l{k}{way}") for k in range(self.num_layers) for way in (("", "_reverse") if self.bidirectional else ("",))]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do; there for code that calls it on every recurrent module."""
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """(output, (h_n, c_n)), shaped as torch.nn.LSTM's. Below, n is num_layers * (2 if bidirectional else 1).
+
+        Args:
+            input: (time, batch, input_size), (batch, time, input_size) with batch_first, (time, input_size) for one sequence, or a
+                PackedSequence, which is computed without padding; in the parameters' dtype (any under autocast).
+            hx: (h_0, c_0), each (n, batch, hidden_size), or (n, hidden_size) for one sequence; zeros where it is left out.
+
+        Returns:
+            output, laid out as the input, of hidden_size features per direction, and h_n and c_n, shaped as h_0 and c_0. All have the
+            parameters' dtype: autocast lowers the matrix products and their layer norms, not the state.
+
+        Raises:
+            InputError: a shape, dtype or device that does not fit, naming the argument; a sequence of no steps.
+        """
+        like, many = self.weight_ih_l0, len(self._suffixes())
+        if isinstance(input, PackedSequence):
+            self._check_input(input.data, "input.data", (2,), like)
+            sizes: list[int] = input.batch_sizes.tolist()
+            h_0, c_0 = self._state(hx, (many, sizes[0], self.hidden_size), like)
+            if input.sorted_indices is not None:
+                h_0, c_0 = h_0.index_select(1, input.sorted_indices), c_0.index_select(1, input.sorted_indices)
+            flat, h_n, c_n = self._layers(input.data, sizes, h_0, c_0)
+            if input.unsorted_indices is not None:
+                h_n, c_n = h_n.index_select(1, input.unsorted_indices), c_n.index_select(1, input.unsorted_indices)
+            return PackedSequence(flat, input.batch_sizes, input.sorted_indices, input.unsorted_indices), (h_n, c_n)
+        self._check_input(input, "input", (2, 3), like)
+        batched = input.dim() == 3  # noqa: PLR2004 (time, batch, features)
+        steps = input if batched else input.unsqueeze(1)
+        if batched and self.batch_first:
+            steps = steps.transpose(0, 1)
+        time, batch = steps.shape[:2]
+        if time == 0:
+            raise InputError(got_expected("input", f"shape {tuple(input.shape)}", "at least one time step"))
+        h_0, c_0 = self._state(hx, (many, batch, self.hidden_size) if batched else (many, self.hidden_size), like)
+        if not batched:
+            h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
+        flat, h_n, c_n = self._layers(steps.flatten(0, 1), [batch] * time, h_0, c_0)
+        output = flat.unflatten(0, (time, batch))
+        if not batched:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    def _layers(self, flat: Tensor, sizes: list[int], h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers over the rows of all time steps, sizes[t] of them at t: (rows of the output, h_n, c_n)."""
+        last: list[tuple[Tensor, Tensor]] = []
+        ways: list[Tensor] = []
+        for k, suffix in self._suffixes():
+            if not ways and k > 0:
+                flat = functional.dropout(flat, self.dropout, self.training)
+            out, h, c = self._direction(flat, sizes, h_0[len(last)], c_0[len(last)], suffix)
+            last.append((h, c))
+            ways.append(out)
+            if len(ways) == 1 + self.bidirectional:
+                flat, ways = torch.cat(ways, -1) if self.bidirectional else out, []
+        return flat, torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
+
+    def _direction(self, flat: Tensor, sizes: list[int], h_0: Tensor, c_0: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer in one direction. Sequences are sorted by length, so that those with a step t are the first sizes[t]."""
+        names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
+        weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
+        bias = self._shared(norm_bias, b, like=weight)
+        gates = self._input_part(flat, suffix).split(sizes)
+        order = range(len(sizes))[::-1] if suffix.endswith("_reverse") else range(len(sizes))
+        h, c = h_0[: sizes[order[0]]], c_0[: sizes[order[0]]]
+        out = list(gates)
+        ended: list[tuple[Tensor, Tensor]] = []
+        for t in order:
+            now, n = h.shape[0], sizes[t]
+            if n < now:  # forwards, the shorter sequences end
+                ended.append((h[n:], c[n:]))
+                h, c = h[:n], c[:n]
+            elif n > now:  # backwards, they begin
+                h, c = torch.cat((h, h_0[now:n])), torch.cat((c, c_0[now:n]))
+            gates_h = functional.linear(h, weight)
+            h, c = lnlstm_step(gates[t], gates_h, c, None, gain, gain_c, bias, bias_c, self.eps, self.carried, self.per_gate)
+            out[t] = h
+        if ended:
+            h = torch.cat((h, *(h for h, _ in reversed(ended))))
+            c = torch.cat((c, *(c for _, c in reversed(ended))))
+        return torch.cat(out), h, c
+
+    def _input_part(self, flat: Tensor, suffix: str) -> Tensor:
+        """LN(W_ih x) of all rows at once."""
+        matrix, gain, bias = (getattr(self, name + suffix) for name in ("weight_ih", "ln_ih_weight", "ln_ih_bias"))
+        gates, hidden = functional.linear(flat, matrix), self.hidden_size
+        if not self.per_gate:
+            return layer_norm(gates, (4 * hidden,), gain, bias, self.eps)
+        each = layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps).flatten(-2)
+        return torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)
+
+    def extra_repr(self) -> str:
+        """Sizes, and what is not the default."""
+        return self._repr(
+            num_layers=(self.num_layers, 1),
+            bias=(self.bias, True),
+            batch_first=(self.batch_first, False),
+            dropout=(self.dropout, 0.0),
+            bidirectional=(self.bidirectional, False),
+        )
+
+
+def from_lstm(lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
+    """A LayerNormLSTM to go on training from a torch.nn.LSTM: its sizes, options and matrices, b = bias_ih + bias_hh, gains 1, biases of
+    the layer norms 0; device, dtype and mode are the LSTM's. It does not compute the same, since it normalizes.
+
+    Args:
+        lstm: the LSTM, which stays as it is; without proj_size.
+        options: the keyword-only arguments of LayerNormLSTM.
+
+    Raises:
+        InputError: not an LSTM, or one with projections.
+    """
+    if not isinstance(lstm, nn.LSTM):
+        raise InputError(got_expected("lstm", type(lstm).__name__, "a torch.nn.LSTM"))
+    if lstm.proj_size:
+        raise InputError(got_expected("lstm.proj_size", lstm.proj_size, "0", "LayerNormLSTM has no projections."))
+    same = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    weight = next(lstm.parameters())
+    made = LayerNormLSTM(**{name: getattr(lstm, name) for name in same}, device=weight.device, dtype=weight.dtype, **options)
+    with torch.no_grad():
+        for _, suffix in made._suffixes():
+            for name in ("weight_ih", "weight_hh"):
+                getattr(made, name + suffix).copy_(getattr(lstm, name + suffix))
+            if lstm.bias:
+                getattr(made, "bias" + suffix).copy_(getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix))
+    return made.train(lstm.training)
+
+
+def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) -> LayerNormLSTM:
+    """Load, in place, the weights of a script_lnlstm of PyTorch's benchmarks/fastrnns/custom_lstms.py, and return the module.
+
+    That LSTM has layers.{k}.cell.* or, bidirectional, layers.{k}.directions.{0,1}.cell.*, the same gate order, normalizes all gates
+    together, carries the normalized cell and has no b, which is set to 0. Its eps is nn.LayerNorm's 1e-5 and not in the state_dict
+    (0 where it was made with decompose_layernorm=True).
+
+    Args:
+        module: of the same sizes, layers and directions, with carried=True, norm_bias=True, per_gate=False and forget_bias=0.
+        state_dict: what the script module's state_dict() returned.
+
+    Raises:
+        InputError: an option of the module that cannot give the same results; a key that is missing, unexpected or of another shape.
+            Nothing is loaded then.
+    """
+    if not isinstance(module, LayerNormLSTM):
+        raise InputError(got_expected("module", type(module).__name__, "a LayerNormLSTM"))
+    for option, needed in (("carried", True), ("norm_bias", True), ("per_gate", False), ("forget_bias", 0.0)):
+        if (got := getattr(module, option)) != needed:
+            raise InputError(got_expected(f"module.{option}", got, str(needed), f"Make the module with {option}={needed}: that LSTM is so."))
+    wanted: dict[str, nn.Parameter] = {}
+    for k, suffix in module._suffixes():
+        cell = f"layers.{k}.directions.{int(suffix.endswith('_reverse'))}.cell." if module.bidirectional else f"layers.{k}.cell."
+        wanted |= {cell + name: getattr(module, name + suffix) for name in ("weight_ih", "weight_hh")}
+        for theirs, ours in (("layernorm_i", "ln_ih"), ("layernorm_h", "ln_hh"), ("layernorm_c", "ln_c")):
+            wanted |= {f"{cell}{theirs}.{part}": getattr(module, f"{ours}_{part}{suffix}") for part in ("weight", "bias")}
+    for key, p in wanted.items():
+        if key not in state_dict:
+            raise InputError(got_expected("state_dict", f"no {key}", f"one of shape {tuple(p.shape)}", "Check num_layers and bidirectional."))
+        if tuple(state_dict[key].shape) != tuple(p.shape):
+            raise InputError(got_expected(f"state_dict[{key!r}]", f"shape {tuple(state_dict[key].shape)}", f"shape {tuple(p.shape)}"))
+    for key in state_dict:
+        if key not in wanted:
+            raise InputError(got_expected("state_dict", key, "no such key", "Check num_layers and bidirectional."))
+    with torch.no_grad():
+        for key, p in wanted.items():
+            p.copy_(state_dict[key])
+        if module.bias:
+            for _, suffix in module._suffixes():
+                getattr(module, "bias" + suffix).zero_()
+    return module
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(got_expected(name, repr(value), "an integer, 1 or more"))
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InputError(got_expected(name, repr(value), "True or False"))
+
+
+def _number(name: str, value: Any, low: float, high: float, expected: str) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or not low <= float(value) <= high:
+        raise InputError(got_expected(name, repr(value), expected))
+    return float(value)
+
+
+def _check_like(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Device and dtype are the parameters'; autocast takes other floating-point dtypes."""
+    if tensor.device != like.device:
+        raise InputError(got_expected(name, f"device {tensor.device}", f"the parameters' {like.device}", f"Move it: {name}.to(...)."))
+    if tensor.dtype != like.dtype and not (tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)):
+        raise InputError(got_expected(name, str(tensor.dtype), f"the parameters' {like.dtype}", f"Convert it: {name}.to({like.dtype})."))
+
+
+__all__ = ["LayerNormLSTM", "LayerNormLSTMCell", "from_lstm", "load_custom_lstm"]

@@ -1,0 +1,241 @@
+"""The LN-LSTM step as a function: its activations, every form of call, gradients, bad arguments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lntune
+from lntune import build, device, loops
+from lntune.case import Case
+from lntune.ops.lnlstm_step import VARIANTS, formula, variant
+from lntune.torch import dispatch
+from lntune.torch import lnlstm as module
+from lntune.torch.lnlstm import lnlstm_step
+
+pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+
+NAMES = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
+ROUNDING = {torch.float32: 16 * 2.0**-24, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+HIDDEN = 48
+
+
+@pytest.fixture(scope="module")
+def activations() -> Callable[[str, np.ndarray], np.ndarray]:
+    """`activations(name, x)`: a function of ops/activations.py, compiled for vectors, of a float32 array."""
+    import tvm
+    from tvm import s_tir, te, tirx
+
+    from lntune.ops import activations as module
+
+    def run(name: str, x: np.ndarray) -> np.ndarray:
+        n = te.var("n", "int64")
+        given = te.placeholder((n, tirx.IntImm("int64", 16)), "float32", name="x")
+        made = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
+        sch = s_tir.Schedule(loops.element_aligned(te.create_prim_func([given, made])))
+        sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
+        with build._lock:  # the compiler is used by one thread at a time
+            kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))["main"]
+        padded = np.resize(x.astype(np.float32), (-(-x.size // 16), 16))
+        out = np.empty_like(padded)
+        kernel(torch.from_numpy(padded), torch.from_numpy(out))
+        return out.reshape(-1)[: x.size]
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh"])
+def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndarray]) -> None:
+    """Within three units in the last place where the result is a normal number, at the ends and for the smallest x too; NaN stays."""
+    x = np.concatenate([np.linspace(-87, 88, 40001), np.linspace(-1, 1, 20001), np.geomspace(1e-30, 1, 5000), -np.geomspace(1e-30, 1, 5000)])
+    x = x.astype(np.float32)
+    wide = x.astype(np.float64)
+    truth = {"exp": np.exp, "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh}[name](wide)
+    off = np.abs(activations(name, x) - truth) / np.maximum(np.spacing(np.abs(truth).astype(np.float32)), np.finfo(np.float32).tiny)
+    assert off.max() <= 3, x[off.argmax()]
+    ends = activations(name, np.array([-np.inf, -1e30, 1e30, np.inf, np.nan], np.float32))
+    if name != "exp":
+        low, high = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}[name]
+        assert np.allclose(ends[:4], [low, low, high, high], atol=1e-37)
+    assert np.isnan(ends[4])
+
+
+def made(batch: tuple[int, ...] = (6,), dtype: torch.dtype = torch.float32, seed: int = 0, hidden: int = HIDDEN) -> dict[str, Any]:
+    """Random arguments, all there."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"c": (*batch, hidden), "weight_c": (hidden,), "bias_c": (hidden,), "gates_x": (*batch, 4 * hidden), "gates_h": (*batch, 4 * hidden)}
+    return {name: torch.randn(shapes.get(name, (4 * hidden,)), generator=generator).to(dtype) for name in NAMES}
+
+
+def check(given: dict[str, Any], carried: bool = False, per_gate: bool = False, calls: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """Several calls, each as near to float64 as eager; the same bits every time."""
+    wide = {name: None if t is None else t.double() for name, t in given.items()}
+    truth = formula(**wide, eps=1e-5, carried=carried, per_gate=per_gate)
+    eager = formula(**given, eps=1e-5, carried=carried, per_gate=per_gate)
+    results = [lnlstm_step(**given, carried=carried, per_gate=per_gate) for _ in range(calls)]
+    for result in results:
+        for ours, theirs, true in zip(result, eager, truth, strict=True):
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+            if ours.numel():
+                error, eager_error = (float((t.double() - true).abs().max()) for t in (ours, theirs))
+                assert error <= 2 * eager_error + ROUNDING[ours.dtype] * max(1.0, float(true.abs().max()))
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_every_form(dtype: torch.dtype) -> None:
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized."""
+    for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
+        given = made(dtype=dtype)
+        for name, there in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
+            if not there:
+                given[name] = None
+        check(given, carried)
+        assert variant(raw, bias, bias_c, carried) in VARIANTS
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
+def test_batches(batch: tuple[int, ...]) -> None:
+    """A single sequence without a batch, none, an odd number, more leading dimensions."""
+    check(made(batch))
+
+
+@pytest.mark.parametrize("view", ["strided", "transposed", "misaligned", "expanded"])
+def test_layouts(view: str) -> None:
+    """Any view is taken as its values are, also after a plain call made the direct one ready."""
+    given = made()
+    check(given)
+    if view == "strided":
+        given["gates_h"] = torch.randn(6, 8 * HIDDEN)[:, ::2]
+    elif view == "transposed":
+        given["c"] = torch.randn(HIDDEN, 6).t()
+    elif view == "misaligned":
+        given["gates_x"] = torch.randn(6 * 4 * HIDDEN + 3)[3:].view(6, 4 * HIDDEN)
+    else:
+        given["weight_h"] = torch.ones(1).expand(4 * HIDDEN)
+    check(given)
+
+
+def test_a_row_depends_on_itself_alone() -> None:
+    """A sequence gives the same bits alone and among others, and whatever the number of threads."""
+    given, threads = made((40,), hidden=256), torch.get_num_threads()
+    together = lnlstm_step(**given)
+    for row in (0, 17, 39):
+        alone = lnlstm_step(**{name: t[row : row + 1] if name in ("gates_x", "gates_h", "c") else t for name, t in given.items()})
+        assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
+    try:
+        torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for a, b in zip(lnlstm_step(**given), together, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_per_gate_is_the_formula() -> None:
+    """One layer norm for each gate is PyTorch's to the bit, and differs from one over the four."""
+    given = made()
+    ours, joint = lnlstm_step(**given, per_gate=True), lnlstm_step(**given)
+    assert all(torch.equal(a, b) for a, b in zip(ours, formula(**given, eps=1e-5, carried=False, per_gate=True), strict=True))
+    assert not torch.allclose(ours[0], joint[0])
+
+
+def test_gradients() -> None:
+    """Gradients are those of the formula, also after a direct call, and pass gradcheck in float64."""
+    check(made())
+    given = {name: t.requires_grad_() for name, t in made().items()}
+    twin = {name: t.detach().clone().requires_grad_() for name, t in given.items()}
+    for function, g in ((lnlstm_step, given), (lambda **k: formula(**k, eps=1e-5, carried=False), twin)):
+        h, c = function(**g)  # type: ignore[operator]
+        (h * 2 + c.sin()).sum().backward()
+    assert all(torch.equal(given[name].grad, twin[name].grad) for name in NAMES)
+    small = {name: t.double().requires_grad_() for name, t in made((2,), hidden=3).items()}
+    assert torch.autograd.gradcheck(lnlstm_step, tuple(small[name] for name in NAMES))
+
+
+def test_mixed_dtypes() -> None:
+    """Arguments of several dtypes, as autocast makes them, are taken in the widest, and the result is in it."""
+    given = made()
+    given["gates_x"], given["gates_h"] = given["gates_x"].bfloat16(), given["gates_h"].bfloat16()
+    h, c = lnlstm_step(**given)
+    wide = formula(**{name: t.float() for name, t in given.items()}, eps=1e-5, carried=False)
+    assert h.dtype == c.dtype == torch.float32
+    torch.testing.assert_close((h, c), wide)
+
+
+def test_direct_after_the_first() -> None:
+    """A call like one before needs no more Python than the look-up, and a reload forgets."""
+    lntune.reload()
+    given = made()
+    values = tuple(given[name] for name in NAMES)
+    assert not module._direct[False].ready
+    check(given)
+    with torch.inference_mode():
+        assert module._direct[False].call(*values, 1e-5) is not None
+        assert module._direct[True].call(*values, 1e-5) is None
+    lntune.reload()
+    assert module._direct[False].call(*values, 1e-5) is None
+
+
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "gates_x too narrow": ("gates_x", {"gates_x": torch.zeros(6, 4 * HIDDEN - 1)}),
+    "gates_h of another batch": ("gates_h", {"gates_h": torch.zeros(5, 4 * HIDDEN)}),
+    "weight_h of the cell": ("weight_h", {"weight_h": torch.zeros(HIDDEN)}),
+    "weight_c missing": ("weight_c", {"weight_c": None}),
+    "bias of integers": ("bias", {"bias": torch.zeros(4 * HIDDEN, dtype=torch.int32)}),
+    "bias_c a number": ("bias_c", {"bias_c": 0.5}),
+    "c without elements": ("c", {"c": torch.zeros(6, 0)}),
+    "eps negative": ("eps", {"eps": -1e-5}),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_arguments(what: str) -> None:
+    """Each wrong argument is an error that begins with its name, before and after a good call."""
+    argument, change = BAD[what]
+    for _ in range(2):
+        with pytest.raises(lntune.LntuneError, match=f"^{argument}: got"):
+            lnlstm_step(**{**made(), **change})
+        check(made())
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_compiled(grad: bool) -> None:
+    """torch.compile takes a loop over steps in one graph, and gives what eager gives, gradients too."""
+
+    def three(given: dict[str, Any]) -> Tensor:
+        h = given["c"]
+        for _ in range(3):
+            h, c = lnlstm_step(**given)
+            given = {**given, "c": c}
+        return h
+
+    compiled = torch.compile(three, fullgraph=True, backend="aot_eager")
+    given = {name: t.requires_grad_(grad) for name, t in made().items()}
+    with torch.set_grad_enabled(grad):
+        ours, theirs = compiled(given), three(given)
+    torch.testing.assert_close(ours, theirs)
+    if grad:
+        mine, other = (torch.autograd.grad(y.sum(), [given[name] for name in NAMES]) for y in (ours, theirs))
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_custom_op() -> None:
+    """What torch.compile puts into a graph passes PyTorch's own checks of custom operators."""
+    given = made()
+    values = tuple(given[name] for name in NAMES)
+    with torch.no_grad():
+        torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*values, 1e-5, False), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_why_and_limits() -> None:
+    """The choice for a case is explained; gates longer than any row of a kernel are PyTorch's."""
+    told = dispatch.describe(Case("lnlstm_step", 400, "float32", 32))
+    assert told["tier"] == "default" and told["schedule"] == "fused_step"
+    given = made((1,), hidden=16_400)
+    check(given, calls=1)
