@@ -182,8 +182,9 @@ def formula(
 
 def _bound(case: Case, given: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
     names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
-    values, eps, carried = [given.get(name) for name in names], float(given["eps"]), "carried" in _tokens(case)
-    return lambda: formula(*values, eps, carried)  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: given.get(name) for name in names}
+    eps, carried = float(given["eps"]), "carried" in _tokens(case)
+    return lambda: formula(**values, eps=eps, carried=carried)
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:

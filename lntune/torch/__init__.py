@@ -26,8 +26,8 @@ def _lnlstm_step(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     from lntune.torch.lnlstm import lnlstm_step
 
     names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
-    values, eps, carried = [given.get(name) for name in names], given["eps"], "carried" in case.variant
-    return lambda: lnlstm_step(*values, eps, carried)
+    values: tuple[Any, ...] = (*(given.get(name) for name in names), given["eps"], "carried" in case.variant)
+    return lambda: lnlstm_step(*values)
 
 
 CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {

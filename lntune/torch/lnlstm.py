@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,12 +100,13 @@ def _any(
         case = Case(NAME, hidden, NAMES[dtype], rows, variant(weight_x is not None, bias is not None, bias_c is not None, carried))
         kernel = dispatch.kernel_for(case)
     if kernel is None:
-        return formula(*(there.get(name) for name in given), eps, carried, per_gate)  # type: ignore[arg-type]
+        values: dict[str, Any] = {name: there.get(name) for name in given}
+        return formula(**values, eps=eps, carried=carried, per_gate=per_gate)
     plain = {name: t.contiguous().resolve_neg() for name, t in there.items()}
     made = {name: torch.empty(c.shape, dtype=dtype, device=c.device) for name in ("h", "c_new")}
     flat = {name: t.view(-1, t.shape[-1]) if name in ("gates_x", "gates_h", "c", "h", "c_new") else t for name, t in {**plain, **made}.items()}
     kernel(*({**flat, "eps": float(eps)}[a.name] for a in arguments(case)))
-    if hidden > 1 and not any(t.is_neg() for t in there.values()):
+    if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):
         _direct[carried].remember(case, kernel, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, float(eps)))
     return made["h"], made["c_new"]
 
