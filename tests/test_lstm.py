@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell
 
-pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
 FEATURES, HIDDEN = 3, 5
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from lntune.errors import InputError
-from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell, from_lstm, load_custom_lstm
+from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell
+from lntune.torch.lstm_weights import from_lstm, load_custom_lstm
 
-pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
 FEATURES, HIDDEN = 3, 5
 

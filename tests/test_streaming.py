@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from typing import Any
 
 import msgspec
@@ -93,13 +92,25 @@ def test_every_address(offset: int) -> None:
     assert (room[:offset] == 7).all() and (room[offset + 9 * 1024 :] == 7).all()
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
-def test_the_instructions() -> None:
-    """The assembly has non-temporal moves, and without the knob it has none; both are shown by `lntune show`."""
-    case, plan = Case("layer_norm", 1024, "float32", 512, "weight+bias"), schedule.get("cached_rows", "layer_norm")
-    setting = dataclasses.replace(plan.default(case, DEVICE), write="streamed")
-    assert "movnt" in build.show(case, plan, setting, DEVICE, "asm")
-    assert "movnt" not in build.show(case, plan, dataclasses.replace(setting, write="plain"), DEVICE, "asm")
+@pytest.mark.parametrize(("isa", "instruction"), [("x86-64-v4", "movnt"), ("x86-64-v3", "movnt"), ("x86-64-v2", "movnt"), ("aarch64", "stnp")])
+@pytest.mark.parametrize(("name", "op"), [("cached_rows", "layer_norm"), ("blocked_rows", "layer_norm_backward")])
+def test_the_instructions(name: str, op: str, isa: str, instruction: str) -> None:
+    """The assembly of every family has non-temporal stores, and without the knob it has none; `lntune show` shows them."""
+    machine = device.Device("cpu", "other", isa, 4, l3=1)
+    case, plan = Case(op, 1024, "float32", 4096), schedule.get(name, op)
+    setting = dataclasses.replace(plan.default(case, machine), write="streamed")
+    assert instruction in build.show(case, plan, setting, machine, "asm")
+    assert instruction not in build.show(case, plan, dataclasses.replace(setting, write="plain"), machine, "asm")
+
+
+def test_streamed_backward() -> None:
+    """The backward streams dx, rows side by side or not, on any address, and is right."""
+    case, plan = Case("layer_norm_backward", 1000, "bfloat16", 512), schedule.get("blocked_rows", "layer_norm_backward")
+    for together in (1, 2, 4):
+        setting = dataclasses.replace(plan.default(case, DEVICE), write="streamed", blocks=2, together=together)
+        if plan.reason_invalid(setting, case, DEVICE) is None:
+            verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+            assert verdict.ok, verdict.message
 
 
 def test_a_library_of_its_own(tmp_path: Any) -> None:

@@ -1,4 +1,4 @@
-"""LSTMs with layer normalization: one step as a module, layers over whole sequences, and weights brought from other LSTMs.
+"""LSTMs with layer normalization: one step as a module, and layers over whole sequences.
 
     z = LN(W_ih x[t]; ln_ih) + LN(W_hh h[t-1]; ln_hh) + b                in the order i, f, g, o
     c[t] = sigmoid(f) c[t-1] + sigmoid(i) tanh(g)
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -238,11 +237,11 @@ class LayerNormLSTM(_Base):
                 stacklevel=2,
             )
         self.num_layers, self.bias, self.batch_first, self.bidirectional = num_layers, bias, batch_first, bidirectional
-        for k, suffix in self._suffixes():
+        for k, suffix in self.suffixes():
             self._add(suffix, input_size if k == 0 else hidden_size * (1 + bidirectional), bias, device, dtype)
         self.reset_parameters()
 
-    def _suffixes(self) -> list[tuple[int, str]]:
+    def suffixes(self) -> list[tuple[int, str]]:
         """(layer, suffix of its parameters' names) in the order of h_n."""
         return [(k, f"_l{k}{way}") for k in range(self.num_layers) for way in (("", "_reverse") if self.bidirectional else ("",))]
 
@@ -266,7 +265,7 @@ class LayerNormLSTM(_Base):
         Raises:
             InputError: a shape, dtype or device that does not fit, naming the argument; a sequence of no steps.
         """
-        like, many = self.weight_ih_l0, len(self._suffixes())
+        like, many = self.weight_ih_l0, len(self.suffixes())
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "input.data", (2,), like)
             sizes: list[int] = input.batch_sizes.tolist()
@@ -298,7 +297,7 @@ class LayerNormLSTM(_Base):
         """All layers over the rows of all time steps, sizes[t] of them at t: (rows of the output, h_n, c_n)."""
         last: list[tuple[Tensor, Tensor]] = []
         ways: list[Tensor] = []
-        for k, suffix in self._suffixes():
+        for k, suffix in self.suffixes():
             if not ways and k > 0:
                 flat = functional.dropout(flat, self.dropout, self.training)
             out, h, c = self._direction(flat, sizes, h_0[len(last)], c_0[len(last)], suffix)
@@ -353,76 +352,6 @@ class LayerNormLSTM(_Base):
         )
 
 
-def from_lstm(lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
-    """A LayerNormLSTM to go on training from a torch.nn.LSTM: its sizes, options and matrices, b = bias_ih + bias_hh, gains 1, biases of
-    the layer norms 0; device, dtype and mode are the LSTM's. It does not compute the same, since it normalizes.
-
-    Args:
-        lstm: the LSTM, which stays as it is; without proj_size.
-        options: the keyword-only arguments of LayerNormLSTM.
-
-    Raises:
-        InputError: not an LSTM, or one with projections.
-    """
-    if not isinstance(lstm, nn.LSTM):
-        raise InputError(got_expected("lstm", type(lstm).__name__, "a torch.nn.LSTM"))
-    if lstm.proj_size:
-        raise InputError(got_expected("lstm.proj_size", lstm.proj_size, "0", "LayerNormLSTM has no projections."))
-    same = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-    weight = next(lstm.parameters())
-    made = LayerNormLSTM(**{name: getattr(lstm, name) for name in same}, device=weight.device, dtype=weight.dtype, **options)
-    with torch.no_grad():
-        for _, suffix in made._suffixes():
-            for name in ("weight_ih", "weight_hh"):
-                getattr(made, name + suffix).copy_(getattr(lstm, name + suffix))
-            if lstm.bias:
-                getattr(made, "bias" + suffix).copy_(getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix))
-    return made.train(lstm.training)
-
-
-def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) -> LayerNormLSTM:
-    """Load, in place, the weights of a script_lnlstm of PyTorch's benchmarks/fastrnns/custom_lstms.py, and return the module.
-
-    That LSTM has layers.{k}.cell.* or, bidirectional, layers.{k}.directions.{0,1}.cell.*, the same gate order, normalizes all gates
-    together, carries the normalized cell and has no b, which is set to 0. Its eps is nn.LayerNorm's 1e-5 and not in the state_dict
-    (0 where it was made with decompose_layernorm=True).
-
-    Args:
-        module: of the same sizes, layers and directions, with carried=True, norm_bias=True, per_gate=False and forget_bias=0.
-        state_dict: what the script module's state_dict() returned.
-
-    Raises:
-        InputError: an option of the module that cannot give the same results; a key that is missing, unexpected or of another shape.
-            Nothing is loaded then.
-    """
-    if not isinstance(module, LayerNormLSTM):
-        raise InputError(got_expected("module", type(module).__name__, "a LayerNormLSTM"))
-    for option, needed in (("carried", True), ("norm_bias", True), ("per_gate", False), ("forget_bias", 0.0)):
-        if (got := getattr(module, option)) != needed:
-            raise InputError(got_expected(f"module.{option}", got, str(needed), f"Make the module with {option}={needed}: that LSTM is so."))
-    wanted: dict[str, nn.Parameter] = {}
-    for k, suffix in module._suffixes():
-        cell = f"layers.{k}.directions.{int(suffix.endswith('_reverse'))}.cell." if module.bidirectional else f"layers.{k}.cell."
-        wanted |= {cell + name: getattr(module, name + suffix) for name in ("weight_ih", "weight_hh")}
-        for theirs, ours in (("layernorm_i", "ln_ih"), ("layernorm_h", "ln_hh"), ("layernorm_c", "ln_c")):
-            wanted |= {f"{cell}{theirs}.{part}": getattr(module, f"{ours}_{part}{suffix}") for part in ("weight", "bias")}
-    for key, p in wanted.items():
-        if key not in state_dict:
-            raise InputError(got_expected("state_dict", f"no {key}", f"one of shape {tuple(p.shape)}", "Check num_layers and bidirectional."))
-        if tuple(state_dict[key].shape) != tuple(p.shape):
-            raise InputError(got_expected(f"state_dict[{key!r}]", f"shape {tuple(state_dict[key].shape)}", f"shape {tuple(p.shape)}"))
-    for key in state_dict:
-        if key not in wanted:
-            raise InputError(got_expected("state_dict", key, "no such key", "Check num_layers and bidirectional."))
-    with torch.no_grad():
-        for key, p in wanted.items():
-            p.copy_(state_dict[key])
-        if module.bias:
-            for _, suffix in module._suffixes():
-                getattr(module, "bias" + suffix).zero_()
-    return module
-
-
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(got_expected(name, repr(value), "an integer, 1 or more"))
@@ -447,4 +376,4 @@ def _check_like(name: str, tensor: Tensor, like: Tensor) -> None:
         raise InputError(got_expected(name, str(tensor.dtype), f"the parameters' {like.dtype}", f"Convert it: {name}.to({like.dtype})."))
 
 
-__all__ = ["LayerNormLSTM", "LayerNormLSTMCell", "from_lstm", "load_custom_lstm"]
+__all__ = ["LayerNormLSTM", "LayerNormLSTMCell"]
