@@ -229,5 +229,5 @@ def test_names_of_variants() -> None:
 
 def test_why_says_what_serves() -> None:
     """The choice for a case is explained like any other operator's."""
-    told = dispatch.describe(Case("layer_norm_backward", 1000, "bfloat16", 7))
+    told = dispatch.describe(Case("layer_norm_backward", 1000, "float16", 7))
     assert told["tier"] == "default" and told["schedule"] == "blocked_rows"

@@ -75,7 +75,10 @@ class FakeWorker:
 
 def cost_of(candidate: Candidate) -> float:
     """A made-up time in microseconds that depends on the knobs alone."""
-    return 10 + sum((i + 1) * len(f"{name}{value}") + int(value) * (i + 3) for i, (name, value) in enumerate(candidate.items))
+    return 10 + sum(
+        (i + 1) * len(f"{name}{value}") + (len(value) if isinstance(value, str) else int(value)) * (i + 3)
+        for i, (name, value) in enumerate(candidate.items)
+    )
 
 
 def always_ok(job: Job) -> Outcome:
