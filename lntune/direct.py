@@ -37,7 +37,7 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
         raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
-    library = native.load(SOURCE, ctypes.PyDLL, [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()])
+    library = native.load(SOURCE, ctypes.PyDLL, _includes())
     ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -60,9 +60,14 @@ def has_shim() -> bool:
 
 def ensure_library() -> None:
     """Compile the C if it is not there yet (once per machine)."""
+    native.compiled(SOURCE, _includes())
+
+
+def _includes() -> list[str]:
+    """Folders of the headers of tvm_ffi and DLPack, which come with tvm_ffi."""
     import tvm_ffi.libinfo
 
-    native.compiled(SOURCE, [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()])
+    return [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()]
 
 
 class Table:

@@ -171,8 +171,8 @@ def test_calls_are_direct_after_the_first() -> None:
     table = module._direct[True, True, True]
     assert table.ready
     with torch.no_grad():
-        assert table.call(g["dy"], g["x"], g["mean"], g["rstd"], g["weight"], g["weight"]) is not None
-        assert table.call(g["dy"], g["x"][:7], g["mean"], g["rstd"], g["weight"], g["weight"]) is None
+        assert table.call(g["dy"], g["x"], (64,), g["mean"], g["rstd"], g["weight"], g["weight"]) is not None
+        assert table.call(g["dy"], g["x"][:7], (64,), g["mean"], g["rstd"], g["weight"], g["weight"]) is None
 
 
 def test_eager_where_it_must_be() -> None:
@@ -206,6 +206,24 @@ def test_bad_arguments(what: str) -> None:
         with pytest.raises(lntune.LntuneError, match=f"^{argument}: got shape"):
             run({**good, **change})
         run(good)
+
+
+def test_arguments_of_another_kind() -> None:
+    """A normalized_shape that does not fit, and statistics or vectors in a dtype no kernel takes, are told, before and after a good call."""
+    g = given(4, 16, "bfloat16")
+    wrong: list[tuple[str, Any, dict[str, Any]]] = [
+        ("input: got shape", (15,), {}),
+        ("normalized_shape: got 16", 16, {}),
+        ("mean: got torch.bfloat16", (16,), {"mean": g["mean"].bfloat16()}),
+        ("rstd: got torch.float64", (16,), {"rstd": g["rstd"].double()}),
+        ("weight: got torch.float16", (16,), {"weight": g["weight"].half()}),
+    ]
+    for _ in range(2):
+        for message, shape, change in wrong:
+            a = {**g, **change}
+            with torch.no_grad(), pytest.raises(lntune.LntuneError, match=f"^{message}"):
+                layer_norm_backward(a["dy"], a["x"], shape, a["mean"], a["rstd"], a["weight"], a["weight"])
+        run(g)
 
 
 def test_the_custom_op() -> None:

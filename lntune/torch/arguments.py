@@ -23,7 +23,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _dual_numbers = torch.autograd.forward_ad
 
 
-def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, ...]:
+def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> tuple[int, ...]:
     """The normalized shape as a tuple of integers.
 
     Raises:
@@ -55,9 +55,14 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
             raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
         if vector.device != input.device:
             raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
+    check_eps(eps)
+    return shape
+
+
+def check_eps(eps: float) -> None:
+    """InputError unless it is a finite number, 0 or more."""
     if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
         raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
-    return shape
 
 
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor

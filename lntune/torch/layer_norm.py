@@ -1,7 +1,7 @@
 """torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
 
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without autograd and dispatcher;
-* gradients: an autograd.Function whose forward saves what PyTorch's own backward takes;
+* gradients: an autograd.Function of two such calls, whose forward keeps the statistics for the backward;
 * under torch.compile and torch.export: the custom op `lntune::layer_norm`.
 
 Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch.
@@ -59,13 +59,14 @@ def layer_norm(
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
-    if (
-        _grad_enabled()
-        and _saving.serves(input, normalized_shape, weight, bias, eps)
-        and (input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad))
-    ):
+    if _saving.serves(input, normalized_shape, weight, bias, eps) and _recorded(input, weight, bias):
         return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps, None)  # type: ignore[no-any-return, no-untyped-call]
     return _any(input, normalized_shape, weight, bias, eps)
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """True when a gradient with respect to one of the tensors may be asked for later."""
+    return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -78,7 +79,7 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     hidden = math.prod(shape)
     if not served(input, weight, bias, hidden):
         return _eager(input, shape, weight, bias, eps)
-    grad = _grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
+    grad = _recorded(input, weight, bias)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case) if rows else None
@@ -150,10 +151,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     # tangent would be taken for zero).
     if input.device.type != "cpu" or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
-    stats = torch.is_grad_enabled() and (
-        input.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    )
-    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, stats)
+    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, _recorded(input, weight, bias))
     return y  # type: ignore[no-any-return]
 
 

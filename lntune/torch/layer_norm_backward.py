@@ -18,14 +18,14 @@ from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, kind, served
+from lntune.torch.arguments import NAMES, check_arguments, kind, served
 
 Wanted = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names. The bias is looked at only
 # for its dtype, which is that of dbeta.
-_SIGNATURE, _NAMES = "ttttoo", ("dy", "x", "mean", "rstd", "weight", "bias")
+_SIGNATURE, _NAMES = "ttnttoo", ("dy", "x", "normalized_shape", "mean", "rstd", "weight", "bias")
 _direct = {wanted: dispatch.Direct(_SIGNATURE, _NAMES) for wanted in itertools.product((True, False), repeat=3)}
 
 
@@ -51,7 +51,7 @@ def layer_norm_backward(
     dx, dgamma, dbeta = output_mask
     wanted = (bool(dx), bool(dgamma and weight is not None), bool(dbeta and bias is not None))
     if not torch.is_grad_enabled():
-        made = _direct[wanted].call(grad_out, input, mean, rstd, weight, bias)
+        made = _direct[wanted].call(grad_out, input, normalized_shape, mean, rstd, weight, bias)
         if made is not None:
             return _place(made, wanted)
     return _any(grad_out, input, normalized_shape, mean, rstd, weight, bias, wanted)
@@ -90,8 +90,8 @@ def _any(
     made = {a.name: torch.empty_like(like[a.name], memory_format=torch.contiguous_format) for a in arguments(case) if a.role == "out"}
     outputs = {name: tensor.view(rows, hidden) if name == "dx" else tensor.view(hidden) for name, tensor in made.items()}
     kernel(*({**given, **outputs}[a.name] for a in arguments(case)))
-    if hidden > 1 and len(shape) == 1 and not any(t is not None and t.is_neg() for t in (input, mean, rstd, weight)):
-        _direct[wanted].remember(case, kernel, (dy, input, mean, rstd, weight, bias))
+    if hidden > 1 and not any(t is not None and t.is_neg() for t in (input, mean, rstd, weight)):
+        _direct[wanted].remember(case, kernel, (dy, input, shape, mean, rstd, weight, bias))
     return made.get("dx"), made.get("dgamma"), made.get("dbeta")
 
 
@@ -103,18 +103,15 @@ def _check(
     Raises:
         InputError: as layer_norm_backward's.
     """
-    shape = tuple(normalized_shape)
-    if tuple(input.shape[input.ndim - len(shape) :]) != shape or not shape:
-        raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
+    shape = check_arguments(input, normalized_shape, weight, bias)
     if dy.shape != input.shape:
         raise InputError(got_expected("grad_out", f"shape {tuple(dy.shape)}", f"the input's {tuple(input.shape)}"))
     rows = math.prod(input.shape[: input.ndim - len(shape)])
     for name, stats in (("mean", mean), ("rstd", rstd)):
         if stats.numel() != rows:
             raise InputError(got_expected(name, f"shape {tuple(stats.shape)}", f"one number for each of the {rows} rows"))
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None and tuple(vector.shape) != shape:
-            raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
+        if stats.dtype not in (torch.float32, torch.promote_types(torch.float32, input.dtype)):
+            raise InputError(got_expected(name, str(stats.dtype), "torch.float32", f"Convert it: {name}.float()."))
     return shape
 
 
@@ -160,16 +157,8 @@ def layer_norm_backward_op(
 
 
 @layer_norm_backward_op.register_fake
-def _fake(
-    grad_out: Tensor,
-    input: Tensor,
-    normalized_shape: list[int],
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, input, _, _, _, weight, bias, output_mask = arguments
     like = (input, weight, bias)
     return tuple(  # type: ignore[return-value]
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else input.new_empty(0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, arguments, formula, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, served
+from lntune.torch.arguments import NAMES, check_eps, served
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
 
@@ -70,26 +69,13 @@ def lnlstm_step(
         made = _direct[carried].call(gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps)
         if made is not None:
             return made  # type: ignore[no-any-return]
-    return _any(gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps, carried, per_gate)
+    tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
+    return _any(dict(zip(_NAMES[:-1], tensors, strict=True)), eps, carried, per_gate)
 
 
-def _any(
-    gates_x: Tensor,
-    gates_h: Tensor,
-    c: Tensor,
-    weight_x: Tensor | None,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    bias: Tensor | None,
-    bias_c: Tensor | None,
-    eps: float,
-    carried: bool,
-    per_gate: bool,
-) -> tuple[Tensor, Tensor]:
-    """Every call that is not ready to go: checked, and prepared for the next time."""
-    given = {"gates_x": gates_x, "gates_h": gates_h, "c": c, "weight_x": weight_x, "weight_h": weight_h, "weight_c": weight_c}
-    given |= {"bias": bias, "bias_c": bias_c}
-    _check(given, eps)
+def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
+    """Every call that is not ready to go: checked, and prepared for the next time. `given` has all tensors in the order of the call."""
+    c = _check(given, eps)
     there = {name: t for name, t in given.items() if t is not None}
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in there.values()))
     there = {name: t.to(dtype) for name, t in there.items()}
@@ -97,7 +83,7 @@ def _any(
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in there.values())
     kernel = None
     if rows and not per_gate and not wanted and hidden <= MAX_HIDDEN // 4 and all(served(t, None, None, hidden) for t in there.values()):
-        case = Case(NAME, hidden, NAMES[dtype], rows, variant(weight_x is not None, bias is not None, bias_c is not None, carried))
+        case = Case(NAME, hidden, NAMES[dtype], rows, variant("weight_x" in there, "bias" in there, "bias_c" in there, carried))
         kernel = dispatch.kernel_for(case)
     if kernel is None:
         values: dict[str, Any] = {name: there.get(name) for name in given}
@@ -107,14 +93,12 @@ def _any(
     flat = {name: t.view(-1, t.shape[-1]) if name in ("gates_x", "gates_h", "c", "h", "c_new") else t for name, t in {**plain, **made}.items()}
     kernel(*({**flat, "eps": float(eps)}[a.name] for a in arguments(case)))
     if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):
-        _direct[carried].remember(case, kernel, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, float(eps)))
+        _direct[carried].remember(case, kernel, (*given.values(), float(eps)))
     return made["h"], made["c_new"]
 
 
-def _check(given: dict[str, Tensor | None], eps: float) -> None:
-    """Raises:
-    InputError: as lnlstm_step's.
-    """
+def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
+    """The cell; InputError, as lnlstm_step's, unless all arguments fit it."""
     for name, t in given.items():
         if t is None and name in ("weight_x", "bias", "bias_c"):
             continue
@@ -136,8 +120,8 @@ def _check(given: dict[str, Tensor | None], eps: float) -> None:
             raise InputError(got_expected(name, f"shape {tuple(t.shape)}", f"{(*leading, size)} beside a cell of shape {tuple(c.shape)}"))
         if t.device != c.device:
             raise InputError(got_expected(name, f"device {t.device}", f"the cell's {c.device}", f"Move it: {name}.to(c.device)."))
-    if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
-        raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
+    check_eps(eps)
+    return c
 
 
 @torch.library.custom_op("lntune::lnlstm_step", mutates_args=(), device_types="cpu")
@@ -160,16 +144,5 @@ def lnlstm_step_op(
 
 
 @lnlstm_step_op.register_fake
-def _fake(
-    gates_x: Tensor,
-    gates_h: Tensor,
-    c: Tensor,
-    weight_x: Tensor | None,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    bias: Tensor | None,
-    bias_c: Tensor | None,
-    eps: float,
-    carried: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake(_gates_x: Tensor, _gates_h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(c, memory_format=torch.contiguous_format), torch.empty_like(c, memory_format=torch.contiguous_format)
