@@ -71,6 +71,13 @@ class Case(msgspec.Struct, frozen=True, order=True):
         """The case that stands for this one's row bucket: what is decided or built for one is for all of them."""
         return msgspec.structs.replace(self, rows=TYPICAL_ROWS[self.bucket])
 
+    def blocks(self, cores: int) -> int:
+        """Blocks of rows that keep sums of their own from call to call: one for each core, no more than the rows that are typical.
+
+        The same for all of a row bucket, so that whoever keeps the sums knows their shape without knowing the kernel.
+        """
+        return max(1, min(cores, TYPICAL_ROWS[self.bucket]))
+
     @property
     def itemsize(self) -> int:
         """Bytes per element of the input."""

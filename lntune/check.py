@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import ops
+from lntune import device, ops
 from lntune.case import Case
 from lntune.ops.op import STYLES, Op
 
@@ -68,14 +68,14 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
         truth, eager = op.reference(case, given), op.eager(case, given)
         finite, bar, eager_error = {}, {}, {}
         for arg in op.arguments(case):
-            if arg.role != "out":
+            if arg.role not in ("out", "sum"):
                 continue
             name = arg.name
             finite[name] = eager[name].isfinite()
             both = finite[name] & truth[name].isfinite()
             eager_error[name] = _largest(eager[name].double() - truth[name], both)
             tolerance = op.tolerance(case, name)
-            scale = max(tolerance.least, _largest({**truth, **given}[tolerance.of].double()))
+            scale = max(tolerance.least, *(_largest({**truth, **given}[of].double()) for of in tolerance.of))
             bar[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
         made.append(_Problem(style, rows, given, truth, finite, bar, eager_error))
     return tuple(made)
@@ -105,27 +105,36 @@ def _fence_broken(whole: torch.Tensor) -> bool:
 
 
 def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> tuple[dict[str, Any], str]:
-    """The kernel's outputs, and what it did to memory that is not its own (empty: nothing)."""
+    """The kernel's outputs, and what it did to memory that is not its own (empty: nothing).
+
+    Sums begin with small whole numbers, a kernel's part in them is what is given.
+    """
     import torch
 
     values: list[Any] = []
     outputs: dict[str, Any] = {}
     fences: dict[str, Any] = {}
+    before: dict[str, Any] = {}
     originals: list[tuple[str, Any, Any]] = []
     for arg in op.arguments(case):
         if arg.role == "scalar":
             values.append(problem.given[arg.name])
             continue
-        dtype = getattr(torch, arg.dtype)
+        dtype, sizes = getattr(torch, arg.dtype), arg.sizes(problem.rows, case.hidden, case.blocks(device.current().cores))
         if arg.role == "in":
-            view, _ = fenced(arg.sizes(problem.rows, case.hidden), dtype, float("nan"))
+            view, _ = fenced(sizes, dtype, float("nan"))
             view.copy_(problem.given[arg.name])
             originals.append((arg.name, view, view.clone()))
         else:
-            view, fences[arg.name] = fenced(arg.sizes(problem.rows, case.hidden), dtype)
+            view, fences[arg.name] = fenced(sizes, dtype)
             outputs[arg.name] = view
+        if arg.role == "sum":
+            view.copy_(torch.arange(view.numel()).view(sizes) % 7 - 3)
+            before[arg.name] = view.clone()
         values.append(view)
     kernel(*values)
+    for name, held in before.items():
+        outputs[name] = (outputs[name].double() - held).sum(0)
     broken = [name for name, whole in fences.items() if _fence_broken(whole)]
     changed = [name for name, view, original in originals if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))]
     message = ""

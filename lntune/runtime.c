@@ -45,10 +45,18 @@ static void after_fork(void) {
   if (!paused) orphan |= pool_used;
 }
 
+/* A kernel that fails without saying why crashes its caller, who looks for the error; and what another thread said is not
+ * heard. All that can fail in a kernel's tasks is scratch memory. */
+static void (*set_error)(const char *kind, const char *message);
+static void no_scratch(void) {
+  if (set_error) set_error("MemoryError", "a kernel's scratch memory could not be had");
+}
+
 /* `max_threads` is at::get_num_threads: it alone makes torch.set_num_threads hold in threads that called no parallel
- * operator of PyTorch's before. Null: OpenMP is asked itself. */
-int lntune_runtime_init(int (*max_threads)(void)) {
+ * operator of PyTorch's before. Null: OpenMP is asked itself. `error` is TVMFFIErrorSetRaisedFromCStr. */
+int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, const char *)) {
   static int hooked;
+  set_error = error;
   omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(RTLD_DEFAULT, "GOMP_parallel");
   omp_max_threads = max_threads ? max_threads : (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
   omp_inside = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_in_parallel");
@@ -90,11 +98,12 @@ int lntune_parallel_launch(Task task, void *data, int count) {
   pool_used = 1;
   Job job = {task, data, count, 0};
   omp_run(work, &job, (unsigned)(count < threads ? count : threads), 0);
+  if (job.failed) no_scratch();
   return job.failed;
 }
 
-/* Scratch memory: a few blocks per thread, kept and grown. A kernel takes at most three at a time. */
-enum { SLOTS = 8 };
+/* Scratch memory: a few blocks per thread, kept and grown. The largest kernels take nine at a time. */
+enum { SLOTS = 32 };
 typedef struct {
   void *block;
   uint64_t bytes;
@@ -116,7 +125,7 @@ void *lntune_workspace_alloc(int device_type, int device, uint64_t bytes, int co
   if (!slots) {
     pthread_once(&slots_once, make_key);
     slots = (Slot *)calloc(SLOTS, sizeof(Slot));
-    if (!slots) return 0;
+    if (!slots) return no_scratch(), (void *)0;
     pthread_setspecific(slots_key, slots);
   }
   int empty = -1;
@@ -128,9 +137,8 @@ void *lntune_workspace_alloc(int device_type, int device, uint64_t bytes, int co
     }
     empty = i;
   }
-  if (empty < 0) return 0;
   void *block = 0;
-  if (posix_memalign(&block, 64, bytes)) return 0;
+  if (empty < 0 || posix_memalign(&block, 64, bytes)) return no_scratch(), (void *)0;
   free(slots[empty].block);
   slots[empty].block = block;
   slots[empty].bytes = bytes;

@@ -61,7 +61,8 @@ def _own() -> _Library:
     import torch  # noqa: F401  (brings the OpenMP runtime into the process)
 
     library = native.load(SOURCE, _Library)
-    library.has_pool = bool(library.lntune_runtime_init(_torch_threads()))
+    error = ctypes.cast(_ffi().TVMFFIErrorSetRaisedFromCStr, ctypes.c_void_p)
+    library.has_pool = bool(library.lntune_runtime_init(_torch_threads(), error))
     return library
 
 

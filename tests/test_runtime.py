@@ -193,14 +193,41 @@ def test_scratch_memory() -> None:
                 ctypes.memset(b, 1, size)
                 assert free(1, 0, b) == 0
             seen |= set(blocks)
-        held = [allocate(1, 0, 64, 2, 32) for _ in range(9)]
-        assert len(set(held[:8])) == 8 and all(held[:8]) and held[8] is None  # no more than eight: a refusal, not a crash
-        for b in held[:8]:
+        held = [allocate(1, 0, 64, 2, 32) for _ in range(32)]
+        assert len(set(held)) == 32 and all(held)
+        for b in held:
             free(1, 0, b)
         return seen
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(round_trip, range(4)))
+
+
+def test_no_scratch_memory() -> None:
+    """A kernel that gets no scratch memory raises, on one thread and on several, and works again when there is some."""
+    done = process("""
+        import ctypes
+        from lntune import build, device, runtime, schedule
+        from lntune.case import Case
+        case, plan = Case("layer_norm", 4096, "float16", 512), schedule.get("widened_rows")
+        kernel = build.in_memory(case, plan, plan.default(case, device.current()), device.current())
+        allocate, free = runtime._own().lntune_workspace_alloc, runtime._own().lntune_workspace_free
+        allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+        free.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+        x, one, y = torch.randn(512, 4096).half(), torch.ones(4096).half(), torch.empty(512, 4096).half()
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            held = [allocate(1, 0, 8, 2, 32) for _ in range(32)]
+            try:
+                kernel(x, one, one, 1e-5, y)
+                print("not refused")
+            except MemoryError as e:
+                print("scratch" in str(e))
+            for block in held:
+                free(1, 0, block)
+            kernel(x, one, one, 1e-5, y)
+        """)
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
 
 
 # Forks.

@@ -10,12 +10,16 @@ variations: gates_x already normalized (LN(W_x x) does not depend on the step, a
 the cell carried normalized, c_new = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons.
 
 A row is one sequence of the batch. All arithmetic is float32; low-precision inputs are widened on load and each output is
-rounded once.
+rounded once. For training the means and 1/sigmas of all layer norms are given as well; the rest of what the backward needs is
+cheaper made again than kept.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from lntune.case import DTYPES, Case
 from lntune.errors import unknown
@@ -25,36 +29,43 @@ from lntune.ops.moments import normalize
 from lntune.ops.op import STYLES, Arg, Op, RowSum, Tensors, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
 NAME = "lnlstm_step"
+TENSORS = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
+"""The tensors of a call, in order; weight_x and both biases may be missing."""
 
-# A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x), "bias", "bias_c", "carried".
-_TOKENS = ("raw", "bias", "bias_c", "carried")
+# A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x), "bias", "bias_c", "carried"; and
+# "stats", where what the backward needs is wanted.
+_TOKENS = ("raw", "bias", "bias_c", "carried", "stats")
 DEFAULT_VARIANT = "bias+bias_c"
 
 
-def variant(raw: bool, bias: bool, bias_c: bool, carried: bool) -> str:
+def variant(raw: bool, bias: bool, bias_c: bool, carried: bool, stats: bool = False) -> str:
     """The variant's name from what a call brings."""
-    return "+".join(token for token, there in zip(_TOKENS, (raw, bias, bias_c, carried), strict=True) if there) or "plain"
+    return "+".join(token for token, there in zip(_TOKENS, (raw, bias, bias_c, carried, stats), strict=True) if there) or "plain"
 
 
-_SWITCHES = (False, True)
-VARIANTS = (
-    DEFAULT_VARIANT,
-    *sorted({variant(r, b, bc, c) for r in _SWITCHES for b in _SWITCHES for bc in _SWITCHES for c in _SWITCHES} - {DEFAULT_VARIANT}),
-)
+VARIANTS = (DEFAULT_VARIANT, *sorted({variant(*there) for there in itertools.product((False, True), repeat=5)} - {DEFAULT_VARIANT}))
 
 
-def _tokens(case: Case) -> list[str]:
+def tokens_of(case: Case) -> list[str]:
+    """What the case's variant lists."""
     return (case.variant or DEFAULT_VARIANT).split("+")
 
 
+def statistics(tokens: Sequence[str]) -> tuple[str, ...]:
+    """The names of the rows' statistics, as the forward gives them to the backward."""
+    return tuple(f"{moment}_{of}" for of in ("x", "h", "c") for moment in ("mean", "rstd") if of != "x" or "raw" in tokens)
+
+
 def arguments(case: Case) -> tuple[Arg, ...]:
-    """gates_x, gates_h, c, [weight_x], weight_h, weight_c, [bias], [bias_c], eps, h, c_new; all in the dtype of the case."""
-    tokens, dtype = _tokens(case), case.dtype
+    """gates_x, gates_h, c, [weight_x], weight_h, weight_c, [bias], [bias_c], eps, h, c_new, [statistics]; all but the statistics, which
+    are float32 (rows,), in the dtype of the case.
+    """
+    tokens, dtype = tokens_of(case), case.dtype
     gates, state = ("rows", "gates"), ("rows", "hidden")
     vectors = {"weight_x": "raw" in tokens, "weight_h": True, "weight_c": True, "bias": "bias" in tokens, "bias_c": "bias_c" in tokens}
     return (
@@ -65,6 +76,7 @@ def arguments(case: Case) -> tuple[Arg, ...]:
         Arg("eps", "scalar", (), "float32"),
         Arg("h", "out", state, dtype),
         Arg("c_new", "out", state, dtype),
+        *(Arg(name, "out", ("rows",), "float32") for name in statistics(tokens) if "stats" in tokens),
     )
 
 
@@ -74,7 +86,7 @@ def define(case: Case, row_sum: RowSum) -> Any:
     """
     from tvm import te, tirx
 
-    size, tokens, dtype = case.hidden, _tokens(case), case.dtype
+    size, tokens, dtype = case.hidden, tokens_of(case), case.dtype
     rows = te.var("rows", "int64")
     sizes = {"rows": rows, "hidden": tirx.IntImm("int64", size), "gates": tirx.IntImm("int64", 4 * size)}
     args: dict[str, Any] = {
@@ -112,6 +124,11 @@ def define(case: Case, row_sum: RowSum) -> Any:
         "h": te.compute(state, lambda i, k: (sigmoid(gate(3, i, k)) * tanh(inner[i, k])).astype(dtype), name="h"),
         "c_new": te.compute(state, lambda i, k: kept[i, k].astype(dtype), name="c_new"),
     }
+    if "stats" in tokens:
+        for of_what, moments in (("x", xs), ("h", hs), ("c", cs)):
+            if moments is not None:
+                made[f"mean_{of_what}"] = te.compute((rows,), moments.mean, name=f"mean_{of_what}")
+                made[f"rstd_{of_what}"] = te.compute((rows,), moments.rstd, name=f"rstd_{of_what}")
     return te.create_prim_func([{**args, **made, "eps": eps}[a.name] for a in arguments(case)])
 
 
@@ -135,7 +152,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
             return x
         return x * {"normal": 1.0, "tiny": 1e-37, "huge": 1e3 if case.dtype == "float16" else 1e15}[style]
 
-    made: dict[str, Any] = {"gates_x": gates() if "raw" in _tokens(case) else torch.randn(rows, 4 * case.hidden, generator=generator), "eps": 1e-5}
+    made: dict[str, Any] = {"gates_x": gates() if "raw" in tokens_of(case) else torch.randn(rows, 4 * case.hidden, generator=generator), "eps": 1e-5}
     made |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
     for arg in arguments(case):
         if len(arg.shape) == 1:
@@ -181,21 +198,39 @@ def formula(
 
 
 def _bound(case: Case, given: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
-    values: dict[str, Any] = {name: given.get(name) for name in names}
-    eps, carried = float(given["eps"]), "carried" in _tokens(case)
+    values: dict[str, Any] = {name: given.get(name) for name in TENSORS}
+    eps, carried = float(given["eps"]), "carried" in tokens_of(case)
     return lambda: formula(**values, eps=eps, carried=carried)
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
-    """h and c_new in float64."""
+    """h, c_new and the statistics in float64."""
     wide = {name: value.double() if name != "eps" else value for name, value in given.items()}
-    return dict(zip(("h", "c_new"), _bound(case, wide)(), strict=True))
+    return dict(zip(("h", "c_new"), _bound(case, wide)(), strict=True)) | _statistics(case, wide)
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
-    """What the formula gives in the inputs' own dtype."""
-    return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True))
+    """What the formula gives in the inputs' own dtype, and statistics by PyTorch's float32."""
+    import torch
+
+    wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True)) | _statistics(case, wide)
+
+
+def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Mean and rstd (rows,) of what is normalized, in the dtype of `given`, where the variant wants them."""
+    import torch
+
+    tokens = tokens_of(case)
+    if "stats" not in tokens:
+        return {}
+    cell = _bound(msgspec.structs.replace(case, variant="plain"), given | {"bias_c": None})()[1]
+    made = {}
+    for of, values in (("x", given["gates_x"]), ("h", given["gates_h"]), ("c", cell)):
+        if of != "x" or "raw" in tokens:
+            _, mean, rstd = torch.native_layer_norm(values, [values.shape[-1]], None, None, given["eps"])
+            made |= {f"mean_{of}": mean.flatten(), f"rstd_{of}": rstd.flatten()}
+    return made
 
 
 def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
@@ -216,10 +251,13 @@ def flops(case: Case) -> int:
 
 def tolerance(case: Case, output: str) -> Tolerance:
     """Twice eager's own largest error on the same inputs, plus a floor: one rounding of low precision, or 16 of float32 for sums in
-    another order and for the activations' polynomials, at the scale of h (1) or of the cell.
+    another order and for the activations' polynomials, at the scale of h (1) or of the cell, of what a mean is taken of, of rstd.
     """
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-    return Tolerance(2.0, rounding[case.dtype], of=output, least=1.0)
+    if output.startswith(("mean", "rstd")):
+        of = {"mean_x": "gates_x", "mean_h": "gates_h"}.get(output, output)
+        return Tolerance(2.0, rounding["float32"], of=(of,), least=0.0 if "rstd" in output else 1.0)
+    return Tolerance(2.0, rounding[case.dtype], of=(output,), least=1.0)
 
 
 GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (512, 1024, 256, 128, 400) for dtype in ("float32", "bfloat16") for rows in (32, 1, 128))
@@ -228,7 +266,7 @@ OP = Op(
     name=NAME,
     summary="one step of an LSTM with layer normalization, forward",
     variants=VARIANTS,
-    checked=("raw+bias+bias_c", "bias+bias_c+carried"),
+    checked=("raw+bias+bias_c", "bias+bias_c+carried", "bias+bias_c+stats"),
     arguments=arguments,
     define=define,
     inputs=inputs,

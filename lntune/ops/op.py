@@ -29,7 +29,8 @@ order of a reduction is part of a schedule and s_tir's own rfactor loses the tai
 class Arg(msgspec.Struct, frozen=True):
     """One argument of a kernel.
 
-    `role` is "in", "scalar" or "out"; `shape` is made of "rows", "hidden" and "gates" (four times hidden).
+    `role` is "in", "scalar", "out", or "sum" for a tensor that the kernel adds to: float32, with a row of its own for each of
+    the blocks that the rows are shared among. `shape` is made of "rows", "hidden", "gates" (four times hidden) and "blocks".
     """
 
     name: str
@@ -37,22 +38,22 @@ class Arg(msgspec.Struct, frozen=True):
     shape: tuple[str, ...]
     dtype: str
 
-    def sizes(self, rows: int, hidden: int) -> tuple[int, ...]:
-        """The shape in numbers."""
-        return tuple({"rows": rows, "hidden": hidden, "gates": 4 * hidden}[axis] for axis in self.shape)
+    def sizes(self, rows: int, hidden: int, blocks: int = 1) -> tuple[int, ...]:
+        """The shape in numbers; `blocks` is Case.blocks of the case the kernel is for."""
+        return tuple({"rows": rows, "hidden": hidden, "gates": 4 * hidden, "blocks": blocks}[axis] for axis in self.shape)
 
 
 class Tolerance(msgspec.Struct, frozen=True):
     """The bar for one output against float64: |error| <= times x (eager's own largest error) + floor x scale.
 
     Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can give. The scale is the
-    largest finite magnitude of the tensor `of` (an input or a reference output), at least `least`: a mean, for example, can be
+    largest finite magnitude of the tensors `of` (inputs or reference outputs), at least `least`: a mean, for example, can be
     near 0 and still carry the rounding of the numbers it was summed from.
     """
 
     times: float
     floor: float
-    of: str
+    of: tuple[str, ...]
     least: float = 0.0
 
 
@@ -84,6 +85,8 @@ class Op:
     tolerance: Callable[[Case, str], Tolerance]
     grid: tuple[Case, ...]
     """Default cases to tune, the most valuable first."""
+    compiled: Callable[[Case, Tensors], Callable[[], Any]] | None = None
+    """What torch.compile is given to compile where that is not the baseline, bound to its inputs."""
 
     def check_variant(self, variant: str) -> str:
         """`variant`, or the default for the empty string; UnknownNameError for anything else."""
