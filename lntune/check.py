@@ -75,7 +75,8 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
             both = finite[name] & truth[name].isfinite()
             eager_error[name] = _largest(eager[name].double() - truth[name], both)
             tolerance = op.tolerance(case, name)
-            scale = max(tolerance.least, *(_largest({**truth, **given}[of].double()) for of in tolerance.of))
+            of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
+            scale = max(tolerance.least, *(_largest({**truth, **given}[tensor].double()) for tensor in of))
             bar[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
         made.append(_Problem(style, rows, given, truth, finite, bar, eager_error))
     return tuple(made)

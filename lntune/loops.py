@@ -247,33 +247,6 @@ def split_vectors(mod: Any) -> Any:
     return tvm.IRModule({"main": func.with_body(walk(func.body, None))})
 
 
-def accumulate(mod: Any, names: Sequence[str]) -> Any:
-    """Let the reductions called `names` add to what their outputs hold: their blocks lose the init that would set it to 0."""
-    import tvm
-
-    left = set(names)
-
-    def walk(stmt: Any) -> Any:
-        name = type(stmt).__name__
-        if name == "For":
-            return type(stmt)(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, walk(stmt.body), stmt.thread_binding, dict(stmt.annotations))
-        if name == "SeqStmt":
-            return type(stmt)([walk(s) for s in stmt.seq])
-        if name == "SBlockRealize":
-            b = stmt.block
-            init = None if b.name_hint in left else b.init
-            left.discard(b.name_hint)
-            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, walk(b.body), init, b.alloc_buffers, b.match_buffers, b.annotations)
-            return type(stmt)(stmt.iter_values, stmt.predicate, block)
-        return stmt
-
-    func = mod["main"]
-    changed = func.with_body(walk(func.body))
-    if left:
-        raise RuntimeError(f"no blocks {sorted(left)} to accumulate in")
-    return tvm.IRModule({"main": changed})
-
-
 PREFETCH = "lntune_prefetch"
 """Loop annotation: the number of elements of a row that one step of the loop covers. Fetching happens in the innermost
 annotated loop; the steps of annotated loops around it say where in the row it is."""

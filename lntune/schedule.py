@@ -54,7 +54,7 @@ class Schedule:
         return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
 
 
-_MAKES_CODE = ("loops.py", "streaming.py", "ops/activations.py", "ops/dtypes.py", "ops/moments.py")
+_MAKES_CODE = ("loops.py", "streaming.py", "sums.py", "ops/activations.py", "ops/dtypes.py", "ops/moments.py")
 """Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
 
 

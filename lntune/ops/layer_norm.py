@@ -186,8 +186,8 @@ def tolerance(case: Case, output: str) -> Tolerance:
     """
     rounding = {"float32": 8 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     if output == "y":
-        return Tolerance(2.0, rounding[case.dtype], of=("y",), least=1.0)  # a normalized row has scale 1
-    return Tolerance(2.0, rounding["float32"], of=("x" if output == "mean" else "rstd",))
+        return Tolerance(2.0, rounding[case.dtype], of="y", least=1.0)  # a normalized row has scale 1
+    return Tolerance(2.0, rounding["float32"], of="x" if output == "mean" else "rstd")
 
 
 # The sizes models have (768 BERT, 1024 .. 4096 the usual transformers), an awkward one, and the ends of the range.

@@ -237,7 +237,7 @@ def tolerance(case: Case, output: str) -> Tolerance:
     """
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     dtype = next(a.dtype for a in arguments(case) if a.name == output)
-    return Tolerance(2.0, rounding[dtype], of=(output,), least=0.0 if output == "dx" else 1.0)
+    return Tolerance(2.0, rounding[dtype], of=output, least=0.0 if output == "dx" else 1.0)
 
 
 GRID = tuple(

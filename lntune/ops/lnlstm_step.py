@@ -256,8 +256,8 @@ def tolerance(case: Case, output: str) -> Tolerance:
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     if output.startswith(("mean", "rstd")):
         of = {"mean_x": "gates_x", "mean_h": "gates_h"}.get(output, output)
-        return Tolerance(2.0, rounding["float32"], of=(of,), least=0.0 if "rstd" in output else 1.0)
-    return Tolerance(2.0, rounding[case.dtype], of=(output,), least=1.0)
+        return Tolerance(2.0, rounding["float32"], of=of, least=0.0 if "rstd" in output else 1.0)
+    return Tolerance(2.0, rounding[case.dtype], of=output, least=1.0)
 
 
 GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (512, 1024, 256, 128, 400) for dtype in ("float32", "bfloat16") for rows in (32, 1, 128))

@@ -47,13 +47,13 @@ class Tolerance(msgspec.Struct, frozen=True):
     """The bar for one output against float64: |error| <= times x (eager's own largest error) + floor x scale.
 
     Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can give. The scale is the
-    largest finite magnitude of the tensors `of` (inputs or reference outputs), at least `least`: a mean, for example, can be
+    largest finite magnitude of the tensor or tensors `of` (inputs or reference outputs), at least `least`: a mean, for example, can be
     near 0 and still carry the rounding of the numbers it was summed from.
     """
 
     times: float
     floor: float
-    of: tuple[str, ...]
+    of: str | tuple[str, ...]
     least: float = 0.0
 
 

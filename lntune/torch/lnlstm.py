@@ -1,12 +1,17 @@
 """One step of an LSTM with layer normalization, as a function of tensors; the matrix products are the caller's.
 
-In inference a direct call of the kernel; with gradients, and for whatever no kernel does, the formula in PyTorch's operators.
+* no gradient wanted: a direct call of the kernel;
+* gradients: an autograd.Function, whose forward keeps the statistics for the backward's kernel;
+* under torch.compile: the custom op `lntune::lnlstm_step`.
+
+Whatever a kernel does not do is the formula in PyTorch's operators.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,15 +19,17 @@ from torch import Tensor
 
 from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError, got_expected
-from lntune.ops.lnlstm_step import NAME, arguments, formula, variant
+from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of, variant
 from lntune.torch import dispatch
 from lntune.torch.arguments import NAMES, check_eps, served
+from lntune.torch.lnlstm_backward import recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
+_transforms = torch._C._functorch.get_dynamic_layer_stack_depth
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tttottoof"
-_NAMES = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c", "eps")
+_NAMES = (*TENSORS, "eps")
 _direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
 
 
@@ -54,23 +61,22 @@ def lnlstm_step(
         InputError: a shape, dtype or eps that does not fit, naming the argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
+    tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
     if _dynamo_compiling():
-        tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
-        if (
-            per_gate
-            or torch.is_grad_enabled()
-            or len({t.dtype for t in tensors if t is not None}) > 1
-            or c.device.type != "cpu"
-            or c.dtype not in NAMES
-        ):
+        if per_gate or len({t.dtype for t in tensors if t is not None}) > 1 or c.device.type != "cpu" or c.dtype not in NAMES or _transforms() > 0:
             return formula(*tensors, eps, carried, per_gate)
-        return torch.ops.lntune.lnlstm_step(*tensors, eps, carried)  # type: ignore[no-any-return]
+        h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, _recorded(tensors))
+        return h, c_new
     if not per_gate:
-        made = _direct[carried].call(gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps)
+        made = _direct[carried].call(*tensors, eps)
         if made is not None:
             return made  # type: ignore[no-any-return]
-    tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
-    return _any(dict(zip(_NAMES[:-1], tensors, strict=True)), eps, carried, per_gate)
+    return _any(dict(zip(TENSORS, tensors, strict=True)), eps, carried, per_gate)
+
+
+def _recorded(tensors: Sequence[Tensor | None]) -> bool:
+    """True when a gradient with respect to one of the tensors may be asked for later."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
@@ -80,21 +86,72 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in there.values()))
     there = {name: t.to(dtype) for name, t in there.items()}
     hidden, rows = c.shape[-1], math.prod(c.shape[:-1])
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in there.values())
-    kernel = None
-    if rows and not per_gate and not wanted and hidden <= MAX_HIDDEN // 4 and all(served(t, None, None, hidden) for t in there.values()):
-        case = Case(NAME, hidden, NAMES[dtype], rows, variant("weight_x" in there, "bias" in there, "bias_c" in there, carried))
-        kernel = dispatch.kernel_for(case)
+    values: tuple[Any, ...] = tuple(there.get(name) for name in given)
+    if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(served(t, None, None, hidden) for t in there.values()):
+        return formula(*values, eps=eps, carried=carried, per_gate=per_gate)
+    stats = _recorded(values)
+    case = _case(there, rows, carried, stats)
+    kernel = dispatch.kernel_for(case)
     if kernel is None:
-        values: dict[str, Any] = {name: there.get(name) for name in given}
-        return formula(**values, eps=eps, carried=carried, per_gate=per_gate)
-    plain = {name: t.contiguous().resolve_neg() for name, t in there.items()}
-    made = {name: torch.empty(c.shape, dtype=dtype, device=c.device) for name in ("h", "c_new")}
-    flat = {name: t.view(-1, t.shape[-1]) if name in ("gates_x", "gates_h", "c", "h", "c_new") else t for name, t in {**plain, **made}.items()}
-    kernel(*({**flat, "eps": float(eps)}[a.name] for a in arguments(case)))
+        return formula(*values, eps=eps, carried=carried)
+    if stats:
+        return _Step.apply(float(eps), carried, *values)  # type: ignore[no-any-return, no-untyped-call]
     if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):
         _direct[carried].remember(case, kernel, (*given.values(), float(eps)))
-    return made["h"], made["c_new"]
+    h, c_new, _ = _run(there, float(eps), carried, stats=False)
+    return h, c_new
+
+
+def _case(there: dict[str, Tensor], rows: int, carried: bool, stats: bool) -> Case:
+    c = there["c"]
+    return Case(NAME, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in there, "bias" in there, "bias_c" in there, carried, stats))
+
+
+def _plain(there: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as kernels take them: contiguous, matrices (rows, ...)."""
+    whole = {name: t.contiguous().resolve_neg() for name, t in there.items()}
+    return {name: t.view(-1, t.shape[-1]) if name in ("gates_x", "gates_h", "c") else t for name, t in whole.items()}
+
+
+def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, c, statistics), the first two shaped as the cell, the statistics (number of them, rows) or empty."""
+    shape, plain = there["c"].shape, _plain(there)
+    c = plain["c"]
+    case = _case(plain, c.shape[0], carried, stats)
+    names = statistics(tokens_of(case)) if stats else ()
+    made = torch.empty_like(c), torch.empty_like(c), torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device)
+    values = {**plain, "eps": eps, "h": made[0], "c_new": made[1], **dict(zip(names, made[2], strict=True))}
+    if c.shape[0]:
+        dispatch.serve(case)(*(values[a.name] for a in arguments(case)))
+    return made[0].view(shape), made[1].view(shape), made[2]
+
+
+def _gradients(tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_new: Tensor, carried: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of all tensors that are there."""
+    there = {name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}
+    hidden = dh.shape[-1]
+    made = step_backward(dh.contiguous().view(-1, hidden), dc_new.contiguous().view(-1, hidden), _plain(there), stats, carried)
+    return tuple(None if t is None else made[name].view(t.shape) for name, t in zip(TENSORS, tensors, strict=True))
+
+
+class _Step(torch.autograd.Function):
+    """Forward and backward on kernels; while the backward is recorded it is the formula's, which can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, carried: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        h, c_new, stats = _run({name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}, eps, carried, stats=True)
+        ctx.eps, ctx.carried = eps, carried
+        ctx.save_for_backward(*tensors, stats)
+        return h, c_new
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor, dc_new: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, stats = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *recorded_backward(tuple(tensors), (dh, dc_new), ctx.eps, ctx.carried, wanted)
+        grads = _gradients(tensors, stats, dh, dc_new, ctx.carried)
+        return None, None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 
 def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
@@ -136,13 +193,65 @@ def lnlstm_step_op(
     bias_c: Tensor | None,
     eps: float,
     carried: bool,
-) -> tuple[Tensor, Tensor]:
-    """What torch.compile puts into a graph in inference: (h, c)."""
-    with torch.no_grad():
-        h, cell = lnlstm_step(gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps, carried)
-    return h, cell
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What torch.compile puts into a graph: (h, c, statistics), the last empty without `stats`."""
+    given = dict(zip(TENSORS, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c), strict=True))
+    _check(given, eps)
+    return _run({name: t for name, t in given.items() if t is not None}, eps, carried, stats)
 
 
 @lnlstm_step_op.register_fake
-def _fake(_gates_x: Tensor, _gates_h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(c, memory_format=torch.contiguous_format), torch.empty_like(c, memory_format=torch.contiguous_format)
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, _, _, stats = arguments
+    c = tensors[2]
+    count = len(statistics(("raw",) if tensors[3] is not None else ())) if stats else 0
+    like = [torch.empty_like(c, memory_format=torch.contiguous_format) for _ in range(2)]
+    return like[0], like[1], c.new_empty((count, math.prod(c.shape[:-1])), dtype=torch.float32)
+
+
+@torch.library.custom_op("lntune::lnlstm_step_backward", mutates_args=(), device_types="cpu")
+def lnlstm_step_backward_op(
+    dh: Tensor,
+    dc_new: Tensor,
+    stats: Tensor,
+    gates_x: Tensor,
+    gates_h: Tensor,
+    c: Tensor,
+    weight_x: Tensor | None,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    carried: bool,
+) -> list[Tensor]:
+    """What torch.compile puts into a graph of gradients: those of the tensors that are there, in order."""
+    tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
+    return [t for t in _gradients(tensors, stats, dh, dc_new, carried) if t is not None]
+
+
+@lnlstm_step_backward_op.register_fake
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[3:11] if t is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, eps, carried, stats = inputs
+    ctx.eps, ctx.carried, ctx.stats = eps, carried, stats
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _op_backward(ctx: Any, dh: Tensor, dc_new: Tensor, _: Any) -> tuple[Any, ...]:
+    *tensors, stats = ctx.saved_tensors
+    if not ctx.stats:
+        raise InputError("stats: got False, expected True where a gradient is wanted; the statistics were not kept.")
+    wanted = ctx.needs_input_grad[:8]
+    if torch.is_grad_enabled():
+        return *recorded_backward(tuple(tensors), (dh, dc_new), ctx.eps, ctx.carried, wanted), None, None, None
+    made = iter(torch.ops.lntune.lnlstm_step_backward(dh, dc_new, stats, *tensors, ctx.carried))
+    grads = [None if t is None else next(made) for t in tensors]
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None
+
+
+lnlstm_step_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lntune.errors import InputError, got_expected
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.lnlstm import lnlstm_step
+from lntune.torch.lnlstm_sequence import lnlstm_sequence
 
 _DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
 
@@ -189,7 +190,8 @@ class LayerNormLSTM(_Base):
     """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016, eqs. 20-22).
 
     Parameters are the cell's, each with _l{k} for layer k and _l{k}_reverse for its other direction. The input's part of all time steps
-    is one matrix product and one layer norm; a time step is one matrix product and one lnlstm_step. torch.compile unrolls the steps.
+    is one matrix product and one layer norm; a time step is one matrix product and one kernel, forward and backward. torch.compile takes a
+    direction of a layer as one operator, however long the sequence.
 
     Args:
         input_size: features of the input.
@@ -312,25 +314,11 @@ class LayerNormLSTM(_Base):
         names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
         weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
         bias = self._shared(norm_bias, b, like=weight)
-        gates = self._input_part(flat, suffix).split(sizes)
-        order = range(len(sizes))[::-1] if suffix.endswith("_reverse") else range(len(sizes))
-        h, c = h_0[: sizes[order[0]]], c_0[: sizes[order[0]]]
-        out = list(gates)
-        ended: list[tuple[Tensor, Tensor]] = []
-        for t in order:
-            now, n = h.shape[0], sizes[t]
-            if n < now:  # forwards, the shorter sequences end
-                ended.append((h[n:], c[n:]))
-                h, c = h[:n], c[:n]
-            elif n > now:  # backwards, they begin
-                h, c = torch.cat((h, h_0[now:n])), torch.cat((c, c_0[now:n]))
-            gates_h = functional.linear(h, weight)
-            h, c = lnlstm_step(gates[t], gates_h, c, None, gain, gain_c, bias, bias_c, self.eps, self.carried, self.per_gate)
-            out[t] = h
-        if ended:
-            h = torch.cat((h, *(h for h, _ in reversed(ended))))
-            c = torch.cat((c, *(c for _, c in reversed(ended))))
-        return torch.cat(out), h, c
+        gates = self._input_part(flat, suffix).to(h_0.dtype)
+        if torch.amp.is_autocast_available(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
+            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+        options = (sizes, self.eps, self.carried, self.per_gate, suffix.endswith("_reverse"))
+        return lnlstm_sequence(gates, h_0, c_0, weight, gain, gain_c, bias, bias_c, *options)
 
     def _input_part(self, flat: Tensor, suffix: str) -> Tensor:
         """LN(W_ih x) of all rows at once."""

@@ -1,0 +1,290 @@
+"""LN-LSTM steps over a whole sequence, in one direction: one matrix product and one kernel a time step, forward and backward.
+
+As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix is one product over all time
+steps, the gradients of gains and biases are summed inside the kernels, outputs are written where they belong, and of the gates only
+what enters a layer norm is kept. torch.compile sees one node, `lntune::lnlstm_sequence`, however long the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lntune.case import MAX_HIDDEN, Case
+from lntune.errors import InputError
+from lntune.ops.lnlstm_step import NAME, formula, variant
+from lntune.torch import dispatch
+from lntune.torch.arguments import NAMES, served
+from lntune.torch.lnlstm_backward import case_of, zero_sums
+
+
+def lnlstm_sequence(
+    gates_x: Tensor,  # (rows of all steps, 4 * hidden), normalized: LN(W_ih x)
+    h_0: Tensor,  # (batch, hidden)
+    c_0: Tensor,  # (batch, hidden)
+    matrix: Tensor,  # (4 * hidden, hidden): W_hh
+    weight_h: Tensor,  # (4 * hidden,)
+    weight_c: Tensor,  # (hidden,)
+    bias: Tensor | None,  # (4 * hidden,)
+    bias_c: Tensor | None,  # (hidden,)
+    sizes: Sequence[int],
+    eps: float,
+    carried: bool,
+    per_gate: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h of all steps, laid out as gates_x, h_n and c_n) of `lntune.torch.lnlstm.lnlstm_step` from step to step.
+
+    Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the steps before; `reverse` begins at the
+    last step. A sequence's state is taken up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last.
+    """
+    tensors = (gates_x, h_0, c_0, weight_h, weight_c, bias, bias_c)
+    there = [t for t in (*tensors, matrix) if t is not None]
+    hidden = h_0.shape[-1]
+    if (
+        per_gate
+        or hidden > MAX_HIDDEN // 4
+        or h_0.dtype not in NAMES
+        or any(t.dtype != h_0.dtype for t in tensors if t is not None)
+        or not (torch.compiler.is_dynamo_compiling() or all(served(t, None, None, hidden) for t in there))
+        or h_0.device.type != "cpu"
+    ):
+        return by_steps(gates_x, h_0, c_0, matrix, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in there)
+    op = torch.ops.lntune.lnlstm_sequence
+    out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_h, weight_c, bias, bias_c, list(sizes), eps, carried, reverse, keep)
+    return out, h_n, c_n
+
+
+def by_steps(
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    sizes: Sequence[int],
+    eps: float,
+    carried: bool,
+    per_gate: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in PyTorch's operators, in any dtype and on any device, differentiable as often as those are."""
+    gates = gates_x.split(list(sizes))
+    order = range(len(sizes))[:: -1 if reverse else 1]
+    out, ended = list(gates), []
+    h, c = h_0[: sizes[order[0]]], c_0[: sizes[order[0]]]
+    for t in order:
+        now, n = h.shape[0], sizes[t]
+        if n < now:  # forwards, the shorter sequences end
+            ended.append((h[n:], c[n:]))
+            h, c = h[:n], c[:n]
+        elif n > now:  # backwards, they begin
+            h, c = torch.cat((h, h_0[now:n])), torch.cat((c, c_0[now:n]))
+        gates_h = torch.nn.functional.linear(h, matrix).to(c.dtype)
+        h, c = formula(gates[t].to(c.dtype), gates_h, c, None, weight_h, weight_c, bias, bias_c, eps, carried, per_gate)
+        out[t] = h
+    if ended:
+        h, c = (torch.cat((last, *(e[i] for e in reversed(ended)))) for i, last in enumerate((h, c)))
+    return torch.cat(out), h, c
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a @ b into `out`, computed in the dtype of b."""
+    return torch.mm(a, b, out=out) if a.dtype == b.dtype else out.copy_(torch.mm(a.to(b.dtype), b))
+
+
+def _product_t(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a.T @ b, computed in `dtype`."""
+    return torch.mm(a.to(dtype).t(), b.to(dtype))
+
+
+def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[tuple[int, int | None]]:
+    """(step, the one before it or None), in the order of computing."""
+    order = range(len(sizes))[:: -1 if reverse else 1]
+    return zip(order, (None, *order), strict=False)
+
+
+def _before(t: int | None, n: int, rows: Sequence[Tensor], first: Tensor) -> Tensor:
+    """The state of n sequences after step t, those which have no such step from the initial state."""
+    if t is None:
+        return first[:n]
+    last = rows[t]
+    return last[:n] if n <= last.shape[0] else torch.cat((last, first[last.shape[0] : n]))
+
+
+def _ends(rows: Sequence[Tensor], batch: int, reverse: bool) -> Tensor:
+    """The state after each sequence's last step, (batch, hidden)."""
+    if reverse or not batch:
+        return rows[0].clone()
+    ends, have = [], 0
+    for t in range(len(rows))[::-1]:
+        if rows[t].shape[0] > have:
+            ends.append(rows[t][have:])
+            have = rows[t].shape[0]
+        if have == batch:
+            break
+    return torch.cat(ends)
+
+
+@torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types="cpu")
+def lnlstm_sequence_op(
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    sizes: list[int],
+    eps: float,
+    carried: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps and for the backward."""
+    gates_x, h_0, c_0, weight_h, weight_c = (t.contiguous() for t in (gates_x, h_0, c_0, weight_h, weight_c))
+    rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
+    out = gates_x.new_empty(rows, hidden)
+    every = rows if keep else 0
+    gates_h, cells, stats = gates_x.new_empty(every, 4 * hidden), gates_x.new_empty(every, hidden), h_0.new_empty(4, every, dtype=torch.float32)
+    outs, inputs = out.split(sizes), gates_x.split(sizes)
+    if keep:
+        gates, states, moments = gates_h.split(sizes), cells.split(sizes), list(zip(*(s.split(sizes) for s in stats), strict=True))
+    else:  # two cells take turns, and only the ends of sequences are kept
+        scratch, pair = gates_x.new_empty(most, 4 * hidden), [gates_x.new_empty(most, hidden) for _ in range(2)]
+        gates, moments = [scratch[:n] for n in sizes], [()] * len(sizes)
+        states = [pair[t % 2][:n] for t, n in enumerate(sizes)] if len(set(sizes)) == 1 else gates_x.new_empty(rows, hidden).split(sizes)
+    vectors = [t.contiguous() for t in (weight_h, weight_c, bias, bias_c) if t is not None]
+    tokens = (False, bias is not None, bias_c is not None, carried, keep)
+    kernels = {n: dispatch.serve(Case(NAME, hidden, NAMES[h_0.dtype], n, variant(*tokens))) for n in set(sizes) if n}
+    transposed = matrix.t()
+    for t, before in _steps(sizes, reverse):
+        n = sizes[t]
+        if n:
+            _product(_before(before, n, outs, h_0), transposed, gates[t])
+            kernels[n](inputs[t], gates[t], _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *moments[t])
+    return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
+
+
+@lnlstm_sequence_op.register_fake
+def _fake(
+    gates_x: Tensor, h_0: Tensor, c_0: Tensor, matrix: Tensor, weight_h: Tensor, weight_c: Tensor, bias: Any, bias_c: Any, sizes: Any, *rest: Any
+) -> tuple[Tensor, ...]:
+    *_, keep = rest
+    (rows, gates), hidden = gates_x.shape, h_0.shape[1]
+    every = rows if keep else 0
+    kept = gates_x.new_empty(every, gates), gates_x.new_empty(every, hidden), gates_x.new_empty(4, every, dtype=torch.float32)
+    return gates_x.new_empty(rows, hidden), torch.empty_like(h_0), torch.empty_like(c_0), *kept
+
+
+@torch.library.custom_op("lntune::lnlstm_sequence_backward", mutates_args=(), device_types="cpu")
+def lnlstm_sequence_backward_op(
+    dout: Tensor,
+    dh_n: Tensor,
+    dc_n: Tensor,
+    out: Tensor,
+    gates_h: Tensor,
+    cells: Tensor,
+    stats: Tensor,
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    sizes: list[int],
+    carried: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """The gradients of the tensors from gates_x on that are there, in order."""
+    given = {"gates_x": gates_x, "gates_h": gates_h, "c": c_0, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
+    there = {name: t.contiguous() for name, t in given.items() if t is not None}
+    h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
+    hidden = h_0.shape[1]
+    outs, states, douts, gates, inputs = (t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"]))
+    moments = list(zip(*(s.split(sizes) for s in stats), strict=True))
+    dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
+    dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
+    vectors = [there[name] for name in ("weight_h", "weight_c", "bias", "bias_c") if name in there]
+    cases = {n: case_of(there, n, carried) for n in set(sizes) if n}
+    kernels = {n: dispatch.serve(case) for n, case in cases.items()}
+    sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
+    # A product with a matrix that is not transposed goes through a plain loop in low precision, on CPUs without instructions for it.
+    back = matrix if matrix.dtype == torch.float32 else matrix.t().contiguous().t()
+
+    dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))  # of a sequence: what comes from behind its last step, and later what leaves its first
+    every = list(_steps(sizes, reverse))
+    for (t, before), after in zip(reversed(every), (None, *(t for t, _ in reversed(every))), strict=False):
+        n = sizes[t]
+        if not n:
+            continue
+        if after is not None and sizes[after]:
+            _product(dgates[after], back, dh_0[: sizes[after]])
+        dh = torch.add(douts[t], dh_0[:n])
+        values = (*vectors, *moments[t], dinputs[t], dgates[t], dc_0[:n], *sums[cases[n].bucket].values())
+        dc_new = dc_0[:n].clone()
+        kernels[n](dh, dc_new, inputs[t], gates[t], _before(before, n, states, c_0), *values)
+    if sizes[every[0][0]]:
+        first = every[0][0]
+        _product(dgates[first], back, dh_0[: sizes[first]])
+
+    batch = sizes[0]
+    if len(set(sizes)) == 1 and out.shape[0] > batch:  # all but the first step's states are rows of out
+        early, late = out[:-batch], out[batch:]
+        others, its = (dgates_h[:-batch], dgates_h[-batch:]) if reverse else (dgates_h[batch:], dgates_h[:batch])
+        dmatrix = _product_t(others, late if reverse else early, matrix.dtype) + _product_t(its, h_0, matrix.dtype)
+    else:
+        befores = dict(every)
+        dmatrix = _product_t(dgates_h, torch.cat([_before(befores[t], n, outs, h_0) for t, n in enumerate(sizes)]), matrix.dtype)
+    grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
+    for name in ("weight_h", "weight_c", "bias", "bias_c"):
+        if name in there:
+            total = sum((its[f"d{name}"].sum(0) for its in sums.values()), there[name].new_zeros(there[name].shape, dtype=torch.float32))
+            grads[name] = total.to(there[name].dtype)
+    return list(grads.values())
+
+
+@lnlstm_sequence_backward_op.register_fake
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[7:15] if t is not None]
+
+
+_TENSORS = 8  # arguments of the operator that are tensors, and come first
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *ctx.sizes_and_options, keep = inputs[_TENSORS:]
+    out, _, _, *kept = output
+    ctx.keep = keep
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(*inputs[:_TENSORS], out, *kept)
+
+
+def _op_backward(ctx: Any, dout: Tensor, dh_n: Tensor, dc_n: Tensor, *_: Any) -> tuple[Any, ...]:
+    tensors, kept = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    sizes, eps, carried, reverse = ctx.sizes_and_options
+    if not ctx.keep:
+        raise InputError("keep: got False, expected True where a gradient is wanted; what the backward needs was not kept.")
+    wanted = ctx.needs_input_grad[:_TENSORS]
+    if torch.is_grad_enabled():
+        with torch.enable_grad():
+            made = by_steps(*tensors, sizes, eps, carried, False, reverse)
+            sources = [t for t, want in zip(tensors, wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(made, sources, (dout, dh_n, dc_n), create_graph=True, allow_unused=True))
+        return *(next(found) if want else None for want in wanted), *[None] * 5
+    op = torch.ops.lntune.lnlstm_sequence_backward
+    made = iter(op(dout, dh_n, dc_n, *kept, *tensors, sizes, carried, reverse))
+    grads = [None if t is None else next(made) for t in tensors]
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *[None] * 5
+
+
+lnlstm_sequence_op.register_autograd(_op_backward, setup_context=_setup_context)
