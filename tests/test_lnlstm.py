@@ -145,17 +145,85 @@ def test_per_gate_is_the_formula() -> None:
     assert not torch.allclose(ours[0], joint[0])
 
 
-def test_gradients() -> None:
-    """Gradients are those of the formula, also after a direct call, and pass gradcheck in float64."""
-    check(made())
-    given = {name: t.requires_grad_() for name, t in made().items()}
-    twin = {name: t.detach().clone().requires_grad_() for name, t in given.items()}
-    for function, g in ((lnlstm_step, given), (lambda **k: formula(**k, eps=1e-5, carried=False), twin)):
-        h, c = function(**g)  # type: ignore[operator]
+def gradients(function: Callable[..., tuple[Tensor, Tensor]], given: dict[str, Any], **options: Any) -> dict[str, Tensor]:
+    """The gradients of a function of h and c that has both, by argument."""
+    given = {name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()}
+    h, c = function(**given, **options)
+    (h * 2 + c.sin()).sum().backward()
+    return {name: t.grad for name, t in given.items() if t is not None}
+
+
+def check_gradients(given: dict[str, Any], carried: bool = False) -> None:
+    """Every gradient is as near to float64 autograd's as eager mode's is, and the same bits every time."""
+    wide = {name: None if t is None else t.double() for name, t in given.items()}
+    truth, eager = (gradients(formula, g, eps=1e-5, carried=carried) for g in (wide, given))
+    ours, again = (gradients(lnlstm_step, given, carried=carried) for _ in range(2))
+    assert set(ours) == set(truth)
+    for name, grad in ours.items():
+        assert (grad.shape, grad.dtype) == (given[name].shape, given[name].dtype)
+        assert torch.equal(grad, again[name])
+        error, eager_error = (float((g.double() - truth[name]).abs().max()) if g.numel() else 0.0 for g in (grad, eager[name]))
+        scale = max(1.0, float(truth[name].abs().max())) if grad.numel() else 1.0
+        assert error <= 2 * eager_error + ROUNDING[grad.dtype] * scale, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_every_form(dtype: torch.dtype) -> None:
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized."""
+    for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
+        given = made(dtype=dtype)
+        for name, there in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
+            if not there:
+                given[name] = None
+        check_gradients(given, carried)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
+def test_gradients_of_batches(batch: tuple[int, ...]) -> None:
+    """A single sequence without a batch, none, an odd number, more leading dimensions."""
+    check_gradients(made(batch))
+
+
+def test_a_subset_of_gradients() -> None:
+    """Only what is asked for is returned, and it is the same as with all the others; h or c alone may have a gradient."""
+    given = made()
+    whole = gradients(lnlstm_step, given)
+    for wanted in (("gates_h",), ("c", "bias"), ("weight_c",), ("weight_x", "gates_x", "bias_c")):
+        some = {name: t.clone().requires_grad_(name in wanted) for name, t in given.items()}
+        h, c = lnlstm_step(**some)
         (h * 2 + c.sin()).sum().backward()
-    assert all(torch.equal(given[name].grad, twin[name].grad) for name in NAMES)
+        assert all(torch.equal(some[name].grad, whole[name]) if name in wanted else some[name].grad is None for name in NAMES)
+    for index in (0, 1):
+        ours, theirs = (
+            torch.autograd.grad(function(**given_grad)[index].sum(), list(given_grad.values()), allow_unused=True, materialize_grads=True)
+            for function, given_grad in (
+                (lnlstm_step, {name: t.clone().requires_grad_() for name, t in given.items()}),
+                (lambda **k: formula(**k, eps=1e-5, carried=False), {name: t.clone().requires_grad_() for name, t in given.items()}),
+            )
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_double_backward() -> None:
+    """gradcheck and gradgradcheck pass in float64; in float32 the gradient of a gradient is the formula's."""
     small = {name: t.double().requires_grad_() for name, t in made((2,), hidden=3).items()}
     assert torch.autograd.gradcheck(lnlstm_step, tuple(small[name] for name in NAMES))
+    assert torch.autograd.gradgradcheck(lnlstm_step, tuple(small[name] for name in NAMES), atol=1e-4)
+    found = []
+    for function in (lnlstm_step, lambda **k: formula(**k, eps=1e-5, carried=False)):
+        given = {name: t.clone().requires_grad_() for name, t in made().items()}
+        (first,) = torch.autograd.grad(function(**given)[0].square().sum(), given["gates_h"], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [given["gates_h"], given["weight_c"]]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_eager_serves_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where eager mode serves the backward's case, PyTorch's operators stand in for its kernel, with the same arguments."""
+    given, kernel_for = made(), dispatch.kernel_for
+    whole = gradients(lnlstm_step, given)
+    monkeypatch.setattr(dispatch, "kernel_for", lambda case: None if case.op == "lnlstm_step_backward" else kernel_for(case))
+    for name, grad in gradients(lnlstm_step, given).items():
+        torch.testing.assert_close(grad, whole[name])
 
 
 def test_mixed_dtypes() -> None:
@@ -230,7 +298,9 @@ def test_the_custom_op() -> None:
     given = made()
     values = tuple(given[name] for name in NAMES)
     with torch.no_grad():
-        torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*values, 1e-5, False), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*values, 1e-5, False, False), test_utils=("test_schema", "test_faketensor"))
+    recorded = tuple(t.requires_grad_() for t in values)
+    torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*recorded, 1e-5, False, True))
 
 
 def test_why_and_limits() -> None:

@@ -30,9 +30,22 @@ def _lnlstm_step(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     return lambda: lnlstm_step(*values)
 
 
+def _lnlstm_step_backward(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+    from lntune.ops.lnlstm_step import TENSORS, statistics, tokens_of
+    from lntune.torch.lnlstm_backward import accumulate
+
+    tokens = tokens_of(case)
+    tensors = {name: given[name] for name in TENSORS if name in given}
+    stats = tuple(given[name] for name in statistics(tokens))
+    sums = {name: given[name] for name in given if name.startswith(("dweight", "dbias"))}
+    dh, dc_new, carried = given["dh"], given["dc_new"], "carried" in tokens
+    return lambda: accumulate(dh, dc_new, tensors, stats, carried, sums)
+
+
 CALLS: dict[str, Callable[[Case, dict[str, Any]], Callable[[], Any]]] = {
     "layer_norm": _layer_norm,
     "layer_norm_backward": _layer_norm_backward,
     "lnlstm_step": _lnlstm_step,
+    "lnlstm_step_backward": _lnlstm_step_backward,
 }
 """Operator -> the public call bound to named inputs: what a benchmark times."""

@@ -130,7 +130,7 @@ def _gradients(tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_n
     """The gradients of all tensors that are there."""
     there = {name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}
     hidden = dh.shape[-1]
-    made = step_backward(dh.contiguous().view(-1, hidden), dc_new.contiguous().view(-1, hidden), _plain(there), stats, carried)
+    made = step_backward(dh.contiguous().view(-1, hidden), dc_new.contiguous().view(-1, hidden), _plain(there), tuple(stats), carried)
     return tuple(None if t is None else made[name].view(t.shape) for name, t in zip(TENSORS, tensors, strict=True))
 
 

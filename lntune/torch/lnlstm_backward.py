@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lntune import device
 from lntune.case import Case
 from lntune.ops import lnlstm_step_backward as op
-from lntune.ops.lnlstm_step import TENSORS, formula, statistics, variant
+from lntune.ops.lnlstm_step import TENSORS, formula, statistics, tokens_of, variant
 from lntune.torch import dispatch
 from lntune.torch.arguments import NAMES
 
@@ -33,21 +34,25 @@ def zero_sums(case: Case, like: Tensor) -> Given:
     }
 
 
-def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Tensor, carried: bool) -> Given:
-    """The gradients by the names of the forward's tensors, each in its dtype.
+def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> Given:
+    """dgates_x, dgates_h and dc; those of gains and biases are added to `sums`, see zero_sums.
 
-    `given` are the tensors that are there, contiguous, of one dtype, matrices (rows, ...); `stats` (statistics, rows) are in the order
-    of ops.lnlstm_step.statistics.
+    `given` are the forward's tensors that are there, contiguous, of one dtype, matrices (rows, ...); `stats` are as many (rows,) as
+    ops.lnlstm_step.statistics names.
     """
-    rows = given["c"].shape[0]
-    case = case_of(given, rows, carried)
-    sums = zero_sums(case, dh)
+    case = case_of(given, given["c"].shape[0], carried)
     made = {name: torch.empty_like(given[name.removeprefix("d")]) for name in ("dgates_x", "dgates_h", "dc")}
-    values = {**given, **dict(zip(statistics(case.variant.split("+")), stats, strict=True)), **made, **sums, "dh": dh, "dc_new": dc_new}
-    if rows:
+    values = {**given, **dict(zip(statistics(tokens_of(case)), stats, strict=True)), **made, **sums, "dh": dh, "dc_new": dc_new}
+    if case.rows:
         dispatch.serve(case)(*(values[a.name] for a in op.arguments(case)))
-    grads = {name.removeprefix("d"): t for name, t in made.items()}
-    return grads | {name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype) for name, t in sums.items()}
+    return made
+
+
+def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool) -> Given:
+    """All gradients of one step, by the names of the forward's tensors and in their dtypes; arguments as accumulate's."""
+    sums = zero_sums(case_of(given, given["c"].shape[0], carried), dh)
+    made = {name.removeprefix("d"): t for name, t in accumulate(dh, dc_new, given, stats, carried, sums).items()}
+    return made | {name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype) for name, t in sums.items()}
 
 
 def recorded_backward(
