@@ -21,7 +21,9 @@ each block of rows; adding these rows up, once, is left to the caller. The same 
 
 from __future__ import annotations
 
+import functools
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lntune import device
@@ -33,7 +35,7 @@ from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, varia
 from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -42,7 +44,7 @@ VARIANTS = (DEFAULT_VARIANT, *sorted({variant(*there) for there in itertools.pro
 """Those of the forward, of which no statistics need to be asked."""
 
 
-def sums(tokens: tuple[str, ...] | list[str]) -> dict[str, str]:
+def sums(tokens: Sequence[str]) -> dict[str, str]:
     """The gradients that are summed over rows, and whether they have the size of "gates" or "hidden"."""
     there = {"dweight_x": "raw" in tokens, "dweight_h": True, "dweight_c": True, "dbias": "bias" in tokens, "dbias_c": "bias_c" in tokens}
     return {name: "hidden" if name.endswith("_c") else "gates" for name in there if there[name]}
@@ -70,152 +72,199 @@ def _forward(case: Case) -> Case:
     return Case(lnlstm_step.NAME, case.hidden, case.dtype, case.rows, case.variant or DEFAULT_VARIANT)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The kernel's inputs and stages over its rows, shared among `blocks` blocks that take turns of `together` rows.
+
+    Stages have their rows padded to whole turns of all blocks, the last row repeated.
+    """
+
+    case: Case
+    together: int
+    blocks: int
+
+    @functools.cached_property
+    def count(self) -> Any:
+        """The rows there are."""
+        from tvm import te
+
+        return te.var("rows", "int64")
+
+    @property
+    def turn(self) -> int:
+        """Rows that all blocks take in one turn."""
+        return self.blocks * self.together
+
+    @property
+    def turns(self) -> Any:
+        """Turns of a block."""
+        return (self.count + _i64(self.turn - 1)) // _i64(self.turn) if self.turn > 1 else self.count
+
+    @property
+    def padded(self) -> Any:
+        """The rows of a stage."""
+        return self.turns * _i64(self.turn) if self.turn > 1 else self.count
+
+    @functools.cached_property
+    def args(self) -> dict[str, Any]:
+        """The inputs."""
+        from tvm import te
+
+        sizes = {"rows": self.count, "hidden": _i64(self.case.hidden), "gates": _i64(4 * self.case.hidden)}
+        return {a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(self.case) if a.role == "in"}
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """An input in float32: a vector at k, a statistic at a row, a matrix at both."""
+        from tvm import tirx
+
+        arg = self.args[name]
+
+        def at(*index: Any) -> Any:
+            if self.turn > 1 and arg.shape[0].same_as(self.count):
+                index = (tirx.min(index[0], self.count - 1), *index[1:])
+            return widen(arg[index])
+
+        return at
+
+    def xhat(self, name: str) -> Callable[[Any, Any], Any]:
+        """gates_x or gates_h, normalized."""
+        return lambda i, k: (self[f"gates_{name}"](i, k) - self[f"mean_{name}"](i)) * self[f"rstd_{name}"](i)
+
+    def stage(self, name: str, size: int, value: Callable[..., Any]) -> Any:
+        """A float32 stage of size x hidden elements a row, or of one number a row for size 0."""
+        from tvm import te
+
+        return te.compute((self.padded, _i64(size * self.case.hidden)) if size else (self.padded,), value, name=name)
+
+    def output(self, name: str, value: Callable[[Any, Any], Any]) -> Any:
+        """An output, rounded once."""
+        from tvm import te
+
+        (size,) = (_i64(a.sizes(1, self.case.hidden)[1]) for a in arguments(self.case) if a.name == name)
+        return te.compute((self.count, size), lambda i, k: value(i, k).astype(self.case.dtype), name=name)
+
+    def sums(self, stage: str, size: str, values: dict[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
+        """Sums over the rows of each block, all in one stage, so that none comes between the others' terms."""
+        from tvm import te, tirx
+
+        t, side = te.reduce_axis((0, self.turns), name="turn"), te.reduce_axis((0, _i64(self.together)), name="side")
+        add = sum_of(len(values))
+
+        def total(b: Any, k: Any) -> Any:
+            i = (t * _i64(self.blocks) + b) * _i64(self.together) + side
+            terms = tuple(value(i, k) for value in values.values())
+            if self.turn > 1:
+                terms = tuple(tirx.Select(i < self.count, term, tirx.const(0.0, "float32")) for term in terms)
+            return add(terms if len(terms) > 1 else terms[0], axis=[t, side])
+
+        made = te.compute((_i64(self.blocks), _i64((4 if size == "gates" else 1) * self.case.hidden)), total, name=stage)
+        return dict(zip(values, made if len(values) > 1 else [made], strict=True))
+
+
+def _i64(value: int) -> Any:
+    from tvm import tirx
+
+    return tirx.IntImm("int64", value)
+
+
 def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1) -> Any:
     """The TE definition for schedules that share the rows among `blocks` blocks, which take turns of `together` rows.
 
     Stages, in order: z, act (the gates after their activations), xhat_c, inner, tanh_inner, dinner, the sums of the cell's row
-    (cell_...), dcell, dz, the sums of the gates' row (gates_...), the outputs, and the sums over rows "sums_gates" and "sums_hidden". All
-    but the three outputs have their rows padded to a multiple of blocks x together, the last row repeated; the sums over rows take
-    zeros for those.
+    (cell...), dcell, dz, the sums of the gates' row (gates...), the outputs, and the sums over rows "sums_gates" and "sums_hidden", which
+    take zeros for rows that are padding.
     """
     from tvm import te, tirx
 
-    def i64(value: int) -> Any:
-        return tirx.IntImm("int64", value)
-
-    f32, n, turn, tokens = "float32", case.hidden, blocks * together, tokens_of(case)
-    one = tirx.const(1.0, f32)
-    rows = te.var("rows", "int64")
-    turns = (rows + i64(turn - 1)) // i64(turn) if turn > 1 else rows
-    padded = turns * i64(turn) if turn > 1 else rows
-    sizes = {"rows": rows, "hidden": i64(n), "gates": i64(4 * n)}
-    args: dict[str, Any] = {
-        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(case) if a.role == "in"
-    }
-
-    def of(name: str) -> Any:
-        """A vector at k, a row's statistic at i, or a matrix at (i, k)."""
-
-        def at(*index: Any) -> Any:
-            if args[name].shape[0].same_as(rows):
-                index = (tirx.min(index[0], rows - 1) if turn > 1 else index[0], *index[1:])
-            return widen(args[name][index])
-
-        return at
-
-    def over_state(name: str, value: Any) -> Any:
-        return te.compute((padded, sizes["hidden"]), value, name=name)
-
-    def over_gates(name: str, value: Any) -> Any:
-        return te.compute((padded, sizes["gates"]), value, name=name)
-
-    def xhat(name: str) -> Any:
-        return lambda i, k: (of(f"gates_{name}")(i, k) - of(f"mean_{name}")(i)) * of(f"rstd_{name}")(i)
-
-    # What the forward made of the gates, again.
-    normalized = ("x", "h") if "raw" in tokens else ("h",)
-
-    def sum_of_gates(i: Any, k: Any) -> Any:
-        from_x = xhat("x")(i, k) * of("weight_x")(k) if "raw" in tokens else of("gates_x")(i, k)
-        value = xhat("h")(i, k) * of("weight_h")(k) + from_x
-        return value + of("bias")(k) if "bias" in tokens else value
-
-    z = over_gates("z", sum_of_gates)
-    act = over_gates("act", lambda i, k: tirx.Select(tirx.floordiv(k, i64(n)) == 2, tanh(z[i, k]), sigmoid(z[i, k])))  # noqa: PLR2004 (i, f, g, o)
+    n, tokens, one = case.hidden, tokens_of(case), tirx.const(1.0, "float32")
+    rows = _Rows(case, together, blocks)
+    act, xhat_c, t = _again(rows, tokens)
 
     def gate(number: int, i: Any, k: Any) -> Any:
-        return act[i, k + i64(number * n)]
+        return act[i, k + _i64(number * n)]
 
-    def deviation(i: Any, k: Any) -> Any:
-        return gate(1, i, k) * of("c")(i, k) + gate(0, i, k) * gate(2, i, k) - of("mean_c")(i)
-
-    xhat_c = over_state("xhat_c", lambda i, k: deviation(i, k) * of("rstd_c")(i))
-
-    def affine(i: Any, k: Any) -> Any:
-        value = xhat_c[i, k] * of("weight_c")(k)
-        return value + of("bias_c")(k) if "bias_c" in tokens else value
-
-    inner = over_state("inner", affine)
-    t = over_state("tanh_inner", lambda i, k: tanh(inner[i, k]))
-
-    # Backwards: through the output, the cell's layer norm and the cell.
-    def output(i: Any, k: Any) -> Any:
-        value = of("dh")(i, k) * gate(3, i, k) * (one - t[i, k] * t[i, k])
-        return value + of("dc_new")(i, k) if "carried" in tokens else value
-
-    dinner = over_state("dinner", output)
-
-    def normed(d: Any, weight: Any, xhat: Any, means: Any, rstd: Any) -> Any:
+    def normed(d: Any, name: str, xhat: Any, means: Any) -> Any:
         """LN' at (i, k)."""
-        return lambda i, k: rstd(i) * (d(i, k) * weight(k) - means[0][i] - xhat(i, k) * means[1][i])
+        return lambda i, k: rows[f"rstd_{name}"](i) * (d(i, k) * rows[f"weight_{name}"](k) - means[0][i] - xhat(i, k) * means[1][i])
 
-    def terms_of(d: Any, weight: Any, xhat: Any) -> tuple[Any, Any]:
+    def terms_of(d: Any, name: str, xhat: Any) -> tuple[Any, Any]:
+        weight = rows[f"weight_{name}"]
         return lambda i, k: d(i, k) * weight(k), lambda i, k: d(i, k) * weight(k) * xhat(i, k)
 
     def means_of(terms: Any, size: int, name: str) -> list[Any]:
-        scale = tirx.const(float(size), f32)
+        scale = tirx.const(float(size), "float32")
 
         def mean(total: Any, j: int) -> Any:
-            return te.compute((padded,), lambda i: total(i) / scale, name=f"{name}{j}_mean")
+            return rows.stage(f"{name}{j}_mean", 0, lambda i: total(i) / scale)
 
-        return [mean(total, j) for j, total in enumerate(row_sum(padded, size, terms, name))]
+        return [mean(total, j) for j, total in enumerate(row_sum(rows.padded, size, terms, name))]
 
-    cell = (lambda i, k: dinner[i, k], of("weight_c"), lambda i, k: xhat_c[i, k])
-    into_cell = normed(*cell, means_of(terms_of(*cell), n, "cell"), of("rstd_c"))
-    dcell = over_state("dcell", into_cell if "carried" in tokens else lambda i, k: into_cell(i, k) + of("dc_new")(i, k))
+    # Through the output and the cell's layer norm.
+    def output(i: Any, k: Any) -> Any:
+        value = rows["dh"](i, k) * gate(3, i, k) * (one - t[i, k] * t[i, k])
+        return value + rows["dc_new"](i, k) if "carried" in tokens else value
 
+    dinner = rows.stage("dinner", 1, output)
+    cell = (lambda i, k: dinner[i, k], "c", lambda i, k: xhat_c[i, k])
+    into_cell = normed(*cell, means_of(terms_of(*cell), n, "cell"))
+    dcell = rows.stage("dcell", 1, into_cell if "carried" in tokens else lambda i, k: into_cell(i, k) + rows["dc_new"](i, k))
+
+    # Through the cell and the gates.
     def of_gate(i: Any, k: Any) -> Any:
         """dz; which of the four expressions is known once k's loop is cut at the gates."""
-        number, k = tirx.floordiv(k, i64(n)), tirx.floormod(k, i64(n))
+        number, k = tirx.floordiv(k, _i64(n)), tirx.floormod(k, _i64(n))
         gi, gf, gg, go = (gate(j, i, k) for j in range(4))
-        of_i, of_f = dcell[i, k] * gg * (gi * (one - gi)), dcell[i, k] * of("c")(i, k) * (gf * (one - gf))
-        of_g, of_o = dcell[i, k] * gi * (one - gg * gg), of("dh")(i, k) * t[i, k] * (go * (one - go))
+        of_i, of_f = dcell[i, k] * gg * (gi * (one - gi)), dcell[i, k] * rows["c"](i, k) * (gf * (one - gf))
+        of_g, of_o = dcell[i, k] * gi * (one - gg * gg), rows["dh"](i, k) * t[i, k] * (go * (one - go))
         return tirx.Select(number == 0, of_i, tirx.Select(number == 1, of_f, tirx.Select(number == 2, of_g, of_o)))  # noqa: PLR2004
 
-    dz = over_gates("dz", of_gate)
-    gates = {name: (lambda i, k: dz[i, k], of(f"weight_{name}"), xhat(name)) for name in normalized}
-    means = means_of([term for name in normalized for term in terms_of(*gates[name])], 4 * n, "gates")
-    outputs = {f"dgates_{name}": normed(*gates[name], means[2 * j : 2 * j + 2], of(f"rstd_{name}")) for j, name in enumerate(normalized)}
-    outputs.setdefault("dgates_x", lambda i, k: dz[i, k])
-    outputs["dc"] = lambda i, k: dcell[i, k] * gate(1, i, k)
+    dz = rows.stage("dz", 4, of_gate)
+    gates = {name: (lambda i, k: dz[i, k], name, rows.xhat(name)) for name in (("x", "h") if "raw" in tokens else ("h",))}
+    means = means_of([term for its in gates.values() for term in terms_of(*its)], 4 * n, "gates")
+    made: dict[str, Any] = {f"dgates_{name}": normed(*its, means[2 * j : 2 * j + 2]) for j, (name, its) in enumerate(gates.items())}
+    made.setdefault("dgates_x", lambda i, k: dz[i, k])
+    made["dc"] = lambda i, k: dcell[i, k] * gate(1, i, k)
+    named = {**rows.args, **{name: rows.output(name, value) for name, value in made.items()}}
 
-    def rounded(name: str, value: Any) -> Any:
-        return te.compute((rows, sizes["hidden" if name == "dc" else "gates"]), lambda i, k: value(i, k).astype(case.dtype), name=name)
-
-    made = {a.name: rounded(a.name, outputs[a.name]) for a in arguments(case) if a.role == "out"}
+    # Over rows.
     values = {
-        "dweight_x": lambda i, k: dz[i, k] * xhat("x")(i, k),
-        "dweight_h": lambda i, k: dz[i, k] * xhat("h")(i, k),
+        "dweight_x": lambda i, k: dz[i, k] * rows.xhat("x")(i, k),
+        "dweight_h": lambda i, k: dz[i, k] * rows.xhat("h")(i, k),
         "dbias": lambda i, k: dz[i, k],
         "dweight_c": lambda i, k: dinner[i, k] * xhat_c[i, k],
         "dbias_c": lambda i, k: dinner[i, k],
     }
     for size in ("gates", "hidden"):
-        names = [name for name, its in sums(tokens).items() if its == size]
-        made |= _over_rows(f"sums_{size}", {name: values[name] for name in names}, sizes[size], rows, blocks, together)
-    return te.create_prim_func([{**args, **made}[a.name] for a in arguments(case)])
+        named |= rows.sums(f"sums_{size}", size, {name: values[name] for name, its in sums(tokens).items() if its == size})
+    return te.create_prim_func([named[a.name] for a in arguments(case)])
 
 
-def _over_rows(stage: str, values: dict[str, Any], size: Any, rows: Any, blocks: int, together: int) -> dict[str, Any]:
-    """Sums over the rows of each block, all in one stage, so that none comes between the others' terms."""
-    from tvm import te, tirx
+def _again(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
+    """What the forward made: the gates after their activations, the normalized cell, tanh of inner."""
+    from tvm import tirx
 
-    def i64(value: int) -> Any:
-        return tirx.IntImm("int64", value)
+    n = rows.case.hidden
 
-    turn = blocks * together
-    turns = (rows + i64(turn - 1)) // i64(turn) if turn > 1 else rows
-    t, side, add = te.reduce_axis((0, turns), name="turn"), te.reduce_axis((0, i64(together)), name="side"), sum_of(len(values))
+    def sum_of_gates(i: Any, k: Any) -> Any:
+        from_x = rows.xhat("x")(i, k) * rows["weight_x"](k) if "raw" in tokens else rows["gates_x"](i, k)
+        value = rows.xhat("h")(i, k) * rows["weight_h"](k) + from_x
+        return value + rows["bias"](k) if "bias" in tokens else value
 
-    def total(b: Any, k: Any) -> Any:
-        i = (t * i64(blocks) + b) * i64(together) + side
-        terms = tuple(value(i, k) for value in values.values())
-        if turn > 1:
-            terms = tuple(tirx.Select(i < rows, term, tirx.const(0.0, "float32")) for term in terms)
-        return add(terms if len(terms) > 1 else terms[0], axis=[t, side])
+    z = rows.stage("z", 4, sum_of_gates)
+    act = rows.stage("act", 4, lambda i, k: tirx.Select(tirx.floordiv(k, _i64(n)) == 2, tanh(z[i, k]), sigmoid(z[i, k])))  # noqa: PLR2004 (i, f, g, o)
 
-    made = te.compute((i64(blocks), size), total, name=stage)
-    return dict(zip(values, made if len(values) > 1 else [made], strict=True))
+    def normalized(i: Any, k: Any) -> Any:
+        gi, gf, gg = (act[i, k + _i64(j * n)] for j in range(3))
+        return (gf * rows["c"](i, k) + gi * gg - rows["mean_c"](i)) * rows["rstd_c"](i)
+
+    xhat_c = rows.stage("xhat_c", 1, normalized)
+
+    def affine(i: Any, k: Any) -> Any:
+        value = xhat_c[i, k] * rows["weight_c"](k)
+        return value + rows["bias_c"](k) if "bias_c" in tokens else value
+
+    inner = rows.stage("inner", 1, affine)
+    return act, xhat_c, rows.stage("tanh_inner", 1, lambda i, k: tanh(inner[i, k]))
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
@@ -289,7 +338,7 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
     names = [a.name for a in arguments(case) if a.role == "in" and a.name in lnlstm_step.TENSORS]
     with torch.inference_mode(False), torch.enable_grad():
         leaves: dict[str, Any] = {name: given[name].detach().clone().requires_grad_() for name in names}
-        every = {name: leaves.get(name) for name in lnlstm_step.TENSORS}
+        every: dict[str, Any] = {name: leaves.get(name) for name in lnlstm_step.TENSORS}
         made = lnlstm_step.formula(**every, eps=1e-5, carried="carried" in tokens_of(case))
         grads = tuple(given[name].clone() for name in ("dh", "dc_new"))
 

@@ -86,14 +86,14 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in there.values()))
     there = {name: t.to(dtype) for name, t in there.items()}
     hidden, rows = c.shape[-1], math.prod(c.shape[:-1])
-    values: tuple[Any, ...] = tuple(there.get(name) for name in given)
+    values: Any = [there.get(name) for name in given]
     if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(served(t, None, None, hidden) for t in there.values()):
-        return formula(*values, eps=eps, carried=carried, per_gate=per_gate)
+        return formula(*values, eps, carried, per_gate)
     stats = _recorded(values)
     case = _case(there, rows, carried, stats)
     kernel = dispatch.kernel_for(case)
     if kernel is None:
-        return formula(*values, eps=eps, carried=carried)
+        return formula(*values, eps, carried)
     if stats:
         return _Step.apply(float(eps), carried, *values)  # type: ignore[no-any-return, no-untyped-call]
     if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):

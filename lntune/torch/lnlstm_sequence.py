@@ -104,7 +104,7 @@ def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], 
     For a few rows a product mostly reads and rearranges its matrix. oneDNN, which PyTorch brings, can have it rearranged once
     (torch.compile does the same for inference): 1.5 times as fast at 32 rows.
     """
-    if steps >= _PACKED_FROM and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+    if steps >= _PACKED_FROM and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled():
         op = torch.ops.mkldnn
         try:
             packed = op._reorder_linear_weight(matrix, rows)
@@ -226,7 +226,6 @@ def lnlstm_sequence_backward_op(
     given = {"gates_x": gates_x, "gates_h": gates_h, "c": c_0, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
     there = {name: t.contiguous() for name, t in given.items() if t is not None}
     h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
-    hidden = h_0.shape[1]
     outs, states, douts, gates, inputs = (t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"]))
     moments = list(zip(*(s.split(sizes) for s in stats), strict=True))
     dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
@@ -237,7 +236,9 @@ def lnlstm_sequence_backward_op(
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
     recur = _times(matrix.t().contiguous(), sizes[0], len(sizes))
 
-    dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))  # of a sequence: what comes from behind its last step, and later what leaves its first
+    dh_0, dc_0 = (
+        t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n)
+    )  # of a sequence: what comes from behind its last step, and later what leaves its first
     every = list(_steps(sizes, reverse))
     for (t, before), after in zip(reversed(every), (None, *(t for t, _ in reversed(every))), strict=False):
         n = sizes[t]
@@ -287,7 +288,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
-    tensors, kept = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    saved: Any = ctx.saved_tensors
+    tensors, kept = saved[:_TENSORS], saved[_TENSORS:]
     like = (kept[0], tensors[1], tensors[2])
     dout, dh_n, dc_n = (torch.zeros_like(t) if g is None else g for g, t in zip(grads_out, like, strict=False))
     sizes, eps, carried, reverse = ctx.sizes_and_options
@@ -296,7 +298,7 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:_TENSORS]
     if torch.is_grad_enabled():
         with torch.enable_grad():
-            made = by_steps(*tensors, sizes, eps, carried, False, reverse)
+            made = by_steps(*tensors, sizes, eps, carried, per_gate=False, reverse=reverse)
             sources = [t for t, want in zip(tensors, wanted, strict=True) if want]
             found = iter(torch.autograd.grad(made, sources, (dout, dh_n, dc_n), create_graph=True, allow_unused=True))
         return *(next(found) if want else None for want in wanted), *[None] * 5

@@ -1,0 +1,183 @@
+"""LN-LSTM steps over whole sequences on kernels: values and gradients against float64, every layout of sequences, compiled too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lntune
+from lntune.torch import lnlstm_sequence as module
+from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
+
+pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+
+NAMES = ("gates_x", "h_0", "c_0", "matrix", "weight_h", "weight_c", "bias", "bias_c")
+HIDDEN = 24
+SIZES: dict[str, list[int]] = {
+    "one step": [3],
+    "equal": [3] * 4,
+    "packed": [5, 5, 3, 3, 1],
+    "one by one": [4, 3, 2, 1],
+    "one sequence": [1] * 3,
+    "long": [2] * (module._PACKED_FROM + 1),
+    "long and packed": [20] * 5 + [7] * 4 + [1],  # in three row buckets, each with sums of its own
+    "empty": [0, 0],
+}
+
+
+def made(sizes: list[int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random arguments, all there."""
+    generator, n = torch.Generator().manual_seed(0), max(sizes)
+    gates, state = (4 * HIDDEN,), (n, HIDDEN)
+    shapes = {"gates_x": (sum(sizes), *gates), "h_0": state, "c_0": state, "matrix": (*gates, HIDDEN), "weight_c": (HIDDEN,), "bias_c": (HIDDEN,)}
+    return {name: torch.randn(shapes.get(name, gates), generator=generator).to(dtype) for name in NAMES}
+
+
+def run(function: Any, given: dict[str, Any], sizes: list[int], *options: Any) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a function of all of them by "d" and the argument."""
+    leaves = {name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()}
+    made = dict(zip(("out", "h_n", "c_n"), function(*leaves.values(), sizes, 1e-5, *options), strict=True))
+    ((made["out"] * 2).sin().sum() + made["h_n"].square().sum() + made["c_n"].sin().sum()).backward()
+    return {name: t.detach() for name, t in made.items()} | {f"d{name}": t.grad for name, t in leaves.items() if t is not None}
+
+
+def check(given: dict[str, Any], sizes: list[int], *options: Any) -> None:
+    """As near to float64 as PyTorch's operators come, and the same bits twice."""
+    truth = run(by_steps, {name: None if t is None else t.double() for name, t in given.items()}, sizes, *options)
+    eager, ours, again = (run(function, given, sizes, *options) for function in (by_steps, lnlstm_sequence, lnlstm_sequence))
+    rounding = {torch.float32: 2.0**-19, torch.bfloat16: 2.0**-6}[given["h_0"].dtype]
+    for name, t in ours.items():
+        assert (t.shape, t.dtype) == (eager[name].shape, eager[name].dtype), name
+        assert torch.equal(t, again[name]), name
+        if t.numel():
+            error, eager_error = (float((v.double() - truth[name]).abs().max()) for v in (t, eager[name]))
+            assert error <= 3 * eager_error + rounding * max(1.0, float(truth[name].abs().max())), name
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("what", SIZES)
+def test_against_float64(what: str, reverse: bool) -> None:
+    """Any number of steps and sequences, ending or beginning at different times."""
+    check(made(SIZES[what]), SIZES[what], False, False, reverse)
+
+
+@pytest.mark.parametrize("options", [(True, False), (False, True)], ids=["carried", "per_gate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
+    """The cell carried normalized, a layer norm for each gate, with biases left out, in low precision too."""
+    given = made(SIZES["packed"], dtype)
+    check(given, SIZES["packed"], *options, False)
+    check({**given, "bias": None, "bias_c": None}, SIZES["packed"], *options, True)
+
+
+def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN is missing or refuses, plain products give the same up to rounding."""
+    sizes = SIZES["long"]
+    packed = run(lnlstm_sequence, made(sizes), sizes, False, False, False)
+    monkeypatch.setattr(module, "_PACKED_FROM", 10**6)
+    plain = run(lnlstm_sequence, made(sizes), sizes, False, False, False)
+    for name, t in plain.items():
+        torch.testing.assert_close(t, packed[name], rtol=1e-4, atol=1e-4)
+
+
+def test_inference_is_training() -> None:
+    """Without gradients the same bits come out, and nothing is kept for a backward."""
+    for sizes in (SIZES["packed"], SIZES["long"]):
+        given = made(sizes)
+        with torch.no_grad():
+            plain = lnlstm_sequence(*given.values(), sizes, 1e-5, False, False, False)
+        recorded = lnlstm_sequence(*(t.requires_grad_() for t in given.values()), sizes, 1e-5, False, False, False)
+        assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+        assert not any(t.requires_grad for t in plain) and all(t.requires_grad for t in recorded)
+
+
+def test_views() -> None:
+    """States and gradients that are strided or expanded are taken as their values are."""
+    sizes = SIZES["equal"]
+    given = made(sizes)
+    given["h_0"], given["c_0"] = torch.randn(HIDDEN, 3).t(), torch.randn(1, HIDDEN).expand(3, HIDDEN)
+    leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
+    results = []
+    for function in (lnlstm_sequence, by_steps):
+        out, h, c = function(*leaves.values(), sizes, 1e-5, False, False, False)
+        results.append(torch.autograd.grad(out.sum() + h.t().sum() + c.sum(), list(leaves.values())))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_some_gradients() -> None:
+    """Only the last state, or only one argument, may have a gradient."""
+    sizes, results = SIZES["packed"], []
+    for function in (lnlstm_sequence, by_steps):
+        given = {name: t.requires_grad_(name in ("matrix", "bias")) for name, t in made(sizes).items()}
+        _, h, _ = function(*given.values(), sizes, 1e-5, False, False, False)
+        results.append(torch.autograd.grad(h.sum(), [given["matrix"], given["bias"]]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_double_backward() -> None:
+    """The gradient of a gradient is that of PyTorch's operators."""
+    sizes, results = SIZES["packed"], []
+    for function in (lnlstm_sequence, by_steps):
+        given = {name: t.requires_grad_() for name, t in made(sizes).items()}
+        out, _, _ = function(*given.values(), sizes, 1e-5, False, False, False)
+        (first,) = torch.autograd.grad(out.square().sum(), given["h_0"], create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), [given["matrix"], given["c_0"]]))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_the_custom_op() -> None:
+    """PyTorch's own checks of custom operators pass, gradients included."""
+    sizes = SIZES["packed"]
+    given = [t.requires_grad_() for t in made(sizes).values()]
+    torch.library.opcheck(torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, False, True))
+    with torch.no_grad():
+        torch.library.opcheck(
+            torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, True, False), test_utils=("test_schema", "test_faketensor")
+        )
+
+
+def test_compiled_training_does_not_unroll() -> None:
+    """torch.compile takes a layer in training as one graph with one operator per direction, however long the sequence."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.manual_seed(0)
+    rnn = lntune.LayerNormLSTM(3, 5, 2, bidirectional=True)
+    x = torch.randn(30, 2, 3)
+    compiled = torch.compile(rnn, backend=backend, fullgraph=True)
+    results = []
+    for module_ in (rnn, compiled):
+        rnn.zero_grad()
+        module_(x)[0].square().sum().backward()
+        results.append({name: p.grad.clone() for name, p in rnn.named_parameters()})
+    torch.testing.assert_close(*results)
+    assert [sum("lnlstm_sequence" in str(node.target) for node in g.graph.nodes) for g in graphs] == [4]
+
+
+def test_autocast_trains_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast matrix products are in low precision and all else in the parameters' dtype; no further from float32 than eager is."""
+    torch.manual_seed(0)
+    rnn, x = lntune.LayerNormLSTM(6, 8), torch.randn(12, 3, 6)
+
+    def gradients(autocast: bool) -> dict[str, Tensor]:
+        rnn.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out, _ = rnn(x)
+        assert out.dtype == torch.float32
+        out.sin().sum().backward()
+        return {name: p.grad.clone() for name, p in rnn.named_parameters()}
+
+    monkeypatch.setattr("lntune.torch.lstm.lnlstm_sequence", by_steps)
+    truth, eager = gradients(False), gradients(True)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "by_steps", None)  # would fail if it were called
+    ours = gradients(True)
+    for name, grad in ours.items():
+        error, eager_error = (float((g - truth[name]).norm() / truth[name].norm()) for g in (grad, eager[name]))
+        assert grad.dtype == torch.float32 and 1e-6 < error <= 2 * eager_error, name
