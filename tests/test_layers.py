@@ -20,7 +20,7 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("native",),
     ("ops", "search"),
-    ("schedule", "loops", "streaming", "runtime", "direct"),
+    ("schedule", "loops", "streaming", "sums", "runtime", "direct"),
     ("build", "check", "timing", "heap", "select"),
     ("artifact",),
     ("trial", "torch", "report"),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "loops", "ops", "streaming"}
+TVM = {"build", "loops", "ops", "streaming", "sums"}
 TVM_FFI = {"direct", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""

@@ -19,7 +19,6 @@ _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-
 _ROUNDING = 1.5 * 2.0**23
 """Added to a small float32 it leaves the nearest integer in the lowest bits: rounding that needs no conversion, which has no
 meaning for NaN."""
-_ROUNDING_BITS = 0x4B400000
 _LARGEST, _SMALLEST = 88.0, -87.0
 """exp beyond these is outside the normal range of float32."""
 _POLYNOMIAL = 0.625
@@ -43,12 +42,14 @@ def exp(x: Any) -> Any:
     """e to the x, x cut to -87 .. 88."""
     from tvm import tirx
 
-    # Written so that NaN, which compares false, stays.
-    x = tirx.Select(x > _f32(_LARGEST), _f32(_LARGEST), tirx.Select(x < _f32(_SMALLEST), _f32(_SMALLEST), x))
-    # Not (rounded - _ROUNDING): TVM simplifies that to what is to be rounded.
-    whole = tirx.reinterpret("int32", x * _f32(_LOG2E) + _f32(_ROUNDING)) - tirx.const(_ROUNDING_BITS, "int32")
-    power = tirx.reinterpret("float32", (whole + tirx.const(127, "int32")) << tirx.const(23, "int32"))
-    n = whole.astype("float32")
+    # One instruction each, written so that NaN, which compares false, stays.
+    x = tirx.Select(x < _f32(_SMALLEST), _f32(_SMALLEST), x)
+    x = tirx.Select(x > _f32(_LARGEST), _f32(_LARGEST), x)
+    # Through the bits and back, because TVM simplifies (rounded - _ROUNDING) to what is to be rounded. They hold n below those of
+    # _ROUNDING, which the shift into the exponent's place pushes out.
+    bits = tirx.reinterpret("int32", x * _f32(_LOG2E) + _f32(_ROUNDING))
+    n = tirx.reinterpret("float32", bits) - _f32(_ROUNDING)
+    power = tirx.reinterpret("float32", (bits + tirx.const(127, "int32")) << tirx.const(23, "int32"))
     r = x - n * _f32(_LN2_HIGH) - n * _f32(_LN2_LOW)
     return (_horner(_EXP, r) * (r * r) + r + _f32(1.0)) * power
 

@@ -225,7 +225,7 @@ def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
     if "stats" not in tokens:
         return {}
     cell = _bound(msgspec.structs.replace(case, variant="plain"), given | {"bias_c": None})()[1]
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for of, values in (("x", given["gates_x"]), ("h", given["gates_h"]), ("c", cell)):
         if of != "x" or "raw" in tokens:
             _, mean, rstd = torch.native_layer_norm(values, [values.shape[-1]], None, None, given["eps"])

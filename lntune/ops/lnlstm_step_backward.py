@@ -287,11 +287,10 @@ def _with_statistics(case: Case) -> Case:
     return Case(lnlstm_step.NAME, case.hidden, case.dtype, case.rows, "+".join([*(t for t in tokens_of(case) if t != "plain"), "stats"]))
 
 
-def formula(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
+def formula(tokens: Sequence[str], given: Tensors) -> dict[str, torch.Tensor]:
     """The equations above in PyTorch's operators, in the dtype of `given`; the sums as one row each, (gates,) or (hidden,)."""
     import torch
 
-    tokens = tokens_of(case)
     normalized = ("x", "h") if "raw" in tokens else ("h",)
     xhat = {name: (given[f"gates_{name}"] - given[f"mean_{name}"][:, None]) * given[f"rstd_{name}"][:, None] for name in normalized}
     z = xhat["h"] * given["weight_h"] + (xhat["x"] * given["weight_x"] if "raw" in tokens else given["gates_x"])
@@ -315,19 +314,19 @@ def formula(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     made = {"dgates_x": norm(dz, "x") if "raw" in tokens else dz, "dgates_h": norm(dz, "h"), "dc": dcell * f}
     made |= {f"dweight_{name}": ((dinner if name == "c" else dz) * xhat[name]).sum(0) for name in xhat}
     made |= {"dbias": dz.sum(0), "dbias_c": dinner.sum(0)}
-    return {a.name: made[a.name] for a in arguments(case) if a.role in ("out", "sum")}
+    return {name: made[name] for name in ("dgates_x", "dgates_h", "dc", *sums(tokens))}
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """All gradients in float64, given the statistics; the sums as one row each."""
-    return formula(case, {name: t.double() for name, t in given.items() if hasattr(t, "double")})
+    return formula(tokens_of(case), {name: t.double() for name, t in given.items() if hasattr(t, "double")})
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """The equations in float32, rounded to their dtypes at the end: nearer to float64 than eager mode in low precision comes."""
     import torch
 
-    made = formula(case, {name: t.float() for name, t in given.items() if hasattr(t, "float")})
+    made = formula(tokens_of(case), {name: t.float() for name, t in given.items() if hasattr(t, "float")})
     return {a.name: made[a.name].to(getattr(torch, a.dtype)) for a in arguments(case) if a.role in ("out", "sum")}
 
 
@@ -351,7 +350,8 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
 
 def compiled(case: Case, given: Tensors) -> Callable[[], Any]:
     """The equations, for torch.compile: a graph of its own, without the autograd engine around it."""
-    return lambda: formula(case, given)
+    tokens = tuple(tokens_of(case))
+    return lambda: formula(tokens, given)
 
 
 def moved_bytes(case: Case) -> int:

@@ -61,10 +61,10 @@ def lnlstm_step(
         InputError: a shape, dtype or eps that does not fit, naming the argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
-    tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
+    tensors: Any = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
     if _dynamo_compiling():
         if per_gate or len({t.dtype for t in tensors if t is not None}) > 1 or c.device.type != "cpu" or c.dtype not in NAMES or _transforms() > 0:
-            return formula(*tensors, eps, carried, per_gate)
+            return formula(*(*tensors, eps, carried, per_gate))
         h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, _recorded(tensors))
         return h, c_new
     if not per_gate:
@@ -88,12 +88,12 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     hidden, rows = c.shape[-1], math.prod(c.shape[:-1])
     values: Any = [there.get(name) for name in given]
     if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(served(t, None, None, hidden) for t in there.values()):
-        return formula(*values, eps, carried, per_gate)
+        return formula(*(*values, eps, carried, per_gate))
     stats = _recorded(values)
     case = _case(there, rows, carried, stats)
     kernel = dispatch.kernel_for(case)
     if kernel is None:
-        return formula(*values, eps, carried)
+        return formula(*(*values, eps, carried))
     if stats:
         return _Step.apply(float(eps), carried, *values)  # type: ignore[no-any-return, no-untyped-call]
     if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):

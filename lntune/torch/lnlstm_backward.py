@@ -11,11 +11,17 @@ from torch import Tensor
 from lntune import device
 from lntune.case import Case
 from lntune.ops import lnlstm_step_backward as op
-from lntune.ops.lnlstm_step import TENSORS, formula, statistics, tokens_of, variant
+from lntune.ops.lnlstm_step import TENSORS, formula, statistics, variant
 from lntune.torch import dispatch
 from lntune.torch.arguments import NAMES
 
 Given = dict[str, Tensor]
+
+# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
+_SUMS = tuple(op.sums(("raw", "bias", "bias_c")))
+_NAMES = ("dh", "dc_new", *TENSORS, *statistics(("raw",)), *_SUMS)
+_SIGNATURE = "".join("o" if name in ("weight_x", "bias", "bias_c", "mean_x", "rstd_x", "dweight_x", "dbias", "dbias_c") else "t" for name in _NAMES)
+_direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
 
 
 def case_of(given: Given, rows: int, carried: bool) -> Case:
@@ -34,24 +40,31 @@ def zero_sums(case: Case, like: Tensor) -> Given:
     }
 
 
-def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> Given:
-    """dgates_x, dgates_h and dc; those of gains and biases are added to `sums`, see zero_sums.
+def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> tuple[Tensor, Tensor, Tensor]:
+    """dgates_x, dgates_h and dc; the gradients of gains and biases are added to `sums`, see zero_sums.
 
     `given` are the forward's tensors that are there, contiguous, of one dtype, matrices (rows, ...); `stats` are as many (rows,) as
     ops.lnlstm_step.statistics names.
     """
+    moments = (None, None, *stats) if "weight_x" not in given else stats
+    call = (dh, dc_new, *map(given.get, TENSORS), *moments, *map(sums.get, _SUMS))
+    made = _direct[carried].call(*call)
+    if made is not None:
+        return made  # type: ignore[no-any-return]
     case = case_of(given, given["c"].shape[0], carried)
-    made = {name: torch.empty_like(given[name.removeprefix("d")]) for name in ("dgates_x", "dgates_h", "dc")}
-    values = {**given, **dict(zip(statistics(tokens_of(case)), stats, strict=True)), **made, **sums, "dh": dh, "dc_new": dc_new}
+    outputs = torch.empty_like(given["gates_x"]), torch.empty_like(given["gates_h"]), torch.empty_like(given["c"])
     if case.rows:
+        values = {**dict(zip(_NAMES, call, strict=True)), **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True))}
         dispatch.serve(case)(*(values[a.name] for a in op.arguments(case)))
-    return made
+        if kernel := dispatch.kernel_for(case):
+            _direct[carried].remember(case, kernel, call)
+    return outputs
 
 
 def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool) -> Given:
     """All gradients of one step, by the names of the forward's tensors and in their dtypes; arguments as accumulate's."""
     sums = zero_sums(case_of(given, given["c"].shape[0], carried), dh)
-    made = {name.removeprefix("d"): t for name, t in accumulate(dh, dc_new, given, stats, carried, sums).items()}
+    made = dict(zip(("gates_x", "gates_h", "c"), accumulate(dh, dc_new, given, stats, carried, sums), strict=True))
     return made | {name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype) for name, t in sums.items()}
 
 

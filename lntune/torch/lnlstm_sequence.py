@@ -298,7 +298,7 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:_TENSORS]
     if torch.is_grad_enabled():
         with torch.enable_grad():
-            made = by_steps(*tensors, sizes, eps, carried, per_gate=False, reverse=reverse)
+            made = by_steps(*(*tensors, sizes, eps, carried, False, reverse))
             sources = [t for t, want in zip(tensors, wanted, strict=True) if want]
             found = iter(torch.autograd.grad(made, sources, (dout, dh_n, dc_n), create_graph=True, allow_unused=True))
         return *(next(found) if want else None for want in wanted), *[None] * 5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import loops, ops
+from lntune import loops, ops, sums
 from lntune.case import MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.knobs import knob
@@ -26,9 +26,9 @@ PARALLEL_ELEMENTS = 1 << 10
 class Step:
     """Knobs. A vector is a full vector register of float32."""
 
-    together: int = knob(1, (1, 2, 4), "rows worked on side by side")
+    together: int = knob(2, (1, 2, 4), "rows worked on side by side")
     lanes: int = knob(2, (1, 2, 4), "vectors that accumulate a row sum side by side")
-    store: int = knob(1, (1, 2, 4), "vectors of the gates and of the outputs per step")
+    store: int = knob(2, (1, 2, 4), "vectors of the gates and of the outputs per step")
     parallel: bool = knob(True, (False, True), "blocks of rows shared among the threads")
 
 
@@ -51,7 +51,13 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
 def default(case: Case, device: Device) -> Step:
     """Enough accumulators to hide the latency of an add; small work stays on one thread."""
     vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
-    return Step(lanes=min(2, vectors), parallel=case.blocks(device.cores) > 1 and case.rows * case.hidden > PARALLEL_ELEMENTS)
+    blocks = case.blocks(device.cores)
+    return Step(
+        together=2 if case.rows >= 2 * blocks else 1,
+        lanes=min(2, vectors),
+        store=min(2, vectors),
+        parallel=blocks > 1 and case.rows * case.hidden > PARALLEL_ELEMENTS,
+    )
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
@@ -108,7 +114,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
         for name, block in blocks.items():
             if name == f"sums_{size}" or outputs.get(name) == size:
                 sch.unroll(sch.get_loops(block)[-1])
-    return loops.split_vectors(loops.accumulate(sch.mod, ("sums_gates", "sums_hidden")))
+    return loops.split_vectors(sums.accumulate(sch.mod, ("sums_gates", "sums_hidden")))
 
 
 SCHEDULES = (Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply),)
