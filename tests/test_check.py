@@ -391,3 +391,31 @@ def test_records_take_any_verdict() -> None:
     """The errors of a verdict fit a record's fields."""
     fields = {f.name: f.type for f in msgspec.structs.fields(Record)}
     assert fields["errors"] == fields["versus_eager"] == dict[str, float]
+
+
+SUMS = {"added": "", "set": "dweight_h: error", "left": "dweight_h: error", "outside": "wrote outside dweight_h"}
+
+
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_are_added_to(how: str) -> None:
+    """A kernel has to add to the sums that it is given, in any of their rows; setting them, leaving them or writing beside them is seen."""
+    plan = ops.get("lnlstm_step_backward")
+    case = Case(plan.name, 5, "float32", 512)
+    arguments = plan.arguments(case)
+
+    def kernel(*values: Any) -> None:
+        named = dict(zip([a.name for a in arguments], values, strict=True))
+        made = plan.eager(case, {a.name: named[a.name] for a in arguments if a.role == "in"})
+        for a in arguments:
+            if a.role == "out":
+                named[a.name].copy_(made[a.name])
+            elif a.role == "sum" and (how == "added" or a.name != "dweight_h"):
+                named[a.name][-1] += made[a.name]
+        if how == "set":
+            named["dweight_h"].zero_()[0] += made["dweight_h"]
+        elif how == "outside":
+            neighbours(named["dweight_h"], 1)[-1] = 0
+
+    verdict = check.verify(case, kernel)
+    assert verdict.ok is (how == "added")
+    assert verdict.message.startswith(SUMS[how])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import lntune
-from lntune import build, device, loops
+from lntune import build, device, loops, ops
 from lntune.case import Case
 from lntune.ops.lnlstm_step import VARIANTS, formula, variant
 from lntune.torch import dispatch
@@ -167,21 +167,42 @@ def check_gradients(given: dict[str, Any], carried: bool = False) -> None:
         assert error <= 2 * eager_error + ROUNDING[grad.dtype] * scale, name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_gradients_of_every_form(dtype: torch.dtype) -> None:
-    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized."""
-    for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
-        given = made(dtype=dtype)
-        for name, there in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
-            if not there:
-                given[name] = None
-        check_gradients(given, carried)
+@pytest.mark.parametrize("form", [(1, 1, 1, 0), (0, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_forms(dtype: torch.dtype, form: tuple[int, ...]) -> None:
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized.
+
+    The kernels of every combination are checked with the other schedules'.
+    """
+    *raw_and_biases, carried = form
+    given = {name: t for name, t in made(dtype=dtype).items()}
+    for name, there in zip(("weight_x", "bias", "bias_c"), raw_and_biases, strict=True):
+        given[name] = given[name] if there else None
+    check_gradients(given, bool(carried))
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
 def test_gradients_of_batches(batch: tuple[int, ...]) -> None:
     """A single sequence without a batch, none, an odd number, more leading dimensions."""
     check_gradients(made(batch))
+
+
+@pytest.mark.parametrize("style", ["normal", "shifted", "constant", "tiny", "huge"])
+def test_the_reference_is_autograd(style: str) -> None:
+    """In float64 the backward's reference, which kernels are checked against, is what autograd makes of the forward's, in every variant."""
+    for name in ops.get("lnlstm_step_backward").variants:
+        case, tokens = Case("lnlstm_step_backward", 6, "float32", 5, name), name.split("+")
+        given = {n: t.double() for n, t in ops.get(case.op).inputs(case, 5, style, 3).items()}
+        leaves = {n: given[n].requires_grad_() for n in NAMES if n in given}
+        h, c = formula(**{n: leaves.get(n) for n in NAMES}, eps=1e-5, carried="carried" in tokens)
+        truth = torch.autograd.grad((h, c), list(leaves.values()), (given["dh"], given["dc_new"]))
+        forward = Case("lnlstm_step", 6, "float32", 5, f"{name}+stats".removeprefix("plain+"))
+        with torch.no_grad():
+            exact = {**given, **ops.get("lnlstm_step").reference(forward, {**leaves, "eps": 1e-5})}
+            found = ops.get(case.op).reference(case, exact)
+        for n, grad in zip(leaves, truth, strict=True):
+            scale = max(float(grad.abs().max()), float(exact["rstd_c"].max()) if n != "weight_x" else 1.0)
+            assert float((found[f"d{n}"] - grad).abs().max()) <= 1e-9 * max(scale, 1.0), (name, n)
 
 
 def test_a_subset_of_gradients() -> None:
