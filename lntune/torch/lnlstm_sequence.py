@@ -236,9 +236,8 @@ def lnlstm_sequence_backward_op(
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
     recur = _times(matrix.t().contiguous(), sizes[0], len(sizes))
 
-    dh_0, dc_0 = (
-        t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n)
-    )  # of a sequence: what comes from behind its last step, and later what leaves its first
+    # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
+    dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
     every = list(_steps(sizes, reverse))
     for (t, before), after in zip(reversed(every), (None, *(t for t, _ in reversed(every))), strict=False):
         n = sizes[t]
