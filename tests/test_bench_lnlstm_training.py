@@ -109,6 +109,9 @@ def test_the_fastest_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     assert (module, best.ms, made) == (10, 30.0, [1, 5, 10, 25, 10]), "25 compiled for longer than its forerunners promised"
     assert [f.start_s for f in tried] == [10.0, 14.0, 19.0, 90.0]
     assert len(left_out) == 1 and left_out[0].startswith("compiled by 50 steps: not tried, since it would take some 208 s")
+    made.clear()
+    assert script.fastest_chunk(lambda chunk: chunk, torch.ones(1), [1, 10, 5], 60.0)[0] == 10
+    assert made == [1, 5, 10], "the last is kept as it is"
 
 
 # --- memory

@@ -43,7 +43,7 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
         return f"{case.blocks(device.cores)} blocks of {knobs.together} rows are more than the {case.rows} rows"
     if knobs.parallel and case.blocks(device.cores) == 1:
         return "one block cannot be shared among threads"
-    if not knobs.parallel and device.cores > 1 and case.rows * case.hidden > SERIAL_LIMIT:
+    if not knobs.parallel and case.blocks(device.cores) > 1 and case.rows * case.hidden > SERIAL_LIMIT:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
     return None
 
