@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,17 +20,6 @@ import lntune
 pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
 HIDDEN, UPDATES, RATE = 16, 30, 0.001
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """bench/digits.py, which is no part of the package."""
-    path = Path(__file__).parents[1] / "bench" / "digits.py"
-    spec = importlib.util.spec_from_file_location("bench_digits", path)
-    assert spec is not None and spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def curves(script: ModuleType, models: dict[str, Any], seed: int = 3) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +22,6 @@ from lntune.torch import dispatch
 pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
 SEQUENCE, BATCH, HIDDEN = 4, 3, 16
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """bench/lnlstm_training.py, which is no part of the package."""
-    path = Path(__file__).parents[1] / "bench" / "lnlstm_training.py"
-    spec = importlib.util.spec_from_file_location("lnlstm_training", path)
-    assert spec is not None and spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def problem(script: ModuleType, dtype: torch.dtype, features: int = HIDDEN) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:

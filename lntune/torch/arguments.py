@@ -21,6 +21,7 @@ NAMES = {getattr(torch, name): name for name in DTYPES}
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _dual_numbers = torch.autograd.forward_ad
+_grad_enabled = torch.is_grad_enabled
 
 
 def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> tuple[int, ...]:
@@ -74,6 +75,11 @@ def kind(vector: Tensor | None, input: Tensor) -> str | None:
     if vector is None:
         return None
     return "same" if vector.dtype == input.dtype else "float32"
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """True when a gradient with respect to one of the tensors may be asked for later."""
+    return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:

@@ -21,12 +21,11 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_arguments, kind, pair, served
+from lntune.torch.arguments import NAMES, check_arguments, kind, pair, recorded, served
 from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_grad_enabled = torch.is_grad_enabled
 _transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as peek_interpreter_stack, and known to dynamo
 _tracing = torch._C._is_tracing
 
@@ -59,14 +58,9 @@ def layer_norm(
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
-    if _saving.serves(input, normalized_shape, weight, bias, eps) and _recorded(input, weight, bias):
+    if _saving.serves(input, normalized_shape, weight, bias, eps) and recorded(input, weight, bias):
         return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps, None)  # type: ignore[no-any-return, no-untyped-call]
     return _any(input, normalized_shape, weight, bias, eps)
-
-
-def _recorded(*tensors: Tensor | None) -> bool:
-    """True when a gradient with respect to one of the tensors may be asked for later."""
-    return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -79,7 +73,7 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     hidden = math.prod(shape)
     if not served(input, weight, bias, hidden):
         return _eager(input, shape, weight, bias, eps)
-    grad = _recorded(input, weight, bias)
+    grad = recorded(input, weight, bias)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case) if rows else None
@@ -151,7 +145,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     # tangent would be taken for zero).
     if input.device.type != "cpu" or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
-    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, _recorded(input, weight, bias))
+    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, recorded(input, weight, bias))
     return y  # type: ignore[no-any-return]
 
 

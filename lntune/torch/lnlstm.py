@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lntune.case import MAX_HIDDEN, Case
+from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError, got_expected
-from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of, variant
+from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_eps, served
-from lntune.torch.lnlstm_backward import recorded_backward, step_backward
+from lntune.torch.arguments import NAMES, check_eps, recorded, served
+from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transforms = torch._C._functorch.get_dynamic_layer_stack_depth
@@ -65,18 +65,13 @@ def lnlstm_step(
     if _dynamo_compiling():
         if per_gate or len({t.dtype for t in tensors if t is not None}) > 1 or c.device.type != "cpu" or c.dtype not in NAMES or _transforms() > 0:
             return formula(*(*tensors, eps, carried, per_gate))
-        h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, _recorded(tensors))
+        h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, recorded(*tensors))
         return h, c_new
     if not per_gate:
         made = _direct[carried].call(*tensors, eps)
         if made is not None:
             return made  # type: ignore[no-any-return]
     return _any(dict(zip(TENSORS, tensors, strict=True)), eps, carried, per_gate)
-
-
-def _recorded(tensors: Sequence[Tensor | None]) -> bool:
-    """True when a gradient with respect to one of the tensors may be asked for later."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
@@ -89,8 +84,8 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     values: Any = [there.get(name) for name in given]
     if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(served(t, None, None, hidden) for t in there.values()):
         return formula(*(*values, eps, carried, per_gate))
-    stats = _recorded(values)
-    case = _case(there, rows, carried, stats)
+    stats = recorded(*values)
+    case = case_of(NAME, there, rows, carried, stats)
     kernel = dispatch.kernel_for(case)
     if kernel is None:
         return formula(*(*values, eps, carried))
@@ -100,11 +95,6 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
         _direct[carried].remember(case, kernel, (*given.values(), float(eps)))
     h, c_new, _ = _run(there, float(eps), carried, stats=False)
     return h, c_new
-
-
-def _case(there: dict[str, Tensor], rows: int, carried: bool, stats: bool) -> Case:
-    c = there["c"]
-    return Case(NAME, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in there, "bias" in there, "bias_c" in there, carried, stats))
 
 
 def _plain(there: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,7 +107,7 @@ def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tu
     """(h, c, statistics), the first two shaped as the cell, the statistics (number of them, rows) or empty."""
     shape, plain = there["c"].shape, _plain(there)
     c = plain["c"]
-    case = _case(plain, c.shape[0], carried, stats)
+    case = case_of(NAME, plain, c.shape[0], carried, stats)
     names = statistics(tokens_of(case)) if stats else ()
     made = torch.empty_like(c), torch.empty_like(c), torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device)
     values = {**plain, "eps": eps, "h": made[0], "c_new": made[1], **dict(zip(names, made[2], strict=True))}
@@ -132,6 +122,11 @@ def _gradients(tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_n
     hidden = dh.shape[-1]
     made = step_backward(dh.contiguous().view(-1, hidden), dc_new.contiguous().view(-1, hidden), _plain(there), tuple(stats), carried)
     return tuple(None if t is None else made[name].view(t.shape) for name, t in zip(TENSORS, tensors, strict=True))
+
+
+def _formula(ctx: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The step as a function of its tensors alone, with what else a call kept."""
+    return lambda *tensors: formula(*(*tensors, ctx.eps, ctx.carried))
 
 
 class _Step(torch.autograd.Function):
@@ -149,7 +144,7 @@ class _Step(torch.autograd.Function):
         *tensors, stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return None, None, *recorded_backward(tuple(tensors), (dh, dc_new), ctx.eps, ctx.carried, wanted)
+            return None, None, *recorded_backward(_formula(ctx), tensors, (dh, dc_new), wanted)
         grads = _gradients(tensors, stats, dh, dc_new, ctx.carried)
         return None, None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
@@ -248,7 +243,7 @@ def _op_backward(ctx: Any, dh: Tensor, dc_new: Tensor, _: Any) -> tuple[Any, ...
         raise InputError("stats: got False, expected True where a gradient is wanted; the statistics were not kept.")
     wanted = ctx.needs_input_grad[:8]
     if torch.is_grad_enabled():
-        return *recorded_backward(tuple(tensors), (dh, dc_new), ctx.eps, ctx.carried, wanted), None, None, None
+        return *recorded_backward(_formula(ctx), tensors, (dh, dc_new), wanted), None, None, None
     made = iter(torch.ops.lntune.lnlstm_step_backward(dh, dc_new, stats, *tensors, ctx.carried))
     grads = [None if t is None else next(made) for t in tensors]
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None

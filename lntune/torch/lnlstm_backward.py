@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lntune import device
 from lntune.case import Case
 from lntune.ops import lnlstm_step_backward as op
-from lntune.ops.lnlstm_step import TENSORS, formula, statistics, variant
+from lntune.ops.lnlstm_step import TENSORS, statistics, variant
 from lntune.torch import dispatch
 from lntune.torch.arguments import NAMES
 
@@ -24,10 +24,10 @@ _SIGNATURE = "".join("o" if name in ("weight_x", "bias", "bias_c", "mean_x", "rs
 _direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
 
 
-def case_of(given: Given, rows: int, carried: bool) -> Case:
-    """The backward's case for the forward's tensors that are there."""
+def case_of(name: str, given: Given, rows: int, carried: bool, stats: bool = False) -> Case:
+    """The case of the step, forward or backward by `name`, for the forward's tensors that are there."""
     c = given["c"]
-    return Case(op.NAME, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in given, "bias" in given, "bias_c" in given, carried))
+    return Case(name, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in given, "bias" in given, "bias_c" in given, carried, stats))
 
 
 def zero_sums(case: Case, like: Tensor) -> Given:
@@ -51,7 +51,7 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
     made = _direct[carried].call(*call)
     if made is not None:
         return made  # type: ignore[no-any-return]
-    case = case_of(given, given["c"].shape[0], carried)
+    case = case_of(op.NAME, given, given["c"].shape[0], carried)
     outputs = torch.empty_like(given["gates_x"]), torch.empty_like(given["gates_h"]), torch.empty_like(given["c"])
     if case.rows:
         values = {**dict(zip(_NAMES, call, strict=True)), **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True))}
@@ -63,17 +63,17 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
 
 def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool) -> Given:
     """All gradients of one step, by the names of the forward's tensors and in their dtypes; arguments as accumulate's."""
-    sums = zero_sums(case_of(given, given["c"].shape[0], carried), dh)
+    sums = zero_sums(case_of(op.NAME, given, given["c"].shape[0], carried), dh)
     made = dict(zip(("gates_x", "gates_h", "c"), accumulate(dh, dc_new, given, stats, carried, sums), strict=True))
     return made | {name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype) for name, t in sums.items()}
 
 
 def recorded_backward(
-    tensors: tuple[Tensor | None, ...], grads: tuple[Tensor, Tensor], eps: float, carried: bool, wanted: tuple[bool, ...]
+    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None], grads: tuple[Tensor, ...], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients for TENSORS, those that are wanted, by a formula that can be differentiated again."""
+    """The gradients of function(*tensors), those that are wanted, made by autograd so that they can be differentiated again."""
     with torch.enable_grad():
-        made = formula(**dict(zip(TENSORS, tensors, strict=True)), eps=eps, carried=carried)  # type: ignore[arg-type]
+        made = function(*tensors)
         sources: list[Any] = [t for t, want in zip(tensors, wanted, strict=True) if want]
         found = iter(torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True))
     return tuple(next(found) if want else None for want in wanted)

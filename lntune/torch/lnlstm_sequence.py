@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lntune.case import MAX_HIDDEN, Case
+from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError
-from lntune.ops.lnlstm_step import NAME, formula, variant
+from lntune.ops import lnlstm_step_backward
+from lntune.ops.lnlstm_step import NAME, formula
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, served
-from lntune.torch.lnlstm_backward import case_of, zero_sums
+from lntune.torch.arguments import NAMES, recorded, served
+from lntune.torch.lnlstm_backward import case_of, recorded_backward, zero_sums
 
 
 def lnlstm_sequence(
@@ -53,7 +54,7 @@ def lnlstm_sequence(
         or h_0.device.type != "cpu"
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in there)
+    keep = recorded(*there)
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_h, weight_c, bias, bias_c, list(sizes), eps, carried, reverse, keep)
     return out, h_n, c_n
@@ -94,6 +95,8 @@ def by_steps(
     return torch.cat(out), h, c
 
 
+_VECTORS = ("weight_h", "weight_c", "bias", "bias_c")
+"""The vectors of a step, in the order of the kernels' arguments."""
 _PACKED_FROM = 8
 """Steps from which on packing a matrix is paid back; it costs as much as two or three products save."""
 
@@ -122,8 +125,8 @@ def _product_t(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[tuple[int, int | None]]:
-    """(step, the one before it or None), in the order of computing."""
-    order = range(len(sizes))[:: -1 if reverse else 1]
+    """(step, the one before it or None), in the order of computing; only steps that have sequences."""
+    order = [t for t in range(len(sizes)) if sizes[t]][:: -1 if reverse else 1]
     return zip(order, (None, *order), strict=False)
 
 
@@ -166,7 +169,7 @@ def lnlstm_sequence_op(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps and for the backward."""
-    gates_x, h_0, c_0, weight_h, weight_c = (t.contiguous() for t in (gates_x, h_0, c_0, weight_h, weight_c))
+    gates_x, h_0, c_0 = (t.contiguous() for t in (gates_x, h_0, c_0))
     rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
     out = gates_x.new_empty(rows, hidden)
     every = rows if keep else 0
@@ -178,15 +181,15 @@ def lnlstm_sequence_op(
         scratch, pair = gates_x.new_empty(most, 4 * hidden), [gates_x.new_empty(most, hidden) for _ in range(2)]
         gates, moments = [scratch[:n] for n in sizes], [()] * len(sizes)
         states = [pair[t % 2][:n] for t, n in enumerate(sizes)] if len(set(sizes)) == 1 else gates_x.new_empty(rows, hidden).split(sizes)
-    vectors = [t.contiguous() for t in (weight_h, weight_c, bias, bias_c) if t is not None]
-    tokens = (False, bias is not None, bias_c is not None, carried, keep)
-    kernels = {n: dispatch.serve(Case(NAME, hidden, NAMES[h_0.dtype], n, variant(*tokens))) for n in set(sizes) if n}
+    given = {"c": c_0, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
+    there = {name: t.contiguous() for name, t in given.items() if t is not None}
+    vectors = [there[name] for name in _VECTORS if name in there]
+    kernels = {n: dispatch.serve(case_of(NAME, there, n, carried, keep)) for n in set(sizes) if n}
     recur = _times(matrix, most, len(sizes))
     for t, before in _steps(sizes, reverse):
         n = sizes[t]
-        if n:
-            recur(_before(before, n, outs, h_0), gates[t])
-            kernels[n](inputs[t], gates[t], _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *moments[t])
+        recur(_before(before, n, outs, h_0), gates[t])
+        kernels[n](inputs[t], gates[t], _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *moments[t])
     return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
 
 
@@ -230,28 +233,22 @@ def lnlstm_sequence_backward_op(
     moments = list(zip(*(s.split(sizes) for s in stats), strict=True))
     dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
     dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
-    vectors = [there[name] for name in ("weight_h", "weight_c", "bias", "bias_c") if name in there]
-    cases = {n: case_of(there, n, carried) for n in set(sizes) if n}
+    vectors = [there[name] for name in _VECTORS if name in there]
+    cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
     kernels = {n: dispatch.serve(case) for n, case in cases.items()}
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
     recur = _times(matrix.t().contiguous(), sizes[0], len(sizes))
 
     # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
     dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
-    every = list(_steps(sizes, reverse))
-    for (t, before), after in zip(reversed(every), (None, *(t for t, _ in reversed(every))), strict=False):
+    befores = dict(_steps(sizes, reverse))
+    for t, before in reversed(befores.items()):
         n = sizes[t]
-        if not n:
-            continue
-        if after is not None and sizes[after]:
-            recur(dgates[after], dh_0[: sizes[after]])
         dh = torch.add(douts[t], dh_0[:n])
         values = (*vectors, *moments[t], dinputs[t], dgates[t], dc_0[:n], *sums[cases[n].bucket].values())
         dc_new = dc_0[:n].clone()
         kernels[n](dh, dc_new, inputs[t], gates[t], _before(before, n, states, c_0), *values)
-    if sizes[every[0][0]]:
-        first = every[0][0]
-        recur(dgates[first], dh_0[: sizes[first]])
+        recur(dgates[t], dh_0[:n])
 
     batch = sizes[0]
     if len(set(sizes)) == 1 and out.shape[0] > batch:  # all but the first step's states are rows of out
@@ -259,10 +256,9 @@ def lnlstm_sequence_backward_op(
         others, its = (dgates_h[:-batch], dgates_h[-batch:]) if reverse else (dgates_h[batch:], dgates_h[:batch])
         dmatrix = _product_t(others, late if reverse else early, matrix.dtype) + _product_t(its, h_0, matrix.dtype)
     else:
-        befores = dict(every)
-        dmatrix = _product_t(dgates_h, torch.cat([_before(befores[t], n, outs, h_0) for t, n in enumerate(sizes)]), matrix.dtype)
+        dmatrix = _product_t(dgates_h, torch.cat([_before(befores.get(t), n, outs, h_0) for t, n in enumerate(sizes)]), matrix.dtype)
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
-    for name in ("weight_h", "weight_c", "bias", "bias_c"):
+    for name in _VECTORS:
         if name in there:
             total = sum((its[f"d{name}"].sum(0) for its in sums.values()), there[name].new_zeros(there[name].shape, dtype=torch.float32))
             grads[name] = total.to(there[name].dtype)
@@ -296,11 +292,11 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
         raise InputError("keep: got False, expected True where a gradient is wanted; what the backward needs was not kept.")
     wanted = ctx.needs_input_grad[:_TENSORS]
     if torch.is_grad_enabled():
-        with torch.enable_grad():
-            made = by_steps(*(*tensors, sizes, eps, carried, False, reverse))
-            sources = [t for t, want in zip(tensors, wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(made, sources, (dout, dh_n, dc_n), create_graph=True, allow_unused=True))
-        return *(next(found) if want else None for want in wanted), *[None] * 5
+
+        def function(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+            return by_steps(*(*given, sizes, eps, carried, False, reverse))
+
+        return *recorded_backward(function, tensors, (dout, dh_n, dc_n), wanted), *[None] * 5
     op = torch.ops.lntune.lnlstm_sequence_backward
     made = iter(op(dout, dh_n, dc_n, *kept, *tensors, sizes, carried, reverse))
     grads = [None if t is None else next(made) for t in tensors]
