@@ -1,13 +1,13 @@
 """LN-LSTM steps over a whole sequence, in one direction: one matrix product and one kernel a time step, forward and backward.
 
-As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix is one product over all time
-steps, the gradients of gains and biases are summed inside the kernels, outputs are written where they belong, and of the gates only
+As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix is a product over many time steps
+at once, the gradients of gains and biases are summed inside the kernels, outputs are written where they belong, and of the gates only
 what enters a layer norm is kept. torch.compile sees one node, `lntune::lnlstm_sequence`, however long the sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,10 @@ def by_steps(
 
 _VECTORS = ("weight_h", "weight_c", "bias", "bias_c")
 """The vectors of a step, in the order of the kernels' arguments."""
+Step = tuple[int, int | None]
+"""A step, and the one computed before it, if there is one."""
+_CHUNK_ROWS = 256
+"""Rows to a product for the recurrent matrix's gradient: as fast as all rows at once, and their gates' gradients need not all be kept."""
 _PACKED_FROM = 8
 """Steps from which on packing a matrix is paid back; it costs as much as two or three products save."""
 
@@ -119,15 +123,22 @@ def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], 
     return lambda a, out: torch.mm(a, transposed, out=out) if a.dtype == matrix.dtype else out.copy_(torch.mm(a.to(matrix.dtype), transposed))
 
 
-def _product_t(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a.T @ b, computed in `dtype`."""
-    return torch.mm(a.to(dtype).t(), b.to(dtype))
-
-
-def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[tuple[int, int | None]]:
-    """(step, the one before it or None), in the order of computing; only steps that have sequences."""
+def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
+    """The steps that have sequences, in the order of computing."""
     order = [t for t in range(len(sizes)) if sizes[t]][:: -1 if reverse else 1]
     return zip(order, (None, *order), strict=False)
+
+
+def _chunks(steps: Iterable[Step], sizes: Sequence[int]) -> Iterator[list[Step]]:
+    """The steps in order, in lists of about _CHUNK_ROWS rows."""
+    chunk: list[Step] = []
+    for step in steps:
+        chunk.append(step)
+        if sum(sizes[t] for t, _ in chunk) >= _CHUNK_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _before(t: int | None, n: int, rows: Sequence[Tensor], first: Tensor) -> Tensor:
@@ -231,8 +242,8 @@ def lnlstm_sequence_backward_op(
     h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
     outs, states, douts, gates, inputs = (t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"]))
     moments = list(zip(*(s.split(sizes) for s in stats), strict=True))
-    dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
-    dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
+    dgates_x, dmatrix = torch.empty_like(there["gates_x"]), torch.zeros_like(matrix, dtype=torch.float32)
+    dinputs = dgates_x.split(sizes)
     vectors = [there[name] for name in _VECTORS if name in there]
     cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
     kernels = {n: dispatch.serve(case) for n, case in cases.items()}
@@ -241,22 +252,21 @@ def lnlstm_sequence_backward_op(
 
     # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
     dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
-    befores = dict(_steps(sizes, reverse))
-    for t, before in reversed(befores.items()):
-        n = sizes[t]
-        dh = torch.add(douts[t], dh_0[:n])
-        values = (*vectors, *moments[t], dinputs[t], dgates[t], dc_0[:n], *sums[cases[n].bucket].values())
-        dc_new = dc_0[:n].clone()
-        kernels[n](dh, dc_new, inputs[t], gates[t], _before(before, n, states, c_0), *values)
-        recur(dgates[t], dh_0[:n])
+    for steps in _chunks(reversed(list(_steps(sizes, reverse))), sizes):
+        dgates = gates_h.new_empty(sum(sizes[t] for t, _ in steps), gates_h.shape[1])
+        for (t, before), its in zip(steps, dgates.split([sizes[t] for t, _ in steps]), strict=True):
+            n = sizes[t]
+            dh = torch.add(douts[t], dh_0[:n])
+            values = (*vectors, *moments[t], dinputs[t], its, dc_0[:n], *sums[cases[n].bucket].values())
+            kernels[n](dh, dc_0[:n].clone(), inputs[t], gates[t], _before(before, n, states, c_0), *values)
+            recur(its, dh_0[:n])
+        its_h = torch.cat([_before(before, sizes[t], outs, h_0) for t, before in steps]).to(matrix.dtype)
+        if matrix.dtype == dmatrix.dtype:
+            dmatrix.addmm_(dgates.to(matrix.dtype).t(), its_h)
+        else:
+            dmatrix += torch.mm(dgates.to(matrix.dtype).t(), its_h)
+    dmatrix = dmatrix.to(matrix.dtype)
 
-    batch = sizes[0]
-    if len(set(sizes)) == 1 and out.shape[0] > batch:  # all but the first step's states are rows of out
-        early, late = out[:-batch], out[batch:]
-        others, its = (dgates_h[:-batch], dgates_h[-batch:]) if reverse else (dgates_h[batch:], dgates_h[:batch])
-        dmatrix = _product_t(others, late if reverse else early, matrix.dtype) + _product_t(its, h_0, matrix.dtype)
-    else:
-        dmatrix = _product_t(dgates_h, torch.cat([_before(befores.get(t), n, outs, h_0) for t, n in enumerate(sizes)]), matrix.dtype)
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
     for name in _VECTORS:
         if name in there:
