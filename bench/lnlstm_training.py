@@ -57,7 +57,7 @@ EAGER = "eager modules"
 WARM_UP = 3  # iterations; TorchScript optimizes at the second and third
 CHUNKS = "1,10"  # 25 steps compiled for more than 80 s on two cores, 100 steps are one graph of thousands of operators
 PRODUCTS = {
-    *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear")),
+    *(f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear")),
     *("mkldnn::_linear_pointwise", "mkl::_mkl_linear"),
 }
 
