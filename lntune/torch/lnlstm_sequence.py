@@ -101,25 +101,31 @@ Step = tuple[int, int | None]
 """A step, and the one computed before it, if there is one."""
 _CHUNK_ROWS = 256
 """Rows to a product for the recurrent matrix's gradient: as fast as all rows at once, and their gates' gradients need not all be kept."""
-_PACKED_FROM = 8
-"""Steps from which on packing a matrix is paid back; it costs as much as two or three products save."""
+_PACKED_FROM = {True: (32, 1 << 19), False: (8, 0)}
+"""By whether the matrix is float32: steps and elements from which on packing it pays. It costs two or three products; a small float32
+matrix is in the cache and multiplied as fast as it is, low precision may have no other fast way.
+"""
 
 
 def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], Any]:
     """f(a, out): a @ matrix.T, computed in the dtype of `matrix`, into `out`; for up to `rows` rows of a, about `steps` times.
 
     For a few rows a product mostly reads and rearranges its matrix. oneDNN, which PyTorch brings, can have it rearranged once
-    (torch.compile does the same for inference): 1.5 times as fast at 32 rows.
+    (torch.compile does the same for inference): 1.1 to 1.5 times as fast at 32 rows, depending on the CPU.
     """
-    if steps >= _PACKED_FROM and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled():
+    single = matrix.dtype == torch.float32
+    least_steps, least = _PACKED_FROM[single]
+    if not single:
+        matrix = matrix.contiguous()  # a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
+    if steps >= least_steps and matrix.numel() >= least and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled():
         op = torch.ops.mkldnn
         try:
-            packed = op._reorder_linear_weight(matrix, rows)
+            packed = op._reorder_linear_weight(matrix.contiguous(), rows)
         except (AttributeError, RuntimeError):  # another PyTorch, or a CPU without instructions for the dtype
             pass
         else:
             return lambda a, out: out.copy_(op._linear_pointwise(a.to(matrix.dtype), packed, None, "none", [], ""))
-    transposed = matrix.t()  # in low precision a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
+    transposed = matrix.t()
     return lambda a, out: torch.mm(a, transposed, out=out) if a.dtype == matrix.dtype else out.copy_(torch.mm(a.to(matrix.dtype), transposed))
 
 
@@ -248,7 +254,7 @@ def lnlstm_sequence_backward_op(
     cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
     kernels = {n: dispatch.serve(case) for n, case in cases.items()}
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
-    recur = _times(matrix.t().contiguous(), sizes[0], len(sizes))
+    recur = _times(matrix.t(), sizes[0], len(sizes))
 
     # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
     dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
