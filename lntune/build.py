@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lntune import cuda, device_code, native, runtime, streaming, toolchain
 from lntune import knobs as knobs_module
-from lntune import native, runtime, streaming, toolchain
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
@@ -19,7 +19,7 @@ from lntune.schedule import Schedule
 _lock = threading.Lock()
 
 FORMS = ("te", "tir", "source", "asm")
-"""What `show` can print: the definition, the scheduled loops, LLVM IR, assembly."""
+"""What `show` can print: the definition, the scheduled loops, the code TVM makes of them (LLVM IR or CUDA C++), assembly (PTX)."""
 
 
 def _tvm() -> Any:
@@ -55,6 +55,17 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
         raise
     except Exception as e:
         raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {gist(e)}") from e
+
+
+def program(case: Case, schedule: Schedule, setting: Any, device: Device) -> device_code.Program:
+    """A kernel for a GPU, which need not be here, as CUDA source and its launches.
+
+    Raises:
+        ScheduleError: the knobs do not fit the case, or the schedule itself failed.
+        BuildError: TVM cannot compile what came of it.
+    """
+    with _lock:
+        return device_code.generate(scheduled(case, schedule, setting, device), device.target())
 
 
 def _compile(module: Any, device: Device) -> Any:
@@ -102,5 +113,8 @@ def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str
     module = scheduled(case, schedule, setting, device)
     if form == "tir":
         return str(module.script())
+    if device.kind == "gpu":
+        source = program(case, schedule, setting, device).source
+        return source if form == "source" else cuda.to_cubin(source, device.isa).ptx
     executable = _compile(module, device)
     return str(executable.mod.inspect_source({"source": "ll", "asm": "asm"}[form]))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 FENCE = 67  # elements on each side; odd, so that what follows is aligned to one element only
+ALIGNED = 64  # the same where kernels ask for whole accesses of 16 bytes, as a GPU's do
 _POISON = 0xFF  # a NaN in every dtype: an element that is never written shows, whatever belongs there
 ROWS = (1, 21)
 """Row counts checked: a single row; and an odd number to be shared unevenly among threads."""
@@ -82,30 +83,30 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
     return tuple(made)
 
 
-def fenced(shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(view, whole): a contiguous view inside a larger buffer, FENCE elements from either end.
+def fenced(shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None, fence: int = FENCE) -> tuple[torch.Tensor, torch.Tensor]:
+    """(view, whole): a contiguous view inside a larger buffer, `fence` elements from either end.
 
     The rest holds `fill`, or a byte pattern when it is None.
     """
     import torch
 
     count = math.prod(shape)
-    whole = torch.empty(count + 2 * FENCE, dtype=dtype)
+    whole = torch.empty(count + 2 * fence, dtype=dtype)
     if fill is None:
         whole.view(torch.uint8).fill_(_POISON)
     else:
         whole.fill_(fill)
-    return whole[FENCE : FENCE + count].view(shape), whole
+    return whole[fence : fence + count].view(shape), whole
 
 
-def _fence_broken(whole: torch.Tensor) -> bool:
+def _fence_broken(whole: torch.Tensor, fence: int) -> bool:
     import torch
 
-    edges = torch.cat([whole[:FENCE], whole[-FENCE:]]).view(torch.uint8)
+    edges = torch.cat([whole[:fence], whole[-fence:]]).view(torch.uint8)
     return bool((edges != _POISON).any())
 
 
-def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> tuple[dict[str, Any], str]:
+def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int) -> tuple[dict[str, Any], str]:
     """The kernel's outputs, and what it did to memory that is not its own (empty: nothing).
 
     Sums begin with small whole numbers, a kernel's part in them is what is given.
@@ -123,11 +124,11 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> t
             continue
         dtype, sizes = getattr(torch, arg.dtype), arg.sizes(problem.rows, case.hidden, case.blocks(device.current().cores))
         if arg.role == "in":
-            view, _ = fenced(sizes, dtype, float("nan"))
+            view, _ = fenced(sizes, dtype, float("nan"), fence)
             view.copy_(problem.given[arg.name])
             originals.append((arg.name, view, view.clone()))
         else:
-            view, fences[arg.name] = fenced(sizes, dtype)
+            view, fences[arg.name] = fenced(sizes, dtype, fence=fence)
             outputs[arg.name] = view
         if arg.role == "sum":
             view.copy_(torch.arange(view.numel()).view(sizes) % 7 - 3)
@@ -136,7 +137,7 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> t
     kernel(*values)
     for name, held in before.items():
         outputs[name] = (outputs[name].double() - held).sum(0)
-    broken = [name for name, whole in fences.items() if _fence_broken(whole)]
+    broken = [name for name, whole in fences.items() if _fence_broken(whole, fence)]
     changed = [name for name, view, original in originals if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))]
     message = ""
     if broken:
@@ -146,8 +147,8 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem) -> t
     return outputs, message
 
 
-def verify(case: Case, kernel: Callable[..., Any]) -> Verdict:
-    """Check a kernel of `case` (any rows) on every style of input.
+def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE) -> Verdict:
+    """Check a kernel of `case` (any rows) on every style of input. `fence`: FENCE, or ALIGNED for a kernel that may ask for it.
 
     Raises:
         Exception: whatever the kernel itself raised; the caller records it as a failed run.
@@ -158,7 +159,7 @@ def verify(case: Case, kernel: Callable[..., Any]) -> Verdict:
     message = ""
     for problem in _problems(case.op, case.hidden, case.dtype, op.check_variant(case.variant)):
         at = f"{problem.style} inputs, {problem.rows} rows"
-        outputs, memory = _run(op, case, kernel, problem)
+        outputs, memory = _run(op, case, kernel, problem, fence)
         if memory and not message:
             message = f"{memory} ({at})"
         for name, out in outputs.items():

@@ -25,10 +25,11 @@ _EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A CPU as a target and as a fingerprint.
+    """A CPU or GPU as a target and as a fingerprint.
 
-    `name` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may be built;
-    `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core.
+    `kind` is "cpu" or "gpu"; `name` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may be built;
+    `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core. Of a GPU, `isa` is the architecture ("sm_90"),
+    `cores` are the multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
     """
 
     kind: str
@@ -58,6 +59,8 @@ class Device(msgspec.Struct, frozen=True):
 
     def target(self) -> dict[str, object]:
         """The TVM target of this device, as the dictionary tvm.target.Target takes."""
+        if self.kind == "gpu":
+            return {"kind": "cuda", "arch": self.isa, "max_threads_per_block": 1024, "thread_warp_size": 32}
         target: dict[str, object] = {"kind": "llvm", "num-cores": self.cores}
         if self.isa.startswith("x86-64"):
             # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has them.

@@ -32,7 +32,7 @@ class Schedule:
     name: str
     op: str
     kind: str
-    """Device kind: "cpu"."""
+    """Device kind: "cpu" or "gpu"."""
     knobs: type
     """Frozen dataclass made of `knobs.knob` fields."""
     default: Callable[[Case, Device], Any]
@@ -54,17 +54,18 @@ class Schedule:
         return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
 
 
-_MAKES_CODE = ("loops.py", "streaming.py", "sums.py", "ops/activations.py", "ops/dtypes.py", "ops/moments.py")
+_MAKES_CODE = ("loops.py", "threads.py", "streaming.py", "sums.py", "ops/activations.py", "ops/dtypes.py", "ops/moments.py")
 """Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
 
 
-def _source_hash(path: Path, op: str) -> str:
-    """Hash of the schedule's file, its operator's file, and the transformations that they import."""
+def _source_hash(path: Path, op: str, kind: str) -> str:
+    """Hash of the schedule's file, its operator's file, the transformations that they import, and for GPUs the way to CUDA source."""
     digest = hashlib.sha256()
     package = Path(ops.__file__).parent.parent
     texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
     imports = " ".join(found for text in texts for found in re.findall(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", text, re.MULTILINE))
     used = [package / name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)]
+    used += [package / "device_code.py"] if kind == "gpu" else []
     for text in [*texts, *(part.read_text(encoding="utf-8") for part in used)]:
         digest.update(_code(text).encode())
     return digest.hexdigest()[:12]
@@ -121,7 +122,7 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
         except UnknownNameError as e:
             raise ScheduleError(f"{path}: schedule {s.name!r}: {e}") from e
 
-    return [replace(s, path=path, source=_source_hash(path, s.op)) for s in found]
+    return [replace(s, path=path, source=_source_hash(path, s.op, kind)) for s in found]
 
 
 @functools.cache

@@ -19,10 +19,10 @@ LAYERS = (
     ("paths", "device", "case"),
     ("knobs", "records", "toolchain"),
     ("native",),
-    ("ops", "search"),
-    ("schedule", "loops", "streaming", "sums", "runtime", "direct"),
-    ("build", "check", "timing", "heap", "select"),
-    ("artifact",),
+    ("ops", "search", "cuda", "emulator"),
+    ("schedule", "loops", "threads", "streaming", "sums", "device_code", "runtime", "direct"),
+    ("build", "emulated", "check", "timing", "heap", "select"),
+    ("artifact", "inspection"),
     ("trial", "torch", "report"),
     ("__init__", "worker", "bench", "verification", "doctor"),
     ("tune",),
@@ -32,8 +32,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"direct", "loops", "runtime", "streaming", "torch"}
+TVM = {"build", "device_code", "threads", "loops", "ops", "streaming", "sums"}
+TVM_FFI = {"device_code", "direct", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

@@ -12,7 +12,7 @@ import typer
 from lntune import case as case_module
 from lntune import device, knobs, ops, paths, records
 from lntune.case import Case
-from lntune.cli.base import JSON, LOG_DIR, OP, command, dispatching, print_json, show_rows, using_logs
+from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, command, dispatching, integers, names, print_json, show_rows, using_logs
 from lntune.errors import InputError, unknown
 
 
@@ -104,22 +104,28 @@ def show(
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 512,
-    form: Annotated[str, typer.Option("--as", help="te, tir, source (LLVM IR) or asm.")] = "tir",
+    form: Annotated[str, typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU).")] = "tir",
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
     schedule: Annotated[str, typer.Option(help="This schedule with its default knobs, instead of what serves the call.")] = "",
+    target: Annotated[str, typer.Option(help="cpu, or a GPU, which need not be here: cuda:sm_90. A GPU's first schedule, default knobs.")] = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
-    """Print the kernel that serves a call: definition, scheduled loops, LLVM IR or assembly."""
+    """Print the kernel that serves a call: definition, scheduled loops, the compiler's source or assembly."""
     from lntune import build
     from lntune import schedule as schedules
+    from lntune.cuda.targets import device_of
 
     if form not in build.FORMS:
         raise unknown("form", form, build.FORMS)
     asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
-    here = device.current()
+    here = device_of(target)
+    if not schedule and here.kind != "cpu":
+        schedule = _first(op, here.kind).name
     if schedule:
         plan = schedules.get(schedule, op)
+        if plan.kind != here.kind:
+            raise InputError(f"--schedule: {schedule} is for a {plan.kind}, expected one for the target {target}, a {here.kind}.")
         setting = plan.default(asked, here)
     else:
         with dispatching(log_dir) as dispatch:
@@ -133,6 +139,59 @@ def show(
         print_json({"case": asked, "schedule": plan.name, "knobs": knobs.to_dict(setting), "form": form, "text": text})
     else:
         print(text)
+
+
+@command()
+def inspect(
+    op: OP = "layer_norm",
+    target: Annotated[str, typer.Option(help="GPUs, separated by commas: cuda:sm_90, nvidia/nvidia-h100; none need be here.")] = "cuda:sm_90",
+    hidden: HIDDEN = "1024,4096,8192,12288",
+    dtype: DTYPE = "float32,float16,bfloat16",
+    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 4096,
+    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
+    schedule: Annotated[str, typer.Option(help="This schedule, instead of the operator's first.")] = "",
+    as_json: JSON = False,
+) -> None:
+    """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of accesses and bytes moved.
+
+    Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be launched, or moves something twice.
+    """
+    from lntune import inspection
+    from lntune import schedule as schedules
+    from lntune.cuda.targets import device_of
+    from lntune.report import inspections
+    from lntune.report.tables import console
+
+    devices = [device_of(name) for name in names(target)]
+    plan = schedules.get(schedule, op) if schedule else _first(op, "gpu")
+    if plan.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
+        raise InputError(f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show --as asm` is for CPUs.")
+    checked = ops.get(op).check_variant(variant)
+    asked = [Case(op, h, d, rows, checked) for h in integers("--hidden", hidden) for d in names(dtype)]
+    out, err = console(), console(stderr=True)
+    found = []
+    for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):
+        err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
+        found.append(inspection.inspect(case, plan, plan.default(case, gpu), gpu))
+    if as_json:
+        print_json([{**msgspec.to_builtins(one), "problems": one.problems} for one in found])
+    else:
+        out.print(inspections.table(found))
+        for line in inspections.lines(found):
+            out.print(line, markup=False)
+    if any(one.problems for one in found):
+        raise typer.Exit(1)
+
+
+def _first(op: str, kind: str) -> Any:
+    """The operator's first schedule for a kind of device."""
+    from lntune import schedule as schedules
+
+    ops.get(op)
+    if found := schedules.for_op(op, kind):
+        return next(iter(found.values()))
+    others = ", ".join(name for name in ops.OPS if schedules.for_op(name, kind))
+    raise InputError(f"op: {op} has no schedule for a {kind} yet, expected one that has: {others}.")
 
 
 @command()

@@ -1,0 +1,119 @@
+"""Counts of a kernel's instructions, whether read from machine code or from PTX."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+
+class Instruction(msgspec.Struct, frozen=True):
+    """One instruction as counted: its operation ("LDG", "ld.global"), modifiers, and whether a predicate may switch it off."""
+
+    op: str
+    modifiers: tuple[str, ...] = ()
+    predicated: bool = False
+
+
+class Code(msgspec.Struct, frozen=True):
+    """Instructions of one kernel as they stand in its code: one in a loop counts once, and a predicated one in full.
+
+    Widths are bits a thread moves with one instruction. `hints` are the other modifiers of global accesses, such as
+    "LDG.CONSTANT" (the read-only cache), "LDG.LTC128B" (a whole line into L2), "STG.EF" (evict first). `local_*` are accesses
+    of a thread's stack: spills and arrays with computed indices. Slow paths of division and the like are counted as well;
+    padding is not.
+    """
+
+    kernel: str
+    origin: str
+    """"cuobjdump" or "nvdisasm", or "PTX" and why it had to do."""
+    machine: bool
+    """Whether these are the GPU's own instructions. PTX has no spills yet, and its counts are before ptxas's optimization."""
+    instructions: int
+    predicated: int
+    global_loads: dict[int, int]
+    global_stores: dict[int, int]
+    shared_loads: dict[int, int]
+    shared_stores: dict[int, int]
+    local_loads: int
+    local_stores: int
+    generic: int
+    """Loads and stores through pointers whose memory the compiler could not tell."""
+    atomics: int
+    asynchronous: int
+    """Copies from global to shared memory that pass no register."""
+    shuffles: int
+    barriers: int
+    mufu: int
+    """Approximate reciprocals, roots, exponentials: a unit of its own."""
+    hints: dict[str, int]
+    operations: dict[str, int]
+    """Every operation by name, those of unknown meaning too."""
+
+
+class Kinds(msgspec.Struct, frozen=True):
+    """Which operations are what, in one of the two languages; `plain` modifiers are no hints."""
+
+    global_load: frozenset[str]
+    global_store: frozenset[str]
+    shared_load: frozenset[str]
+    shared_store: frozenset[str]
+    local_load: frozenset[str]
+    local_store: frozenset[str]
+    generic: frozenset[str]
+    atomic: frozenset[str]
+    asynchronous: frozenset[str]
+    shuffle: frozenset[str]
+    barrier: frozenset[str]
+    mufu: frozenset[str]
+    plain: frozenset[str]
+    widths: Mapping[str, int]
+    """Modifier -> bits of one element."""
+
+
+def _bits(instruction: Instruction, kinds: Kinds) -> int:
+    """Bits an access moves: its element's, 32 unless told, times those of a vector."""
+    bits, lanes = 32, 1
+    for modifier in instruction.modifiers:
+        if modifier in kinds.widths:
+            bits = kinds.widths[modifier]
+        elif modifier in ("v2", "v4", "v8"):
+            lanes = int(modifier[1:])
+    return bits * lanes
+
+
+def count(kernel: str, origin: str, machine: bool, kinds: Kinds, instructions: Iterable[Instruction]) -> Code:
+    """The counts of a kernel's instructions."""
+    listed = list(instructions)
+    operations = Counter(i.op for i in listed)
+
+    def widths(ops: frozenset[str]) -> dict[int, int]:
+        return dict(sorted(Counter(_bits(i, kinds) for i in listed if i.op in ops).items()))
+
+    def total(ops: frozenset[str]) -> int:
+        return sum(operations[o] for o in ops)
+
+    accesses = [i for i in listed if i.op in kinds.global_load | kinds.global_store]
+    hints = Counter(f"{i.op}.{m}" for i in accesses for m in i.modifiers if m not in kinds.plain and m not in kinds.widths)
+    return Code(
+        kernel=kernel,
+        origin=origin,
+        machine=machine,
+        instructions=len(listed),
+        predicated=sum(i.predicated for i in listed),
+        global_loads=widths(kinds.global_load),
+        global_stores=widths(kinds.global_store),
+        shared_loads=widths(kinds.shared_load),
+        shared_stores=widths(kinds.shared_store),
+        local_loads=total(kinds.local_load),
+        local_stores=total(kinds.local_store),
+        generic=total(kinds.generic),
+        atomics=total(kinds.atomic),
+        asynchronous=total(kinds.asynchronous),
+        shuffles=total(kinds.shuffle),
+        barriers=total(kinds.barrier),
+        mufu=total(kinds.mufu),
+        hints=dict(sorted(hints.items())),
+        operations=dict(sorted(operations.items())),
+    )

@@ -1,0 +1,103 @@
+"""CUDA C++ source to device code, through whichever compiler is there, each source once per machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lntune import native, paths
+from lntune.cuda import locate, nvcc, nvrtc
+from lntune.cuda.architectures import ARCHITECTURES, architecture
+from lntune.cuda.compiled import Compiled
+from lntune.cuda.nvcc import Nvcc
+from lntune.cuda.nvrtc import Nvrtc
+from lntune.errors import InputError, ToolchainError, got_expected
+
+__all__ = ["ARCHITECTURES", "Compiled", "available", "find", "to_cubin", "to_fatbin"]
+
+_FORMAT = 1
+"""Of the files in the cache; part of their names."""
+
+Stored = TypeVar("Stored", Compiled, bytes)
+
+
+def find() -> Nvcc | Nvrtc:
+    """The compiler to use: nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH), else NVRTC from pip's packages or a toolkit.
+
+    LNTUNE_NVCC=nvrtc asks for the library where both are there.
+
+    Raises:
+        ToolchainError: there is neither; it names the remedies.
+    """
+    if os.environ.get("LNTUNE_NVCC") != "nvrtc" and (found := nvcc.find()):
+        return found
+    missing: list[str] = []
+    if library := nvrtc.find(missing):
+        return library
+    why = f" ({'; '.join(missing)})" if missing else ""
+    raise ToolchainError(
+        f"no CUDA compiler found: neither nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH, {locate.STANDARD}) nor NVRTC with its headers{why}. "
+        "Install the CUDA toolkit and set LNTUNE_NVCC or CUDA_HOME, "
+        "or pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl of your PyTorch's CUDA release."
+    )
+
+
+def available() -> str:
+    """Why nothing can be compiled here; empty when it can."""
+    try:
+        return "" if find().identity else "the CUDA compiler does not say what it is"
+    except ToolchainError as e:
+        return str(e)
+
+
+def to_cubin(source: str, arch: str) -> Compiled:
+    """Machine code of a CUDA C++ source for one architecture such as "sm_90", with the log of ptxas -v and the PTX.
+
+    Raises:
+        UnknownNameError: the architecture is not in ARCHITECTURES.
+        ToolchainError: there is no CUDA compiler.
+        BuildError: the source does not compile, or the result cannot be stored.
+    """
+    target, tool = architecture(arch), find()
+    return _cached(["cubin", tool.identity, arch, source], Compiled, lambda: tool.cubin(source, target))
+
+
+def to_fatbin(source: str, archs: Sequence[str]) -> bytes:
+    """One file with machine code for each architecture and PTX of the last, which newer GPUs compile when they load it.
+
+    Raises:
+        InputError: no architecture is given.
+        UnknownNameError: one is not in ARCHITECTURES.
+        ToolchainError: there is no nvcc, which alone makes such files.
+        BuildError: the source does not compile, or the result cannot be stored.
+    """
+    targets = [architecture(a) for a in dict.fromkeys(archs)]
+    if not targets:
+        raise InputError(got_expected("archs", "none", "at least one", f"Known: {', '.join(ARCHITECTURES)}."))
+    tool = find()
+    if isinstance(tool, Nvrtc):
+        raise ToolchainError(f"only nvcc makes a file for several architectures; {tool.path} is NVRTC. Use to_cubin, or set LNTUNE_NVCC.")
+    return _cached(["fatbin", tool.identity, [a.name for a in targets], source], bytes, lambda: tool.fatbin(source, targets))
+
+
+def _cached(key: list[object], kind: type[Stored], make: Callable[[], Stored]) -> Stored:
+    """The stored result of this key, made and stored now if it is missing or damaged."""
+    path = _path(key)
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.msgpack.decode(path.read_bytes(), type=kind)
+    made = make()
+    with native.atomic(path) as temporary:
+        temporary.write_bytes(msgspec.msgpack.encode(made))
+    return made
+
+
+def _path(key: list[object]) -> Path:
+    """Where the result of a key is cached."""
+    name = hashlib.sha256(msgspec.json.encode([_FORMAT, *key])).hexdigest()[:32]
+    return paths.cache_dir() / "cuda" / f"{name}.msgpack"

@@ -1,0 +1,183 @@
+"""Scheduled GPU kernels -> CUDA source and how to launch it, by a TIR pipeline of our own where TVM's default is wrong.
+
+Two deviations, each with a test that fails without it (tests/test_device_code.py):
+
+- Storage is not rewritten. TVM 0.27 merges the stage behind a reduction over threads into the reduction's result, which then lies in
+  shared memory: every thread executes `mean[0] = mean[0] / N` on the same cell, a race that multi-warp rows lose.
+- Expressions are simplified once more before buffers are compacted. Otherwise what a thread keeps of a row is indexed by what the compiler
+  cannot see is a constant, and lives in a stack frame instead of registers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+
+from lntune.errors import BuildError, gist
+
+_NAME = "lntune_cuda"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """One kernel of a program. `arguments` are what it takes, in order: names of the operator's, and whole numbers as Python expressions in
+    `rows`; `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes.
+    """
+
+    kernel: str
+    arguments: tuple[str, ...]
+    grid: tuple[str, str, str]
+    block: tuple[int, int, int]
+    shared: int = 0
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        x, y, z = self.block
+        return x * y * z
+
+    def blocks(self, rows: int) -> tuple[int, int, int]:
+        """The grid for a number of rows."""
+        x, y, z = (number(size, rows) for size in self.grid)
+        return x, y, z
+
+
+def number(expression: str, rows: int) -> int:
+    """The value of one of Launch's expressions."""
+    return int(eval(expression, {"__builtins__": {}}, {"rows": rows}))  # made by _text
+
+
+class Program(msgspec.Struct, frozen=True):
+    """CUDA C++ source, and the kernels to launch in order."""
+
+    source: str
+    launches: tuple[Launch, ...]
+
+
+def _text(expression: Any, bound: dict[str, Any]) -> str:
+    """A grid's size as Python, in terms of rows; only what such sizes are made of. `bound` are values that the host has given names."""
+    from tvm import tirx
+
+    operators = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//", tirx.FloorMod: "%"}
+    if isinstance(expression, tirx.IntImm):
+        return str(int(expression))
+    if isinstance(expression, tirx.Var) and expression.name in bound:
+        return _text(bound[expression.name], bound)
+    if isinstance(expression, tirx.Var) and expression.name == "rows":
+        return "rows"
+    if isinstance(expression, tirx.Cast):
+        return _text(expression.value, bound)
+    if type(expression) in operators:
+        return f"({_text(expression.a, bound)} {operators[type(expression)]} {_text(expression.b, bound)})"
+    raise BuildError(f"a launch's size is of a form that is not known: {expression}")
+
+
+class _Seen:
+    """What passed through the pipeline: the host's calls of kernels, the values it gave names, and the kernels' parameters."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.bound: dict[str, Any] = {}
+        self.parameters: dict[str, list[tuple[str, bool]]] = {}
+        """Of each kernel: (name of a parameter, whether it is a whole number)."""
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.bound.clear()
+        self.parameters.clear()
+
+    def launches(self) -> tuple[Launch, ...]:
+        """The kernels in the order of their launches."""
+        return tuple(self._launch(call) for call in self.calls)
+
+    def _launch(self, call: Any) -> Launch:
+        """From a call's arguments: the kernel's name, what it takes, and its launch parameters in the order of their tags."""
+        tags = [str(tag) for tag in call.attrs.launch_params]
+        name = str(call.args[0].value)
+        sizes = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
+        grid = tuple(_text(sizes[tag], self.bound) if (tag := f"blockIdx.{axis}") in sizes else "1" for axis in "xyz")
+        block = tuple(int(sizes[tag]) if (tag := f"threadIdx.{axis}") in sizes else 1 for axis in "xyz")
+        shared = int(sizes.get("tirx.use_dyn_shared_memory", 0))
+        given = zip(self.parameters[name], list(call.args)[1:], strict=False)
+        arguments = tuple(_text(value, self.bound) if whole else parameter for (parameter, whole), value in given)
+        return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _registered() -> _Seen:
+    """Register the pipeline; the answer is refilled at every use of it."""
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.s_tir import pipeline
+    from tvm.s_tir import transform as t
+    from tvm.tirx import compilation_pipeline
+
+    seen = _Seen()
+
+    def observed(finish: Any, look: Any) -> Any:
+        """The passes `finish` makes, after a look at what they are given."""
+
+        def make() -> Any:
+            passes = finish()
+
+            def run(mod: Any, _: Any) -> Any:
+                for function in mod.functions.values():
+                    look(function)
+                return passes(mod)
+
+            return tvm.transform.module_pass(run, opt_level=0)
+
+        return make
+
+    def lowering() -> Any:
+        def run(mod: Any, _: Any) -> Any:
+            # The beginning of the default, then a simplification, then the default, which finds its beginning done.
+            first = (t.CanonicalizeLoop, t.LowerCrossThreadReduction, t.LowerInitBlock, t.PlanAndUpdateBufferAllocationLocation)
+            then = (t.ConvertBlocksToOpaque, t.LiftThreadBinding, t.StmtSimplify)
+            mod = tvm.ir.transform.Sequential([make() for make in (*first, *then)])(mod)
+            return pipeline.default_s_tir_pipeline()[0](mod)
+
+        return tvm.transform.module_pass(run, opt_level=0)
+
+    def host(function: Any) -> None:
+        def visit(call: Any) -> None:
+            if isinstance(call.attrs, tirx.CallFFIKernelAttr):
+                seen.calls.append(call)
+
+        def bind(statement: Any) -> None:
+            if statement.var.name != "rows":
+                seen.bound[str(statement.var.name)] = statement.value
+
+        tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, visit), (tirx.Bind, bind)])
+
+    def kernel(function: Any) -> None:
+        named = [(str(p.name), str(p.ty)) for p in function.params]
+        seen.parameters[str(function.attrs["global_symbol"])] = [
+            (name.removesuffix("_ptr"), "int64" in kind and not name.endswith("_ptr")) for name, kind in named
+        ]
+
+    passes = observed(pipeline.finalize_host_passes, host), observed(pipeline.finalize_device_passes, kernel)
+    compilation_pipeline.register_tir_pipeline(_NAME, lambda: (lowering(), *passes))
+    return seen
+
+
+def generate(module: Any, target: dict[str, object]) -> Program:
+    """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it.
+
+    Raises:
+        BuildError: TVM cannot compile it.
+    """
+    import tvm
+
+    seen = _registered()
+    seen.clear()
+    goal = tvm.target.Target(target)
+    try:
+        with goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+            executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
+        source = str(executable.mod.imports[0].inspect_source("cuda"))
+    except Exception as e:
+        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
+    return Program(source, seen.launches())

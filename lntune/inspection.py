@@ -1,0 +1,94 @@
+"""What is known of a GPU kernel before a GPU is there: its resources, the widths of its accesses, the bytes it moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lntune import build, cuda, emulated, knobs, ops
+from lntune.case import Case
+from lntune.cuda import Inspection
+from lntune.device import Device
+from lntune.emulator import Traffic
+from lntune.errors import InputError
+from lntune.schedule import Schedule
+
+ROWS = 8
+"""Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to take no time."""
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """One kernel of a case on one architecture. `read` and `written` are how many times the bytes of a matrix of rows, by its argument,
+    are moved; a good kernel moves each once. `extra` is the share of bytes moved beyond the least: matrices once, and vectors once for
+    all rows, where they stay in cache.
+    """
+
+    case: Case
+    arch: str
+    schedule: str
+    knobs: dict[str, knobs.Value]
+    kernels: tuple[Inspection, ...]
+    read: dict[str, float]
+    written: dict[str, float]
+    extra: float
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What would have the candidate pruned before it costs a device's time; empty for a good one."""
+        found = [problem for kernel in self.kernels for problem in kernel.problems]
+        again = [f"reads {name} {times:.3g} times" for name, times in self.read.items() if times >= TWICE]
+        return (*found, *again, *(f"writes {name} {times:.3g} times" for name, times in self.written.items() if times >= TWICE))
+
+
+TWICE = 1.5
+"""From here on a matrix counts as moved more than once; below it is what the last block of rows repeats."""
+
+
+def _traffic(case: Case, program: Any) -> list[Traffic]:
+    """What each launch of the program reads and writes for the case's rows."""
+    import torch
+
+    op, seen = ops.get(case.op), list[Traffic]()
+    given = op.inputs(case, case.rows, "normal", 0)
+    values = []
+    for a in op.arguments(case):
+        out = a.role not in ("in", "scalar")
+        values.append(torch.zeros(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) if out else given[a.name])
+    emulated.kernel(case, program, seen=seen)(*values)
+    return seen
+
+
+def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Inspected:
+    """Compile a kernel for a GPU, which need not be here, and run it in the emulator on a few rows.
+
+    Raises:
+        InputError: the device is no GPU.
+        ScheduleError, BuildError: the kernel cannot be made; ToolchainError: there is no CUDA compiler.
+        EmulatorError: it does what would be an error on a device.
+    """
+    if device.kind != "gpu":
+        raise InputError(f"target: got {device.name}, expected a GPU, such as cuda:sm_90; `lntune show --as asm` is for CPUs.")
+    program = build.program(case, schedule, setting, device)
+    kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
+    few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
+    launched = _traffic(few, program)
+    read: dict[str, float] = {}
+    written: dict[str, float] = {}
+    moved = least = 0
+    for a in ops.get(case.op).arguments(case):
+        if a.role == "scalar":
+            continue
+        size = few.itemsize if a.dtype == case.dtype else 4
+        for extent in a.sizes(few.rows, case.hidden):
+            size *= extent
+        loaded = sum(t[a.name].loaded for t in launched if a.name in t)
+        stored = sum(t[a.name].stored for t in launched if a.name in t)
+        least += size
+        if len(a.shape) > 1:
+            moved += loaded + stored
+            read |= {a.name: loaded / size} if loaded else {}
+            written |= {a.name: stored / size} if stored else {}
+        else:
+            moved += max(size, stored)
+    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, moved / least - 1)

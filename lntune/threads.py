@@ -1,0 +1,114 @@
+"""Loop transformations of GPU schedules: a row shared among threads, in accesses of several elements each.
+
+A row's elements are dealt out in turns: access j of thread t is number j * threads + t, so that a warp's accesses lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lntune.ops.dtypes import sum_of
+from lntune.ops.op import Term, Total
+
+
+def row_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> list[Total]:
+    """The RowSum of GPU schedules: one stage `name`, whatever the number of expressions, so that one exchange between threads serves all."""
+    from tvm import te, tirx
+
+    k = te.reduce_axis((0, tirx.IntImm("int64", hidden)), name=f"{name}_k")
+    several = len(expressions) > 1
+    add = sum_of(len(expressions))
+
+    def body(i: Any) -> Any:
+        values = tuple(f(i, k) for f in expressions)
+        return add(values if several else values[0], axis=k)
+
+    made = te.compute((rows,), body, name=name)
+    return [_total(tensor) for tensor in (made if several else [made])]
+
+
+def _total(tensor: Any) -> Total:
+    return lambda i: tensor[i]
+
+
+def _dealt(sch: Any, loop: Any, threads: int, access: int) -> tuple[Any, Any]:
+    """(threads, elements of an access) of a loop over a row, dealt out in unrolled turns, the threads bound.
+
+    The access is split off first, exactly, so that whole accesses are guarded where the row ends, and never their elements.
+    """
+    accesses, elements = sch.split(loop, [None, access], preserve_unit_iters=True)
+    turns, thread = sch.split(accesses, [None, threads], preserve_unit_iters=True)
+    sch.bind(thread, "threadIdx.x")
+    sch.unroll(turns)
+    return thread, elements
+
+
+def elementwise(sch: Any, block: Any, threads: int, access: int) -> Any:
+    """Deal the innermost loop of an elementwise block out to threads; an access is a vector. Returns the loop over threads."""
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+    if access > 1:
+        sch.vectorize(elements)
+    return thread
+
+
+def reduction(sch: Any, block: Any, threads: int, access: int) -> Any:
+    """Deal the innermost loop of a row sum out to threads, which exchange their sums afterwards. Returns the loop over threads."""
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+    sch.unroll(elements)
+    return thread
+
+
+def output(sch: Any, block: Any, at: Any, threads: int, access: int) -> Any:
+    """Compute an output's elements in registers, one by one, and store an access of them at once; `block` is not in its place at `at` yet.
+
+    Not one vector of all: for 8 elements TVM 0.27 writes vectors of float32 that CUDA does not have. Returns the loop over threads.
+    """
+    stored = sch.cache_write(block, 0, "local")
+    sch.reverse_compute_at(block, at, preserve_unit_loops=True)
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+    sch.unroll(elements)
+    sch.reverse_compute_at(stored, thread, preserve_unit_loops=True)
+    if access > 1:
+        sch.vectorize(sch.get_loops(stored)[-1])
+    return thread
+
+
+def once(sch: Any, block: Any, threads: int) -> None:
+    """Let only the row's first thread run a block without a loop of its own."""
+    _, thread = sch.split(sch.add_unit_loop(block), [None, threads])
+    sch.bind(thread, "threadIdx.x")
+
+
+def keep(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> None:
+    """Load a row once, at loop `at`, into the registers of the threads that need its elements: the input `index` of the first of
+    `consumers`, for all of them.
+    """
+    kept = sch.cache_read(consumers[0], index, "local", consumer_blocks=list(consumers))
+    sch.compute_at(kept, at, preserve_unit_loops=True)
+    # What a thread holds is contiguous, and as long as its turns; without this each thread would be given room for the whole row.
+    sch.transform_layout(
+        kept,
+        ("write", 0),
+        lambda i, k: (i, k // access // threads, k // access % threads, k % access),
+        assume_injective_transform=True,
+    )
+    elementwise(sch, kept, threads, access)
+
+
+def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> Any:
+    """Load a row once, at loop `at`, into shared memory; the input `index` of the first of `consumers`, for all of them."""
+    staged = sch.cache_read(consumers[0], index, "shared.dyn", consumer_blocks=list(consumers))
+    sch.compute_at(staged, at, preserve_unit_loops=True)
+    elementwise(sch, staged, threads, access)
+    return staged
+
+
+def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int) -> None:
+    """Bring the elements of one access of an input into registers at once, at the loop over threads; `source` is its number or name."""
+    if access == 1:
+        return
+    index = source if isinstance(source, int) else [str(r.source.name) for r in sch.get(block).reads].index(source)
+    fetched = sch.cache_read(block, index, "local", consumer_blocks=[block])
+    sch.compute_at(fetched, thread, preserve_unit_loops=True)
+    sch.vectorize(sch.get_loops(fetched)[-1])

@@ -1,0 +1,143 @@
+"""Layer norm forward on GPUs: one kernel, a row in the registers of the threads that share it.
+
+x is read once where it can be kept. How many threads share a row decides how many bytes are in flight, which is what a kernel bound by
+memory is about; the two exchanges of sums between them are all the synchronization there is.
+
+Tried and left out: a row kept as float32 instead of as it came (twice the registers in low precision, to spare conversions that
+memory-bound code has time for).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lntune import threads
+from lntune.case import Case
+from lntune.device import Device
+from lntune.knobs import knob
+from lntune.ops import layer_norm
+from lntune.schedule import Schedule
+
+ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
+WARP = 32
+MOST = 1024  # threads of a block
+REGISTERS = 65_536  # of a block, on every architecture here
+OTHERS = 28  # registers of a thread for anything but its part of the row
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Knobs of `shared_row`."""
+
+    threads: int = knob(128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row")
+    rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads")
+    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
+    keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its three uses; again: read from memory each time")
+
+
+def turns_of(knobs: Knobs, case: Case) -> int:
+    """Accesses that one thread makes to pass over a row."""
+    return -(-case.hidden // (knobs.access * knobs.threads))
+
+
+def registers_of(knobs: Knobs, case: Case) -> int:
+    """32-bit registers that a thread's part of the row takes; an access shorter than that has one to itself."""
+    return turns_of(knobs, case) * max(4, knobs.access * case.itemsize) // 4
+
+
+def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
+    """Why the knobs do not fit, or None."""
+    threads_all = knobs.threads * knobs.rows
+    if case.hidden % knobs.access:
+        return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
+    if knobs.access * case.itemsize > ACCESS:
+        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
+    if not 32 <= threads_all <= MOST:
+        return f"{threads_all} threads in a block; 32 to {MOST} fit"
+    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
+        return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
+    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(255, REGISTERS // threads_all):
+        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {threads_all} threads"
+    if knobs.keep == "shared" and knobs.rows > 1:
+        return "shared memory is for one row to a block"
+    if knobs.keep == "shared" and case.hidden * case.itemsize > device.l1:
+        return f"a row of {case.hidden * case.itemsize} bytes does not fit the {device.l1} bytes of shared memory"
+    if case.rows == 1 and knobs.rows > 1:
+        return "a single row cannot fill a block of several"
+    return None
+
+
+def default(case: Case, device: Device) -> Knobs:
+    """Wide accesses, four to a thread; where registers do not hold the row, shared memory, else reading again.
+
+    One row to a block from 64 accesses on: the stores of several rows are guarded, which ptxas answers with a stack frame.
+    """
+    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    wanted = -(-case.hidden // (access * 4))
+    several = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), MOST)
+    for fewest in (64, 128):
+        several = max(several, fewest) if case.hidden >= fewest * access else several
+    rows = 1 if several >= 64 or case.rows == 1 else 128 // several
+    if several * rows < 32:
+        several = 32
+    for keep in ("registers", "shared", "again"):
+        for s in (several, *(t for t in (256, 512, 1024) if t > several), *(t for t in (16, 8) if t < several)):
+            found = Knobs(s, rows, access, keep)
+            if valid(found, case, device) is None:
+                return found
+    return Knobs(32, 1, access, "again")
+
+
+def apply(case: Case, knobs: Knobs, device: Device) -> Any:
+    """The kernel, step by step.
+
+    1. The definition, in groups of rows, without copies of what is widened.
+    2. A block of threads for each group of rows; everything about a row inside it.
+    3. The row, where it is kept.
+    4. Sums and outputs shared among the threads; the scalars of a row in registers of every thread that needs them.
+    """
+    from tvm import s_tir
+
+    # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
+    sch = s_tir.Schedule(layer_norm.define(case, threads.row_sum, knobs.rows))
+    blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    for name in ("x32", "weight32", "bias32"):
+        if name in blocks:
+            sch.compute_inline(blocks.pop(name))
+
+    # 2. By way of the first stage over rows.
+    group, row = sch.split(sch.get_loops(blocks["sum"])[0], [None, knobs.rows], preserve_unit_iters=True)
+    sch.bind(group, "blockIdx.x")
+    sch.bind(row, "threadIdx.y")
+    for name, block in blocks.items():
+        if name not in ("sum", "y"):
+            sch.reverse_compute_at(block, row, preserve_unit_loops=True)
+    y = threads.output(sch, blocks["y"], row, knobs.threads, knobs.access)
+
+    # 3.
+    users = [blocks[name] for name in ("sum", "centred", "y")]
+    if knobs.keep == "registers":
+        threads.keep(sch, users, 0, row, knobs.threads, knobs.access)
+    elif knobs.keep == "shared":
+        threads.stage(sch, users, 0, row, knobs.threads, knobs.access)
+
+    # 4.
+    for name in ("sum", "centred"):
+        thread = threads.reduction(sch, blocks[name], knobs.threads, knobs.access)
+        if knobs.keep != "registers":
+            threads.fetch(sch, blocks[name], 0, thread, knobs.access)
+    if knobs.keep != "registers":
+        threads.fetch(sch, blocks["y"], 0, y, knobs.access)
+    for vector in [n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))]:
+        threads.fetch(sch, blocks["y"], vector, y, knobs.access)
+    for name in ("mean", "rstd"):
+        if name in blocks:
+            threads.once(sch, blocks[name], knobs.threads)
+    for name in ("sum", "mean0", "centred", "delta", "variance", "scale", "shift"):
+        for index in range(len(sch.get(blocks[name]).writes)):
+            sch.set_scope(blocks[name], index, "local")
+    return sch.mod
+
+
+SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply),)
