@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
 
 from lntune import build, cuda, emulated, knobs, ops
-from lntune.case import Case
+from lntune.case import DTYPES, Case
 from lntune.cuda import Inspection
 from lntune.device import Device
 from lntune.emulator import Traffic
@@ -16,6 +17,8 @@ from lntune.schedule import Schedule
 
 ROWS = 8
 """Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to take no time."""
+TWICE = 1.5
+"""From here on a matrix counts as moved more than once; below it is what the last block of rows repeats."""
 
 
 class Inspected(msgspec.Struct, frozen=True):
@@ -39,10 +42,6 @@ class Inspected(msgspec.Struct, frozen=True):
         found = [problem for kernel in self.kernels for problem in kernel.problems]
         again = [f"reads {name} {times:.3g} times" for name, times in self.read.items() if times >= TWICE]
         return (*found, *again, *(f"writes {name} {times:.3g} times" for name, times in self.written.items() if times >= TWICE))
-
-
-TWICE = 1.5
-"""From here on a matrix counts as moved more than once; below it is what the last block of rows repeats."""
 
 
 def _traffic(case: Case, program: Any) -> list[Traffic]:
@@ -79,9 +78,7 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Ins
     for a in ops.get(case.op).arguments(case):
         if a.role == "scalar":
             continue
-        size = few.itemsize if a.dtype == case.dtype else 4
-        for extent in a.sizes(few.rows, case.hidden):
-            size *= extent
+        size = DTYPES[a.dtype] * math.prod(a.sizes(few.rows, case.hidden))
         loaded = sum(t[a.name].loaded for t in launched if a.name in t)
         stored = sum(t[a.name].stored for t in launched if a.name in t)
         least += size

@@ -44,16 +44,17 @@ def _dealt(sch: Any, loop: Any, threads: int, access: int) -> tuple[Any, Any]:
     return thread, elements
 
 
-def elementwise(sch: Any, block: Any, threads: int, access: int) -> Any:
-    """Deal the innermost loop of an elementwise block out to threads; an access is a vector. Returns the loop over threads."""
-    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+def copy(sch: Any, block: Any, threads: int, access: int) -> None:
+    """Deal the innermost loop of a copy out to threads; an access is a vector."""
+    _, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
     if access > 1:
         sch.vectorize(elements)
-    return thread
 
 
-def reduction(sch: Any, block: Any, threads: int, access: int) -> Any:
-    """Deal the innermost loop of a row sum out to threads, which exchange their sums afterwards. Returns the loop over threads."""
+def one_by_one(sch: Any, block: Any, threads: int, access: int) -> Any:
+    """Deal the innermost loop of a block out to threads, which compute the elements of an access one by one; after a row sum they
+    exchange their sums. Returns the loop over threads.
+    """
     thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
     sch.unroll(elements)
     return thread
@@ -66,8 +67,7 @@ def output(sch: Any, block: Any, at: Any, threads: int, access: int) -> Any:
     """
     stored = sch.cache_write(block, 0, "local")
     sch.reverse_compute_at(block, at, preserve_unit_loops=True)
-    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
-    sch.unroll(elements)
+    thread = one_by_one(sch, block, threads, access)
     sch.reverse_compute_at(stored, thread, preserve_unit_loops=True)
     if access > 1:
         sch.vectorize(sch.get_loops(stored)[-1])
@@ -93,15 +93,14 @@ def keep(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, 
         lambda i, k: (i, k // access // threads, k // access % threads, k % access),
         assume_injective_transform=True,
     )
-    elementwise(sch, kept, threads, access)
+    copy(sch, kept, threads, access)
 
 
-def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> Any:
+def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> None:
     """Load a row once, at loop `at`, into shared memory; the input `index` of the first of `consumers`, for all of them."""
     staged = sch.cache_read(consumers[0], index, "shared.dyn", consumer_blocks=list(consumers))
     sch.compute_at(staged, at, preserve_unit_loops=True)
-    elementwise(sch, staged, threads, access)
-    return staged
+    copy(sch, staged, threads, access)
 
 
 def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int) -> None:

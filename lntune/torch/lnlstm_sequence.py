@@ -138,11 +138,13 @@ def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
 def _chunks(steps: Iterable[Step], sizes: Sequence[int]) -> Iterator[list[Step]]:
     """The steps in order, in lists of about _CHUNK_ROWS rows."""
     chunk: list[Step] = []
+    rows = 0
     for step in steps:
         chunk.append(step)
-        if sum(sizes[t] for t, _ in chunk) >= _CHUNK_ROWS:
+        rows += sizes[step[0]]
+        if rows >= _CHUNK_ROWS:
             yield chunk
-            chunk = []
+            chunk, rows = [], 0
     if chunk:
         yield chunk
 

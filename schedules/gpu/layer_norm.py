@@ -14,15 +14,13 @@ from typing import Any
 
 from lntune import threads
 from lntune.case import Case
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
 
 ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
-WARP = 32
-MOST = 1024  # threads of a block
-REGISTERS = 65_536  # of a block, on every architecture here
 OTHERS = 28  # registers of a thread for anything but its part of the row
 
 
@@ -53,11 +51,11 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
     if knobs.access * case.itemsize > ACCESS:
         return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
-    if not 32 <= threads_all <= MOST:
-        return f"{threads_all} threads in a block; 32 to {MOST} fit"
+    if not WARP <= threads_all <= THREADS_PER_BLOCK:
+        return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
         return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
-    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(255, REGISTERS // threads_all):
+    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
         return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {threads_all} threads"
     if knobs.keep == "shared" and knobs.rows > 1:
         return "shared memory is for one row to a block"
@@ -75,7 +73,7 @@ def default(case: Case, device: Device) -> Knobs:
     """
     access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
     wanted = -(-case.hidden // (access * 4))
-    several = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), MOST)
+    several = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
     for fewest in (64, 128):
         several = max(several, fewest) if case.hidden >= fewest * access else several
     rows = 1 if several >= 64 or case.rows == 1 else 128 // several
@@ -124,7 +122,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 4.
     for name in ("sum", "centred"):
-        thread = threads.reduction(sch, blocks[name], knobs.threads, knobs.access)
+        thread = threads.one_by_one(sch, blocks[name], knobs.threads, knobs.access)
         if knobs.keep != "registers":
             threads.fetch(sch, blocks[name], 0, thread, knobs.access)
     if knobs.keep != "registers":
