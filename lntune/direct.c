@@ -3,7 +3,8 @@
  * What eager mode needs for one row is 2 to 3 us, all of it overhead; a wrapper written in Python has spent that before the
  * kernel starts. A table here knows, for what a call looks like from outside (dtypes, which tensors are there, hidden size, bit
  * length of the number of rows), which kernel serves it. A call that it does not know, or that anything is unusual about, is
- * answered with None and nothing done: the general path in Python then finds out what it is, and says or mends it.
+ * answered with None and nothing done: the general path in Python then finds out what it is, and says or mends it. On GPUs the
+ * kernel itself knows the stream; a device is part of what a call looks like.
  *
  * Only functions of Python's stable ABI are used, and declared here, so that neither Python's headers are needed to compile
  * this file (they are often not installed) nor another build for another Python. Tensors are read through DLPack's exchange
@@ -58,6 +59,7 @@ void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *);
 
 enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
+enum { ALIGNED = 16 }; /* bytes; kernels of GPUs ask for whole accesses, and those for other tensors are found by the general path */
 
 /* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1) or a number. */
 typedef struct {
@@ -67,13 +69,14 @@ typedef struct {
 /* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output. `matrices` has a bit for each of
  * them that the kernel takes as (rows, hidden), whatever the number of its leading dimensions. */
 typedef struct {
-  int64_t key_hidden, key_rest, kernel, matrices, arguments, order[MAX_ARGS], outputs;
+  int64_t key, key_rest, kernel, matrices, arguments, order[MAX_ARGS], outputs;
   Output output[MAX_OUT];
 } Entry;
 
 typedef struct {
   char *signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
-  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, **quiet; /* quiet: all to be false */
+  /* quiet: all to be false, the first of them only where tensors are not on the CPU */
+  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, **quiet;
   int quiet_count, size, used, shim;
   Entry *entries; /* open addressing; `arguments` 0 is a free place */
 } Table;
@@ -136,10 +139,18 @@ static int truth(PyObject *result) {
   return yes != 0;
 }
 
+typedef struct {
+  DLTensor tensor[MAX_ARGS];
+  double scalar[MAX_ARGS];
+  DLDevice device;
+  int64_t hidden, rows, key; /* the key has the hidden size and the device */
+  uint64_t rest; /* and everything else */
+} Call;
+
 /* Modes, transforms, tracing and gradients: whatever must see the call goes through the general path. */
-static int unusual(const Table *table, PyObject *const *args, int gradients) {
+static int unusual(const Table *table, PyObject *const *args, const Call *c, int gradients) {
   const char *kinds = table->signature;
-  for (int i = 0; i < table->quiet_count; ++i)
+  for (int i = c->device.device_type == kDLCPU; i < table->quiet_count; ++i)
     if (truth(PyObject_CallNoArgs(table->quiet[i]))) return 1;
   PyObject *level = PyObject_GetAttr(table->forward_ad, table->level);
   if (!level) return 1;
@@ -155,13 +166,6 @@ static int unusual(const Table *table, PyObject *const *args, int gradients) {
   }
   return 0;
 }
-
-typedef struct {
-  DLTensor tensor[MAX_ARGS];
-  double scalar[MAX_ARGS];
-  int64_t hidden, rows;
-  uint64_t rest; /* everything of the key but the hidden size */
-} Call;
 
 /* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them is unusual. */
 static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count, Call *c) {
@@ -190,24 +194,28 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
         if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
         if (!is_type(args[i], table->tensor, table->parameter) || dlpack->dltensor_from_py_object_no_sync(args[i], t)) return 0;
         int dtype = dtype_of(t->dtype);
-        if (!dtype || t->device.device_type != kDLCPU || !t->ndim || !contiguous(t)) return 0;
+        if (!dtype || !t->ndim || !contiguous(t)) return 0;
         c->rest |= dtype;
+        if (!i) c->device = t->device;
+        if (t->device.device_type != c->device.device_type || t->device.device_id != c->device.device_id) return 0;
+        if (c->device.device_type != kDLCPU && t->ndim > 0 && t->shape[t->ndim - 1] > 1 && ((uintptr_t)t->data + t->byte_offset) % ALIGNED) return 0;
         if (i) break;
         c->hidden = t->shape[t->ndim - 1];
         c->rows = 1;
         for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
     }
   }
-  if (c->hidden <= 0 || c->rows <= 0) return 0;
+  if (c->hidden <= 0 || c->hidden >> 32 || c->rows <= 0 || (c->device.device_type != kDLCPU && c->device.device_type != kDLCUDA)) return 0;
+  c->key = c->hidden | (int64_t)c->device.device_type << 56 | (int64_t)c->device.device_id << 32;
   c->rest = c->rest << 6 | (64 - __builtin_clzll((uint64_t)c->rows));
   return 1;
 }
 
-static Entry *place(const Table *table, int64_t hidden, uint64_t rest) {
-  uint64_t hash = ((uint64_t)hidden * 0x9E3779B97F4A7C15u) ^ (rest * 0xC2B2AE3D27D4EB4Fu);
+static Entry *place(const Table *table, int64_t key, uint64_t rest) {
+  uint64_t hash = ((uint64_t)key * 0x9E3779B97F4A7C15u) ^ (rest * 0xC2B2AE3D27D4EB4Fu);
   for (uint64_t i = hash >> 32;; ++i) {
     Entry *e = &table->entries[i & (uint64_t)(table->size - 1)];
-    if (!e->arguments || (e->key_hidden == hidden && e->key_rest == (int64_t)rest)) return e;
+    if (!e->arguments || (e->key == key && e->key_rest == (int64_t)rest)) return e;
   }
 }
 
@@ -221,11 +229,13 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
   for (int d = 0; d < ndim; ++d) shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
-  DLTensor made = {0, {kDLCPU, 0}, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
+  DLTensor made = {0, c->device, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
   PyObject *result = 0;
   if (table->shim) {
     void *handle;
-    if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype], 0, -1, &handle)) return 0;
+    if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype], c->device.device_type != kDLCPU, /* c10::DeviceType */
+                      c->device.device_type == kDLCPU ? -1 : c->device.device_id, &handle))
+      return 0;
     if (!data_pointer(handle, &made.data)) result = wrap(handle);
     delete_tensor(handle);
   } else {
@@ -303,8 +313,8 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
   if (!table->used || !read_call(table, args, count, &c)) return none();
-  Entry entry = *place(table, c.hidden, c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
-  if (!entry.arguments || unusual(table, args, 1)) return none();
+  Entry entry = *place(table, c.key, c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
+  if (!entry.arguments || unusual(table, args, &c, 1)) return none();
   PyObject *result = run(table, &entry, &c);
   return result ? result : none();
 }
@@ -313,7 +323,7 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
 static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int yes = table->used && read_call(table, args, count, &c) && place(table, c.hidden, c.rest)->arguments && !unusual(table, args, 0);
+  int yes = table->used && read_call(table, args, count, &c) && place(table, c.key, c.rest)->arguments && !unusual(table, args, &c, 0);
   if (PyErr_Occurred()) PyErr_Clear();
   return PyBool_FromLong(yes);
 }
@@ -333,14 +343,14 @@ static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t coun
       table->entries = grown;
       table->size = 2 * size;
       for (int i = 0; i < size; ++i)
-        if (old[i].arguments) *place(table, old[i].key_hidden, (uint64_t)old[i].key_rest) = old[i];
+        if (old[i].arguments) *place(table, old[i].key, (uint64_t)old[i].key_rest) = old[i];
       free(old);
     }
     uint64_t rest = (c.rest & ~(uint64_t)63) | (uint64_t)bits;
-    Entry *e = place(table, c.hidden, rest);
+    Entry *e = place(table, c.key, rest);
     table->used += !e->arguments;
     memcpy(e, PyBytes_AsString(args[0]), sizeof *e);
-    e->key_hidden = c.hidden;
+    e->key = c.key;
     e->key_rest = (int64_t)rest;
   }
   if (PyErr_Occurred()) PyErr_Clear();
@@ -370,7 +380,8 @@ static void drop(PyObject *self) {
   free(table->quiet), free(table->signature), free(table->entries), free(table);
 }
 
-/* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served. */
+/* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served, the
+ * first of them only where its tensors are not on the CPU. */
 PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter, PyObject *grad_enabled, PyObject *forward_ad,
                               PyObject *quiet, int shim) {
   Table *table = (Table *)calloc(1, sizeof(Table));

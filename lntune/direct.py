@@ -77,7 +77,8 @@ class Table:
     "n" a normalized_shape. Leading dimensions of the first tensor are rows, its last is hidden.
 
     `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no kernel is known, an argument
-    is unusual (another device or dtype, a subclass, strided, negated, requiring gradients while they are recorded) or a
+    is unusual (another device or dtype, a subclass, strided, on a GPU not aligned to 16 bytes, negated, requiring gradients while they are
+    recorded) or a
     torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would serve them if no gradients
     were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there.
 
@@ -90,6 +91,7 @@ class Table:
         import torch
 
         quiet = (
+            torch.is_autocast_enabled,  # without arguments a GPU's, where PyTorch's layer norm is then another
             torch._C._is_torch_function_mode_enabled,
             torch._C._len_torch_dispatch_stack,
             torch._C._is_tracing,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import lntune
-from lntune.torch import lnlstm_sequence as module
+from lntune.torch import lnlstm_loops as module
 from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
 
 pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
-NAMES = ("gates_x", "h_0", "c_0", "matrix", "weight_h", "weight_c", "bias", "bias_c")
+NAMES = ("gates_x", "h_0", "c_0", "matrix", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
 HIDDEN = 24
 SIZES: dict[str, list[int]] = {
     "one step": [3],
@@ -78,6 +78,7 @@ def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
     given = made(SIZES["packed"], dtype)
     check(given, SIZES["packed"], *options, False)
     check({**given, "bias": None, "bias_c": None}, SIZES["packed"], *options, True)
+    check({**given, "weight_x": None}, SIZES["packed"], *options, False)
 
 
 def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_autocast_trains_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lntune.torch.lstm.lnlstm_sequence", by_steps)
     truth, eager = gradients(False), gradients(True)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "by_steps", None)  # would fail if it were called
+    monkeypatch.setattr("lntune.torch.lnlstm_sequence.by_steps", None)  # would fail if it were called
     ours = gradients(True)
     for name, grad in ours.items():
         error, eager_error = (float((g - truth[name]).norm() / truth[name].norm()) for g in (grad, eager[name]))

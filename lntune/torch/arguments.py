@@ -15,11 +15,13 @@ from torch.utils._device import DeviceContext
 
 from lntune.case import DTYPES, MAX_HIDDEN
 from lntune.errors import InputError, got_expected
+from lntune.torch import devices
 
 NAMES = {getattr(torch, name): name for name in DTYPES}
 """dtypes kernels exist for, with their names in a Case."""
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_LOW = frozenset({torch.float16, torch.bfloat16})
 _dual_numbers = torch.autograd.forward_ad
 _grad_enabled = torch.is_grad_enabled
 
@@ -40,8 +42,8 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
         raise InputError(got_expected("normalized_shape", "()", "at least one dimension"))
     if input.ndim < len(shape) or tuple(input.shape[-len(shape) :]) != shape:
         raise InputError(got_expected("input", f"shape {tuple(input.shape)}", f"a shape that ends in normalized_shape {shape}"))
-    cpu = input.device.type == "cpu"  # what other devices take is for them to say
-    if cpu and not input.is_floating_point():
+    ours = input.device.type in ("cpu", "cuda")  # what other devices take is for them to say
+    if ours and not input.is_floating_point():
         raise InputError(got_expected("input", str(input.dtype), "a floating-point dtype", "Convert it: input.float()."))
     wide = (input.dtype, torch.float32 if input.itemsize < torch.float32.itemsize else input.dtype)  # an affine may be kept in float32
     for name, vector in (("weight", weight), ("bias", bias)):
@@ -51,7 +53,7 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
             raise InputError(got_expected(name, type(vector).__name__, "a torch.Tensor or None"))
         if tuple(vector.shape) != shape:
             raise InputError(got_expected(name, f"shape {tuple(vector.shape)}", f"normalized_shape {shape}"))
-        if cpu and vector.dtype not in wide:
+        if ours and vector.dtype not in wide:
             expected = " or ".join(dict.fromkeys(map(str, wide)))
             raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
         if vector.device != input.device:
@@ -85,7 +87,7 @@ def recorded(*tensors: Tensor | None) -> bool:
 def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
     """True when a kernel could take the call; the rest is PyTorch's."""
     return (
-        input.device.type == "cpu"
+        devices.of(input.device) is not None
         and input.dtype in NAMES
         and 1 <= hidden <= MAX_HIDDEN
         and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
@@ -107,6 +109,16 @@ def _forward_ad(*tensors: Tensor | None) -> bool:
     if _dual_numbers._current_level < 0:
         return False
     return any(t is not None and _dual_numbers.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def there(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Those that are there."""
+    return tuple(t for t in tensors if t is not None)
+
+
+def lifted(input: Tensor) -> bool:
+    """True where autocast has PyTorch's layer norm compute in float32, and give it: on GPUs, not on CPUs."""
+    return input.device.type == "cuda" and input.dtype in _LOW and torch.is_autocast_enabled("cuda")
 
 
 def pair(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""From a call to a kernel: decide once per (operator, hidden size, dtype, row bucket), build or load once, remember."""
+"""From a call to a kernel: decide once per (device, operator, hidden size, dtype, row bucket), build or load once, remember."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
+from torch import Tensor
 
 from lntune import artifact, knobs, ops, paths, records, schedule
 from lntune import device as device_module
 from lntune.case import BUCKETS, Case, bucket_label
+from lntune.device import Device
 from lntune.direct import Table
 from lntune.errors import LntuneError, NotTunedError
 from lntune.records import Record
 from lntune.select import Choice, select
+from lntune.torch import devices
+from lntune.torch.narrow import narrowed
 
 Kernel = Callable[..., None]
 
@@ -25,9 +29,9 @@ _lock = threading.RLock()
 # A process forks only between two decisions: a child that inherits the lock shut by another thread would wait for ever.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _records: dict[str, list[Record]] = {}
-_choices: dict[Case, Choice] = {}
-_kernels: dict[Case, Kernel | None] = {}
-_told: set[tuple[str, int, str, int]] = set()
+_choices: dict[tuple[Device, Case], Choice] = {}
+_kernels: dict[tuple[Device, Case, int], Kernel | None] = {}
+_told: set[tuple[Device, str, int, str, int]] = set()
 _on_reload: list[Callable[[], None]] = []
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
 
@@ -61,39 +65,46 @@ def on_reload(forget: Callable[[], None]) -> None:
     _on_reload.append(forget)
 
 
-def choose(case: Case) -> Choice:
-    """What serves a case (its rows stand for their bucket), decided on the logs as they were when first asked."""
-    case = case.typical
+def choose(case: Case, device: Device | None = None) -> Choice:
+    """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none is given, decided on the logs as they
+    were when first asked.
+    """
+    case, device = case.typical, device or device_module.current()
     with _lock:
-        if case not in _choices:
+        if (device, case) not in _choices:
             if case.op not in _records:
                 _records[case.op] = records.read(paths.log_dirs(), case.op, role="final")
-            device = device_module.current()
-            _choices[case] = select(case, device, _records[case.op], schedule.for_op(case.op, device.kind))
-        return _choices[case]
+            _choices[device, case] = select(case, device, _records[case.op], schedule.for_op(case.op, device.kind))
+        return _choices[device, case]
 
 
-def kernel_for(case: Case) -> Kernel | None:
+def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
+
+    `tensors` are those of the call that have rows or vectors of hidden elements: they say on which device, the CPU where there are none;
+    and on a GPU one that is not aligned to 16 bytes is served by the same schedule with narrower accesses.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
         LntuneError: in strict mode, when the kernel cannot be built.
     """
-    case = case.typical
+    device = devices.of_tensors(tensors)
+    if device is None:
+        return None
+    key = device, case.typical, devices.alignment(device, tensors)
     with _lock:
-        if case not in _kernels:
-            _kernels[case] = _obtain(case)
-        return _kernels[case]
+        if key not in _kernels:
+            _kernels[key] = _obtain(*key)
+        return _kernels[key]
 
 
-def serve(case: Case) -> Kernel:
-    """The kernel that serves a case; where eager mode does, PyTorch's operators behind the kernel's arguments.
+def serve(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel:
+    """The kernel that serves a case; where eager mode does, PyTorch's operators behind the kernel's arguments. `tensors` as kernel_for's.
 
     Raises:
         NotTunedError, LntuneError: as kernel_for.
     """
-    return kernel_for(case) or functools.partial(_stand_in, case)
+    return kernel_for(case, tensors) or functools.partial(_stand_in, case)
 
 
 def _stand_in(case: Case, *values: Any) -> None:
@@ -107,15 +118,16 @@ def _stand_in(case: Case, *values: Any) -> None:
             named[a.name][0] += made[a.name]
 
 
-def _obtain(case: Case) -> Kernel | None:
+def _obtain(device: Device, case: Case, alignment: int) -> Kernel | None:
     what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
     command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
+    command += " --target cuda" if device.kind == "gpu" else ""
     try:
-        choice = choose(case)
+        choice = choose(case, device)
         if not choice.measured:
             if _strict:
                 raise NotTunedError(f"{what} was not measured on this device ({'; '.join(choice.steps)}). Run: {command}")
-            told = (case.op, case.hidden, case.dtype, case.bucket)
+            told = (device, case.op, case.hidden, case.dtype, case.bucket)
             if told not in _told:  # once, whatever the variant
                 _told.add(told)
                 served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
@@ -124,7 +136,8 @@ def _obtain(case: Case) -> Kernel | None:
         if choice.tier == "eager":
             return None
         plan = schedule.get(choice.schedule, case.op)
-        return artifact.kernel(case, plan, knobs.from_dict(plan.knobs, dict(choice.knobs)), device_module.current())
+        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, alignment)
+        return None if setting is None else artifact.kernel(case, plan, setting, device)
     except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
         if _strict:
             raise
@@ -173,9 +186,9 @@ def _unknown(*_: Any) -> None:
     """The direct call before the first kernel is known."""
 
 
-def describe(case: Case) -> dict[str, Any]:
-    """The choice for a case as plain data, for `lntune why` and for machines."""
-    choice = choose(case)
+def describe(case: Case, device: Device | None = None) -> dict[str, Any]:
+    """The choice for a case on a device as plain data, for `lntune why` and for machines."""
+    choice = choose(case, device)
     record = choice.record
     return {
         "case": {"op": case.op, "hidden": case.hidden, "dtype": case.dtype, "rows": case.rows, "bucket": bucket_label(case.bucket)},

@@ -20,8 +20,8 @@ from torch.nn import functional
 from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
-from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_arguments, kind, pair, recorded, served
+from lntune.torch import devices, dispatch
+from lntune.torch.arguments import NAMES, check_arguments, kind, lifted, pair, recorded, served, there
 from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
 
 _compiling = torch.compiler.is_compiling
@@ -45,7 +45,7 @@ def layer_norm(
 ) -> Tensor:
     """Layer normalization over the last dimensions; the signature and the result of torch.nn.functional.layer_norm.
 
-    float32, float16 and bfloat16 on the CPU run on the kernel tuned for this device, hidden size and number of rows;
+    float32, float16 and bfloat16 on CPUs and NVIDIA GPUs run on the kernel tuned for the device, hidden size and number of rows;
     everything else, and every case in which eager measured faster, is PyTorch's. weight and bias may each be left out, and
     each is in the input's dtype or float32. (Ba, Kiros, Hinton 2016, eqs. 3-4.)
 
@@ -73,10 +73,12 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     hidden = math.prod(shape)
     if not served(input, weight, bias, hidden):
         return _eager(input, shape, weight, bias, eps)
+    if lifted(input):
+        return layer_norm(input.float(), shape, *(v if v is None else v.float() for v in (weight, bias)), eps)
     grad = recorded(input, weight, bias)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, grad)
-    kernel = dispatch.kernel_for(case) if rows else None
+    kernel = dispatch.kernel_for(case, there(input, weight, bias)) if rows else None
     if kernel is None:
         return _eager(input, shape, weight, bias, eps)
     # A direct call does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
@@ -143,13 +145,15 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero).
-    if input.device.type != "cpu" or input.dtype not in NAMES or _transforms() > 0:
+    if input.device.type not in devices.types() or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
+    if lifted(input):
+        input, weight, bias = input.float(), *(v if v is None else v.float() for v in (weight, bias))
     y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, recorded(input, weight, bias))
     return y  # type: ignore[no-any-return]
 
 
-@torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types=("cpu", "cuda"))
 def layer_norm_op(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +161,8 @@ def layer_norm_op(
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
-    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, stats)) if rows and hidden <= MAX_HIDDEN else None
+    ours = rows and hidden <= MAX_HIDDEN
+    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, stats), there(input, weight, bias)) if ours else None
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:

@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_arguments, kind, served
+from lntune.torch.arguments import NAMES, check_arguments, kind, served, there
 
 Wanted = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -76,7 +76,7 @@ def _any(
     if rows and not torch.is_grad_enabled() and dy.dtype == input.dtype and served(input, weight, bias, hidden) and served(dy, mean, rstd, hidden):
         name = variant(kind(weight, input), kind(bias, input), wanted)
         case = Case(NAME, hidden, NAMES[input.dtype], rows, name)
-        kernel = dispatch.kernel_for(case)
+        kernel = dispatch.kernel_for(case, there(dy, input, weight))
     if kernel is None:
         return eager_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
 
@@ -140,7 +140,7 @@ def eager_backward(
     return dx if wanted[0] else None, dgamma if wanted[1] else None, dbeta if wanted[2] else None
 
 
-@torch.library.custom_op("lntune::layer_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lntune::layer_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def layer_norm_backward_op(
     grad_out: Tensor,
     input: Tensor,

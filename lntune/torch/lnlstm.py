@@ -20,7 +20,7 @@ from torch import Tensor
 from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch
 from lntune.torch.arguments import NAMES, check_eps, recorded, served
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
@@ -63,7 +63,13 @@ def lnlstm_step(
     """
     tensors: Any = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
     if _dynamo_compiling():
-        if per_gate or len({t.dtype for t in tensors if t is not None}) > 1 or c.device.type != "cpu" or c.dtype not in NAMES or _transforms() > 0:
+        if (
+            per_gate
+            or len({t.dtype for t in tensors if t is not None}) > 1
+            or c.device.type not in devices.types()
+            or c.dtype not in NAMES
+            or _transforms() > 0
+        ):
             return formula(*(*tensors, eps, carried, per_gate))
         h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, recorded(*tensors))
         return h, c_new
@@ -86,7 +92,7 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
         return formula(*(*values, eps, carried, per_gate))
     stats = recorded(*values)
     case = case_of(NAME, there, rows, carried, stats)
-    kernel = dispatch.kernel_for(case)
+    kernel = dispatch.kernel_for(case, tuple(there.values()))
     if kernel is None:
         return formula(*(*values, eps, carried))
     if stats:
@@ -112,7 +118,7 @@ def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tu
     made = torch.empty_like(c), torch.empty_like(c), torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device)
     values = {**plain, "eps": eps, "h": made[0], "c_new": made[1], **dict(zip(names, made[2], strict=True))}
     if c.shape[0]:
-        dispatch.serve(case)(*(values[a.name] for a in arguments(case)))
+        dispatch.serve(case, tuple(plain.values()))(*(values[a.name] for a in arguments(case)))
     return made[0].view(shape), made[1].view(shape), made[2]
 
 
@@ -156,7 +162,7 @@ def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
             continue
         if not isinstance(t, Tensor):
             raise InputError(got_expected(name, type(t).__name__, "a torch.Tensor"))
-        if t.device.type == "cpu" and not t.is_floating_point():
+        if t.device.type in ("cpu", "cuda") and not t.is_floating_point():
             raise InputError(got_expected(name, str(t.dtype), "a floating-point dtype", f"Convert it: {name}.float()."))
     c = given["c"]
     assert c is not None
@@ -176,7 +182,7 @@ def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
     return c
 
 
-@torch.library.custom_op("lntune::lnlstm_step", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lntune::lnlstm_step", mutates_args=(), device_types=("cpu", "cuda"))
 def lnlstm_step_op(
     gates_x: Tensor,
     gates_h: Tensor,
@@ -205,7 +211,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return like[0], like[1], c.new_empty((count, math.prod(c.shape[:-1])), dtype=torch.float32)
 
 
-@torch.library.custom_op("lntune::lnlstm_step_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lntune::lnlstm_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def lnlstm_step_backward_op(
     dh: Tensor,
     dc_new: Tensor,

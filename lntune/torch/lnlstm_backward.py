@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lntune import device
 from lntune.case import Case
+from lntune.errors import InputError, got_expected
 from lntune.ops import lnlstm_step_backward as op
 from lntune.ops.lnlstm_step import TENSORS, statistics, variant
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch
 from lntune.torch.arguments import NAMES
 
 Given = dict[str, Tensor]
@@ -30,14 +30,30 @@ def case_of(name: str, given: Given, rows: int, carried: bool, stats: bool = Fal
     return Case(name, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in given, "bias" in given, "bias_c" in given, carried, stats))
 
 
+def cores(place: torch.device) -> int:
+    """Cores of the device behind `place`, which decide how many blocks of rows keep sums of their own.
+
+    Raises:
+        InputError: kernels do not run there.
+    """
+    if (device := devices.of(place)) is None:
+        raise InputError(got_expected("device", place, "a device that kernels run on", "`lntune doctor` tells which do."))
+    return device.cores
+
+
 def zero_sums(case: Case, like: Tensor) -> Given:
     """What the kernels of `case` add the gradients of gains and biases to."""
-    blocks = case.blocks(device.current().cores)
+    blocks = case.blocks(cores(like.device))
     return {
         a.name: torch.zeros(a.sizes(case.rows, case.hidden, blocks), dtype=torch.float32, device=like.device)
         for a in op.arguments(case)
         if a.role == "sum"
     }
+
+
+def matrices(dh: Tensor, dc_new: Tensor, given: Given) -> tuple[Tensor, ...]:
+    """The tensors whose last axis is hidden or gates."""
+    return dh, dc_new, *given.values()
 
 
 def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,8 +71,9 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
     outputs = torch.empty_like(given["gates_x"]), torch.empty_like(given["gates_h"]), torch.empty_like(given["c"])
     if case.rows:
         values = {**dict(zip(_NAMES, call, strict=True)), **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True))}
-        dispatch.serve(case)(*(values[a.name] for a in op.arguments(case)))
-        if kernel := dispatch.kernel_for(case):
+        wide = matrices(dh, dc_new, given)
+        dispatch.serve(case, wide)(*(values[a.name] for a in op.arguments(case)))
+        if kernel := dispatch.kernel_for(case, wide):
             _direct[carried].remember(case, kernel, call)
     return outputs
 

@@ -190,8 +190,8 @@ class LayerNormLSTM(_Base):
     """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016, eqs. 20-22).
 
     Parameters are the cell's, each with _l{k} for layer k and _l{k}_reverse for its other direction. The input's part of all time steps
-    is one matrix product and one layer norm; a time step is one matrix product and one kernel, forward and backward. torch.compile takes a
-    direction of a layer as one operator, however long the sequence.
+    is one matrix product; a time step is one matrix product and one kernel, forward and backward. torch.compile takes a direction of a
+    layer as one operator, however long the sequence; on a GPU its steps become a CUDA graph when shapes repeat.
 
     Args:
         input_size: features of the input.
@@ -313,21 +313,23 @@ class LayerNormLSTM(_Base):
         """One layer in one direction. Sequences are sorted by length, so that those with a step t are the first sizes[t]."""
         names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
         weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
-        bias = self._shared(norm_bias, b, like=weight)
-        gates = self._input_part(flat, suffix).to(h_0.dtype)
+        gates, gain_x, bias_x = self._input_part(flat, suffix)
+        bias = self._shared(bias_x, norm_bias, b, like=weight)
         if torch.amp.is_autocast_available(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         options = (sizes, self.eps, self.carried, self.per_gate, suffix.endswith("_reverse"))
-        return lnlstm_sequence(gates, h_0, c_0, weight, gain, gain_c, bias, bias_c, *options)
+        return lnlstm_sequence(gates.to(h_0.dtype), h_0, c_0, weight, gain_x, gain, gain_c, bias, bias_c, *options)
 
-    def _input_part(self, flat: Tensor, suffix: str) -> Tensor:
-        """LN(W_ih x) of all rows at once."""
+    def _input_part(self, flat: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """W_ih x of all rows at once, with the gain and bias of its layer norm, which each step makes for itself: so the normalized gates
+        need not be kept for the backward. With a layer norm for each gate, what is added to z, and None.
+        """
         matrix, gain, bias = (getattr(self, name + suffix) for name in ("weight_ih", "ln_ih_weight", "ln_ih_bias"))
         gates, hidden = functional.linear(flat, matrix), self.hidden_size
         if not self.per_gate:
-            return layer_norm(gates, (4 * hidden,), gain, bias, self.eps)
+            return gates, gain, bias
         each = layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps).flatten(-2)
-        return torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)
+        return (torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)), None, None
 
     def extra_repr(self) -> str:
         """Sizes, and what is not the default."""

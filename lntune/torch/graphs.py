@@ -1,0 +1,132 @@
+"""Time loops on a GPU as CUDA graphs: captured when a loop comes again with tensors of the same shapes, and replayed from then on.
+
+A time step's kernels take a GPU less time than a CPU needs to launch them; replaying all steps at once leaves the GPU the only one that
+counts (Gray: *Getting Started with CUDA Graphs*, NVIDIA developer blog, 2019). What a replay costs beside is a copy of the inputs to
+where the graph reads them and one of the outputs from where it writes them, and the memory of both, for at most CAPACITY graphs at a time.
+
+`LNTUNE_CUDA_GRAPHS=0` leaves every loop as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lntune.torch import devices, dispatch
+
+CAPACITY = 8
+"""Graphs kept; beyond, the one that was not used for longest is dropped, with its memory."""
+_AGAIN = 2
+"""The call of its kind at which a loop is captured: the first one builds and loads kernels, and may be the only one."""
+
+Loop = Callable[..., tuple[Tensor, ...]]
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+@dataclass
+class _Seen:
+    """How often a loop was called, and its graph once it is captured; `plain` where that failed."""
+
+    calls: int = 0
+    inputs: list[Tensor] | None = None
+    outputs: tuple[Tensor, ...] = ()
+    replay: Callable[[], None] | None = None
+    plain: bool = False
+
+
+_seen: OrderedDict[Any, _Seen] = OrderedDict()
+
+
+def run(loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """loop(*tensors, *options), whose outputs are new tensors; by a graph on a GPU where it comes again.
+
+    A loop computes the same for the same arguments, does nothing that waits for the GPU, and keeps nothing.
+    """
+    there = [t for t in tensors if t is not None]
+    if not _possible(there[0].device):
+        return loop(*tensors, *options)
+    key = loop, tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors), _hashable(options), _stream(there[0].device)
+    with _lock:  # two threads on one stream must not replay between each other's copies
+        seen = _seen.setdefault(key, _Seen())
+        _seen.move_to_end(key)
+        seen.calls += 1
+        if seen.replay is None and (seen.plain or seen.calls < _AGAIN):
+            return loop(*tensors, *options)
+        if seen.replay is None and not _captured(seen, loop, tensors, options):
+            return loop(*tensors, *options)
+        assert seen.inputs is not None
+        assert seen.replay is not None
+        torch._foreach_copy_(seen.inputs, there)
+        seen.replay()
+        return tuple(t.clone() for t in seen.outputs)
+
+
+def forget() -> None:
+    """Drop all graphs and their memory: their kernels may no longer be those that serve."""
+    with _lock:
+        _seen.clear()
+
+
+dispatch.on_reload(forget)
+
+
+def _possible(place: torch.device) -> bool:
+    """True where a loop may be captured: on a GPU, and not while somebody else captures what it does."""
+    device = devices.of(place)
+    if device is None or device.kind != "gpu" or os.environ.get("LNTUNE_CUDA_GRAPHS", "1") == "0":
+        return False
+    return not (place.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def _captured(seen: _Seen, loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> bool:
+    """Capture the loop on tensors of its own; False where it cannot be, now or later."""
+    own = [None if t is None else t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+    try:
+        seen.outputs, seen.replay = capture(lambda: loop(*own, *options), next(t for t in own if t is not None).device)
+    except Exception as e:
+        seen.plain = True
+        warnings.warn(f"a time loop cannot be captured as a CUDA graph and runs without one: {e}", RuntimeWarning, stacklevel=4)
+        return False
+    seen.inputs = [t for t in own if t is not None]
+    graphs = [key for key, other in _seen.items() if other.replay is not None]
+    for key in graphs[: max(0, len(graphs) - CAPACITY)]:
+        del _seen[key]
+    return True
+
+
+def capture(call: Callable[[], tuple[Tensor, ...]], place: torch.device) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+    """(the outputs of a call, a function that has the GPU do again what the call did, into the same outputs)."""
+    with torch.cuda.device(place):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()  # libraries set up on a stream what they may not while it is captured
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may go on calling CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = call()
+
+    def replay() -> None:
+        with torch.cuda.device(place):
+            graph.replay()
+
+    return outputs, replay
+
+
+def _stream(place: torch.device) -> int:
+    """The current stream: a graph is replayed on the one it was captured for, so that its buffers are never used by two at once."""
+    return int(torch.cuda.current_stream(place).cuda_stream) if place.type == "cuda" else 0
+
+
+def _hashable(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(tuple(o) if isinstance(o, list) else o for o in options)

@@ -1,0 +1,214 @@
+"""The time loops of an LN-LSTM layer in one direction, forward and backward: one matrix product and one kernel a step.
+
+The gradient of the recurrent matrix is a product over many time steps at once, the gradients of gains and biases are summed inside the
+kernels, outputs are written where they belong, and of the gates only what enters a layer norm is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lntune.ops import lnlstm_step_backward
+from lntune.ops.lnlstm_step import NAME, statistics
+from lntune.torch import dispatch
+from lntune.torch.lnlstm_backward import case_of, zero_sums
+
+_VECTORS = ("weight_x", "weight_h", "weight_c", "bias", "bias_c")
+"""The vectors of a step, in the order of the kernels' arguments."""
+Step = tuple[int, int | None]
+"""A step, and the one computed before it, if there is one."""
+_CHUNK_ROWS = 256
+"""Rows to a product for the recurrent matrix's gradient: as fast as all rows at once, and their gates' gradients need not all be kept."""
+_PACKED_FROM = {True: (32, 1 << 19), False: (8, 0)}
+"""By whether the matrix is float32: steps and elements from which on packing it pays. It costs two or three products; a small float32
+matrix is in the cache and multiplied as fast as it is, low precision may have no other fast way.
+"""
+
+
+def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], Any]:
+    """f(a, out): a @ matrix.T, computed in the dtype of `matrix`, into `out`; for up to `rows` rows of a, about `steps` times.
+
+    For a few rows a product mostly reads and rearranges its matrix. oneDNN, which PyTorch brings, can have it rearranged once
+    (torch.compile does the same for inference): 1.1 to 1.5 times as fast at 32 rows, depending on the CPU.
+    """
+    dtype, single, cpu = matrix.dtype, matrix.dtype == torch.float32, matrix.device.type == "cpu"
+    least_steps, least = _PACKED_FROM[single]
+    onednn = cpu and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    if onednn and steps >= least_steps and matrix.numel() >= least:
+        op = torch.ops.mkldnn
+        try:
+            packed = op._reorder_linear_weight(matrix.contiguous(), rows)
+        except (AttributeError, RuntimeError):  # another PyTorch, or a CPU without instructions for the dtype
+            pass
+        else:
+            return lambda a, out: out.copy_(op._linear_pointwise(a.to(dtype), packed, None, "none", [], ""))
+    if cpu and not single:
+        matrix = matrix.contiguous()  # a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
+    transposed = matrix.t()
+    return lambda a, out: torch.mm(a, transposed, out=out) if a.dtype == dtype else out.copy_(torch.mm(a.to(dtype), transposed))
+
+
+def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
+    """The steps that have sequences, in the order of computing."""
+    order = [t for t in range(len(sizes)) if sizes[t]][:: -1 if reverse else 1]
+    return zip(order, (None, *order), strict=False)
+
+
+def _chunks(steps: Iterable[Step], sizes: Sequence[int]) -> Iterator[list[Step]]:
+    """The steps in order, in lists of about _CHUNK_ROWS rows."""
+    chunk: list[Step] = []
+    rows = 0
+    for step in steps:
+        chunk.append(step)
+        rows += sizes[step[0]]
+        if rows >= _CHUNK_ROWS:
+            yield chunk
+            chunk, rows = [], 0
+    if chunk:
+        yield chunk
+
+
+def _before(t: int | None, n: int, rows: Sequence[Tensor], first: Tensor) -> Tensor:
+    """The state of n sequences after step t, those which have no such step from the initial state."""
+    last = first if t is None else rows[t]
+    return _first(last, n) if n <= last.shape[0] else torch.cat((last, first[last.shape[0] : n]))
+
+
+def _first(rows: Tensor, n: int) -> Tensor:
+    """The first n rows; a view of all of them would cost more than asking."""
+    return rows if n == rows.shape[0] else rows[:n]
+
+
+def _ends(rows: Sequence[Tensor], batch: int, reverse: bool) -> Tensor:
+    """The state after each sequence's last step, (batch, hidden)."""
+    if reverse or not batch:
+        return rows[0].clone()
+    ends, have = [], 0
+    for t in range(len(rows))[::-1]:
+        if rows[t].shape[0] > have:
+            ends.append(rows[t][have:])
+            have = rows[t].shape[0]
+        if have == batch:
+            break
+    return torch.cat(ends)
+
+
+def moments(weight_x: Tensor | None) -> int:
+    """How many statistics a step keeps of a row."""
+    return len(statistics(() if weight_x is None else ("raw",)))
+
+
+def forward(
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_x: Tensor | None,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    sizes: list[int],
+    eps: float,
+    carried: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, ...]:
+    """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step."""
+    gates_x, h_0, c_0 = (t.contiguous() for t in (gates_x, h_0, c_0))
+    rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
+    out = gates_x.new_empty(rows, hidden)
+    every = rows if keep else 0
+    gates_h, cells = gates_x.new_empty(every, 4 * hidden), gates_x.new_empty(every, hidden)
+    stats = h_0.new_empty(moments(weight_x), every, dtype=torch.float32)
+    outs, inputs = out.split(sizes), gates_x.split(sizes)
+    if keep:
+        gates, states, kept = gates_h.split(sizes), cells.split(sizes), list(zip(*(s.split(sizes) for s in stats), strict=True))
+    else:  # two cells take turns, and only the ends of sequences are kept
+        scratch, pair = gates_x.new_empty(most, 4 * hidden), [gates_x.new_empty(most, hidden) for _ in range(2)]
+        gates, kept = [scratch[:n] for n in sizes], [()] * len(sizes)
+        states = [pair[t % 2][:n] for t, n in enumerate(sizes)] if len(set(sizes)) == 1 else gates_x.new_empty(rows, hidden).split(sizes)
+    given = {"c": c_0, "weight_x": weight_x, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
+    there = {name: t.contiguous() for name, t in given.items() if t is not None}
+    vectors = [there[name] for name in _VECTORS if name in there]
+    kernels = {n: dispatch.serve(case_of(NAME, there, n, carried, keep), (gates_x, *there.values())) for n in set(sizes) if n}
+    recur = _times(matrix, most, len(sizes))
+    for t, before in _steps(sizes, reverse):
+        n = sizes[t]
+        recur(_before(before, n, outs, h_0), gates[t])
+        kernels[n](inputs[t], gates[t], _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *kept[t])
+    return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
+
+
+def _add_product(total: Tensor, gates: Tensor, h: Tensor) -> None:
+    """Add gates.T @ h to a float32 total; of low precision a quarter at a time, so that what is rounded takes no room to speak of."""
+    if gates.dtype == total.dtype:
+        total.addmm_(gates.t(), h)
+        return
+    for part, its in zip(total.chunk(4), gates.chunk(4, 1), strict=True):
+        part += torch.mm(its.t(), h)
+
+
+def backward(
+    dout: Tensor,
+    dh_n: Tensor,
+    dc_n: Tensor,
+    out: Tensor,
+    gates_h: Tensor,
+    cells: Tensor,
+    stats: Tensor,
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_x: Tensor | None,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    bias: Tensor | None,
+    bias_c: Tensor | None,
+    sizes: list[int],
+    carried: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """The gradients of the tensors from gates_x on that are there, in order, step by step."""
+    vectors_given = {"weight_x": weight_x, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
+    given = {"gates_x": gates_x, "gates_h": gates_h, "c": c_0, **vectors_given}
+    there = {name: t.contiguous() for name, t in given.items() if t is not None}
+    h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
+    outs, states, douts, gates, inputs = (t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"]))
+    kept = list(zip(*(s.split(sizes) for s in stats), strict=True))
+    dgates_x, dmatrix = torch.empty_like(there["gates_x"]), torch.zeros_like(matrix, dtype=torch.float32)
+    dinputs = dgates_x.split(sizes)
+    vectors = [there[name] for name in _VECTORS if name in there]
+    cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
+    kernels = {n: dispatch.serve(case, (dout, *there.values())) for n, case in cases.items()}
+    sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
+    recur = _times(matrix.t(), sizes[0], len(sizes))
+
+    # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
+    dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
+    dh, dc = torch.empty_like(dh_0), torch.empty_like(dc_0)
+    for steps in _chunks(reversed(list(_steps(sizes, reverse))), sizes):
+        dgates = gates_h.new_empty(sum(sizes[t] for t, _ in steps), gates_h.shape[1])
+        for (t, before), its in zip(steps, dgates.split([sizes[t] for t, _ in steps]), strict=True):
+            n = sizes[t]
+            its_dh, its_dc, last_dh, last_dc = (_first(of, n) for of in (dh, dc, dh_0, dc_0))
+            torch.add(douts[t], last_dh, out=its_dh)
+            its_dc.copy_(last_dc)
+            values = (*vectors, *kept[t], dinputs[t], its, last_dc, *sums[cases[n].bucket].values())
+            kernels[n](its_dh, its_dc, inputs[t], gates[t], _before(before, n, states, c_0), *values)
+            recur(its, last_dh)
+        _add_product(dmatrix, dgates.to(matrix.dtype), torch.cat([_before(before, sizes[t], outs, h_0) for t, before in steps]).to(matrix.dtype))
+    del recur  # with the packed matrix, as large as what is made here
+    dmatrix = dmatrix.to(matrix.dtype)
+
+    grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
+    for name in _VECTORS:
+        if name in there:
+            total = sum((its[f"d{name}"].sum(0) for its in sums.values()), there[name].new_zeros(there[name].shape, dtype=torch.float32))
+            grads[name] = total.to(there[name].dtype)
+    return tuple(grads.values())

@@ -1,0 +1,30 @@
+"""Knobs for tensors that are not aligned as well as knobs would have it: the same schedule with narrower accesses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lntune import knobs
+from lntune.case import Case
+from lntune.device import Device
+from lntune.schedule import Schedule
+
+ACCESS = "access"
+"""The knob of GPU schedules for elements to one load or store."""
+
+
+def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, alignment: int) -> Any | None:
+    """The knobs, or those nearest to them whose accesses need no more than `alignment` bytes; None where there are none.
+
+    A vector wider than the case's dtype (a float32 affine beside low precision) is aligned to as many elements as the rest or better.
+    """
+    wanted = knobs.to_dict(setting)
+    if device.kind != "gpu" or int(wanted.get(ACCESS, 1)) * case.itemsize <= alignment:
+        return setting
+    fitting = (other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) * case.itemsize <= alignment)
+
+    def likeness(other: Any) -> tuple[int, int]:
+        its = knobs.to_dict(other)
+        return sum(its[name] == value for name, value in wanted.items()), int(its[ACCESS])
+
+    return max(fitting, key=likeness, default=None)
