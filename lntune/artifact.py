@@ -10,12 +10,19 @@ from typing import Any
 
 import msgspec
 
+from lntune import cuda, native, paths, runtime, toolchain
 from lntune import knobs as knobs_module
-from lntune import native, paths, runtime, toolchain
 from lntune.case import Case
+from lntune.cuda import launcher
 from lntune.device import Device
+from lntune.device_code import Binary
 from lntune.errors import BuildError, ToolchainError
 from lntune.schedule import Schedule
+
+_FORMAT = 1
+"""Of the files of GPU kernels; part of their key."""
+_CHECKSUM = 32
+"""Bytes of SHA-256, with which such a file begins."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -39,9 +46,14 @@ class Key(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:24]
 
 
-def key_of(case: Case, schedule: Schedule, setting: Any, device: Device) -> Key:
-    """The key of one kernel."""
+def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> Key:
+    """The key of one kernel; `archs` are a GPU kernel's architectures beside the device's own."""
     versions = {package: toolchain.installed(package) for package in toolchain.COMPATIBLE}
+    target = device.target()
+    if device.kind == "gpu":
+        versions["format"] = str(_FORMAT)
+        # Sums have a row for each multiprocessor, or for fewer.
+        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores)}
     return Key(
         case.op,
         case.hidden,
@@ -51,40 +63,99 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device) -> Key:
         schedule.name,
         schedule.source,
         knobs_module.to_dict(setting),
-        device.target(),
+        target,
         versions,
-        runtime.source_hash(),
+        runtime.source_hash() if device.kind == "cpu" else "",
     )
 
 
 def path_of(key: Key) -> Path:
-    """Where the kernel of this key lies once built."""
-    return paths.cache_dir() / "kernels" / key.op / f"{key.digest}.so"
+    """Where the kernel of this key lies once built. A GPU's has the compiler in its name too; where there is none, any will do."""
+    folder = paths.cache_dir() / "kernels" / key.op
+    if key.target["kind"] != "cuda":
+        return folder / f"{key.digest}.so"
+    if compiler := cuda.stamp():
+        return folder / f"{key.digest}-{hashlib.sha256(compiler.encode()).hexdigest()[:8]}.gpu"
+    found = sorted(folder.glob(f"{key.digest}-*.gpu"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else folder / f"{key.digest}-none.gpu"
+
+
+def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> bool:
+    """True when the kernel lies in the cache."""
+    return path_of(key_of(case.typical, schedule, setting, device, archs)).is_file()
+
+
+def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> Path:
+    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here.
+
+    Raises:
+        BuildError: it cannot be built or stored.
+        ScheduleError: the knobs do not fit.
+    """
+    case = case.typical
+    key = key_of(case, schedule, setting, device, archs)
+    path = path_of(key)
+    if path.is_file():
+        return path
+    from lntune import build  # the compiler is imported only when something must be built
+
+    if device.kind == "gpu":
+        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs})), path)
+    else:
+        build.to_library(case, schedule, setting, device, path)
+    with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(key, order="sorted"), indent=1))
+    return path
 
 
 def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:
-    """The kernel for a case, from the cache or built now and put there.
+    """The kernel for a case, from the cache or built now and put there: a function of tensors in the operator's order.
 
     A cached file that does not load (half a disk, another libc) is thrown away and built again.
 
     Raises:
-        BuildError: it is not cached and cannot be built or stored.
+        BuildError: it is not cached and cannot be built or stored, or no GPU is here that runs it.
         ScheduleError: the knobs do not fit.
     """
-    case = case.typical
-    key = key_of(case, schedule, setting, device)
-    path = path_of(key)
+    path = path_of(key_of(case.typical, schedule, setting, device))
+    load = _load_gpu if device.kind == "gpu" else runtime.load
     if path.is_file():
         try:
-            return runtime.load(path)
-        except ToolchainError:  # the runtime, not this file, is what is missing
+            return load(path)
+        except ToolchainError:  # the runtime or the driver, not this file, is what is missing
             raise
         except BuildError:
             with contextlib.suppress(OSError):
                 path.unlink()
-    from lntune import build  # the compiler is imported only when something must be built
+    return load(prepare(case, schedule, setting, device))
 
-    build.to_library(case, schedule, setting, device, path)
-    with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(key, order="sorted"), indent=1))
-    return runtime.load(path)
+
+def _store(binary: Binary, path: Path) -> None:
+    """Write a GPU's kernel, whole or not at all.
+
+    Raises:
+        BuildError: the folder cannot be written or the disk is full.
+    """
+    content = msgspec.msgpack.encode(binary)
+    with native.atomic(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def read(path: Path) -> Binary:
+    """A stored GPU kernel.
+
+    Raises:
+        BuildError: the file is missing, damaged, or of another release of lntune.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
+            raise BuildError(f"cannot load the kernel {path}: it is damaged.")
+        return msgspec.msgpack.decode(content[_CHECKSUM:], type=Binary)
+    except (OSError, msgspec.MsgspecError) as e:
+        raise BuildError(f"cannot load the kernel {path}: {e}") from e
+
+
+def _load_gpu(path: Path) -> Callable[..., None]:
+    """The function of a stored GPU kernel."""
+    return launcher.load(read(path))

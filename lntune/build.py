@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lntune import cuda, device_code, native, runtime, streaming, toolchain
+from lntune import cuda, device_code, native, ops, runtime, streaming, toolchain
 from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.device import Device
@@ -68,6 +68,32 @@ def program(case: Case, schedule: Schedule, setting: Any, device: Device) -> dev
         return device_code.generate(scheduled(case, schedule, setting, device), device.target())
 
 
+def binary(case: Case, schedule: Schedule, setting: Any, device: Device, archs: Sequence[str] | None = None) -> device_code.Binary:
+    """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs` (the device's alone if not given).
+
+    Raises:
+        ScheduleError: the knobs do not fit the case, or the schedule itself failed.
+        BuildError: TVM or the CUDA compiler cannot compile what came of it; ToolchainError: there is no CUDA compiler.
+        UnknownNameError: there is no such architecture.
+    """
+    wanted = sorted({cuda.architecture(arch).name for arch in archs or (device.isa,)}, key=list(cuda.ARCHITECTURES).index)
+    made = program(case, schedule, setting, device)
+    compiled = {arch: cuda.to_cubin(made.source, arch) for arch in wanted}
+    listed = ops.get(case.op).arguments(case)
+    sizes = {a.name: a.sizes(0, case.hidden, case.blocks(device.cores)) for a in listed}
+    shapes = {a.name: tuple("rows" if axis == "rows" else str(n) for axis, n in zip(a.shape, sizes[a.name], strict=True)) for a in listed}
+    return device_code.Binary(
+        title=f"{case.op} of hidden size {case.hidden}, {case.dtype}{', ' + case.variant if case.variant else ''} ({schedule.name})",
+        arguments=tuple(device_code.Argument(a.name, a.role, a.dtype, shapes[a.name]) for a in listed),
+        access=int(knobs_module.to_dict(setting).get("access", device_code.WIDEST)),
+        launches=made.launches,
+        scratch=made.scratch,
+        images={arch: one.cubin for arch, one in compiled.items()},
+        ptx=compiled[wanted[-1]].ptx,
+        compiler=cuda.identity(),
+    )
+
+
 def _compile(module: Any, device: Device) -> Any:
     tvm = _tvm()
     target = tvm.target.Target(device.target())
@@ -106,7 +132,7 @@ def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, pat
 def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str) -> str:
     """The kernel as text, in one of FORMS."""
     if form == "te":
-        from lntune import loops, ops
+        from lntune import loops
 
         _tvm()
         return str(ops.get(case.op).define(case, loops.plain_sum).script())

@@ -11,6 +11,7 @@ Two deviations, each with a test that fails without it (tests/test_device_code.p
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ import msgspec
 from lntune.errors import BuildError, gist
 
 _NAME = "lntune_cuda"
+WIDEST = 16
+"""Bytes of the widest access that kernels are built with."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -48,11 +51,64 @@ def number(expression: str, rows: int) -> int:
     return int(eval(expression, {"__builtins__": {}}, {"rows": rows}))  # made by _text
 
 
+def _bytes_of(dtype: str) -> int:
+    """Bytes of an element: 2 of "bfloat16"."""
+    return int(re.sub(r"\D", "", dtype)) // 8
+
+
+class Scratch(msgspec.Struct, frozen=True):
+    """Memory that one kernel of a program leaves for a later one; `shape` is of numbers, or expressions in `rows` as in Launch."""
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+
+    def sizes(self, rows: int) -> tuple[int, ...]:
+        """The shape in numbers."""
+        return tuple(number(size, rows) for size in self.shape)
+
+    @property
+    def bytes_of_one(self) -> int:
+        """Bytes of an element."""
+        return _bytes_of(self.dtype)
+
+
 class Program(msgspec.Struct, frozen=True):
-    """CUDA C++ source, and the kernels to launch in order."""
+    """CUDA C++ source, and the kernels to launch in order; launches name `scratch` like the operator's own arguments."""
 
     source: str
     launches: tuple[Launch, ...]
+    scratch: tuple[Scratch, ...] = ()
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows"."""
+
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+class Binary(msgspec.Struct, frozen=True):
+    """A program as it is stored: device code for one or more architectures, and all that is needed to check a call and launch it.
+
+    `title` names operator, case and schedule in errors; `access` is the number of elements of the widest access; `images` is
+    architecture ("sm_90") -> cubin; `ptx` is for GPUs that are newer than the last of them; `compiler` is what made them.
+    """
+
+    title: str
+    arguments: tuple[Argument, ...]
+    access: int
+    launches: tuple[Launch, ...]
+    scratch: tuple[Scratch, ...]
+    images: dict[str, bytes]
+    ptx: str
+    compiler: str
+
+    def alignment(self, argument: Argument) -> int:
+        """What the address of a tensor must be a multiple of, in bytes."""
+        return 1 if argument.role == "scalar" else min(WIDEST, self.access * _bytes_of(argument.dtype))
 
 
 def _text(expression: Any, bound: dict[str, Any]) -> str:
@@ -73,23 +129,36 @@ def _text(expression: Any, bound: dict[str, Any]) -> str:
     raise BuildError(f"a launch's size is of a form that is not known: {expression}")
 
 
+def _name(name: str) -> str:
+    """A parameter's or buffer's name as arguments have it, spelled as in CUDA source."""
+    return name.removesuffix("_ptr").replace(".", "_")
+
+
 class _Seen:
-    """What passed through the pipeline: the host's calls of kernels, the values it gave names, and the kernels' parameters."""
+    """What passed through the pipeline: the host's calls of kernels, the values it gave names, what it allocates between the kernels, and
+    the kernels' parameters.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.bound: dict[str, Any] = {}
+        self.buffers: list[Any] = []
         self.parameters: dict[str, list[tuple[str, bool]]] = {}
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
     def clear(self) -> None:
         self.calls.clear()
         self.bound.clear()
+        self.buffers.clear()
         self.parameters.clear()
 
     def launches(self) -> tuple[Launch, ...]:
         """The kernels in the order of their launches."""
         return tuple(self._launch(call) for call in self.calls)
+
+    def scratch(self) -> tuple[Scratch, ...]:
+        """What the host allocates between the kernels."""
+        return tuple(Scratch(_name(b.name), tuple(_text(size, self.bound) for size in b.shape), str(b.dtype)) for b in self.buffers)
 
     def _launch(self, call: Any) -> Launch:
         """From a call's arguments: the kernel's name, what it takes, and its launch parameters in the order of their tags."""
@@ -150,12 +219,15 @@ def _registered() -> _Seen:
             if statement.var.name != "rows":
                 seen.bound[str(statement.var.name)] = statement.value
 
-        tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, visit), (tirx.Bind, bind)])
+        def allocate(statement: Any) -> None:
+            seen.buffers.append(statement.buffer)
+
+        tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, visit), (tirx.Bind, bind), (tirx.AllocBuffer, allocate)])
 
     def kernel(function: Any) -> None:
         named = [(str(p.name), str(p.ty)) for p in function.params]
         seen.parameters[str(function.attrs["global_symbol"])] = [
-            (name.removesuffix("_ptr"), "int64" in kind and not name.endswith("_ptr")) for name, kind in named
+            (_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named
         ]
 
     passes = observed(pipeline.finalize_host_passes, host), observed(pipeline.finalize_device_passes, kernel)
@@ -180,4 +252,4 @@ def generate(module: Any, target: dict[str, object]) -> Program:
         source = str(executable.mod.imports[0].inspect_source("cuda"))
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
-    return Program(source, seen.launches())
+    return Program(source, seen.launches(), seen.scratch())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import __version__, device, paths, records, schedule, toolchain
+from lntune import __version__, cuda, device, paths, records, schedule, toolchain
 from lntune.errors import LntuneError
 
 MISSING = "not installed"
@@ -97,18 +96,44 @@ def _direct() -> Finding:
 
 
 def _gpu() -> list[Finding]:
-    nvcc = shutil.which("nvcc")
-    compiler = f"; CUDA compiler at {nvcc}" if nvcc else ""
+    """The GPUs that are here, and whether kernels can be built for them and launched on them."""
+    if toolchain.installed("torch") == MISSING:
+        return [Finding("gpu", "warn", "not known without torch", "Install torch."), _cuda_compiler(False)]
+    from lntune.cuda import driver
+
     try:
-        if toolchain.installed("torch") == MISSING:
-            raise ImportError
         import torch
-    except (ImportError, OSError):
-        return [Finding("gpu", "warn", f"not known without torch{compiler}", "Install torch.")]
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return [Finding("gpu", "ok", f"{names}{compiler} (no schedules for GPUs yet: eager mode serves them)")]
-    return [Finding("gpu", "ok", f"none{compiler}")]
+
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except (ImportError, OSError) as e:
+        return [Finding("gpu", "warn", f"not known: {e}", "Install torch again."), _cuda_compiler(False)]
+    why, here = driver.missing(), driver.opened()
+    if not here.count:
+        state = Finding(
+            "gpu", "warn" if seen else "ok", f"{seen or 'none'} ({why.rstrip('.')})", "Eager mode serves them until that is mended." if seen else ""
+        )
+        return [state, _cuda_compiler(bool(seen))]
+    told = [
+        found if isinstance(found, str) else f"{found.name} (cuda:{i}, {found.isa}, {found.cores} multiprocessors)"
+        for i, found in enumerate(here.devices)
+    ]
+    detail = f"{'; '.join(t.rstrip('.') for t in told)}; driver for CUDA {here.release}"
+    if not seen:
+        return [
+            Finding("gpu", "warn", f"{detail}; PyTorch {torch.__version__} uses none", "Install a PyTorch that is built for CUDA."),
+            _cuda_compiler(True),
+        ]
+    strange = any(isinstance(found, str) for found in here.devices)
+    return [
+        Finding("gpu", "warn" if strange else "ok", detail, "Eager mode serves what kernels cannot be built for." if strange else ""),
+        _cuda_compiler(True),
+    ]
+
+
+def _cuda_compiler(needed: bool) -> Finding:
+    if why := cuda.available():
+        return Finding("CUDA compiler", "warn" if needed else "ok", "none", why if needed else "")
+    return Finding("CUDA compiler", "ok", cuda.identity())
 
 
 def _writable(folder: Path) -> str:

@@ -30,6 +30,10 @@ class ToolchainError(BuildError):
     """The machine lacks something building needs: a C++ compiler or a matching TVM."""
 
 
+class LaunchError(LntuneError, RuntimeError):
+    """A GPU's driver refused to launch a kernel, or an earlier kernel failed on the device."""
+
+
 class ScheduleError(LntuneError, RuntimeError):
     """A schedule file cannot be loaded, or its knobs do not fit the case."""
 

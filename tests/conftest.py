@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fake_gpu import fake_gpu
+
+__all__ = ["fake_gpu"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -365,7 +365,7 @@ def program(path: Path, text: str = "exit 0") -> str:
 
 def test_a_missing_compiler_is_told_with_the_remedies(bare: Path) -> None:
     """Without nvcc and NVRTC the error names the variables to set and the packages to install, and inspecting fails alike."""
-    assert "LNTUNE_NVCC" in available() and "pip install nvidia-cuda-nvrtc" in available()
+    assert "LNTUNE_NVCC" in available() and "pip install 'lntune[cuda]'" in available()
     with pytest.raises(ToolchainError, match=r"CUDA_HOME.*nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl"):
         inspect_kernel(COPY, "sm_90", 256)
 

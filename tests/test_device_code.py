@@ -113,7 +113,7 @@ def test_every_target_is_a_device(name: str) -> None:
     assert name not in PRODUCTS or found.name == PRODUCTS[name][0]
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:sm_1", "sm_90", "nvidia/nvidia-h1000"])
+@pytest.mark.parametrize("name", ["cuda:", "cuda:sm_1", "sm_90", "nvidia/nvidia-h1000"])
 def test_an_unknown_target_is_refused(name: str) -> None:
     """A near miss is named."""
     with pytest.raises(UnknownNameError, match="target"):

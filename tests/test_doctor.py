@@ -48,8 +48,8 @@ def final(hidden: int = 1024, **fields: Any) -> Record:
 def test_a_sound_machine() -> None:
     """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records; nothing fails here."""
     found = findings()
-    topics = {"python", "lntune", "apache-tvm", "apache-tvm-ffi", "torch", "C++ compiler", "cpu", "log folder name", "threads", "direct calls", "gpu"}
-    topics |= {"tuning log", "kernel cache", "schedules", "tuned cases", "stale records", "skipped records"}
+    topics = {"python", "lntune", "apache-tvm", "apache-tvm-ffi", "torch", "C++ compiler", "cpu", "log folder name", "threads", "direct calls"}
+    topics |= {"gpu", "CUDA compiler", "tuning log", "kernel cache", "schedules", "tuned cases", "stale records", "skipped records"}
     assert set(found) == topics
     assert not [f for f in found.values() if f.status == "fail"]
     assert found["log folder name"].detail == device.current().slug

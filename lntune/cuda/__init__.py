@@ -7,7 +7,7 @@ import msgspec
 from lntune.cuda import ptx, resources, sass
 from lntune.cuda.architectures import ARCHITECTURES, Architecture, architecture
 from lntune.cuda.code import Code
-from lntune.cuda.compiler import Compiled, available, find, to_cubin, to_fatbin
+from lntune.cuda.compiler import Compiled, available, find, identity, stamp, to_cubin, to_fatbin
 from lntune.cuda.occupancy import Occupancy, occupancy
 from lntune.cuda.resources import Resources
 from lntune.errors import BuildError, InputError, got_expected, unknown
@@ -22,7 +22,9 @@ __all__ = [
     "Resources",
     "architecture",
     "available",
+    "identity",
     "inspect_kernel",
+    "stamp",
     "to_cubin",
     "to_fatbin",
 ]
@@ -54,10 +56,11 @@ class Inspection(msgspec.Struct, frozen=True):
         return tuple(found)
 
 
-def inspect_kernel(source: str, arch: str, threads: int, dynamic_shared: int = 0, kernel: str | None = None) -> Inspection:
+def inspect_kernel(source: str, arch: str, threads: int, dynamic_shared: int = 0, kernel: str | None = None, machine: bool = True) -> Inspection:
     """Compile a CUDA C++ source for an architecture such as "sm_90" and gather what is known of its kernel without running it.
 
-    `threads` and `dynamic_shared` are what a block is launched with; `kernel` is needed if the source has several.
+    `threads` and `dynamic_shared` are what a block is launched with; `kernel` is needed if the source has several. Instructions are counted
+    in the machine code, where there is a disassembler, or with `machine` false in the PTX, which takes no time.
 
     Raises:
         UnknownNameError: there is no such architecture, or no such kernel in the source.
@@ -75,7 +78,7 @@ def inspect_kernel(source: str, arch: str, threads: int, dynamic_shared: int = 0
     if name not in known:
         raise unknown("kernel", name, known)
     used = known[name]
-    codes, reason = sass.disassemble(compiled.cubin)
+    codes, reason = sass.disassemble(compiled.cubin) if machine else ({}, "quicker")
     if name not in codes:
         codes = ptx.parse(compiled.ptx, reason)
     if name not in codes:

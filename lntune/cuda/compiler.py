@@ -19,7 +19,7 @@ from lntune.cuda.nvcc import Nvcc
 from lntune.cuda.nvrtc import Nvrtc
 from lntune.errors import InputError, ToolchainError, got_expected
 
-__all__ = ["ARCHITECTURES", "Compiled", "available", "find", "to_cubin", "to_fatbin"]
+__all__ = ["ARCHITECTURES", "Compiled", "available", "find", "identity", "stamp", "to_cubin", "to_fatbin"]
 
 _FORMAT = 1
 """Of the files in the cache; part of their names."""
@@ -44,7 +44,7 @@ def find() -> Nvcc | Nvrtc:
     raise ToolchainError(
         f"no CUDA compiler found: neither nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH, {locate.STANDARD}) nor NVRTC with its headers{why}. "
         "Install the CUDA toolkit and set LNTUNE_NVCC or CUDA_HOME, "
-        "or pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl of your PyTorch's CUDA release."
+        "or pip install 'lntune[cuda]' (nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl)."
     )
 
 
@@ -54,6 +54,27 @@ def available() -> str:
         return "" if find().identity else "the CUDA compiler does not say what it is"
     except ToolchainError as e:
         return str(e)
+
+
+def identity() -> str:
+    """The compiler, with its release and flags.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    return find().identity
+
+
+def stamp() -> str:
+    """What tells one compiler from another without running it: its kind, path, size, time of change and flags; empty where there is none."""
+    try:
+        tool = find()
+        file = Path(tool.path).stat()
+    except (ToolchainError, OSError):
+        return ""
+    module = nvrtc if isinstance(tool, Nvrtc) else nvcc
+    told = [f"{name}={os.environ.get(name, '')}" for name in nvcc.ENVIRONMENT] if isinstance(tool, Nvcc) else []
+    return " ".join([type(tool).__name__, str(tool.path), str(file.st_size), str(file.st_mtime_ns), *module.FLAGS, *told])
 
 
 def to_cubin(source: str, arch: str) -> Compiled:

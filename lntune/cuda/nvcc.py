@@ -21,7 +21,7 @@ from lntune.errors import BuildError, ToolchainError
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v", "-diag-suppress=177")
 """No fast math: it would flush denormals and drop the correct rounding of division and square root. The warning that is switched off is
 about variables nobody reads, of which generated source has many."""
-_ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 """What nvcc reads by itself, and what its output therefore depends on."""
 
 
@@ -46,7 +46,7 @@ class Nvcc(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> str:
         """What its output depends on, besides source and flags."""
-        told = [f"{name}={value}" for name in _ENVIRONMENT if (value := os.environ.get(name))]
+        told = [f"{name}={value}" for name in ENVIRONMENT if (value := os.environ.get(name))]
         return " ".join(["nvcc", _release(self.path), *FLAGS, *told])
 
     def cubin(self, source: str, arch: Architecture) -> Compiled:

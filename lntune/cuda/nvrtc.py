@@ -29,7 +29,7 @@ def _library(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as e:
-        raise ToolchainError(f"cannot load NVRTC from {path}: {e}. Reinstall nvidia-cuda-nvrtc, or set LNTUNE_NVCC.") from e
+        raise ToolchainError(f"cannot load NVRTC from {path}: {e}. Run pip install --force-reinstall 'lntune[cuda]', or set LNTUNE_NVCC.") from e
 
 
 class Nvrtc(msgspec.Struct, frozen=True):
@@ -104,5 +104,5 @@ def find(missing: list[str]) -> Nvrtc | None:
         if libraries and not absent:
             return Nvrtc(libraries[0], tuple(i for i in includes if i.is_dir()))
         if libraries:
-            missing.append(f"{libraries[0]} lacks the headers {', '.join(absent)} (nvidia-cuda-runtime, nvidia-cuda-cccl)")
+            missing.append(f"{libraries[0]} lacks the headers {', '.join(absent)} (pip install 'lntune[cuda]')")
     return None

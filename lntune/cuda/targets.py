@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lntune import device
+from lntune.cuda import driver
 from lntune.cuda.architectures import ARCHITECTURES, Architecture, architecture
 from lntune.device import Device
 from lntune.errors import unknown
@@ -29,17 +30,20 @@ def _gpu(name: str, of: Architecture, multiprocessors: int, l2: int) -> Device:
 
 
 def names() -> list[str]:
-    """Everything `--target` may say."""
+    """Everything `--target` may say on any machine."""
     return ["cpu", *(f"cuda:{arch}" for arch in ARCHITECTURES), *PRODUCTS]
 
 
 def device_of(target: str) -> Device:
-    """The device of a target: "cpu" (this machine's), an architecture such as "cuda:sm_90", or a product such as "nvidia/nvidia-h100".
+    """The device of a target: "cpu" (this machine's), "cuda" or "cuda:1" (a GPU that is here), an architecture such as "cuda:sm_90", or
+    a product such as "nvidia/nvidia-h100".
 
     An architecture stands for its first product in PRODUCTS. A GPU's `cores` are its multiprocessors, `l1` the shared memory of a block.
 
     Raises:
         UnknownNameError: there is no such target.
+        ToolchainError: it is a GPU that is here, and there is none that can be used.
+        InputError: it is a GPU that is here, and there are fewer.
     """
     if target == "cpu":
         return device.current()
@@ -47,7 +51,9 @@ def device_of(target: str) -> Device:
         name, arch, multiprocessors, l2 = PRODUCTS[target]
         return _gpu(name, architecture(arch), multiprocessors, l2)
     arch = target.removeprefix("cuda:")
+    if target == "cuda" or (target.startswith("cuda:") and arch.isdecimal()):
+        return driver.device(0 if target == "cuda" else int(arch))
     if not target.startswith("cuda:") or arch not in ARCHITECTURES:
-        raise unknown("target", target, names())
+        raise unknown("target", target, ["cuda", *names()])
     _, _, multiprocessors, l2 = next(p for p in PRODUCTS.values() if p[1] == arch)
     return _gpu(arch, architecture(arch), multiprocessors, l2)

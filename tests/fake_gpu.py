@@ -1,0 +1,166 @@
+"""A GPU that is imagined: everything above the driver runs as on a machine with one, and kernels run in the emulator on CPU tensors.
+
+    def test_something(fake_gpu: FakeGpu) -> None:
+        device = launcher.device(0)                             # an sm_90 with 132 multiprocessors
+        kernel = artifact.kernel(case, schedule, setting, device)
+        kernel(*tensors_of_the_cpu)                             # launched through launcher.c, run by the emulator
+
+In the test `launcher.count()` is 1; kernels are built without a CUDA compiler (device code is the CUDA source itself) and stored in the
+cache under names of their own. `fake_gpu.log()` has the driver's calls, `fake_gpu.fail(function, status)` makes one fail,
+`fake_gpu.setup(count=2)` imagines more. What the emulator finds wrong with a kernel (a race, an access out of bounds) is a launch error,
+and fails the test when it ends, unless the test takes it out of `fake_gpu.errors`. Processes that the test starts have the GPU too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lntune import cuda, device_code, emulator, native, paths, toolchain
+from lntune.cuda import Compiled, driver, launcher
+from lntune.device_code import Binary, Launch
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "fake_driver.c"
+LAUNCH_FAILED = 719
+SITE = f"""
+import sys
+sys.path.append({str(HERE)!r})
+import fake_gpu
+fake_gpu.FakeGpu().install(setattr)
+"""
+_LAUNCHED = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_void_p),
+)  # fmt: skip
+
+
+def library() -> Path:
+    """The fake driver, compiled once for each cache folder."""
+    path = paths.cache_dir() / "runtime" / f"fake_driver-{native.source_hash(SOURCE)}.so"
+    if not path.is_file():
+        with native.atomic(path) as temporary:
+            toolchain.run_compiler(["-O1", "-shared", "-fPIC", str(SOURCE), "-lpthread"], temporary)
+    return path
+
+
+def to_cubin(source: str, arch: str) -> Compiled:
+    """The source in the place of device code."""
+    cuda.architecture(arch)
+    return Compiled(source.encode() + b"\0", "", source)
+
+
+class FakeGpu:
+    """The imagined machine; see above."""
+
+    def __init__(self) -> None:
+        self.path = library()
+        self.calls = ctypes.CDLL(str(self.path))
+        self.calls.fake_log.restype = ctypes.c_char_p
+        self.errors: list[Exception] = []
+        self.order = "forward"
+        self._launched = _LAUNCHED(self._launch)
+        self._known: dict[tuple[str, str], tuple[Binary, Launch]] = {}
+
+    def setup(self, count: int = 1, version: int = 13000, capabilities: tuple[tuple[int, int], ...] = ()) -> None:
+        """Another machine from now on: GPUs, the CUDA release their driver is for, compute capabilities (9.0 where not given)."""
+        self.calls.fake_set(version, count, self._launched)
+        for i, (major, minor) in enumerate(capabilities):
+            self.calls.fake_capability(i, major, minor)
+        driver._opened.pop((str(self.path), driver.CPU), None)
+
+    def fail(self, function: str = "", status: int = 0) -> None:
+        """Every call of one of the driver's functions gives this CUresult from now on; without arguments none does."""
+        self.calls.fake_fail(function.encode(), status)
+
+    def log(self) -> list[str]:
+        """Calls of the driver since it was asked last: function, kernel, number."""
+        lines = self.calls.fake_log().decode().splitlines()
+        self.calls.fake_forget()
+        return [" ".join(line.split()) for line in lines]
+
+    def current(self, device: int | None) -> None:
+        """Make a GPU's context current in this thread, or none."""
+        self.calls.fake_current(-1 if device is None else device)
+
+    @property
+    def depth(self) -> int:
+        """Contexts on this thread's stack."""
+        return int(self.calls.fake_depth())
+
+    def install(self, put: Callable[[Any, str, Any], None]) -> None:
+        """Take the place of the driver and of the CUDA compiler; `put` is setattr, or a monkeypatch's."""
+        load = launcher.load
+
+        def known(binary: Binary) -> Callable[..., None]:
+            """The kernel, whose launches are told the number of rows: sizes of buffers follow from it."""
+            for launch in binary.launches:
+                for image in binary.images.values():
+                    self._known[image.rstrip(b"\0").decode(), launch.kernel] = binary, launch
+            told = tuple(msgspec.structs.replace(launch, arguments=(*launch.arguments, "rows")) for launch in binary.launches)
+            return load(msgspec.structs.replace(binary, launches=told))
+
+        put(launcher, "load", known)
+        put(cuda, "to_cubin", to_cubin)
+        put(cuda, "identity", lambda: "no compiler: the source itself")
+        put(cuda, "stamp", lambda: "fake")
+        put(cuda, "available", lambda: "")
+        put(driver, "_chosen", (str(self.path), driver.CPU))
+        self.setup()
+
+    def _launch(self, _device: int, image: bytes, kernel: bytes, sizes: Any, shared: int, _stream: int, parameters: Any) -> int:
+        """A launch, run by the emulator on the memory that its parameters point to."""
+        try:
+            source = image.decode()
+            binary, launch = self._known[source, kernel.decode()]
+            count = len(launch.arguments)
+            rows = ctypes.cast(parameters[count], ctypes.POINTER(ctypes.c_int64))[0]
+            values = [self._value(binary, name, rows, parameters[i]) for i, name in enumerate(launch.arguments)]
+            got = list(sizes[0:6])
+            emulator.compile(source).launch(kernel.decode(), tuple(got[:3]), tuple(got[3:]), values, shared, self.order)
+            return 0
+        except Exception as e:
+            self.errors.append(e)
+            return LAUNCH_FAILED
+
+    @staticmethod
+    def _value(binary: Binary, name: str, rows: int, at: int) -> Any:
+        """A parameter as the emulator takes it: a tensor of the memory a pointer leads to, or a number."""
+        import torch
+
+        argument = next((a for a in (*binary.arguments, *binary.scratch) if a.name == name), None)
+        if argument is None:
+            found = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
+            assert found == device_code.number(name, rows), f"{name} of {rows} rows: {found}"
+            return found
+        if getattr(argument, "role", "") == "scalar":
+            kind = {"float32": ctypes.c_float, "float64": ctypes.c_double, "int32": ctypes.c_int32, "int64": ctypes.c_int64}[argument.dtype]
+            return ctypes.cast(at, ctypes.POINTER(kind))[0]
+        pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_void_p))[0]
+        shape = [device_code.number(size, rows) for size in argument.shape]
+        dtype = getattr(torch, argument.dtype)
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(pointer)
+        return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGpu]:
+    """A machine with one imagined sm_90, whose kernels run on tensors of the CPU; see the module."""
+    found = FakeGpu()
+    found.install(monkeypatch.setattr)
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    yield found
+    found.fail()
+    assert not found.errors, found.errors
+    assert found.depth == 0
