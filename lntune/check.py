@@ -83,15 +83,17 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
     return tuple(made)
 
 
-def fenced(shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None, fence: int = FENCE) -> tuple[torch.Tensor, torch.Tensor]:
-    """(view, whole): a contiguous view inside a larger buffer, `fence` elements from either end.
+def fenced(
+    shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None, fence: int = FENCE, place: str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(view, whole): a contiguous view inside a larger buffer, `fence` elements from either end, on PyTorch's device `place`.
 
     The rest holds `fill`, or a byte pattern when it is None.
     """
     import torch
 
     count = math.prod(shape)
-    whole = torch.empty(count + 2 * fence, dtype=dtype)
+    whole = torch.empty(count + 2 * fence, dtype=dtype, device=place)
     if fill is None:
         whole.view(torch.uint8).fill_(_POISON)
     else:
@@ -106,8 +108,10 @@ def _fence_broken(whole: torch.Tensor, fence: int) -> bool:
     return bool((edges != _POISON).any())
 
 
-def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int) -> tuple[dict[str, Any], str]:
-    """The kernel's outputs, and what it did to memory that is not its own (empty: nothing).
+def _run(
+    op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int, place: str, cores: int
+) -> tuple[dict[str, Any], str]:
+    """The kernel's outputs on the CPU, and what it did to memory that is not its own (empty: nothing).
 
     Sums begin with small whole numbers, a kernel's part in them is what is given.
     """
@@ -122,13 +126,13 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
         if arg.role == "scalar":
             values.append(problem.given[arg.name])
             continue
-        dtype, sizes = getattr(torch, arg.dtype), arg.sizes(problem.rows, case.hidden, case.blocks(device.current().cores))
+        dtype, sizes = getattr(torch, arg.dtype), arg.sizes(problem.rows, case.hidden, case.blocks(cores))
         if arg.role == "in":
-            view, _ = fenced(sizes, dtype, float("nan"), fence)
+            view, _ = fenced(sizes, dtype, float("nan"), fence, place)
             view.copy_(problem.given[arg.name])
             originals.append((arg.name, view, view.clone()))
         else:
-            view, fences[arg.name] = fenced(sizes, dtype, fence=fence)
+            view, fences[arg.name] = fenced(sizes, dtype, fence=fence, place=place)
             outputs[arg.name] = view
         if arg.role == "sum":
             view.copy_(torch.arange(view.numel()).view(sizes) % 7 - 3)
@@ -137,6 +141,7 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
     kernel(*values)
     for name, held in before.items():
         outputs[name] = (outputs[name].double() - held).sum(0)
+    outputs = {name: out.cpu() for name, out in outputs.items()}  # waits for a GPU, whose errors show here
     broken = [name for name, whole in fences.items() if _fence_broken(whole, fence)]
     changed = [name for name, view, original in originals if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))]
     message = ""
@@ -147,19 +152,23 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
     return outputs, message
 
 
-def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE) -> Verdict:
-    """Check a kernel of `case` (any rows) on every style of input. `fence`: FENCE, or ALIGNED for a kernel that may ask for it.
+def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE, place: str = "cpu", cores: int | None = None) -> Verdict:
+    """Check a kernel of `case` (any rows) on every style of input.
+
+    `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's that the kernel's tensors are on, "cuda:1".
+    `cores`: those of the lntune device the kernel is for, which decide how many blocks of rows keep sums; None: this machine's CPU.
 
     Raises:
         Exception: whatever the kernel itself raised; the caller records it as a failed run.
     """
     op = ops.get(case.op)
+    cores = device.current().cores if cores is None else cores
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
     message = ""
     for problem in _problems(case.op, case.hidden, case.dtype, op.check_variant(case.variant)):
         at = f"{problem.style} inputs, {problem.rows} rows"
-        outputs, memory = _run(op, case, kernel, problem, fence)
+        outputs, memory = _run(op, case, kernel, problem, fence, place, cores)
         if memory and not message:
             message = f"{memory} ({at})"
         for name, out in outputs.items():

@@ -39,9 +39,13 @@ class Inspected(msgspec.Struct, frozen=True):
     @property
     def problems(self) -> tuple[str, ...]:
         """What would have the candidate pruned before it costs a device's time; empty for a good one."""
-        found = [problem for kernel in self.kernels for problem in kernel.problems]
+        return (*(problem for kernel in self.kernels for problem in kernel.problems), *self.repeated)
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """The matrices that are moved more than once, one sentence each."""
         again = [f"reads {name} {times:.3g} times" for name, times in self.read.items() if times >= TWICE]
-        return (*found, *again, *(f"writes {name} {times:.3g} times" for name, times in self.written.items() if times >= TWICE))
+        return (*again, *(f"writes {name} {times:.3g} times" for name, times in self.written.items() if times >= TWICE))
 
 
 def _traffic(case: Case, program: Any) -> list[Traffic]:

@@ -45,7 +45,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     interleaved, on fresh samples, everyone allocating their output as a caller sees it).
     `timings` has the key "tuned", and in a final also "default" (the schedule's default knobs), "eager" and "copy".
     `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
-    largest error on plain random inputs divided by eager's own.
+    largest error on plain random inputs divided by eager's own. `clocks` are a GPU's in MHz before, in and after the
+    measurement.
     """
 
     schema: int = SCHEMA
@@ -62,6 +63,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[str, float] = {}
     versus_eager: dict[str, float] = {}
     busy: bool = False
+    clocks: tuple[int, ...] = ()
     versions: dict[str, str] = {}
     run: str = ""
     time: str = ""

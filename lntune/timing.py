@@ -32,12 +32,15 @@ ATTEMPTS = 3
 
 class Measured(msgspec.Struct, frozen=True):
     """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile,
-    None where the system does not say; `busy` when that is too much to trust.
+    None where the system does not say; `busy` when that is too much to trust. Of a GPU also `clocks`, in MHz before, in and
+    after the measurement, and the contenders that were not recorded as a graph though they are short, `uncaptured`.
     """
 
     timings: dict[str, Timing]
     others: float | None
     busy: bool
+    clocks: tuple[int, ...] = ()
+    uncaptured: tuple[str, ...] = ()
 
 
 class Contention:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from lntune import build, check, direct, knobs, ops, schedule, timing
+from lntune import artifact, build, check, direct, emulated, knobs, ops, places, schedule, statics, timing
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, gist
+from lntune.places import Place
 from lntune.records import Timing
+from lntune.schedule import Schedule
+from lntune.statics import Facts
 
 TRIAL_SAMPLES = 16
 """Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps them all."""
@@ -38,7 +42,11 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work for one process: one candidate to try, or several finalists to measure against each other, the default and eager."""
+    """Work for one process: one candidate to try, or several finalists to measure against each other, the default and eager.
+
+    `only` leaves something out, so that the device need not be here: "build" puts the kernel into the cache, as far as it is worth it;
+    "check" builds it and checks it, a GPU's in the emulator, on rows as short as its knobs allow; "context" only makes the device ready.
+    """
 
     case: Case
     device: Device
@@ -47,11 +55,15 @@ class Job(msgspec.Struct, frozen=True):
     final: bool = False
     seed: int = 0
     default: Candidate | None = None
+    only: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and "default" (where it is given
     and works), "eager" and "copy"; `message` is the number of the fastest candidate.
+
+    `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds` what building took it; `clocks`
+    a GPU's in MHz; `lost` says that the process can do no more: its GPU's context is broken.
     """
 
     status: str
@@ -60,14 +72,39 @@ class Outcome(msgspec.Struct, frozen=True):
     errors: dict[str, float] = {}
     versus_eager: dict[str, float] = {}
     busy: bool = False
+    clocks: tuple[int, ...] = ()
+    facts: Facts | None = None
+    seconds: float = 0.0
+    lost: bool = False
 
 
 def run(job: Job) -> Outcome:
     """Carry out a job in this process. Whatever a schedule or a kernel raises becomes the outcome."""
     try:
-        return _final(job) if job.final else _trial(job)
+        if job.only == "context":
+            return Outcome("run", broken) if (broken := _broken(job.device)) else Outcome("ok")
+        if job.only:
+            return _prepared(job)
+        outcome = _final(job) if job.final else _trial(job)
     except Exception as e:
-        return Outcome("run", _brief(e))
+        outcome = Outcome("run", _brief(e))
+    return msgspec.structs.replace(outcome, lost=True) if outcome.status == "run" and _broken(job.device) else outcome
+
+
+def _broken(device: Device) -> str:
+    """What keeps the device from working, empty when it does. An illegal access breaks a GPU's context for good: every later call fails."""
+    if device.kind == "cpu":
+        return ""
+    try:
+        import torch
+
+        name = places.of(device).name
+        if name != "cpu":
+            torch.cuda.synchronize(name)
+        torch.zeros(1, device=name).sum().item()
+    except Exception as e:
+        return _brief(e)
+    return ""
 
 
 def _brief(error: Exception) -> str:
@@ -78,72 +115,116 @@ def _brief(error: Exception) -> str:
     return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
 
 
-def _kernel(job: Job, candidate: Candidate) -> tuple[Callable[..., Any] | None, Outcome | None]:
-    """The built kernel, or the outcome that says why there is none."""
+def _planned(job: Job, candidate: Candidate) -> tuple[Schedule, Any] | Outcome:
+    """A candidate's schedule and knobs, or the outcome that says why they do not fit."""
     try:
         plan = schedule.get(candidate.schedule, job.case.op)
         setting = knobs.from_dict(plan.knobs, candidate.knobs)
         reason = plan.reason_invalid(setting, job.case, job.device)
     except Exception as e:
         reason = _brief(e)
-    if reason:
-        return None, Outcome("invalid", reason)
+    return Outcome("invalid", reason) if reason else (plan, setting)
+
+
+def _kernel(job: Job, candidate: Candidate) -> Callable[..., Any] | Outcome:
+    """The built kernel, or the outcome that says why there is none. A GPU's is found in the cache where it was built ahead."""
+    planned = _planned(job, candidate)
+    if isinstance(planned, Outcome):
+        return planned
+    plan, setting = planned
     try:
-        return build.in_memory(job.case, plan, setting, job.device), None
+        make = build.in_memory if job.device.kind == "cpu" else artifact.kernel
+        return make(job.case, plan, setting, job.device)
     except Exception as e:
-        return None, Outcome("compile", _brief(e))
+        return Outcome("compile", _brief(e))
+
+
+def _prepared(job: Job) -> Outcome:
+    """Build one candidate and find out what there is to know about it without its device; with "check" its outputs, too."""
+    planned = _planned(job, job.candidates[0])
+    if isinstance(planned, Outcome):
+        return planned
+    (plan, setting), case, start, found = planned, job.case, time.monotonic(), None
+    try:
+        if job.device.kind == "cpu":
+            kernel: Callable[..., Any] = build.in_memory(case, plan, setting, job.device)
+        else:
+            found = statics.facts(case, plan, setting, job.device)
+            if not found.problems:
+                artifact.prepare(case, plan, setting, job.device)
+            if job.only == "check":
+                case = statics.shortened(case, plan, setting, job.device)
+                kernel = emulated.kernel(case, build.program(case, plan, setting, job.device))
+    except Exception as e:
+        return Outcome("compile", _brief(e), facts=found)
+    took = time.monotonic() - start
+    if job.only != "check":
+        return Outcome("ok", facts=found, seconds=took)
+    try:
+        fence = check.FENCE if job.device.kind == "cpu" else check.ALIGNED
+        verdict = check.verify(case, kernel, fence, cores=job.device.cores)
+    except Exception as e:
+        return Outcome("run", _brief(e), facts=found, seconds=took)
+    return msgspec.structs.replace(_judged(verdict), facts=found, seconds=took)
+
+
+def _judged(verdict: check.Verdict) -> Outcome:
+    """A verdict as an outcome, not timed yet."""
+    return Outcome("ok" if verdict.ok else "wrong", verdict.message, errors=verdict.errors, versus_eager=verdict.versus_eager)
 
 
 def _trial(job: Job) -> Outcome:
-    kernel, failed = _kernel(job, job.candidates[0])
-    if kernel is None:
-        return failed or Outcome("compile")
+    place = places.of(job.device)
+    kernel = _kernel(job, job.candidates[0])
+    if isinstance(kernel, Outcome):
+        return kernel
     try:
-        verdict = check.verify(job.case, kernel)
+        outcome = _judged(place.verify(job.case, kernel))
     except Exception as e:
         return Outcome("run", _brief(e))
-    if not verdict.ok:
-        return Outcome("wrong", verdict.message, errors=verdict.errors, versus_eager=verdict.versus_eager)
-    measured = timing.measure({"tuned": bound(job.case, kernel, _inputs(job.case), allocate=False)}, job.seconds, seed=job.seed)
+    if outcome.status != "ok":
+        return outcome
+    calls = bound_each(job.case, kernel, _inputs(job.case, place), allocate=False)
+    measured = place.measure({"tuned": calls}, job.seconds, seed=job.seed)
     tuned = measured.timings["tuned"]
     kept = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
-    return Outcome("ok", "", kept, verdict.errors, verdict.versus_eager, measured.busy)
+    return msgspec.structs.replace(outcome, timings=kept, busy=measured.busy, clocks=measured.clocks)
 
 
 def _final(job: Job) -> Outcome:
-    """Finalists, the default knobs, eager and a copy, interleaved on the same input, as they are called from Python:
+    """Finalists, the default knobs, eager and a copy, interleaved on the same inputs, as they are called from Python:
     everyone allocates its output.
     """
     import torch
 
-    case = job.case
-    given = _inputs(case)
-    op = ops.get(case.op)
-    contenders: dict[str, Callable[[], Any]] = {"eager": op.baseline(case, given), "copy": given[op.arguments(case)[0].name].clone}
-    verdicts: list[check.Verdict] = []
+    case, place = job.case, places.of(job.device)
+    given = _inputs(case, place)
+    first = ops.get(case.op).arguments(case)[0].name
+    contenders: dict[str, Sequence[Callable[[], Any]]] = {"eager": [place.baseline(case, g) for g in given], "copy": [g[first].clone for g in given]}
+    verdicts: list[Outcome] = []
     for name, candidate in [*((str(i), c) for i, c in enumerate(job.candidates)), ("default", job.default)]:
         if candidate is None or (name == "default" and candidate in job.candidates):
             continue
-        kernel, failed = _kernel(job, candidate)
-        verdict = check.verify(case, kernel) if kernel else None
-        if kernel and verdict and verdict.ok:
-            verdicts.append(verdict)
-            contenders[name] = bound(case, kernel, given, allocate=True)
+        kernel = _kernel(job, candidate)
+        outcome = kernel if isinstance(kernel, Outcome) else _judged(place.verify(case, kernel))
+        if not isinstance(kernel, Outcome) and outcome.status == "ok":
+            verdicts.append(outcome)
+            contenders[name] = bound_each(case, kernel, given, allocate=True)
         elif name != "default":
-            return failed or Outcome("wrong", verdict.message if verdict else "", errors=verdict.errors if verdict else {})
+            return outcome
     with torch.inference_mode():
-        measured = timing.quietest(lambda: timing.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
+        measured = timing.quietest(lambda: place.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     timings = measured.timings
     if job.default in job.candidates:
         timings = {**timings, "default": timings[str(job.candidates.index(job.default))]}
-    return Outcome("ok", str(best), timings, verdicts[best].errors, verdicts[best].versus_eager, measured.busy)
+    return msgspec.structs.replace(verdicts[best], message=str(best), timings=timings, busy=measured.busy, clocks=measured.clocks)
 
 
 @functools.lru_cache(maxsize=1)  # made once per case: it takes longer than a trial when the case is large
-def _inputs(case: Case) -> dict[str, Any]:
-    """Plain random inputs of a case; contenders share them and none writes to them."""
-    return ops.get(case.op).inputs(case, case.rows, "normal", 0)
+def _inputs(case: Case, place: Place) -> list[dict[str, Any]]:
+    """Plain random inputs of a case at a place; contenders share them and none writes to them."""
+    return place.inputs(case)
 
 
 def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocate: bool) -> Callable[[], Any]:
@@ -152,21 +233,46 @@ def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocat
     Raises:
         LntuneError: direct calls cannot be made here.
     """
+    (call,) = bound_each(case, kernel, [given], allocate)
+    return call
+
+
+def bound_each(case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]], allocate: bool) -> list[Callable[[], Any]]:
+    """The kernel bound to each of several copies of a case's named inputs, see `bound`.
+
+    On a GPU, where launches are recorded and the price of a call from Python does not count, outputs are made in Python if need be.
+    """
     import torch
 
     arguments = ops.get(case.op).arguments(case)
-    if not allocate:
-        outputs = {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
-        values = [outputs[a.name] if a.role == "out" else given[a.name] for a in arguments]
-        return lambda: kernel(*values)
     inputs = [a for a in arguments if a.role != "out"]
-    names, call = [a.name for a in inputs], [given[a.name] for a in inputs]
-    signature = "".join("f" if a.role == "scalar" else "t" for a in inputs)
-    table = direct.Table(signature)
+    where = next(v.device for v in copies[0].values() if isinstance(v, torch.Tensor))
+
+    def outputs() -> dict[str, Any]:
+        sizes = {a.name: (a.sizes(case.rows, case.hidden), getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+        return {name: torch.empty(size, dtype=dtype, device=where) for name, (size, dtype) in sizes.items()}
+
+    def into(given: dict[str, Any], made: dict[str, Any]) -> Callable[[], Any]:
+        values = [made[a.name] if a.role == "out" else given[a.name] for a in arguments]
+        return lambda: kernel(*values)
+
+    if not allocate:
+        return [into(given, outputs()) for given in copies]
+    names, calls = [a.name for a in inputs], [[given[a.name] for a in inputs] for given in copies]
+    table = direct.Table("".join("f" if a.role == "scalar" else "t" for a in inputs))
     bits = case.rows.bit_length()
-    table.remember(kernel, arguments, names, (bits, bits), call, case)
+    table.remember(kernel, arguments, names, (bits, bits), calls[0], case)
     with torch.inference_mode():
-        if table.call(*call) is None:
-            raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
-    serve = table.call
-    return lambda: serve(*call)
+        refused = table.call(*calls[0]) is None
+    if refused and where.type == "cpu":
+        raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
+    if refused:
+        return [functools.partial(_allocating, into, given, outputs) for given in copies]
+    return [functools.partial(table.call, *call) for call in calls]
+
+
+def _allocating(into: Callable[..., Any], given: dict[str, Any], outputs: Callable[[], dict[str, Any]]) -> Any:
+    """One call that makes its outputs; the answer is what was made."""
+    made = outputs()
+    into(given, made)()
+    return made

@@ -2,7 +2,8 @@
 
 Candidates are generated code: one may crash, hang or eat the stack. Jobs go to a child as JSON lines and outcomes come
 back on a pipe of their own, so nothing a kernel prints can be taken for an answer. A child that dies or overruns its time
-is killed with everything it started, its job is recorded as what it was, and the next job gets a fresh child.
+is killed with everything it started, its job is recorded as what it was, and the next job gets a fresh child. So does a child
+that says it is of no more use: an illegal access breaks a GPU's context for as long as its process lives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -32,7 +33,12 @@ _START = "import sys; sys.path[:] = sys.argv[3:]; from lntune.worker import main
 
 
 class Worker:
-    """A child process, started when first needed. Use as a context manager; not for several threads at once."""
+    """A child process, started when first needed. Use as a context manager; not for several threads at once.
+
+    A subclass may have other work done in its child: its `program` calls `serve` with a function of its own.
+    """
+
+    program = _START
 
     def __init__(self, threads: int | None = None) -> None:
         self._threads = threads
@@ -66,7 +72,7 @@ class Worker:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (not a pipe: nobody reads it while a job runs, and a full one blocks)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(write_end), str(self._threads or 0), *sys.path],
+                [sys.executable, "-c", self.program, str(write_end), str(self._threads or 0), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -93,13 +99,26 @@ class Worker:
         Raises:
             BuildError: no child came up to do it.
         """
+        answer = self.answer(job, timeout)
+        outcome = answer if isinstance(answer, Outcome) else msgspec.json.decode(answer, type=Outcome)
+        if outcome.lost:  # it would report the same error for every later job
+            self.stop()
+            self.restarts += 1
+        return outcome
+
+    def answer(self, job: Any, timeout: float) -> bytes | Outcome:
+        """The child's answer to a job of whatever kind it serves, as JSON; an Outcome that says how it died or overran its time.
+
+        Raises:
+            BuildError: no child came up to do it.
+        """
         taken, line = self._ask(job, timeout)
         if not taken and line == b"":  # died before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
             taken, line = self._ask(job, timeout)
         if line:
-            return msgspec.json.decode(line, type=Outcome)
+            return line
         timed_out = line is None
         words = "" if timed_out else self._last_words()
         code = self.stop()
@@ -108,7 +127,7 @@ class Worker:
             return Outcome("timeout", f"no answer within {timeout:.1f} s; killed")
         return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
 
-    def _ask(self, job: Job, timeout: float) -> tuple[bool, bytes | None]:
+    def _ask(self, job: Any, timeout: float) -> tuple[bool, bytes | None]:
         """(the child has taken the job, its answer); for the answer see `_line`."""
         self.start()
         end = time.monotonic() + timeout
@@ -147,6 +166,12 @@ class Worker:
         os.close(self._answers)
         self._process = None
         return code
+
+    def kill(self) -> None:
+        """End the child from another thread; who waits for its answer learns that it died."""
+        if (process := self._process) is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _line(self, timeout: float) -> bytes | None:
         """The next line of the child; empty when it died, None when the time is over."""
@@ -202,11 +227,18 @@ def _lines() -> Iterator[bytes]:
 
 
 def main(answers: int, threads: int) -> None:
-    """The child: reads jobs, writes outcomes."""
+    """The child of a tuning run: reads jobs, writes outcomes."""
+    from lntune import trial
+
+    serve(answers, threads, lambda line: msgspec.json.encode(trial.run(msgspec.json.decode(line, type=Job))))
+
+
+def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
+    """A child's life: with everything imported it reads jobs, one a line, and writes what `do` makes of each."""
     _die_with_parent()
     import torch
 
-    from lntune import build, direct, runtime, trial
+    from lntune import build, direct, runtime
     from lntune.heap import kept_heap
 
     if threads:
@@ -218,5 +250,4 @@ def main(answers: int, threads: int) -> None:
         out.write(_READY + b"\n")
         for line in _lines():
             out.write(_TAKEN + b"\n")
-            outcome = trial.run(msgspec.json.decode(line, type=Job))
-            out.write(msgspec.json.encode(outcome) + b"\n")
+            out.write(do(line) + b"\n")

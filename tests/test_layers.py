@@ -20,20 +20,21 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("native",),
     ("ops", "search", "cuda", "emulator"),
-    ("schedule", "loops", "threads", "streaming", "sums", "device_code", "runtime", "direct"),
+    ("schedule", "loops", "threads", "columns", "streaming", "sums", "device_code", "runtime", "direct"),
     ("build", "emulated", "check", "timing", "heap", "select"),
-    ("artifact", "inspection"),
-    ("trial", "torch", "report"),
+    ("artifact", "inspection", "device_timing"),
+    ("places", "statics"),
+    ("trial", "torch", "report", "ranking"),
     ("__init__", "worker", "bench", "verification", "doctor"),
     ("tune",),
-    ("demo",),
+    ("demo", "bringup"),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"build", "device_code", "threads", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"device_code", "direct", "loops", "runtime", "streaming", "torch"}
+TVM_FFI = {"cuda", "device_code", "direct", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

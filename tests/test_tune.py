@@ -21,7 +21,7 @@ from lntune.case import Case
 from lntune.errors import BuildError, InputError, LntuneError, LogError, ScheduleError, ToolchainError, UnknownNameError
 from lntune.records import Record, Timing
 from lntune.trial import Candidate, Job, Outcome
-from lntune.tune import Progress, Settings
+from lntune.tune import Progress, Settings, loop
 
 FAULTY = Path(__file__).parent / "faulty"
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -95,7 +95,7 @@ def always_ok(job: Job) -> Outcome:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     """A worker of the test's own in place of the real one; everything works unless the test says otherwise."""
     worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(always_ok)})
-    monkeypatch.setattr(tune, "Worker", worker)
+    monkeypatch.setattr(loop, "Worker", worker)
     return worker
 
 
@@ -296,8 +296,8 @@ def test_the_time_is_shared_and_kept(monkeypatch: pytest.MonkeyPatch, fake: type
     the next, and when it is over the rest is named as untuned. By a clock that trials move by a second each.
     """
     clock = Clock()
-    monkeypatch.setattr(tune, "time", clock)
-    monkeypatch.setattr(tune, "Budget", lambda seconds, trials: search.Budget(seconds, trials, clock=clock.monotonic))
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "Budget", lambda seconds, trials: search.Budget(seconds, trials, clock=clock.monotonic))
     wide = [Case("layer_norm", h, "float32", 512) for h in (1024, 2048, 4096)]
 
     def answer(job: Job) -> Outcome:

@@ -1,30 +1,39 @@
-"""The benchmark: the op as a user calls it against eager, torch.compile and a plain copy, interleaved in one run."""
+"""The benchmark: the op as a user calls it against eager, torch.compile, a plain copy and, on a GPU, others' kernels, interleaved in one run."""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from lntune import check, device, knobs, ops, schedule, timing, toolchain, trial
+from lntune import device_timing, knobs, ops, places, schedule, timing, toolchain, trial
+from lntune.bench import peers
 from lntune.case import Case
+from lntune.device import Device
 from lntune.heap import kept_heap
+from lntune.places import Place
 from lntune.records import Record
 from lntune.torch import dispatch
 
 Progress = Callable[[int, int, Case], None]
+Calls = dict[str, Sequence[Callable[[], Any]]]
+"""Contender -> its call bound to each copy of the inputs."""
 
 ROUNDS = 11
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One record per case, and where the outputs came from: "given", or "allocated by every call" and how."""
+    """One record per case, and where the outputs came from: "given", or "allocated by every call" and how. `bandwidth` is what a plain copy
+    of hundreds of MB reaches on the GPU, in bytes a second, read and written; None on a CPU.
+    """
 
     outputs: str
     records: list[Record]
+    bandwidth: float | None = None
 
 
 def _silent(*_: Any) -> None:
@@ -39,94 +48,116 @@ def run(
     page_faults: bool = False,
     seed: int = 0,
     on_case: Progress = _silent,
+    device: Device | None = None,
 ) -> Result:
-    """Benchmark each case for about `seconds`; one record each, with timings "eager", "compile", "tuned" and "copy".
+    """Benchmark each case for about `seconds` on a device, this machine's CPU if none is given; one record each, with timings "eager",
+    "compile", "tuned" and "copy", and on a GPU those of bench.peers.
 
     Everybody allocates its output, as a call in PyTorch does. With `given_output` nobody does, where that can be had: the
-    kernel and the copy write into a tensor given to them, and eager and torch.compile are left out, since neither can.
-    The heap keeps its pages while outputs are allocated, unless `page_faults` leaves the system's behaviour.
+    kernel and the copy write into a tensor given to them, and the others are left out, since they cannot.
+    The heap keeps its pages while outputs are allocated, unless `page_faults` leaves the system's behaviour. On a GPU the outputs are held
+    for a turn of the inputs' copies, so that they are not in the cache either (see device_timing).
     A case measured while others used the machine is measured again, up to three times, and the quietest is kept.
+
+    Raises:
+        InputError: the GPU is not here.
     """
     import torch
 
+    place = places.of(device)
     torch.manual_seed(seed)
     made = []
-    with kept_heap(not page_faults and not given_output) as kept:
+    on_gpu = place.gpu is not None
+    bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
+    with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
         for index, case in enumerate(cases):
             on_case(index, len(cases), case)
-            made.append(_one(case, seconds, with_compile, given_output, seed))
-    allocated = f"allocated by every call {'from a kept heap' if kept else 'with page faults'}"
-    return Result("given" if given_output else allocated, made)
+            made.append(_one(case, place, seconds, with_compile, given_output, seed))
+    how = "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
+    return Result("given" if given_output else f"allocated by every call {how}", made, bandwidth)
 
 
-def _one(case: Case, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:
+def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:
     import torch
 
-    given = ops.get(case.op).inputs(case, case.rows, "normal", seed)
+    copies = place.inputs(case, seed)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        contenders = _given(case, given) if given_output else _calls(case, given, with_compile)
-        measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
-        choice, kernel = dispatch.choose(case), dispatch.kernel_for(case)
+        choice, kernel = dispatch.choose(case, place.device), dispatch.kernel_for(case, _tensors(copies[0]))
+        contenders = _given(case, kernel, copies) if given_output else _calls(case, copies, place, with_compile)
+        measured = timing.quietest(lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
     plan = schedule.get(choice.schedule) if choice.schedule else None
-    verdict = check.verify(case, kernel) if kernel else None
+    verdict = place.verify(case, kernel) if kernel else None
+    said = verdict.message if verdict and not verdict.ok else f"{choice.tier}: {knobs.describe(choice.knobs)}"
     return Record(
         role="bench-given-output" if given_output else "bench",
         case=case,
-        device=device.current(),
+        device=place.device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
         source=plan.source if plan else "",
         knobs=choice.knobs,
         status="wrong" if verdict and not verdict.ok else "ok",
-        message=verdict.message if verdict and not verdict.ok else f"{choice.tier}: {knobs.describe(choice.knobs)}",
+        message=said + (f"; not as a graph: {', '.join(measured.uncaptured)}" if measured.uncaptured else ""),
         timings=measured.timings,
         errors=verdict.errors if verdict else {},
         versus_eager=verdict.versus_eager if verdict else {},
         busy=measured.busy,
+        clocks=measured.clocks,
         versions=toolchain.versions(),
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _calls(case: Case, given: dict[str, Any], with_compile: bool) -> dict[str, Callable[[], Any]]:
-    """Everyone as a user calls them."""
+def _tensors(given: Mapping[str, Any]) -> list[Any]:
+    """The tensors among a case's inputs."""
+    import torch
+
+    return [v for v in given.values() if isinstance(v, torch.Tensor)]
+
+
+def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_compile: bool) -> Calls:
+    """Everyone as a user calls them, bound to each copy of the inputs."""
     import torch
 
     from lntune.torch import CALLS
 
-    eager, first = ops.get(case.op).baseline(case, given), given[ops.get(case.op).arguments(case)[0].name]
-    contenders: dict[str, Callable[[], Any]] = {"eager": eager, "tuned": CALLS[case.op](case, given), "copy": first.clone}
+    first = ops.get(case.op).arguments(case)[0].name
+    contenders: Calls = {
+        "eager": [place.baseline(case, given) for given in copies],
+        "tuned": [CALLS[case.op](case, given) for given in copies],
+        "copy": [given[first].clone for given in copies],
+    }
     if with_compile:
         torch._dynamo.reset()
-        contenders["compile"] = _compiled(case, given)
+        contenders["compile"] = _compiled(case, copies, place)
+    if place.gpu is not None:
+        found = [peers.calls(case, given) for given in copies]
+        contenders |= {name: [one[name] for one in found] for name, call in found[0].items() if peers.serves(call)}
     return contenders
 
 
-def _compiled(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
+def _compiled(case: Case, copies: Sequence[dict[str, Any]], place: Place) -> Sequence[Callable[[], Any]]:
     """Eager's call (or what the operator has for it) through torch.compile, with the inputs as arguments: constants would be folded in."""
     import torch
 
     op = ops.get(case.op)
-    make = op.compiled or op.baseline
-    names = [n for n, v in given.items() if isinstance(v, torch.Tensor)]
+    make = op.compiled or place.baseline
+    names = [n for n, v in copies[0].items() if isinstance(v, torch.Tensor)]
 
     def call(*tensors: Any) -> Any:
-        return make(case, {**given, **dict(zip(names, tensors, strict=True))})()
+        return make(case, {**copies[0], **dict(zip(names, tensors, strict=True))})()
 
     compiled = torch.compile(call, dynamic=False, fullgraph=True)
-    tensors = [given[n] for n in names]
-    return lambda: compiled(*tensors)
+    return [functools.partial(compiled, *(given[n] for n in names)) for given in copies]
 
 
-def _given(case: Case, given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def _given(case: Case, kernel: Callable[..., Any] | None, copies: Sequence[dict[str, Any]]) -> Calls:
     """The kernel and a copy, both into existing outputs."""
     import torch
 
-    kernel = dispatch.kernel_for(case)
-    x = given[ops.get(case.op).arguments(case)[0].name]
-    y = torch.empty_like(x)
-    contenders: dict[str, Callable[[], Any]] = {"copy": lambda: y.copy_(x)}
+    first = ops.get(case.op).arguments(case)[0].name
+    contenders: Calls = {"copy": [functools.partial(torch.empty_like(given[first]).copy_, given[first]) for given in copies]}
     if kernel is not None:
-        contenders["tuned"] = trial.bound(case, kernel, given, allocate=False)
+        contenders["tuned"] = trial.bound_each(case, kernel, copies, allocate=False)
     return contenders

@@ -38,6 +38,8 @@ GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: 
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
 LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, instead of LNTUNE_LOG_DIR or the default.")]
 
+TARGET = Annotated[str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")]
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -147,11 +149,11 @@ def dispatching(folder: Path | None) -> Iterator[Any]:
             dispatch.reload()
 
 
-def show_rows(rows: list[Row], title: str) -> None:
-    """Cases as a table, and what it comes to."""
+def show_rows(rows: list[Row], title: str, bandwidth: float | None = None) -> None:
+    """Cases as a table, and what it comes to; `bandwidth` in bytes a second is what a large plain copy reaches on the device."""
     from lntune.report.tables import cases_table, console, summary_lines
 
     out = console()
-    out.print(cases_table(rows, title, details=True))
+    out.print(cases_table(rows, title, details=True, bandwidth=bandwidth))
     for line in summary_lines(rows):
         out.print(line, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -16,6 +16,7 @@ from lntune.cli.base import (
     LOG_DIR,
     OP,
     ROWS,
+    TARGET,
     cases,
     command,
     dispatching,
@@ -27,6 +28,10 @@ from lntune.cli.base import (
 )
 from lntune.errors import InputError, got_expected
 
+if TYPE_CHECKING:
+    from lntune.case import Case
+    from lntune.tune import Settings
+
 
 @command()
 def tune(
@@ -37,10 +42,14 @@ def tune(
     grid: GRID = "default",
     budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "60s",
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
-    search: Annotated[str, typer.Option(help="exhaustive, random or local.")] = "local",
+    search: Annotated[str, typer.Option(help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU.")] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the search and of the inputs.")] = 0,
     timeout: Annotated[str, typer.Option(help="Time one candidate may take before it is killed.")] = "30s",
+    target: TARGET = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Everything but the device, which need not be here (cuda:sm_90): nothing is measured or logged.")
+    ] = False,
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -49,7 +58,12 @@ def tune(
     Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable cases first. Each candidate
     is built and run in a process of its own, checked against float64 before it is timed, and logged at once. Ctrl-C ends
     with what was found. Exit code 0 when at least one case was tuned, 1 when none was.
+
+    With --target cuda the next candidates are built on all cores but one while the GPU measures. --dry-run builds a few candidates
+    of each case (--trials; 8), verifies them (a GPU's in an emulator), and says what a run would measure and how long it would
+    take; exit code 1 when one of them is wrong.
     """
+    from lntune.cuda.targets import device_of
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
     from lntune.report.tables import console
@@ -64,7 +78,11 @@ def tune(
         seed=seed,
         log_dir=log_dir,
         timeout=seconds("--timeout", timeout),
+        device=device_of(target),
     )
+    if dry_run:
+        _dry_run(cases(op, hidden, dtype, rows, grid), settings, as_json)
+        return
     with TuningProgress(console(stderr=as_json)) as progress:
         summary = run(cases(op, hidden, dtype, rows, grid), settings, progress)
     table = rows_of(summary.finals)
@@ -92,6 +110,31 @@ def tune(
         for name, reason in summary.untuned.items():
             print(f"not tuned: {name}: {reason}")
     if not table:
+        raise typer.Exit(1)
+
+
+def _dry_run(asked: list[Case], settings: Settings, as_json: bool) -> None:
+    from lntune.report import dry_runs
+    from lntune.report.tables import console
+    from lntune.tune import dry
+
+    err, last = console(stderr=True), [""]
+
+    def tell(case: Case, index: int, of: int, built: int) -> None:
+        if (line := f"[{index + 1}/{of}] {case}") != last[0] or built % 8 == 0:
+            last[0] = line
+            err.print(f"{line}: {built} built and verified", markup=False, highlight=False)
+
+    found = dry.run(asked, settings, tell)
+    if as_json:
+        totals = {"measured": found.measured, "within_budget": found.within, "run_seconds": round(found.run_seconds, 1), "wrong": found.wrong}
+        print_json({**msgspec.to_builtins(found), **totals})
+    else:
+        out = console()
+        out.print(dry_runs.table(found))
+        for line in dry_runs.lines(found):
+            out.print(line, markup=False)
+    if found.wrong or found.interrupted:
         raise typer.Exit(1)
 
 
@@ -145,6 +188,7 @@ def bench(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the inputs and of the order of contenders.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`.")] = None,
+    target: TARGET = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -152,15 +196,20 @@ def bench(
 
     Everyone allocates an output at every call, from a heap that is kept: by default the C library takes outputs above
     32 MB or so from the system and gives them back at every call, and the page faults of that cost more than any kernel.
-    A case measured while others used the machine is measured up to three times; what stays busy is marked.
+    A case measured while others used the machine is measured up to three times; what stays busy is marked. On a GPU
+    (--target cuda) the inputs are not in its cache, launches are recorded as a graph, Liger-Kernel's and Triton's layer norm are measured
+    too where they are installed, and the table has the share of what a large plain copy reaches on the card.
     """
     from lntune import bench as benchmark
-    from lntune.report.rows import rows_of, summary
+    from lntune.cuda.targets import device_of
+    from lntune.report.rows import peer_lines, rows_of, summary
     from lntune.report.tables import console
 
     length = seconds("--time", time_per_case)
     _write(output)
     if call_cost:
+        if target != "cpu":
+            raise InputError(got_expected("--call-cost", f"--target {target} beside it", "cpu", "It measures calls on the CPU."))
         if given_output or rows not in ("", "1"):
             got = "--given-output" if given_output else f"--rows {rows}"
             raise InputError(got_expected("--call-cost", f"{got} beside it", "neither", "It measures calls of one row that allocate their output."))
@@ -177,14 +226,19 @@ def bench(
             page_faults=page_faults,
             seed=seed,
             on_case=lambda i, n, c: err.print(f"[{i + 1}/{n}] {c}", markup=False),
+            device=device_of(target),
         )
     table = rows_of(result.records)
-    facts = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
+    facts: dict[str, Any] = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
+    if result.bandwidth is not None:
+        facts["copy_bandwidth"] = result.bandwidth
     _write(output, facts)
     if as_json:
         print_json(facts)
     else:
-        show_rows(table, f"outputs {result.outputs}")
+        show_rows(table, f"outputs {result.outputs}", result.bandwidth)
+        for line in peer_lines(result.records):
+            print(line)
 
 
 def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, as_json: bool) -> None:

@@ -116,6 +116,19 @@ def geomean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
+_OURS = ("tuned", "eager", "compile", "copy", "default")
+
+
+def peer_lines(records: Iterable[Record]) -> list[str]:
+    """How the tuned op compares with others' kernels, contender by contender, where some were measured."""
+    ratios: dict[str, list[float | None]] = {}
+    for record in records:
+        for name, measured in record.timings.items():
+            if name not in _OURS:
+                ratios.setdefault(name, []).append(pairwise(measured, record.timings.get("tuned")))
+    return [f"geomean {mean:.2f}x over {name} ({len(found)} cases)" for name, found in sorted(ratios.items()) if (mean := geomean(found))]
+
+
 def summary(rows: list[Row]) -> dict[str, Any]:
     """Geomeans, the smallest share of a copy's bandwidth, and the cases in which the tuned op is slower than eager."""
     slower = [f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1]

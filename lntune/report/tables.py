@@ -41,15 +41,19 @@ def ratio_text(value: float | None) -> Text:
     return Text(number(value, 2, "x"), style=style)
 
 
-def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table:
-    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, error."""
+def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidth: float | None = None) -> Table:
+    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, error.
+
+    Where `bandwidth` is known, that of a large plain copy on the device in bytes a second, also the share of it.
+    """
     compiled, eager = any(r.compile_us for r in rows), any(r.eager_us for r in rows)
     default = any(r.default_us for r in rows)
     table = Table(title=title, title_justify="left")
     for name in ("op", "dtype"):
         table.add_column(name)
     names = ["hidden", "rows", *(["eager us"] if eager else []), *(["compile us"] if compiled else []), "tuned us"]
-    names += [*(["over eager"] if eager else []), *(["over better"] if compiled else []), "GB/s", "of copy", "error/eager's"]
+    names += [*(["over eager"] if eager else []), *(["over better"] if compiled else []), "GB/s", "of copy"]
+    names += [*([f"of {bandwidth / 1e9:.0f} GB/s"] if bandwidth else []), "error/eager's"]
     for name in names:
         table.add_column(name, justify="right")
     if details:
@@ -64,7 +68,8 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False) -> Table
         cells += [micros(r.tuned_us) + ("*" if r.busy else "")]
         cells += [ratio_text(r.speedup)] if eager else []
         cells += [ratio_text(r.over_better)] if compiled else []
-        cells += [number(r.gbps, 1), percent(r.of_copy), number(r.error, 2)]
+        cells += [number(r.gbps, 1), percent(r.of_copy)]
+        cells += [*([percent(r.gbps * 1e9 / bandwidth if r.gbps else None)] if bandwidth else []), number(r.error, 2)]
         if details:
             cells += [*([ratio_text(r.over_default)] if default else []), percent(r.spread), f"{r.schedule} {r.knobs}"]
         table.add_row(*cells)

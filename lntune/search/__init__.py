@@ -10,13 +10,13 @@ import random
 from collections.abc import Callable
 
 from lntune.errors import unknown
-from lntune.search import exhaustive, local, random_order
+from lntune.search import exhaustive, local, random_order, ranked
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
 Search = Callable[[Space, Evaluate, Budget, random.Random], None]
 
-SEARCHES: dict[str, Search] = {"exhaustive": exhaustive.search, "random": random_order.search, "local": local.search}
+SEARCHES: dict[str, Search] = {"exhaustive": exhaustive.search, "random": random_order.search, "local": local.search, "ranked": ranked.search}
 
 
 def get(name: str) -> Search:

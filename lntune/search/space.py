@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,11 @@ class Space:
 
     `neighbours` may name settings that are no candidates (knobs that do not fit the case); a search passes over them.
     A space without candidates is searched at once.
+
+    `choose(preferred, others)` is for searches that let the space say what comes next: one of the preferred candidates if it may be, else
+    one of the others; by default the first of them.
     """
 
     candidates: tuple[Any, ...]
     neighbours: Callable[[Any], Iterable[Any]]
+    choose: Callable[[Sequence[Any], Sequence[Any]], Any] = lambda preferred, others: (preferred or others)[0]

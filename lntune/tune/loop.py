@@ -1,11 +1,11 @@
-"""The tuning loop: for each case, search; then measure the finalists again; every result in the log at once."""
+"""The tuning loop: what is tried, what is logged, what wins, and how it ends, however it ends."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import random
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -16,36 +16,21 @@ from typing import Any
 
 import msgspec
 
-from lntune import device as device_module
-from lntune import knobs, ops, paths, records, schedule, search, toolchain
+from lntune import knobs, paths, records, schedule, search, toolchain
 from lntune.case import Case
-from lntune.device import Device
-from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
+from lntune.errors import ToolchainError
 from lntune.records import Record, Timing
-from lntune.schedule import Schedule
 from lntune.search import Budget, Space
 from lntune.trial import Candidate, Job, Outcome
-from lntune.worker import Worker
+from lntune.tune.ahead import Ahead
+from lntune.tune.candidates import Candidates
+from lntune.tune.settings import Settings, check_settings
+from lntune.worker import START_SECONDS, Worker
 
 FINALISTS = 3
 TRIAL_SECONDS = 0.04
-TRIAL_TIMEOUT = 30.0
 FINAL_SHARE = 0.3
 """Part of a case's time kept for measuring the finalists again."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose. `seconds` and `trials` bound the whole run and each case's search; None is no bound."""
-
-    search: str = "local"
-    schedules: tuple[str, ...] = ()
-    seconds: float | None = 60.0
-    trials: int | None = None
-    seed: int = 0
-    log_dir: Path | None = None
-    threads: int | None = None
-    timeout: float = TRIAL_TIMEOUT
 
 
 @dataclass
@@ -89,11 +74,11 @@ class Summary:
 class _Run:
     """One tuning run: what all its records share."""
 
-    def __init__(self, settings: Settings, worker: Worker, observer: Observer, summary: Summary) -> None:
+    def __init__(self, settings: Settings, worker: Worker, observer: Observer, summary: Summary, ahead: Ahead | None) -> None:
         import torch
 
-        self.settings, self.worker, self.observer, self.summary = settings, worker, observer, summary
-        self.device: Device = device_module.current()
+        self.settings, self.worker, self.observer, self.summary, self.ahead = settings, worker, observer, summary, ahead
+        self.device = settings.target
         self.threads = settings.threads or torch.get_num_threads()
         self.folder = settings.log_dir or paths.log_dir()
         self.id = uuid.uuid4().hex[:12]
@@ -105,15 +90,9 @@ class _Run:
         records.append(self.folder, record)
         return record
 
-    def candidates(self, case: Case) -> tuple[list[Candidate], list[Candidate]]:
-        """(the default knobs of each chosen schedule, all other candidates)."""
-        defaults: list[Candidate] = []
-        rest: list[Candidate] = []
-        for plan in _plans(self.settings, case, self.device):
-            default, space = _space(plan, case, self.device)
-            defaults += [Candidate.of(plan.name, k) for k in space if k == default]
-            rest += [Candidate.of(plan.name, k) for k in space if k != default]
-        return defaults, rest
+    def candidates(self, case: Case) -> Candidates:
+        """What there is to try."""
+        return Candidates(case, self.device, self.settings.schedules)
 
     def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float) -> Outcome:
         """Measure finalists against each other in `share` seconds; not logged."""
@@ -134,21 +113,39 @@ class _Run:
             errors=outcome.errors,
             versus_eager=outcome.versus_eager,
             busy=outcome.busy,
+            clocks=outcome.clocks,
         )
 
-    def tune(self, case: Case, progress: Progress, seconds: float | None) -> Record | None:
-        """Search one case and settle its winner; None when no candidate survived."""
-        defaults, rest = self.candidates(case)
-        known = dict.fromkeys([*defaults, *rest])
+    def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
+        """Why a candidate that was built ahead is not measured, as what is logged of it; None when it is, or there is no building ahead.
+
+        Default knobs are measured whatever is known of them: they serve calls where nothing is tuned, and some case may have nothing better.
+        """
+        if self.ahead is None:
+            return None
+        built = self.ahead.outcome(case, candidate)
+        problems = built.facts.problems if built.facts else ()
+        if built.status == "ok" and problems and not is_default:
+            return Outcome("invalid", "; ".join(problems))
+        return None if built.status == "ok" else built
+
+    def tune(self, case: Case, progress: Progress, seconds: float | None, then: Case | None = None) -> Record | None:
+        """Search one case and settle its winner; None when no candidate survived. `then` is the case that comes after it."""
+        known = self.candidates(case)
         if not known:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
+        if self.ahead:
+            self.ahead.begin(case, known, (then, list(self.candidates(then))) if then else None)
         costs: dict[Candidate, float] = {}
         budget = Budget(None if seconds is None else seconds * (1 - FINAL_SHARE), self.settings.trials)
 
         def evaluate(candidate: Candidate) -> float:
-            outcome = self.worker.run(Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed), self.settings.timeout)
-            budget.count()
+            outcome = self.refusal(case, candidate, candidate in known.defaults)
+            if outcome is None:
+                job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
+                outcome = self.worker.run(job, self.settings.timeout)
+                budget.count()  # what was refused has cost no time of the device
             self.record(case, candidate, outcome)
             cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
             costs[candidate] = cost
@@ -161,17 +158,17 @@ class _Run:
             self.observer(progress)
             return cost
 
-        def neighbours(candidate: Candidate) -> list[Candidate]:
-            plan = schedule.get(candidate.schedule)
-            steps = knobs.neighbours(knobs.from_dict(plan.knobs, candidate.knobs))
-            others = [c for c in defaults if c.schedule != candidate.schedule]  # another schedule is one step away, too
-            return [c for c in (*(Candidate.of(plan.name, k) for k in steps), *others) if c in known]
-
+        space = Space(tuple(known), known.neighbours)
+        if self.ahead:
+            ahead = self.ahead
+            space = Space(tuple(known), known.neighbours, lambda preferred, others: ahead.choose(case, preferred, others))
         try:
-            search.get(self.settings.search)(Space(tuple(known), neighbours), evaluate, budget, random.Random(self.settings.seed))
+            search.get(self.settings.strategy)(space, evaluate, budget, random.Random(self.settings.seed))
         except KeyboardInterrupt:
             self.summary.interrupted = True
-        proven = next((c for c in defaults if costs.get(c, math.inf) < math.inf), None)
+            if self.ahead:
+                self.ahead.close()
+        proven = next((c for c in known.defaults if costs.get(c, math.inf) < math.inf), None)
         return self.settle(case, costs, proven, progress, seconds)
 
     def settle(
@@ -215,74 +212,29 @@ class _Run:
         return record
 
 
-def _plans(settings: Settings, case: Case, device: Device) -> list[Schedule]:
-    """The schedules to tune for a case."""
-    plans = schedule.for_op(case.op, device.kind)
-    if settings.schedules:
-        plans = {name: schedule.get(name, case.op) for name in settings.schedules}
-    return list(plans.values())
-
-
-def _space(plan: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
-    """(default knobs, all valid knobs) of a schedule, which may be a user's and raise anything."""
-    try:
-        return plan.default(case, device), plan.space(case, device)
-    except Exception as e:
-        raise ScheduleError(f"{plan.path}: default() or valid() of {plan.name!r} failed on {case}: {type(e).__name__}: {e}") from e
-
-
-def check_settings(settings: Settings, cases: Sequence[Case]) -> None:
-    """Complain about everything wrong before the first second is spent.
-
-    Raises:
-        InputError, UnknownNameError, ScheduleError, BuildError, LogError.
-    """
-    if not cases:
-        raise InputError("no cases to tune: give at least one hidden size, dtype and row count.")
-    for name, value in (("budget", settings.seconds), ("trials", settings.trials), ("timeout", settings.timeout)):
-        if value is not None and not value > 0:
-            raise InputError(got_expected(name, value, "more than 0"))
-    search.get(settings.search)
-    device = device_module.current()
-    for case in cases:
-        ops.get(case.op).check_variant(case.variant)
-        if case.rows < 1:
-            raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
-        for name in settings.schedules:
-            if schedule.get(name, case.op).kind != device.kind:
-                raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
-        for plan in _plans(settings, case, device):
-            _space(plan, case, device)
-    toolchain.compiler()
-    if problems := toolchain.incompatible():
-        raise ToolchainError("; ".join(problems) + ".")
-    folder = (settings.log_dir or paths.log_dir()) / device.slug
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise LogError(f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
-
-
 def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None) -> Summary:
     """Tune the cases in order and return what was found; the log has it already.
 
     Time is shared evenly among the cases that are left, so what one case does not use goes to the others. An interrupt
-    (Ctrl-C) ends the search, still settles the case it was in, and returns.
+    (Ctrl-C) ends the search, still settles the case it was in, and returns. For a GPU the next candidates are built in other processes while
+    the device measures; what is known to be bad of one before it is measured makes it invalid.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
         LogError: the log cannot be written; what was measured before is in it.
-        BuildError: the worker process does not start.
+        BuildError: the worker process does not start, or nothing can be built; ToolchainError: the GPU cannot be used.
     """
     settings = settings or Settings()
     check_settings(settings, cases)
     start = time.monotonic()
     summary = Summary()
+    on_gpu = settings.target.kind == "gpu"
     try:
-        with Worker(settings.threads) as worker:
-            run = _Run(settings, worker, observer, summary)
-            worker.start()  # not on the budget of the first case
+        with contextlib.ExitStack() as stack:
+            ahead = stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
+            worker = stack.enter_context(Worker(settings.threads))
+            run = _Run(settings, worker, observer, summary, ahead)
+            _start(worker, cases[0], settings)  # not on the budget of the first case
             begun = time.monotonic()
             for index, case in enumerate(cases):
                 left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
@@ -291,10 +243,20 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
                     continue
                 progress = Progress(case, index, len(cases), deadline=None if left is None else time.monotonic() + left)
                 observer(progress)
-                run.tune(case, progress, None if left is None else left / (len(cases) - index))
+                then = cases[index + 1] if index + 1 < len(cases) else None
+                run.tune(case, progress, None if left is None else left / (len(cases) - index), then)
                 if summary.interrupted:
                     break
     except KeyboardInterrupt:  # not in a search, or a second one
         summary.interrupted = True
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _start(worker: Worker, case: Case, settings: Settings) -> None:
+    """Have the worker come up, with a context on its GPU."""
+    worker.start()
+    if settings.target.kind == "gpu":
+        outcome = worker.run(Job(case, settings.target, (), 0.0, only="context"), START_SECONDS)
+        if outcome.status != "ok":
+            raise ToolchainError(f"{settings.target.name} cannot be used: {outcome.message}")

@@ -1,0 +1,175 @@
+"""Building ahead: processes that build the next candidates of a GPU while it measures the current ones.
+
+Each is a Worker of its own, driven by a thread, so a candidate that crashes the compiler costs its builder's process and nothing else.
+What is built lies in the cache of kernels, where the process that measures finds it; what is known of it comes back as an Outcome.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+import msgspec
+
+from lntune import ranking
+from lntune.case import Case
+from lntune.device import Device, usable_cores
+from lntune.errors import BuildError
+from lntune.trial import Candidate, Job, Outcome
+from lntune.worker import Worker
+
+MOST = 32
+"""Builders at most, whatever the cores: each holds a compiler of some hundred MB."""
+NEXT = 24
+"""Candidates of the next case that are built while the builders have nothing else to do."""
+
+_Key = tuple[Case, Candidate]
+
+
+class Ahead:
+    """The builders and what they have built. Use as a context manager; the methods are for one thread.
+
+    `only` is that of their jobs, see trial.Job. `count` is how many there are: by default the cores but one.
+    """
+
+    def __init__(self, device: Device, timeout: float, only: str = "build", count: int | None = None) -> None:
+        self._device, self._timeout, self._only = device, timeout, only
+        self._queue: deque[_Key] = deque()
+        self._flying: set[_Key] = set()
+        self._outcomes: dict[_Key, Outcome] = {}
+        self._scores: dict[_Key, float] = {}
+        self._changed = threading.Condition()
+        self._closed, self._failure = False, ""
+        self.seconds: list[float] = []
+        """What each job took."""
+        self.count = count or max(1, min(MOST, usable_cores() - 1))
+        self._workers = [Worker(1) for _ in range(self.count)]
+        self._threads = [threading.Thread(target=self._build, args=(worker,), daemon=True) for worker in self._workers]
+
+    def __enter__(self) -> Ahead:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the builders at once and forget what they were doing; what is built stays in the cache, and known."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            while thread.is_alive():
+                worker.kill()
+                thread.join(0.05)
+
+    def _build(self, worker: Worker) -> None:
+        """A builder's thread."""
+        try:
+            while (key := self._next()) is not None and self._one(worker, key):
+                pass
+        finally:
+            worker.stop()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _one(self, worker: Worker, key: _Key) -> bool:
+        """Build one; False where no child comes up to do it."""
+        begun = time.monotonic()
+        try:
+            outcome = worker.run(Job(key[0], self._device, (key[1],), 0.0, only=self._only), self._timeout)
+        except Exception as e:
+            with self._changed:
+                self._flying.discard(key)
+                self._queue.appendleft(key)
+                self._failure = str(e)
+            return False
+        with self._changed:
+            self._flying.discard(key)
+            if not self._closed:  # else it was killed
+                self.seconds.append(time.monotonic() - begun)
+                self._done(key, outcome)
+            self._changed.notify_all()
+        return True
+
+    def _next(self) -> _Key | None:
+        """The next to build, as soon as there is one; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            if self._closed:
+                return None
+            key = self._queue.popleft()
+            self._flying.add(key)
+            return key
+
+    def _done(self, key: _Key, outcome: Outcome) -> None:
+        if self._only == "build" and outcome.status == "run":  # nothing was run but the compiler
+            outcome = msgspec.structs.replace(outcome, status="compile")
+        self._outcomes[key] = outcome
+        good = outcome.status == "ok" and outcome.facts is not None and not outcome.facts.problems
+        # What failed or is not worth measuring comes first: to note that takes no time.
+        self._scores[key] = ranking.score(outcome.facts, key[0], self._device) if good and outcome.facts else math.inf
+
+    def begin(self, case: Case, candidates: Iterable[Candidate], then: tuple[Case, Sequence[Candidate]] | None = None) -> None:
+        """From now on build the candidates of this case, in this order, and after them the first of the next one's; nothing else."""
+        wanted = [(case, c) for c in candidates]
+        wanted += [(then[0], c) for c in then[1][:NEXT]] if then else []
+        with self._changed:
+            for other in [k for k in self._outcomes if k[0] != case and (then is None or k[0] != then[0])]:
+                del self._outcomes[other], self._scores[other]
+            self._queue = deque(k for k in wanted if k not in self._outcomes and k not in self._flying)
+            self._changed.notify_all()
+
+    def hurry(self, case: Case, candidates: Iterable[Candidate]) -> None:
+        """Build these next."""
+        with self._changed:
+            first = {(case, c) for c in candidates}
+            self._queue = deque(sorted(self._queue, key=lambda k: k not in first))
+
+    def outcome(self, case: Case, candidate: Candidate) -> Outcome:
+        """What came of building a candidate of the case that was begun; waits for it.
+
+        Raises:
+            BuildError: the builders do not come up.
+        """
+        self.hurry(case, [candidate])
+        with self._changed:
+            self._wait([(case, candidate)])
+            return self._outcomes[case, candidate]
+
+    def done(self, case: Case) -> dict[Candidate, Outcome]:
+        """All that is built of a case so far."""
+        with self._changed:
+            return {c: outcome for (of, c), outcome in self._outcomes.items() if of == case}
+
+    def score(self, case: Case, candidate: Candidate) -> float:
+        """The static score of what is built; infinite for what is not to be measured."""
+        return self._scores[case, candidate]
+
+    def choose(self, case: Case, preferred: Sequence[Candidate], others: Sequence[Candidate]) -> Candidate:
+        """Of what is built the best by rank: among the preferred, and where none of these is built, among the others; waits for one.
+
+        Raises:
+            BuildError: the builders do not come up.
+        """
+        self.hurry(case, preferred)
+        with self._changed:
+            self._wait([(case, c) for c in (*preferred, *others)])
+            for some in (preferred, others):
+                ready = [c for c in some if (case, c) in self._outcomes]
+                if ready:
+                    return max(ready, key=lambda c: self._scores[case, c])
+        raise BuildError("no candidate was built.")  # pragma: no cover (_wait has raised)
+
+    def _wait(self, keys: Sequence[_Key]) -> None:
+        """Until one of them is built. Holds the lock, and gives it up while it waits."""
+        while not any(k in self._outcomes for k in keys):
+            if self._closed or not any(t.is_alive() for t in self._threads):
+                raise BuildError(f"candidates are not built any more: {self._failure or 'the builders were stopped'}")
+            self._changed.wait(1.0)

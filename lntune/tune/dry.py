@@ -1,0 +1,202 @@
+"""The whole tuner but the device: what a run would measure, and how long it would take.
+
+Candidates are enumerated, built (a bounded number of each case, in the order a run would build them), looked at as `statics` does, verified
+(a GPU's in the emulator, on rows as short as their knobs allow), ranked and pruned. Nothing is timed and nothing is logged.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from lntune import cuda, knobs
+from lntune.case import Case
+from lntune.device import Device
+from lntune.trial import Candidate, Outcome
+from lntune.tune.ahead import Ahead
+from lntune.tune.candidates import Candidates
+from lntune.tune.loop import FINAL_SHARE, TRIAL_SECONDS
+from lntune.tune.settings import Settings, check_settings
+
+TRIALS = 8
+"""Candidates built of each case, unless told otherwise."""
+DEVICE_SECONDS = 0.15
+"""Assumed of a GPU: loading a kernel, checking it and finding out how to time it, before it is timed. Not measured on one yet."""
+FINAL_SECONDS = 2.0
+"""The finalists' measurement of a case."""
+SHOWN = 3
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """A candidate that a run would measure: its place in the order and, of a GPU's main kernel, what it takes of a multiprocessor."""
+
+    schedule: str
+    knobs: str
+    status: str
+    score: float | None = None
+    registers: int | None = None
+    shared: int | None = None
+    occupancy: float | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One case. `candidates` are all valid knob settings; of the `built` ones (as many as there were time and trials for) `pruned` have a
+    problem that keeps them from being measured, by reason, and `failed` did not come out right, by status and message; `verified` are right.
+    `first` are the first by rank. A run without a budget would measure `measured` of them (the share of the built ones that would
+    be, of all) in `seconds`, and one with the budget about `within` of these.
+    """
+
+    case: Case
+    candidates: int
+    built: int
+    verified: int
+    pruned: dict[str, int]
+    failed: dict[str, int]
+    first: tuple[Ranked, ...]
+    measured: int
+    seconds: float
+    within: int
+
+
+class DryRun(msgspec.Struct, frozen=True):
+    """What came of it; `assumption` says what the times of a real run were reckoned from."""
+
+    device: Device
+    compiler: str
+    plans: list[Plan]
+    builders: int
+    assumption: str
+    seconds: float
+    interrupted: bool = False
+
+    @property
+    def measured(self) -> int:
+        """Candidates a run of all cases would measure."""
+        return sum(p.measured for p in self.plans)
+
+    @property
+    def within(self) -> int:
+        """How many of them in the budget."""
+        return sum(p.within for p in self.plans)
+
+    @property
+    def run_seconds(self) -> float:
+        """What a run without a budget would take."""
+        return sum(p.seconds for p in self.plans)
+
+    @property
+    def wrong(self) -> int:
+        """Candidates that were not right, or did not build."""
+        return sum(sum(p.failed.values()) for p in self.plans)
+
+
+Observer = Callable[[Case, int, int, int], None]
+"""(case, its number, how many there are, candidates built of it so far)."""
+
+
+def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *_: None) -> DryRun:
+    """Go through the tuner without the device; `settings.seconds` bounds all of it, `settings.trials` what is built of a case.
+
+    Raises:
+        InputError, UnknownNameError, ScheduleError, ToolchainError, BuildError: as tune, but for a device that is not here.
+    """
+    check_settings(settings, cases, dry=True)
+    device, begun, interrupted = settings.target, time.monotonic(), False
+    found: dict[Case, dict[Candidate, Outcome]] = {}
+    scores: dict[Candidate, float] = {}
+    plans: list[Plan] = []
+    with Ahead(device, settings.timeout, only="check") as ahead:
+        try:
+            for index, case in enumerate(cases):
+                left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
+                end = None if left is None else time.monotonic() + left / (len(cases) - index)
+                observer(case, index, len(cases), 0)
+                tell = functools.partial(observer, case, index, len(cases))
+                found[case] = _built(ahead, case, settings, end, tell)
+                scores = {c: ahead.score(case, c) for c in found[case]}
+                plans.append(_plan(case, found[case], scores, settings))
+        except KeyboardInterrupt:
+            interrupted = True
+        pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds])
+    plans = [pace.reckoned(plan, settings, len(cases)) for plan in plans]
+    compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
+    return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted)
+
+
+def _built(ahead: Ahead, case: Case, settings: Settings, end: float | None, tell: Callable[[int], None]) -> dict[Candidate, Outcome]:
+    """The outcomes of as many candidates as there are trials and time for; the first default's in any case."""
+    known = list(Candidates(case, settings.target, settings.schedules))[: settings.trials or TRIALS]
+    ahead.begin(case, known)
+    found: dict[Candidate, Outcome] = {}
+    for candidate in known:
+        if found and end is not None and time.monotonic() >= end:
+            break
+        found[candidate] = ahead.outcome(case, candidate)
+        tell(len(found))
+    return {**found, **ahead.done(case)}
+
+
+def _plan(case: Case, found: dict[Candidate, Outcome], scores: dict[Candidate, float], settings: Settings) -> Plan:
+    """The case's plan, not reckoned yet."""
+    known = Candidates(case, settings.target, settings.schedules)
+    pruned: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    kept: list[Candidate] = []
+    for candidate, outcome in found.items():
+        problems = outcome.facts.problems if outcome.facts else ()
+        if outcome.status != "ok":
+            failed[f"{outcome.status}: {outcome.message}"] += 1
+        elif problems and candidate not in known.defaults:
+            pruned["; ".join(problems)] += 1
+        else:
+            kept.append(candidate)
+    kept.sort(key=lambda c: (c not in known.defaults, -scores[c]))
+    measured = round(len(known) * len(kept) / len(found)) if found else len(known)
+    measured = min(measured, settings.trials or measured)
+    first = tuple(_ranked(c, found[c], scores[c]) for c in kept[:SHOWN])
+    verified = sum(o.status == "ok" for o in found.values())
+    return Plan(case, len(known), len(found), verified, dict(pruned), dict(failed), first, measured, 0.0, 0)
+
+
+def _ranked(candidate: Candidate, outcome: Outcome, score: float) -> Ranked:
+    text = candidate.schedule, knobs.describe(candidate.knobs), outcome.status
+    if outcome.facts is None:
+        return Ranked(*text)
+    main = max(outcome.facts.kernels, key=lambda k: k.resources.registers * k.threads)
+    shared = main.resources.shared_bytes + main.dynamic_shared
+    known = round(score, 3) if score < math.inf else None
+    return Ranked(*text, known, main.resources.registers, shared, round(main.occupancy.share, 3))
+
+
+class _Pace:
+    """How long things take in a real run: what was measured here, and of a GPU what is assumed."""
+
+    def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float]) -> None:
+        self._gpu, self._builders = device.kind == "gpu", ahead.count
+        measured = builds if self._gpu else ahead.seconds  # a CPU's check is that of a real run
+        self._build = statistics.median(measured) if measured else 0.0
+        self.each = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
+        final = f"{FINAL_SECONDS:.0f} s for each case's final"
+        if self._gpu:
+            made = f"{self._build:.2f} s to build one, as here, by {self._builders} processes, whichever is longer"
+            self.assumption = f"{self.each:.2f} s of the GPU for a candidate (assumed, not measured), or {made}; {final}"
+        else:
+            self.assumption = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it; {final}"
+
+    def reckoned(self, plan: Plan, settings: Settings, cases: int) -> Plan:
+        """The plan with its times."""
+        refused = sum(plan.pruned.values()) + sum(plan.failed.values())
+        share = 1 - refused / plan.built if plan.built else 1.0
+        to_build = plan.measured / max(share, 0.1)
+        each = max(self.each, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.each
+        seconds = plan.measured * each + FINAL_SECONDS
+        within = plan.measured
+        if settings.seconds is not None:
+            within = min(within, max(1, round(settings.seconds / cases * (1 - FINAL_SHARE) / each)))
+        return msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within)

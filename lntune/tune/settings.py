@@ -1,0 +1,84 @@
+"""What a user may choose about a tuning run, and whether it makes sense."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lntune import cuda, ops, paths, places, schedule, search, toolchain
+from lntune import device as device_module
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
+from lntune.tune import candidates
+
+TRIAL_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose. `seconds` and `trials` bound the whole run and each case's search; None is no bound.
+
+    `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry run. `search` is a name in
+    search.SEARCHES, the empty string for what suits the device.
+    """
+
+    search: str = ""
+    schedules: tuple[str, ...] = ()
+    seconds: float | None = 60.0
+    trials: int | None = None
+    seed: int = 0
+    log_dir: Path | None = None
+    threads: int | None = None
+    timeout: float = TRIAL_TIMEOUT
+    device: Device | None = None
+
+    @property
+    def target(self) -> Device:
+        """The device to tune for."""
+        return self.device or device_module.current()
+
+    @property
+    def strategy(self) -> str:
+        """The search to use: on a GPU, where candidates are built ahead, one that takes what is ready and ranked first."""
+        return self.search or ("ranked" if self.target.kind == "gpu" else "local")
+
+
+def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False) -> None:
+    """Complain about everything wrong before the first second is spent; `dry`: the device need not be here and nothing is logged.
+
+    Raises:
+        InputError, UnknownNameError, ScheduleError, BuildError, LogError.
+    """
+    if not cases:
+        raise InputError("no cases to tune: give at least one hidden size, dtype and row count.")
+    for name, value in (("budget", settings.seconds), ("trials", settings.trials), ("timeout", settings.timeout)):
+        if value is not None and not value > 0:
+            raise InputError(got_expected(name, value, "more than 0"))
+    search.get(settings.strategy)
+    device = settings.target
+    for case in cases:
+        ops.get(case.op).check_variant(case.variant)
+        if case.rows < 1:
+            raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
+        for name in settings.schedules:
+            if schedule.get(name, case.op).kind != device.kind:
+                raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
+        for plan in candidates.plans(case, device, settings.schedules):
+            candidates.space(plan, case, device)
+    toolchain.compiler()
+    if device.kind == "gpu":
+        cuda.identity()
+    if problems := toolchain.incompatible():
+        raise ToolchainError("; ".join(problems) + ".")
+    if dry:
+        return
+    places.name_of(device)
+    folder = (settings.log_dir or paths.log_dir()) / device.slug
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise LogError(f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
