@@ -109,7 +109,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(time, batch, hidden) from (time, batch, input)."""
-        h = torch.zeros(x.shape[1], self.cell.hidden, dtype=x.dtype)
+        h = torch.zeros(x.shape[1], self.cell.hidden, dtype=x.dtype, device=x.device)
         c = torch.zeros_like(h)
         inputs = self.cell.gates(x) if self.hoisted else x
         if self.chunk == 0:

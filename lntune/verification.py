@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lntune import check, device, ops, paths, records
+from lntune import check, ops, paths, places, records
+from lntune import device as device_module
 from lntune.case import Case
+from lntune.device import Device
 from lntune.torch import dispatch
 
 
@@ -24,15 +26,24 @@ class Result(msgspec.Struct, frozen=True):
     versus_eager: dict[str, float]
 
 
-def tuned_cases(op: str) -> list[Case]:
-    """The cases tuned on this device, or the operator's default grid where there are none."""
+def tuned_cases(op: str, device: Device | None = None) -> list[Case]:
+    """The cases tuned on a device, this machine's CPU if none is given, or the operator's default grid where there are none."""
     grid = ops.get(op).grid
-    finals = records.finals(records.read(paths.log_dirs(), op, device.current(), role="final"))
+    finals = records.finals(records.read(paths.log_dirs(), op, device or device_module.current(), role="final"))
     return sorted(r.case for r in finals.values()) or list(grid)
 
 
-def check_cases(cases: Sequence[Case]) -> list[Result]:
-    """Check what serves each case, as it is loaded for PyTorch, with and without saved statistics."""
+def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
+    """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded for PyTorch, with and without saved
+    statistics.
+
+    Raises:
+        InputError: the GPU is not here.
+    """
+    import torch
+
+    place = places.of(device)
+    there = [] if place.gpu is None else [torch.empty(0, device=place.name)]
     dispatch.reload()
     results = []
     with warnings.catch_warnings():
@@ -41,12 +52,12 @@ def check_cases(cases: Sequence[Case]) -> list[Result]:
             plan = ops.get(case.op)
             for variant in dict.fromkeys([plan.check_variant(case.variant), *(v for v in plan.checked if not case.variant)]):
                 asked = msgspec.structs.replace(case, variant=variant)
-                choice, kernel = dispatch.choose(asked), dispatch.kernel_for(asked)
+                choice, kernel = dispatch.choose(asked, place.device), dispatch.kernel_for(asked, there)
                 if kernel is None:
                     results.append(Result(asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}))
                     continue
                 try:
-                    verdict = check.verify(asked, kernel)
+                    verdict = place.verify(asked, kernel)
                 except Exception as e:
                     verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
                 results.append(Result(asked, choice.tier, choice.schedule, verdict.ok, verdict.message, verdict.errors, verdict.versus_eager))

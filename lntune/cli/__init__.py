@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lntune.cli import look, measure  # each registers its commands
+from lntune.cli import bringup, look, measure  # each registers its commands
 from lntune.cli.base import app
 
-__all__ = ["app", "look", "main", "measure"]
+__all__ = ["app", "bringup", "look", "main", "measure"]
 
 
 def main() -> None:

@@ -103,3 +103,32 @@ class TuningProgress:
             parts.append(f"default knobs {micros(default)} us ({default / tuned:.2f}x)")
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
         return ", ".join(parts) + f"; {p.trials} trials{failures}"
+
+
+class StepProgress:
+    """The same for work of a known number of steps, each a call with what is done next. Use as a context manager."""
+
+    def __init__(self, console: Console, name: str, steps: int) -> None:
+        self._console, self._name, self._steps = console, name, steps
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._done = 0
+        self._last = time.monotonic()
+
+    def __enter__(self) -> StepProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, what: str) -> None:
+        """The next step begins."""
+        self._done += 1
+        line = f"{self._name} [{self._done}/{self._steps}] {what}"
+        if self._live:
+            self._live.update(Text(line))
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(line, markup=False)

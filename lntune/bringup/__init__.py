@@ -1,0 +1,272 @@
+"""The first minutes with a device: look, smoke check, tune the default grids in order of value, verify, benchmark, sum up.
+
+All that is measured is in the tuning log at once, and the log is the only memory: killed at any moment, the same command goes on. A case
+with a final of this device and of its schedule as it is now is not tuned again unless everything else is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from lntune import doctor, ops, paths, records, schedule, toolchain
+from lntune.bringup import known, outcome, place, value
+from lntune.bringup.outcome import Found
+from lntune.bringup.steps import Bench, Copy, Helper, Smoke, Verify
+from lntune.case import Case
+from lntune.device import Device
+from lntune.records import Record
+from lntune.report.bringup import Smoked, Stage, Summary
+from lntune.report.progress import StepProgress, TuningProgress
+from lntune.trial import Candidate, Job, Outcome
+from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
+from lntune.tune import Settings as TuneSettings
+
+SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
+"""Parts of the budget: what the smoke check may take at most, and what is kept for verifying and for the benchmark. The rest is tuning."""
+CASE_SECONDS = 4.0
+"""What a case gets at least: some ten trials and the final. Where there is less the first cases get it and the last ones nothing."""
+SMALL_CASE_SECONDS = 1.0
+"""The same for the grid of small cases."""
+BENCH_SECONDS = 1.0
+COMPILE_SECONDS = 15.0
+"""What torch.compile is thought to take before the first time it is known."""
+VERIFY_SECONDS = 60.0
+"""When a verification that does not answer is given up."""
+SMOKE_SIZES = {"float32": 1000, "bfloat16": 1024}
+"""Hidden sizes of the smoke check: an odd one, and one of whole vectors."""
+SMOKE_ROWS = 24
+SMOKE_SECONDS, SMOKE_LEAST = 30.0, 5.0
+"""What one of its kernels may take, as long as the smoke check has time, and what it may take in any case."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose; `seconds` is the whole run's budget, `trials` a bound of each case's search, with which no case is tuned again."""
+
+    seconds: float = 600.0
+    target: str = ""
+    ops: tuple[str, ...] = ()
+    grid: str = "default"
+    trials: int | None = None
+    with_compile: bool = True
+    seed: int = 0
+    output: Path | None = None
+
+
+def run(settings: Settings, out: Console) -> Summary:
+    """A bringup of about `settings.seconds`. `out` shows how it goes; the summary, also of a run that was interrupted, is the caller's to show.
+
+    SIGTERM ends it as Ctrl-C does. With `settings.output` the summary as it stands is written there after every stage.
+
+    Raises:
+        InputError, UnknownNameError: a target, operator or grid that is not there.
+        ToolchainError: nothing can be built here.
+        LogError: the tuning log cannot be written.
+    """
+    device, note = place.find(settings.target)
+    bringup = _Bringup(settings, device, note, value.cases(device, settings.ops, settings.grid), out)
+    with _ended_by_sigterm():
+        try:
+            bringup.everything()
+        except KeyboardInterrupt:
+            bringup.found.interrupted = True
+    return bringup.summary()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM is an interrupt in the block, so that `timeout` and a machine that goes away leave a summary."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Bringup:
+    """One run."""
+
+    def __init__(self, settings: Settings, device: Device, note: str, plan: list[Case], out: Console) -> None:
+        self.settings, self.device, self.note, self.plan, self.out = settings, device, note, plan, out
+        self.begun = time.monotonic()
+        self.end = self.begun + settings.seconds
+        self.found = Found()
+        self.id = uuid.uuid4().hex[:12]
+        self.before = known.finals(device, plan)
+
+    def left(self, reserved: float = 0.0) -> float:
+        """Seconds until the end, less a part of the whole that is reserved."""
+        return self.end - time.monotonic() - reserved * self.settings.seconds
+
+    def everything(self) -> None:
+        """All stages, the cheapest and most telling first."""
+        self.out.print(f"{self.device.name}, {self.device.slug}{': ' + self.note if self.note else ''}", markup=False)
+        self.stage("doctor", self.examine)
+        with Helper() as helper:
+            self.stage("copy", lambda: self.copy(helper))
+            self.stage("smoke", lambda: self.smoke(helper))
+            if not any(one.works for one in self.found.smoke):
+                return
+            self.stage("tune", lambda: self.tune(helper))
+            self.stage("verify", lambda: self.verify(helper))
+            self.stage("bench", lambda: self.bench(helper))
+
+    def stage(self, name: str, do: Callable[[], str]) -> None:
+        """Do a stage, say in a line what came of it, and write the summary as it stands."""
+        begun = time.monotonic()
+        detail = do()
+        self.found.stages.append(Stage(name, detail, round(time.monotonic() - begun, 2)))
+        self.out.print(f"{name}: {detail} ({self.found.stages[-1].seconds:.1f} s)", markup=False)
+        if self.settings.output is not None:
+            outcome.write(self.summary(), self.settings.output)
+
+    def examine(self) -> str:
+        """The doctor; what it does not like is kept."""
+        findings = doctor.examine()
+        looked_at = [f for f in findings if f.status != "ok" and f.topic != "tuned cases"]  # what is tuned is this command's business
+        self.found.doctor = [f"{f.status} {f.topic}: {f.detail} {f.remedy}".strip() for f in looked_at]
+        return f"{len(findings)} findings, {len(self.found.doctor)} of them to be looked at"
+
+    def copy(self, helper: Helper) -> str:
+        """The yardstick."""
+        helper.start()
+        answer = helper.do(Copy(self.device), max(5.0, self.left()))
+        if answer.bandwidth is None:
+            return f"not measured: {answer.error}"
+        self.found.copy_gbps = answer.bandwidth / 1e9
+        return f"{self.found.copy_gbps:,.1f} GB/s"
+
+    def smoke(self, helper: Helper) -> str:
+        """Every operator's first schedule with its default knobs, on a small shape: built, loaded, checked against float64."""
+        wanted = [Case(op, hidden, dtype, SMOKE_ROWS) for dtype, hidden in SMOKE_SIZES.items() for op in dict.fromkeys(c.op for c in self.plan)]
+        until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
+        with StepProgress(self.out, "smoke", len(wanted)) as progress:
+            for case in wanted:
+                progress(str(case))
+                plan = next(iter(schedule.for_op(case.op, self.device.kind).values()), None)
+                if plan is None:
+                    self.found.smoke.append(Smoked(case, "", "invalid", f"{case.op} has no schedule for a {self.device.kind}"))
+                    continue
+                candidate = Candidate.of(plan.name, plan.default(case, self.device))
+                job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
+                answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(SMOKE_LEAST, until - time.monotonic())))
+                came = answer.outcome or Outcome("run", answer.error)
+                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=candidate.knobs, **_fields(came))
+                self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
+        failed = [one for one in self.found.smoke if not one.works]
+        for one in failed:
+            self.out.print(f"smoke: {one}", markup=False)
+        return f"{len(self.found.smoke) - len(failed)} of {len(self.found.smoke)} work"
+
+    def log(self, case: Case, **fields: Any) -> None:
+        """Append a record of this run."""
+        import torch
+
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        threads, versions = torch.get_num_threads(), toolchain.versions()
+        records.append(paths.log_dir(), Record(case=case, device=self.device, threads=threads, versions=versions, run=self.id, time=now, **fields))
+
+    def tune(self, helper: Helper) -> str:
+        """New cases in order of value, those last whose operator failed the smoke check; then, with time left, the known ones again."""
+        works = {one.case.op for one in self.found.smoke if one.works}
+        new = sorted((case for case in self.plan if case not in self.before), key=lambda case: case.op not in works)
+        again = [case for case in self.plan if case in self.before and self.settings.trials is None]
+        least = CASE_SECONDS if self.settings.grid == "default" else SMALL_CASE_SECONDS
+        said: list[str] = []
+        for todo, seed in ((new, self.settings.seed), (again, self.settings.seed + len(again) + 1)):
+            while todo and not self.found.interrupted:
+                seconds = self.left(SHARES["verify"] + SHARES["bench"]) - helper.start_seconds  # the tuner's child starts first
+                count = int(seconds / least)
+                if count < 1:
+                    break
+                said.append(self._tune(todo[:count], seconds, seed))
+                del todo[:count]
+        if self.found.interrupted:
+            raise KeyboardInterrupt
+        return "; ".join(said) or "nothing to tune in the time there is"
+
+    def _tune(self, cases: list[Case], seconds: float, seed: int) -> str:
+        timeout = min(TRIAL_TIMEOUT, max(5.0, self.settings.seconds / 10))
+        asked = TuneSettings(seconds=seconds, trials=self.settings.trials, seed=seed, timeout=timeout, device=self.device)
+        with TuningProgress(self.out) as progress:
+            done = tune(cases, asked, progress)
+        self.found.tuned |= {record.case: record for record in done.finals}
+        self.found.interrupted = done.interrupted
+        return f"{len(done.finals)} of {len(cases)} cases in {done.trials} trials"
+
+    def verify(self, helper: Helper) -> str:
+        """What serves the tuned cases, the most valuable first: the default variant of all, then the variants that PyTorch calls besides."""
+        tuned = [case for case in self.plan if case in self.before or case in self.found.tuned]
+        todo = [msgspec.structs.replace(case, variant=ops.get(case.op).check_variant("")) for case in tuned]
+        todo += [msgspec.structs.replace(case, variant=variant) for case in tuned for variant in ops.get(case.op).checked]
+        done = 0
+        with StepProgress(self.out, "verify", len(todo)) as progress:
+            for case in todo:
+                left = self.left(SHARES["bench"])
+                if left <= 0:
+                    break
+                progress(str(case))
+                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left))
+                done += 1
+                if answer.error and "no answer within" in answer.error and left < VERIFY_SECONDS:
+                    done -= 1  # the time was over, which is not the kernel's fault
+                    break
+                self.found.wrong += [f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok]
+                self.found.wrong += [f"{case}: {answer.error}"] if answer.error else []
+        self.found.verified, self.found.not_verified = done, len(todo) - done
+        return f"{done} of {len(todo)} kernels checked, {len(self.found.wrong)} wrong"
+
+    def bench(self, helper: Helper) -> str:
+        """The telling cases against eager, torch.compile and whoever else is installed, unless the log has them."""
+        telling = value.telling(self.plan)
+        have = known.benchmarked(self.device, telling)
+        takes = BENCH_SECONDS + (COMPILE_SECONDS if self.settings.with_compile else 1.0)
+        todo = [case for case in telling if case not in have]
+        with StepProgress(self.out, "bench", len(todo)) as progress:
+            for case in todo:
+                left = self.left()
+                if left < takes:
+                    self.found.not_benchmarked[str(case)] = "the time was over"
+                    continue
+                progress(str(case))
+                begun = time.monotonic()
+                answer = helper.do(Bench(case, self.device, BENCH_SECONDS, self.settings.with_compile), left)
+                takes = time.monotonic() - begun
+                if answer.record is None:
+                    self.found.not_benchmarked[str(case)] = answer.error
+                    continue
+                served = {name: getattr(answer.record, name) for name in ("schedule", "source", "knobs")}
+                self.log(case, role=known.BENCH, **served, **_fields(answer.record))
+        return f"{len(telling) - len(self.found.not_benchmarked)} of {len(telling)} cases, {len(have)} of them known before"
+
+    def summary(self) -> Summary:
+        """The summary as things stand."""
+        seconds = time.monotonic() - self.begun
+        return outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
+
+
+_OUTCOME = ("status", "message", "timings", "errors", "versus_eager", "busy")
+
+
+def _fields(of: Outcome | Record) -> dict[str, Any]:
+    """What was measured, as a record has it."""
+    return {name: getattr(of, name) for name in _OUTCOME}

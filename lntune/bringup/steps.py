@@ -1,0 +1,138 @@
+"""What a bringup does beside tuning, each step in a child process: a kernel that crashes, hangs or spoils the device's context costs
+its own step, and whatever torch.compile takes it ends on time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from lntune import places, worker
+from lntune.bringup import yardstick
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import gist
+from lntune.records import Record
+from lntune.trial import Job, Outcome
+from lntune.verification import Result
+
+
+class Copy(msgspec.Struct, frozen=True, tag=True):
+    """Measure the bandwidth of a plain copy on a device, in bytes a second."""
+
+    device: Device
+
+
+class Smoke(msgspec.Struct, frozen=True, tag=True):
+    """Build, load, check and time one candidate."""
+
+    job: Job
+
+
+class Verify(msgspec.Struct, frozen=True, tag=True):
+    """Check what serves a case on a device."""
+
+    case: Case
+    device: Device
+
+
+class Bench(msgspec.Struct, frozen=True, tag=True):
+    """Benchmark what serves a case on a device for about `seconds`."""
+
+    case: Case
+    device: Device
+    seconds: float
+    with_compile: bool
+
+
+Step = Copy | Smoke | Verify | Bench
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came of a step: one of the results, or `error` in words."""
+
+    error: str = ""
+    bandwidth: float | None = None
+    outcome: Outcome | None = None
+    results: Sequence[Result] = ()
+    record: Record | None = None
+
+
+class Helper(worker.Worker):
+    """The child that does steps. Use as a context manager."""
+
+    program = "import sys; sys.path[:] = sys.argv[3:]; from lntune.bringup.steps import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__(threads)
+        self.start_seconds = 0.0
+        """How long the child took to come up when it last did."""
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the child where there is none.
+
+        Raises:
+            BuildError: it did not come up.
+        """
+        if self.pid is None:
+            begun = time.monotonic()
+            super().start()
+            self.start_seconds = time.monotonic() - begun
+
+    def do(self, step: Step, seconds: float) -> Answer:
+        """A step's answer, within `seconds` or so.
+
+        Raises:
+            BuildError: no child came up to do it.
+        """
+        raw = self.answer(step, max(seconds, 0.1))
+        if isinstance(raw, Outcome):
+            return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message)
+        answer = msgspec.json.decode(raw, type=Answer)
+        device = step.job.device if isinstance(step, Smoke) else step.device
+        raised = bool(answer.error) or (answer.outcome is not None and answer.outcome.status == "run")
+        if device.kind == "gpu" and raised:
+            self.stop()  # an error on a GPU may stay with its process: every later call would report it again
+        return answer
+
+
+def perform(step: Step) -> Answer:
+    """Do a step in this process."""
+    try:
+        match step:
+            case Copy(device):
+                return Answer(bandwidth=yardstick.copy(places.of(device).name))
+            case Smoke(job):
+                from lntune import trial
+
+                return Answer(outcome=trial.run(job))
+            case Verify(case, device):
+                from lntune import verification
+
+                return Answer(results=verification.check_cases([case], device))
+            case Bench(case, device, seconds, with_compile):
+                from lntune import bench
+
+                return Answer(record=bench.run([case], seconds, with_compile, device=device).records[0])
+    except Exception as e:
+        return Answer(f"{type(e).__name__}: {gist(e)}")
+
+
+def main(answers: int, threads: int) -> None:
+    """The child."""
+
+    def do(line: bytes) -> bytes:
+        step: Any = msgspec.json.decode(line, type=Step)
+        return msgspec.json.encode(perform(step))
+
+    worker.serve(answers, threads, do)

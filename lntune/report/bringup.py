@@ -1,0 +1,161 @@
+"""What a bringup found, as one summary: facts for machines, a table and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from lntune import ops
+from lntune.case import Case
+from lntune.records import Record
+from lntune.report.rows import Row, geomean, rows_of
+from lntune.report.tables import cases_table, number, percent
+
+BEYOND = 2
+"""Data of this many times the last cache is far beyond it: there a kernel is held against a copy's bandwidth."""
+_CACHE = 64 << 20  # bytes, where a device does not say
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """A part of the run: what it did in a sentence, and the seconds it took."""
+
+    name: str
+    detail: str
+    seconds: float
+
+
+class Smoked(msgspec.Struct, frozen=True):
+    """One operator's default knobs on a small shape: status as in the log, and what went wrong."""
+
+    case: Case
+    schedule: str
+    status: str
+    message: str
+
+    @property
+    def works(self) -> bool:
+        """True when it was built, right and in time."""
+        return self.status == "ok"
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.schedule}: {self.status}{': ' + self.message if self.message else ''}"
+
+
+class Operator(msgspec.Struct, frozen=True):
+    """One operator. `tuned` of `planned` cases have a final; ratios are geomeans; `of_copy` is the share of a copy's bandwidth on data far
+    beyond the cache, over the finals, and `smallest_of_copy` its smallest. None: not measured.
+    """
+
+    op: str
+    planned: int
+    tuned: int
+    over_eager: float | None
+    over_default: float | None
+    benchmarked: int
+    over_better: float | None
+    of_copy: float | None
+    smallest_of_copy: float | None
+    slower_than_eager: list[str]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Everything. `tuned` and `known` are cases tuned in this run and before it; `trials` and `failures` are the log's, by status."""
+
+    device: str
+    target: str
+    note: str
+    budget_s: float
+    seconds: float
+    interrupted: bool
+    copy_gbps: float | None
+    stages: list[Stage]
+    doctor: list[str]
+    smoke: list[Smoked]
+    operators: list[Operator]
+    tuned: int
+    known: int
+    left: list[str]
+    trials: dict[str, int]
+    failures: dict[str, str]
+    verified: int
+    not_verified: int
+    wrong: list[str]
+    benchmarks: list[Row]
+    not_benchmarked: dict[str, str]
+    log_dir: str
+    next: list[str]
+    ok: bool
+
+
+def operator(op: str, planned: int, finals: Sequence[Record], benchmarks: Sequence[Record]) -> Operator:
+    """What finals and benchmarks of an operator come to."""
+    rows, compared = rows_of(finals), rows_of(benchmarks)
+    shares = [row.of_copy for row, record in ((rows_of([r])[0], r) for r in finals) if _beyond_cache(record) and row.of_copy is not None]
+    return Operator(
+        op=op,
+        planned=planned,
+        tuned=len(rows),
+        over_eager=geomean(r.speedup for r in rows),
+        over_default=geomean(r.over_default for r in rows),
+        benchmarked=len(compared),
+        over_better=geomean(r.over_better for r in compared),
+        of_copy=geomean(shares),
+        smallest_of_copy=min(shares, default=None),
+        slower_than_eager=[f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1],
+    )
+
+
+def _beyond_cache(record: Record) -> bool:
+    device = record.device
+    cache = (device.l2 if device.kind == "gpu" else device.l3) or _CACHE
+    return record.case.op in ops.OPS and ops.get(record.case.op).bytes(record.case) >= BEYOND * cache
+
+
+def operators_table(operators: Iterable[Operator]) -> Table:
+    """One line per operator."""
+    table = Table(title="medians; over eager and of copy from the tuned cases, over better from the benchmark", title_justify="left")
+    table.add_column("operator")
+    for name in ("tuned", "over eager", "over default", "benchmarked", "over better", "of copy", "smallest"):
+        table.add_column(name, justify="right")
+    for o in operators:
+        ratios = [number(o.over_eager, 2, "x"), number(o.over_default, 2, "x"), str(o.benchmarked), number(o.over_better, 2, "x")]
+        table.add_row(o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy))
+    return table
+
+
+def lines(s: Summary) -> list[str]:
+    """The summary in sentences."""
+    made = [f"{s.device} ({s.target}){': ' + s.note if s.note else ''}"]
+    if s.copy_gbps is not None:
+        made.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
+    made += [f"doctor: {finding}" for finding in s.doctor]
+    failed = [smoked for smoked in s.smoke if not smoked.works]
+    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {len(s.smoke)} operators and dtypes work with default knobs")
+    made += [f"  {one}" for one in failed]
+    made.append(f"tuned {s.tuned} cases in this run, {s.known} before; {len(s.left)} of the plan are left")
+    trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
+    made.append(f"trials in the log: {trials}")
+    made += [f"  {status}, for example {example}" for status, example in sorted(s.failures.items())]
+    slower = [case for o in s.operators for case in o.slower_than_eager]
+    if slower:
+        made.append(f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)")
+    elif any(o.over_eager for o in s.operators):
+        made.append("slower than eager nowhere")
+    rest = f", {s.not_verified} not reached" if s.not_verified else ""
+    made.append(f"verified {s.verified} kernels, {f'{len(s.wrong)} WRONG' if s.wrong else 'all right'}{rest}")
+    made += [f"  {one}" for one in s.wrong]
+    made += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
+    made.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s" + (" (interrupted)" if s.interrupted else "") + f"; log in {s.log_dir}")
+    return [*made, *(f"next: {step}" for step in s.next)]
+
+
+def show(s: Summary, out: Console) -> None:
+    """Print it all."""
+    out.print(operators_table(s.operators))
+    if s.benchmarks:
+        out.print(cases_table(s.benchmarks, "benchmark of what serves each case; everyone allocates its output", details=True))
+    for line in lines(s):
+        out.print(line, markup=False)

@@ -1,0 +1,493 @@
+"""The first minutes with a device, on the CPU: order of value, going on after kill -9, a budget that is kept, failures that are said."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lntune import bringup, ops, paths, records, schedule
+from lntune import device as device_module
+from lntune.bringup import known, outcome, place, value
+from lntune.bringup.steps import Answer, Bench, Helper, Smoke, Verify
+from lntune.case import Case
+from lntune.cli import app
+from lntune.cuda import driver
+from lntune.cuda.targets import device_of
+from lntune.errors import InputError, LogError, UnknownNameError
+from lntune.records import Record, Timing
+from lntune.report import bringup as report
+from lntune.trial import Job, Outcome
+
+FAULTY = Path(__file__).parent / "faulty"
+CPU = device_module.current()
+GPU = device_of("nvidia/nvidia-h100")
+SMALL = value.cases(CPU, (), "small")
+SOURCE = schedule.get("cached_rows").source
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The schedules of tests/faulty are there, and come first."""
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+    monkeypatch.setenv("LNTUNE_TEST_MARKS", str(tmp_path))
+    schedule._load.cache_clear()
+    yield
+    schedule._load.cache_clear()
+
+
+def final(case: Case, at: str = "2026-01-01T00:00:00", tuned: float = 10.0, **fields: Any) -> Record:
+    """A final of this CPU: eager takes 20 us, a copy 15."""
+    timings = {"tuned": Timing((tuned,), tuned), "eager": Timing((20.0,), 20.0), "copy": Timing((15.0,), 15.0)}
+    given = {"role": "final", "device": CPU, "schedule": "cached_rows", "source": SOURCE, "status": "ok", "timings": timings, "time": at, **fields}
+    return Record(case=case, threads=1, knobs={}, **given)
+
+
+# ------------------------------------------------------------------------------------------------------------------ order of value
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
+def test_the_plan_is_every_default_grid(device: Any) -> None:
+    """Each case of each operator's default grid is in the plan once, and what is dearer is never before what is worth more."""
+    plan = value.cases(device)
+    assert len(set(plan)) == len(plan)
+    assert {case for op in ops.OPS.values() for case in op.grid} <= set(plan)
+    costs = [value.cost(case, device.kind) for case in plan]
+    assert costs == sorted(costs)
+
+
+def test_what_comes_first_on_a_gpu() -> None:
+    """First layer norm's forward in bfloat16 and float32 on many rows of 1024 and 4096, then backward, then the LSTM's step."""
+    plan = value.cases(GPU)
+    first = plan[:8]
+    assert {(c.op, c.hidden, c.dtype, c.rows) for c in first} == {
+        ("layer_norm", hidden, dtype, rows) for hidden in (1024, 4096) for dtype in ("bfloat16", "float32") for rows in (4096, 32768)
+    }
+    at = [next(i for i, case in enumerate(plan) if case.op == op) for op in value.OPS]
+    assert at == sorted(at)
+    assert {c.dtype for c in plan if c.op == "layer_norm"} == {"bfloat16", "float32", "float16"}
+
+
+def test_every_size_has_its_step() -> None:
+    """Every hidden size and number of rows of a plan is in the tables: none falls to the last place because nobody thought of it."""
+    for device in (CPU, GPU):
+        for case in value.cases(device):
+            family = value._FAMILY.get(case.op, case.op)
+            assert case.hidden in value.HIDDEN[family], case
+            assert case.rows in value.ROWS[device.kind][family], case
+    assert set(value.OPS) == set(ops.OPS)
+
+
+def test_choosing_operators_and_grids() -> None:
+    """Only the operators asked for; a name that is not there is told with the near miss."""
+    assert {case.op for case in value.cases(CPU, ("lnlstm_step",))} == {"lnlstm_step"}
+    assert [case.op for case in value.cases(CPU, ("layer_norm",), "small")] == ["layer_norm"]
+    with pytest.raises(UnknownNameError, match="'layer_norm'"):
+        value.cases(CPU, ("layer_nrom",))
+    with pytest.raises(UnknownNameError, match="'small'"):
+        value.cases(CPU, (), "smal")
+
+
+def test_the_telling_cases() -> None:
+    """On a GPU the benchmark begins with what moves the most data and has every operator; of a plan without any of them it has the first."""
+    telling = value.telling(value.cases(GPU))
+    assert len(telling) == len(value.TELLING)
+    assert telling[0] == Case("layer_norm", 4096, "bfloat16", 32768)
+    assert {case.op for case in telling[:6]} == set(ops.OPS)
+    assert {case.op for case in value.telling(value.cases(CPU))} == set(ops.OPS)
+    assert value.telling(SMALL) == SMALL
+
+
+# ----------------------------------------------------------------------------------------------------------- what the log knows
+
+
+def test_the_log_is_the_memory(log_dir: Path) -> None:
+    """A case counts as tuned when the log has a final of this device and of the schedule as it is now, in whatever row of its bucket."""
+    case, stale, foreign, missing = (Case("layer_norm", hidden, "float32", 24) for hidden in (192, 193, 194, 195))
+    records.append(log_dir, final(msgspec.structs.replace(case, rows=100)))
+    records.append(log_dir, final(stale, source="of yesterday"))
+    records.append(log_dir, final(foreign, device=msgspec.structs.replace(CPU, cores=CPU.cores + 1)))
+    assert list(known.finals(CPU, [case, stale, foreign, missing])) == [case]
+
+
+def test_a_benchmark_is_known_until_the_case_is_tuned_again(log_dir: Path) -> None:
+    """A benchmark in the log is not measured again, unless there is a newer final; one that eager mode serves has no schedule."""
+    case, eager = SMALL[0], SMALL[1]
+    records.append(log_dir, final(case, "2026-01-01T00:00:00"))
+    records.append(log_dir, final(case, "2026-01-02T00:00:00", role=known.BENCH))
+    records.append(log_dir, final(eager, "2026-01-02T00:00:00", role=known.BENCH, schedule="eager", source=""))
+    assert list(known.benchmarked(CPU, SMALL)) == [case, eager]
+    records.append(log_dir, final(case, "2026-01-03T00:00:00"))
+    assert list(known.benchmarked(CPU, SMALL)) == [eager]
+
+
+def test_failures_are_counted_by_kind(log_dir: Path) -> None:
+    """Trials are counted by status and each kind of failure has an example; finals and benchmarks that went well are no trials."""
+    for status, message in (("ok", ""), ("wrong", "y: error 1"), ("wrong", "y: error 2"), ("timeout", "no answer")):
+        records.append(log_dir, final(SMALL[0], role="trial", status=status, message=message))
+    records.append(log_dir, final(SMALL[0]))
+    records.append(log_dir, final(SMALL[0], status="run", message="died"))
+    counted, examples = known.failures(CPU, SMALL)
+    assert counted == {"ok": 1, "wrong": 2, "timeout": 1, "run": 1}
+    assert set(examples) == {"wrong", "timeout", "run"}
+    assert "y: error 2" in examples["wrong"] and str(SMALL[0]) in examples["wrong"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- the target
+
+
+def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU by name or, with a note, where there is no GPU; a GPU that is not here, and one by its architecture, are refused with a reason."""
+    monkeypatch.setattr(driver, "count", lambda: 0)
+    monkeypatch.setattr(driver, "missing", lambda: "libcuda.so.1 is not there")
+    assert place.find("cpu") == (CPU, "")
+    device, note = place.find("")
+    assert device == CPU and "libcuda.so.1" in note
+    for target in ("cuda", "cuda:3"):
+        with pytest.raises(InputError, match=r"libcuda\.so\.1"):
+            place.find(target)
+    for target in ("cuda:sm_90", "gpu", "cuda:-1"):
+        with pytest.raises(InputError, match="cuda:N"):
+            place.find(target)
+    monkeypatch.setattr(driver, "count", lambda: 2)
+    monkeypatch.setattr(driver, "missing", lambda: "")
+    monkeypatch.setattr(driver, "device", lambda ordinal: msgspec.structs.replace(GPU, name=f"number {ordinal}"))
+    assert [place.find(target)[0].name for target in ("", "cuda", "cuda:1")] == ["number 0", "number 0", "number 1"]
+    with pytest.raises(InputError, match="there are 2"):
+        place.find("cuda:2")
+
+
+# ----------------------------------------------------------------------------------------------------------------- the steps
+
+
+def test_steps_in_a_child(faulty: None) -> None:
+    """Each step gives its answer from a process of its own; one that kills the process, hangs or raises costs itself and nothing else."""
+    case = SMALL[0]
+
+    def smoke(name: str) -> Smoke:
+        from lntune.trial import Candidate
+
+        return Smoke(Job(case, CPU, (Candidate.of(name, schedule.get(name).default(case, CPU)),), 0.01))
+
+    with Helper() as helper:
+        right = helper.do(smoke("cached_rows"), 60).outcome
+        assert right is not None and right.status == "ok" and right.timings["tuned"].median_us > 0
+        for name, status, says in (
+            ("aborts", "run", "SIGABRT"),
+            ("hangs", "timeout", "0.5 s"),
+            ("wrong", "wrong", "y"),
+            ("raises", "compile", "schedule"),
+        ):
+            failed = helper.do(smoke(name), 0.5 if name == "hangs" else 60).outcome
+            assert failed is not None and failed.status == status and says in failed.message
+        (verified,) = helper.do(Verify(msgspec.structs.replace(case, variant="plain"), CPU), 60).results
+        assert verified.ok and verified.case.variant == "plain"
+        assert helper.do(Verify(msgspec.structs.replace(case, variant="plane"), CPU), 60).error.startswith("UnknownNameError")
+        record = helper.do(Bench(case, CPU, 0.05, False), 60).record
+        assert record is not None and {"eager", "tuned", "copy"} <= set(record.timings)
+
+
+# ---------------------------------------------------------------------------------------------------------------- whole runs
+
+
+def go(seconds: float = 300, **changes: Any) -> tuple[report.Summary, str]:
+    """A bringup of the small grid on the CPU, two candidates a case, without torch.compile: (summary, what it printed). It is done long before
+    its time is over, unless the machine is very busy.
+    """
+    out = io.StringIO()
+    given = {"seconds": seconds, "target": "cpu", "ops": ("layer_norm",), "grid": "small", "trials": 2, "with_compile": False, **changes}
+    return bringup.run(bringup.Settings(**given), Console(file=out, width=200, highlight=False)), out.getvalue()
+
+
+def test_a_bringup_and_the_same_again(log_dir: Path, tmp_path: Path) -> None:
+    """Every stage is done and in the log: smoke check, tuning, verification, benchmark, summary in both forms. The same command then finds
+    the case and its benchmark known, and checks again what serves it.
+    """
+    found, text = go(ops=("layer_norm", "lnlstm_step"), output=tmp_path / "out")
+    assert found.ok, text
+    assert [stage.name for stage in found.stages] == ["doctor", "copy", "smoke", "tune", "verify", "bench"]
+    assert found.copy_gbps is not None and found.copy_gbps > 0
+    assert len(found.smoke) == 4 and all(one.works for one in found.smoke)
+    assert (found.tuned, found.known, found.left) == (2, 0, [])
+    assert (found.verified, found.not_verified, found.wrong) == (2 + 1 + 3, 0, [])
+    assert {row.op for row in found.benchmarks} == {"layer_norm", "lnlstm_step"} and not found.not_benchmarked
+    assert all(o.tuned == o.planned == o.benchmarked == 1 and o.over_eager for o in found.operators)
+    logged = records.read([log_dir])
+    assert {"trial", "final", known.BENCH} == {record.role for record in logged}
+    assert sum(record.role == "trial" for record in logged) == sum(found.trials.values()) == 4 + 2 * 2
+    written = msgspec.json.decode((tmp_path / "out" / "summary.json").read_bytes(), type=report.Summary)
+    assert written.stages == found.stages and written.operators == found.operators
+    text = (tmp_path / "out" / "summary.txt").read_text()
+    assert "layer_norm" in text and "next: lntune report" in text and str(log_dir / CPU.slug) in text
+
+    again, _ = go()
+    assert again.ok
+    assert (again.tuned, again.known, again.left, again.verified) == (0, 1, [], 2)
+    assert [r.role for r in records.read([log_dir]) if r not in logged] == ["trial", "trial"], "the smoke check, and no more"
+
+
+def tuned(monkeypatch: pytest.MonkeyPatch, takes: float, settings: bringup.Settings, works: tuple[str, ...]) -> list[list[Case]]:
+    """The calls of the tuner that a run makes on a clock of its own, on which every case takes `takes` seconds of those it is given; none
+    waits.
+    """
+    clock = [0.0]
+    calls: list[list[Case]] = []
+    monkeypatch.setattr(bringup.time, "monotonic", lambda: clock[0])
+
+    def fake(cases: list[Case], asked: Any, observer: Any) -> Any:
+        calls.append(list(cases))
+        clock[0] += min(asked.seconds, takes * len(cases))
+        return types.SimpleNamespace(finals=[], trials=0, interrupted=False)
+
+    monkeypatch.setattr(bringup, "tune", fake)
+    made = bringup._Bringup(settings, CPU, "", value.cases(CPU, settings.ops, settings.grid), Console(file=io.StringIO()))
+    made.found.smoke = [report.Smoked(Case(op, 8, "float32", 1), "s", "ok" if op in works else "run", "") for op in ops.OPS]
+    helper = types.SimpleNamespace(start_seconds=2.0)
+    made.tune(helper)  # type: ignore[arg-type]
+    kept = (bringup.SHARES["verify"] + bringup.SHARES["bench"]) * settings.seconds
+    assert clock[0] <= settings.seconds - kept, "the others' shares are left to them"
+    return calls
+
+
+def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
+    """New cases come first and the most valuable first, no more of them than there is time for; what a case does not use goes on to further
+    ones; those of an operator that failed the smoke check come last; known ones are tuned again when all are done.
+    """
+    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])  # not the shipped logs, which may be of this CPU
+    plan = value.cases(CPU)
+    settings = bringup.Settings(seconds=100)
+    (only,) = tuned(monkeypatch, bringup.CASE_SECONDS, settings, tuple(ops.OPS))
+    assert only == plan[: int((100 - 30 - 2) / bringup.CASE_SECONDS)]
+    first, second, *_ = tuned(monkeypatch, bringup.CASE_SECONDS / 2, settings, tuple(ops.OPS))
+    assert first == only and second == plan[len(first) : len(first) + len(second)] and second
+    (without,) = tuned(monkeypatch, bringup.CASE_SECONDS, settings, ("lnlstm_step",))
+    assert {case.op for case in without} == {"lnlstm_step"}
+    for case in plan[5:]:
+        records.append(log_dir, final(case))
+    new, again, *_ = tuned(monkeypatch, 1.0, settings, tuple(ops.OPS))
+    assert new == plan[:5] and again[0] == plan[5]
+    assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=100, trials=2), tuple(ops.OPS)) == [plan[:5]]
+    assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=5), tuple(ops.OPS)) == []
+
+
+@pytest.mark.parametrize("broken", ["aborts", "wrong"])
+def test_an_operator_that_fails(broken: str, faulty: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
+    """An operator whose default knobs crash or answer wrongly is named in the first seconds, logged, and tuned after the others; the
+    others are tuned, and the whole is no success.
+    """
+    plans = schedule.for_op
+
+    def first(op: str, kind: str) -> dict[str, Any]:
+        found = plans(op, kind)
+        return {broken: schedule.get(broken)} if op == "layer_norm" else found
+
+    monkeypatch.setattr(schedule, "for_op", first)
+    monkeypatch.setattr(bringup, "SMOKE_SIZES", {"float32": 100})
+    found, text = go(ops=("layer_norm", "lnlstm_step"))
+    status = {"aborts": "run", "wrong": "wrong"}[broken]
+    assert not found.ok
+    assert [one.status for one in found.smoke] == [status, "ok"]
+    assert f"smoke: layer_norm 24x100 float32 {broken}: {status}" in text
+    assert [o.tuned for o in found.operators if o.op == "lnlstm_step"] == [1]
+    assert found.trials[status] >= 1 and broken in found.failures[status]
+    assert any("failed the smoke check" in step for step in found.next)
+    tried = [record.case.op for record in sorted(records.read([log_dir]), key=lambda r: r.time) if record.case.hidden == 192]
+    assert tried == sorted(tried, reverse=True), "lnlstm_step first"
+
+
+def test_nothing_works(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing passes the smoke check no more time is spent: the summary says so at once."""
+    monkeypatch.setattr(schedule, "for_op", lambda op, kind: {"raises": schedule.get("raises")})
+    found, _ = go()
+    assert not found.ok and found.tuned == 0
+    assert [stage.name for stage in found.stages] == ["doctor", "copy", "smoke"]
+    assert found.next == ["nothing works on this device yet: see lntune doctor and the messages above"]
+    assert "cannot schedule this" in found.smoke[0].message
+
+
+def test_no_schedule_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator without a schedule for the device fails its smoke check with that reason."""
+    monkeypatch.setattr(schedule, "for_op", lambda op, kind: {})
+    found, _ = go()
+    assert {(one.status, one.message) for one in found.smoke} == {("invalid", "layer_norm has no schedule for a cpu")}
+
+
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
+    """A kernel that serves calls and is wrong is named in the summary, which then is no success."""
+    from lntune.bringup import steps
+
+    records.append(log_dir, final(SMALL[0]))
+    do = Helper.do
+
+    def spoiled(self: Helper, step: steps.Step, seconds: float) -> Answer:
+        answer = do(self, step, seconds)
+        if isinstance(step, Verify):
+            return msgspec.structs.replace(answer, results=[msgspec.structs.replace(r, ok=False, message="y: far off") for r in answer.results])
+        return answer
+
+    monkeypatch.setattr(Helper, "do", spoiled)
+    found, _ = go()
+    assert not found.ok
+    assert len(found.wrong) == found.verified > 0 and "y: far off" in found.wrong[0]
+    assert "wrong" in found.next[0]
+
+
+def test_an_interrupt_leaves_a_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, and SIGTERM as `timeout` sends it, end the run with a summary of what was found; SIGTERM means what it did before afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        monkeypatch.setattr(bringup._Bringup, "smoke", lambda self, helper, sent=sent: os.kill(os.getpid(), sent) or time.sleep(5) or "")
+        found, _ = go()
+        assert found.interrupted and not found.ok
+        assert [stage.name for stage in found.stages] == ["doctor", "copy"]
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_summary_that_cannot_be_written(tmp_path: Path) -> None:
+    """The folder is named, and what to do."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"--output.*file"):
+        go(output=tmp_path / "file" / "out")
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first record shows it, with the remedy."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LNTUNE_LOG_DIR", str(tmp_path / "file" / "log"))
+    with pytest.raises(LogError, match="--log-dir"):
+        go()
+
+
+# ------------------------------------------------------------------------------------------------------------- killed
+
+
+def command(log_dir: Path, *more: str) -> subprocess.Popen[str]:
+    """The command as a user runs it, in a process group of its own."""
+    arguments = ["--target", "cpu", "--grid", "small", "--ops", "layer_norm,lnlstm_step", "--no-compile", "--budget", "600s", *more]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    run = [sys.executable, "-m", "lntune", "bringup", *arguments, "--log-dir", str(log_dir), "--json"]
+    return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def test_kill_9_and_going_on(log_dir: Path) -> None:
+    """kill -9 in the middle of tuning loses at most the trial in flight: the log is whole, and the same command tunes what is left and ends
+    well with every trial of before in its log.
+    """
+    killed = command(log_dir)
+    try:
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            tuning = [r for r in records.read([log_dir]) if r.role == "trial" and r.case in SMALL]
+            if len(tuning) >= 3:
+                break
+            assert killed.poll() is None, killed.communicate()
+            time.sleep(0.05)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    before = records.read([log_dir])  # a LogWarning is an error in tests
+    assert len([r for r in before if r.case in SMALL]) >= 3
+    assert all(r.status == "ok" for r in before)
+    went_on = command(log_dir, "--trials", "2")
+    stdout, stderr = went_on.communicate(timeout=400)
+    assert went_on.returncode == 0, stderr
+    facts = json.loads(stdout)
+    assert facts["ok"] and facts["left"] == [] and facts["tuned"] + facts["known"] >= 2
+    after = records.read([log_dir])
+    assert [r for r in after if r in before] == before
+
+
+# ----------------------------------------------------------------------------------------------------------- the summary
+
+
+def a_summary(**changes: Any) -> report.Summary:
+    """A summary of the small grid with nothing in the log, changed."""
+    made = outcome.summary(CPU, "", SMALL, outcome.Found(), 0, 12.0, 60.0)
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_the_summary_in_words(log_dir: Path) -> None:
+    """What a person needs is said: copy, smoke, failures by kind, slower cases, wrong kernels, what was not reached, the log, what next."""
+    records.append(log_dir, final(SMALL[0], tuned=25.0))
+    records.append(log_dir, final(SMALL[0], role="trial", status="wrong", message="y: error 1"))
+    smoke = [report.Smoked(SMALL[0], "cached_rows", "ok", ""), report.Smoked(SMALL[1], "x", "run", "SIGSEGV")]
+    found = outcome.Found(copy_gbps=1234.5, smoke=smoke, wrong=["a case: y"], verified=3, not_verified=2, not_benchmarked={"a case": "over"})
+    made = outcome.summary(CPU, "a note", SMALL, found, 1, 12.0, 60.0)
+    text = "\n".join(report.lines(made))
+    for part in (
+        "a note",
+        "1,234 GB/s",
+        "1 of 2 operators",
+        "SIGSEGV",
+        "1 wrong",
+        "y: error 1",
+        "slower than eager: layer_norm 24x192 float32: 0.80x",
+        "verified 3 kernels, 1 WRONG, 2 not reached",
+        "not benchmarked: a case: over",
+        "12 of 60 s",
+        str(log_dir / CPU.slug),
+        "next: kernels that serve calls are wrong",
+        f"the {len(SMALL) - 1} cases that are left",
+    ):
+        assert part in text, f"{part!r} is not in\n{text}"
+    assert not made.ok
+
+
+def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
+    """A kernel is held against a copy where the data is far beyond the last cache, and only there."""
+    device = msgspec.structs.replace(CPU, l3=1 << 20)
+    cached, beyond = Case("layer_norm", 256, "float32", 32), Case("layer_norm", 4096, "float32", 4096)
+    made = report.operator("layer_norm", 2, [final(case, device=device) for case in (cached, beyond)], [])
+    assert made.of_copy == made.smallest_of_copy == pytest.approx(1.5)
+    assert report.operator("layer_norm", 2, [final(cached, device=device)], []).of_copy is None
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_the_command(ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Options become settings, the log folder holds during the run, the exit code is 0 or 1, and --json has the whole summary."""
+    seen: list[Any] = []
+
+    def fake(settings: bringup.Settings, out: Console) -> report.Summary:
+        seen.append((settings, os.environ["LNTUNE_LOG_DIR"]))
+        return a_summary(ok=ok)
+
+    monkeypatch.setattr(bringup, "run", fake)
+    options = [
+        "--budget",
+        "2m",
+        "--target",
+        "cpu",
+        "--ops",
+        "layer_norm,lnlstm_step",
+        "--grid",
+        "small",
+        "--trials",
+        "4",
+        "--no-compile",
+        "--seed",
+        "3",
+    ]
+    done = CliRunner().invoke(app, ["bringup", *options, "--log-dir", str(tmp_path), "--json"])
+    assert done.exit_code == (0 if ok else 1)
+    assert seen == [(bringup.Settings(120, "cpu", ("layer_norm", "lnlstm_step"), "small", 4, False, 3), str(tmp_path))]
+    assert json.loads(done.stdout)["ok"] is ok
+    assert "tuned" in CliRunner().invoke(app, ["bringup"]).stdout
+
+
+def test_outcomes_are_records(log_dir: Path) -> None:
+    """A smoke check is in the log as a trial is."""
+    outcome_ = Outcome("ok", "", {"tuned": Timing((1.0,), 1.0)}, {"y": 0.5}, {"y": 1.0})
+    assert set(bringup._fields(outcome_)) <= set(Record.__struct_fields__)
