@@ -107,8 +107,10 @@ class Binary(msgspec.Struct, frozen=True):
     compiler: str
 
     def alignment(self, argument: Argument) -> int:
-        """What the address of a tensor must be a multiple of, in bytes."""
-        return 1 if argument.role == "scalar" else min(WIDEST, self.access * _bytes_of(argument.dtype))
+        """What the address of a tensor must be a multiple of, in bytes; numbers of rows (a row's statistics) are loaded one by one."""
+        if argument.role == "scalar":
+            return 1
+        return min(WIDEST, (1 if argument.shape[-1:] == ("rows",) else self.access) * _bytes_of(argument.dtype))
 
 
 def _text(expression: Any, bound: dict[str, Any]) -> str:

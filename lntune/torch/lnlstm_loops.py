@@ -150,7 +150,7 @@ def _add_product(total: Tensor, gates: Tensor, h: Tensor) -> None:
         total.addmm_(gates.t(), h)
         return
     for part, its in zip(total.chunk(4), gates.chunk(4, 1), strict=True):
-        part += torch.mm(its.t(), h)
+        part.add_(torch.mm(its.t(), h))
 
 
 def backward(
