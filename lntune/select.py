@@ -57,10 +57,11 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
     foreign: dict[str, str] = {}
     for record in records:
         if record.case.op == case.op and record.case.dtype == case.dtype and record.role == "final":
-            if fields := device.differences(record.device):
-                foreign[record.device.slug] = "; ".join(fields)
-            else:
+            fields = device.differences(record.device)
+            if not fields:
                 mine.append(record)
+            elif record.device.kind == device.kind:  # nobody expects a CPU's records to serve a GPU
+                foreign[record.device.slug] = "; ".join(fields)
     latest = list(finals(mine).values())
 
     for tier, candidates in _tiers(case, latest):

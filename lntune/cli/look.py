@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from lntune import case as case_module
-from lntune import device, knobs, ops, paths, records
+from lntune import knobs, ops, paths, records
 from lntune.case import Case
 from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, command, dispatching, integers, names, print_json, show_rows, using_logs
 from lntune.errors import InputError, unknown
@@ -18,16 +18,25 @@ from lntune.errors import InputError, unknown
 
 @command("ops")
 def list_ops(as_json: JSON = False) -> None:
-    """List operators, their variants and their schedules."""
+    """List operators, their variants and their schedules, for CPUs and for GPUs."""
     from lntune import schedule
 
-    kind = device.current().kind
-    found = [{"op": o.name, "summary": o.summary, "variants": o.variants, "schedules": list(schedule.for_op(o.name, kind))} for o in ops.OPS.values()]
+    found = [
+        {
+            "op": o.name,
+            "summary": o.summary,
+            "variants": o.variants,
+            "schedules": list(schedule.for_op(o.name, "cpu")),
+            "gpu_schedules": list(schedule.for_op(o.name, "gpu")),
+        }
+        for o in ops.OPS.values()
+    ]
     if as_json:
         print_json(found)
         return
     for o in ops.OPS.values():
-        print(f"{o.name}: {o.summary}\n  schedules: {', '.join(schedule.for_op(o.name, kind))}\n  variants: {', '.join(o.variants)}")
+        listed = [", ".join(schedule.for_op(o.name, kind)) or "none" for kind in ("cpu", "gpu")]
+        print(f"{o.name}: {o.summary}\n  schedules: {listed[0]}\n  on GPUs: {listed[1]}\n  variants: {', '.join(o.variants)}")
 
 
 @command()
@@ -35,19 +44,22 @@ def report(
     op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
     log_dir: LOG_DIR = None,
     everywhere: Annotated[bool, typer.Option("--all-devices", help="Also the records of other devices.")] = False,
+    target: Annotated[str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")] = "cpu",
     as_json: JSON = False,
 ) -> None:
     """Show the tuning log as a table: the latest measurement of each case.
 
     Exit code 1 when there is none.
     """
+    from lntune.cuda.targets import device_of
     from lntune.report.rows import rows_of, summary
 
     if op:
         ops.get(op)
+    whose_records = None if everywhere else device_of(target)
     with using_logs(log_dir):
         folders = paths.log_dirs()
-        found = records.read(folders, op or None, None if everywhere else device.current())
+        found = records.read(folders, op or None, whose_records)
     by_device: dict[str, list[records.Record]] = {}
     for record in found:
         by_device.setdefault(record.device.slug, []).append(record)
@@ -58,8 +70,9 @@ def report(
         for slug, rows in tables.items():
             show_rows(rows, slug)
     if not tables:
-        whose = "any device" if everywhere else "this device"
-        print(f"no measurements of {whose} in {', '.join(map(str, folders))}. Run: lntune tune {op or 'layer_norm'}", file=sys.stderr)
+        whose = "any device" if everywhere else "this device" if target == "cpu" else target
+        remedy = f"Run: lntune tune {op or 'layer_norm'}{_target(target)}"
+        print(f"no measurements of {whose} in {', '.join(map(str, folders))}. {remedy}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -69,18 +82,22 @@ def why(
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; float64 is eager's.")] = "float32",
     rows: Annotated[int, typer.Option(help="Number of rows.")] = 1,
+    target: Annotated[str, typer.Option(help="cpu, or a GPU: cuda (the one that is here), cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
     """Explain which kernel serves a call, and why."""
+    from lntune.cuda.targets import device_of
+
     ops.get(op)
+    where = device_of(target)
     if dtype == "float64" or hidden > case_module.MAX_HIDDEN:
         what = "float64" if dtype == "float64" else f"hidden {hidden}, above {case_module.MAX_HIDDEN},"
         facts: dict[str, Any] = {"tier": "eager", "steps": [f"eager: {what} is not built; PyTorch serves it"], "schedule": "", "knobs": {}}
     else:
         asked = Case(op, hidden, dtype, rows)
         with dispatching(log_dir) as dispatch:
-            facts = dispatch.describe(asked)
+            facts = dispatch.describe(asked, where)
     if as_json:
         print_json(facts)
         return
@@ -91,7 +108,8 @@ def why(
         "default": "the schedule's default knobs (not measured here)",
         "eager": "eager mode",
     }
-    print(f"{op} hidden {hidden} {dtype} rows {rows}: served by {served[facts['tier']]}")
+    on = "" if target == "cpu" else f" on {where.name}"
+    print(f"{op} hidden {hidden} {dtype} rows {rows}{on}: served by {served[facts['tier']]}")
     if facts["schedule"]:
         print(f"  {facts['schedule']} {knobs.describe(facts['knobs'])}")
     for step in facts["steps"]:
@@ -107,7 +125,7 @@ def show(
     form: Annotated[str, typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU).")] = "tir",
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
     schedule: Annotated[str, typer.Option(help="This schedule with its default knobs, instead of what serves the call.")] = "",
-    target: Annotated[str, typer.Option(help="cpu, or a GPU, which need not be here: cuda:sm_90. A GPU's first schedule, default knobs.")] = "cpu",
+    target: Annotated[str, typer.Option(help="cpu, or a GPU, which need not be here: cuda, cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -120,8 +138,6 @@ def show(
         raise unknown("form", form, build.FORMS)
     asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     here = device_of(target)
-    if not schedule and here.kind != "cpu":
-        schedule = _first(op, here.kind).name
     if schedule:
         plan = schedules.get(schedule, op)
         if plan.kind != here.kind:
@@ -129,7 +145,7 @@ def show(
         setting = plan.default(asked, here)
     else:
         with dispatching(log_dir) as dispatch:
-            choice = dispatch.choose(asked)
+            choice = dispatch.choose(asked, here)
         if not choice.schedule:
             raise InputError(f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel all the same.")
         plan = schedules.get(choice.schedule, op)
@@ -181,6 +197,11 @@ def inspect(
             out.print(line, markup=False)
     if any(one.problems for one in found):
         raise typer.Exit(1)
+
+
+def _target(target: str) -> str:
+    """The option as a command in a message has it."""
+    return "" if target == "cpu" else f" --target {target}"
 
 
 def _first(op: str, kind: str) -> Any:
