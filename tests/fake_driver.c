@@ -150,8 +150,12 @@ int cuLibraryGetKernel(void **kernel, void *library, const char *name) {
 int cuKernelGetFunction(void **function, void *kernel) {
   if (!depth) return INVALID_CONTEXT;
   CALLED(((Kernel *)kernel)->name, stack[depth - 1]->device);
-  ((Kernel *)kernel)->loaded[stack[depth - 1]->device] = 1;
   *function = kernel;
+  return 0;
+}
+int cuFuncLoad(void *function) {
+  if (!depth) return INVALID_CONTEXT;
+  ((Kernel *)function)->loaded[stack[depth - 1]->device] = 1;
   return 0;
 }
 int cuKernelSetAttribute(int attribute, int value, void *kernel, int device) {

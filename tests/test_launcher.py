@@ -65,7 +65,7 @@ def test_every_schedule_goes_through_the_launcher(fake_gpu: FakeGpu, name: str) 
     """A kernel of every GPU schedule is stored, loaded, launched and right; scratch and several kernels included."""
     plan, device = schedule.get(name), launcher.device(0)
     case = Case(plan.op, 64, "float32", 8)
-    verdict = check.verify(case, artifact.kernel(case, plan, plan.default(case, device), device), check.ALIGNED)
+    verdict = check.verify(case, artifact.kernel(case, plan, plan.default(case, device), device), check.ALIGNED, cores=device.cores)
     assert verdict.ok, verdict.message
 
 

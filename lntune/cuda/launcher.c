@@ -35,6 +35,7 @@ typedef struct {
   int (*context_push)(void *), (*context_pop)(void **);
   int (*library_load)(void **, const void *, void *, void **, unsigned, void *, void **, unsigned);
   int (*library_kernel)(void **, void *, const char *), (*kernel_function)(void **, void *), (*kernel_attribute)(int, int, void *, int);
+  int (*function_load)(void *); /* of CUDA 12.4; null before */
   int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
   int (*error_name)(int, const char **), (*error_string)(int, const char **);
 } Driver;
@@ -129,7 +130,7 @@ static int find(Driver *d, void *function, const char *name, char *missing, size
 /* The driver, or null and why there is none that can be used. */
 Driver *lntune_driver_open(const char *path, int device_type, char *why, int size) {
   Driver *d = (Driver *)calloc(1, sizeof(Driver));
-  char missing[64] = "", text[512];
+  char missing[64] = "", newer[64] = "", text[512];
   int status;
   d->device_type = device_type;
   pthread_mutex_init(&d->lock, 0);
@@ -158,6 +159,7 @@ Driver *lntune_driver_open(const char *path, int device_type, char *why, int siz
   }
   FIND(library_load, "cuLibraryLoadData"), FIND(library_kernel, "cuLibraryGetKernel");
   FIND(kernel_function, "cuKernelGetFunction"), FIND(kernel_attribute, "cuKernelSetAttribute");
+  find(d, &d->function_load, "cuFuncLoad", newer, sizeof newer);
 #undef FIND
   if (*missing) {
     snprintf(why, (size_t)size, "the NVIDIA driver lacks %s; update it", missing);
@@ -227,6 +229,7 @@ static int prepare(Program *p, int device, const char **at) {
     void *function;
     *at = p->kernel_name[i];
     status = d->kernel_function(&function, p->kernel[device][i]);
+    if (!status && d->function_load) status = d->function_load(function);
     if (!status && p->launch[i].opted) status = d->kernel_attribute(8, (int)p->launch[i].opted, p->kernel[device][i], d->device[device]);
   }
   if (!status) __atomic_store_n(&p->ready[device], 1, __ATOMIC_RELEASE);

@@ -1,0 +1,280 @@
+"""The cache of GPU kernels: what is stored, found again, rebuilt, and what it needs to be loaded; and which GPUs are here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from fake_gpu import FakeGpu
+
+from lntune import artifact, build, cuda, doctor, paths, schedule
+from lntune.case import Case
+from lntune.cuda import driver, launcher
+from lntune.cuda.targets import device_of
+from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
+
+CASE = Case("layer_norm", 96, "float32", 8, "weight")
+SM90 = device_of("cuda:sm_90")
+needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+
+
+def plan(case: Case = CASE) -> tuple[Case, schedule.Schedule, Any]:
+    """(case, schedule, default knobs)."""
+    found = schedule.get("shared_row")
+    return case, found, found.default(case.typical, SM90)
+
+
+def works(kernel: Any) -> bool:
+    """True when the kernel of CASE is right."""
+    x, w, y = torch.randn(3, 96), torch.randn(96), torch.empty(3, 96)
+    kernel(x, w, 1e-5, y)
+    return torch.allclose(y, torch.nn.functional.layer_norm(x, (96,), w), atol=1e-5)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for kernels; what is compiled of ours is taken from the run's."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in ("runtime", "emulator"):
+        (paths.cache_dir() / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(paths.cache_dir() / name)
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(folder))
+    return folder
+
+
+def files(folder: Path) -> list[Path]:
+    """The GPU kernels in a cache."""
+    return sorted(folder.rglob("*.gpu"))
+
+
+# The cache.
+
+
+def test_a_kernel_is_built_once(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared, by this process or another, is only loaded; preparing needs no GPU."""
+    device = launcher.device(0)
+    fake_gpu.log()
+    assert not artifact.built(*plan(), device)
+    path = artifact.prepare(*plan(), device)
+    assert fake_gpu.log() == []
+    assert files(own_cache) == [path]
+    assert artifact.built(*plan(), device)
+    monkeypatch.setattr(build, "binary", None)
+    assert artifact.prepare(*plan(), device) == path
+    assert works(artifact.kernel(*plan(), device))
+
+
+def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architecture, architectures beside it, multiprocessors where sums have a row for each, the compiler, and all that CPUs' do."""
+    one = artifact.path_of(artifact.key_of(*plan(), SM90))
+    others = [
+        artifact.key_of(*plan(), device_of("cuda:sm_80")),
+        artifact.key_of(*plan(), SM90, ("sm_80",)),
+        artifact.key_of(*plan(), msgspec.structs.replace(SM90, cores=4)),
+        artifact.key_of(*plan(Case("layer_norm", 96, "float32", 8, "bias")), SM90),
+        artifact.key_of(*plan(Case("layer_norm", 96, "float16", 8, "weight")), SM90),
+        artifact.key_of(*plan(Case("layer_norm", 96, "float32", 512, "weight")), SM90),
+    ]
+    assert len({one, *map(artifact.path_of, others)}) == 1 + len(others)
+    # The name of a GPU is not among it: an H200 runs an H100's kernels.
+    assert artifact.path_of(artifact.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
+    monkeypatch.setattr(cuda, "stamp", lambda: "another compiler")
+    assert artifact.path_of(artifact.key_of(*plan(), SM90)) != one
+
+
+def test_without_a_compiler_any_compilers_kernel_serves(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no compiler is left, what one made before still loads."""
+    device = launcher.device(0)
+    artifact.prepare(*plan(), device)
+    monkeypatch.setattr(cuda, "stamp", lambda: "")
+    monkeypatch.setattr(build, "binary", None)
+    assert works(artifact.kernel(*plan(), device))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a kernel", bytes(200), None], ids=["empty", "text", "zeros", "half"])
+def test_damaged_files_are_built_again(fake_gpu: FakeGpu, own_cache: Path, content: bytes | None) -> None:
+    """A file that is damaged in any way is replaced by a whole one without a word, and reading it says what it is."""
+    device = launcher.device(0)
+    path = artifact.prepare(*plan(), device)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(BuildError, match=r"cannot load the kernel .*\.gpu: it is damaged"):
+        artifact.read(path)
+    assert works(artifact.kernel(*plan(), device))
+    assert path.read_bytes() == whole
+
+
+def test_one_flipped_bit_is_damage(fake_gpu: FakeGpu, own_cache: Path) -> None:
+    """Device code that was changed anywhere is not given to the driver."""
+    path = artifact.prepare(*plan(), SM90)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BuildError, match="damaged"):
+        artifact.read(path)
+    with pytest.raises(BuildError, match="cannot load the kernel"):
+        artifact.read(own_cache / "missing.gpu")
+
+
+LOAD = """
+import sys, torch
+from lntune import artifact, schedule
+from lntune.case import Case
+from lntune.cuda import launcher
+device = launcher.device(0)
+case, found = Case("layer_norm", 96, "float32", 8, "weight"), schedule.get("shared_row")
+kernel = artifact.kernel(case, found, found.default(case.typical, device), device)
+x, w, y = torch.randn(3, 96), torch.randn(96), torch.empty(3, 96)
+kernel(x, w, 1e-5, y)
+torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (96,), w))
+print("tvm" in sys.modules)
+"""
+
+
+def test_loading_needs_nothing_of_tvm(fake_gpu: FakeGpu) -> None:
+    """A fresh process loads a cached kernel and runs it without importing TVM."""
+    artifact.prepare(*plan(), launcher.device(0))
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(paths.PACKAGE.parent)])
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+def test_a_file_holds_several_architectures(fake_gpu: FakeGpu, own_cache: Path) -> None:
+    """Device code for each, in the order of the architectures, PTX of the last; and every GPU among them runs its own."""
+    path = artifact.prepare(*plan(), SM90, ("sm_120", "sm_80"))
+    stored = artifact.read(path)
+    assert list(stored.images) == ["sm_80", "sm_90", "sm_120"]
+    assert stored.ptx
+    assert works(launcher.load(stored))
+
+
+def test_an_unknown_architecture_is_refused_before_anything_is_built(fake_gpu: FakeGpu) -> None:
+    """The near miss is named."""
+    with pytest.raises(UnknownNameError, match="sm_91"):
+        artifact.prepare(*plan(), SM90, ("sm_91",))
+
+
+@needs_compiler
+def test_device_code_is_embedded() -> None:
+    """Built for a GPU that is not here, a kernel is machine code of each architecture and PTX, and says what it takes."""
+    made = build.binary(*plan(Case("layer_norm", 1000, "float16", 512, "weight+stats")), SM90, ("sm_80", "sm_90"))
+    assert all(image.startswith(b"\x7fELF") for image in made.images.values())
+    assert ".target sm_90" in made.ptx
+    assert [(a.name, a.role, a.dtype, a.shape) for a in made.arguments] == [
+        ("x", "in", "float16", ("rows", "1000")),
+        ("weight", "in", "float16", ("1000",)),
+        ("eps", "scalar", "float32", ()),
+        ("y", "out", "float16", ("rows", "1000")),
+        ("mean", "out", "float32", ("rows",)),
+        ("rstd", "out", "float32", ("rows",)),
+    ]
+    assert [made.alignment(a) for a in made.arguments] == [16, 16, 1, 16, 4, 4]
+    assert "nvcc" in made.compiler or "nvrtc" in made.compiler
+
+
+# Which GPUs are here.
+
+
+def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
+    """By name and number it is a device with the driver's facts, found again by its fingerprint."""
+    device = device_of("cuda")
+    assert device == device_of("cuda:0") == launcher.device(0)
+    assert (device.kind, device.name, device.isa, device.cores, device.l1, device.l2) == ("gpu", "Imagined GPU", "sm_90", 132, 227 * 1024, 50 << 20)
+    assert launcher.count() == 1
+    assert launcher.missing() == ""
+    assert launcher.ordinal_of(device) == 0
+    assert launcher.ordinal_of(SM90) is None
+    with pytest.raises(InputError, match="device: got cuda:1, expected cuda:0 to cuda:0"):
+        device_of("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"), [((7, 5), "sm_75"), ((8, 0), "sm_80"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((10, 3), "sm_100"), ((12, 1), "sm_120")]
+)
+def test_the_nearest_architecture(fake_gpu: FakeGpu, capability: tuple[int, int], arch: str) -> None:
+    """A GPU that is not in the table is built for as the nearest below it of its family."""
+    fake_gpu.setup(capabilities=(capability,))
+    assert launcher.device(0).isa == arch
+
+
+@pytest.mark.parametrize(
+    ("capability", "why"), [((7, 0), "7.5 and newer"), ((13, 0), "Update lntune"), ((11, 0), "no architecture kernels are built for")]
+)
+def test_a_gpu_kernels_cannot_be_built_for(fake_gpu: FakeGpu, capability: tuple[int, int], why: str) -> None:
+    """One too old or of an unknown family is counted, and told with the reason; another beside it is used."""
+    fake_gpu.setup(capabilities=(capability,))
+    assert launcher.count() == 1
+    assert why in launcher.missing()
+    with pytest.raises(ToolchainError, match=rf"Imagined GPU \(cuda:0\) is of compute capability {capability[0]}\.{capability[1]}; .*{why}"):
+        launcher.device(0)
+    fake_gpu.setup(2, capabilities=(capability, (9, 0)))
+    assert launcher.missing() == ""
+    assert launcher.device(1).isa == "sm_90"
+    assert launcher.ordinal_of(launcher.device(1)) == 1
+
+
+def absent(fake_gpu: FakeGpu, why: str) -> None:
+    """Nothing can be used, and everybody says why."""
+    assert launcher.count() == 0
+    assert why in launcher.missing()
+    with pytest.raises(ToolchainError, match=why):
+        launcher.device(0)
+    with pytest.raises(ToolchainError, match=rf"layer_norm of hidden size 96, float32, weight.*{why}"):
+        artifact.kernel(*plan(), SM90)
+
+
+def test_an_old_driver(fake_gpu: FakeGpu) -> None:
+    """Drivers before CUDA 12 are refused with both releases."""
+    fake_gpu.setup(version=11080)
+    absent(fake_gpu, "driver is for CUDA 11.8, expected 12.0 or newer")
+    fake_gpu.setup(version=12000)
+    assert launcher.count() == 1
+
+
+def test_no_gpu(fake_gpu: FakeGpu) -> None:
+    """A driver without a GPU says so in its own words."""
+    fake_gpu.setup(count=0)
+    absent(fake_gpu, "the NVIDIA driver does not start: CUDA_ERROR_NO_DEVICE")
+    fake_gpu.setup()
+    fake_gpu.fail("cuInit", 3)
+    driver._opened.clear()
+    absent(fake_gpu, "CUDA_ERROR_NOT_INITIALIZED")
+
+
+def test_no_driver(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    """Without the driver's library, or with another in its place, the loader's words or what is missing in it."""
+    launcher.use(tmp_path / "libcuda.so.1", driver.CPU)
+    absent(fake_gpu, "no NVIDIA driver")
+    launcher.use("libm.so.6", driver.CPU)
+    absent(fake_gpu, "is no NVIDIA driver: it has no cuGetErrorName")
+
+
+def test_the_doctor_knows_the_gpu(fake_gpu: FakeGpu) -> None:
+    """It tells each GPU, the driver, and that this PyTorch does not use them; and why one cannot be used."""
+    fake_gpu.setup(2, capabilities=((9, 0), (7, 0)))
+    (gpu,) = [f for f in doctor.examine() if f.topic == "gpu"]
+    assert "Imagined GPU (cuda:0, sm_90, 132 multiprocessors); Imagined GPU (cuda:1) is of compute capability 7.0" in gpu.detail
+    assert "driver for CUDA 13.0" in gpu.detail
+    assert gpu.status == "warn"
+    assert gpu.remedy
+    fake_gpu.setup(version=11040)
+    (gpu,) = [f for f in doctor.examine() if f.topic == "gpu"]
+    assert "CUDA 11.4" in gpu.detail
+
+
+def test_the_doctor_knows_the_compiler(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU but no CUDA compiler it warns, with the extra to install; without a GPU there is nothing to warn of."""
+    monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found; pip install 'lntune[cuda]'")
+    (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+    assert (found.status, found.detail) == ("warn", "none")
+    assert "lntune[cuda]" in found.remedy
+    fake_gpu.setup(count=0)
+    (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+    assert (found.status, found.remedy) == ("ok", "")
