@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,21 @@ from fake_gpu import fake_gpu
 
 __all__ = ["fake_gpu"]
 
+# A thread without work sleeps. Several processes test at a time, and one whose threads spin while they wait takes the cores from the
+# others. OpenMP reads this when PyTorch is loaded, which the tests' files do later, and the processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The kernel cache of the whole run: a kernel is built once and shared by the tests, and the user's cache stays untouched.
+    """The kernel cache of the whole run: a kernel is built once and shared by the tests and by the processes that run them (pytest -n),
+    and the user's cache stays untouched.
 
     The log folder is set too, so that a fixture of a wider scope than one test cannot write into the checkout's.
     """
-    folder = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LNTUNE_CACHE_DIR", str(folder))
         patch.setenv("LNTUNE_LOG_DIR", str(tmp_path_factory.mktemp("logs")))

@@ -73,8 +73,8 @@ def test_the_calls_answer_as_eager_does() -> None:
 
 def test_where_eager_serves_there_is_no_kernel_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A case that eager mode serves is measured as it is served, and its record says eager."""
-    monkeypatch.setattr(dispatch, "choose", lambda case: dispatch.Choice("eager"))
-    monkeypatch.setattr(dispatch, "kernel_for", lambda case: None)
+    monkeypatch.setattr(dispatch, "choose", lambda case, *_: dispatch.Choice("eager"))
+    monkeypatch.setattr(dispatch, "kernel_for", lambda case, *_: None)
     record = bench.run([CASE], 0.01, with_compile=False).records[0]
     assert (record.schedule, record.errors, record.status) == ("eager", {}, "ok")
     assert set(bench.run([CASE], 0.01, given_output=True).records[0].timings) == {"copy"}

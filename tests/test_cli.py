@@ -32,7 +32,7 @@ from lntune.report.progress import Pace, TuningProgress
 from lntune.torch import dispatch
 from lntune.tune import Progress
 
-COMMANDS = ("ops", "tune", "report", "why", "show", "check", "bench", "compare", "doctor", "inspect", "demo")
+COMMANDS = ("ops", "tune", "report", "why", "show", "check", "bench", "compare", "doctor", "inspect", "demo", "bringup")
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
 
@@ -62,6 +62,11 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [(c["hidden"], c["dtype"], c["rows"]) for c in facts["cases"]] == [(64, "float32", 8)]
     assert "1/1" in done.stderr, "progress goes to stderr, so that stdout is JSON alone"
     return folder
+
+
+def only_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other log is read: on a machine whose measurements are shipped `check` would go through all of those, for minutes."""
+    monkeypatch.setattr("lntune.paths.log_dirs", lambda: [folder])
 
 
 # --- help, version, JSON
@@ -112,8 +117,9 @@ def test_version() -> None:
     ],
     ids=lambda a: a[0],
 )
-def test_json_parses(arguments: tuple[str, ...], tuned: Path) -> None:
+def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --json stdout is JSON and nothing else, and exit code 0 says that all is well."""
+    only_log(tuned, monkeypatch)
     done = run(*(a.replace("{log}", str(tuned)) for a in arguments), "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)
@@ -269,8 +275,9 @@ def test_show_in_each_form(form: str, has: str, tuned: Path) -> None:
     assert has in done.output
 
 
-def test_check_of_the_run(tuned: Path) -> None:
+def test_check_of_the_run(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`check` goes through the tuned cases with all their checked variants, and exits with 0 when all are right."""
+    only_log(tuned, monkeypatch)
     done = run("check", "--log-dir", tuned)
     assert done.exit_code == 0, done.output
     assert "all right" in done.output and "8x64" in done.output
@@ -285,8 +292,8 @@ def test_check_finds_a_wrong_kernel(fault: str, tuned: Path, monkeypatch: pytest
             raise ValueError("[y] is not what I expect")
         values[4].zero_()
 
-    monkeypatch.setattr(verification.dispatch, "choose", lambda case: dispatch.Choice("exact", "cached_rows"))
-    monkeypatch.setattr(verification.dispatch, "kernel_for", lambda case: kernel)
+    monkeypatch.setattr(verification.dispatch, "choose", lambda case, *_: dispatch.Choice("exact", "cached_rows"))
+    monkeypatch.setattr(verification.dispatch, "kernel_for", lambda case, *_: kernel)
     done = run("check", *TINY, "--log-dir", tuned)
     assert done.exit_code == 1
     assert "WRONG" in done.output and ("ValueError: [y]" in done.output if fault == "raises" else "y: error" in done.output)
