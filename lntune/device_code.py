@@ -175,6 +175,29 @@ class _Seen:
         return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
 
 
+def _spelled_out(body: Any) -> Any:
+    """Without names for the values of a reduction of several (v = a[0] + x; w = b[0] + y; a[0] = v; b[0] = w).
+
+    Where there is dynamic shared memory, TVM 0.27 refuses names for anything that is loaded. No sum is made of another here.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+
+    def without(statement: Any) -> Any:
+        named: list[tuple[Any, Any]] = []
+        left = []
+        for one in statement.seq:
+            made = tvm_ffi.structural_map(one, [(tvm.ir.Var, lambda var: next((v for old, v in named if var.same_as(old)), var))]) if named else one
+            if isinstance(one, tirx.Bind):
+                named.append((one.var, made.value))
+            else:
+                left.append(made)
+        return tirx.SeqStmt(left) if named else statement
+
+    return tvm_ffi.structural_map(body, [(tirx.SeqStmt, without)])
+
+
 @functools.cache
 def _registered() -> _Seen:
     """Register the pipeline; the answer is refilled at every use of it."""
@@ -205,9 +228,11 @@ def _registered() -> _Seen:
     def lowering() -> Any:
         def run(mod: Any, _: Any) -> Any:
             # The beginning of the default, then a simplification, then the default, which finds its beginning done.
-            first = (t.CanonicalizeLoop, t.LowerCrossThreadReduction, t.LowerInitBlock, t.PlanAndUpdateBufferAllocationLocation)
-            then = (t.ConvertBlocksToOpaque, t.LiftThreadBinding, t.StmtSimplify)
-            mod = tvm.ir.transform.Sequential([make() for make in (*first, *then)])(mod)
+            first = (t.CanonicalizeLoop, t.LowerCrossThreadReduction)
+            then = (t.LowerInitBlock, t.PlanAndUpdateBufferAllocationLocation, t.ConvertBlocksToOpaque, t.LiftThreadBinding, t.StmtSimplify)
+            mod = tvm.ir.transform.Sequential([make() for make in first])(mod)
+            mod = tvm.IRModule({name: function.with_body(_spelled_out(function.body)) for name, function in mod.functions.items()})
+            mod = tvm.ir.transform.Sequential([make() for make in then])(mod)
             return pipeline.default_s_tir_pipeline()[0](mod)
 
         return tvm.transform.module_pass(run, opt_level=0)

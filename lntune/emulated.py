@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,13 @@ from lntune.emulator import Traffic
 def kernel(case: Case, program: device_code.Program, order: str = "forward", seen: list[Traffic] | None = None) -> Callable[..., None]:
     """f(*arguments), in the order of the operator's; `order` is that of the threads, `seen` collects what each launch read and wrote.
 
+    Buffers between a program's kernels begin as NaN, so that a part that is read without having been written shows.
+
     Raises:
         EmulatorError: the source does not compile; when called: the kernel did what would be an error, or undefined, on a device.
     """
+    import torch
+
     code = emulator.compile(program.source)
     arguments = ops.get(case.op).arguments(case)
     matrix = next(i for i, a in enumerate(arguments) if a.shape[:1] == ("rows",))
@@ -23,6 +28,7 @@ def kernel(case: Case, program: device_code.Program, order: str = "forward", see
     def run(*values: Any) -> None:
         given = dict(zip((a.name for a in arguments), values, strict=True))
         rows = values[matrix].shape[0]
+        given |= {s.name: torch.full(s.sizes(rows), math.nan, dtype=getattr(torch, s.dtype)) for s in program.scratch}
         for launch in program.launches:
             grid = launch.blocks(rows)
             if not all(grid):

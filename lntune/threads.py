@@ -44,11 +44,12 @@ def _dealt(sch: Any, loop: Any, threads: int, access: int) -> tuple[Any, Any]:
     return thread, elements
 
 
-def copy(sch: Any, block: Any, threads: int, access: int) -> None:
-    """Deal the innermost loop of a copy out to threads; an access is a vector."""
-    _, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+def copy(sch: Any, block: Any, threads: int, access: int) -> Any:
+    """Deal the innermost loop of a copy out to threads; an access is a vector. Returns the loop over threads."""
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
     if access > 1:
         sch.vectorize(elements)
+    return thread
 
 
 def one_by_one(sch: Any, block: Any, threads: int, access: int) -> Any:
@@ -74,10 +75,10 @@ def output(sch: Any, block: Any, at: Any, threads: int, access: int) -> Any:
     return thread
 
 
-def once(sch: Any, block: Any, threads: int) -> None:
-    """Let only the row's first thread run a block without a loop of its own."""
+def once(sch: Any, block: Any, threads: int, axis: str = "threadIdx.x") -> None:
+    """Let only the first of so many threads run a block, once."""
     _, thread = sch.split(sch.add_unit_loop(block), [None, threads])
-    sch.bind(thread, "threadIdx.x")
+    sch.bind(thread, axis)
 
 
 def keep(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> None:
@@ -90,7 +91,7 @@ def keep(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, 
     sch.transform_layout(
         kept,
         ("write", 0),
-        lambda i, k: (i, k // access // threads, k // access % threads, k % access),
+        lambda i, k: (k // access // threads, k // access % threads, k % access),
         assume_injective_transform=True,
     )
     copy(sch, kept, threads, access)
@@ -103,11 +104,22 @@ def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int,
     copy(sch, staged, threads, access)
 
 
-def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int) -> None:
-    """Bring the elements of one access of an input into registers at once, at the loop over threads; `source` is its number or name."""
-    if access == 1:
+def sources(sch: Any, block: Any) -> list[str]:
+    """The buffers that a block reads, by name."""
+    return [str(r.source.name) for r in sch.get(block).reads]
+
+
+def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int, single: bool = False) -> None:
+    """Bring the elements of one access of an input into registers at once, at the loop over threads; `source` is its number or name.
+
+    A single element is left to where it is used, unless `single`: TVM 0.27 wants loads from dynamic shared memory to stand alone.
+    """
+    if access == 1 and not single:
         return
-    index = source if isinstance(source, int) else [str(r.source.name) for r in sch.get(block).reads].index(source)
-    fetched = sch.cache_read(block, index, "local", consumer_blocks=[block])
+    if isinstance(source, str):
+        source = next(i for i, name in enumerate(sources(sch, block)) if name == source or name.startswith(f"{source}_"))  # x_shared.dyn
+    fetched = sch.cache_read(block, source, "local", consumer_blocks=[block])
     sch.compute_at(fetched, thread, preserve_unit_loops=True)
-    sch.vectorize(sch.get_loops(fetched)[-1])
+    sch.transform_layout(fetched, ("write", 0), lambda *at: (at[-1] % access,), assume_injective_transform=True)
+    if access > 1:
+        sch.vectorize(sch.get_loops(fetched)[-1])

@@ -20,7 +20,8 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("native",),
     ("ops", "search", "cuda", "emulator"),
-    ("schedule", "loops", "threads", "columns", "streaming", "sums", "device_code", "runtime", "direct"),
+    ("threads",),
+    ("schedule", "loops", "columns", "gates", "turns", "streaming", "sums", "device_code", "runtime", "direct"),
     ("build", "emulated", "check", "timing", "heap", "select"),
     ("artifact", "inspection", "device_timing"),
     ("places", "statics"),
@@ -33,8 +34,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "device_code", "threads", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "loops", "runtime", "streaming", "torch"}
+TVM = {"build", "device_code", "gates", "threads", "turns", "loops", "ops", "streaming", "sums"}
+TVM_FFI = {"cuda", "device_code", "direct", "gates", "turns", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

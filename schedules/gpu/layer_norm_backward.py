@@ -1,0 +1,249 @@
+"""Layer norm backward on GPUs: dx and partial sums of dgamma and dbeta in one kernel that reads dy and x once; a small second one adds the sums.
+
+A block of threads takes rows in turns. What it has of a row is in registers until dx is written; the sums over its rows stay in registers
+or shared memory over all turns and are written once. Rows too long for that have the partial sums in a kernel of their own, which reads
+dy and x again, but needs no sums over a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lntune import columns, threads
+from lntune.case import TYPICAL_ROWS, Case
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
+from lntune.device import Device
+from lntune.knobs import knob
+from lntune.ops import layer_norm_backward
+from lntune.schedule import Schedule
+
+ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
+OTHERS = 40  # registers of a thread for anything but its part of the row and of the sums
+STATIC = 1024  # bytes of shared memory for sums that threads exchange
+BLOCKS = (1, 2, 3, 4, 6, 8, 16)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Knobs of `shared_row_backward`."""
+
+    threads: int = knob(128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row")
+    rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads, side by side")
+    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
+    keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its uses; again: read from memory each time")
+    sums: str = knob("registers", ("registers", "apart"), "where partial sums of dgamma and dbeta are kept; apart: in a kernel of their own")
+    blocks: int = knob(2, BLOCKS, "blocks of partial sums for each multiprocessor, as far as there are rows")
+
+
+def _outputs(case: Case) -> list[str]:
+    return [a.name for a in layer_norm_backward.arguments(case) if a.role == "out"]
+
+
+def _sums(case: Case) -> list[str]:
+    return [name for name in _outputs(case) if name != "dx"]
+
+
+def apart(knobs: Knobs, case: Case) -> bool:
+    """Whether the partial sums have a kernel of their own."""
+    return bool(_sums(case)) and knobs.sums == "apart"
+
+
+def shares_of(knobs: Knobs) -> int:
+    """Threads side by side in a kernel of partial sums of its own; a warp's accesses are long enough."""
+    return min(knobs.threads, WARP)
+
+
+def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
+    """Blocks of rows that have partial sums; blocks of threads are as many, times those that share a row's columns where sums are apart."""
+    if not _sums(case):
+        return 1
+    most = 1 if case.rows <= 1 else max(1, 2 * TYPICAL_ROWS[case.bucket] // knobs.rows)
+    chunks = -(-case.hidden // (shares_of(knobs) * knobs.access)) if apart(knobs, case) else 1
+    return max(1, min(most, -(-knobs.blocks * device.cores // chunks)))
+
+
+def registers_of(knobs: Knobs, case: Case) -> int:
+    """32-bit registers that a thread's part of dy, x and of sums takes; an access shorter than that has one to itself."""
+    turns = -(-case.hidden // (knobs.access * knobs.threads))
+    kept = 2 * turns * max(4, knobs.access * case.itemsize) // 4 if knobs.keep == "registers" else 0
+    return kept + (len(_sums(case)) * turns * knobs.access if knobs.sums == "registers" else 0)
+
+
+def shared_of(knobs: Knobs, case: Case) -> int:
+    """Bytes of shared memory that a block of threads takes."""
+    kept = 2 * case.hidden * case.itemsize if knobs.keep == "shared" else 0
+    sides = case.hidden if knobs.sums == "registers" else shares_of(knobs) * knobs.access
+    return STATIC + kept + (4 * len(_sums(case)) * sides * knobs.rows if knobs.rows > 1 else 0)
+
+
+def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
+    """Why the knobs do not fit, or None."""
+    dx, sums = "dx" in _outputs(case), bool(_sums(case))
+    threads_all = knobs.threads * knobs.rows
+    if case.hidden % knobs.access:
+        return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
+    if knobs.access * case.itemsize > ACCESS:
+        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
+    if not WARP <= threads_all <= THREADS_PER_BLOCK or (apart(knobs, case) and dx and knobs.threads < WARP):
+        return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
+    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
+        return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
+    if not sums and (knobs.sums != "registers" or knobs.blocks > 1):
+        return "there are no sums over rows"
+    if not dx and (knobs.sums != "apart" or knobs.keep != "registers" or knobs.threads > WARP):
+        return "without dx no row is summed; a warp side by side takes its columns"
+    if knobs.rows > 1 and knobs.keep == "shared" and not apart(knobs, case):
+        return "shared memory is for one row to a block"
+    if shared_of(knobs, case) > device.l1:
+        return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
+    if dx and registers_of(knobs, case) + OTHERS > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
+        return f"{registers_of(knobs, case)} registers for a thread's part; with {OTHERS} others they do not fit {threads_all} threads"
+    if case.rows == 1 and knobs.rows > 1:
+        return "a single row cannot fill a block of several"
+    fewer = [n for n in BLOCKS if n < knobs.blocks]
+    if fewer and parts_of(knobs, case, device) == parts_of(replace(knobs, blocks=fewer[-1]), case, device):
+        return f"{knobs.blocks} blocks for each multiprocessor are more than {case.rows} rows fill"
+    return None
+
+
+def default(case: Case, device: Device) -> Knobs:
+    """Wide accesses; a row and its sums in registers, the sums in shared memory where that is too much, apart where that is, too."""
+    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    dx, sums = "dx" in _outputs(case), bool(_sums(case))
+    if not dx:
+        return next(k for k in _most_blocks(Knobs(WARP, 1 if case.rows == 1 else 8, access, "registers", "apart", 8), case, device))
+    wanted = -(-case.hidden // (access * 4))
+    least = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
+    for where in ("registers", "apart") if sums else ("registers",):
+        for keep in ("registers", "shared", "again"):
+            for shares in (least, *(t for t in (256, 512, 1024) if t > least), *(t for t in (32, 16, 8) if t < least)):
+                rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
+                found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where, 2 if sums else 1)
+                for one in _most_blocks(found, case, device):
+                    return one
+    return Knobs(WARP, 1, access, "again", "apart", 1)
+
+
+def _most_blocks(found: Knobs, case: Case, device: Device) -> list[Knobs]:
+    """The knobs with as many blocks as they say or the rows fill, where they are valid at all."""
+    fewer = [replace(found, blocks=n) for n in reversed(BLOCKS) if n <= found.blocks]
+    return [k for k in fewer if valid(k, case, device) is None]
+
+
+def apply(case: Case, knobs: Knobs, device: Device) -> Any:
+    """The kernels, step by step.
+
+    1. The definition, in blocks of rows, without copies of what is widened.
+    2. The kernel of dx, with the partial sums or without.
+    3. Partial sums apart.
+    4. What all blocks' partial sums come to.
+    """
+    from tvm import s_tir
+
+    # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
+    alone = apart(knobs, case)
+    sch = s_tir.Schedule(layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts_of(knobs, case, device)))
+    blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    for name in ("dy32", "x32", "weight32"):
+        if name in blocks:
+            sch.compute_inline(blocks.pop(name))
+
+    # 2., 3.
+    parts = parts_of(knobs, case, device)
+    if "blocks" in blocks and ("dx" not in blocks or apart(knobs, case)):
+        _columns(sch, blocks["blocks"], knobs, parts)
+        parts = 0
+    if "dx" in blocks:
+        _rows(sch, blocks, case, knobs, parts)
+
+    # 4.
+    if _sums(case):
+        columns.totals(sch, blocks, _sums(case))
+    return sch.mod
+
+
+def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int) -> None:
+    """The kernel of dx; `parts` is the number of blocks that take turns and keep sums, or 0."""
+    row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads, knobs.access
+    sums, users = None, [row, dx]
+    if not parts:
+        outer, at, thread = _exact_rows(sch, blocks, shares, access)
+    else:
+        fused = "blocks" in blocks
+        outer = columns.rows_in_turns(sch, row, parts, knobs.rows) if fused else sch.split(sch.get_loops(row)[0], [None, knobs.rows], preserve_unit_iters=True)
+        for name in ("c1", "c2"):
+            sch.reverse_compute_at(blocks[name], outer[-1], preserve_unit_loops=True)
+        thread = threads.output(sch, dx, outer[-1], shares, access)
+        if fused:
+            sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows)
+            users.append(sums)
+            at = sch.merge(outer[-1], within[-1])
+            outer = sch.get_loops(sums)[: len(within) - 1]
+        else:
+            at = outer[-1]
+    for axis, loop in zip(("blockIdx.x", "threadIdx.y"), outer, strict=False):
+        sch.bind(loop, axis)
+
+    # The row and its statistics.
+    for name in ("dy", "x"):
+        if knobs.keep == "registers":
+            threads.keep(sch, users, threads.sources(sch, row).index(name), at, shares, access)
+        elif knobs.keep == "shared":
+            threads.stage(sch, users, threads.sources(sch, row).index(name), at, shares, access)
+    columns_of = {row: threads.one_by_one(sch, row, shares, access), dx: thread}
+    if sums is not None:
+        stores = columns.accumulate(sch, sums, shares, access)
+        columns_of[sums] = threads.one_by_one(sch, sums, shares, access)
+        sch.decompose_reduction(sums, at)
+        for stored in stores:
+            columns.store(sch, stored, outer[-1], shares, access)
+            if knobs.rows > 1:
+                sch.set_scope(stored, 0, "shared.dyn")
+        if knobs.rows > 1:
+            columns.add_sides(sch, blocks["blocks"], outer[0], shares, knobs.rows, access)
+    for user, loop in columns_of.items():
+        for name in ("dy", "x", "weight"):
+            if (name == "weight" and "weight" in threads.sources(sch, user)) or (name != "weight" and knobs.keep != "registers"):
+                threads.fetch(sch, user, name, loop, access, knobs.keep == "shared" and name != "weight")
+    for name in ("row", "c1", "c2"):
+        for index in range(len(sch.get(blocks[name]).writes)):
+            sch.set_scope(blocks[name], index, "local")
+
+
+def _exact_rows(sch: Any, blocks: dict[str, Any], shares: int, access: int) -> tuple[list[Any], Any, Any]:
+    """A block of threads for each row there is: (its loop, alone; that loop; the loop over threads of dx)."""
+    stored = sch.cache_write(blocks["dx"], 0, "local")
+    row, thread = sch.get_loops(stored)[0], threads.copy(sch, stored, shares, access)
+    sch.compute_at(blocks["dx"], thread, preserve_unit_loops=True)
+    sch.unroll(sch.get_loops(blocks["dx"])[-1])
+    for name in ("c2", "c1", "row"):
+        sch.compute_at(blocks[name], row, preserve_unit_loops=True)
+    return [row], row, thread
+
+
+def _columns(sch: Any, block: Any, knobs: Knobs, parts: int) -> None:
+    """The kernel of partial sums alone: a block of threads for some columns of every `parts`-th row."""
+    shares, access = shares_of(knobs), knobs.access
+    sums, (part, *side, turn) = columns.sums_in_turns(sch, block, knobs.rows)
+    k = sch.get_loops(sums)[-1]
+    chunk, thread, elements = sch.split(k, [None, shares, access], preserve_unit_iters=True)
+    sch.reorder(part, chunk, thread, *side, turn, *([] if side else [sch.get_loops(sums)[2]]), elements)
+    sch.unroll(elements)
+    stores = [sch.cache_write(sums, index, "local") for index in range(len(sch.get(sums).writes))]
+    for loop, axis in zip((part, chunk, thread, *side), ("blockIdx.y", "blockIdx.x", "threadIdx.x", "threadIdx.y"), strict=False):
+        sch.bind(loop, axis)
+    for name in threads.sources(sch, sums):
+        if name in ("dy", "x"):
+            threads.fetch(sch, sums, name, turn, access)
+    sch.decompose_reduction(sums, turn)
+    for stored in stores:
+        sch.reverse_compute_at(stored, (thread, *side)[-1], preserve_unit_loops=True)
+        columns.vectorize(sch, stored)
+        if side:
+            sch.set_scope(stored, 0, "shared.dyn")
+    if side:
+        columns.add_sides_within(sch, block, thread, knobs.rows)
+
+
+SCHEDULES = (Schedule("shared_row_backward", "layer_norm_backward", "gpu", Knobs, default, valid, apply),)
