@@ -15,7 +15,9 @@ from lntune.device import Device
 from lntune.errors import LntuneError
 
 WHOLE = 16
-"""Bytes of the widest access: what a tensor is aligned to at its best, on GPUs."""
+"""Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for any."""
+ANY = WHOLE
+"""Elements: as many as an access ever has."""
 
 
 def of(place: torch.device) -> Device | None:
@@ -42,14 +44,18 @@ def of_tensors(tensors: Sequence[Tensor]) -> Device | None:
     return of(tensors[0].device) if tensors else device_module.current()
 
 
-def alignment(device: Device, tensors: Sequence[Tensor]) -> int:
-    """Bytes that all tensors are aligned to, at most WHOLE. CPUs do not mind, so there it is WHOLE whatever they are."""
-    if device.kind != "gpu":
-        return WHOLE
-    addresses = WHOLE
-    for tensor in tensors:
-        addresses |= tensor.data_ptr()
-    return addresses & -addresses
+def widest(device: Device, tensors: Sequence[Tensor]) -> int:
+    """The most elements that an access of all these tensors may have for their alignment. CPUs do not mind, and for them it is ANY.
+
+    Tensors that are not contiguous do not count: kernels are given copies, which are aligned.
+    """
+    most = ANY
+    if device.kind == "gpu":
+        for tensor in tensors:
+            address = tensor.data_ptr() | WHOLE
+            if (aligned := address & -address) < WHOLE and tensor.is_contiguous():
+                most = min(most, aligned // tensor.element_size())
+    return most
 
 
 @torch.compiler.assume_constant_result

@@ -81,8 +81,8 @@ def choose(case: Case, device: Device | None = None) -> Choice:
 def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
 
-    `tensors` are those of the call that have rows or vectors of hidden elements: they say on which device, the CPU where there are none;
-    and on a GPU one that is not aligned to 16 bytes is served by the same schedule with narrower accesses.
+    `tensors` are those of the call whose last axis is hidden (or gates). They say on which device, the CPU where there are none; and where
+    on a GPU one of them is not aligned to 16 bytes, the same schedule serves with narrower accesses.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -91,7 +91,7 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     device = devices.of_tensors(tensors)
     if device is None:
         return None
-    key = device, case.typical, devices.alignment(device, tensors)
+    key = device, case.typical, devices.widest(device, tensors)
     with _lock:
         if key not in _kernels:
             _kernels[key] = _obtain(*key)
@@ -118,7 +118,7 @@ def _stand_in(case: Case, *values: Any) -> None:
             named[a.name][0] += made[a.name]
 
 
-def _obtain(device: Device, case: Case, alignment: int) -> Kernel | None:
+def _obtain(device: Device, case: Case, widest: int) -> Kernel | None:
     what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
     command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
     command += " --target cuda" if device.kind == "gpu" else ""
@@ -136,7 +136,7 @@ def _obtain(device: Device, case: Case, alignment: int) -> Kernel | None:
         if choice.tier == "eager":
             return None
         plan = schedule.get(choice.schedule, case.op)
-        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, alignment)
+        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, widest)
         return None if setting is None else artifact.kernel(case, plan, setting, device)
     except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
         if _strict:

@@ -13,15 +13,12 @@ ACCESS = "access"
 """The knob of GPU schedules for elements to one load or store."""
 
 
-def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, alignment: int) -> Any | None:
-    """The knobs, or those nearest to them whose accesses need no more than `alignment` bytes; None where there are none.
-
-    A vector wider than the case's dtype (a float32 affine beside low precision) is aligned to as many elements as the rest or better.
-    """
+def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, widest: int) -> Any | None:
+    """The knobs, or those nearest to them whose accesses have at most `widest` elements; None where there are none."""
     wanted = knobs.to_dict(setting)
-    if device.kind != "gpu" or int(wanted.get(ACCESS, 1)) * case.itemsize <= alignment:
+    if device.kind != "gpu" or int(wanted.get(ACCESS, 1)) <= widest:
         return setting
-    fitting = (other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) * case.itemsize <= alignment)
+    fitting = (other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) <= widest)
 
     def likeness(other: Any) -> tuple[int, int]:
         its = knobs.to_dict(other)

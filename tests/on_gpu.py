@@ -1,0 +1,107 @@
+"""A GPU for the tests of tests/test_on_gpu_*.py: the real one, or one that is imagined on the CPU.
+
+What only a GPU can show carries the marker `gpu` and is skipped where there is none. But a test that was never executed is worth little,
+so each runs on the imagined GPU of tests/fake_gpu.py too, on sizes that an emulator can bear: that shows that the test itself works, and
+everything above the driver. `here.real` tells which it is; streams and graphs, which the imagined GPU does not have, are then plain calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from fake_gpu import FakeGpu
+
+from lntune.cuda import launcher
+from lntune.device import Device
+from lntune.torch import devices, dispatch, graphs
+
+
+@dataclass
+class Here:
+    """The GPU: `name` is what PyTorch calls the device of its tensors, `fake` the imagined machine."""
+
+    name: str
+    device: Device
+    fake: FakeGpu | None = None
+
+    @property
+    def real(self) -> bool:
+        """True on a GPU, False on the imagined one."""
+        return self.fake is None
+
+    def pick(self, real: Any, imagined: Any) -> Any:
+        """One of two sizes, lists of cases, names."""
+        return real if self.real else imagined
+
+    def wait(self) -> None:
+        """Until everything launched is done; what went wrong in it is raised here."""
+        if self.real:
+            torch.cuda.synchronize(self.name)
+
+    def stream(self) -> contextlib.AbstractContextManager[Any]:
+        """In the block a new stream is the current one; behind it the default stream waits for it."""
+        return _stream(self.name) if self.real else contextlib.nullcontext()
+
+    def graph(self, call: Callable[[], None]) -> Callable[[], None]:
+        """A call recorded as a CUDA graph, to be replayed; what it computes has to go to tensors that stay."""
+        if not self.real:
+            return call
+        with self.stream():
+            for _ in range(3):
+                call()
+        self.wait()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+    def launches(self) -> int:
+        """Kernels launched by lntune since it was asked last; only the imagined driver counts them, a real one says at least one."""
+        return 1 if self.fake is None else sum(line.startswith("cuLaunchKernel") for line in self.fake.log())
+
+
+def recorded(call: Callable[[], tuple[torch.Tensor, ...]], _: torch.device) -> tuple[tuple[torch.Tensor, ...], Callable[[], None]]:
+    """What lntune.torch.graphs.capture gives, without a graph: the outputs of a call, and the call made again into the same outputs."""
+    outputs = call()
+
+    def replay() -> None:
+        for kept, made in zip(outputs, call(), strict=True):
+            kept.copy_(made)
+
+    return outputs, replay
+
+
+@contextlib.contextmanager
+def _stream(name: str) -> Iterator[None]:
+    default, made = torch.cuda.current_stream(name), torch.cuda.Stream(name)
+    made.wait_stream(default)
+    with torch.cuda.stream(made):
+        yield
+    default.wait_stream(made)
+
+
+@pytest.fixture(params=["imagined", pytest.param("cuda", marks=pytest.mark.gpu)])
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """The GPU of the test. On the imagined one, tensors of the CPU are that GPU's: lntune's calls on them go to its kernels."""
+    if request.param == "cuda":
+        torch.cuda.init()
+        dispatch.reload()
+        yield Here("cuda:0", launcher.device(0))
+        torch.cuda.synchronize()
+        return
+    fake = request.getfixturevalue("fake_gpu")
+    device = launcher.device(0)
+    monkeypatch.setattr(devices, "_known", lambda kind, index: device if kind == "cpu" else None)
+    monkeypatch.setattr(graphs, "capture", recorded)
+    dispatch.reload()
+    yield Here("cpu", device, fake)
+    monkeypatch.undo()
+    dispatch.reload()
+
+
+__all__ = ["Here", "here", "recorded"]
