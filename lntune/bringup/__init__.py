@@ -22,6 +22,7 @@ from rich.console import Console
 
 from lntune import doctor, ops, paths, records, schedule, toolchain
 from lntune.bringup import known, outcome, place, value
+from lntune.bringup.builders import Builders
 from lntune.bringup.outcome import Found
 from lntune.bringup.steps import Bench, Copy, Helper, Smoke, Verify
 from lntune.case import Case
@@ -158,19 +159,23 @@ class _Bringup:
     def smoke(self, helper: Helper) -> str:
         """Every operator's first schedule with its default knobs, on a small shape: built, loaded, checked against float64."""
         wanted = [Case(op, hidden, dtype, SMOKE_ROWS) for dtype, hidden in SMOKE_SIZES.items() for op in dict.fromkeys(c.op for c in self.plan)]
+        plans = {case: next(iter(schedule.for_op(case.op, self.device.kind).values()), None) for case in wanted}
+        defaults = {case: Candidate.of(plan.name, plan.default(case, self.device)) for case, plan in plans.items() if plan is not None}
         until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
-        with StepProgress(self.out, "smoke", len(wanted)) as progress:
-            for case in wanted:
+        with (
+            Builders(self.device, list(defaults.items()), SMOKE_SECONDS) as builders,
+            StepProgress(self.out, "smoke", len(wanted)) as progress,
+        ):
+            for case, plan in plans.items():
                 progress(str(case))
-                plan = next(iter(schedule.for_op(case.op, self.device.kind).values()), None)
                 if plan is None:
                     self.found.smoke.append(Smoked(case, "", "invalid", f"{case.op} has no schedule for a {self.device.kind}"))
                     continue
-                candidate = Candidate.of(plan.name, plan.default(case, self.device))
-                job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
+                builders.wait(case, defaults[case], until - time.monotonic())
+                job = Job(case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed)
                 answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(SMOKE_LEAST, until - time.monotonic())))
                 came = answer.outcome or Outcome("run", answer.error)
-                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=candidate.knobs, **_fields(came))
+                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **_fields(came))
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
@@ -218,18 +223,20 @@ class _Bringup:
         tuned = [case for case in self.plan if case in self.before or case in self.found.tuned]
         todo = [msgspec.structs.replace(case, variant=ops.get(case.op).check_variant("")) for case in tuned]
         todo += [msgspec.structs.replace(case, variant=variant) for case in tuned for variant in ops.get(case.op).checked]
+        finals = known.finals(self.device, tuned)
+        served = [finals[msgspec.structs.replace(case, variant="")] for case in todo]
+        kernels = [(case, Candidate(r.schedule, tuple(r.knobs.items()))) for case, r in zip(todo, served, strict=True)]
         done = 0
-        with StepProgress(self.out, "verify", len(todo)) as progress:
-            for case in todo:
-                left = self.left(SHARES["bench"])
-                if left <= 0:
-                    break
+        with Builders(self.device, kernels, VERIFY_SECONDS) as builders, StepProgress(self.out, "verify", len(todo)) as progress:
+            for case, candidate in kernels:
                 progress(str(case))
-                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left))
-                done += 1
-                if answer.error and "no answer within" in answer.error and left < VERIFY_SECONDS:
-                    done -= 1  # the time was over, which is not the kernel's fault
+                builders.wait(case, candidate, min(VERIFY_SECONDS, self.left(SHARES["bench"])))
+                if (left := self.left(SHARES["bench"])) <= 0:
                     break
+                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left))
+                if answer.late and left < VERIFY_SECONDS:
+                    break  # the time was over, which is not the kernel's fault
+                done += 1
                 self.found.wrong += [f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok]
                 self.found.wrong += [f"{case}: {answer.error}"] if answer.error else []
         self.found.verified, self.found.not_verified = done, len(todo) - done

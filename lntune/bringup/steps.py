@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -53,9 +52,10 @@ Step = Copy | Smoke | Verify | Bench
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a step: one of the results, or `error` in words."""
+    """What came of a step: one of the results, or `error` in words; `late` when its time was over."""
 
     error: str = ""
+    late: bool = False
     bandwidth: float | None = None
     outcome: Outcome | None = None
     results: Sequence[Result] = ()
@@ -74,9 +74,6 @@ class Helper(worker.Worker):
 
     def __enter__(self) -> Helper:
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the child where there is none.
@@ -97,7 +94,7 @@ class Helper(worker.Worker):
         """
         raw = self.answer(step, max(seconds, 0.1))
         if isinstance(raw, Outcome):
-            return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message)
+            return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message, raw.status == "timeout")
         answer = msgspec.json.decode(raw, type=Answer)
         device = step.job.device if isinstance(step, Smoke) else step.device
         raised = bool(answer.error) or (answer.outcome is not None and answer.outcome.status == "run")
