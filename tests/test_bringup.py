@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from on_gpu import Here, here
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -31,6 +32,8 @@ from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.records import Record, Timing
 from lntune.report import bringup as report
 from lntune.trial import Job, Outcome
+
+__all__ = ["here"]
 
 FAULTY = Path(__file__).parent / "faulty"
 CPU = device_module.current()
@@ -514,3 +517,20 @@ def test_outcomes_are_records(log_dir: Path) -> None:
     """A smoke check is in the log as a trial is."""
     outcome_ = Outcome("ok", "", {"tuned": Timing((1.0,), 1.0)}, {"y": 0.5}, {"y": 1.0})
     assert set(bringup._fields(outcome_)) <= set(Record.__struct_fields__)
+
+
+def test_a_bringup_on_an_imagined_gpu(in_process: None, here: Here, log_dir: Path) -> None:
+    """Every stage works with a GPU as the target: kernels are built ahead for it, run by the tuner's own processes, verified and benchmarked
+    as they serve calls on its tensors, and logged as its own.
+    """
+    if here.real:
+        found, text = go(target="cuda", ops=(), with_compile=True)
+    else:
+        found, text = go(target="cuda")
+    assert found.ok, f"{text}\n{found}"
+    assert found.target == here.device.isa and found.left == []
+    assert all(one.works for one in found.smoke)
+    assert found.tuned == len(found.operators) and found.verified >= 2 * found.tuned and found.wrong == []
+    assert len(found.benchmarks) == found.tuned and not found.not_benchmarked
+    assert {record.device for record in records.read([log_dir])} == {here.device}
+    assert "cuda" in {record.case.op: record.device.target()["kind"] for record in records.read([log_dir])}.values()
