@@ -25,6 +25,10 @@ _CHECKSUM = 32
 """Bytes of SHA-256, with which such a file begins."""
 
 
+class DamagedError(BuildError):
+    """A file in the cache is not a whole kernel."""
+
+
 class Key(msgspec.Struct, frozen=True):
     """Everything the bytes of a kernel depend on. Timings and the log are not among it."""
 
@@ -118,16 +122,30 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Call
         ScheduleError: the knobs do not fit.
     """
     path = path_of(key_of(case.typical, schedule, setting, device))
-    load = _load_gpu if device.kind == "gpu" else runtime.load
+    if device.kind == "gpu":
+        return _gpu_kernel(case, schedule, setting, device, path)
     if path.is_file():
         try:
-            return load(path)
-        except ToolchainError:  # the runtime or the driver, not this file, is what is missing
+            return runtime.load(path)
+        except ToolchainError:  # the runtime, not this file, is what is missing
             raise
         except BuildError:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return load(prepare(case, schedule, setting, device))
+    return runtime.load(prepare(case, schedule, setting, device))
+
+
+def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path) -> Callable[..., None]:
+    """The kernel in a file; what the driver says against a file that is whole would be said of a new one too."""
+    if launcher.missing() and not launcher.count():
+        raise ToolchainError(f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}")
+    if path.is_file():
+        try:
+            return launcher.load(read(path))
+        except DamagedError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return launcher.load(read(prepare(case, schedule, setting, device)))
 
 
 def _store(binary: Binary, path: Path) -> None:
@@ -145,17 +163,12 @@ def read(path: Path) -> Binary:
     """A stored GPU kernel.
 
     Raises:
-        BuildError: the file is missing, damaged, or of another release of lntune.
+        DamagedError: the file is missing, damaged, or of another release of lntune.
     """
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
-            raise BuildError(f"cannot load the kernel {path}: it is damaged.")
+            raise DamagedError(f"cannot load the kernel {path}: it is damaged.")
         return msgspec.msgpack.decode(content[_CHECKSUM:], type=Binary)
     except (OSError, msgspec.MsgspecError) as e:
-        raise BuildError(f"cannot load the kernel {path}: {e}") from e
-
-
-def _load_gpu(path: Path) -> Callable[..., None]:
-    """The function of a stored GPU kernel."""
-    return launcher.load(read(path))
+        raise DamagedError(f"cannot load the kernel {path}: {e}") from e

@@ -123,6 +123,21 @@ def test_one_flipped_bit_is_damage(fake_gpu: FakeGpu, own_cache: Path) -> None:
         artifact.read(own_cache / "missing.gpu")
 
 
+def test_what_the_driver_refuses_is_not_built_again(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole file that the driver cannot load is told as that, and kept; and where no GPU can be used nothing is built for it."""
+    device = launcher.device(0)
+    path = artifact.prepare(*plan(), device)
+    monkeypatch.setattr(build, "binary", None)
+    fake_gpu.fail("cuLibraryLoadData", 222)
+    with pytest.raises(BuildError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*older than the compiler"):
+        artifact.kernel(*plan(), device)
+    assert path.is_file()
+    fake_gpu.setup(count=0)
+    path.unlink()
+    with pytest.raises(ToolchainError, match="no GPU can be used here"):
+        artifact.kernel(*plan(), device)
+
+
 LOAD = """
 import sys, torch
 from lntune import artifact, schedule
@@ -179,6 +194,16 @@ def test_device_code_is_embedded() -> None:
     assert "nvcc" in made.compiler or "nvrtc" in made.compiler
 
 
+@needs_compiler
+@pytest.mark.parametrize("op", ["layer_norm", "lnlstm_step_backward"])
+def test_bfloat16_on_turing(op: str) -> None:
+    """Where the hardware has no bfloat16, kernels of it are built all the same, also together with those for newer GPUs."""
+    device, found = device_of("cuda:sm_75"), next(iter(schedule.for_op(op, "gpu").values()))
+    case = Case(op, 64, "bfloat16", 8)
+    made = build.binary(case, found, found.default(case, device), device, ("sm_75", "sm_90"))
+    assert [image[:4] for image in made.images.values()] == [b"\x7fELF"] * 2
+
+
 # Which GPUs are here.
 
 
@@ -226,7 +251,7 @@ def absent(fake_gpu: FakeGpu, why: str) -> None:
     assert why in launcher.missing()
     with pytest.raises(ToolchainError, match=why):
         launcher.device(0)
-    with pytest.raises(ToolchainError, match=rf"layer_norm of hidden size 96, float32, weight.*{why}"):
+    with pytest.raises(ToolchainError, match=rf"layer_norm 8x96 float32 weight \(shared_row\): .*{why}"):
         artifact.kernel(*plan(), SM90)
 
 
