@@ -78,6 +78,18 @@ def test_inputs_may_be_views() -> None:
         assert torch.equal(graphs.run(loop, (x, y), ([1],))[0], x + y)
 
 
+def test_inference_mode_leaves_no_mark() -> None:
+    """A graph captured in inference mode serves outside of it, and the other way round."""
+    for modes in ((torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)):
+        loop = Loop()
+        for step in range(4):
+            with modes[step // 2]():
+                x = torch.full((3,), float(step))
+                assert torch.equal(graphs.run(loop, (x, x), ([1],))[0], 2 * x)
+        assert replayed() == 1
+        graphs.forget()
+
+
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture that fails is said once and not tried again; the loop goes on without."""
     tries = []

@@ -121,6 +121,25 @@ def lifted(input: Tensor) -> bool:
     return input.device.type == "cuda" and input.dtype in _LOW and torch.is_autocast_enabled("cuda")
 
 
+def native(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd) of torch.native_layer_norm, whatever the dtypes of the affine vectors; the statistics as they come."""
+    if input.device.type == "cpu" or not mixed(input, weight, bias):
+        return torch.native_layer_norm(input, list(shape), *pair(input, shape, weight, bias), eps)
+    x, weight, bias = in_float32(input, weight, bias)
+    y, mean, rstd = torch.native_layer_norm(x, list(shape), weight, bias, eps)
+    return y.to(input.dtype), mean, rstd
+
+
+def in_float32(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """All three in float32."""
+    return input.float(), None if weight is None else weight.float(), None if bias is None else bias.float()
+
+
+def mixed(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """True where an affine vector is of another dtype than the input, which PyTorch's CUDA kernels refuse."""
+    return any(v is not None and v.dtype != input.dtype for v in (weight, bias))
+
+
 def pair(input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The affine vectors as PyTorch's CPU kernels take them, both in one dtype: forward refuses a mixed pair, and backward a
     float32 bias without a weight.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,7 +58,10 @@ def widest(device: Device, tensors: Sequence[Tensor]) -> int:
     return most
 
 
-@torch.compiler.assume_constant_result
-def types() -> tuple[str, ...]:
+def _types() -> tuple[str, ...]:
     """The types of PyTorch's devices on which kernels run."""
     return ("cpu", "cuda") if launcher.count() else ("cpu",)
+
+
+types: Callable[[], tuple[str, ...]] = torch.compiler.assume_constant_result(_types)
+"""The same, for code that torch.compile traces, too."""

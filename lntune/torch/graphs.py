@@ -55,7 +55,9 @@ def run(loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) 
     if not _possible(there[0].device):
         return loop(*tensors, *options)
     key = loop, tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors), _hashable(options), _stream(there[0].device)
-    with _lock:  # two threads on one stream must not replay between each other's copies
+    # Tensors of a graph are none of inference mode, outside of which they could not be written to. And two threads on one stream must not
+    # replay between each other's copies.
+    with _lock, torch.inference_mode(False), torch.no_grad():
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1

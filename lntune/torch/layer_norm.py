@@ -21,7 +21,7 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, check_arguments, kind, lifted, pair, recorded, served, there
+from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, lifted, mixed, native, pair, recorded, served, there
 from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
 
 _compiling = torch.compiler.is_compiling
@@ -74,7 +74,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     if not served(input, weight, bias, hidden):
         return _eager(input, shape, weight, bias, eps)
     if lifted(input):
-        return layer_norm(input.float(), shape, *(v if v is None else v.float() for v in (weight, bias)), eps)
+        x, weight, bias = in_float32(input, weight, bias)
+        return layer_norm(x, shape, weight, bias, eps)
     grad = recorded(input, weight, bias)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, grad)
@@ -96,6 +97,9 @@ def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Te
 
 def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """PyTorch's layer norm."""
+    if input.device.type == "cuda" and mixed(input, weight, bias):
+        x, weight, bias = in_float32(input, weight, bias)
+        return functional.layer_norm(x, shape, weight, bias, eps).to(input.dtype)
     return functional.layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
 
 
@@ -125,7 +129,7 @@ class _LayerNorm(torch.autograd.Function):
             _saving.call(input, shape, weight, bias, eps) if kernel is None else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
         )
         if made is None:  # forgotten by another thread since it was asked whether it serves
-            plain, *stats = torch.native_layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
+            plain, *stats = native(input, shape, weight, bias, eps)
             made = (plain, *(s.float().flatten() for s in stats))
         ctx.shape = shape
         ctx.save_for_backward(input, weight, bias, *made[1:])
@@ -148,7 +152,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     if input.device.type not in devices.types() or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
     if lifted(input):
-        input, weight, bias = input.float(), *(v if v is None else v.float() for v in (weight, bias))
+        input, weight, bias = in_float32(input, weight, bias)
     y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, recorded(input, weight, bias))
     return y  # type: ignore[no-any-return]
 
@@ -166,7 +170,7 @@ def layer_norm_op(
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        y, mean, rstd = torch.native_layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
+        y, mean, rstd = native(input, shape, weight, bias, eps)
         mean, rstd = mean.float().flatten(), rstd.float().flatten()
     if not stats or mean is None or rstd is None:
         mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)

@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
 from lntune.torch import dispatch
-from lntune.torch.arguments import NAMES, check_arguments, kind, served, there
+from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mixed, served, there
 
 Wanted = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -120,12 +120,20 @@ def eager_backward(
 ) -> Gradients:
     """PyTorch's own backward, given float32 statistics (rows,) whatever the input's dtype.
 
-    Low precision takes its mixed-dtype form, in which weight and statistics are float32: the other would round the
-    statistics to the input's dtype first.
+    On CPUs low precision takes its mixed-dtype form, in which weight and statistics are float32: the other would round the
+    statistics to the input's dtype first. On GPUs statistics are float32 always, and all the rest has to be of one dtype.
     """
+    if input.device.type == "cuda":
+        if mixed(input, weight, bias):
+            x, gamma, beta = in_float32(input, weight, bias)
+            made = eager_backward(dy.float(), x, shape, mean, rstd, gamma, beta, wanted)
+            like = (input, weight, bias)
+            return tuple(g if g is None or t is None else g.to(t.dtype) for g, t in zip(made, like, strict=True))  # type: ignore[return-value]
+        low = False
+    else:
+        low = input.itemsize < torch.float32.itemsize
     shape = list(shape)
     stats_shape = [*input.shape[: input.ndim - len(shape)], *[1] * len(shape)]
-    low = input.itemsize < torch.float32.itemsize
     gamma = weight
     if low:
         gamma = torch.ones(shape, dtype=torch.float32, device=input.device) if weight is None else weight.float()

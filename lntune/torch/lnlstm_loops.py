@@ -41,11 +41,11 @@ def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], 
     if onednn and steps >= least_steps and matrix.numel() >= least:
         op = torch.ops.mkldnn
         try:
-            packed = op._reorder_linear_weight(matrix.contiguous(), rows)
+            packed, product = op._reorder_linear_weight(matrix.contiguous(), rows), op._linear_pointwise.default
         except (AttributeError, RuntimeError):  # another PyTorch, or a CPU without instructions for the dtype
             pass
         else:
-            return lambda a, out: out.copy_(op._linear_pointwise(a.to(dtype), packed, None, "none", [], ""))
+            return lambda a, out: out.copy_(product(a if a.dtype == dtype else a.to(dtype), packed, None, "none", [], ""))
     if cpu and not single:
         matrix = matrix.contiguous()  # a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
     transposed = matrix.t()
