@@ -1,0 +1,193 @@
+"""Kernels on a GPU: every operator, dtype and variant against float64, empty and huge tensors, the same bits every time, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from on_gpu import Here, here
+
+from lntune import artifact, check, ops, schedule
+from lntune.case import DTYPES, Case
+from lntune.errors import InputError, LaunchError
+from lntune.schedule import Schedule
+
+__all__ = ["here"]
+
+PLANS = [s for s in schedule.all_schedules().values() if s.kind == "gpu"]
+every_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def default(plan: Schedule, case: Case, here: Here) -> Callable[..., None]:
+    """The kernel of a schedule with its default knobs."""
+    return artifact.kernel(case, plan, plan.default(case, here.device), here.device)
+
+
+def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
+    """The kernel passes the check that every candidate of a tuning run has to pass: adversarial inputs, fences, float64."""
+    verdict = check.verify(case, kernel, check.ALIGNED, here.name, here.device.cores)
+    assert verdict.ok, verdict.message
+
+
+@every_dtype
+@every_plan
+def test_every_size_is_right(plan: Schedule, dtype: str, here: Here) -> None:
+    """One element, odd and prime sizes, whole vectors, long rows: right on every style of input, with default knobs."""
+    for hidden in here.pick((1, 7, 97, 768, 1000, 1024, 4096, 5003, 8192, 12288, 16384), (7, 40)):
+        case = Case(plan.op, hidden, dtype, 512)
+        assert_right(case, default(plan, case, here), here)
+
+
+@every_plan
+def test_the_longest_rows_are_right(plan: Schedule, here: Here) -> None:
+    """The longest rows there are, and a long odd one."""
+    longest = 65536 if plan.op.startswith("layer_norm") else 16384
+    for hidden in here.pick((longest, 50257 if longest > 50257 else 12289), (96,)):
+        case = Case(plan.op, hidden, "bfloat16", 512)
+        assert_right(case, default(plan, case, here), here)
+
+
+@every_plan
+def test_every_variant_is_right(plan: Schedule, here: Here) -> None:
+    """Whatever is there or not there beside the input, in every dtype."""
+    op = ops.get(plan.op)
+    chosen = [(variant, dtype) for variant in op.variants for dtype in DTYPES]
+    for variant, dtype in here.pick(chosen, chosen[:: max(1, len(chosen) // 4)]):
+        case = Case(op.name, here.pick(1000, 24), dtype, 512, variant)
+        assert_right(case, default(plan, case, here), here)
+
+
+@every_plan
+def test_every_row_bucket_is_right(plan: Schedule, here: Here) -> None:
+    """A schedule may look at the number of rows its kernel is for; whichever that is, the kernel is right for any."""
+    for rows in here.pick((1, 8, 32, 512, 4096, 32768), (1, 32768)):
+        case = Case(plan.op, here.pick(1024, 24), "bfloat16", rows)
+        assert_right(case, default(plan, case, here), here)
+
+
+def arguments(case: Case, rows: int, here: Here, seed: int = 0) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """(the arguments of a kernel, its outputs by name): plain random inputs, outputs of NaN, sums of zero."""
+    op = ops.get(case.op)
+    given = op.inputs(case, rows, "normal", seed)
+    values: list[Any] = []
+    outputs: dict[str, torch.Tensor] = {}
+    for a in op.arguments(case):
+        if a.role in ("out", "sum"):
+            sizes = a.sizes(rows, case.hidden, case.blocks(here.device.cores))
+            outputs[a.name] = torch.full(sizes, 0.0 if a.role == "sum" else torch.nan, dtype=getattr(torch, a.dtype), device=here.name)
+            values.append(outputs[a.name])
+        else:
+            values.append(given[a.name] if a.role == "scalar" else given[a.name].to(here.name))
+    return values, outputs
+
+
+@every_dtype
+@every_plan
+def test_the_same_bits_every_time(plan: Schedule, dtype: str, here: Here) -> None:
+    """The same call gives the same bits, sums over rows (dgamma, dbeta and their like) among them: nothing is added in the order it comes."""
+    case = Case(plan.op, here.pick(1024, 40), dtype, here.pick(4096, 32))
+    kernel = default(plan, case, here)
+    first: dict[str, torch.Tensor] = {}
+    for _ in range(here.pick(20, 2)):
+        values, outputs = arguments(case, case.rows, here)
+        kernel(*values)
+        here.wait()
+        assert not any(out.isnan().any() for out in outputs.values())
+        for name, out in outputs.items():
+            assert torch.equal(first.setdefault(name, out), out), name
+
+
+@every_plan
+def test_no_rows(plan: Schedule, here: Here) -> None:
+    """An empty batch is no launch of anything that has rows, and no error."""
+    case = Case(plan.op, 40, "float32", 8)
+    values, outputs = arguments(case, 0, here)
+    default(plan, case, here)(*values)
+    here.wait()
+    assert all(not out.numel() or out.eq(0).all() or out.isnan().all() for out in outputs.values())
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "layer_norm_backward"])
+def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
+    """Beyond 2^31 elements every row is still the right one, at the beginning, around 2^31 and at the end."""
+    hidden, elements = here.pick((4096, 2**31 + 2**24), (40, 2**9))
+    if here.real:
+        free = torch.cuda.mem_get_info(here.name)[0]
+        if free < 24 << 30:
+            pytest.skip(f"needs 24 GiB of the GPU's memory; {free >> 30} are free")
+    case = Case(op, hidden, "bfloat16", 32768)
+    plan = next(p for p in PLANS if p.op == op)
+    rows = -(-elements // hidden)
+    chosen = sorted({*range(4), *range(2**31 // hidden - 2, 2**31 // hidden + 2), *range(rows - 4, rows)} & set(range(rows)))
+    small = ops.get(op).inputs(case, 64, "normal", 0)
+    values: list[Any] = []
+    made: dict[str, torch.Tensor] = {}
+    given: dict[str, Any] = {}
+    for a in ops.get(op).arguments(case):
+        sizes = a.sizes(rows, hidden, case.blocks(here.device.cores))
+        if a.role in ("out", "sum"):
+            made[a.name] = torch.zeros(sizes, dtype=getattr(torch, a.dtype), device=here.name)
+            values.append(made[a.name])
+        elif a.shape[:1] == ("rows",):  # 64 rows over and over, each block of them scaled differently would need as much memory again
+            block = small[a.name].to(here.name)
+            whole = block.repeat(-(-rows // 64), *(1 for _ in sizes[1:]))[:rows]
+            values.append(whole)
+            given[a.name] = whole[chosen].cpu()
+        else:
+            given[a.name] = small[a.name]
+            values.append(small[a.name] if a.role == "scalar" else small[a.name].to(here.name))
+    default(plan, case, here)(*values)
+    here.wait()
+    part = Case(op, hidden, "bfloat16", len(chosen))
+    truth = ops.get(op).reference(part, given)
+    for a in ops.get(op).arguments(case):
+        if a.role == "out" and a.shape[:1] == ("rows",):
+            off = (made[a.name][chosen].cpu().double() - truth[a.name]).abs().max().item()
+            assert off <= 2.0**-7 * truth[a.name].abs().max().item(), f"{a.name}: {off}"
+
+
+def test_arguments_that_do_not_fit(here: Here) -> None:
+    """A tensor of another dtype, shape, layout or alignment, one too many, is an InputError naming the operator and the argument, on a
+    GPU also one on the CPU; nothing is launched, and the next call works.
+    """
+    plan = next(p for p in PLANS if p.op == "layer_norm")
+    case = Case("layer_norm", 64, "float32", 8)
+    kernel = default(plan, case, here)
+    values, outputs = arguments(case, 8, here)
+    x = values[0]
+    wrong = [x.double(), x[:, :32], x.t().contiguous().t(), torch.cat([x.flatten(), x[0]])[1 : 1 + x.numel()].view(x.shape)]
+    wrong += [x.cpu()] if here.real else []
+    here.launches()
+    for bad in wrong:
+        with pytest.raises(InputError, match=r"layer_norm.*x"):
+            kernel(bad, *values[1:])
+    with pytest.raises(InputError, match="layer_norm"):
+        kernel(*values, x)
+    assert outputs["y"].isnan().all()
+    kernel(*values)
+    here.wait()
+    assert outputs["y"].isfinite().all()
+
+
+def test_a_launch_that_fails(here: Here) -> None:
+    """An error of the driver is a LaunchError naming the operator and the case; the process can go on where the driver lets it."""
+    if here.fake is None:
+        pytest.skip("a real driver has no launch that fails and leaves the process as it was")
+    plan = next(p for p in PLANS if p.op == "layer_norm")
+    case = Case("layer_norm", 64, "float32", 8)
+    kernel = default(plan, case, here)
+    values, outputs = arguments(case, 8, here)
+    here.fake.fail("cuLaunchKernel", 701)  # too many resources requested for launch
+    with pytest.raises(LaunchError, match=r"layer_norm.*64.*float32"):
+        kernel(*values)
+    here.fake.fail()
+    kernel(*values)
+    assert outputs["y"].isfinite().all()
+
+
+def test_every_operator_has_a_schedule() -> None:
+    """Each operator has a schedule for GPUs, so that the tests above leave none out."""
+    assert {plan.op for plan in PLANS} == set(ops.OPS)
