@@ -393,10 +393,11 @@ static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *v
   if (!fits)
     REFUSE(INPUT, "%s, argument %s: got shape %s, expected %s.", p->title, name, list_dims(t->shape, t->ndim, got, sizeof got),
            list_dims(a->dim, a->dims, wanted, sizeof wanted));
-  int64_t step = 1, size = 1;
-  for (int d = 0; d < t->ndim; ++d) size *= t->shape[d];
-  for (int d = t->ndim - 1; t->strides && size && d >= 0; step *= t->shape[d--])
-    if (t->shape[d] != 1 && t->strides[d] != step)
+  uint64_t step = 1; /* unsigned: what does not fit wraps, and is no tensor there can be */
+  int empty = 0;
+  for (int d = 0; d < t->ndim; ++d) empty |= !t->shape[d];
+  for (int d = t->ndim - 1; t->strides && !empty && d >= 0; step *= (uint64_t)t->shape[d--])
+    if (t->shape[d] != 1 && (uint64_t)t->strides[d] != step)
       REFUSE(INPUT, "%s, argument %s: got strides %s, expected a contiguous tensor.", p->title, name, list_dims(t->strides, t->ndim, got, sizeof got));
   DLDevice expected = {(DLDeviceType)p->driver->device_type, *device < 0 ? t->device.device_id : *device};
   if (t->device.device_type != expected.device_type || t->device.device_id != expected.device_id)
@@ -404,7 +405,7 @@ static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *v
            *device < 0 ? "one on a GPU" : device_name(expected, wanted, sizeof wanted));
   *device = expected.device_id;
   value->pointer = (char *)t->data + t->byte_offset;
-  if (size && (uintptr_t)value->pointer % (uintptr_t)a->alignment)
+  if (!empty && (uintptr_t)value->pointer % (uintptr_t)a->alignment)
     REFUSE(INPUT, "%s, argument %s: got memory at a multiple of %d bytes, expected one of %d.", p->title, name,
            (int)((uintptr_t)value->pointer & -(uintptr_t)value->pointer), (int)a->alignment);
   return 0;
@@ -424,10 +425,10 @@ static void no_memory(void *context, const char *kind, const char *message) {
 
 /* All scratch as one tensor of PyTorch's: what is released here is reused in the order of the stream, and in a graph's own pool. */
 static int allocate(const Program *p, int device, int64_t rows, Value *values, DLManagedTensorVersioned **owner) {
-  int64_t offset[MAX_SCRATCH], total = 0, size;
+  int64_t offset[MAX_SCRATCH], total = 0, size, most = INT64_MAX / 2 / MAX_SCRATCH;
   Trouble trouble = {p, 0};
   for (int i = 0; i < p->scratches; ++i) {
-    if (number(p->codes + p->scratch[i].elements, rows, &size) || size < 0 || __builtin_mul_overflow(size, p->scratch[i].itemsize, &size))
+    if (number(p->codes + p->scratch[i].elements, rows, &size) || size < 0 || __builtin_mul_overflow(size, p->scratch[i].itemsize, &size) || size > most)
       REFUSE(INPUT, "%s: got %lld rows, expected fewer: the kernels' scratch memory would be too large.", p->title, (long long)rows);
     offset[i] = total;
     total += (size + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
