@@ -39,17 +39,11 @@ class Inspected(msgspec.Struct, frozen=True):
     @property
     def problems(self) -> tuple[str, ...]:
         """What would have the candidate pruned before it costs a device's time; empty for a good one."""
-        return (*(problem for kernel in self.kernels for problem in kernel.problems), *self.repeated)
-
-    @property
-    def repeated(self) -> tuple[str, ...]:
-        """The matrices that are moved more than once, one sentence each."""
-        again = [f"reads {name} {times:.3g} times" for name, times in self.read.items() if times >= TWICE]
-        return (*again, *(f"writes {name} {times:.3g} times" for name, times in self.written.items() if times >= TWICE))
+        return (*(problem for kernel in self.kernels for problem in kernel.problems), *repeated(self.read, self.written))
 
 
-def _traffic(case: Case, program: Any) -> list[Traffic]:
-    """What each launch of the program reads and writes for the case's rows."""
+def _traffic(case: Case, program: Any, blocks: int) -> list[Traffic]:
+    """What each launch of the program reads and writes for the case's rows; `blocks` keep sums of their own."""
     import torch
 
     op, seen = ops.get(case.op), list[Traffic]()
@@ -57,7 +51,7 @@ def _traffic(case: Case, program: Any) -> list[Traffic]:
     values = []
     for a in op.arguments(case):
         out = a.role not in ("in", "scalar")
-        values.append(torch.zeros(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype)) if out else given[a.name])
+        values.append(torch.zeros(a.sizes(case.rows, case.hidden, blocks), dtype=getattr(torch, a.dtype)) if out else given[a.name])
     emulated.kernel(case, program, seen=seen)(*values)
     return seen
 
@@ -75,21 +69,37 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Ins
     program = build.program(case, schedule, setting, device)
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
     few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
-    launched = _traffic(few, program)
+    read, written, extra = moves(few, program, case.blocks(device.cores))
+    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra)
+
+
+def repeated(read: dict[str, float], written: dict[str, float]) -> tuple[str, ...]:
+    """The matrices that are moved more than once, one sentence each."""
+    again = [f"reads {name} {times:.3g} times" for name, times in read.items() if times >= TWICE]
+    return (*again, *(f"writes {name} {times:.3g} times" for name, times in written.items() if times >= TWICE))
+
+
+def moves(case: Case, program: Any, blocks: int) -> tuple[dict[str, float], dict[str, float], float]:
+    """(read, written, extra) of Inspected, found by running the case's rows in the emulator; `blocks` keep sums of their own.
+
+    Raises:
+        EmulatorError: the program does what would be an error on a device.
+    """
+    launched = _traffic(case, program, blocks)
     read: dict[str, float] = {}
     written: dict[str, float] = {}
     moved = least = 0
     for a in ops.get(case.op).arguments(case):
         if a.role == "scalar":
             continue
-        size = DTYPES[a.dtype] * math.prod(a.sizes(few.rows, case.hidden))
+        size = DTYPES[a.dtype] * math.prod(a.sizes(case.rows, case.hidden, blocks))
         loaded = sum(t[a.name].loaded for t in launched if a.name in t)
         stored = sum(t[a.name].stored for t in launched if a.name in t)
-        least += size
+        least += size * (2 if a.role == "sum" else 1)  # which is added to
         if len(a.shape) > 1:
             moved += loaded + stored
             read |= {a.name: loaded / size} if loaded else {}
             written |= {a.name: stored / size} if stored else {}
         else:
             moved += max(size, stored)
-    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, moved / least - 1)
+    return read, written, moved / least - 1

@@ -8,19 +8,25 @@ these, on a row as short as the knobs allow. `inspection` looks closer, at one c
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from typing import Any
 
 import msgspec
 
-from lntune import build, cuda, inspection, knobs
+from lntune import build, cuda, inspection, knobs, native, paths
 from lntune.case import Case
 from lntune.cuda import Inspection
 from lntune.device import Device
 from lntune.device_code import Program
-from lntune.errors import LntuneError
+from lntune.errors import BuildError, InputError, LntuneError, got_expected
 from lntune.schedule import Schedule
 
+_FORMAT = 1
 _SHORT = (1024, 2048, 4096, 8192)
+ROWS = 32
+"""Rows at least that the emulator counts the bytes of; no fewer than all blocks work on at a time, or those without a row would count, too."""
+MOST_ROWS = 1024
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -61,20 +67,47 @@ def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program:
     for one in program.launches:
         x, y, z = one.blocks(case.rows)
         blocks.append(x * y * z)
-    return Facts(kernels, tuple(blocks), moved(case, schedule, setting, device))
+    default = _ways(schedule.default(case, device))
+    # What the default does may be all that can be done, as with rows that nothing holds.
+    return Facts(kernels, tuple(blocks), () if _ways(setting) == default else moved(case, schedule, setting, device))
+
+
+def _ways(setting: Any) -> dict[str, knobs.Value]:
+    """The knobs that choose between ways to do it."""
+    return {name: value for name, value in knobs.to_dict(setting).items() if not isinstance(value, int) or isinstance(value, bool)}
 
 
 def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
-    """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more than once."""
-    ways = tuple((name, value) for name, value in knobs.to_dict(setting).items() if not isinstance(value, int) or isinstance(value, bool))
-    key = (case.op, case.dtype, case.variant, schedule.name, schedule.source, device.isa, ways)
-    if key not in _moved:
-        short = shortened(case, schedule, setting, device)
-        try:
-            _moved[key] = inspection.inspect(short, schedule, setting, device).repeated
-        except LntuneError:
-            _moved[key] = ()  # what is wrong with it shows when it is verified
-    return _moved[key]
+    """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more than once; asked once per machine."""
+    key = [_FORMAT, case.op, case.dtype, case.variant, schedule.name, schedule.source, device.isa, _ways(setting)]
+    name = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:24]
+    path = paths.cache_dir() / "statics" / f"{name}.json"
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
+    try:
+        found = _emulated(case, schedule, setting, device)
+    except LntuneError:
+        return ()  # what is wrong with it shows when it is verified
+    with contextlib.suppress(BuildError), native.atomic(path) as temporary:
+        temporary.write_bytes(msgspec.json.encode(found))
+    return found
 
 
-_moved: dict[Any, tuple[str, ...]] = {}
+def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
+    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks go over the rows in turns, few rows then fill them.
+
+    Raises:
+        LntuneError: it cannot be built or run, or would take too long.
+    """
+    for cores in (1, 8, device.cores):
+        small = msgspec.structs.replace(device, cores=cores)
+        short = shortened(case, schedule, setting, small)
+        if schedule.reason_invalid(setting, short, small) is None:
+            break
+    program = build.program(short, schedule, setting, small)
+    turn = program.launches[0].blocks(1)[0] * int(knobs.to_dict(setting).get("rows", 1))
+    rows = -(-ROWS // turn) * turn
+    if rows > MOST_ROWS:
+        raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
+    read, written, _ = inspection.moves(msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores))
+    return inspection.repeated(read, written)

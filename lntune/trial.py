@@ -98,10 +98,10 @@ def _broken(device: Device) -> str:
     try:
         import torch
 
-        name = places.of(device).name
-        if name != "cpu":
-            torch.cuda.synchronize(name)
-        torch.zeros(1, device=name).sum().item()
+        place = places.of(device)
+        torch.zeros(1, device=place.name).sum().item()
+        if place.gpu is not None:
+            place.gpu.wait()
     except Exception as e:
         return _brief(e)
     return ""

@@ -16,14 +16,16 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import host_gpu
 import msgspec
 import pytest
 
-from lntune import cuda, device_code, emulator, native, paths, toolchain
+from lntune import cuda, device_code, device_timing, emulator, native, paths, toolchain
 from lntune.cuda import Compiled, driver, launcher
 from lntune.device_code import Binary, Launch
 
@@ -52,9 +54,13 @@ def library() -> Path:
 
 
 def to_cubin(source: str, arch: str) -> Compiled:
-    """The source in the place of device code."""
+    """The source in the place of device code, with a log and PTX in which each kernel takes 32 registers and loads and stores 16 bytes."""
     cuda.architecture(arch)
-    return Compiled(source.encode() + b"\0", "", source)
+    names = re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", source)
+    used = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 32 registers, used 1 barriers\n"
+    log = "".join(f"Compiling entry function '{name}' for '{arch}'\n{used}" for name in names)
+    body = "{\nld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];\nst.global.v4.f32 [%rd1], {%f1, %f2, %f3, %f4};\n}\n"
+    return Compiled(source.encode() + b"\0", log, "".join(f".visible .entry {name}()\n{body}" for name in names))
 
 
 class FakeGpu:
@@ -113,6 +119,9 @@ class FakeGpu:
         put(cuda, "stamp", lambda: "fake")
         put(cuda, "available", lambda: "")
         put(driver, "_chosen", (str(self.path), driver.CPU))
+        put(device_timing, "Cuda", host_gpu.HostGpu)
+        put(device_timing, "MOST", 2)
+        host_gpu.broken.clear()
         self.setup()
 
     def _launch(self, _device: int, image: bytes, kernel: bytes, sizes: Any, shared: int, _stream: int, parameters: Any) -> int:
@@ -128,6 +137,7 @@ class FakeGpu:
             return 0
         except Exception as e:
             self.errors.append(e)
+            host_gpu.broken.append("unspecified launch failure")
             return LAUNCH_FAILED
 
     @staticmethod

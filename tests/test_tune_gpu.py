@@ -1,0 +1,164 @@
+"""Tuning on a GPU, imagined (tests/fake_gpu.py): kernels are built ahead, launched through the launcher and run by the emulator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_gpu import FakeGpu
+
+from lntune import artifact, knobs, places, records, schedule, trial, tune
+from lntune.case import Case
+from lntune.cuda import launcher
+from lntune.cuda.targets import device_of
+from lntune.device import Device
+from lntune.errors import InputError
+from lntune.records import Record
+from lntune.trial import Candidate, Job
+from lntune.tune import Progress, Settings
+
+FAULTY = Path(__file__).parent / "faulty_gpu"
+CASE = Case("layer_norm", 64, "float32", 8)
+OTHER = Case("layer_norm", 96, "bfloat16", 4)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The schedules of tests/faulty_gpu beside the shipped ones."""
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+    schedule._load.cache_clear()
+    places._gpu.cache_clear()
+    yield
+    schedule._load.cache_clear()
+    places._gpu.cache_clear()
+
+
+@pytest.fixture
+def device(fake_gpu: FakeGpu) -> Device:
+    """The imagined GPU."""
+    return launcher.device(0)
+
+
+def children() -> set[int]:
+    """Processes that this one has started and that still are."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            found.add(int(stat.parent.name))
+    return found
+
+
+def logged(folder: Path, role: str = "trial") -> list[Record]:
+    """The records of the test's log, by role."""
+    return [r for r in records.read([folder]) if r.role == role]
+
+
+def job(name: str, device: Device, **fields: Any) -> Job:
+    """A short trial of a schedule at its default knobs."""
+    plan = schedule.get(name)
+    return Job(CASE, device, (Candidate.of(name, plan.default(CASE, device)),), 0.001, **fields)
+
+
+def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
+    """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in the cache of kernels, and no process is left."""
+    before = children()
+    seen: list[tuple[str, int]] = []
+    asked = Settings(trials=3, seconds=None, device=device, schedules=("shared_row",))
+    summary = tune.tune([CASE, OTHER], asked, lambda p: seen.append((p.phase, p.index)))
+    trials, finals = logged(log_dir), logged(log_dir, "final")
+    assert (summary.statuses, summary.untuned, summary.interrupted) == ({"ok": 6}, {}, False)
+    assert [t.case for t in trials] == [CASE] * 3 + [OTHER] * 3
+    assert summary.finals == finals
+    assert [f.case for f in finals] == [CASE, OTHER]
+    for record in (*trials, *finals):
+        assert record.device == device
+        assert set(record.clocks) == {1980}
+        assert 0 < record.errors["y"] <= 1
+    for final in finals:
+        assert set(final.timings) == {"tuned", "default", "eager", "copy"}
+        plan = schedule.get(final.schedule)
+        assert artifact.built(final.case, plan, knobs.from_dict(plan.knobs, final.knobs), device)
+    first = schedule.get("shared_row")
+    assert trials[0].knobs == Candidate.of("shared_row", first.default(CASE, device)).knobs
+    assert ("final", 0) in seen and ("done", 1) in seen
+    assert children() == before
+
+
+def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
+    """What crashes its builder, stalls it, answers wrongly or breaks the GPU's context is logged as that, and the sound one wins."""
+    expected = {"crashes": "compile", "stalls": "timeout", "misses": "wrong", "strays": "run", "sound": "ok"}
+    before = children()
+    # Defaults come first, whatever the rank; there are four knobs each, all alike.
+    asked = Settings(seconds=None, trials=3 * 4, device=device, schedules=tuple(expected), timeout=12.0, search="exhaustive")
+    seen: dict[str, Record] = {}
+
+    def enough(progress: Progress) -> None:
+        seen.update({r.schedule: r for r in logged(log_dir)})
+        if progress.phase == "search" and set(seen) == set(expected):
+            raise KeyboardInterrupt
+
+    summary = tune.tune([CASE], asked, enough)
+    assert {name: r.status for name, r in seen.items()} == expected
+    assert "SIGABRT" in seen["crashes"].message
+    assert "LAUNCH_FAILED" in seen["strays"].message
+    assert "times what is allowed" in seen["misses"].message
+    assert all(not r.timings for r in seen.values() if r.status != "ok")
+    (final,) = summary.finals
+    assert (final.schedule, final.status) == ("sound", "ok")
+    assert summary.interrupted
+    assert children() == before
+
+
+def test_a_broken_context(device: Device, fake_gpu: FakeGpu) -> None:
+    """After an error that stays the outcome says that the process is of no more use; after one that does not, that it is."""
+    outcome = trial.run(job("strays", device))
+    assert (outcome.status, outcome.lost) == ("run", True)
+    assert trial.run(job("sound", device, only="context")).message == "RuntimeError: CUDA error: unspecified launch failure"
+    assert len(fake_gpu.errors) == 1
+    fake_gpu.errors.clear()
+    fake_gpu.install(lambda *_: None)
+    assert trial.run(job("sound", device, only="context")).status == "ok"
+    fake_gpu.fail("cuLaunchKernel", 701)
+    outcome = trial.run(job("sound", device))
+    assert (outcome.status, outcome.lost) == ("run", False)
+    assert "OUT_OF_RESOURCES" in outcome.message
+
+
+def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that only builds leaves the kernel in the cache and tells what is known of it; the trial compiles nothing any more."""
+    built = trial.run(job("sound", device, only="build"))
+    assert built.status == "ok" and built.facts is not None and built.seconds > 0
+    (kernel,) = built.facts.kernels
+    assert (kernel.resources.registers, built.facts.problems) == (32, ())
+    monkeypatch.setattr("lntune.build.binary", lambda *_: pytest.fail("built again"))
+    outcome = trial.run(job("sound", device))
+    assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
+
+
+def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
+    """Ctrl-C in the search: the case is settled with what there is, later cases are left, and no process goes on building."""
+    before = children()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.trials == 1 and progress.phase == "search":
+            raise KeyboardInterrupt
+
+    summary = tune.tune([CASE, OTHER], Settings(seconds=None, device=device, schedules=("shared_row",)), interrupt)
+    assert summary.interrupted
+    assert [f.case for f in logged(log_dir, "final")] == [CASE]
+    assert len(logged(log_dir)) == 1
+    assert children() == before
+
+
+def test_a_gpu_that_is_not_here(log_dir: Path) -> None:
+    """Tuning for a GPU of elsewhere is refused before anything is run, with what is here and the dry run as a remedy."""
+    with pytest.raises(InputError, match=r"sm_90.*not here.*none.*--dry-run"):
+        tune.tune([CASE], Settings(device=device_of("cuda:sm_90")))
+    assert not log_dir.exists()
