@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,7 +99,7 @@ def _direct() -> Finding:
 def _gpu() -> list[Finding]:
     """The GPUs that are here, and whether kernels can be built for them and launched on them."""
     if toolchain.installed("torch") == MISSING:
-        return [Finding("gpu", "warn", "not known without torch", "Install torch."), _cuda_compiler(False)]
+        return [Finding("gpu", "warn", "not known without torch", "Install torch."), _cuda_compiler()]
     from lntune.cuda import driver
 
     try:
@@ -106,34 +107,33 @@ def _gpu() -> list[Finding]:
 
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     except (ImportError, OSError) as e:
-        return [Finding("gpu", "warn", f"not known: {e}", "Install torch again."), _cuda_compiler(False)]
-    why, here = driver.missing(), driver.opened()
-    if not here.count:
-        state = Finding(
-            "gpu", "warn" if seen else "ok", f"{seen or 'none'} ({why.rstrip('.')})", "Eager mode serves them until that is mended." if seen else ""
-        )
-        return [state, _cuda_compiler(bool(seen))]
-    told = [
-        found if isinstance(found, str) else f"{found.name} (cuda:{i}, {found.isa}, {found.cores} multiprocessors)"
-        for i, found in enumerate(here.devices)
-    ]
-    detail = f"{'; '.join(t.rstrip('.') for t in told)}; driver for CUDA {here.release}"
+        return [Finding("gpu", "warn", f"not known: {e}", "Install torch again."), _cuda_compiler()]
+    here = driver.opened()
+    if here.missing:
+        state, remedy = ("warn", "Eager mode serves them until that is mended.") if seen else ("ok", "")
+        return [Finding("gpu", state, f"{seen or 'none'} ({here.missing.rstrip('.')})", remedy), _cuda_compiler()]
+    told = []
+    for i, found in enumerate(here.devices):
+        told.append(found.rstrip(".") if isinstance(found, str) else f"{found.name} (cuda:{i}, {found.isa}, {found.cores} multiprocessors)")
+    detail, remedy = f"{'; '.join(told)}; driver for CUDA {here.release}", ""
+    if any(isinstance(found, str) for found in here.devices):
+        remedy = "Eager mode serves what kernels cannot be built for."
     if not seen:
-        return [
-            Finding("gpu", "warn", f"{detail}; PyTorch {torch.__version__} uses none", "Install a PyTorch that is built for CUDA."),
-            _cuda_compiler(True),
-        ]
-    strange = any(isinstance(found, str) for found in here.devices)
-    return [
-        Finding("gpu", "warn" if strange else "ok", detail, "Eager mode serves what kernels cannot be built for." if strange else ""),
-        _cuda_compiler(True),
-    ]
+        detail, remedy = f"{detail}; PyTorch {torch.__version__} uses none", "Install a PyTorch that is built for CUDA."
+    return [Finding("gpu", "warn" if remedy else "ok", detail, remedy), _cuda_compiler(here.release)]
 
 
-def _cuda_compiler(needed: bool) -> Finding:
+def _cuda_compiler(release: str = "") -> Finding:
+    """The compiler, and whether the driver, of a CUDA release, can load what it makes; without a GPU it is not needed."""
     if why := cuda.available():
-        return Finding("CUDA compiler", "warn" if needed else "ok", "none", why if needed else "")
-    return Finding("CUDA compiler", "ok", cuda.identity())
+        return Finding("CUDA compiler", "warn" if release else "ok", "none", why if release else "")
+    name = cuda.identity()
+    numbers = re.search(r"\d+", name)
+    if release and numbers and int(numbers[0]) > int(release.partition(".")[0]):
+        major = release.partition(".")[0]
+        remedy = f"Update the driver, or pip install nvidia-cuda-nvrtc-cu{major} nvidia-cuda-runtime-cu{major} nvidia-cuda-cccl-cu{major}."
+        return Finding("CUDA compiler", "warn", f"{name}, whose code a driver for CUDA {release} does not load", remedy)
+    return Finding("CUDA compiler", "ok", name)
 
 
 def _writable(folder: Path) -> str:

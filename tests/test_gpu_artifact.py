@@ -295,11 +295,17 @@ def test_the_doctor_knows_the_gpu(fake_gpu: FakeGpu) -> None:
 
 
 def test_the_doctor_knows_the_compiler(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a GPU but no CUDA compiler it warns, with the extra to install; without a GPU there is nothing to warn of."""
+    """With a GPU it warns of no CUDA compiler, or one too new for the driver, and says what to install; without there is nothing to warn of."""
     monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found; pip install 'lntune[cuda]'")
     (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
     assert (found.status, found.detail) == ("warn", "none")
     assert "lntune[cuda]" in found.remedy
+    monkeypatch.setattr(cuda, "available", lambda: "")
+    for name, status in (("nvcc 13.0.88 -O3", "ok"), ("nvrtc 13.5 -O3", "ok"), ("nvcc 12.9.1", "ok"), ("nvcc 14.0.1", "warn")):
+        monkeypatch.setattr(cuda, "identity", lambda name=name: name)
+        (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+        assert (found.status, "nvidia-cuda-nvrtc-cu13" in found.remedy) == (status, status == "warn")
+    monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found")
     fake_gpu.setup(count=0)
     (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
     assert (found.status, found.remedy) == ("ok", "")
