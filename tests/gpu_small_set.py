@@ -1,0 +1,34 @@
+"""A small set of kernels, each right on adversarial inputs: `python tests/gpu_small_set.py`, made to be run under compute-sanitizer.
+
+Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics. Exit code 0
+when all are right; whatever else a tool finds is its own to say.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lntune import artifact, check, places, schedule
+from lntune.case import Case
+from lntune.cuda import launcher
+
+SIZES = ((64, "bfloat16"), (97, "float32"))
+
+
+def main() -> None:
+    """Check the set on the first GPU."""
+    device = launcher.device(0)
+    place = places.name_of(device)
+    wrong = 0
+    for plan in schedule.all_schedules().values():
+        for hidden, dtype in SIZES if plan.kind == "gpu" else ():
+            case = Case(plan.op, hidden, dtype, 512)
+            kernel = artifact.kernel(case, plan, plan.default(case, device), device)
+            verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
+            print(f"{case} {plan.name}: {verdict.message or 'right'}", flush=True)
+            wrong += not verdict.ok
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
