@@ -242,37 +242,52 @@ def bound_each(case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str
 
     On a GPU, where launches are recorded and the price of a call from Python does not count, outputs are made in Python if need be.
     """
+    if not allocate:
+        return [functools.partial(kernel, *_values(case, given, _outputs(case, given))) for given in copies]
+    if (calls := _direct(case, kernel, copies)) is not None:
+        return calls
+    if _where(copies[0]).type == "cpu":
+        raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
+    return [functools.partial(_allocating, case, kernel, given) for given in copies]
+
+
+def _direct(case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]]) -> list[Callable[[], Any]] | None:
+    """Direct calls; None where they are refused."""
     import torch
 
     arguments = ops.get(case.op).arguments(case)
     inputs = [a for a in arguments if a.role != "out"]
-    where = next(v.device for v in copies[0].values() if isinstance(v, torch.Tensor))
-
-    def outputs() -> dict[str, Any]:
-        sizes = {a.name: (a.sizes(case.rows, case.hidden), getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
-        return {name: torch.empty(size, dtype=dtype, device=where) for name, (size, dtype) in sizes.items()}
-
-    def into(given: dict[str, Any], made: dict[str, Any]) -> Callable[[], Any]:
-        values = [made[a.name] if a.role == "out" else given[a.name] for a in arguments]
-        return lambda: kernel(*values)
-
-    if not allocate:
-        return [into(given, outputs()) for given in copies]
-    names, calls = [a.name for a in inputs], [[given[a.name] for a in inputs] for given in copies]
+    calls = [[given[a.name] for a in inputs] for given in copies]
     table = direct.Table("".join("f" if a.role == "scalar" else "t" for a in inputs))
     bits = case.rows.bit_length()
-    table.remember(kernel, arguments, names, (bits, bits), calls[0], case)
+    table.remember(kernel, arguments, [a.name for a in inputs], (bits, bits), calls[0], case)
     with torch.inference_mode():
         refused = table.call(*calls[0]) is None
-    if refused and where.type == "cpu":
-        raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
-    if refused:
-        return [functools.partial(_allocating, into, given, outputs) for given in copies]
-    return [functools.partial(table.call, *call) for call in calls]
+    return None if refused else [functools.partial(table.call, *call) for call in calls]
 
 
-def _allocating(into: Callable[..., Any], given: dict[str, Any], outputs: Callable[[], dict[str, Any]]) -> Any:
-    """One call that makes its outputs; the answer is what was made."""
-    made = outputs()
-    into(given, made)()
+def _allocating(case: Case, kernel: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """One call that makes its outputs in Python; the answer is what was made."""
+    made = _outputs(case, given)
+    kernel(*_values(case, given, made))
     return made
+
+
+def _values(case: Case, given: dict[str, Any], outputs: dict[str, Any]) -> list[Any]:
+    """The kernel's arguments in order."""
+    return [outputs[a.name] if a.role == "out" else given[a.name] for a in ops.get(case.op).arguments(case)]
+
+
+def _outputs(case: Case, given: dict[str, Any]) -> dict[str, Any]:
+    """New tensors for what the kernel writes, where the inputs are."""
+    import torch
+
+    written = [a for a in ops.get(case.op).arguments(case) if a.role == "out"]
+    return {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype), device=_where(given)) for a in written}
+
+
+def _where(given: dict[str, Any]) -> Any:
+    """PyTorch's device of a case's inputs."""
+    import torch
+
+    return next(v.device for v in given.values() if isinstance(v, torch.Tensor))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lntune import check, ops
+from lntune import device as device_module
 from lntune.case import DTYPES, Case
 from lntune.records import Record
 
@@ -419,3 +420,31 @@ def test_sums_are_added_to(how: str) -> None:
     verdict = check.verify(case, kernel)
     assert verdict.ok is (how == "added")
     assert verdict.message.startswith(SUMS[how])
+
+
+@pytest.mark.parametrize("cores", [None, 1, 132])
+def test_sums_are_those_of_the_device(cores: int | None) -> None:
+    """There are as many blocks of sums as the kernel's device has cores for, this CPU's unless told otherwise."""
+    plan = ops.get("lnlstm_step_backward")
+    case = Case(plan.name, 5, "float32", 512)
+    seen: set[int] = set()
+
+    def kernel(*values: Any) -> None:
+        seen.update(v.shape[0] for a, v in zip(plan.arguments(case), values, strict=True) if a.role == "sum")
+
+    check.verify(case, kernel, cores=cores)
+    assert seen == {case.blocks(cores or device_module.current().cores)}
+
+
+def test_tensors_are_where_they_are_asked_for() -> None:
+    """All tensors of a call are on the place named, inputs, outputs and sums alike."""
+    plan = ops.get("lnlstm_step_backward")
+    case, seen = Case(plan.name, 5, "float32", 512), []
+
+    def kernel(*values: Any) -> None:
+        seen.extend(v.device.type for v in values if isinstance(v, torch.Tensor))
+        raise RuntimeError("nothing runs there")
+
+    with pytest.raises(RuntimeError, match="nothing runs there"):
+        check.verify(case, kernel, place="meta")
+    assert set(seen) == {"meta"}

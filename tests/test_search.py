@@ -264,3 +264,62 @@ def test_searches_stand_alone() -> None:
     root = Path(search.__file__).parents[2]
     loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
     assert set(loaded) - {"lntune", "lntune.errors"} == {m for m in loaded if m.startswith("lntune.search")}
+
+
+# --- a space that knows something of its candidates
+
+
+def ranked(table: dict[Any, float], rank: Callable[[Any], float], trials: int | None = None) -> list[Any]:
+    """What the ranked search tries of a table when the space prefers a low rank."""
+    tried = []
+
+    def evaluate(candidate: Any) -> float:
+        budget.count()
+        tried.append(candidate)
+        return table[candidate]
+
+    budget = Budget(trials=trials)
+    space = Space(tuple(table), knobs.neighbours, lambda preferred, others: min(preferred or others, key=rank))
+    search.get("ranked")(space, evaluate, budget, random.Random(0))
+    return tried
+
+
+def test_a_right_rank_is_followed() -> None:
+    """With the true costs as rank the best candidate is tried right after the default."""
+    table = record_table(3)
+    best = min(table, key=lambda c: table[c])
+    assert ranked(table, lambda c: table[c], 2) == [Rows(), best]
+
+
+def test_a_wrong_rank_costs_half_of_the_trials() -> None:
+    """With a rank that puts the worst first every other trial is a step from the best found, so the search gets there nevertheless."""
+    for seed in range(5):
+        table = record_table(seed)
+        tried = ranked(table, lambda c, table=table: -min(table[c], 1e9), 120)  # type: ignore[misc]
+        steps = [c for i, c in enumerate(tried) if i and c in set(knobs.neighbours(min(tried[:i], key=lambda c: table[c])))]
+        assert len(steps) >= 20
+        assert min(table[c] for c in tried) < 1.5 * min(table.values()) < sorted(table.values())[len(table) // 2]
+
+
+def test_the_space_decides_between_the_surroundings_and_the_rest() -> None:
+    """The space is offered the untried neighbours of the best so far, or none, and all that is untried."""
+    table = record_table(5)
+    offered: list[tuple[list[Any], list[Any]]] = []
+    tried: list[Any] = []
+
+    def choose(preferred: Any, others: Any) -> Any:
+        offered.append((list(preferred), list(others)))
+        return others[-1]
+
+    def evaluate(candidate: Any) -> float:
+        tried.append(candidate)
+        budget.count()
+        return table[candidate]
+
+    budget = Budget(trials=20)
+    search.get("ranked")(Space(tuple(table), knobs.neighbours, choose), evaluate, budget, random.Random(0))
+    for i, (preferred, others) in enumerate(offered, 1):
+        done = tried[:i]
+        assert set(others) == set(table) - set(done)
+        around = set(knobs.neighbours(min(done, key=lambda c: table[c]))) & set(table) - set(done)
+        assert set(preferred) == (set() if i % 2 else around)

@@ -19,7 +19,7 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     untried = dict.fromkeys(space.candidates)
     best: Any = None
     least = math.inf
-    first, near = True, False
+    first = near = True
     while untried and not budget.spent:
         around = [c for c in dict.fromkeys(space.neighbours(best)) if c in untried] if near and best is not None else []
         candidate = next(iter(untried)) if first else space.choose(around, list(untried))
