@@ -25,10 +25,11 @@ def row_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> l
         return add(values if several else values[0], axis=k)
 
     made = te.compute((rows,), body, name=name)
-    return [_total(tensor) for tensor in (made if several else [made])]
+    return [total(tensor) for tensor in (made if several else [made])]
 
 
-def _total(tensor: Any) -> Total:
+def total(tensor: Any) -> Total:
+    """The sum of each row that is in a tensor."""
     return lambda i: tensor[i]
 
 
@@ -102,6 +103,12 @@ def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int,
     staged = sch.cache_read(consumers[0], index, "shared.dyn", consumer_blocks=list(consumers))
     sch.compute_at(staged, at, preserve_unit_loops=True)
     copy(sch, staged, threads, access)
+
+
+def around(sch: Any, block: Any, loop: Any) -> Any:
+    """The loop around a loop of a block."""
+    loops = sch.get_loops(block)
+    return loops[next(i for i, other in enumerate(loops) if sch.get(other).same_as(sch.get(loop))) - 1]
 
 
 def sources(sch: Any, block: Any) -> list[str]:

@@ -1,0 +1,229 @@
+"""Loop transformations of GPU schedules for rows of an LSTM's gates: four parts of `hidden` elements, one after another.
+
+The definition has an axis of 4 hidden elements. Here it becomes two, gate and element, so that a thread has the same elements of all
+gates, which is what makes a cell, and so that an access never reaches from one gate into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lntune import ops, threads
+from lntune.case import Case
+from lntune.ops.activations import sigmoid, tanh
+from lntune.ops.dtypes import sum_of
+from lntune.ops.op import RowSum, Term, Total
+
+GATES = 4
+EXCHANGED = 2
+"""Sums that TVM 0.27 lowers to one exchange between threads; of more it says that it has no matching reducer."""
+VECTOR = 4
+"""Elements of float32 in the widest access."""
+
+
+def row_sum(hidden: int) -> RowSum:
+    """The RowSum of these schedules: threads.row_sum, with gates and their elements as two loops where the row is one of gates."""
+
+    def together(rows: Any, expressions: Sequence[Term], name: str) -> list[Total]:
+        from tvm import te, tirx
+
+        n = tirx.IntImm("int64", hidden)
+        gate, k = te.reduce_axis((0, tirx.IntImm("int64", GATES)), name=f"{name}_gate"), te.reduce_axis((0, n), name=f"{name}_k")
+        add = sum_of(len(expressions))
+
+        def body(i: Any) -> Any:
+            values = tuple(f(i, gate * n + k) for f in expressions)
+            return add(values if len(values) > 1 else values[0], axis=[gate, k])
+
+        made = te.compute((rows,), body, name=name)
+        return [threads.total(tensor) for tensor in (made if len(expressions) > 1 else [made])]
+
+    def summed(rows: Any, size: int, expressions: Sequence[Term], name: str) -> list[Total]:
+        if size == hidden:
+            return threads.row_sum(rows, size, expressions, name)
+        cuts = range(0, len(expressions), EXCHANGED)
+        return [total for at in cuts for total in together(rows, expressions[at : at + EXCHANGED], f"{name}{at or ''}")]
+
+    return summed
+
+
+def native(func: Any) -> Any:
+    """The PrimFunc with CUDA's own functions where the definition has the polynomials of ops/activations.py.
+
+    Those are for vectors of CPUs. expf and tanhf are as accurate in a third of the instructions, and __fdividef, whose error is below two
+    units in the last place, spares the slow path of a division; a denominator it flushes to 0 is one of a sigmoid below 1e-37.
+    What stands for an activation is recognized by making it again of the one tensor element that stands in it.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+
+    def call(name: str, *values: Any) -> Any:
+        return tirx.call_pure_extern("float32", name, *values)
+
+    one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
+    simplify = tvm.sym.Analyzer().simplify
+    written: dict[Any, tuple[Any, Any]] = {
+        tirx.Div: (sigmoid, lambda x: call("__fdividef", one, one + call("expf", zero - x))),
+        tirx.Select: (tanh, lambda x: call("tanhf", x)),
+    }
+
+    def replaced(value: Any, mutator: Any) -> Any:
+        definition, own = written[type(value)]
+        x = _only_load(value)
+        if x is not None and tvm_ffi.structural_equal(simplify(definition(x)), simplify(value)):
+            return own(x)
+        return mutator.default_mutate(value)
+
+    return tvm_ffi.structural_mutate(func, [(kind, replaced) for kind in written])
+
+
+def _only_load(value: Any) -> Any:
+    """The tensor element that an expression loads, however often, or None where it loads several."""
+    import tvm
+    import tvm_ffi
+
+    loads: list[Any] = []
+
+    def collect(load: Any) -> None:
+        if not any(tvm_ffi.structural_equal(load, other) for other in loads):
+            loads.append(load)
+
+    tvm_ffi.structural_walk(value, [(tvm.ir.TensorLoad, collect)])
+    return loads[0] if len(loads) == 1 else None
+
+
+def apart(sch: Any, block: Any, hidden: int) -> None:
+    """Make gate and element two loops of a block whose last loop is over a row of gates."""
+    _reordered(sch, block, lambda *at: (*at[:-1], at[-1] // hidden, at[-1] % hidden))
+
+
+def turns_first(sch: Any, block: Any, hidden: int, gates: bool) -> Any:
+    """Put the loops of sums over rows in order: block, turn, the rest, [gate], element. Returns the loop over turns."""
+    names = [str(v.var.name) for v in sch.get(block).iter_vars]
+    b, k, turn = (next(i for i, name in enumerate(names) if name.endswith(of)) for of in ("_b", "_k", "turn"))
+
+    def place(*at: Any) -> tuple[Any, ...]:
+        rest = [value for i, value in enumerate(at) if i not in (b, k, turn)]
+        return (at[b], at[turn], *rest, *((at[k] // hidden, at[k] % hidden) if gates else (at[k],)))
+
+    _reordered(sch, block, place)
+    return sch.get_loops(block)[1]
+
+
+def _reordered(sch: Any, block: Any, place: Callable[..., Any]) -> None:
+    from tvm.tirx import IndexMap
+
+    sch.transform_block_layout(block, IndexMap.from_func(place, ndim=len(sch.get(block).iter_vars)))
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How the elements of a row, or of each gate's part of it, are shared: `hidden` of them among `threads` in accesses of `access`."""
+
+    hidden: int
+    threads: int
+    access: int
+
+    def loops(self, sch: Any, block: Any, gates: bool) -> Any:
+        """Deal the innermost loop of a block out, to be computed one by one; one gate after the other. Returns the loop over threads."""
+        thread = threads.one_by_one(sch, block, self.threads, self.access)
+        if gates:
+            sch.unroll(sch.get_loops(block)[-4])
+        return thread
+
+    def held(self, sch: Any, block: Any, index: int) -> None:
+        """Lay a local buffer that a block writes out so that what a thread holds of a row is contiguous, and as long as its turns."""
+
+        def place(*at: Any) -> tuple[Any, ...]:
+            *lead, k = at
+            return (*lead, k // self.access // self.threads, k // self.access % self.threads, k % self.access)
+
+        sch.transform_layout(block, ("write", index), place, assume_injective_transform=True)
+
+    def stage(self, sch: Any, block: Any, gates: bool) -> Any:
+        """Compute a stage in registers. Returns the loop over threads."""
+        sch.set_scope(block, 0, "local")
+        if gates:
+            self._by_gate(sch, block, 0)
+        self.held(sch, block, 0)
+        return self.loops(sch, block, gates)
+
+    def keep(self, sch: Any, consumers: Sequence[Any], name: str, at: Any, gates: bool) -> None:
+        """Load a row, or vector, at loop `at` into the registers of the threads that need its elements, for all of `consumers`."""
+        copy = sch.cache_read(consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers))
+        if gates:
+            apart(sch, copy, self.hidden)
+            self._by_gate(sch, copy, 0)
+        sch.compute_at(copy, at, preserve_unit_loops=True, index=-2)  # the first place there is
+        self.held(sch, copy, 0)
+        threads.copy(sch, copy, self.threads, self.access)
+        if gates:
+            sch.unroll(sch.get_loops(copy)[-4])
+
+    def fetch(self, sch: Any, block: Any, name: str, thread: Any, gates: bool) -> None:
+        """Load the elements of one access into registers at once, at the loop over threads."""
+        if self.access == 1:
+            return
+        copy = sch.cache_read(block, _reads(sch, block, name), "local", consumer_blocks=[block])
+        if gates:
+            apart(sch, copy, self.hidden)
+            self._by_gate(sch, copy, 0)
+        sch.compute_at(copy, thread, preserve_unit_loops=True)
+        sch.vectorize(sch.get_loops(copy)[-1])
+
+    def output(self, sch: Any, block: Any, gates: bool) -> Any:
+        """Compute an output in registers, one by one, and store an access of elements at once. Returns the loop over threads.
+
+        Single elements are stored as they are made; TVM loses the question whether there is one where the output has but one element.
+        """
+        if self.access == 1:
+            return self.loops(sch, block, gates)
+        copy = sch.cache_write(block, 0, "local")
+        if gates:
+            apart(sch, copy, self.hidden)
+            self._by_gate(sch, block, 0)
+        thread = self.loops(sch, block, gates)
+        sch.reverse_compute_at(copy, thread, preserve_unit_loops=True)
+        sch.vectorize(sch.get_loops(copy)[-1])
+        return thread
+
+    def sums(self, sch: Any, block: Any, at: Any, turn: Any, gates: bool) -> list[str]:
+        """Sum over rows in registers, from 0 before loop `turn`, and store the sums at loop `at` after it. Returns the stores' names."""
+        copies = [sch.cache_write(block, index, "local") for index in range(len(sch.get(block).writes))]
+        for index, copy in enumerate(copies):
+            if gates:
+                apart(sch, copy, self.hidden)
+                self._by_gate(sch, block, index)
+        for index, copy in enumerate(copies):
+            sch.reverse_compute_at(copy, at, preserve_unit_loops=True)
+            self.held(sch, block, index)
+            self.loops(sch, copy, gates)
+            if self.access > 1:
+                _, elements = sch.split(sch.get_loops(copy)[-1], [None, min(self.access, VECTOR)], preserve_unit_iters=True)
+                sch.vectorize(elements)
+        sch.decompose_reduction(block, turn)
+        return [str(sch.get(copy).name_hint) for copy in copies]
+
+    def _by_gate(self, sch: Any, block: Any, index: int) -> None:
+        """Gate and element as two dimensions of a local buffer that a block writes, so that where a gate ends is seen."""
+        sch.transform_layout(block, ("write", index), lambda *at: (*at[:-1], at[-1] // self.hidden, at[-1] % self.hidden))
+
+
+def keep_scalar(sch: Any, consumers: Sequence[Any], name: str, at: Any) -> None:
+    """Load a row's scalar at loop `at`, once for all of `consumers`."""
+    copy = sch.cache_read(consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers))
+    sch.compute_at(copy, at, preserve_unit_loops=True, index=-2)
+
+
+def inputs(sch: Any, block: Any, case: Case) -> list[str]:
+    """The operator's matrices and vectors that a block reads, by name."""
+    known = {a.name for a in ops.get(case.op).arguments(case) if a.role == "in" and a.shape != ("rows",)}
+    return [name for r in sch.get(block).reads if (name := str(r.source.name)) in known]
+
+
+def _reads(sch: Any, block: Any, name: str) -> int:
+    """The number of an input among a block's reads."""
+    return [str(r.source.name) for r in sch.get(block).reads].index(name)

@@ -1,0 +1,132 @@
+"""LN-LSTM step forward on GPUs: one kernel, a block of threads to a row, which is one sequence of the batch.
+
+A thread has the same elements of all four gates, so that a cell is its own business; only the sums of both layer norms are exchanged.
+The gates stay in registers between their three uses. What else a row needs can be asked for before the first sum, so that its way
+through memory and the exchanges overlap: with a batch of a few rows to a multiprocessor that time is most of the kernel's.
+
+Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a warp takes, are small anyway).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lntune import gates, ops, threads
+from lntune.case import MAX_HIDDEN, Case
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
+from lntune.device import Device
+from lntune.knobs import knob
+from lntune.ops.lnlstm_step import tokens_of
+from lntune.schedule import Schedule
+
+ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
+OTHERS = 36  # registers of a thread for anything but its part of the row
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Knobs of `gated_row`."""
+
+    threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
+    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
+    keep: str = knob("registers", ("registers", "again"), "where gates that are normalized stay between their three uses; again: in memory")
+    ahead: bool = knob(True, (False, True), "cell, gains, biases and gates that need no sum are loaded before the first sum")
+
+
+def turns_of(knobs: Knobs, case: Case) -> int:
+    """Accesses that one thread makes to pass over a row of the cell."""
+    return -(-case.hidden // (knobs.access * knobs.threads))
+
+
+def registers_of(knobs: Knobs, case: Case) -> int:
+    """32-bit registers that a thread's part of the row takes."""
+    tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
+    of_gates = 4 * ("raw" in tokens) + 4 if knobs.keep == "registers" else 0
+    of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.ahead else 0
+    made = 4 * knobs.access  # what comes of the gates takes their place
+    return turns_of(knobs, case) * max((of_gates + of_rest) * access, made)
+
+
+def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
+    """Why the knobs do not fit, or None."""
+    if 4 * case.hidden > MAX_HIDDEN:
+        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
+    if case.hidden % knobs.access:
+        return f"accesses of {knobs.access} elements do not divide {case.hidden}"
+    if knobs.access * case.itemsize > ACCESS:
+        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
+    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
+        return f"half of {knobs.threads} threads would have no part of {case.hidden} elements"
+    room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
+    if registers_of(knobs, case) + OTHERS > room and (knobs.keep == "registers" or knobs.ahead or knobs.threads < THREADS_PER_BLOCK):
+        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
+    return None
+
+
+def default(case: Case, device: Device) -> Knobs:
+    """Wide accesses, one to a thread if so many threads fit; everything asked for at once where registers hold it."""
+    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
+    for keep, ahead in (("registers", True), ("registers", False), ("again", False)):
+        for shared in (several, *(t for t in (512, 256, 128) if t < several)):
+            found = Knobs(shared, access, keep, ahead)
+            if valid(found, case, device) is None:
+                return found
+    return Knobs(THREADS_PER_BLOCK, access, "again", ahead=False)
+
+
+def apply(case: Case, knobs: Knobs, device: Device) -> Any:
+    """The kernel, step by step.
+
+    1. The definition, with the device's activations; gate and element two loops.
+    2. A block of threads for each row; everything about the row inside it.
+    3. What is loaded once for several stages, or before its turn.
+    4. Stages and outputs in registers, each access of what they read loaded at once; sums exchanged.
+    5. The scalars of a row in registers of every thread; one thread gives the statistics.
+    """
+    from tvm import s_tir
+
+    deal = gates.Deal(case.hidden, knobs.threads, knobs.access)
+    of_gates = {a.name for a in ops.get(case.op).arguments(case) if a.shape[-1:] == ("gates",)}
+
+    # 1.
+    sch = s_tir.Schedule(gates.native(ops.get(case.op).define(case, gates.row_sum(case.hidden))))
+    blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    gates.apart(sch, blocks["z"], case.hidden)
+
+    # 2.
+    row = sch.merge(*(sch.get_loops(block)[0] for block in blocks.values()))
+    sch.bind(row, "blockIdx.x")
+
+    # 3.
+    normalized = {f"gates_{of}": [blocks[f"{of}_sum"], blocks[f"{of}_centred"], blocks["z"]] for of in ("h", "x") if f"{of}_sum" in blocks}
+    users = normalized if knobs.keep == "registers" else {}
+    if knobs.ahead:
+        early = {name: [blocks[stage]] for stage in ("z", "cell", "inner") for name in gates.inputs(sch, blocks[stage], case)}
+        users = {**early, **users} if knobs.keep == "registers" else {name: its for name, its in early.items() if name not in normalized}
+    for name, consumers in users.items():
+        deal.keep(sch, consumers, name, row, gates=name in of_gates)
+
+    # 4.
+    stages, outputs = ("z", "cell", "inner"), ("h", "c_new")
+    for name, block in blocks.items():
+        wide = name == "z" or name.startswith(("h_", "x_"))
+        if name in outputs:
+            deal.output(sch, block, wide)
+        elif name in stages or name.endswith(("_sum", "_centred")):
+            thread = deal.stage(sch, block, wide) if name in stages else deal.loops(sch, block, wide)
+            for read in gates.inputs(sch, block, case):
+                deal.fetch(sch, block, read, thread, gates=read in of_gates)
+
+    # 5.
+    for name, block in blocks.items():
+        if name.startswith(("mean_", "rstd_")):
+            threads.once(sch, block, knobs.threads)
+        elif name not in (*outputs, *stages):
+            for index in range(len(sch.get(block).writes)):
+                sch.set_scope(block, index, "local")
+    return sch.mod
+
+
+SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply),)
