@@ -8,7 +8,8 @@ everything above the driver. `here.real` tells which it is; streams and graphs, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ import pytest
 import torch
 from fake_gpu import FakeGpu
 
+from lntune import artifact
+from lntune.case import Case
 from lntune.cuda import launcher
-from lntune.device import Device
+from lntune.device import Device, usable_cores
+from lntune.schedule import Schedule
 from lntune.torch import devices, dispatch, graphs
 
 
@@ -37,6 +41,14 @@ class Here:
     def pick(self, real: Any, imagined: Any) -> Any:
         """One of two sizes, lists of cases, names."""
         return real if self.real else imagined
+
+    def kernels(self, cases: Iterable[tuple[Schedule, Case]]) -> Iterator[tuple[Case, Callable[..., None]]]:
+        """Each case with its schedule's kernel of default knobs. All are built first, on all cores: a GPU's compiler takes seconds for each."""
+        wanted = [(case, plan, plan.default(case, self.device), self.device) for plan, case in cases]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            list(pool.map(lambda one: artifact.prepare(*one), wanted))
+        for one in wanted:
+            yield one[0], artifact.kernel(*one)
 
     def wait(self) -> None:
         """Until everything launched is done; what went wrong in it is raised here."""

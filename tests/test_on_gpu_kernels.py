@@ -10,7 +10,7 @@ import torch
 from on_gpu import Here, here
 
 from lntune import artifact, check, ops, schedule
-from lntune.case import DTYPES, Case
+from lntune.case import DTYPES, TYPICAL_ROWS, Case
 from lntune.errors import InputError, LaunchError
 from lntune.schedule import Schedule
 
@@ -36,36 +36,34 @@ def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
 @every_plan
 def test_every_size_is_right(plan: Schedule, dtype: str, here: Here) -> None:
     """One element, odd and prime sizes, whole vectors, long rows: right on every style of input, with default knobs."""
-    for hidden in here.pick((1, 7, 97, 768, 1000, 1024, 4096, 5003, 8192, 12288, 16384), (7, 40)):
-        case = Case(plan.op, hidden, dtype, 512)
-        assert_right(case, default(plan, case, here), here)
+    sizes = here.pick((1, 7, 97, 768, 1000, 1024, 4096, 5003, 8192, 12288, 16384), (7, 40))
+    for case, kernel in here.kernels((plan, Case(plan.op, hidden, dtype, 512)) for hidden in sizes):
+        assert_right(case, kernel, here)
 
 
 @every_plan
 def test_the_longest_rows_are_right(plan: Schedule, here: Here) -> None:
     """The longest rows there are, and a long odd one."""
-    longest = 65536 if plan.op.startswith("layer_norm") else 16384
-    for hidden in here.pick((longest, 50257 if longest > 50257 else 12289), (96,)):
-        case = Case(plan.op, hidden, "bfloat16", 512)
-        assert_right(case, default(plan, case, here), here)
+    sizes = here.pick((65536, 50257) if plan.op.startswith("layer_norm") else (16384, 12289), (96,))
+    for case, kernel in here.kernels((plan, Case(plan.op, hidden, "bfloat16", 512)) for hidden in sizes):
+        assert_right(case, kernel, here)
 
 
 @every_plan
 def test_every_variant_is_right(plan: Schedule, here: Here) -> None:
     """Whatever is there or not there beside the input, in every dtype."""
     op = ops.get(plan.op)
-    chosen = [(variant, dtype) for variant in op.variants for dtype in DTYPES]
-    for variant, dtype in here.pick(chosen, chosen[:: max(1, len(chosen) // 4)]):
-        case = Case(op.name, here.pick(1000, 24), dtype, 512, variant)
-        assert_right(case, default(plan, case, here), here)
+    every = [Case(op.name, here.pick(1000, 24), dtype, 512, variant) for variant in op.variants for dtype in DTYPES]
+    for case, kernel in here.kernels((plan, case) for case in here.pick(every, every[:: max(1, len(every) // 4)])):
+        assert_right(case, kernel, here)
 
 
 @every_plan
 def test_every_row_bucket_is_right(plan: Schedule, here: Here) -> None:
     """A schedule may look at the number of rows its kernel is for; whichever that is, the kernel is right for any."""
-    for rows in here.pick((1, 8, 32, 512, 4096, 32768), (1, 32768)):
-        case = Case(plan.op, here.pick(1024, 24), "bfloat16", rows)
-        assert_right(case, default(plan, case, here), here)
+    hidden = here.pick(1024, 24)
+    for case, kernel in here.kernels((plan, Case(plan.op, hidden, "bfloat16", rows)) for rows in here.pick(TYPICAL_ROWS, (1, 32768))):
+        assert_right(case, kernel, here)
 
 
 def arguments(case: Case, rows: int, here: Here, seed: int = 0) -> tuple[list[Any], dict[str, torch.Tensor]]:
