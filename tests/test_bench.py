@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lntune import bench, heap, timing
+from lntune import bench, check, heap, places, timing
 from lntune.bench import call_cost
 from lntune.case import Case
 from lntune.check import Verdict
@@ -64,7 +64,7 @@ def test_kernel_against_copy() -> None:
 def test_the_calls_answer_as_eager_does() -> None:
     """What is timed is layer norm, for every contender: the same result from the same input."""
     given = bench.ops.get("layer_norm").inputs(CASE, 8, "normal", 0)
-    contenders = bench._calls(CASE, given, with_compile=True)
+    contenders = {name: call for name, (call,) in bench._calls(CASE, [given], places.of(None), with_compile=True).items()}
     with torch.inference_mode():
         for name in ("tuned", "compile"):
             torch.testing.assert_close(contenders[name](), contenders["eager"]())
@@ -82,7 +82,7 @@ def test_where_eager_serves_there_is_no_kernel_to_time(monkeypatch: pytest.Monke
 
 def test_a_wrong_kernel_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is measured and found wrong is recorded as wrong, with the reason."""
-    monkeypatch.setattr(bench.check, "verify", lambda case, kernel: Verdict("y: too far off", {"y": 3.0}, {}))
+    monkeypatch.setattr(check, "verify", lambda case, kernel, *_: Verdict("y: too far off", {"y": 3.0}, {}))
     record = bench.run([CASE], 0.01, with_compile=False).records[0]
     assert (record.status, record.message, record.errors) == ("wrong", "y: too far off", {"y": 3.0})
 
@@ -124,9 +124,9 @@ def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = timing.measure
 
-    def busy(contenders: dict[str, Callable[[], Any]], seconds: float, **options: Any) -> timing.Measured:
+    def busy(contenders: dict[str, Callable[[], Any]], seconds: float, *options: Any) -> timing.Measured:
         calls.append(seconds)
-        return msgspec.structs.replace(real(contenders, 0.001, **options), others=0.9, busy=True)
+        return msgspec.structs.replace(real(contenders, 0.001, *options), others=0.9, busy=True)
 
     monkeypatch.setattr(timing, "measure", busy)
     done = CliRunner().invoke(app, ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile"])

@@ -1,0 +1,149 @@
+"""The benchmark on a GPU, imagined: who is measured, on how many copies, against which bandwidth; and others' kernels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from on_gpu import Here, here
+from typer.testing import CliRunner
+
+from lntune import bench, device_timing, ops, places
+from lntune.bench import peers
+from lntune.case import Case
+from lntune.cli import app
+from lntune.records import Record, Timing
+from lntune.report.rows import peer_lines, rows_of
+from lntune.report.tables import cases_table
+
+__all__ = ["here"]
+CASE = Case("layer_norm", 64, "float32", 8)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A yardstick that takes no time; places of this test's GPU serve no other."""
+    monkeypatch.setattr(device_timing, "COPY_BYTES", 1 << 16)
+    places._gpu.cache_clear()
+    yield
+    places._gpu.cache_clear()
+
+
+def given(case: Case = CASE) -> dict[str, Any]:
+    """Plain inputs."""
+    return ops.get(case.op).inputs(case, case.rows, "normal", 0)
+
+
+def liger(monkeypatch: pytest.MonkeyPatch, apply: Any) -> None:
+    """A package of Liger-Kernel's name whose layer norm is `apply`."""
+    for name in ("liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = ModuleType("liger_kernel.ops.layer_norm")
+    module.LigerLayerNormFunction = SimpleNamespace(apply=apply)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def by_torch(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """What a right one does."""
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "layer_norm_backward", "lnlstm_step", "lnlstm_step_backward"])
+def test_everyone_on_the_gpu(here: Here, op: str) -> None:
+    """Eager, the op as a user calls it and a copy are measured on the GPU's clock, the kernel is checked there, and the record is the GPU's."""
+    case = Case(op, 64, "float32", 8)
+    result = bench.run([case], 0.01, with_compile=False, device=here.device)
+    (record,) = result.records
+    assert {"eager", "tuned", "copy"} <= set(record.timings)
+    assert len({len(t.samples_us) for t in record.timings.values()}) == 1
+    assert (record.role, record.status, record.case, record.device) == ("bench", "ok", case, here.device)
+    assert record.message.startswith("default: ") and record.schedule and record.source
+    assert record.errors and max(record.errors.values()) <= 1
+    assert result.bandwidth is not None and result.bandwidth > 0
+    assert result.outputs == "allocated by every call and held for a turn"
+    if not here.real:
+        assert set(record.clocks) == {1980}
+
+
+def test_kernel_against_copy(here: Here) -> None:
+    """With given outputs the kernel and a copy are measured, each with an output for each copy of the inputs."""
+    (record,) = bench.run([CASE], 0.01, given_output=True, device=here.device).records
+    assert set(record.timings) == {"tuned", "copy"}
+    assert record.role == "bench-given-output"
+
+
+def test_the_command(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`lntune bench --target cuda` shows the share of what a large copy reaches, and how it compares with others' kernels."""
+    liger(monkeypatch, by_torch)
+    file = tmp_path / "b.json"
+    sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
+    done = CliRunner().invoke(app, ["bench", *sizes, "--target", "cuda", "--no-compile", "--time", "10ms", "--output", str(file)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(file.read_text())
+    assert facts["copy_bandwidth"] > 0
+    assert "liger" in facts["records"][0]["timings"]
+    assert "x over liger (1 cases)" in done.stdout
+    assert f"of {facts['copy_bandwidth'] / 1e9:.0f}" in done.stdout.replace("\n", " ")
+
+
+def test_the_cpu_has_no_gpus_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU neither others' kernels nor the card's bandwidth are measured."""
+    liger(monkeypatch, lambda *_: pytest.fail("called"))
+    result = bench.run([CASE], 0.01, with_compile=False)
+    assert set(result.records[0].timings) == {"eager", "tuned", "copy"}
+    assert result.bandwidth is None
+    assert result.records[0].clocks == ()
+
+
+def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' kernels are there when their packages are, for layer norm with weight and bias alone."""
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops.layer_norm", None)
+    monkeypatch.setitem(sys.modules, "lntune.bench.triton_layer_norm", None)
+    assert peers.calls(CASE, given()) == {}
+    liger(monkeypatch, by_torch)
+    assert set(peers.calls(CASE, given())) == {"liger"}
+    assert set(peers.calls(Case("layer_norm", 64, "float32", 8, "weight+bias"), given())) == {"liger"}
+    for other in (Case("layer_norm", 64, "float32", 8, "plain"), Case("lnlstm_step", 64, "float32", 8)):
+        assert peers.calls(other, given(other)) == {}
+
+
+def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets x, weight, bias and eps, and answers as eager does."""
+    module = ModuleType("lntune.bench.triton_layer_norm")
+    module.forward = by_torch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    liger(monkeypatch, by_torch)
+    values = given()
+    for call in peers.calls(CASE, values).values():
+        assert torch.equal(call(), ops.get("layer_norm").baseline(CASE, values)())
+
+
+def test_who_does_not_take_the_case_is_left_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of others' that refuses the case is not measured, and does not end the benchmark."""
+
+    def refuses(*_: Any) -> Any:
+        raise RuntimeError("This layer norm doesn't support feature dim >= 64KB.")
+
+    liger(monkeypatch, refuses)
+    (record,) = bench.run([CASE], 0.01, with_compile=False, device=here.device).records
+    assert "liger" not in record.timings and record.status == "ok"
+
+
+def test_tables_with_the_cards_bandwidth() -> None:
+    """The table has a column for the share of the card's bandwidth where that is known, and sentences about others' kernels."""
+    timings = {"tuned": Timing((10.0, 10.0), 10.0), "copy": Timing((11.0, 11.0), 11.0), "liger": Timing((15.0, 15.0), 15.0)}
+    case = Case("layer_norm", 1024, "float32", 4096)
+    record = Record(case=case, device=places.of(None).device, threads=1, schedule="s", source="", knobs={}, status="ok", timings=timings)
+    rows = rows_of([record])
+    plain, told = cases_table(rows, "t"), cases_table(rows, "t", bandwidth=4e12)
+    assert len(told.columns) == len(plain.columns) + 1
+    (column,) = [c for c in told.columns if c.header == "of 4000 GB/s"]
+    assert list(column.cells) == [f"{100 * ops.get('layer_norm').bytes(case) / 10e-6 / 4e12:.0f}%"]
+    assert peer_lines([record]) == ["geomean 1.50x over liger (1 cases)"]
+    assert peer_lines([]) == []
