@@ -231,6 +231,42 @@ def test_stop_and_start(worker: Worker) -> None:
     assert descriptors() == before
 
 
+class Lost(Worker):
+    """A worker whose child says of every job that it lost its GPU."""
+
+    program = (
+        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.trial import Outcome; from lntune.worker import serve; "
+        "serve(int(sys.argv[1]), int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error', lost=True)))"
+    )
+
+
+def test_a_child_that_is_of_no_more_use() -> None:
+    """A child whose GPU's context is broken is ended, its answer counts, and the next job gets a new one."""
+    with Lost() as worker:
+        for restarts in (1, 2):
+            worker.start()
+            pid = worker.pid
+            assert pid is not None
+            outcome = worker.run(job("plain"), 60)
+            assert (outcome.status, outcome.message) == ("run", "CUDA error")
+            assert worker.pid is None
+            assert state(pid) == "gone"
+            assert worker.restarts == restarts
+
+
+def test_killed_by_another_thread(worker: Worker) -> None:
+    """`kill` ends what the child does from any thread; the job is a failed run, and the next one gets a new child. Twice is nothing."""
+    worker.start()
+    killer = threading.Timer(0.5, worker.kill)
+    killer.start()
+    outcome = worker.run(job("hangs"), 30)
+    killer.join()
+    assert outcome.status == "run"
+    assert "SIGKILL" in outcome.message
+    worker.kill()
+    assert worker.run(job("plain"), 60).status == "ok"
+
+
 PARENT = """
     import sys, threading, os
     from pathlib import Path
