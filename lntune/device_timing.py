@@ -6,8 +6,8 @@ own; what is reported is the median over rounds, with all samples kept, and the 
 - The clock is the GPU's: events around a sample's calls. The untimed work before keeps the GPU busy while the sample is being enqueued, so
   the sample has no gap at its beginning.
 - The L2 cache is cold. A contender brings a call for each of several copies of its inputs, together larger than the cache, and they are
-  called in turn; what they return is held for a turn, so outputs rotate, too. (A copy's worth is bounded in number: what is smaller than
-  the cache by more than MOST times is measured warm.)
+  called in turn; what they return is held for a turn, so outputs rotate, too. What is so small that MOST copies do not fill the cache is
+  measured warm.
 - Short kernels are recorded as a graph of many calls and replayed, so that launches from Python cost nothing. What cannot be recorded
   (a call that waits for the GPU) is called as it is, and pays for its launches; `Measured.uncaptured` names it.
 """
@@ -32,8 +32,8 @@ Call = Callable[[], Any]
 
 TIMES = 3
 """Copies of the inputs fill the L2 cache so many times: it does not replace the oldest line strictly."""
-MOST = 512
-"""Copies at most; more would take longer to record than to measure."""
+MOST, FEW = 128, 8
+"""Copies at most, since more would take longer to record than to measure; and where even these would leave the cache warm."""
 SAMPLE_SECONDS = 4e-4
 """What a sample takes at least: events tell half a microsecond."""
 LONG_SECONDS = 2e-3
@@ -46,6 +46,9 @@ COPY_BYTES = 512 << 20
 
 class Gpu(Protocol):
     """What measuring asks of a GPU."""
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """In the block the GPU is PyTorch's current device, with a stream that can be recorded; calls on it are to be bound there, too."""
 
     def wait(self) -> None:
         """Until everything enqueued is done; raises what went wrong in it."""
@@ -78,6 +81,17 @@ class Cuda:
     def _nvml(self) -> Nvml:
         return Nvml(f"GPU-{getattr(self._torch.cuda.get_device_properties(self._device), 'uuid', '')}")
 
+    @functools.cached_property
+    def _stream(self) -> Any:
+        return self._torch.cuda.Stream(self._device)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """See Gpu. Autograd runs a backward on its forward's stream, so what is recorded has to begin on the stream of the recording."""
+        with self._torch.cuda.device(self._device), self._torch.cuda.stream(self._stream):
+            self._stream.wait_stream(self._torch.cuda.default_stream(self._device))
+            yield
+
     def wait(self) -> None:
         """See Gpu."""
         self._torch.cuda.synchronize(self._device)
@@ -95,10 +109,21 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """See Gpu."""
-        graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph):
-            work()
+        cuda = self._torch.cuda
+        graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
+        try:
+            with cuda.graph(graph, pool=pool, stream=self._stream):
+                work()
+        except BaseException:
+            self._forget(pool)
+            raise
         return graph.replay
+
+    def _forget(self, pool: Any) -> None:
+        """What PyTorch leaves undone when a capture fails: its allocator would go on as if one were under way."""
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with contextlib.suppress(Exception):  # private, and already done where the capture itself went well
+                getattr(self._torch._C, name)(self._device.index, pool)
 
     def clock(self) -> int | None:
         """See Gpu."""
@@ -111,7 +136,8 @@ class Cuda:
 
 def copies(size: int, l2: int) -> int:
     """How many copies of the tensors of a call, `size` bytes, are to be called in turn on a GPU with so much L2 cache."""
-    return max(1, min(MOST, math.ceil(TIMES * l2 / max(size, 1))))
+    wanted = max(1, math.ceil(TIMES * l2 / max(size, 1)))
+    return wanted if wanted <= MOST else MOST if MOST * size > l2 else FEW
 
 
 class _Prepared:
@@ -188,7 +214,12 @@ def measure(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu, 
     Raises:
         Exception: whatever a contender, or the GPU on its behalf, raises.
     """
-    order, names = random.Random(seed), list(contenders)
+    with gpu.active():
+        return _measured(contenders, seconds, gpu, rounds, random.Random(seed))
+
+
+def _measured(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu, rounds: int, order: random.Random) -> Measured:
+    names = list(contenders)
     prepared = {name: _Prepared(gpu, contenders[name]) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     gpu.others()

@@ -41,12 +41,16 @@ class Place:
         if self.gpu is None:
             return [first]
         count = device_timing.copies(op.bytes(case), self.device.l2)
-        return [{name: v.to(self.name, copy=True) if isinstance(v, torch.Tensor) else v for name, v in first.items()} for _ in range(count)]
+        with self.gpu.active():
+            return [{name: v.to(self.name, copy=True) if isinstance(v, torch.Tensor) else v for name, v in first.items()} for _ in range(count)]
 
     def baseline(self, case: Case, given: Mapping[str, Any]) -> Callable[[], Any]:
         """Eager's call as a user of this device writes it."""
         op = ops.get(case.op)
-        return op.baseline(case, given) if self.gpu is None else on_gpu.baseline(op, case, given)
+        if self.gpu is None:
+            return op.baseline(case, given)
+        with self.gpu.active():
+            return on_gpu.baseline(op, case, given)
 
     def verify(self, case: Case, kernel: Callable[..., Any]) -> check.Verdict:
         """Check a kernel on the device, see check.verify."""

@@ -120,7 +120,7 @@ class FakeGpu:
         put(cuda, "available", lambda: "")
         put(driver, "_chosen", (str(self.path), driver.CPU))
         put(device_timing, "Cuda", host_gpu.HostGpu)
-        put(device_timing, "MOST", 2)
+        put(device_timing, "FEW", 2)
         host_gpu.broken.clear()
         self.setup()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ class HostGpu:
 
     def __init__(self, ordinal: int) -> None:
         self.ordinal = ordinal
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """It always is."""
+        return contextlib.nullcontext()
 
     def wait(self) -> None:
         """Everything is done when it was called."""

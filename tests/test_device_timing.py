@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import statistics
 import subprocess
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from lntune import device_timing, toolchain
 from lntune.cuda.nvml import Nvml
-from lntune.device_timing import MOST, SAMPLE_SECONDS, TIMES, copies, copy_bandwidth, measure
+from lntune.device_timing import FEW, MOST, SAMPLE_SECONDS, TIMES, Cuda, copies, copy_bandwidth, measure
 
 LAUNCH = 5e-6
 """What a call from Python costs this GPU: it waits for it."""
@@ -34,12 +35,21 @@ class Machine:
         self.waits = 0
         self.shares: list[float | None] = [0.0, 0.0]
         self.clocks = iter([1200, 1980, 1950])
+        self.in_use = False
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """It is in use."""
+        self.in_use = True
+        yield
+        self.in_use = False
 
     def contender(self, name: str, takes: float | Callable[[], float], count: int = 1, capturable: bool = True) -> list[Callable[[], Any]]:
         """A call for each of `count` copies of the inputs, each returning what tells it."""
 
         def bind(number: int) -> Callable[[], Any]:
             def call() -> Any:
+                assert self.in_use
                 seconds = takes() if callable(takes) else takes
                 if self.recording is not None:
                     if not capturable:
@@ -101,11 +111,18 @@ def gpu() -> Machine:
 # --- copies
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, MOST), (4096, MOST), (MB, TIMES * 50), (40 * MB, 4), (50 * MB, TIMES), (150 * MB, 1), (1 << 33, 1)])
+@pytest.mark.parametrize(
+    ("size", "count"), [(1, FEW), (100_000, FEW), (500_000, MOST), (2 * MB, 75), (40 * MB, 4), (50 * MB, TIMES), (150 * MB, 1), (1 << 33, 1)]
+)
 def test_copies_fill_the_cache(size: int, count: int) -> None:
-    """There are so many copies that together they are TIMES the L2 cache, no more than can be recorded, and one where one is enough."""
+    """There are so many copies that together they are TIMES the L2 cache; as many as can be recorded where these still fill it, few where
+    nothing would; and one where one is enough.
+    """
     assert copies(size, 50 * MB) == count
-    assert count in (1, MOST) or count * size >= TIMES * 50 * MB > (count - 1) * size
+    if count not in (1, FEW, MOST):
+        assert count * size >= TIMES * 50 * MB > (count - 1) * size
+    if count == MOST:
+        assert count * size > 50 * MB
 
 
 def test_every_copy_has_its_turn(gpu: Machine) -> None:
@@ -266,6 +283,50 @@ def test_the_bandwidth_of_a_copy(gpu: Machine, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch.Tensor, "copy_", timed)
     assert copy_bandwidth("cpu", 0.0, gpu) == pytest.approx(8 * MB / 4e-3)
+
+
+# --- a real one
+
+
+@pytest.mark.gpu
+def test_a_kernel_on_a_gpu() -> None:
+    """On a GPU a copy of 64 MB is recorded and its bandwidth is between what the slowest card has and what none has; the clock is told."""
+    import torch
+
+    gpu = Cuda(0)
+    x = [torch.ones(16 * MB, device="cuda:0") for _ in range(4)]
+    y = [torch.empty_like(t) for t in x]
+    measured = measure({"copy": [lambda a=a, b=b: b.copy_(a) for a, b in zip(x, y, strict=True)]}, 0.05, gpu)
+    assert measured.uncaptured == ()
+    assert 50e9 < 2 * 64 * MB / measured.timings["copy"].median_us * 1e6 < 50e12
+    assert all(100 < clock < 5000 for clock in measured.clocks)
+
+
+@pytest.mark.gpu
+def test_after_a_failed_recording_on_a_gpu() -> None:
+    """A call that waits for the GPU cannot be recorded; it is timed all the same, and what comes after it is recorded as ever."""
+    import torch
+
+    gpu, x = Cuda(0), torch.ones(1 * MB, device="cuda:0")
+    for _ in range(2):
+        measured = measure({"waits": [lambda: (x * 2).sum().item()], "plain": [lambda: x * 2]}, 0.0, gpu)
+        assert measured.uncaptured == ("waits",)
+        assert measured.timings["plain"].median_us > 0
+    assert float((x * 2).sum()) == 2 * MB
+
+
+@pytest.mark.gpu
+def test_a_backward_of_autograds_is_recorded_on_a_gpu() -> None:
+    """What autograd records while the GPU is active can be part of a graph."""
+    import torch
+
+    gpu = Cuda(0)
+    with gpu.active():
+        x = torch.ones(1024, 1024, device="cuda:0", requires_grad=True)
+        y = torch.nn.functional.layer_norm(x, (1024,)).tanh()
+        dy = torch.ones_like(y)
+    measured = measure({"backward": [lambda: torch.autograd.grad(y, x, dy, retain_graph=True)]}, 0.0, gpu)
+    assert measured.uncaptured == ()
 
 
 # --- what the driver's management library tells
