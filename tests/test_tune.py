@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lntune import device as device_module
@@ -191,6 +192,28 @@ def test_wrong_never_wins(fake: type[FakeWorker]) -> None:
     assert {c.schedule for job in fake.jobs if job.final for c in job.candidates} == {"plain"}
 
 
+def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) -> None:
+    """Tuned again, with a search that does not come by it, a case's winner of before is tried and in the final; not when its schedule has
+    changed since, when it was another device's, or when the search came by it.
+    """
+    (before,) = tune.tune([CASE], settings("cached_rows")).finals
+    fake.jobs.clear()
+    tune.tune([CASE], settings("cached_rows", trials=1))
+    tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
+    assert len(tried) == 2 and tried[1] == before.knobs
+    assert before.knobs in [c.knobs for c in fake.jobs[-1].candidates]
+    for changes in ({"source": "of yesterday"}, {"device": msgspec.structs.replace(before.device, cores=99)}):
+        other = tmp_path / str(changes)
+        records.append(other, msgspec.structs.replace(before, **changes))
+        fake.jobs.clear()
+        tune.tune([CASE], settings("cached_rows", trials=1, log_dir=other))
+        assert len([job for job in fake.jobs if not job.final]) == 1
+    fake.jobs.clear()
+    tune.tune([CASE], settings("cached_rows"))
+    tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
+    assert tried.count(before.knobs) == 1
+
+
 @pytest.mark.parametrize("culprits", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
 def test_the_final_goes_on_without_the_culprits(tmp_path: Path, fake: type[FakeWorker], culprits: set[int]) -> None:
     """Whichever of three finalists makes the final fail, the fastest of the others wins."""
@@ -291,7 +314,7 @@ class Clock:
         return self.now
 
 
-def test_the_time_is_shared_and_kept(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+def test_the_time_is_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
     """The budget is divided among the cases that are left, a part of each is kept for the final, what one case leaves goes to
     the next, and when it is over the rest is named as untuned. By a clock that trials move by a second each.
     """
@@ -305,7 +328,7 @@ def test_the_time_is_shared_and_kept(monkeypatch: pytest.MonkeyPatch, fake: type
         return always_ok(job)
 
     fake.answer = staticmethod(answer)
-    summary = tune.tune(wide, settings("cached_rows", seconds=60.0))
+    summary = tune.tune(wide, settings("cached_rows", seconds=60.0, log_dir=tmp_path / "log"))  # without the shipped logs' winners
     counts = [sum(job.case == case and not job.final for job in fake.jobs) for case in wide]
     assert counts[0] == 14  # 60 s / 3 cases, less the final's share of 30 %
     assert counts[1] in (15, 16)  # half of what is left, which is more: the final took less than was kept for it

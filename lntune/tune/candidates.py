@@ -56,6 +56,9 @@ class Candidates:
         yield from self.defaults
         yield from self.rest
 
+    def __contains__(self, candidate: object) -> bool:
+        return candidate in self._known
+
     def __len__(self) -> int:
         return len(self._known)
 

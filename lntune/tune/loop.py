@@ -82,6 +82,7 @@ class _Run:
         self.threads = settings.threads or torch.get_num_threads()
         self.folder = settings.log_dir or paths.log_dir()
         self.id = uuid.uuid4().hex[:12]
+        self._finals: dict[str, dict[tuple[str, int, str, int], Record]] = {}
         summary.log_dir = self.folder
 
     def log(self, **fields: Any) -> Record:
@@ -93,6 +94,18 @@ class _Run:
     def candidates(self, case: Case) -> Candidates:
         """What there is to try."""
         return Candidates(case, self.device, self.settings.schedules)
+
+    def had(self, case: Case) -> Candidate | None:
+        """The winner of the case's latest final in the log, of this device and of its schedule as it is."""
+        if case.op not in self._finals:
+            folders = [self.folder] if self.settings.log_dir else paths.log_dirs()
+            found = records.read(folders, case.op, self.device, role="final")
+            self._finals[case.op] = records.finals(r for r in found if not self.device.differences(r.device))
+        record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
+        known = schedule.for_op(case.op, self.device.kind)
+        if record is None or record.schedule not in known or record.source != known[record.schedule].source:
+            return None
+        return Candidate(record.schedule, tuple(record.knobs.items()))
 
     def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float) -> Outcome:
         """Measure finalists against each other in `share` seconds; not logged."""
@@ -168,6 +181,9 @@ class _Run:
             self.summary.interrupted = True
             if self.ahead:
                 self.ahead.close()
+        had = self.had(case)
+        if had is not None and had in known and had not in costs and not self.summary.interrupted:
+            evaluate(had)  # no case is tuned to something slower than what it had
         proven = next((c for c in known.defaults if costs.get(c, math.inf) < math.inf), None)
         return self.settle(case, costs, proven, progress, seconds)
 
@@ -181,7 +197,7 @@ class _Run:
         """
         finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
         if default is not None and default not in finalists:
-            finalists.append(default)  # no case is tuned to something slower than what it had
+            finalists.append(default)  # what serves calls where nothing is tuned; the final holds it for comparison
         progress.phase = "final"
         self.observer(progress)
         share = 1.0 if seconds is None else min(2.0, max(0.3, seconds * FINAL_SHARE * 0.6))
