@@ -42,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
     `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the finalist measured again,
-    interleaved, on fresh samples, everyone allocating their output as a caller sees it).
+    interleaved, on fresh samples, everyone allocating their output as a caller sees it), or "bench" (what serves the case, against everyone).
     `timings` has the key "tuned", and in a final also "default" (the schedule's default knobs), "eager" and "copy".
     `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
     largest error on plain random inputs divided by eager's own. `clocks` are a GPU's in MHz before, in and after the
