@@ -126,7 +126,7 @@ def test_the_latest_final_counts() -> None:
     assert choose(final(role="trial")).tier == choose(final(status="wrong", timings={})).tier == "default"
 
 
-@pytest.mark.parametrize("change", [{"name": "Other CPU"}, {"isa": "x86-64"}, {"cores": 999}, {"features": ("amx",)}, {"kind": "gpu"}], ids=str)
+@pytest.mark.parametrize("change", [{"name": "Other CPU"}, {"isa": "x86-64"}, {"cores": 999}, {"features": ("amx",)}], ids=str)
 def test_foreign_records_never_serve(change: dict[str, Any]) -> None:
     """A record of a device that differs in one field is left out, and the steps name the device and the field."""
     other = msgspec.structs.replace(HERE, **change)
@@ -134,6 +134,13 @@ def test_foreign_records_never_serve(change: dict[str, Any]) -> None:
     assert choice.tier == "default"
     (step,) = (s for s in choice.steps if "another device" in s)
     assert other.slug in step and f"{next(iter(change))}: " in step
+
+
+def test_records_of_another_kind_are_not_spoken_of() -> None:
+    """Nobody expects a GPU's record to serve a CPU, so it is left out without a word."""
+    choice = choose(final(device=msgspec.structs.replace(HERE, kind="gpu"), tuned=0.01))
+    assert choice.tier == "default"
+    assert not [s for s in choice.steps if "another device" in s]
 
 
 def test_records_that_no_longer_fit() -> None:
