@@ -1,0 +1,99 @@
+"""What GPU schedules of the LN-LSTM step do to definitions: the device's own activations, turns that end with the rows, sums added to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from lntune import build, cuda, emulated, gates, ops, turns
+from lntune.case import Case
+from lntune.cuda.targets import device_of
+from lntune.device_code import Program
+from lntune.schedule import get
+
+GPU = device_of("cuda:sm_90")
+FORWARD, BACKWARD = Case("lnlstm_step", 96, "float32", 512), Case("lnlstm_step_backward", 96, "float32", 8)
+PLANS = {"lnlstm_step": "gated_row", "lnlstm_step_backward": "gated_turns"}
+
+needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+
+
+def program(case: Case, **changed: Any) -> Program:
+    """The case's program with its default knobs, or others."""
+    plan = get(PLANS[case.op])
+    setting = plan.default(case, GPU)
+    return build.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
+
+
+@pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
+def test_activations_are_the_devices_own(case: Case) -> None:
+    """No polynomial of the CPU's is left, nor an exponential that is only fast: expf, tanhf, and a division of two units' error."""
+    source = program(case).source
+    called = set(re.findall(r"\b(\w*exp\w*f|\w*tanh\w*f|__fdividef)\(", source))
+    assert called == {"expf", "tanhf", "__fdividef"}
+    assert "__float_as" not in source
+    assert "reinterpret" not in source
+
+
+def test_only_activations_are_replaced() -> None:
+    """Every sigmoid and tanh of the definition is found, and no other quotient: those of the rows' moments stay divisions."""
+    definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
+    text = str(gates.native(definition).script())
+    assert len(re.findall(r'"expf"', text)) == 3
+    assert len(re.findall(r'"tanhf"', text)) == 2
+    assert len(re.findall(r" / T\.float32\((?:384|96)", text)) == len(re.findall(r" / T\.float32\((?:384|96)", str(definition.script()))) == 6
+
+
+def test_rows_beyond_the_last_are_not_asked_about() -> None:
+    """A block's turns end with its rows, so nothing in them depends on the number of rows: no guard, no row read again."""
+    source = program(BACKWARD).source
+    loops = re.findall(r"for \(int64_t \w+ = \(int64_t\)0; \w+ < (.*?); \+\+\w+\)", source)
+    assert [loop for loop in loops if "rows" in loop] == ["(((rows + (int64_t)7) - ((int64_t)blockIdx.x)) >> (int64_t)3)"]
+    body = source.rsplit("main_kernel(", 1)[1].split("{", 1)[1]
+    assert body.count("rows") == 1
+
+
+@pytest.mark.parametrize("where", ["registers", "memory"])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 24])
+def test_sums_are_added_to(rows: int, where: str) -> None:
+    """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and nothing to it where it has none."""
+    op, blocks = ops.get(BACKWARD.op), BACKWARD.blocks(GPU.cores)
+    given = op.inputs(BACKWARD, rows, "normal", 0)
+    by_row = {a.name for a in op.arguments(BACKWARD) if a.shape[:1] == ("rows",)}
+    values: list[Any] = []
+    for a in op.arguments(BACKWARD):
+        begun = torch.full(a.sizes(rows, BACKWARD.hidden, blocks), 2.0)
+        values.append(given[a.name] if a.role in ("in", "scalar") else begun)
+    emulated.kernel(BACKWARD, program(BACKWARD, sums=where))(*values)
+    made = dict(zip((a.name for a in op.arguments(BACKWARD)), values, strict=True))
+    for block in range(blocks):
+        own = slice(block, None, blocks)
+        truth = op.reference(BACKWARD, {name: value[own] if name in by_row else value for name, value in given.items()})
+        for a in op.arguments(BACKWARD):
+            if a.role == "sum" and block < rows:
+                assert torch.allclose(made[a.name][block].double(), truth[a.name] + 2, atol=1e-5), a.name
+            elif a.role == "sum":
+                assert bool((made[a.name][block] == 2).all()), a.name
+
+
+def test_a_store_that_is_not_there_is_an_error() -> None:
+    """A name that fits no store of sums is refused, rather than sums being overwritten."""
+    import tvm
+
+    definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
+    with pytest.raises(RuntimeError, match="nothing_of_the_sort"):
+        turns.add(tvm.IRModule({"main": definition}), ["nothing_of_the_sort"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", ["bias+bias_c", "raw+bias+bias_c"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", PLANS)
+def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) -> None:
+    """At 1024 elements a thread's part of a row, and of the sums, stays in registers."""
+    made = program(Case(op, 1024, dtype, 512, variant))
+    (launch,) = made.launches
+    assert not cuda.inspect_kernel(made.source, GPU.isa, launch.threads).problems
