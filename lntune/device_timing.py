@@ -117,7 +117,8 @@ class Cuda:
         except BaseException:
             self._forget(pool)
             raise
-        return graph.replay
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def _forget(self, pool: Any) -> None:
         """What PyTorch leaves undone when a capture fails: its allocator would go on as if one were under way."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from lntune import bench, device_timing, ops, places
 from lntune.bench import peers
 from lntune.case import Case
 from lntune.cli import app
+from lntune.cuda import launcher
 from lntune.records import Record, Timing
 from lntune.report.rows import peer_lines, rows_of
 from lntune.report.tables import cases_table
@@ -147,3 +150,27 @@ def test_tables_with_the_cards_bandwidth() -> None:
     assert list(column.cells) == [f"{100 * ops.get('layer_norm').bytes(case) / 10e-6 / 4e12:.0f}%"]
     assert peer_lines([record]) == ["geomean 1.50x over liger (1 cases)"]
     assert peer_lines([]) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_others_agree_with_eager(dtype: str) -> None:
+    """On a GPU, those of others' kernels that are installed are layer norm."""
+    case = Case("layer_norm", 1000, dtype, 64)
+    (values, *_) = places.of(launcher.device(0)).inputs(case)
+    for call in peers.calls(case, values).values():
+        torch.testing.assert_close(call(), ops.get("layer_norm").baseline(case, values)(), rtol=2e-2, atol=2e-2 if dtype == "bfloat16" else 1e-4)
+
+
+def test_the_tutorials_kernel(tmp_path: Path) -> None:
+    """Where triton is installed its tutorial's kernel answers as eager does, in triton's interpreter."""
+    pytest.importorskip("triton")
+    code = """
+import torch
+from lntune.bench.triton_layer_norm import forward
+for hidden in (64, 1000):
+    x, weight, bias = torch.randn(5, hidden), torch.randn(hidden), torch.randn(hidden)
+    torch.testing.assert_close(forward(x, weight, bias, 1e-5), torch.nn.functional.layer_norm(x, (hidden,), weight, bias, 1e-5))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

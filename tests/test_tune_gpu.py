@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_gpu import FakeGpu
+from typer.testing import CliRunner
 
 from lntune import artifact, knobs, places, records, schedule, trial, tune
 from lntune.case import Case
+from lntune.cli import app
 from lntune.cuda import launcher
 from lntune.cuda.targets import device_of
 from lntune.device import Device
@@ -42,15 +49,23 @@ def device(fake_gpu: FakeGpu) -> Device:
     return launcher.device(0)
 
 
-def children() -> set[int]:
-    """Processes that this one has started and that still are."""
+def alive(pid: int) -> bool:
+    """Whether a process is there and not only waits to be waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(of: int | None = None) -> set[int]:
+    """Processes that this one, or another, has started and that still are."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid():
+        if int(fields[1]) == (of or os.getpid()):
             found.add(int(stat.parent.name))
     return found
 
@@ -137,6 +152,7 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
     assert built.status == "ok" and built.facts is not None and built.seconds > 0
     (kernel,) = built.facts.kernels
     assert (kernel.resources.registers, built.facts.problems) == (32, ())
+    assert artifact.built(CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device)
     monkeypatch.setattr("lntune.build.binary", lambda *_: pytest.fail("built again"))
     outcome = trial.run(job("sound", device))
     assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
@@ -155,6 +171,41 @@ def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
     assert [f.case for f in logged(log_dir, "final")] == [CASE]
     assert len(logged(log_dir)) == 1
     assert children() == before
+
+
+def test_the_command(device: Device, log_dir: Path) -> None:
+    """`lntune tune --target cuda` tunes for the GPU, shows its table as for a CPU, and counts what was pruned among the trials."""
+    sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--schedule", "shared_row"]
+    done = CliRunner().invoke(app, ["tune", *sizes, "--target", "cuda", "--trials", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["statuses"]["ok"] == 2
+    assert facts["trials"] == sum(facts["statuses"].values())
+    (case,) = facts["cases"]
+    assert case["device"] == device.slug
+    assert {r.device for r in logged(log_dir)} == {device}
+
+
+@pytest.mark.slow
+def test_ctrl_c(device: Device, log_dir: Path) -> None:
+    """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of its processes is left."""
+    command = [sys.executable, "-m", "lntune", "tune", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--target", "cuda", "--budget", "10m"]
+    command += ["--schedule", "shared_row"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        try:
+            end = time.monotonic() + 120
+            while not (log_dir.exists() and logged(log_dir)) and run.poll() is None and time.monotonic() < end:
+                time.sleep(0.1)
+            of_its_own = children(run.pid)
+            os.kill(run.pid, signal.SIGINT)
+            out, err = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    assert run.returncode == 0, err
+    assert "(interrupted)" in out
+    assert len(of_its_own) >= 2  # the one that measures, and builders
+    assert not [pid for pid in of_its_own if alive(pid)]
+    assert logged(log_dir, "final")
 
 
 def test_a_gpu_that_is_not_here(log_dir: Path) -> None:

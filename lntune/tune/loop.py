@@ -83,6 +83,7 @@ class _Run:
         self.folder = settings.log_dir or paths.log_dir()
         self.id = uuid.uuid4().hex[:12]
         self._finals: dict[str, dict[tuple[str, int, str, int], Record]] = {}
+        self._candidates: dict[Case, Candidates] = {}
         summary.log_dir = self.folder
 
     def log(self, **fields: Any) -> Record:
@@ -92,8 +93,16 @@ class _Run:
         return record
 
     def candidates(self, case: Case) -> Candidates:
-        """What there is to try."""
-        return Candidates(case, self.device, self.settings.schedules)
+        """What there is to try. Kept for the next case, which is begun early: to list thousands takes a while."""
+        if case not in self._candidates:
+            self._candidates = dict([*self._candidates.items()][-1:])
+            self._candidates[case] = Candidates(case, self.device, self.settings.schedules)
+        return self._candidates[case]
+
+    def begin(self, case: Case, then: Case | None) -> None:
+        """Have the candidates of a case built from now on, and then the first of the next one's, where there is building ahead."""
+        if self.ahead:
+            self.ahead.begin(case, self.candidates(case), (then, list(self.candidates(then))) if then else None)
 
     def had(self, case: Case) -> Candidate | None:
         """The winner of the case's latest final in the log, of this device and of its schedule as it is."""
@@ -148,8 +157,7 @@ class _Run:
         if not known:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
-        if self.ahead:
-            self.ahead.begin(case, known, (then, list(self.candidates(then))) if then else None)
+        self.begin(case, then)
         costs: dict[Candidate, float] = {}
         budget = Budget(None if seconds is None else seconds * (1 - FINAL_SHARE), self.settings.trials)
 
@@ -250,6 +258,7 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
             ahead = stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
             worker = stack.enter_context(Worker(settings.threads))
             run = _Run(settings, worker, observer, summary, ahead)
+            run.begin(cases[0], None)
             _start(worker, cases[0], settings)  # not on the budget of the first case
             begun = time.monotonic()
             for index, case in enumerate(cases):
