@@ -115,17 +115,12 @@ def tune(
 
 def _dry_run(asked: list[Case], settings: Settings, as_json: bool) -> None:
     from lntune.report import dry_runs
+    from lntune.report.progress import StepProgress
     from lntune.report.tables import console
     from lntune.tune import dry
 
-    err, last = console(stderr=True), [""]
-
-    def tell(case: Case, index: int, of: int, built: int) -> None:
-        if (line := f"[{index + 1}/{of}] {case}") != last[0] or built % 8 == 0:
-            last[0] = line
-            err.print(f"{line}: {built} built and verified", markup=False, highlight=False)
-
-    found = dry.run(asked, settings, tell)
+    with StepProgress(console(stderr=True), "dry run", len(asked)) as progress:
+        found = dry.run(asked, settings, lambda case, _index, _of, built: None if built else progress(str(case)))
     if as_json:
         totals = {"measured": found.measured, "within_budget": found.within, "run_seconds": round(found.run_seconds, 1), "wrong": found.wrong}
         print_json({**msgspec.to_builtins(found), **totals})
