@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from lntune import bringup, ops, paths, records, schedule
 from lntune import device as device_module
 from lntune.bringup import known, outcome, place, steps, value
-from lntune.bringup.steps import Answer, Bench, Helper, Smoke, Verify
+from lntune.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Verify
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cuda import driver
@@ -199,8 +199,30 @@ def test_steps_in_a_child(faulty: None) -> None:
         (verified,) = helper.do(Verify(msgspec.structs.replace(case, variant="plain"), CPU), 60).results
         assert verified.ok and verified.case.variant == "plain"
         assert helper.do(Verify(msgspec.structs.replace(case, variant="plane"), CPU), 60).error.startswith("UnknownNameError")
+        assert not helper.do(Copy(CPU), 60).error
         record = helper.do(Bench(case, CPU, 0.05, False), 60).record
         assert record is not None and {"eager", "tuned", "copy"} <= set(record.timings)
+
+
+def test_a_gpu_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails and leaves the device's context broken says so, and the next one gets another child; one that fails alone does not."""
+    from lntune import trial, verification
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(verification, "check_cases", fails)
+    step = Verify(SMALL[0], GPU)
+    for broken in ("", "illegal memory access"):
+        monkeypatch.setattr(trial, "_broken", lambda device, broken=broken: broken)
+        answer = steps.perform(step)
+        assert "illegal" in answer.error and answer.lost is bool(broken)
+        stopped: list[bool] = []
+        helper = Helper()
+        monkeypatch.setattr(helper, "answer", lambda *_, a=answer: msgspec.json.encode(a))
+        monkeypatch.setattr(helper, "stop", lambda s=stopped: s.append(True))
+        assert helper.do(step, 1) == answer
+        assert bool(stopped) is bool(broken)
 
 
 # ---------------------------------------------------------------------------------------------------------------- whole runs
@@ -240,6 +262,7 @@ def go(seconds: float = 300, **changes: Any) -> tuple[report.Summary, str]:
     return bringup.run(bringup.Settings(**given), Console(file=out, width=200, highlight=False)), out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_bringup_and_the_same_again(log_dir: Path, tmp_path: Path) -> None:
     """Every stage is done and in the log: smoke check, tuning, verification, benchmark, summary in both forms. The same command then finds
     the case and its benchmark known, and checks again what serves it.
@@ -297,11 +320,11 @@ def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_d
     monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])  # not the shipped logs, which may be of this CPU
     plan = value.cases(CPU)
     settings = bringup.Settings(seconds=100)
-    (only,) = tuned(monkeypatch, bringup.CASE_SECONDS, settings, tuple(ops.OPS))
-    assert only == plan[: int((100 - 30 - 2) / bringup.CASE_SECONDS)]
-    first, second, *_ = tuned(monkeypatch, bringup.CASE_SECONDS / 2, settings, tuple(ops.OPS))
+    (only,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, tuple(ops.OPS))
+    assert only == plan[: int((100 - 30 - 2) / bringup.CASE_SECONDS[CPU.kind])]
+    first, second, *_ = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind] / 2, settings, tuple(ops.OPS))
     assert first == only and second == plan[len(first) : len(first) + len(second)] and second
-    (without,) = tuned(monkeypatch, bringup.CASE_SECONDS, settings, ("lnlstm_step",))
+    (without,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, ("lnlstm_step",))
     assert {case.op for case in without} == {"lnlstm_step"}
     for case in plan[5:]:
         records.append(log_dir, final(case))
@@ -311,6 +334,7 @@ def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_d
     assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=5), tuple(ops.OPS)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["aborts", "wrong"])
 def test_an_operator_that_fails(broken: str, faulty: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
     """An operator whose default knobs crash or answer wrongly is named in the first seconds, logged, and tuned after the others; the
@@ -402,12 +426,13 @@ def test_a_log_that_cannot_be_written(in_process: None, tmp_path: Path, monkeypa
 
 def command(log_dir: Path, *more: str) -> subprocess.Popen[str]:
     """The command as a user runs it, in a process group of its own."""
-    arguments = ["--target", "cpu", "--grid", "small", "--ops", "layer_norm,lnlstm_step", "--no-compile", "--budget", "600s", *more]
+    arguments = ["--target", "cpu", "--grid", "small", "--ops", "layer_norm", "--no-compile", "--budget", "600s", *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     run = [sys.executable, "-m", "lntune", "bringup", *arguments, "--log-dir", str(log_dir), "--json"]
     return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_kill_9_and_going_on(log_dir: Path) -> None:
     """kill -9 in the middle of tuning loses at most the trial in flight: the log is whole, and the same command tunes what is left and ends
     well with every trial of before in its log.
@@ -431,7 +456,7 @@ def test_kill_9_and_going_on(log_dir: Path) -> None:
     stdout, stderr = went_on.communicate(timeout=400)
     assert went_on.returncode == 0, stderr
     facts = json.loads(stdout)
-    assert facts["ok"] and facts["left"] == [] and facts["tuned"] + facts["known"] >= 2
+    assert facts["ok"] and facts["left"] == [] and facts["tuned"] + facts["known"] >= 1
     after = records.read([log_dir])
     assert [r for r in after if r in before] == before
 

@@ -36,8 +36,10 @@ from lntune.tune import Settings as TuneSettings
 
 SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
 """Parts of the budget: what the smoke check may take at most, and what is kept for verifying and for the benchmark. The rest is tuning."""
-CASE_SECONDS = 4.0
-"""What a case gets at least: some ten trials and the final. Where there is less the first cases get it and the last ones nothing."""
+CASE_SECONDS = {"cpu": 4.0, "gpu": 6.0}
+"""What a case gets at least: some ten trials and the final. Where there is less the first cases get it and the last ones nothing. The inputs of
+the largest cases on a GPU take a second or two to make.
+"""
 SMALL_CASE_SECONDS = 1.0
 """The same for the grid of small cases."""
 BENCH_SECONDS = 1.0
@@ -195,7 +197,7 @@ class _Bringup:
         works = {one.case.op for one in self.found.smoke if one.works}
         new = sorted((case for case in self.plan if case not in self.before), key=lambda case: case.op not in works)
         again = [case for case in self.plan if case in self.before and self.settings.trials is None]
-        least = CASE_SECONDS if self.settings.grid == "default" else SMALL_CASE_SECONDS
+        least = CASE_SECONDS[self.device.kind] if self.settings.grid == "default" else SMALL_CASE_SECONDS
         said: list[str] = []
         for todo, seed in ((new, self.settings.seed), (again, self.settings.seed + len(again) + 1)):
             while todo and not self.found.interrupted:
@@ -219,8 +221,14 @@ class _Bringup:
         return f"{len(done.finals)} of {len(cases)} cases in {done.trials} trials"
 
     def verify(self, helper: Helper) -> str:
-        """What serves the tuned cases, the most valuable first: the default variant of all, then the variants that PyTorch calls besides."""
-        tuned = [case for case in self.plan if case in self.before or case in self.found.tuned]
+        """What serves the tuned cases, those of this run first, the most valuable first: the default variant of all, then the variants that
+        PyTorch calls besides.
+        """
+        # Where tuning took longer than its share, what is left is divided as the shares are.
+        left = self.left()
+        until = time.monotonic() + max(self.left(SHARES["bench"]), left * SHARES["verify"] / (SHARES["verify"] + SHARES["bench"]))
+        tuned = [case for case in self.plan if case in self.found.tuned]
+        tuned += [case for case in self.plan if case in self.before and case not in self.found.tuned]
         todo = [msgspec.structs.replace(case, variant=ops.get(case.op).check_variant("")) for case in tuned]
         todo += [msgspec.structs.replace(case, variant=variant) for case in tuned for variant in ops.get(case.op).checked]
         finals = known.finals(self.device, tuned)
@@ -230,8 +238,8 @@ class _Bringup:
         with Builders(self.device, kernels, VERIFY_SECONDS) as builders, StepProgress(self.out, "verify", len(todo)) as progress:
             for case, candidate in kernels:
                 progress(str(case))
-                builders.wait(case, candidate, min(VERIFY_SECONDS, self.left(SHARES["bench"])))
-                if (left := self.left(SHARES["bench"])) <= 0:
+                builders.wait(case, candidate, min(VERIFY_SECONDS, until - time.monotonic()))
+                if (left := until - time.monotonic()) <= 0:
                     break
                 answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left))
                 if answer.late and left < VERIFY_SECONDS:
@@ -263,6 +271,7 @@ class _Bringup:
                     continue
                 served = {name: getattr(answer.record, name) for name in ("schedule", "source", "knobs")}
                 self.log(case, role=known.BENCH, **served, **_fields(answer.record))
+                self.found.wrong += [f"{case}: {answer.record.schedule}: {answer.record.message}"] if answer.record.status == "wrong" else []
         return f"{len(telling) - len(self.found.not_benchmarked)} of {len(telling)} cases, {len(have)} of them known before"
 
     def summary(self) -> Summary:

@@ -52,10 +52,11 @@ Step = Copy | Smoke | Verify | Bench
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a step: one of the results, or `error` in words; `late` when its time was over."""
+    """What came of a step: one of the results, or `error` in words; `late` when its time was over, `lost` when the child can do no more."""
 
     error: str = ""
     late: bool = False
+    lost: bool = False
     bandwidth: float | None = None
     outcome: Outcome | None = None
     results: Sequence[Result] = ()
@@ -96,33 +97,47 @@ class Helper(worker.Worker):
         if isinstance(raw, Outcome):
             return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message, raw.status == "timeout")
         answer = msgspec.json.decode(raw, type=Answer)
-        device = step.job.device if isinstance(step, Smoke) else step.device
-        raised = bool(answer.error) or (answer.outcome is not None and answer.outcome.status == "run")
-        if device.kind == "gpu" and raised:
-            self.stop()  # an error on a GPU may stay with its process: every later call would report it again
+        if answer.lost:
+            self.stop()
         return answer
 
 
 def perform(step: Step) -> Answer:
     """Do a step in this process."""
     try:
-        match step:
-            case Copy(device):
-                return Answer(bandwidth=yardstick.copy(places.of(device).name))
-            case Smoke(job):
-                from lntune import trial
-
-                return Answer(outcome=trial.run(job))
-            case Verify(case, device):
-                from lntune import verification
-
-                return Answer(results=verification.check_cases([case], device))
-            case Bench(case, device, seconds, with_compile):
-                from lntune import bench
-
-                return Answer(record=bench.run([case], seconds, with_compile, device=device).records[0])
+        answer = _done(step)
     except Exception as e:
-        return Answer(f"{type(e).__name__}: {gist(e)}")
+        answer = Answer(f"{type(e).__name__}: {gist(e)}")
+    if isinstance(step, Smoke):
+        return msgspec.structs.replace(answer, lost=answer.outcome is not None and answer.outcome.lost)
+    failed = answer.error or any(not r.ok for r in answer.results)
+    # What broke a GPU's context stays with the process, and every later step would report it as its own.
+    return msgspec.structs.replace(answer, lost=True) if failed and _broken(step.device) else answer
+
+
+def _broken(device: Device) -> bool:
+    """True when this process can do no more on the device."""
+    from lntune import trial
+
+    return trial.run(Job(Case("layer_norm", 1, "float32", 1), device, (), 0.0, only="context")).status != "ok"
+
+
+def _done(step: Step) -> Answer:
+    match step:
+        case Copy(device):
+            return Answer(bandwidth=yardstick.copy(places.of(device).name))
+        case Smoke(job):
+            from lntune import trial
+
+            return Answer(outcome=trial.run(job))
+        case Verify(case, device):
+            from lntune import verification
+
+            return Answer(results=verification.check_cases([case], device))
+        case Bench(case, device, seconds, with_compile):
+            from lntune import bench
+
+            return Answer(record=bench.run([case], seconds, with_compile, device=device).records[0])
 
 
 def main(answers: int, threads: int) -> None:
