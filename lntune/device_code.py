@@ -269,6 +269,19 @@ def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
     return {**target, "arch": "sm_80"} if target.get("arch") == "sm_75" else target
 
 
+_AGAIN = """#ifdef __CUDACC__
+#define lntune_again(pointer) asm volatile("" : "+l"(pointer)) /* to the compiler it is another from here on */
+#else
+#define lntune_again(pointer)
+#endif
+"""
+
+
+def _complete(source: str) -> str:
+    """The source with what it uses (see threads.load_again)."""
+    return _AGAIN + source if "lntune_again(" in source else source
+
+
 def generate(module: Any, target: dict[str, object]) -> Program:
     """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it.
 
@@ -283,7 +296,7 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     try:
         with goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
             executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
-        source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
+        source = _complete(str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)"))
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     return Program(source, seen.launches(), seen.scratch())

@@ -130,3 +130,30 @@ def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int, sin
     sch.transform_layout(fetched, ("write", 0), lambda *at: (at[-1] % access,), assume_injective_transform=True)
     if access > 1:
         sch.vectorize(sch.get_loops(fetched)[-1])
+
+
+AGAIN = "lntune_again"
+
+
+def load_again(mod: Any, stage: str, name: str) -> Any:
+    """The module with the argument `name` loaded again, from cache, by what follows the stage.
+
+    Otherwise the compiler keeps what it has loaded before in registers, which what follows needs more.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.s_tir.stmt import SBlock
+
+    func = mod["main"]
+    argument = next(p for p in func.params if str(p.name) == name)
+
+    def behind(block: Any) -> Any:
+        if block.name_hint != stage:
+            return block
+        body = tirx.SeqStmt([block.body, tirx.Evaluate(tirx.call_extern("int32", AGAIN, argument.data))])
+        return type(block)(
+            block.iter_vars, block.reads, block.writes, block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers, block.annotations
+        )
+
+    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_map(func.body, [(SBlock, behind)]))})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lntune import columns, threads
+from lntune import columns, threads, turns
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
@@ -19,7 +19,8 @@ from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule
 
 ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
-OTHERS = 40  # registers of a thread for anything but its part of the row and of the sums
+EACH = 8  # elements of a row that a thread has by default
+THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
 STATIC = 1024  # bytes of shared memory for sums that threads exchange
 BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 
@@ -28,7 +29,7 @@ BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 class Knobs:
     """Knobs of `shared_row_backward`."""
 
-    threads: int = knob(128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row")
+    threads: int = knob(128, THREADS, "threads that share a row")
     rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads, side by side")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
     keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its uses; again: read from memory each time")
@@ -64,10 +65,15 @@ def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of dy, x and of sums takes; an access shorter than that has one to itself."""
+    """About the 32-bit registers of a thread that has its part of dy, of x and of sums in them.
+
+    An access shorter than a register has one to itself. Anything else takes 32, more where the part is above 32 or what is loaded has places
+    in shared memory: fitted to what ptxas 13.0 says for sm_90.
+    """
     turns = -(-case.hidden // (knobs.access * knobs.threads))
-    kept = 2 * turns * max(4, knobs.access * case.itemsize) // 4 if knobs.keep == "registers" else 0
-    return kept + (len(_sums(case)) * turns * knobs.access if knobs.sums == "registers" else 0)
+    part = 2 * turns * max(4, knobs.access * case.itemsize) // 4 if knobs.keep == "registers" else 0
+    part += len(_sums(case)) * turns * knobs.access if knobs.sums == "registers" else 0
+    return part + 32 + max(0, part - 32) * 5 // 8 + (10 if knobs.keep == "shared" else 0)
 
 
 def shared_of(knobs: Knobs, case: Case) -> int:
@@ -97,8 +103,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return "shared memory is for one row to a block"
     if shared_of(knobs, case) > device.l1:
         return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
-    if dx and registers_of(knobs, case) + OTHERS > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
-        return f"{registers_of(knobs, case)} registers for a thread's part; with {OTHERS} others they do not fit {threads_all} threads"
+    if dx and registers_of(knobs, case) > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
+        return f"{registers_of(knobs, case)} registers a thread do not fit {threads_all} threads"
     if case.rows == 1 and knobs.rows > 1:
         return "a single row cannot fill a block of several"
     fewer = [n for n in BLOCKS if n < knobs.blocks]
@@ -108,24 +114,26 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses; a row and its sums in registers, the sums in shared memory where that is too much, apart where that is, too."""
+    """Wide accesses, eight elements to a thread; a row and its sums in registers, the row in shared memory where that is too much, the sums
+    apart where that is, too. As many blocks as a multiprocessor holds, but few enough for the partial sums to be little beside the rows.
+    """
     access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
-    dx, sums = "dx" in _outputs(case), bool(_sums(case))
-    if not dx:
-        return next(k for k in _most_blocks(Knobs(WARP, 1 if case.rows == 1 else 8, access, "registers", "apart", 8), case, device))
-    wanted = -(-case.hidden // (access * 4))
-    least = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
-    for where in ("registers", "apart") if sums else ("registers",):
+    if "dx" not in _outputs(case):
+        return _fitting(Knobs(WARP, 1 if case.rows == 1 else 8, access, "registers", "apart", BLOCKS[-1]), case, device)[0]
+    least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
+    for where in ("registers", "apart") if _sums(case) else ("registers",):
         for keep in ("registers", "shared", "again"):
-            for shares in (least, *(t for t in (256, 512, 1024) if t > least), *(t for t in (32, 16, 8) if t < least)):
+            for shares in (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least)):
                 rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
-                found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where, 2 if sums else 1)
-                for one in _most_blocks(found, case, device):
+                found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where, 1)
+                resident = REGISTERS // (found.threads * rows * registers_of(found, case))
+                few = TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores)
+                for one in _fitting(replace(found, blocks=max(1, min(resident, few)) if _sums(case) else 1), case, device):
                     return one
     return Knobs(WARP, 1, access, "again", "apart", 1)
 
 
-def _most_blocks(found: Knobs, case: Case, device: Device) -> list[Knobs]:
+def _fitting(found: Knobs, case: Case, device: Device) -> list[Knobs]:
     """The knobs with as many blocks as they say or the rows fill, where they are valid at all."""
     fewer = [replace(found, blocks=n) for n in reversed(BLOCKS) if n <= found.blocks]
     return [k for k in fewer if valid(k, case, device) is None]
@@ -143,7 +151,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
     alone = apart(knobs, case)
-    sch = s_tir.Schedule(layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts_of(knobs, case, device)))
+    definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts_of(knobs, case, device))
+    sch = s_tir.Schedule(turns.unpadded(definition) if knobs.rows == 1 else definition)
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("dy32", "x32", "weight32"):
         if name in blocks:
@@ -160,7 +169,10 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 4.
     if _sums(case):
         columns.totals(sch, blocks, _sums(case))
-    return sch.mod
+    made = sch.mod
+    if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
+        made = threads.load_again(made, "c2", "weight")
+    return turns.trim(made) if knobs.rows == 1 else made
 
 
 def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int) -> None:
@@ -179,6 +191,8 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
             sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows)
             users.append(sums)
             at = sch.merge(outer[-1], within[-1])
+            if knobs.rows == 1:
+                sch.annotate(at, turns.TURNS, parts)
             outer = sch.get_loops(sums)[: len(within) - 1]
         else:
             at = outer[-1]
@@ -195,6 +209,8 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
     if sums is not None:
         stores = columns.accumulate(sch, sums, shares, access)
         columns_of[sums] = threads.one_by_one(sch, sums, shares, access)
+        # Access by access, so that what both need is short-lived.
+        sch.unroll(sch.merge(*(threads.around(sch, block, loop) for block, loop in ((dx, thread), (sums, columns_of[sums])))))
         sch.decompose_reduction(sums, at)
         for stored in stores:
             columns.store(sch, stored, outer[-1], shares, access)
