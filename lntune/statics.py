@@ -61,7 +61,7 @@ def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program:
         ScheduleError, BuildError: it cannot be made; ToolchainError: there is no CUDA compiler.
         EmulatorError: it does what would be an error on a device.
     """
-    program = program or build.program(case, schedule, setting, device)
+    program = program or build.program(case.typical, schedule, setting, device)  # as it is stored
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel, machine=False) for one in program.launches)
     blocks = []
     for one in program.launches:

@@ -16,7 +16,7 @@ from lntune.errors import BuildError
 from lntune.statics import Facts
 from lntune.trial import Candidate, Job, Outcome
 from lntune.tune import ahead as module
-from lntune.tune.ahead import NEXT, Ahead
+from lntune.tune.ahead import Ahead
 
 DEVICE = device_of("cuda:sm_90")
 CASE, OTHER = Case("layer_norm", 1024, "float32", 4096), Case("layer_norm", 768, "float32", 4096)
@@ -74,7 +74,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
 
 
 def test_built_in_order(worker: type[FakeWorker]) -> None:
-    """One builder takes the candidates as they were given, the ones that are hurried first, then the first of the next case."""
+    """A builder takes the candidates as they were given: the ones that are hurried, the first of the case, the first of the next, the others."""
     order: list[tuple[Case, int]] = []
     go = threading.Event()
 
@@ -86,14 +86,25 @@ def test_built_in_order(worker: type[FakeWorker]) -> None:
 
     worker.answer = staticmethod(answer)
     with Ahead(DEVICE, 10.0, count=1) as ahead:
-        ahead.begin(CASE, map(candidate, range(6)), (OTHER, [candidate(i) for i in range(NEXT + 9)]))
+        ahead.begin(CASE, map(candidate, range(9)), (OTHER, [candidate(i) for i in range(5)]))
         while ahead._queue and ahead._queue[0] == (CASE, candidate(0)):
             time.sleep(0.001)  # the builder has taken the first
-        ahead.hurry(CASE, [candidate(4), candidate(3)])
+        ahead.hurry(CASE, [candidate(8), candidate(7)])
         go.set()
-        while len(ahead.done(OTHER)) < NEXT:
+        while len(order) < 11:
             time.sleep(0.001)
-    assert order == [(CASE, n) for n in (0, 3, 4, 1, 2, 5)] + [(OTHER, n) for n in range(NEXT)]
+    assert order == [*((CASE, n) for n in (0, 7, 8, 1, 2, 3)), (OTHER, 0), (OTHER, 1), *((CASE, n) for n in (4, 5, 6))]
+
+
+@pytest.mark.parametrize(("count", "own", "after"), [(1, 4, 2), (15, 22, 15), (32, 48, 32)])
+def test_the_next_case_does_not_begin_by_waiting(count: int, own: int, after: int, worker: type[FakeWorker]) -> None:
+    """However many candidates a case has, those of the next come early enough for all builders to have one."""
+    ahead = Ahead(DEVICE, 10.0, count=count)  # not entered: nobody takes from the queue
+    ahead.begin(CASE, map(candidate, range(1000)), (OTHER, [candidate(i) for i in range(1000)]))
+    queue = [(case, number(c)) for case, c in ahead._queue]
+    assert queue == [*((CASE, n) for n in range(own)), *((OTHER, n) for n in range(after)), *((CASE, n) for n in range(own, 1000))]
+    for made in worker.made:
+        made.stop()
 
 
 def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:

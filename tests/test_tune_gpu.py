@@ -81,6 +81,7 @@ def job(name: str, device: Device, **fields: Any) -> Job:
     return Job(CASE, device, (Candidate.of(name, plan.default(CASE, device)),), 0.001, **fields)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in the cache of kernels, and no process is left."""
     before = children()
@@ -106,12 +107,13 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     assert children() == before
 
 
+@pytest.mark.slow
 def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
     """What crashes its builder, stalls it, answers wrongly or breaks the GPU's context is logged as that, and the sound one wins."""
     expected = {"crashes": "compile", "stalls": "timeout", "misses": "wrong", "strays": "run", "sound": "ok"}
     before = children()
     # Defaults come first, whatever the rank; there are four knobs each, all alike.
-    asked = Settings(seconds=None, trials=3 * 4, device=device, schedules=tuple(expected), timeout=12.0, search="exhaustive")
+    asked = Settings(seconds=None, trials=3 * 4, device=device, schedules=tuple(expected), timeout=15.0, search="exhaustive")
     seen: dict[str, Record] = {}
 
     def enough(progress: Progress) -> None:
@@ -158,6 +160,7 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
     assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
     """Ctrl-C in the search: the case is settled with what there is, later cases are left, and no process goes on building."""
     before = children()
@@ -173,6 +176,7 @@ def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
     assert children() == before
 
 
+@pytest.mark.slow
 def test_the_command(device: Device, log_dir: Path) -> None:
     """`lntune tune --target cuda` tunes for the GPU, shows its table as for a CPU, and counts what was pruned among the trials."""
     sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--schedule", "shared_row"]

@@ -24,8 +24,10 @@ from lntune.worker import Worker
 
 MOST = 32
 """Builders at most, whatever the cores: each holds a compiler of some hundred MB."""
-NEXT = 24
-"""Candidates of the next case that are built while the builders have nothing else to do."""
+FIRST, NEXT = 3, 2
+"""Candidates for each two builders: of the case in hand, before any of the next one is built; and of that, before the others in hand are. A
+case may end long before all its thousands are built, and the next must not begin by waiting for its first.
+"""
 
 _Key = tuple[Case, Candidate]
 
@@ -117,9 +119,11 @@ class Ahead:
         self._scores[key] = ranking.score(outcome.facts, key[0], self._device) if good and outcome.facts else math.inf
 
     def begin(self, case: Case, candidates: Iterable[Candidate], then: tuple[Case, Sequence[Candidate]] | None = None) -> None:
-        """From now on build the candidates of this case, in this order, and after them the first of the next one's; nothing else."""
-        wanted = [(case, c) for c in candidates]
-        wanted += [(then[0], c) for c in then[1][:NEXT]] if then else []
+        """From now on build the candidates of this case, in this order, and after the first of them the first of the next one's; nothing else."""
+        own = [(case, c) for c in candidates]
+        early = max(4, FIRST * self.count // 2)
+        after = [(then[0], c) for c in then[1][: max(2, NEXT * self.count // 2)]] if then else []
+        wanted = [*own[:early], *after, *own[early:]]
         with self._changed:
             for other in [k for k in self._outcomes if k[0] != case and (then is None or k[0] != then[0])]:
                 del self._outcomes[other], self._scores[other]
