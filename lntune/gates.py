@@ -100,6 +100,42 @@ def apart(sch: Any, block: Any, hidden: int) -> None:
     _reordered(sch, block, lambda *at: (*at[:-1], at[-1] // hidden, at[-1] % hidden))
 
 
+def settled(mod: Any) -> Any:
+    """The module, gate and element two loops of its stages, with their values in terms of both: what is chosen for one gate is said of it.
+
+    Otherwise an index keeps the division that tells gate and element apart, TVM does not see which part of a row a thread needs, and
+    gives each thread a stack frame for all of it.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import s_tir, tirx
+    from tvm.s_tir.stmt import SBlock
+
+    def choice(value: Any, mutator: Any) -> Any:
+        value = mutator.default_mutate(value)
+        asked = value.condition
+        if not (isinstance(asked, tirx.EQ) and isinstance(asked.a, tirx.Var) and isinstance(asked.b, tirx.IntImm)):
+            return value
+        said = tvm_ffi.structural_map(value.true_value, [(tirx.Var, lambda v: asked.b if v.same_as(asked.a) else v)])
+        return tirx.Select(asked, said, value.false_value)
+
+    def stage(block: Any, mutator: Any) -> Any:
+        store = block.body
+        if not isinstance(store, tirx.BufferStore) or block.init is not None:
+            return mutator.default_mutate(block)
+        known = tvm.sym.Analyzer()
+        for axis in block.iter_vars:
+            known.bind(axis.var, axis.dom)
+        value = known.simplify(tvm_ffi.structural_mutate(known.simplify(store.value), [(tirx.Select, choice)]))
+        rest = (block.name_hint, tirx.BufferStore(store.buffer, value, store.indices), None, block.alloc_buffers, block.match_buffers)
+        buffers = {r.source: r.source for r in (*block.reads, *block.writes)}
+        reads, writes, _ = s_tir.analysis.get_sblock_access_region(SBlock(block.iter_vars, [], [], *rest, block.annotations), buffers)
+        return SBlock(block.iter_vars, reads, writes, *rest, block.annotations)
+
+    func = mod["main"]
+    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(SBlock, stage)]))})
+
+
 def turns_first(sch: Any, block: Any, hidden: int, gates: bool) -> Any:
     """Put the loops of sums over rows in order: block, turn, the rest, [gate], element. Returns the loop over turns."""
     names = [str(v.var.name) for v in sch.get(block).iter_vars]

@@ -88,6 +88,20 @@ def test_a_store_that_is_not_there_is_an_error() -> None:
         turns.add(tvm.IRModule({"main": definition}), ["nothing_of_the_sort"])
 
 
+@pytest.mark.parametrize(("hidden", "dtype"), [(31, "float32"), (1000, "bfloat16"), (5003, "float16"), (6000, "float32")])
+@pytest.mark.parametrize("op", PLANS)
+def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) -> None:
+    """No array of a thread is longer than what it holds of a row of gates, also where the last turn has no work for some threads: TVM
+    gives room for all of a row where it does not see which part an index is in.
+    """
+    case = Case(op, hidden, dtype, 8)
+    setting = get(PLANS[op]).default(case, GPU)
+    part = 4 * setting.access * -(-hidden // (setting.access * setting.threads))
+    arrays = re.findall(r"^\s*alignas\(\d+\) \w+ (\w+)\[(\d+)\];", program(case).source, re.MULTILINE)
+    assert arrays
+    assert {name: int(size) for name, size in arrays if int(size) > part} == {}
+
+
 @needs_compiler
 @pytest.mark.parametrize("variant", ["bias+bias_c", "raw+bias+bias_c"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -111,10 +111,11 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 1.
     definition = turns.named(ops.get(case.op).define(case, gates.row_sum(case.hidden), 1, count), list(arguments))
     sch = s_tir.Schedule(turns.unpadded(gates.native(definition)))
+    for name in (*STAGES, *OUTPUTS):
+        if name in OF_GATES:
+            gates.apart(sch, sch.get_sblock(name), case.hidden)
+    sch = s_tir.Schedule(gates.settled(sch.mod))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
-    for name, block in blocks.items():
-        if name in STAGES + OUTPUTS and name in OF_GATES:
-            gates.apart(sch, block, case.hidden)
 
     # 2.
     looped = []
