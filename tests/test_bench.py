@@ -223,3 +223,21 @@ def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(call_cost, "_SCRIPT", "raise SystemExit('no room')")
     with pytest.raises(BuildError, match="no room"):
         call_cost._fresh(CASE, CASE)
+
+
+def test_results_come_case_by_case_and_an_interrupt_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every case there is a result of all so far; an interrupt ends the run with those, and before the first with nothing."""
+    one, seen = bench._one, []
+
+    def interrupted(case: Case, *rest: Any) -> Any:
+        if case.rows == 3:
+            raise KeyboardInterrupt
+        return one(case, *rest)
+
+    monkeypatch.setattr(bench, "_one", interrupted)
+    cases = [Case("layer_norm", 64, "float32", rows) for rows in (1, 2, 3, 4)]
+    result = bench.run(cases, 0.01, with_compile=False, on_result=lambda r: seen.append([record.case for record in r.records]))
+    assert [record.case for record in result.records] == cases[:2]
+    assert seen == [cases[:1], cases[:2]]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(cases[2:], 0.01, with_compile=False)

@@ -37,7 +37,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def _silent(*_: Any) -> None:
-    """No progress is shown."""
+    """Nobody is told."""
 
 
 def run(
@@ -49,6 +49,7 @@ def run(
     seed: int = 0,
     on_case: Progress = _silent,
     device: Device | None = None,
+    on_result: Callable[[Result], None] = _silent,
 ) -> Result:
     """Benchmark each case for about `seconds` on a device, this machine's CPU if none is given; one record each, with timings "eager",
     "compile", "tuned" and "copy", and on a GPU those of bench.peers.
@@ -57,24 +58,32 @@ def run(
     kernel and the copy write into a tensor given to them, and the others are left out, since they cannot.
     The heap keeps its pages while outputs are allocated, unless `page_faults` leaves the system's behaviour. On a GPU the outputs are held
     for a turn of the inputs' copies, so that they are not in the cache either (see device_timing).
-    A case measured while others used the machine is measured again, up to three times, and the quietest is kept.
+    A case measured while others used the machine is measured again, up to three times, and the quietest is kept. `on_result` is told what
+    there is after every case; an interrupt ends the run with that.
 
     Raises:
         InputError: the GPU is not here.
+        KeyboardInterrupt: before the first case was measured.
     """
     import torch
 
     place = places.of(device)
     torch.manual_seed(seed)
-    made = []
+    made: list[Record] = []
     on_gpu = place.gpu is not None
     bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
     with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
-        for index, case in enumerate(cases):
-            on_case(index, len(cases), case)
-            made.append(_one(case, place, seconds, with_compile, given_output, seed))
-    how = "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
-    return Result("given" if given_output else f"allocated by every call {how}", made, bandwidth)
+        how = "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
+        result = Result("given" if given_output else f"allocated by every call {how}", made, bandwidth)
+        try:
+            for index, case in enumerate(cases):
+                on_case(index, len(cases), case)
+                made.append(_one(case, place, seconds, with_compile, given_output, seed))
+                on_result(result)
+        except KeyboardInterrupt:
+            if not made:
+                raise
+    return result
 
 
 def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:

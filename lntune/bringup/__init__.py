@@ -280,7 +280,7 @@ class _Bringup:
         return outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
 
 
-_OUTCOME = ("status", "message", "timings", "errors", "versus_eager", "busy")
+_OUTCOME = ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")
 
 
 def _fields(of: Outcome | Record) -> dict[str, Any]:

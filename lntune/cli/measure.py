@@ -194,6 +194,8 @@ def bench(
     A case measured while others used the machine is measured up to three times; what stays busy is marked. On a GPU
     (--target cuda) the inputs are not in its cache, launches are recorded as a graph, Liger-Kernel's and Triton's layer norm are measured
     too where they are installed, and the table has the share of what a large plain copy reaches on the card.
+
+    --output is written after every case; Ctrl-C ends with the cases that are done.
     """
     from lntune import bench as benchmark
     from lntune.cuda.targets import device_of
@@ -212,6 +214,12 @@ def bench(
         return
     asked = cases(op, hidden, dtype, rows, grid)
     err = console(stderr=True)
+
+    def facts_of(result: benchmark.Result) -> dict[str, Any]:
+        table = rows_of(result.records)
+        facts: dict[str, Any] = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
+        return facts if result.bandwidth is None else {**facts, "copy_bandwidth": result.bandwidth}
+
     with dispatching(log_dir):
         result = benchmark.run(
             asked,
@@ -222,16 +230,12 @@ def bench(
             seed=seed,
             on_case=lambda i, n, c: err.print(f"[{i + 1}/{n}] {c}", markup=False),
             device=device_of(target),
+            on_result=lambda sofar: _write(output, facts_of(sofar)),
         )
-    table = rows_of(result.records)
-    facts: dict[str, Any] = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
-    if result.bandwidth is not None:
-        facts["copy_bandwidth"] = result.bandwidth
-    _write(output, facts)
     if as_json:
-        print_json(facts)
+        print_json(facts_of(result))
     else:
-        show_rows(table, f"outputs {result.outputs}", result.bandwidth)
+        show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth)
         for line in peer_lines(result.records):
             print(line)
 
