@@ -33,31 +33,32 @@ def total(tensor: Any) -> Total:
     return lambda i: tensor[i]
 
 
-def _dealt(sch: Any, loop: Any, threads: int, access: int) -> tuple[Any, Any]:
-    """(threads, elements of an access) of a loop over a row, dealt out in unrolled turns, the threads bound.
+def _dealt(sch: Any, loop: Any, threads: int, access: int, unroll: bool = True) -> tuple[Any, Any]:
+    """(threads, elements of an access) of a loop over a row, dealt out in turns, the threads bound; turns that index registers are unrolled.
 
     The access is split off first, exactly, so that whole accesses are guarded where the row ends, and never their elements.
     """
     accesses, elements = sch.split(loop, [None, access], preserve_unit_iters=True)
     turns, thread = sch.split(accesses, [None, threads], preserve_unit_iters=True)
     sch.bind(thread, "threadIdx.x")
-    sch.unroll(turns)
+    if unroll:
+        sch.unroll(turns)
     return thread, elements
 
 
-def copy(sch: Any, block: Any, threads: int, access: int) -> Any:
+def copy(sch: Any, block: Any, threads: int, access: int, unroll: bool = True) -> Any:
     """Deal the innermost loop of a copy out to threads; an access is a vector. Returns the loop over threads."""
-    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access, unroll)
     if access > 1:
         sch.vectorize(elements)
     return thread
 
 
-def one_by_one(sch: Any, block: Any, threads: int, access: int) -> Any:
+def one_by_one(sch: Any, block: Any, threads: int, access: int, unroll: bool = True) -> Any:
     """Deal the innermost loop of a block out to threads, which compute the elements of an access one by one; after a row sum they
     exchange their sums. Returns the loop over threads.
     """
-    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access)
+    thread, elements = _dealt(sch, sch.get_loops(block)[-1], threads, access, unroll)
     sch.unroll(elements)
     return thread
 

@@ -123,7 +123,8 @@ def default(case: Case, device: Device) -> Knobs:
     least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
     for where in ("registers", "apart") if _sums(case) else ("registers",):
         for keep in ("registers", "shared", "again"):
-            for shares in (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least)):
+            nearest = (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least))
+            for shares in (t for t in nearest if 2 * t >= least or (keep == "shared" and 4 * t >= least) or keep == "again"):
                 rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
                 found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where, 1)
                 resident = REGISTERS // (found.threads * rows * registers_of(found, case))
@@ -180,7 +181,7 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
     row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads, knobs.access
     sums, users = None, [row, dx]
     if not parts:
-        outer, at, thread = _exact_rows(sch, blocks, shares, access)
+        outer, at, thread = _exact_rows(sch, blocks, knobs)
     else:
         fused = "blocks" in blocks
         outer = columns.rows_in_turns(sch, row, parts, knobs.rows) if fused else sch.split(sch.get_loops(row)[0], [None, knobs.rows], preserve_unit_iters=True)
@@ -205,10 +206,12 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
             threads.keep(sch, users, threads.sources(sch, row).index(name), at, shares, access)
         elif knobs.keep == "shared":
             threads.stage(sch, users, threads.sources(sch, row).index(name), at, shares, access)
-    columns_of = {row: threads.one_by_one(sch, row, shares, access), dx: thread}
+    columns_of = {row: threads.one_by_one(sch, row, shares, access, knobs.keep == "registers"), dx: thread}
     if sums is not None:
         stores = columns.accumulate(sch, sums, shares, access)
         columns_of[sums] = threads.one_by_one(sch, sums, shares, access)
+        if knobs.rows > 1:
+            sch.add_unit_loop(threads.around(sch, sums, columns_of[sums]))  # for as many loops as dx has
         # Access by access, so that what both need is short-lived.
         sch.unroll(sch.merge(*(threads.around(sch, block, loop) for block, loop in ((dx, thread), (sums, columns_of[sums])))))
         sch.decompose_reduction(sums, at)
@@ -227,10 +230,10 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
             sch.set_scope(blocks[name], index, "local")
 
 
-def _exact_rows(sch: Any, blocks: dict[str, Any], shares: int, access: int) -> tuple[list[Any], Any, Any]:
+def _exact_rows(sch: Any, blocks: dict[str, Any], knobs: Knobs) -> tuple[list[Any], Any, Any]:
     """A block of threads for each row there is: (its loop, alone; that loop; the loop over threads of dx)."""
     stored = sch.cache_write(blocks["dx"], 0, "local")
-    row, thread = sch.get_loops(stored)[0], threads.copy(sch, stored, shares, access)
+    row, thread = sch.get_loops(stored)[0], threads.copy(sch, stored, knobs.threads, knobs.access, knobs.keep == "registers")
     sch.compute_at(blocks["dx"], thread, preserve_unit_loops=True)
     sch.unroll(sch.get_loops(blocks["dx"])[-1])
     for name in ("c2", "c1", "row"):
