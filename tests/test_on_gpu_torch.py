@@ -224,20 +224,21 @@ def test_layer_norm_in_a_graph(here: Here, training: bool) -> None:
         here.wait()
         expected = run(lntune.layer_norm, leaves[0].detach(), weight, bias, dy)
         for out, value in zip(kept[: 4 if training else 1], expected, strict=False):
-            assert torch.equal(out.double().cpu(), value)
+            torch.testing.assert_close(out.double().cpu(), value, rtol=1e-5, atol=1e-5 * value.abs().max().item())
 
 
 # ------------------------------------------------------------------------------------------------------------------- LSTM
 
 
 def layers(here: Here, dtype: torch.dtype = torch.float32, **options: Any) -> lntune.LayerNormLSTM:
-    """An LSTM whose gains and biases are not ones and zeros."""
+    """An LSTM whose gains and biases are not ones and zeros; the gain on h is around 1/4, since with 1 rounding grows from step to step."""
     torch.manual_seed(0)
     model = lntune.LayerNormLSTM(here.pick(64, 6), here.pick(128, 16), dtype=dtype, **options)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 1:
-                p.copy_(torch.randn(p.shape) * 0.1 + float(name.startswith("ln_") and "_weight" in name))
+                around = 0.25 if "ln_hh_weight" in name else float(name.startswith("ln_") and "_weight" in name)
+                p.copy_(torch.randn(p.shape) * 0.1 + around)
     return model.to(here.name)
 
 
@@ -270,7 +271,7 @@ def test_lstm_against_float64(here: Here, dtype: torch.dtype, options: dict[str,
     """
     model, x = layers(here, dtype, **options), sequence(here, dtype)
     truth = outcome(copy.deepcopy(model).double().cpu(), x.double().cpu())
-    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
+    tolerance = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
     for _ in range(3):
         for i, (mine, true) in enumerate(zip(outcome(model, x), truth, strict=True)):
             assert (mine - true).norm() <= tolerance * max(true.norm().item(), 1e-3), i
