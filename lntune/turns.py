@@ -26,8 +26,9 @@ def unpadded(func: Any) -> Any:
     return func.with_body(tvm_ffi.structural_map(_all_there(func.body, rows), [(tirx.Min, least)]))
 
 
-def trim(mod: Any) -> Any:
-    """The module with the loop annotated TURNS ending at a block's last row.
+def trim(mod: Any, together: int = 1) -> Any:
+    """The module with the loop annotated TURNS ending at a block's last row; of several `together`, which are as many blocks' rows in a
+    turn, at those with the last row, where the definition's questions remain.
 
     A row is turn * blocks + block, so a block has ceil((rows - block) / blocks) turns. Sums across threads are lowered before, which TVM
     no longer recognizes in a loop whose end depends on the block.
@@ -46,9 +47,10 @@ def trim(mod: Any) -> Any:
         if TURNS not in loop.annotations:
             return mutator.default_mutate(loop)
         count = tirx.IntImm("int64", int(loop.annotations[TURNS]))
-        turns = tirx.floordiv(rows + (count - 1) - block[-1], count)
+        turns = tirx.floordiv(rows + (count * together - 1) - block[-1] * together, count * together)
         rest = {key: value for key, value in loop.annotations.items() if key != TURNS}
-        return type(loop)(loop.loop_var, loop.min, turns, loop.kind, _all_there(loop.body, rows), loop.thread_binding, rest)
+        body = _all_there(loop.body, rows) if together == 1 else loop.body
+        return type(loop)(loop.loop_var, loop.min, turns, loop.kind, body, loop.thread_binding, rest)
 
     return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, cut)]))})
 

@@ -173,7 +173,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     made = sch.mod
     if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
         made = threads.load_again(made, "c2", "weight")
-    return turns.trim(made) if knobs.rows == 1 else made
+    return turns.trim(made, knobs.rows)
 
 
 def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int) -> None:
@@ -192,8 +192,7 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
             sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows)
             users.append(sums)
             at = sch.merge(outer[-1], within[-1])
-            if knobs.rows == 1:
-                sch.annotate(at, turns.TURNS, parts)
+            sch.annotate(at, turns.TURNS, parts)
             outer = sch.get_loops(sums)[: len(within) - 1]
         else:
             at = outer[-1]
