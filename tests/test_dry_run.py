@@ -109,12 +109,13 @@ def test_what_is_pruned_and_what_fails(worker: Any) -> None:
     found = dry.run([CASE], Settings(device=GPU, seconds=None))
     (plan,) = found.plans
     assert plan.pruned == {"spills 8 bytes": 2}
-    assert plan.failed == {"wrong: y: off": 1, "compile: no": 1}
+    named = [f"shared_row {' '.join(f'{k}={v}' for k, v in c.knobs.items())}" for c in known[:5]]
+    assert plan.failed == {"wrong: y: off": [named[3]], "compile: no": [named[4]]}
     assert (plan.built, plan.verified, found.wrong) == (dry.TRIALS, dry.TRIALS - 2, 2)
     assert plan.measured == round(len(known) * (dry.TRIALS - 4) / dry.TRIALS)
     said = "\n".join(dry_runs.lines(found))
     assert "pruned: layer_norm 4096x1024 float32: 2 x spills 8 bytes" in said
-    assert "FAILED: layer_norm 4096x1024 float32: 1 x wrong: y: off" in said
+    assert f"FAILED: layer_norm 4096x1024 float32: 1 x wrong: y: off (first: {named[3]})" in said
 
 
 def test_the_order_by_rank(worker: Any) -> None:

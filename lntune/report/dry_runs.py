@@ -28,7 +28,7 @@ def table(found: DryRun) -> Table:
         made.add_column(name, justify="right")
     made.add_column("the first by rank")
     for p in found.plans:
-        counts = (p.candidates, p.built, p.verified, sum(p.pruned.values()), sum(p.failed.values()), p.measured)
+        counts = (p.candidates, p.built, p.verified, sum(p.pruned.values()), sum(map(len, p.failed.values())), p.measured)
         made.add_row(str(p.case), *map(str, counts), length(p.seconds), _first(p.first[0]) if p.first else "-")
     return made
 
@@ -45,5 +45,5 @@ def lines(found: DryRun) -> list[str]:
     said.append(f"reckoned with {found.assumption}")
     for p in found.plans:
         said += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
-        said += [f"FAILED: {p.case}: {count} x {reason}" for reason, count in p.failed.items()]
+        said += [f"FAILED: {p.case}: {len(which)} x {reason} (first: {which[0]})" for reason, which in p.failed.items()]
     return said

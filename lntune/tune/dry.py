@@ -47,7 +47,7 @@ class Ranked(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """One case. `candidates` are all valid knob settings; of the `built` ones (as many as there were time and trials for) `pruned` have a
-    problem that keeps them from being measured, by reason, and `failed` did not come out right, by status and message; `verified` are right.
+    problem that keeps them from being measured, by reason, and `failed` did not come out right: status and message -> which; `verified` are right.
     `first` are the first by rank. A run without a budget would measure `measured` of them (the share of the built ones that would
     be, of all) in `seconds`, and one with the budget about `within` of these.
     """
@@ -57,7 +57,7 @@ class Plan(msgspec.Struct, frozen=True):
     built: int
     verified: int
     pruned: dict[str, int]
-    failed: dict[str, int]
+    failed: dict[str, list[str]]
     first: tuple[Ranked, ...]
     measured: int
     seconds: float
@@ -93,7 +93,7 @@ class DryRun(msgspec.Struct, frozen=True):
     @property
     def wrong(self) -> int:
         """Candidates that were not right, or did not build."""
-        return sum(sum(p.failed.values()) for p in self.plans)
+        return sum(len(which) for p in self.plans for which in p.failed.values())
 
 
 Observer = Callable[[Case, int, int, int], None]
@@ -146,12 +146,13 @@ def _plan(case: Case, found: dict[Candidate, Outcome], scores: dict[Candidate, f
     """The case's plan, not reckoned yet."""
     known = Candidates(case, settings.target, settings.schedules)
     pruned: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
+    failed: dict[str, list[str]] = {}
     kept: list[Candidate] = []
     for candidate, outcome in found.items():
         problems = outcome.facts.problems if outcome.facts else ()
         if outcome.status != "ok":
-            failed[f"{outcome.status}: {outcome.message}"] += 1
+            which = f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+            failed.setdefault(f"{outcome.status}: {outcome.message}", []).append(which)
         elif problems and candidate not in known.defaults:
             pruned["; ".join(problems)] += 1
         else:
@@ -161,7 +162,7 @@ def _plan(case: Case, found: dict[Candidate, Outcome], scores: dict[Candidate, f
     measured = min(measured, settings.trials or measured)
     first = tuple(_ranked(c, found[c], scores[c]) for c in kept[:SHOWN])
     verified = sum(o.status == "ok" for o in found.values())
-    return Plan(case, len(known), len(found), verified, dict(pruned), dict(failed), first, measured, 0.0, 0)
+    return Plan(case, len(known), len(found), verified, dict(pruned), failed, first, measured, 0.0, 0)
 
 
 def _ranked(candidate: Candidate, outcome: Outcome, score: float) -> Ranked:
@@ -191,7 +192,7 @@ class _Pace:
 
     def reckoned(self, plan: Plan, settings: Settings, cases: int) -> Plan:
         """The plan with its times."""
-        refused = sum(plan.pruned.values()) + sum(plan.failed.values())
+        refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
         share = 1 - refused / plan.built if plan.built else 1.0
         to_build = plan.measured / max(share, 0.1)
         each = max(self.each, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.each
