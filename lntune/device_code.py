@@ -277,8 +277,28 @@ _AGAIN = """#ifdef __CUDACC__
 """
 
 
-def _complete(source: str) -> str:
-    """The source with what it uses (see threads.load_again)."""
+_KERNEL = re.compile(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(([^{;]*)\) \{.*?^\}$", re.DOTALL | re.MULTILINE)
+_STORE = re.compile(r"^( *)\*\(((?:float|uint)[24])\*\)\((\w+_ptr) \+ (.*)\) = (.*);$", re.MULTILINE)
+
+
+def _complete(source: str, launches: tuple[Launch, ...]) -> str:
+    """The source with what it uses (see threads.load_again), and with wide stores that stay wide.
+
+    Where rows side by side ask whether they are there, nvcc 13.0 cuts some of the stores behind the question into single elements, unless
+    they are written as what they are.
+    """
+    several = {launch.kernel for launch in launches if launch.block[1] > 1}
+
+    def kernel(match: re.Match[str]) -> str:
+        parameters = re.findall(r"(\w+)(?:,|$)", match[2])
+
+        def store(one: re.Match[str]) -> str:
+            indent, kind, pointer, offset, value = one.groups()
+            return f"{indent}__stwb(({kind}*)({pointer} + {offset}), {value});" if pointer in parameters else one[0]
+
+        return _STORE.sub(store, match[0]) if match[1] in several else match[0]
+
+    source = _KERNEL.sub(kernel, source)
     return _AGAIN + source if "lntune_again(" in source else source
 
 
@@ -296,7 +316,7 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     try:
         with goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
             executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
-        source = _complete(str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)"))
+        source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
-    return Program(source, seen.launches(), seen.scratch())
+    return Program(_complete(source, seen.launches()), seen.launches(), seen.scratch())
