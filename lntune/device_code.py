@@ -253,9 +253,7 @@ def _registered() -> _Seen:
 
     def kernel(function: Any) -> None:
         named = [(str(p.name), str(p.ty)) for p in function.params]
-        seen.parameters[str(function.attrs["global_symbol"])] = [
-            (_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named
-        ]
+        seen.parameters[str(function.attrs["global_symbol"])] = [(_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named]
 
     passes = observed(pipeline.finalize_host_passes, host), observed(pipeline.finalize_device_passes, kernel)
     compilation_pipeline.register_tir_pipeline(_NAME, lambda: (lowering(), *passes))

@@ -24,7 +24,8 @@ TWICE = 1.5
 class Inspected(msgspec.Struct, frozen=True):
     """One kernel of a case on one architecture. `read` and `written` are how many times the bytes of a matrix of rows, by its argument,
     are moved; a good kernel moves each once. `extra` is the share of bytes moved beyond the least: matrices once, and vectors once for
-    all rows, where they stay in cache.
+    all rows, where they stay in cache. `between` is what the kernels of one program leave for each other in memory, written and read, as
+    a share of the least for the case's rows; it is the same whatever the number of rows, and no part of `extra`.
     """
 
     case: Case
@@ -35,6 +36,7 @@ class Inspected(msgspec.Struct, frozen=True):
     read: dict[str, float]
     written: dict[str, float]
     extra: float
+    between: float = 0.0
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -69,8 +71,9 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Ins
     program = build.program(case, schedule, setting, device)
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
     few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
-    read, written, extra = moves(few, program, case.blocks(device.cores))
-    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra)
+    read, written, extra, between = moves(few, program, case.blocks(device.cores))
+    share = between / ops.get(case.op).bytes(case)
+    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra, share)
 
 
 def repeated(read: dict[str, float], written: dict[str, float]) -> tuple[str, ...]:
@@ -79,8 +82,9 @@ def repeated(read: dict[str, float], written: dict[str, float]) -> tuple[str, ..
     return (*again, *(f"writes {name} {times:.3g} times" for name, times in written.items() if times >= TWICE))
 
 
-def moves(case: Case, program: Any, blocks: int) -> tuple[dict[str, float], dict[str, float], float]:
-    """(read, written, extra) of Inspected, found by running the case's rows in the emulator; `blocks` keep sums of their own.
+def moves(case: Case, program: Any, blocks: int) -> tuple[dict[str, float], dict[str, float], float, int]:
+    """(read, written, extra) of Inspected and the bytes moved between kernels, found by running the case's rows in the emulator; `blocks`
+    keep sums of their own.
 
     Raises:
         EmulatorError: the program does what would be an error on a device.
@@ -102,4 +106,5 @@ def moves(case: Case, program: Any, blocks: int) -> tuple[dict[str, float], dict
             written |= {a.name: stored / size} if stored else {}
         else:
             moved += max(size, stored)
-    return read, written, moved / least - 1
+    between = sum(t[s.name].loaded + t[s.name].stored for t in launched for s in program.scratch if s.name in t)
+    return read, written, moved / least - 1, between

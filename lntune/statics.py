@@ -109,5 +109,5 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
     rows = -(-ROWS // turn) * turn
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
-    read, written, _ = inspection.moves(msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores))
+    read, written, *_ = inspection.moves(msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores))
     return inspection.repeated(read, written)

@@ -34,6 +34,7 @@ def table(found: Sequence[Inspected]) -> Table:
     for name in ("loads", "stores", "read", "written"):
         made.add_column(name)
     made.add_column("beyond least", justify="right")
+    made.add_column("between", justify="right")
     made.add_column("schedule and knobs")
     for one in found:
         for k in one.kernels:
@@ -45,9 +46,10 @@ def table(found: Sequence[Inspected]) -> Table:
                 r.shared_bytes + k.dynamic_shared,
                 percent(k.occupancy.share),
             )
-            moves = widths(k.code.global_loads), widths(k.code.global_stores), times(one.read), times(one.written), f"{100 * one.extra:.1f}%"
+            moves = widths(k.code.global_loads), widths(k.code.global_stores), times(one.read), times(one.written)
+            shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
             what = f"{one.schedule} {knobs.describe(one.knobs)}"
-            made.add_row(one.case.op, one.case.dtype, one.arch, str(one.case.hidden), *map(str, facts), *moves, what)
+            made.add_row(one.case.op, one.case.dtype, one.arch, str(one.case.hidden), *map(str, facts), *moves, *shares, what)
     return made
 
 
@@ -55,5 +57,7 @@ def lines(found: Sequence[Inspected]) -> list[str]:
     """What is wrong, and where the widths come from."""
     origins = {k.code.origin for one in found for k in one.kernels}
     said = [f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes counted by running 8 rows or so in the emulator"]
+    if any(one.between for one in found):
+        said.append("between: what the kernels of a program write and read for each other, as a share of the least for the case's rows")
     bad = [f"{one.case} {one.arch}: {'; '.join(one.problems)}" for one in found if one.problems]
     return [*said, *(bad or [f"{len(found)} kernels, no problems: no spills, no stack, nothing moved twice"])]

@@ -184,7 +184,11 @@ def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int
         outer, at, thread = _exact_rows(sch, blocks, knobs)
     else:
         fused = "blocks" in blocks
-        outer = columns.rows_in_turns(sch, row, parts, knobs.rows) if fused else sch.split(sch.get_loops(row)[0], [None, knobs.rows], preserve_unit_iters=True)
+        outer = (
+            columns.rows_in_turns(sch, row, parts, knobs.rows)
+            if fused
+            else sch.split(sch.get_loops(row)[0], [None, knobs.rows], preserve_unit_iters=True)
+        )
         for name in ("c1", "c2"):
             sch.reverse_compute_at(blocks[name], outer[-1], preserve_unit_loops=True)
         thread = threads.output(sch, dx, outer[-1], shares, access)
