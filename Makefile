@@ -1,8 +1,9 @@
 # make demo: set up, tune a small grid for this machine, use it, report.   make test: every check.
-# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to.
+# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to, WORKERS the processes that test.
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -13,7 +14,7 @@ demo: $(READY)
 	$(BIN)/lntune demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

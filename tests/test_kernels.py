@@ -50,11 +50,6 @@ def schedule_cases(dtypes: tuple[str, ...] = tuple(DTYPES), short: tuple[int, ..
     return made
 
 
-def with_variant(case: Case, variant: str) -> Case:
-    """The case in another variant."""
-    return Case(case.op, case.hidden, case.dtype, case.rows, variant)
-
-
 @functools.lru_cache(maxsize=256)
 def built(name: str, case: Case, device: Device = DEVICE) -> Kernel:
     """The kernel of a schedule's default knobs."""
@@ -102,9 +97,14 @@ def test_one_row(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=()))
 def test_every_variant(name: str, case: Case) -> None:
-    """Every combination of what an operator takes and gives, in either dtype, is right; bfloat16, where the two differ."""
-    for variant in ops.get(case.op).variants:
-        assert_right(with_variant(case, variant), built(name, with_variant(case, variant)))
+    """Every combination of what an operator takes and gives, in either dtype, is right; bfloat16, where the two differ.
+
+    The steps of an LSTM take longer to build: only every fifth variant (each option is there and not there among them) has a tail.
+    """
+    for number, variant in enumerate(ops.get(case.op).variants):
+        hidden = 16 if case.op.startswith("lnlstm") and number % 5 else case.hidden
+        one = Case(case.op, hidden, case.dtype, case.rows, variant)
+        assert_right(one, built(name, one))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -119,10 +119,11 @@ def test_variants_in_other_dtypes(dtype: str) -> None:
 
 @pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000, 1024), long=()))
 def test_sampled_knobs_are_right(name: str, case: Case) -> None:
-    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space."""
+    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case."""
     plan = PLANS[name]
     space = plan.space(case, DEVICE)
-    for setting in random.Random(case.hidden).sample(space, min(4, len(space))):
+    count = 2 if plan.op.startswith("lnlstm") else 4  # they take longer to build
+    for setting in random.Random(str(case)).sample(space, min(count, len(space))):
         verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
         assert verdict.ok, f"{setting}: {verdict.message}"
 

@@ -91,8 +91,14 @@ def check(given: dict[str, Any], carried: bool = False, per_gate: bool = False, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_form(dtype: torch.dtype) -> None:
-    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized."""
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized.
+
+    All forms in float32; either low dtype takes those with an odd or an even number of options, among which any three options have
+    all their combinations. Every variant's kernel is checked with the other schedules'.
+    """
     for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
+        if (raw + bias + bias_c + carried) % 2 == {torch.float16: 0, torch.bfloat16: 1}.get(dtype):
+            continue
         given = made(dtype=dtype)
         for name, there in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
             if not there:
