@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from on_gpu import Here, here
+from typer.testing import CliRunner
 
 from lntune import artifact, check, ops, schedule
 from lntune.case import DTYPES, TYPICAL_ROWS, Case
+from lntune.cli import app
 from lntune.errors import InputError, LaunchError
 from lntune.schedule import Schedule
 
@@ -189,3 +192,14 @@ def test_a_launch_that_fails(here: Here) -> None:
 def test_every_operator_has_a_schedule() -> None:
     """Each operator has a schedule for GPUs, so that the tests above leave none out."""
     assert {plan.op for plan in PLANS} == set(ops.OPS)
+
+
+def test_the_check_command(here: Here) -> None:
+    """`lntune check --target cuda` checks what serves calls on the GPU, by the schedules that are for it."""
+    here.launches()
+    done = CliRunner().invoke(app, ["check", "layer_norm", "--hidden", "40", "--dtype", "bfloat16", "--rows", "24", "--target", "cuda", "--json"])
+    assert done.exit_code == 0, done.output
+    results = json.loads(done.stdout)
+    assert {r["case"]["variant"] for r in results} == {ops.get("layer_norm").variants[0], *ops.get("layer_norm").checked}
+    assert all(schedule.get(r["schedule"]).kind == "gpu" and r["errors"] for r in results)
+    assert here.launches() >= 1

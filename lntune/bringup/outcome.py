@@ -69,24 +69,27 @@ def summary(device: Device, note: str, plan: list[Case], found: Found, before: i
         benchmarks=rows_of(benchmarks.values()),
         not_benchmarked=found.not_benchmarked,
         log_dir=str(paths.log_dir() / device.slug),
-        next=_next(found, left, bool(finals)),
+        next=_next(device, found, left, bool(finals)),
         ok=bool(finals) and bool(found.smoke) and all(one.works for one in found.smoke) and not found.wrong,
     )
 
 
-def _next(found: Found, left: list[str], tuned: bool) -> list[str]:
+def _next(device: Device, found: Found, left: list[str], tuned: bool) -> list[str]:
     """What to do now, the most urgent first."""
     if found.smoke and not any(one.works for one in found.smoke):
         return ["nothing works on this device yet: see lntune doctor and the messages above"]
     steps = []
+    on = " --target cuda" if device.kind == "gpu" else ""
     if found.wrong:
-        steps.append("kernels that serve calls are wrong: lntune check OPERATOR shows them; tune these cases again, and report them")
+        steps.append(f"kernels that serve calls are wrong: lntune check OPERATOR{on} shows them; tune these cases again, and report them")
     if not all(one.works for one in found.smoke):
-        steps.append("what failed the smoke check: lntune show OPERATOR --as source prints its code")
+        steps.append(f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints its code")
     if left:
         steps.append(f"the same command goes on with the {len(left)} cases that are left")
     if tuned:
-        steps.append("lntune report shows every case, lntune why OPERATOR --hidden N what serves a call; commit the log's folder to keep it")
+        steps.append(f"lntune report{on} shows every case, lntune why OPERATOR --hidden N{on} what serves a call; commit the log's folder to keep it")
+    if found.not_verified:
+        steps.append(f"lntune check OPERATOR{on} verifies all that serves the tuned cases")
     return steps
 
 

@@ -140,20 +140,23 @@ def check(
     dtype: DTYPE = "",
     rows: ROWS = "",
     grid: GRID = "default",
+    target: TARGET = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
     """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when one is wrong.
 
-    Without --hidden, --dtype and --rows: every case tuned on this device, or the default grid where none is.
+    Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where none is.
     """
     from lntune import verification
+    from lntune.cuda.targets import device_of
     from lntune.report.tables import console
     from lntune.report.verdicts import verdict_lines, verdict_table
 
     asked = cases(op, hidden, dtype, rows, grid) if hidden or dtype or rows or grid != "default" else None
+    device = device_of(target)
     with dispatching(log_dir):
-        results = verification.check_cases(verification.tuned_cases(op) if asked is None else asked)
+        results = verification.check_cases(verification.tuned_cases(op, device) if asked is None else asked, device)
     if as_json:
         print_json(results)
     else:

@@ -144,7 +144,7 @@ def lines(s: Summary) -> list[str]:
         made.append(f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)")
     elif any(o.over_eager for o in s.operators):
         made.append("slower than eager nowhere")
-    rest = f", {s.not_verified} not reached (lntune check goes through all)" if s.not_verified else ""
+    rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
     made.append(f"verified {s.verified} kernels, {right}{rest}")
     made += [f"  {one}" for one in s.wrong]
