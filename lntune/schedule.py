@@ -54,7 +54,7 @@ class Schedule:
         return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
 
 
-_MAKES_CODE = ("loops.py", "threads.py", "columns.py", "gates.py", "turns.py", "streaming.py", "sums.py")
+_MAKES_CODE: tuple[str, ...] = ("loops.py", "threads.py", "columns.py", "gates.py", "turns.py", "streaming.py", "sums.py")
 _MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
 """Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
 
