@@ -108,9 +108,7 @@ def _fence_broken(whole: torch.Tensor, fence: int) -> bool:
     return bool((edges != _POISON).any())
 
 
-def _run(
-    op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int, place: str, cores: int
-) -> tuple[dict[str, Any], str]:
+def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int, place: str, cores: int) -> tuple[dict[str, Any], str]:
     """The kernel's outputs on the CPU, and what it did to memory that is not its own (empty: nothing).
 
     Sums begin with small whole numbers, a kernel's part in them is what is given.
