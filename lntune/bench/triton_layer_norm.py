@@ -16,7 +16,7 @@ _MOST_BYTES = 65536
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward(x, y, weight, bias, mean, rstd, stride, hidden, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, N803
+def _forward(x, y, weight, bias, mean, rstd, stride, hidden, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     """One row."""
     row = tl.program_id(0)
     y += row * stride
