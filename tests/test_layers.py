@@ -35,7 +35,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"build", "device_code", "gates", "threads", "turns", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "gates", "turns", "loops", "runtime", "streaming", "torch"}
+TVM_FFI = {"cuda", "device_code", "direct", "gates", "threads", "turns", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 
