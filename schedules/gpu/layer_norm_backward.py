@@ -7,6 +7,7 @@ dy and x again, but needs no sums over a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,13 +87,13 @@ def shared_of(knobs: Knobs, case: Case) -> int:
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     dx, sums = "dx" in _outputs(case), bool(_sums(case))
-    threads_all = knobs.threads * knobs.rows
+    threads_all = max(knobs.threads, WARP * knobs.rows) if dx and apart(knobs, case) else knobs.threads * knobs.rows
     if case.hidden % knobs.access:
         return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
     if knobs.access * case.itemsize > ACCESS:
         return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
     if not WARP <= threads_all <= THREADS_PER_BLOCK or (apart(knobs, case) and dx and knobs.threads < WARP):
-        return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
+        return f"{knobs.threads} x {knobs.rows} threads; {WARP} to {THREADS_PER_BLOCK} fit a block of each kernel"
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
         return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
     if not sums and (knobs.sums != "registers" or knobs.blocks > 1):
@@ -103,7 +104,7 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return "shared memory is for one row to a block"
     if shared_of(knobs, case) > device.l1:
         return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
-    if dx and registers_of(knobs, case) > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
+    if dx and registers_of(knobs, case) > min(REGISTERS_PER_THREAD, REGISTERS // (knobs.threads if apart(knobs, case) else threads_all)):
         return f"{registers_of(knobs, case)} registers a thread do not fit {threads_all} threads"
     if case.rows == 1 and knobs.rows > 1:
         return "a single row cannot fill a block of several"
@@ -115,29 +116,37 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, eight elements to a thread; a row and its sums in registers, the row in shared memory where that is too much, the sums
-    apart where that is, too. As many blocks as a multiprocessor holds, but few enough for the partial sums to be little beside the rows.
+    apart where that is, too.
     """
     access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
-    if "dx" not in _outputs(case):
-        return _fitting(Knobs(WARP, 1 if case.rows == 1 else 8, access, "registers", "apart", BLOCKS[-1]), case, device)[0]
     least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
+    if "dx" not in _outputs(case):
+        return next(_fitting(WARP, access, "registers", "apart", case, device))
     for where in ("registers", "apart") if _sums(case) else ("registers",):
-        for keep in ("registers", "shared", "again"):
-            nearest = (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least))
-            for shares in (t for t in nearest if 2 * t >= least or (keep == "shared" and 4 * t >= least) or keep == "again"):
-                rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
-                found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where, 1)
-                resident = REGISTERS // (found.threads * rows * registers_of(found, case))
-                few = TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores)
-                for one in _fitting(replace(found, blocks=max(1, min(resident, few)) if _sums(case) else 1), case, device):
-                    return one
+        least = min(least, 512) if where == "apart" else least  # with more registers each, where sums do not keep them
+        nearest = (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least))
+        for keep, fewest in (("registers", least // 2), ("shared", least // 4), ("again", 0)):
+            for shares in (t for t in nearest if t >= fewest):
+                for found in _fitting(shares, access, keep, where, case, device):
+                    return found
     return Knobs(WARP, 1, access, "again", "apart", 1)
 
 
-def _fitting(found: Knobs, case: Case, device: Device) -> list[Knobs]:
-    """The knobs with as many blocks as they say or the rows fill, where they are valid at all."""
-    fewer = [replace(found, blocks=n) for n in reversed(BLOCKS) if n <= found.blocks]
-    return [k for k in fewer if valid(k, case, device) is None]
+def _fitting(shares: int, access: int, keep: str, where: str, case: Case, device: Device) -> Iterator[Knobs]:
+    """Valid knobs like these, the best first: as many blocks as a multiprocessor holds, but not so many that their partial sums are much
+    beside the rows, nor more than the rows fill.
+    """
+    if where == "apart":
+        found, blocks = Knobs(max(shares, WARP), 1 if case.rows == 1 else 8, access, keep, where), BLOCKS[-1]
+    else:
+        rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
+        found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where)
+        resident = REGISTERS // (found.threads * rows * registers_of(found, case))
+        blocks = min(resident, TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores)) if _sums(case) else 1
+    for n in reversed(BLOCKS):
+        one = replace(found, blocks=n)
+        if n <= max(1, blocks) and valid(one, case, device) is None:
+            yield one
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -151,21 +160,20 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import s_tir
 
     # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
-    alone = apart(knobs, case)
-    definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts_of(knobs, case, device))
-    sch = s_tir.Schedule(turns.unpadded(definition) if knobs.rows == 1 else definition)
+    # Where a block has one at a time, its turns end at the last, and nothing asks.
+    parts, alone = parts_of(knobs, case, device), apart(knobs, case)
+    definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts)
+    sch = s_tir.Schedule(turns.unpadded(definition) if knobs.rows == 1 and not alone else definition)
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("dy32", "x32", "weight32"):
         if name in blocks:
             sch.compute_inline(blocks.pop(name))
 
     # 2., 3.
-    parts = parts_of(knobs, case, device)
-    if "blocks" in blocks and ("dx" not in blocks or apart(knobs, case)):
-        _columns(sch, blocks["blocks"], knobs, parts)
-        parts = 0
+    if alone:
+        _columns(sch, blocks["blocks"], knobs)
     if "dx" in blocks:
-        _rows(sch, blocks, case, knobs, parts)
+        _rows(sch, blocks, knobs, 0 if alone else parts)
 
     # 4.
     if _sums(case):
@@ -176,7 +184,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     return turns.trim(made, knobs.rows)
 
 
-def _rows(sch: Any, blocks: dict[str, Any], case: Case, knobs: Knobs, parts: int) -> None:
+def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
     """The kernel of dx; `parts` is the number of blocks that take turns and keep sums, or 0."""
     row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads, knobs.access
     sums, users = None, [row, dx]
@@ -244,8 +252,8 @@ def _exact_rows(sch: Any, blocks: dict[str, Any], knobs: Knobs) -> tuple[list[An
     return [row], row, thread
 
 
-def _columns(sch: Any, block: Any, knobs: Knobs, parts: int) -> None:
-    """The kernel of partial sums alone: a block of threads for some columns of every `parts`-th row."""
+def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
+    """The kernel of partial sums alone: a block of threads for some columns of its rows."""
     shares, access = shares_of(knobs), knobs.access
     sums, (part, *side, turn) = columns.sums_in_turns(sch, block, knobs.rows)
     k = sch.get_loops(sums)[-1]
