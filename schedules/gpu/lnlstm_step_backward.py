@@ -22,7 +22,8 @@ from lntune.schedule import Schedule
 ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
 
 
-OTHERS = 60  # registers of a thread for anything but its part of the row, the addresses of twenty tensors among it
+OTHERS = 54  # registers of a thread for anything but its part of the row, the addresses of twenty tensors among it
+LAST_RESORT = 256  # threads from which on registers may spill, where nothing that fits does not
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
 OVER_ROWS = ("sums_gates", "sums_hidden")
 STAGES = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
@@ -54,10 +55,10 @@ def summed(case: Case) -> int:
 def registers_of(knobs: Knobs, case: Case) -> int:
     """32-bit registers that a thread's part of the row and of the sums takes."""
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
-    kept = summed(case) if knobs.sums == "registers" else 0
+    kept = summed(case) if knobs.sums == "registers" else summed(case) / 2  # what a turn adds lives shortly
     matrices = 4 * (1 + ("raw" in tokens)) + 3 if knobs.keep == "registers" else 0
     vectors = 4 * (1 + ("raw" in tokens)) + 1 if knobs.ahead else 0
-    return turns_of(knobs, case) * ((kept + 4 + 3) * knobs.access + (matrices + vectors) * access)
+    return turns_of(knobs, case) * int((kept + 4 + 3) * knobs.access + (matrices + vectors) * access)
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
@@ -71,7 +72,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
         return f"half of {knobs.threads} threads would have no part of {case.hidden} elements"
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
-    least = knobs.keep == "again" and knobs.sums == "memory" and not knobs.ahead and knobs.threads == THREADS_PER_BLOCK
+    # 16 elements are what 1024 threads have each of the longest row.
+    few = turns_of(knobs, case) * knobs.access <= 16 and knobs.threads >= LAST_RESORT
+    least = knobs.keep == "again" and knobs.sums == "memory" and not knobs.ahead and few
     if registers_of(knobs, case) + OTHERS > room and not least:
         return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
     return None
@@ -80,17 +83,17 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order."""
     access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
-    narrow = [access, *(access // 2 for _ in range(1) if access > 1)]
-    ways = [("registers", "registers", narrow), ("registers", "memory", narrow), ("again", "memory", narrow)]
-    for keep, where, accesses in ways:
-        for each in accesses:
+    narrow = (access, max(1, access // 2))
+    for where in ("registers", "memory"):
+        for each in narrow:
             several = next((t for t in (32, 64, 128, 256, 512) if t * each >= case.hidden), THREADS_PER_BLOCK)
             for ahead in (True, False):
                 for shared in (several, *(t for t in (512, 256, 128) if t < several)):
-                    found = Knobs(shared, each, keep, where, ahead)
+                    found = Knobs(shared, each, "registers", where, ahead)
                     if valid(found, case, device) is None:
                         return found
-    return Knobs(THREADS_PER_BLOCK, access, "again", "memory", ahead=False)
+    several = next((t for t in (LAST_RESORT, 512) if 12 * t >= case.hidden), THREADS_PER_BLOCK)
+    return Knobs(several if several * access < 2 * case.hidden else LAST_RESORT, access, "again", "memory", ahead=False)
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -162,7 +165,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 5.
     added = []
     for name in OVER_ROWS:
-        deal.loops(sch, blocks[name], name in OF_GATES)
+        thread = deal.loops(sch, blocks[name], name in OF_GATES)
+        for read in gates.inputs(sch, blocks[name], case):
+            deal.fetch(sch, blocks[name], read, thread, gates=arguments[read] == "gates")
         added += deal.sums(sch, blocks[name], b, turn, name in OF_GATES)
 
     # 6.
