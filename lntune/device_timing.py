@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from lntune.cuda.capture import record
 from lntune.cuda.nvml import Nvml
 from lntune.records import Timing
 from lntune.timing import BUSY_SHARE, Measured
@@ -109,22 +110,7 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """See Gpu."""
-        cuda = self._torch.cuda
-        graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
-        try:
-            with cuda.graph(graph, pool=pool, stream=self._stream):
-                work()
-        except BaseException:
-            self._forget(pool)
-            raise
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-    def _forget(self, pool: Any) -> None:
-        """What PyTorch leaves undone when a capture fails: its allocator would go on as if one were under way."""
-        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            with contextlib.suppress(Exception):  # private, and already done where the capture itself went well
-                getattr(self._torch._C, name)(self._device.index, pool)
+        return record(work, self._stream)
 
     def clock(self) -> int | None:
         """See Gpu."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lntune.cuda.capture import record
 from lntune.torch import devices, dispatch
 
 CAPACITY = 8
@@ -113,16 +114,14 @@ def capture(call: Callable[[], tuple[Tensor, ...]], place: torch.device) -> tupl
         with torch.cuda.stream(stream):
             call()  # libraries set up on a stream what they may not while it is captured
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may go on calling CUDA meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            outputs = call()
+        made: list[tuple[Tensor, ...]] = []
+        again = record(lambda: made.append(call()), stream, "thread_local")  # other threads of the process may go on calling CUDA meanwhile
 
     def replay() -> None:
         with torch.cuda.device(place):
-            graph.replay()
+            again()
 
-    return outputs, replay
+    return made[0], replay
 
 
 def _stream(place: torch.device) -> int:
