@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from on_gpu import Here, here
 from rich.console import Console
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ from lntune.cuda.targets import device_of
 from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.records import Record, Timing
 from lntune.report import bringup as report
+from lntune.report import progress
 from lntune.trial import Job, Outcome
 
 __all__ = ["here"]
@@ -167,6 +169,11 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
             place.find(target)
     monkeypatch.setattr(driver, "count", lambda: 2)
     monkeypatch.setattr(driver, "missing", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert place.find("")[0] == CPU and "PyTorch" in place.find("")[1]
+    with pytest.raises(InputError, match="built for CUDA"):
+        place.find("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(driver, "device", lambda ordinal: msgspec.structs.replace(GPU, name=f"number {ordinal}"))
     assert [place.find(target)[0].name for target in ("", "cuda", "cuda:1")] == ["number 0", "number 0", "number 1"]
     with pytest.raises(InputError, match="there are 2"):
@@ -559,3 +566,21 @@ def test_a_bringup_on_an_imagined_gpu(in_process: None, here: Here, log_dir: Pat
     assert len(found.benchmarks) == found.tuned and not found.not_benchmarked
     assert {record.device for record in records.read([log_dir])} == {here.device}
     assert "cuda" in {record.case.op: record.device.target()["kind"] for record in records.read([log_dir])}.values()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_of_steps(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal one live line, removed at the end; elsewhere plain lines, no more than one in five seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    out = io.StringIO()
+    with progress.StepProgress(Console(file=out, width=100, force_terminal=terminal, highlight=False), "verify", 3) as step:
+        for what in ("first", "second", "third"):
+            step(what)
+            clock[0] += 3
+            if step._live:
+                step._live.refresh()
+    if terminal:
+        assert "verify [2/3] second" in out.getvalue() and "\x1b[2K" in out.getvalue()
+    else:
+        assert out.getvalue().splitlines() == ["verify [3/3] third"]

@@ -18,14 +18,24 @@ def find(target: str) -> tuple[Device, str]:
     """
     if target == "cpu":
         return device_module.current(), ""
-    if not target and not driver.count():
-        return device_module.current(), f"no GPU that can be used ({driver.missing()}): this is for the CPU"
+    if not target and (why := _unusable()):
+        return device_module.current(), f"no GPU that can be used ({why}): this is for the CPU"
     match = re.fullmatch(r"cuda(?::(\d+))?", target or "cuda")
     if match is None:
         remedy = "For a GPU that is not here: lntune inspect, or lntune tune --dry-run."
         raise InputError(got_expected("--target", repr(target), "cpu, cuda, or cuda:N for the GPU number N of this machine", remedy))
     ordinal = int(match[1] or 0)
-    if ordinal >= driver.count():
-        why = driver.missing() or f"there are {driver.count()}"
-        raise InputError(got_expected("--target", repr(target), f"a GPU that is here ({why})", "lntune doctor says what was found."))
+    if (why := _unusable()) or ordinal >= driver.count():
+        raise InputError(got_expected("--target", repr(target), f"a GPU that is here ({why or f'there are {driver.count()}'})", "See lntune doctor."))
     return driver.device(ordinal), ""
+
+
+def _unusable() -> str:
+    """Why no GPU can be used: the driver's reason, or PyTorch's, whose tensors kernels run on; empty when one can."""
+    import torch
+
+    if not driver.count():
+        return driver.missing()
+    if driver.place(0) != "cpu" and not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} uses none; install one that is built for CUDA"
+    return ""

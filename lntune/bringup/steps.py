@@ -106,6 +106,7 @@ def perform(step: Step) -> Answer:
     """Do a step in this process."""
     try:
         answer = _done(step)
+        _give_back(step.job.device if isinstance(step, Smoke) else step.device)
     except Exception as e:
         answer = Answer(f"{type(e).__name__}: {gist(e)}")
     if isinstance(step, Smoke):
@@ -113,6 +114,14 @@ def perform(step: Step) -> Answer:
     failed = answer.error or any(not r.ok for r in answer.results)
     # What broke a GPU's context stays with the process, and every later step would report it as its own.
     return msgspec.structs.replace(answer, lost=True) if failed and _broken(step.device) else answer
+
+
+def _give_back(device: Device) -> None:
+    """Have PyTorch keep no memory of a GPU for this process, which waits while another one tunes."""
+    if places.name_of(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _broken(device: Device) -> bool:
