@@ -377,6 +377,17 @@ def test_nothing_works(in_process: None, faulty: None, monkeypatch: pytest.Monke
     assert "cannot schedule this" in found.smoke[0].message
 
 
+def test_too_little_time(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that is over before the smoke check is done ends it there, says how much was not reached, and is no success."""
+    clock = iter(range(1000))
+    left = bringup._Bringup.left
+    monkeypatch.setattr(bringup._Bringup, "left", lambda self, reserved=0.0: left(self, reserved) - 150 * next(clock))
+    found, text = go()
+    assert 0 < len(found.smoke) < 2 and found.not_smoked == 2 - len(found.smoke)
+    assert not found.ok and "1 not reached" in text
+    assert found.left and found.verified == 0 and found.not_benchmarked
+
+
 def test_no_schedule_for_the_device(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator without a schedule for the device fails its smoke check with that reason."""
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {})

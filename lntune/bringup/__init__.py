@@ -173,16 +173,20 @@ class _Bringup:
                 if plan is None:
                     self.found.smoke.append(Smoked(case, "", "invalid", f"{case.op} has no schedule for a {self.device.kind}"))
                     continue
+                if self.left() <= 0:
+                    break
                 builders.wait(case, defaults[case], until - time.monotonic())
                 job = Job(case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed)
-                answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(SMOKE_LEAST, until - time.monotonic())))
+                answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())))
                 came = answer.outcome or Outcome("run", answer.error)
                 self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **_fields(came))
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
             self.out.print(f"smoke: {one}", markup=False)
-        return f"{len(self.found.smoke) - len(failed)} of {len(self.found.smoke)} work"
+        self.found.not_smoked = len(wanted) - len(self.found.smoke)
+        rest = f", {self.found.not_smoked} not reached" if self.found.not_smoked else ""
+        return f"{len(self.found.smoke) - len(failed)} of {len(self.found.smoke)} work{rest}"
 
     def log(self, case: Case, **fields: Any) -> None:
         """Append a record of this run."""

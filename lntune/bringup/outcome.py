@@ -27,6 +27,7 @@ class Found:
     doctor: list[str] = field(default_factory=list)
     copy_gbps: float | None = None
     smoke: list[Smoked] = field(default_factory=list)
+    not_smoked: int = 0
     tuned: dict[Case, Record] = field(default_factory=dict)
     verified: int = 0
     not_verified: int = 0
@@ -57,6 +58,7 @@ def summary(device: Device, note: str, plan: list[Case], found: Found, before: i
         stages=found.stages,
         doctor=found.doctor,
         smoke=found.smoke,
+        not_smoked=found.not_smoked,
         operators=[operator(op, sum(c.op == op for c in plan), of(op, finals), of(op, benchmarks)) for op in names],
         tuned=len(found.tuned),
         known=before,
@@ -70,7 +72,7 @@ def summary(device: Device, note: str, plan: list[Case], found: Found, before: i
         not_benchmarked=found.not_benchmarked,
         log_dir=str(paths.log_dir() / device.slug),
         next=_next(device, found, left, bool(finals)),
-        ok=bool(finals) and bool(found.smoke) and all(one.works for one in found.smoke) and not found.wrong,
+        ok=bool(finals) and bool(found.smoke) and not found.not_smoked and all(one.works for one in found.smoke) and not found.wrong,
     )
 
 

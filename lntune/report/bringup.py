@@ -74,6 +74,7 @@ class Summary(msgspec.Struct, frozen=True):
     stages: list[Stage]
     doctor: list[str]
     smoke: list[Smoked]
+    not_smoked: int
     operators: list[Operator]
     tuned: int
     known: int
@@ -133,7 +134,8 @@ def lines(s: Summary) -> list[str]:
         made.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
     made += [f"doctor: {finding}" for finding in s.doctor]
     failed = [smoked for smoked in s.smoke if not smoked.works]
-    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {len(s.smoke)} operators and dtypes work with default knobs")
+    later = f", {s.not_smoked} not reached" if s.not_smoked else ""
+    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {len(s.smoke)} operators and dtypes work with default knobs{later}")
     made += [f"  {one}" for one in failed]
     made.append(f"tuned {s.tuned} cases in this run, {s.known} before; {len(s.left)} of the plan are left")
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
