@@ -73,7 +73,7 @@ def problem(here: Here, *shape: int, dtype: torch.dtype = torch.float32) -> tupl
 def test_values_and_gradients(here: Here, dtype: torch.dtype) -> None:
     """Few rows and many, odd sizes and whole ones, up to long rows: y, dx, dweight and dbias against float64."""
     real = ((1, 1024), (7, 1000), (8, 128, 768), (513, 4096), (4099, 1024), (33, 16384), (20000, 256), (3, 50257))
-    for shape in here.pick(real, ((3, 40), (2, 2, 24))):
+    for shape in here.pick(real, ((2, 2, 24),)):
         assert_right(*problem(here, *shape, dtype=dtype))
 
 
