@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from lntune import build, check, cuda, device_code, emulated, inspection, schedule
+from lntune import build, check, cuda, device_code, emulated, inspection, ops, schedule
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cuda.targets import PRODUCTS, device_of, names
@@ -93,6 +95,70 @@ def test_expressions_must_be_simplified_early() -> None:
     assert frames["stock"] > 0
 
 
+def backward(hidden: int, dtype: str, **changed: Any) -> Program:
+    """Layer norm backward of default knobs, or others: a program of several kernels."""
+    plan, case = get("shared_row_backward"), Case("layer_norm_backward", hidden, dtype, 32)
+    setting = plan.default(case, GPU)
+    return build.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
+
+
+def test_a_program_of_two_kernels_has_scratch() -> None:
+    """What one kernel leaves for the next is named by both, has a size and a dtype, and is no argument of the operator's."""
+    program = backward(1000, "float16", threads=128, rows=1)
+    first, second = program.launches
+    assert len(program.scratch) == 2  # partial sums of dgamma and of dbeta
+    for between in program.scratch:
+        assert between.name in first.arguments
+        assert between.name in second.arguments
+        assert between.dtype == "float32"
+        assert between.sizes(5) == between.sizes(5000) == (int(first.grid[0]) * 1000,)
+    assert set(second.arguments) == {"dgamma", "dbeta", *(s.name for s in program.scratch)}
+
+
+def test_scratch_is_poisoned() -> None:
+    """In the emulator a kernel that reads what no other has written gets NaN."""
+    case = Case("layer_norm_backward", 64, "float32", 32)
+    program = backward(64, "float32")
+    given = ops.get(case.op).inputs(case, 3, "normal", 0)
+    arguments = ops.get(case.op).arguments(case)
+    values = [given[a.name] if a.role == "in" else torch.zeros(a.sizes(3, 64), dtype=torch.float32) for a in arguments]
+    emulated.kernel(case, Program(program.source, program.launches[1:], program.scratch))(*values)
+    assert all(v.isnan().all() for v, a in zip(values, arguments, strict=True) if a.name in ("dgamma", "dbeta"))
+
+
+def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside dynamic shared memory TVM refuses names for what is loaded, which its reductions of several values give."""
+    assert max(launch.shared for launch in backward(1000, "float32", threads=128, rows=1, keep="shared").launches) >= 2 * 1000 * 4
+    monkeypatch.setattr(device_code, "_spelled_out", lambda body: body)
+    with pytest.raises(BuildError, match="Load memory in places other than store"):
+        backward(1000, "float32", threads=128, rows=1, keep="shared")
+
+
+@needs_compiler
+def test_guarded_stores_must_be_written_as_such() -> None:
+    """Behind the question whether a row is there nvcc cuts stores of 16 bytes into elements, unless they say that they are stores."""
+    program = backward(256, "float32", threads=32, rows=4)
+    plain = re.sub(r"__stwb\(\((\w+)\*\)\((.*)\), (.*)\);", r"*(\1*)(\2) = \3;", program.source)
+    launch = program.launches[0]
+    narrow = [
+        cuda.inspect_kernel(source, "sm_90", launch.threads, launch.shared, launch.kernel).code.global_stores.get(32, 0)
+        for source in (program.source, plain)
+    ]
+    assert narrow[0] == 0
+    assert narrow[1] > 0
+
+
+@needs_compiler
+def test_the_weight_is_not_kept_in_registers() -> None:
+    """What is said to be loaded again leaves registers to others."""
+    program = backward(8192, "bfloat16", threads=512, rows=1)
+    launch = program.launches[0]
+    assert "lntune_again(weight_ptr);" in program.source
+    kept = program.source.replace("lntune_again(weight_ptr);", "")
+    used = [cuda.inspect_kernel(source, "sm_90", launch.threads, 0, launch.kernel).resources for source in (program.source, kept)]
+    assert used[0].registers + used[0].spill_store_bytes < used[1].registers + used[1].spill_store_bytes
+
+
 def test_what_does_not_compile_is_a_build_error() -> None:
     """A module that is no GPU kernel is refused as such, with TVM's reason."""
     plan = get("cached_rows")
@@ -133,6 +199,19 @@ def test_inspect_tells_what_is_known_without_a_gpu() -> None:
         assert one["written"] == {"y": 1.0}
         assert one["extra"] < 0.05
         assert one["problems"] == []
+
+
+@needs_compiler
+def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
+    """Partial sums between two kernels are told apart from the matrices, which are moved once."""
+    done = CliRunner().invoke(app, ["inspect", "layer_norm_backward", "--hidden", "1024", "--dtype", "float32", "--rows", "512", "--json"])
+    assert done.exit_code == 0, done.output
+    (one,) = json.loads(done.stdout)
+    assert len(one["kernels"]) == 2
+    assert (one["read"], one["written"]) == ({"dy": 1.0, "x": 1.0}, {"dx": 1.0})
+    assert one["extra"] < 0.05
+    assert one["between"] > 0
+    assert one["problems"] == []
 
 
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""Layer norm backward on GPUs: what is its own beside the tests of all GPU schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lntune import build, check, emulated, ops
+from lntune.case import Case
+from lntune.cuda.targets import device_of
+from lntune.device_code import Program
+from lntune.schedule import get
+
+DEVICE = device_of("cuda:sm_90")
+PLAN = get("shared_row_backward")
+
+
+def made(case: Case, **changed: Any) -> Program:
+    """The program of default knobs with some changed; they must fit."""
+    setting = PLAN.default(case, DEVICE)
+    return build.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("variant", ["weight+dx+dgamma+dbeta", "dgamma32+dbeta32", "dbeta"])
+def test_sums_apart_are_right(variant: str, rows: int) -> None:
+    """Partial sums in a kernel of their own are right for one row at a time and several, with more blocks than rows, and ragged columns."""
+    case = Case("layer_norm_backward", 100, "bfloat16", 32, variant)
+    program = made(case, threads=32, rows=rows, sums="apart")
+    assert any(launch.grid[1] != "1" for launch in program.launches)  # blocks of rows
+    verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
+    assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
+    """dgamma and dbeta do not depend on which block or thread comes first."""
+    case = Case("layer_norm_backward", 96, "float32", 32)
+    program, op = made(case, threads=32, rows=rows), ops.get(case.op)
+    given, found = op.inputs(case, 200, "normal", 0), []
+    for order in ("forward", "backward", "shuffled"):
+        out = {a.name: torch.empty(a.sizes(200, 96)) for a in op.arguments(case) if a.role == "out"}
+        emulated.kernel(case, program, order)(*({**given, **out}[a.name] for a in op.arguments(case)))
+        found.append(out)
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("sums", ["registers", "apart"])
+def test_no_rows_give_sums_of_zero(sums: str) -> None:
+    """An empty batch has gradients of its weight and bias: zeros, whatever the kernels keep partial sums in."""
+    case = Case("layer_norm_backward", 100, "float16", 32)
+    op, values = ops.get(case.op), dict[str, Any]()
+    given = op.inputs(case, 1, "normal", 0)
+    for a in op.arguments(case):
+        sizes = a.sizes(0, 100)
+        values[a.name] = torch.full(sizes, 7.0, dtype=torch.float16) if a.role == "out" else given[a.name].new_zeros(sizes)
+    emulated.kernel(case, made(case, threads=32, rows=1, sums=sums))(*values.values())
+    assert not values["dgamma"].count_nonzero()
+    assert not values["dbeta"].count_nonzero()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
+    """By default every multiprocessor has a block where there are rows for it, and a few rows do not get a thousand partial sums."""
+    for hidden in (256, 1024, 4096, 12288):
+        for rows, most in ((1, 1), (8, 16), (32, 64), (4096, 16 * DEVICE.cores)):
+            case = Case("layer_norm_backward", hidden, dtype, rows)
+            x = made(case).launches[0].blocks(rows)[0]
+            assert x <= most
+            assert x >= min(DEVICE.cores, rows // 4)
