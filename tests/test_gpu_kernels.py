@@ -25,9 +25,9 @@ SMALL = msgspec.structs.replace(DEVICE, cores=3)
 PLANS = {name: s for name, s in all_schedules().items() if s.kind == "gpu"}
 # One element; an odd few; a prime of several turns; ragged turns of wide accesses; whole ones. A row of gates is four times as long.
 SIZES = (1, 7, 97, 1000, 1024)
-OF_GATES = (1, 7, 97, 200, 256)
+OF_GATES = (1, 7, 97, 200)
 LONG = ((8192, "float32"), (12288, "bfloat16"), (5003, "float16"))
-LONG_OF_GATES = ((2048, "float32"), (4096, "bfloat16"), (1250, "float16"))
+LONG_OF_GATES = ((4096, "bfloat16"), (1250, "float16"))
 
 
 def of_gates(op: str) -> bool:

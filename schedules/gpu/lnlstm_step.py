@@ -105,7 +105,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     if knobs.ahead:
         early = {name: [blocks[stage]] for stage in ("z", "cell", "inner") for name in gates.inputs(sch, blocks[stage], case)}
         users = {**early, **users} if knobs.keep == "registers" else {name: its for name, its in early.items() if name not in normalized}
-    for name, consumers in users.items():
+    for name, consumers in reversed(users.items()):  # each comes before those of before; what the first sum needs is to be first
         deal.keep(sch, consumers, name, row, gates=name in of_gates)
 
     # 4.

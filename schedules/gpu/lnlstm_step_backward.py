@@ -140,7 +140,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             if name in arguments:
                 readers.setdefault(name, []).append(block)
     matrices = {a.name for a in ops.get(case.op).arguments(case) if len(a.shape) > 1}
-    for name, consumers in readers.items():
+    for name, consumers in reversed(readers.items()):  # each comes before those of before; what is needed first is to be first
         if arguments[name] == "rows":
             gates.keep_scalar(sch, consumers, name, turn)
         elif knobs.keep == "registers" if name in matrices else knobs.ahead:
