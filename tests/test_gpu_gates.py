@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from lntune import build, cuda, emulated, gates, ops, turns
+from lntune import build, cuda, emulated, ops
 from lntune.case import Case
 from lntune.cuda.targets import device_of
 from lntune.device_code import Program
+from lntune.gpu import gates, turns
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")

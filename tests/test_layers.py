@@ -20,8 +20,7 @@ LAYERS = (
     ("knobs", "records", "toolchain"),
     ("native",),
     ("ops", "search", "cuda", "emulator"),
-    ("threads",),
-    ("schedule", "loops", "columns", "gates", "turns", "streaming", "sums", "device_code", "runtime", "direct"),
+    ("schedule", "loops", "gpu", "streaming", "sums", "device_code", "runtime", "direct"),
     ("build", "emulated", "check", "timing", "heap", "select"),
     ("artifact", "inspection", "device_timing"),
     ("places", "statics"),
@@ -34,8 +33,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "device_code", "gates", "threads", "turns", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "gates", "threads", "turns", "loops", "runtime", "streaming", "torch"}
+TVM = {"build", "device_code", "gpu", "loops", "ops", "streaming", "sums"}
+TVM_FFI = {"cuda", "device_code", "direct", "gpu", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import threads
 from lntune.case import Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
+from lntune.gpu import threads
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lntune import columns, threads, turns
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
+from lntune.gpu import columns, threads, turns
 from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule

@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import gates, ops, threads
+from lntune import ops
 from lntune.case import MAX_HIDDEN, Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
+from lntune.gpu import gates, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule

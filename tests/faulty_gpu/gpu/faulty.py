@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import ops, schedule, threads
+from lntune import ops, schedule
 from lntune.case import Case
 from lntune.device import Device
+from lntune.gpu import threads
 from lntune.knobs import knob
 from lntune.schedule import Schedule
 

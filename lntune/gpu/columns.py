@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lntune import threads
+from lntune.gpu import threads
 
 TILE = 32
 """Columns of a block of threads that adds partial sums: a warp's loads lie side by side, and there are blocks enough."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import ops, threads
+from lntune import ops
 from lntune.case import Case
+from lntune.gpu import threads
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of
 from lntune.ops.op import RowSum, Term, Total
