@@ -78,6 +78,8 @@ def default(case: Case, device: Device) -> Knobs:
     for fewest in (64, 128):
         several = max(several, fewest) if case.hidden >= fewest * access else several
     several = several * 2 if several < 64 and several * access * 4 <= case.hidden else several
+    if several == THREADS_PER_BLOCK and case.hidden <= 512 * access * 6:
+        several = 512  # six accesses; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes 32 and spills
     rows = 1 if several >= 64 or case.rows == 1 else 128 // several
     if several * rows < 32:
         several = 32
