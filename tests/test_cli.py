@@ -265,6 +265,20 @@ def test_why_of_the_run(tuned: Path) -> None:
     assert "served by eager mode" in run("why", "layer_norm", "--hidden", 64, "--dtype", "float64").output
 
 
+def test_other_devices_are_asked_about(tuned: Path) -> None:
+    """`why`, `report` and `show` tell of a GPU that is not here: its schedules' default knobs, no record of a CPU; `ops` lists its schedules."""
+    facts = json.loads(run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--target", "cuda:sm_90", "--log-dir", tuned, "--json").stdout)
+    assert (facts["tier"], facts["schedule"], facts["tuned_us"]) == ("default", "shared_row", None)
+    assert "on NVIDIA H100" in run("why", "layer_norm", "--hidden", 64, "--target", "nvidia/nvidia-h100").output
+    none = run("report", "--target", "nvidia/nvidia-h100", "--log-dir", tuned)
+    assert none.exit_code == 1
+    assert "lntune tune layer_norm --target nvidia/nvidia-h100" in none.output
+    assert "threadIdx.x" in run("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90").output
+    assert run("why", "layer_norm", "--hidden", 64, "--target", "cuda:sm_1").exit_code == 2
+    listed = {o["op"]: o for o in json.loads(run("ops", "--json").stdout)}
+    assert all(listed[op]["schedules"] and listed[op]["gpu_schedules"] for op in ops.OPS)
+
+
 @pytest.mark.parametrize(
     ("form", "has"), [("te", "T.sblock"), ("tir", "def main"), ("source", "define "), ("asm", ".text")], ids=lambda v: v if v in FORMS else ""
 )
