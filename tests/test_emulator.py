@@ -470,6 +470,18 @@ def test_a_program_is_compiled_once_and_a_damaged_one_again(cache_dir: Path) -> 
     assert y.item() == 3.0
 
 
+def test_another_cache_folder_in_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of another cache folder run beside those of the first."""
+    for folder in (None, tmp_path):
+        if folder is not None:
+            monkeypatch.setenv("LNTUNE_CACHE_DIR", str(folder))
+        y = torch.zeros(2)
+        source = 'extern "C" __global__ void fives(float* y) { y[threadIdx.x] = 5.0f; __syncthreads(); }'
+        emulator.compile(source).launch("fives", (1, 1, 1), (2, 1, 1), [y])
+        assert y.tolist() == [5.0, 5.0]
+    assert list(tmp_path.glob("emulator/kernel-*"))
+
+
 def test_signatures_are_read_as_tvm_writes_them() -> None:
     """Types lose their qualifiers, names their suffix, and a bound is the most threads a block may have."""
     source = """

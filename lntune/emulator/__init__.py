@@ -96,6 +96,12 @@ def _runtime() -> Path:
     return path
 
 
+@functools.cache
+def _loaded() -> ctypes.CDLL:
+    """That library in this process, once: a kernel finds the first one of its name, whatever folder the kernel itself lies in."""
+    return ctypes.CDLL(str(_runtime()))
+
+
 def _compiled(source: str) -> Path:
     """The library of a kernel.
 
@@ -148,7 +154,7 @@ class Program:
 
     def __init__(self, path: Path, kernels: dict[str, Kernel]) -> None:
         self.kernels = kernels
-        self._runtime = ctypes.CDLL(str(_runtime()))
+        self._runtime = _loaded()
         self._library = ctypes.CDLL(str(path))
 
     def launch(
