@@ -354,15 +354,15 @@ def test_an_operator_that_fails(faulty: None, monkeypatch: pytest.MonkeyPatch, l
 
     monkeypatch.setattr(schedule, "for_op", first)
     monkeypatch.setattr(bringup, "SMOKE_SIZES", {"float32": 100})
-    found, text = go(ops=("layer_norm", "lnlstm_step"))
+    found, text = go(ops=("layer_norm", "layer_norm_backward"))
     assert not found.ok
     assert [one.status for one in found.smoke] == ["run", "ok"]
     assert "smoke: layer_norm 24x100 float32 aborts: run: the worker died (SIGABRT)" in text
-    assert [o.tuned for o in found.operators if o.op == "lnlstm_step"] == [1]
+    assert [o.tuned for o in found.operators if o.op == "layer_norm_backward"] == [1]
     assert found.trials["run"] >= 1 and "aborts" in found.failures["run"]
     assert any("failed the smoke check" in step for step in found.next)
     tried = [r.case.op for r in sorted(records.read([log_dir]), key=lambda r: r.time) if r.case in SMALL and r.role == "trial"]
-    assert tried == sorted(tried, reverse=True), "lnlstm_step first"
+    assert tried == sorted(tried, reverse=True), "layer_norm_backward first"
 
 
 def test_nothing_works(in_process: None, faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
