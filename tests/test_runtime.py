@@ -390,7 +390,7 @@ told = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedW
 lntune.strict()
 from lntune.torch import dispatch
 from lntune.select import Choice
-dispatch.choose = lambda case, real=dispatch.choose: (lambda c: Choice("exact", c.schedule, c.knobs))(real(case))
+dispatch.choose = lambda *asked, real=dispatch.choose: (lambda c: Choice("exact", c.schedule, c.knobs))(real(*asked))
 errors = []
 for _ in range(2):
     try:
