@@ -21,7 +21,7 @@ _VECTORS = ("weight_x", "weight_h", "weight_c", "bias", "bias_c")
 """The vectors of a step, in the order of the kernels' arguments."""
 Step = tuple[int, int | None]
 """A step, and the one computed before it, if there is one."""
-_CHUNK_ROWS = 256
+_CHUNK_ROWS = 1024
 """Rows to a product for the recurrent matrix's gradient: as fast as all rows at once, and their gates' gradients need not all be kept."""
 _PACKED_FROM = {True: (32, 1 << 19), False: (8, 0)}
 """By whether the matrix is float32: steps and elements from which on packing it pays. It costs two or three products; a small float32
@@ -144,15 +144,6 @@ def forward(
     return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
 
 
-def _add_product(total: Tensor, gates: Tensor, h: Tensor) -> None:
-    """Add gates.T @ h to a float32 total; of low precision a quarter at a time, so that what is rounded takes no room to speak of."""
-    if gates.dtype == total.dtype:
-        total.addmm_(gates.t(), h)
-        return
-    for part, its in zip(total.chunk(4), gates.chunk(4, 1), strict=True):
-        part.add_(torch.mm(its.t(), h))
-
-
 def backward(
     dout: Tensor,
     dh_n: Tensor,
@@ -202,7 +193,11 @@ def backward(
             values = (*vectors, *kept[t], dinputs[t], its, last_dc, *sums[cases[n].bucket].values())
             kernels[n](its_dh, its_dc, inputs[t], gates[t], _before(before, n, states, c_0), *values)
             recur(its, last_dh)
-        _add_product(dmatrix, dgates.to(matrix.dtype), torch.cat([_before(before, sizes[t], outs, h_0) for t, before in steps]).to(matrix.dtype))
+        its_h = torch.cat([_before(before, sizes[t], outs, h_0) for t, before in steps]).to(matrix.dtype)
+        if matrix.dtype == dmatrix.dtype:
+            dmatrix.addmm_(dgates.to(matrix.dtype).t(), its_h)
+        else:
+            dmatrix += torch.mm(dgates.to(matrix.dtype).t(), its_h)
     del recur  # with the packed matrix, as large as what is made here
     dmatrix = dmatrix.to(matrix.dtype)
 

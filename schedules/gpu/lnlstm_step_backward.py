@@ -85,8 +85,6 @@ def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order."""
     access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
     narrow = (access, max(1, access // 2))
-    if access * 32 >= case.hidden:  # a single warp would spill what eight elements to a thread take
-        narrow = narrow[1:]
     for where in ("registers", "memory"):
         for each in narrow:
             several = next((t for t in (32, 64, 128, 256, 512) if t * each >= case.hidden), THREADS_PER_BLOCK)
