@@ -58,10 +58,11 @@ def widest(device: Device, tensors: Sequence[Tensor]) -> int:
     return most
 
 
-def _types() -> tuple[str, ...]:
-    """The types of PyTorch's devices on which kernels run."""
-    return ("cpu", "cuda") if launcher.count() else ("cpu",)
+def serves(kind: str) -> bool:
+    """True where kernels run on PyTorch's devices of a type, for code that torch.compile traces. The driver is asked for GPUs' tensors only:
+    it starts CUDA, which a process that works on the CPU and forks does not want.
+    """
+    return kind == "cpu" or (kind == "cuda" and _gpus())
 
 
-types: Callable[[], tuple[str, ...]] = torch.compiler.assume_constant_result(_types)
-"""The same, for code that torch.compile traces, too."""
+_gpus: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: launcher.count() > 0)

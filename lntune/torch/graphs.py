@@ -62,9 +62,7 @@ def run(loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) 
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
-        if seen.replay is None and (seen.plain or seen.calls < _AGAIN):
-            return loop(*tensors, *options)
-        if seen.replay is None and not _captured(seen, loop, tensors, options):
+        if seen.replay is None and (seen.plain or seen.calls < _AGAIN or not _captured(seen, loop, tensors, options)):
             return loop(*tensors, *options)
         assert seen.inputs is not None
         assert seen.replay is not None

@@ -149,7 +149,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero).
-    if input.device.type not in devices.types() or input.dtype not in NAMES or _transforms() > 0:
+    if not devices.serves(input.device.type) or input.dtype not in NAMES or _transforms() > 0:
         return functional.layer_norm(input, shape, weight, bias, eps)
     if lifted(input):
         input, weight, bias = in_float32(input, weight, bias)

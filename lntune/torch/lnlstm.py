@@ -66,7 +66,7 @@ def lnlstm_step(
         if (
             per_gate
             or len({t.dtype for t in tensors if t is not None}) > 1
-            or c.device.type not in devices.types()
+            or not devices.serves(c.device.type)
             or c.dtype not in NAMES
             or _transforms() > 0
         ):

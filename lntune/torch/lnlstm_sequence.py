@@ -51,8 +51,7 @@ def lnlstm_sequence(
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (torch.compiler.is_dynamo_compiling() or all(served(t, None, None, hidden) for t in there))
-        or h_0.device.type not in devices.types()
+        or not (devices.serves(h_0.device.type) if torch.compiler.is_dynamo_compiling() else all(served(t, None, None, hidden) for t in there))
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
