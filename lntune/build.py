@@ -136,11 +136,11 @@ def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str
 
         _tvm()
         return str(ops.get(case.op).define(case, loops.plain_sum).script())
+    if device.kind == "gpu" and form != "tir":
+        source = program(case, schedule, setting, device).source
+        return source if form == "source" else cuda.to_cubin(source, device.isa).ptx
     module = scheduled(case, schedule, setting, device)
     if form == "tir":
         return str(module.script())
-    if device.kind == "gpu":
-        source = program(case, schedule, setting, device).source
-        return source if form == "source" else cuda.to_cubin(source, device.isa).ptx
     executable = _compile(module, device)
     return str(executable.mod.inspect_source({"source": "ll", "asm": "asm"}[form]))

@@ -317,4 +317,5 @@ def generate(module: Any, target: dict[str, object]) -> Program:
         source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
-    return Program(_complete(source, seen.launches()), seen.launches(), seen.scratch())
+    launches = seen.launches()
+    return Program(_complete(source, launches), launches, seen.scratch())

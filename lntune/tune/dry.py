@@ -118,9 +118,10 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
                 end = None if left is None else time.monotonic() + left / (len(cases) - index)
                 observer(case, index, len(cases), 0)
                 tell = functools.partial(observer, case, index, len(cases))
-                found[case] = _built(ahead, case, settings, end, tell)
+                known = Candidates(case, device, settings.schedules)
+                found[case] = _built(ahead, case, list(known)[: settings.trials or TRIALS], end, tell)
                 scores = {c: ahead.score(case, c) for c in found[case]}
-                plans.append(_plan(case, found[case], scores, settings))
+                plans.append(_plan(case, known, found[case], scores, settings))
         except KeyboardInterrupt:
             interrupted = True
         pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds])
@@ -129,9 +130,8 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
     return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted)
 
 
-def _built(ahead: Ahead, case: Case, settings: Settings, end: float | None, tell: Callable[[int], None]) -> dict[Candidate, Outcome]:
-    """The outcomes of as many candidates as there are trials and time for; the first default's in any case."""
-    known = list(Candidates(case, settings.target, settings.schedules))[: settings.trials or TRIALS]
+def _built(ahead: Ahead, case: Case, known: list[Candidate], end: float | None, tell: Callable[[int], None]) -> dict[Candidate, Outcome]:
+    """The outcomes of as many candidates as there is time for; the first default's in any case."""
     ahead.begin(case, known)
     found: dict[Candidate, Outcome] = {}
     for candidate in known:
@@ -142,9 +142,8 @@ def _built(ahead: Ahead, case: Case, settings: Settings, end: float | None, tell
     return {**found, **ahead.done(case)}
 
 
-def _plan(case: Case, found: dict[Candidate, Outcome], scores: dict[Candidate, float], settings: Settings) -> Plan:
+def _plan(case: Case, known: Candidates, found: dict[Candidate, Outcome], scores: dict[Candidate, float], settings: Settings) -> Plan:
     """The case's plan, not reckoned yet."""
-    known = Candidates(case, settings.target, settings.schedules)
     pruned: Counter[str] = Counter()
     failed: dict[str, list[str]] = {}
     kept: list[Candidate] = []
