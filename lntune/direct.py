@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lntune import native, paths
+from lntune import exchange, native, paths
 from lntune.case import Case
 from lntune.errors import LntuneError
 from lntune.ops.op import Arg
@@ -31,23 +31,16 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
         LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
     """
     import torch
-    import tvm_ffi.libinfo
 
-    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    if (table := exchange.table()) is None:
         raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
-    library = native.load(SOURCE, ctypes.PyDLL, _includes())
-    ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    exchange = ctypes.c_void_p(pointer_of(torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api"))
-    functions = [
-        ctypes.cast(getattr(ffi, name), ctypes.c_void_p) for name in ("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
-    ]
+    library = native.load(SOURCE, ctypes.PyDLL, exchange.includes())
+    functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
     suffix = "dylib" if sys.platform == "darwin" else "so"
     torch_libraries = [os.fsencode(Path(torch.__file__).parent / "lib" / f"lib{name}.{suffix}") for name in ("torch_cpu", "torch_python")]
-    shim = bool(library.lntune_direct_init(exchange, *functions, *torch_libraries))
+    shim = bool(library.lntune_direct_init(table, *functions, *torch_libraries))
     library.lntune_direct_table.restype = ctypes.py_object
     library.lntune_direct_table.argtypes = [ctypes.c_char_p, *[ctypes.py_object] * 5, ctypes.c_int]
     return library, shim
@@ -60,14 +53,7 @@ def has_shim() -> bool:
 
 def ensure_library() -> None:
     """Compile the C if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, _includes())
-
-
-def _includes() -> list[str]:
-    """Folders of the headers of tvm_ffi and DLPack, which come with tvm_ffi."""
-    import tvm_ffi.libinfo
-
-    return [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()]
+    native.compiled(SOURCE, exchange.includes())
 
 
 class Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lntune import native, paths
+from lntune import exchange, native, paths
 from lntune.errors import BuildError
 
 SOURCE = paths.PACKAGE / "runtime.c"
@@ -38,13 +38,6 @@ def ensure_library() -> Path:
     return native.compiled(SOURCE)
 
 
-@functools.cache
-def _ffi() -> ctypes.CDLL:
-    import tvm_ffi.libinfo
-
-    return ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
-
-
 class _Library(ctypes.CDLL):
     """Our compiled runtime."""
 
@@ -61,7 +54,7 @@ def _own() -> _Library:
     import torch  # noqa: F401  (brings the OpenMP runtime into the process)
 
     library = native.load(SOURCE, _Library)
-    error = ctypes.cast(_ffi().TVMFFIErrorSetRaisedFromCStr, ctypes.c_void_p)
+    error = ctypes.cast(exchange.ffi().TVMFFIErrorSetRaisedFromCStr, ctypes.c_void_p)
     library.has_pool = bool(library.lntune_runtime_init(_torch_threads(), error))
     return library
 
@@ -85,7 +78,7 @@ def has_pool() -> bool:
 
 def _register(name: bytes, library: ctypes.CDLL, function: str) -> None:
     pointer = ctypes.cast(getattr(library, function), ctypes.c_void_p)
-    if _ffi().TVMFFIEnvModRegisterContextSymbol(name, pointer):
+    if exchange.ffi().TVMFFIEnvModRegisterContextSymbol(name, pointer):
         raise BuildError(f"tvm_ffi refused to register {name.decode()}.")
 
 

@@ -14,7 +14,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, gist
 from lntune.places import Place
-from lntune.records import Timing
+from lntune.records import Record, Timing
 from lntune.schedule import Schedule
 from lntune.statics import Facts
 
@@ -76,6 +76,11 @@ class Outcome(msgspec.Struct, frozen=True):
     facts: Facts | None = None
     seconds: float = 0.0
     lost: bool = False
+
+
+def measured(of: Outcome | Record) -> dict[str, Any]:
+    """What came of a job, as the fields of a record."""
+    return {name: getattr(of, name) for name in ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")}
 
 
 def run(job: Job) -> Outcome:

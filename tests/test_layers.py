@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("paths", "device", "case"),
     ("knobs", "records", "toolchain"),
-    ("native",),
+    ("native", "exchange"),
     ("ops", "search", "cuda", "emulator"),
     ("schedule", "loops", "gpu", "streaming", "sums", "device_code", "runtime", "direct"),
     ("build", "emulated", "check", "timing", "heap", "select"),
@@ -34,7 +34,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"build", "device_code", "gpu", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "gpu", "loops", "runtime", "streaming", "torch"}
+TVM_FFI = {"cuda", "device_code", "direct", "exchange", "gpu", "loops", "runtime", "streaming", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

@@ -30,7 +30,7 @@ from lntune.device import Device
 from lntune.records import Record
 from lntune.report.bringup import Smoked, Stage, Summary
 from lntune.report.progress import StepProgress, TuningProgress
-from lntune.trial import Candidate, Job, Outcome
+from lntune.trial import Candidate, Job, Outcome, measured
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
 from lntune.tune import Settings as TuneSettings
 
@@ -179,7 +179,7 @@ class _Bringup:
                 job = Job(case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed)
                 answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())))
                 came = answer.outcome or Outcome("run", answer.error)
-                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **_fields(came))
+                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **measured(came))
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
@@ -274,7 +274,7 @@ class _Bringup:
                     self.found.not_benchmarked[str(case)] = answer.error
                     continue
                 served = {name: getattr(answer.record, name) for name in ("schedule", "source", "knobs")}
-                self.log(case, role=known.BENCH, **served, **_fields(answer.record))
+                self.log(case, role=known.BENCH, **served, **measured(answer.record))
                 self.found.wrong += [f"{case}: {answer.record.schedule}: {answer.record.message}"] if answer.record.status == "wrong" else []
         return f"{len(telling) - len(self.found.not_benchmarked)} of {len(telling)} cases, {len(have)} of them known before"
 
@@ -282,11 +282,3 @@ class _Bringup:
         """The summary as things stand."""
         seconds = time.monotonic() - self.begun
         return outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
-
-
-_OUTCOME = ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")
-
-
-def _fields(of: Outcome | Record) -> dict[str, Any]:
-    """What was measured, as a record has it."""
-    return {name: getattr(of, name) for name in _OUTCOME}

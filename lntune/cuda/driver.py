@@ -9,7 +9,7 @@ import functools
 import threading
 from typing import Any
 
-from lntune import native, paths
+from lntune import exchange, native, paths
 from lntune.cuda.architectures import ARCHITECTURES, Architecture
 from lntune.device import Device
 from lntune.errors import InputError, LntuneError, ToolchainError, got_expected
@@ -23,16 +23,9 @@ _MULTIPROCESSORS, _L2, _MAJOR, _MINOR, _SHARED = 16, 38, 75, 76, 97
 _lock = threading.RLock()
 
 
-def includes() -> list[str]:
-    """Folders of the headers of tvm_ffi and DLPack, which come with tvm_ffi."""
-    import tvm_ffi.libinfo
-
-    return [tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()]
-
-
 def ensure_library() -> None:
     """Compile launcher.c if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, includes())
+    native.compiled(SOURCE, exchange.includes())
 
 
 @functools.cache
@@ -43,18 +36,10 @@ def library() -> ctypes.CDLL:
         BuildError: it cannot be compiled, stored or loaded.
         ToolchainError: this PyTorch has no DLPack exchange table.
     """
-    import torch
-    import tvm_ffi.libinfo
-
-    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    if (table := exchange.table()) is None:
         raise ToolchainError("this PyTorch has no DLPack exchange table; GPU kernels need torch 2.10 or newer.")
-    found = native.load(SOURCE, ctypes.CDLL, includes())
-    ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    exchange = ctypes.c_void_p(pointer_of(torch.Tensor.__dlpack_c_exchange_api__, b"dlpack_exchange_api"))
-    functions = [ctypes.cast(getattr(ffi, name), ctypes.c_void_p) for name in ("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate")]
-    found.lntune_launcher_init(exchange, *functions)
+    found = native.load(SOURCE, ctypes.CDLL, exchange.includes())
+    found.lntune_launcher_init(table, *exchange.functions("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate"))
     found.lntune_driver_open.restype = ctypes.c_void_p
     found.lntune_program.restype = ctypes.c_void_p
     return found

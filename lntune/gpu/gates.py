@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
-from lntune.case import Case
+from lntune.case import MAX_HIDDEN, Case
+from lntune.cuda.architectures import WARP
 from lntune.gpu import threads
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of
@@ -22,6 +23,24 @@ EXCHANGED = 2
 """Sums that TVM 0.27 lowers to one exchange between threads; of more it says that it has no matching reducer."""
 VECTOR = 4
 """Elements of float32 in the widest access."""
+
+
+def turns_of(case: Case, shared: int, access: int) -> int:
+    """Accesses that one thread makes to pass over a row of the cell."""
+    return -(-case.hidden // (access * shared))
+
+
+def misfit(case: Case, shared: int, access: int) -> str | None:
+    """Why `shared` threads cannot share a row of gates in such accesses, whatever else a schedule does; None where they can."""
+    if 4 * case.hidden > MAX_HIDDEN:
+        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
+    if case.hidden % access:
+        return f"accesses of {access} elements do not divide {case.hidden}"
+    if access * case.itemsize > threads.ACCESS:
+        return f"accesses of {access * case.itemsize} bytes; {threads.ACCESS} is the most"
+    if shared > WARP and shared * access >= 2 * case.hidden:
+        return f"half of {shared} threads would have no part of {case.hidden} elements"
+    return None
 
 
 def row_sum(hidden: int) -> RowSum:

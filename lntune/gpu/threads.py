@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lntune.case import Case
 from lntune.ops.dtypes import sum_of
 from lntune.ops.op import Term, Total
+
+ACCESS = 16
+"""Bytes of the widest load and store there is on every architecture up to sm_90."""
+
+
+def widest(case: Case) -> int:
+    """Elements of the widest access that divides a row."""
+    return next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
 
 
 def row_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> list[Total]:

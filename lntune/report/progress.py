@@ -14,6 +14,8 @@ from rich.text import Text
 from lntune.report.tables import micros
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from lntune.tune import Progress
 
 PLAIN_SECONDS = 5.0
@@ -55,16 +57,14 @@ class Pace:
         return self._count / self._seconds if self._seconds else None
 
 
-class TuningProgress:
-    """The observer of a tuning run. Use as a context manager."""
+class _Shown:
+    """A line that says how it goes: live on a terminal, elsewhere printed every PLAIN_SECONDS from `last` on. A context manager."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, last: float) -> None:
+        self._console, self._last = console, last
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-        self._last = -math.inf
-        self.pace = Pace()
 
-    def __enter__(self) -> TuningProgress:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -73,18 +73,28 @@ class TuningProgress:
         if self._live:
             self._live.stop()
 
-    def __call__(self, progress: Progress) -> None:
-        """Show the state of the run."""
-        self.pace(progress, time.monotonic())
-        if progress.phase == "done":
-            self._console.print(self._finished(progress), markup=False)
-            return
-        line = self._line(progress)
+    def _show(self, line: str) -> None:
         if self._live:
             self._live.update(Text(line))
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             self._console.print(line, markup=False)
+
+
+class TuningProgress(_Shown):
+    """The observer of a tuning run. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, -math.inf)
+        self.pace = Pace()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the state of the run."""
+        self.pace(progress, time.monotonic())
+        if progress.phase == "done":
+            self._console.print(self._finished(progress), markup=False)
+        else:
+            self._show(self._line(progress))
 
     def _line(self, p: Progress) -> str:
         left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
@@ -105,30 +115,14 @@ class TuningProgress:
         return ", ".join(parts) + f"; {p.trials} trials{failures}"
 
 
-class StepProgress:
+class StepProgress(_Shown):
     """The same for work of a known number of steps, each a call with what is done next. Use as a context manager."""
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
-        self._console, self._name, self._steps = console, name, steps
-        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-        self._done = 0
-        self._last = time.monotonic()
-
-    def __enter__(self) -> StepProgress:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live:
-            self._live.stop()
+        super().__init__(console, time.monotonic())
+        self._name, self._steps, self._done = name, steps, 0
 
     def __call__(self, what: str) -> None:
         """The next step begins."""
         self._done += 1
-        line = f"{self._name} [{self._done}/{self._steps}] {what}"
-        if self._live:
-            self._live.update(Text(line))
-        elif time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            self._console.print(line, markup=False)
+        self._show(f"{self._name} [{self._done}/{self._steps}] {what}")

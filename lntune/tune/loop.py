@@ -21,7 +21,7 @@ from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.records import Record, Timing
 from lntune.search import Budget, Space
-from lntune.trial import Candidate, Job, Outcome
+from lntune.trial import Candidate, Job, Outcome, measured
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.settings import Settings, check_settings
@@ -129,13 +129,7 @@ class _Run:
             schedule=candidate.schedule,
             source=schedule.get(candidate.schedule).source,
             knobs=candidate.knobs,
-            status=outcome.status,
-            message=outcome.message,
-            timings=outcome.timings,
-            errors=outcome.errors,
-            versus_eager=outcome.versus_eager,
-            busy=outcome.busy,
-            clocks=outcome.clocks,
+            **measured(outcome),
         )
 
     def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:

@@ -20,7 +20,6 @@ from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
 
-ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
 OTHERS = 28  # registers of a thread for anything but its part of the row
 
 
@@ -49,8 +48,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     threads_all = knobs.threads * knobs.rows
     if case.hidden % knobs.access:
         return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
-    if knobs.access * case.itemsize > ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
+    if knobs.access * case.itemsize > threads.ACCESS:
+        return f"accesses of {knobs.access * case.itemsize} bytes; {threads.ACCESS} is the most"
     if not WARP <= threads_all <= THREADS_PER_BLOCK:
         return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
@@ -72,7 +71,7 @@ def default(case: Case, device: Device) -> Knobs:
     One row to a block from 64 accesses on, since the stores of several rows are guarded; and of several rows three accesses to a thread at
     most: for four ptxas 13.0 gives it a stack frame of 8 bytes.
     """
-    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    access = threads.widest(case)
     wanted = -(-case.hidden // (access * 4))
     several = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
     for fewest in (64, 128):

@@ -19,7 +19,6 @@ from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule
 
-ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
 EACH = 8  # elements of a row that a thread has by default
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
 STATIC = 1024  # bytes of shared memory for sums that threads exchange
@@ -90,8 +89,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     threads_all = max(knobs.threads, WARP * knobs.rows) if dx and apart(knobs, case) else knobs.threads * knobs.rows
     if case.hidden % knobs.access:
         return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
-    if knobs.access * case.itemsize > ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
+    if knobs.access * case.itemsize > threads.ACCESS:
+        return f"accesses of {knobs.access * case.itemsize} bytes; {threads.ACCESS} is the most"
     if not WARP <= threads_all <= THREADS_PER_BLOCK or (apart(knobs, case) and dx and knobs.threads < WARP):
         return f"{knobs.threads} x {knobs.rows} threads; {WARP} to {THREADS_PER_BLOCK} fit a block of each kernel"
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
@@ -118,7 +117,7 @@ def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, eight elements to a thread; a row and its sums in registers, the row in shared memory where that is too much, the sums
     apart where that is, too.
     """
-    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    access = threads.widest(case)
     least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
     if "dx" not in _outputs(case):
         return next(_fitting(WARP, access, "registers", "apart", case, device))

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
-from lntune.case import MAX_HIDDEN, Case
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
+from lntune.case import Case
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
 from lntune.gpu import gates, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
 
-ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
 OTHERS = 36  # registers of a thread for anything but its part of the row
 
 
@@ -35,30 +34,19 @@ class Knobs:
     ahead: bool = knob(True, (False, True), "cell, gains, biases and gates that need no sum are loaded before the first sum")
 
 
-def turns_of(knobs: Knobs, case: Case) -> int:
-    """Accesses that one thread makes to pass over a row of the cell."""
-    return -(-case.hidden // (knobs.access * knobs.threads))
-
-
 def registers_of(knobs: Knobs, case: Case) -> int:
     """32-bit registers that a thread's part of the row takes."""
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
     of_gates = 4 * ("raw" in tokens) + 4 if knobs.keep == "registers" else 0
     of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.ahead else 0
     made = 4 * knobs.access  # what comes of the gates takes their place
-    return turns_of(knobs, case) * max((of_gates + of_rest) * access, made)
+    return gates.turns_of(case, knobs.threads, knobs.access) * max((of_gates + of_rest) * access, made)
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    if 4 * case.hidden > MAX_HIDDEN:
-        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
-    if case.hidden % knobs.access:
-        return f"accesses of {knobs.access} elements do not divide {case.hidden}"
-    if knobs.access * case.itemsize > ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
-    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
-        return f"half of {knobs.threads} threads would have no part of {case.hidden} elements"
+    if reason := gates.misfit(case, knobs.threads, knobs.access):
+        return reason
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
     if registers_of(knobs, case) + OTHERS > room and (knobs.keep == "registers" or knobs.ahead or knobs.threads < THREADS_PER_BLOCK):
         return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
@@ -67,7 +55,7 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; everything asked for at once where registers hold it."""
-    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    access = threads.widest(case)
     several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
     for keep, ahead in (("registers", True), ("registers", False), ("again", False)):
         for shared in (several, *(t for t in (512, 256, 128) if t < several)):

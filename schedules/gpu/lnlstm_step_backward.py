@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
-from lntune.case import MAX_HIDDEN, Case
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
+from lntune.case import Case
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import gates, turns
+from lntune.gpu import gates, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
-
-ACCESS = 16  # bytes; the widest load and store there is on every architecture up to sm_90
-
 
 OTHERS = 54  # registers of a thread for anything but its part of the row, the addresses of twenty tensors among it
 LAST_RESORT = 256  # threads from which on registers may spill, where nothing that fits does not
@@ -43,11 +40,6 @@ class Knobs:
     ahead: bool = knob(True, (False, True), "gains and biases are loaded once a row, before its first stage")
 
 
-def turns_of(knobs: Knobs, case: Case) -> int:
-    """Accesses that one thread makes to pass over a row of the cell."""
-    return -(-case.hidden // (knobs.access * knobs.threads))
-
-
 def summed(case: Case) -> int:
     """Sums over rows that each element of the cell has part in."""
     return sum(4 if size == "gates" else 1 for size in sums_of(tokens_of(case)).values())
@@ -59,22 +51,16 @@ def registers_of(knobs: Knobs, case: Case) -> int:
     kept = summed(case) if knobs.sums == "registers" else summed(case) / 2  # what a turn adds lives shortly
     matrices = 4 * (1 + ("raw" in tokens)) + 3 if knobs.keep == "registers" else 0
     vectors = 4 * (1 + ("raw" in tokens)) + 1 if knobs.ahead else 0
-    return turns_of(knobs, case) * int((kept + 4 + 3) * knobs.access + (matrices + vectors) * access)
+    return gates.turns_of(case, knobs.threads, knobs.access) * int((kept + 4 + 3) * knobs.access + (matrices + vectors) * access)
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    if 4 * case.hidden > MAX_HIDDEN:
-        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
-    if case.hidden % knobs.access:
-        return f"accesses of {knobs.access} elements do not divide {case.hidden}"
-    if knobs.access * case.itemsize > ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {ACCESS} is the most"
-    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
-        return f"half of {knobs.threads} threads would have no part of {case.hidden} elements"
+    if reason := gates.misfit(case, knobs.threads, knobs.access):
+        return reason
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
     # 16 elements are what 1024 threads have each of the longest row.
-    few = turns_of(knobs, case) * knobs.access <= 16 and knobs.threads >= LAST_RESORT
+    few = gates.turns_of(case, knobs.threads, knobs.access) * knobs.access <= 16 and knobs.threads >= LAST_RESORT
     least = knobs.keep == "again" and knobs.sums == "memory" and not knobs.ahead and few
     if registers_of(knobs, case) + OTHERS > room and not least:
         return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
@@ -83,7 +69,7 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order."""
-    access = next(a for a in (8, 4, 2, 1) if case.hidden % a == 0 and a * case.itemsize <= ACCESS)
+    access = threads.widest(case)
     narrow = (access, max(1, access // 2))
     for where in ("registers", "memory"):
         for each in narrow:
