@@ -33,7 +33,7 @@ from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.records import Record, Timing
 from lntune.report import bringup as report
 from lntune.report import progress
-from lntune.trial import Job, Outcome
+from lntune.trial import Job, Outcome, measured
 
 __all__ = ["here"]
 
@@ -557,7 +557,7 @@ def test_the_command(ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_outcomes_are_records(log_dir: Path) -> None:
     """A smoke check is in the log as a trial is."""
     outcome_ = Outcome("ok", "", {"tuned": Timing((1.0,), 1.0)}, {"y": 0.5}, {"y": 1.0})
-    assert set(bringup._fields(outcome_)) <= set(Record.__struct_fields__)
+    assert set(measured(outcome_)) <= set(Record.__struct_fields__)
 
 
 def test_a_bringup_on_an_imagined_gpu(in_process: None, here: Here, log_dir: Path) -> None:
