@@ -58,8 +58,9 @@ WARM_UP = 3  # iterations; TorchScript optimizes at the second and third
 CHUNKS = "1,10"  # 25 steps compiled for more than 80 s on two cores, 100 steps are one graph of thousands of operators
 PRODUCTS = {
     *(f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear")),
-    *("mkldnn::_linear_pointwise", "mkl::_mkl_linear"),
+    *("mkldnn::_linear_pointwise", "mkldnn::_reorder_linear_weight", "mkl::_mkl_linear"),
 }
+"""Operators that are matrix products: the rearranging of a matrix among them, which a product on its own does at every call."""
 
 
 class Cell(nn.Module):

@@ -30,9 +30,8 @@ SIZES: dict[str, list[int]] = {
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps and elements are enough for packing a matrix, few rows for several chunks of its gradient."""
+    """Few steps and elements are enough for packing a matrix."""
     monkeypatch.setattr(module, "_PACKED_FROM", {True: (8, 0), False: (8, 0)})
-    monkeypatch.setattr(module, "_CHUNK_ROWS", 7)
 
 
 def made(sizes: list[int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

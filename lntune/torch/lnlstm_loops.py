@@ -6,8 +6,7 @@ kernels, outputs are written where they belong, and of the gates only what enter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,16 +20,18 @@ _VECTORS = ("weight_x", "weight_h", "weight_c", "bias", "bias_c")
 """The vectors of a step, in the order of the kernels' arguments."""
 Step = tuple[int, int | None]
 """A step, and the one computed before it, if there is one."""
-_CHUNK_ROWS = 1024
-"""Rows to a product for the recurrent matrix's gradient: as fast as all rows at once, and their gates' gradients need not all be kept."""
 _PACKED_FROM = {True: (32, 1 << 19), False: (8, 0)}
 """By whether the matrix is float32: steps and elements from which on packing it pays. It costs two or three products; a small float32
 matrix is in the cache and multiplied as fast as it is, low precision may have no other fast way.
 """
 
 
-def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], Any]:
-    """f(a, out): a @ matrix.T, computed in the dtype of `matrix`, into `out`; for up to `rows` rows of a, about `steps` times.
+Times = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+"""f(a, plus, out): a @ matrix.T, plus `plus` unless that is None, in `out` or, where that is None, in a new tensor; all of one dtype."""
+
+
+def _times(matrix: Tensor, rows: int, steps: int) -> Times:
+    """Products with a matrix, computed in its dtype, of up to `rows` rows, about `steps` times.
 
     For a few rows a product mostly reads and rearranges its matrix. oneDNN, which PyTorch brings, can have it rearranged once
     (torch.compile does the same for inference): 1.1 to 1.5 times as fast at 32 rows, depending on the CPU.
@@ -41,35 +42,43 @@ def _times(matrix: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], 
     if onednn and steps >= least_steps and matrix.numel() >= least:
         op = torch.ops.mkldnn
         try:
-            packed, product = op._reorder_linear_weight(matrix.contiguous(), rows), op._linear_pointwise.default
+            packed, product, plus_product = op._reorder_linear_weight(matrix, rows), op._linear_pointwise.default, op._linear_pointwise.binary
         except (AttributeError, RuntimeError):  # another PyTorch, or a CPU without instructions for the dtype
             pass
         else:
-            return lambda a, out: out.copy_(product(a if a.dtype == dtype else a.to(dtype), packed, None, "none", [], ""))
+
+            def times_packed(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
+                made = product(a, packed, None, "none", [], "") if plus is None else plus_product(a, plus, packed, None, "add")
+                return made if out is None else out.copy_(made)
+
+            return _in_dtype(dtype, times_packed)
     if cpu and not single:
         matrix = matrix.contiguous()  # a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
     transposed = matrix.t()
-    return lambda a, out: torch.mm(a, transposed, out=out) if a.dtype == dtype else out.copy_(torch.mm(a.to(dtype), transposed))
+
+    def times(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
+        return torch.mm(a, transposed, out=out) if plus is None else torch.addmm(plus, a, transposed, out=out)
+
+    return _in_dtype(dtype, times)
+
+
+def _in_dtype(dtype: torch.dtype, times: Times) -> Times:
+    """The same for tensors of any dtype, multiplied in `dtype`; where that is another, `plus` is added to the rounded product."""
+
+    def converted(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
+        if a.dtype == dtype:
+            return times(a, plus, out)
+        made = times(a.to(dtype), None, None).to(a.dtype)
+        made = made if plus is None else made.add_(plus)
+        return made if out is None else out.copy_(made)
+
+    return converted
 
 
 def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
     """The steps that have sequences, in the order of computing."""
     order = [t for t in range(len(sizes)) if sizes[t]][:: -1 if reverse else 1]
     return zip(order, (None, *order), strict=False)
-
-
-def _chunks(steps: Iterable[Step], sizes: Sequence[int]) -> Iterator[list[Step]]:
-    """The steps in order, in lists of about _CHUNK_ROWS rows."""
-    chunk: list[Step] = []
-    rows = 0
-    for step in steps:
-        chunk.append(step)
-        rows += sizes[step[0]]
-        if rows >= _CHUNK_ROWS:
-            yield chunk
-            chunk, rows = [], 0
-    if chunk:
-        yield chunk
 
 
 def _before(t: int | None, n: int, rows: Sequence[Tensor], first: Tensor) -> Tensor:
@@ -129,8 +138,8 @@ def forward(
     if keep:
         gates, states, kept = gates_h.split(sizes), cells.split(sizes), list(zip(*(s.split(sizes) for s in stats), strict=True))
     else:  # two cells take turns, and only the ends of sequences are kept
-        scratch, pair = gates_x.new_empty(most, 4 * hidden), [gates_x.new_empty(most, hidden) for _ in range(2)]
-        gates, kept = [scratch[:n] for n in sizes], [()] * len(sizes)
+        pair = [gates_x.new_empty(most, hidden) for _ in range(2)]
+        gates, kept = [None] * len(sizes), [()] * len(sizes)
         states = [pair[t % 2][:n] for t, n in enumerate(sizes)] if len(set(sizes)) == 1 else gates_x.new_empty(rows, hidden).split(sizes)
     given = {"c": c_0, "weight_x": weight_x, "weight_h": weight_h, "weight_c": weight_c, "bias": bias, "bias_c": bias_c}
     there = {name: t.contiguous() for name, t in given.items() if t is not None}
@@ -139,8 +148,8 @@ def forward(
     recur = _times(matrix, most, len(sizes))
     for t, before in _steps(sizes, reverse):
         n = sizes[t]
-        recur(_before(before, n, outs, h_0), gates[t])
-        kernels[n](inputs[t], gates[t], _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *kept[t])
+        its = recur(_before(before, n, outs, h_0), None, gates[t])
+        kernels[n](inputs[t], its, _before(before, n, states, c_0), *vectors, eps, outs[t], states[t], *kept[t])
     return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
 
 
@@ -172,34 +181,35 @@ def backward(
     h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
     outs, states, douts, gates, inputs = (t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"]))
     kept = list(zip(*(s.split(sizes) for s in stats), strict=True))
-    dgates_x, dmatrix = torch.empty_like(there["gates_x"]), torch.zeros_like(matrix, dtype=torch.float32)
-    dinputs = dgates_x.split(sizes)
+    dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
+    dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
     vectors = [there[name] for name in _VECTORS if name in there]
     cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
     kernels = {n: dispatch.serve(case, (dout, *there.values())) for n, case in cases.items()}
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
     recur = _times(matrix.t(), sizes[0], len(sizes))
 
-    # Of each sequence: what comes from behind its last step, and in the end what leaves its first.
+    # What reaches each sequence's steps from behind: at first what comes to its last, in the end what leaves its first.
     dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
-    dh, dc = torch.empty_like(dh_0), torch.empty_like(dc_0)
-    for steps in _chunks(reversed(list(_steps(sizes, reverse))), sizes):
-        dgates = gates_h.new_empty(sum(sizes[t] for t, _ in steps), gates_h.shape[1])
-        for (t, before), its in zip(steps, dgates.split([sizes[t] for t, _ in steps]), strict=True):
-            n = sizes[t]
-            its_dh, its_dc, last_dh, last_dc = (_first(of, n) for of in (dh, dc, dh_0, dc_0))
-            torch.add(douts[t], last_dh, out=its_dh)
-            its_dc.copy_(last_dc)
-            values = (*vectors, *kept[t], dinputs[t], its, last_dc, *sums[cases[n].bucket].values())
-            kernels[n](its_dh, its_dc, inputs[t], gates[t], _before(before, n, states, c_0), *values)
-            recur(its, last_dh)
-        its_h = torch.cat([_before(before, sizes[t], outs, h_0) for t, before in steps]).to(matrix.dtype)
-        if matrix.dtype == dmatrix.dtype:
-            dmatrix.addmm_(dgates.to(matrix.dtype).t(), its_h)
-        else:
-            dmatrix += torch.mm(dgates.to(matrix.dtype).t(), its_h)
+    dh, dc, spare = None, dc_0, torch.empty_like(dc_0)
+    steps = list(_steps(sizes, reverse))
+    for t, before in reversed(steps):
+        n = sizes[t]
+        dh = douts[t] + _first(dh_0, n) if dh is None else dh
+        values = (*vectors, *kept[t], dinputs[t], dgates[t], _first(spare, n), *sums[cases[n].bucket].values())
+        kernels[n](dh, _first(dc, n), inputs[t], gates[t], _before(before, n, states, c_0), *values)
+        dc, spare = spare, dc
+        if before is not None and sizes[before] == n:
+            dh = recur(dgates[t], douts[before], None)
+        else:  # the step before has other sequences; what comes from behind has to be in one place for all of them
+            recur(dgates[t], None, _first(dh_0, n))
+            dh = None
+            if dc is not dc_0:
+                spare[:n] = dc[:n]
+                dc, spare = spare, dc
     del recur  # with the packed matrix, as large as what is made here
-    dmatrix = dmatrix.to(matrix.dtype)
+    its_h = torch.cat([h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]).to(matrix.dtype)
+    dmatrix = torch.mm(dgates_h.to(matrix.dtype).t(), its_h)
 
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
     for name in _VECTORS:
