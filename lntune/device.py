@@ -127,6 +127,12 @@ def _arm_name(info: dict[str, str]) -> str:
 
 
 @functools.cache
+def vendor() -> str:
+    """Who made this machine's x86 CPU, as it says of itself ("GenuineIntel", "AuthenticAMD"); empty where that is not known."""
+    return _cpuinfo().get("vendor_id", "")
+
+
+@functools.cache
 def current() -> Device:
     """The CPU of this machine."""
     info = _cpuinfo()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lntune
-from lntune.torch import lnlstm_loops as module
+from lntune.torch import products as module
 from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
 
 pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]

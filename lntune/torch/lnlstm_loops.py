@@ -6,7 +6,7 @@ kernels, outputs are written where they belong, and of the gates only what enter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,64 +15,12 @@ from lntune.ops import lnlstm_step_backward
 from lntune.ops.lnlstm_step import NAME, statistics
 from lntune.torch import dispatch
 from lntune.torch.lnlstm_backward import case_of, zero_sums
+from lntune.torch.products import product, repeated
 
 _VECTORS = ("weight_x", "weight_h", "weight_c", "bias", "bias_c")
 """The vectors of a step, in the order of the kernels' arguments."""
 Step = tuple[int, int | None]
 """A step, and the one computed before it, if there is one."""
-_PACKED_FROM = {True: (32, 1 << 19), False: (8, 0)}
-"""By whether the matrix is float32: steps and elements from which on packing it pays. It costs two or three products; a small float32
-matrix is in the cache and multiplied as fast as it is, low precision may have no other fast way.
-"""
-
-
-Times = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-"""f(a, plus, out): a @ matrix.T, plus `plus` unless that is None, in `out` or, where that is None, in a new tensor; all of one dtype."""
-
-
-def _times(matrix: Tensor, rows: int, steps: int) -> Times:
-    """Products with a matrix, computed in its dtype, of up to `rows` rows, about `steps` times.
-
-    For a few rows a product mostly reads and rearranges its matrix. oneDNN, which PyTorch brings, can have it rearranged once
-    (torch.compile does the same for inference): 1.1 to 1.5 times as fast at 32 rows, depending on the CPU.
-    """
-    dtype, single, cpu = matrix.dtype, matrix.dtype == torch.float32, matrix.device.type == "cpu"
-    least_steps, least = _PACKED_FROM[single]
-    onednn = cpu and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
-    if onednn and steps >= least_steps and matrix.numel() >= least:
-        op = torch.ops.mkldnn
-        try:
-            packed, product, plus_product = op._reorder_linear_weight(matrix, rows), op._linear_pointwise.default, op._linear_pointwise.binary
-        except (AttributeError, RuntimeError):  # another PyTorch, or a CPU without instructions for the dtype
-            pass
-        else:
-
-            def times_packed(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
-                made = product(a, packed, None, "none", [], "") if plus is None else plus_product(a, plus, packed, None, "add")
-                return made if out is None else out.copy_(made)
-
-            return _in_dtype(dtype, times_packed)
-    if cpu and not single:
-        matrix = matrix.contiguous()  # a plain loop multiplies by matrices in any other order, on CPUs without instructions for it
-    transposed = matrix.t()
-
-    def times(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
-        return torch.mm(a, transposed, out=out) if plus is None else torch.addmm(plus, a, transposed, out=out)
-
-    return _in_dtype(dtype, times)
-
-
-def _in_dtype(dtype: torch.dtype, times: Times) -> Times:
-    """The same for tensors of any dtype, multiplied in `dtype`; where that is another, `plus` is added to the rounded product."""
-
-    def converted(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
-        if a.dtype == dtype:
-            return times(a, plus, out)
-        made = times(a.to(dtype), None, None).to(a.dtype)
-        made = made if plus is None else made.add_(plus)
-        return made if out is None else out.copy_(made)
-
-    return converted
 
 
 def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
@@ -145,7 +93,7 @@ def forward(
     there = {name: t.contiguous() for name, t in given.items() if t is not None}
     vectors = [there[name] for name in _VECTORS if name in there]
     kernels = {n: dispatch.serve(case_of(NAME, there, n, carried, keep), (gates_x, *there.values())) for n in set(sizes) if n}
-    recur = _times(matrix, most, len(sizes))
+    recur = repeated(matrix, most, len(sizes))
     for t, before in _steps(sizes, reverse):
         n = sizes[t]
         its = recur(_before(before, n, outs, h_0), None, gates[t])
@@ -187,7 +135,7 @@ def backward(
     cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
     kernels = {n: dispatch.serve(case, (dout, *there.values())) for n, case in cases.items()}
     sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
-    recur = _times(matrix.t(), sizes[0], len(sizes))
+    recur = repeated(matrix.t(), sizes[0], len(sizes))
 
     # What reaches each sequence's steps from behind: at first what comes to its last, in the end what leaves its first.
     dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
@@ -209,7 +157,7 @@ def backward(
                 dc, spare = spare, dc
     del recur  # with the packed matrix, as large as what is made here
     its_h = torch.cat([h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]).to(matrix.dtype)
-    dmatrix = torch.mm(dgates_h.to(matrix.dtype).t(), its_h)
+    dmatrix = product(dgates_h.to(matrix.dtype).t(), its_h.t()).contiguous()
 
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
     for name in _VECTORS:

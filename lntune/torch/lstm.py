@@ -24,6 +24,7 @@ from lntune.errors import InputError, got_expected
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.lnlstm import lnlstm_step
 from lntune.torch.lnlstm_sequence import lnlstm_sequence
+from lntune.torch.products import linear
 
 _DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
 
@@ -175,7 +176,7 @@ class LayerNormLSTMCell(_Base):
         batched = input.dim() == 2  # noqa: PLR2004 (batch, features)
         if not batched:
             input, h, c = input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
-        gates_x, gates_h = functional.linear(input, self.weight_ih), functional.linear(h, self.weight_hh)
+        gates_x, gates_h = linear(input, self.weight_ih), linear(h, self.weight_hh)
         gains = self.ln_ih_weight, self.ln_hh_weight, self.ln_c_weight
         bias = self._shared(self.ln_ih_bias, self.ln_hh_bias, self.bias, like=self.weight_ih)
         h, c = lnlstm_step(gates_x, gates_h, c, *gains, bias, self.ln_c_bias, self.eps, self.carried, self.per_gate)
@@ -325,7 +326,7 @@ class LayerNormLSTM(_Base):
         need not be kept for the backward. With a layer norm for each gate, what is added to z, and None.
         """
         matrix, gain, bias = (getattr(self, name + suffix) for name in ("weight_ih", "ln_ih_weight", "ln_ih_bias"))
-        gates, hidden = functional.linear(flat, matrix), self.hidden_size
+        gates, hidden = linear(flat, matrix), self.hidden_size
         if not self.per_gate:
             return gates, gain, bias
         each = layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps).flatten(-2)
