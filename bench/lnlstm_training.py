@@ -47,13 +47,14 @@ from lntune.heap import kept_heap
 from lntune.records import Timing
 from lntune.report.rows import spread
 from lntune.report.tables import percent
-from lntune.torch import dispatch
+from lntune.torch import dispatch, products
 
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in Euclidean norms: for everyone where eager
 # mode's own distance is less than half of it (else twice that), and for eager mode itself. In bfloat16 eager mode adds up the gradients of
 # a layer norm's parameters over all rows in bfloat16, which was found to put them 0.3 off at the default sizes.
 TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-5), "bfloat16": (0.03, 0.6)}
 EAGER = "eager modules"
+EAGER_OUR_PRODUCTS = "eager, lntune's products"
 WARM_UP = 3  # iterations; TorchScript optimizes at the second and third
 CHUNKS = "1,10"  # 25 steps compiled for more than 80 s on two cores, 100 steps are one graph of thousands of operators
 PRODUCTS = {
@@ -72,19 +73,31 @@ class Cell(nn.Module):
             self.register_parameter(name, nn.Parameter(value.clone()))
         self.hidden: int = weights["ln_c_weight"].numel()
 
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight.T."""
+        return functional.linear(x, weight)
+
     def gates(self, x: Tensor) -> Tensor:
         """The input's part of z, (..., 4 * hidden), for any number of steps; b is added here, since it costs nothing in a layer norm."""
-        product = functional.linear(x, self.weight_ih)
+        product = self.times(x, self.weight_ih)
         return functional.layer_norm(product, (4 * self.hidden,), self.ln_ih_weight, self.ln_ih_bias + self.bias)
 
     def forward(self, gates_x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """(h, c) after the step, (batch, hidden) each."""
-        product = functional.linear(h, self.weight_hh)
+        product = self.times(h, self.weight_hh)
         z = gates_x + functional.layer_norm(product, (4 * self.hidden,), self.ln_hh_weight, self.ln_hh_bias)
         i, f, g, o = z.chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(functional.layer_norm(c, (self.hidden,), self.ln_c_weight, self.ln_c_bias))
         return h, c
+
+
+class OurProductsCell(Cell):
+    """The same with lntune's choice of a library for matrix products: what is left of lntune's gain is its kernels' and its time loop's."""
+
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight.T."""
+        return products.linear(x, weight)
 
 
 class Layer(nn.Module):
@@ -94,9 +107,9 @@ class Layer(nn.Module):
     `chunk`: steps to a call of `steps`, 0 for all.
     """
 
-    def __init__(self, weights: dict[str, Tensor], hoisted: bool = True, chunk: int = 0) -> None:
+    def __init__(self, weights: dict[str, Tensor], hoisted: bool = True, chunk: int = 0, cell: type[Cell] = Cell) -> None:
         super().__init__()
-        self.cell = Cell(weights)
+        self.cell = cell(weights)
         self.hoisted: bool = hoisted
         self.chunk: int = chunk
 
@@ -422,6 +435,9 @@ def run(settings: Settings, dtype_name: str) -> Result:
     notes: list[str] = []
     with kept_heap():
         modules[EAGER], chosen[EAGER] = prepare(lambda: eager_modules(source), x, "looped, input hoisted")
+        if dtype == torch.float32 and products.onednn_pays():  # otherwise they are PyTorch's
+            make = functools.partial(eager_modules, source, cell=OurProductsCell)
+            modules[EAGER_OUR_PRODUCTS], chosen[EAGER_OUR_PRODUCTS] = prepare(make, x, "looped, input hoisted")
         scripts = {"input hoisted": lambda: scripted(source), "input step by step": lambda: scripted(source, hoisted=False)}
         modules["TorchScript"], chosen["TorchScript"], tried = fastest(scripts, x)
         if settings.chunks:

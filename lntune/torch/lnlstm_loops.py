@@ -157,7 +157,7 @@ def backward(
                 dc, spare = spare, dc
     del recur  # with the packed matrix, as large as what is made here
     its_h = torch.cat([h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]).to(matrix.dtype)
-    dmatrix = product(dgates_h.to(matrix.dtype).t(), its_h.t()).contiguous()
+    dmatrix = product(dgates_h.to(matrix.dtype).t(), its_h.t())
 
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
     for name in _VECTORS:

@@ -31,11 +31,12 @@ Times = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """a @ matrix.T of two matrices in any layout, not differentiable."""
+    """a @ matrix.T, contiguous, of two matrices in any layout; not differentiable."""
     if not _faster(a.numel() * matrix.shape[0], _LEAST, a, matrix):
         return torch.mm(a, matrix.t())
-    if not a.is_contiguous() and a.numel() > matrix.numel():  # oneDNN's operator copies a first factor that is not contiguous
-        return _onednn(matrix, a).t()
+    # oneDNN's operator copies a first factor that is not contiguous. The second may be the first: of the transposed product.
+    if not a.is_contiguous() and a.numel() > matrix.numel() + a.shape[0] * matrix.shape[0]:
+        return _onednn(matrix, a).t().contiguous()
     return _onednn(a, matrix)
 
 
@@ -112,11 +113,11 @@ def _faster(multiplications: int, least: int, *factors: Tensor) -> bool:
         all(f.dtype == torch.float32 and f.device.type == "cpu" for f in factors)
         and multiplications >= least
         and not torch.is_autocast_enabled("cpu")  # which has PyTorch's operators multiply in low precision
-        and _pays()
+        and onednn_pays()
     )
 
 
-_pays: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: _slow_mkl() and _enabled())
+onednn_pays: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: _slow_mkl() and _enabled())
 """True where MKL multiplies with vectors half as wide as the CPU's, and oneDNN is there."""
 
 
@@ -126,8 +127,8 @@ def _slow_mkl() -> bool:
 
 @torch.library.custom_op("lntune::linear", mutates_args=(), device_types="cpu")
 def linear_op(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T, contiguous, of two matrices in any layout."""
-    return product(x, weight).contiguous()
+    """x @ weight.T of two matrices in any layout."""
+    return product(x, weight)
 
 
 @linear_op.register_fake
