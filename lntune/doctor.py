@@ -83,7 +83,7 @@ def _threads() -> list[Finding]:
         return [Finding("threads", "fail", str(e), "Kernels cannot be run without PyTorch and the runtime.")]
     state = "on PyTorch's OpenMP pool" if pool else "no OpenMP pool found"
     remedy = "" if pool else "Kernels run on one thread: this PyTorch does not use libgomp."
-    return [Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy), _direct()]
+    return [Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy), _direct(), _products()]
 
 
 def _direct() -> Finding:
@@ -94,6 +94,19 @@ def _direct() -> Finding:
     except (OSError, LntuneError) as e:
         return Finding("direct calls", "warn", str(e), "Calls work, each slower by some microseconds.")
     return Finding("direct calls", "ok", f"outputs made by {by}")
+
+
+def _products() -> Finding:
+    """Which library multiplies an LSTM's float32 matrices on the CPU."""
+    from lntune.torch import products
+
+    if not products.mkl_is_slow():
+        return Finding("matrix products", "ok", "float32 by PyTorch's own operators")
+    if products.onednn_pays():
+        return Finding("matrix products", "ok", "float32 by oneDNN; MKL leaves half of this CPU's vectors unused")
+    return Finding(
+        "matrix products", "warn", "float32 by MKL, which leaves half of this CPU's vectors unused", "Use a PyTorch with oneDNN, not switched off."
+    )
 
 
 def _gpu() -> list[Finding]:

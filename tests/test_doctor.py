@@ -17,6 +17,7 @@ from lntune.case import Case
 from lntune.cli import app
 from lntune.doctor import Finding
 from lntune.records import Record, Timing
+from lntune.torch import products
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,19 @@ def final(hidden: int = 1024, **fields: Any) -> Record:
 def test_a_sound_machine() -> None:
     """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records; nothing fails here."""
     found = findings()
-    topics = {"python", "lntune", "apache-tvm", "apache-tvm-ffi", "torch", "C++ compiler", "cpu", "log folder name", "threads", "direct calls"}
+    topics = {
+        "python",
+        "lntune",
+        "apache-tvm",
+        "apache-tvm-ffi",
+        "torch",
+        "C++ compiler",
+        "cpu",
+        "log folder name",
+        "threads",
+        "direct calls",
+        "matrix products",
+    }
     topics |= {"gpu", "CUDA compiler", "tuning log", "kernel cache", "schedules", "tuned cases", "stale records", "skipped records"}
     assert set(found) == topics
     assert not [f for f in found.values() if f.status == "fail"]
@@ -93,6 +106,18 @@ def test_a_package_that_is_missing_or_does_not_fit(package: str, version: str, f
     assert done.exit_code == 1
     facts = json.loads(done.stdout)
     assert facts["ok"] is False and {f["topic"] for f in facts["findings"] if f["status"] == "fail"} == failing
+
+
+@pytest.mark.parametrize(
+    ("slow", "onednn", "status", "word"),
+    [(False, True, "ok", "own operators"), (True, True, "ok", "by oneDNN"), (True, False, "warn", "by MKL")],
+)
+def test_matrix_products(slow: bool, onednn: bool, status: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which library multiplies is said, and what to do where only the slow one is there."""
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: slow)
+    monkeypatch.setattr(products, "_enabled", lambda: onednn)
+    found = findings()["matrix products"]
+    assert (found.status, word in found.detail, bool(found.remedy)) == (status, True, status == "warn")
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ needs_onednn = pytest.mark.skipif(not products._enabled(), reason="this PyTorch 
 @pytest.fixture
 def always_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN multiplies whatever this CPU is, from one multiplication on."""
-    monkeypatch.setattr(products, "_slow_mkl", lambda: True)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: True)
     monkeypatch.setattr(products, "_LEAST", 1)
     monkeypatch.setattr(products, "_LEAST_RECORDED", 1)
 
@@ -34,7 +34,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "onednn":
         request.getfixturevalue("always_onednn")
     else:
-        monkeypatch.setattr(products, "_slow_mkl", lambda: False)
+        monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
     return str(request.param)
 
 
@@ -101,7 +101,7 @@ def test_what_is_not_a_number_stays_so() -> None:
 def test_linear_is_pytorchs(lead: list[int], out: int, terms: int, wanted: tuple[bool, bool]) -> None:
     """Any number of leading dimensions, any of the gradients; by oneDNN where it is there."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("_slow_mkl", lambda: True), ("_LEAST", 1), ("_LEAST_RECORDED", 1)):
+        for name, value in (("mkl_is_slow", lambda: True), ("_LEAST", 1), ("_LEAST_RECORDED", 1)):
             patch.setattr(products, name, value)
         tensors = torch.randn(*lead, terms), torch.randn(out, terms)
         ours, plain = ([t.clone().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)] for _ in range(2))
@@ -189,7 +189,7 @@ def test_a_layer_trains_alike(monkeypatch: pytest.MonkeyPatch, compiled: bool) -
     model = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
     y = model(x)[0]
     y.square().sum().backward()
-    monkeypatch.setattr(products, "_slow_mkl", lambda: False)
+    monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
     expected = other(x)[0]
     expected.square().sum().backward()
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -205,4 +205,4 @@ def test_where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch, vendor: str, width: 
     """512-bit vectors on a CPU that is known not to be Intel's."""
     monkeypatch.setattr(device, "vendor", lambda: vendor)
     monkeypatch.setattr(device.Device, "vector_bytes", property(lambda self: width))
-    assert products._slow_mkl() is slow
+    assert products.mkl_is_slow() is slow

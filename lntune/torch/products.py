@@ -117,11 +117,12 @@ def _faster(multiplications: int, least: int, *factors: Tensor) -> bool:
     )
 
 
-onednn_pays: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: _slow_mkl() and _enabled())
-"""True where MKL multiplies with vectors half as wide as the CPU's, and oneDNN is there."""
+onednn_pays: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: mkl_is_slow() and _enabled())
+"""True where MKL is slow and oneDNN is there."""
 
 
-def _slow_mkl() -> bool:
+def mkl_is_slow() -> bool:
+    """True where MKL multiplies with vectors half as wide as the CPU's."""
     return device.current().vector_bytes == 64 and device.vendor() not in ("", "GenuineIntel")  # noqa: PLR2004 (bytes of 512 bits)
 
 
