@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from lntune.errors import BuildError, gist
+from lntune.gpu import hints
 
 _NAME = "lntune_cuda"
 WIDEST = 16
@@ -318,4 +319,4 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     launches = seen.launches()
-    return Program(_complete(source, launches), launches, seen.scratch())
+    return Program(_complete(hints.apply(source, hints.requested(module)), launches), launches, seen.scratch())

@@ -15,7 +15,7 @@ from typing import Any
 from lntune.case import Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import threads
+from lntune.gpu import hints, threads
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
@@ -31,6 +31,7 @@ class Knobs:
     rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
     keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its three uses; again: read from memory each time")
+    once: bool = knob(False, (False, True), "x and y are the first to leave the cache, since they are accessed once")
 
 
 def turns_of(knobs: Knobs, case: Case) -> int:
@@ -62,6 +63,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return f"a row of {case.hidden * case.itemsize} bytes does not fit the {device.l1} bytes of shared memory"
     if case.rows == 1 and knobs.rows > 1:
         return "a single row cannot fill a block of several"
+    if knobs.once and (why := hints.misfit(case, device, knobs.keep == "again")):
+        return why
     return None
 
 
@@ -138,7 +141,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     for name in ("sum", "mean0", "centred", "delta", "variance", "scale", "shift"):
         for index in range(len(sch.get(blocks[name]).writes)):
             sch.set_scope(blocks[name], index, "local")
-    return sch.mod
+    return hints.request(sch.mod, ("x", "y")) if knobs.once else sch.mod
 
 
 SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply),)

@@ -14,7 +14,7 @@ from typing import Any
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import columns, threads, turns
+from lntune.gpu import columns, hints, threads, turns
 from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule
@@ -35,6 +35,7 @@ class Knobs:
     keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its uses; again: read from memory each time")
     sums: str = knob("registers", ("registers", "apart"), "where partial sums of dgamma and dbeta are kept; apart: in a kernel of their own")
     blocks: int = knob(2, BLOCKS, "blocks of partial sums for each multiprocessor, as far as there are rows")
+    once: bool = knob(False, (False, True), "dy, x and dx are the first to leave the cache, since they are accessed once")
 
 
 def _outputs(case: Case) -> list[str]:
@@ -110,6 +111,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     fewer = [n for n in BLOCKS if n < knobs.blocks]
     if fewer and parts_of(knobs, case, device) == parts_of(replace(knobs, blocks=fewer[-1]), case, device):
         return f"{knobs.blocks} blocks for each multiprocessor are more than {case.rows} rows fill"
+    if knobs.once and (why := hints.misfit(case, device, dx and (knobs.keep == "again" or apart(knobs, case)))):
+        return why
     return None
 
 
@@ -180,7 +183,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     made = sch.mod
     if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
         made = threads.load_again(made, "c2", "weight")
-    return turns.trim(made, knobs.rows)
+    made = turns.trim(made, knobs.rows)
+    return hints.request(made, ("dy", "x", *(("dx",) if "dx" in blocks else ()))) if knobs.once else made
 
 
 def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
