@@ -16,7 +16,7 @@ from lntune import ops
 from lntune.case import Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import gates, threads
+from lntune.gpu import gates, ragged, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
@@ -115,7 +115,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         elif name not in (*outputs, *stages):
             for index in range(len(sch.get(block).writes)):
                 sch.set_scope(block, index, "local")
-    return sch.mod
+    return ragged.asked_where_it_matters(sch.mod)
 
 
 SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply),)

@@ -14,7 +14,7 @@ from lntune import ops
 from lntune.case import Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import gates, threads, turns
+from lntune.gpu import gates, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
@@ -159,7 +159,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 6.
     sch.annotate(turn, turns.TURNS, count)
-    made = turns.add(sch.mod, added)
+    made = turns.add(ragged.asked_where_it_matters(sch.mod), added)
     return turns.trim(turns.each(made) if knobs.sums == "memory" else made)
 
 
