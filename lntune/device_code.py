@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
+from lntune.cuda import hints
 from lntune.errors import BuildError, gist
-from lntune.gpu import hints
 
 _NAME = "lntune_cuda"
 WIDEST = 16

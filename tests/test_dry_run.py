@@ -12,7 +12,7 @@ import pytest
 from test_ahead import facts
 from typer.testing import CliRunner, Result
 
-from lntune import cuda, schedule
+from lntune import cuda, knobs, schedule
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cuda.targets import device_of
@@ -109,7 +109,7 @@ def test_what_is_pruned_and_what_fails(worker: Any) -> None:
     found = dry.run([CASE], Settings(device=GPU, seconds=None))
     (plan,) = found.plans
     assert plan.pruned == {"spills 8 bytes": 2}
-    named = [f"shared_row {' '.join(f'{k}={v}' for k, v in c.knobs.items())}" for c in known[:5]]
+    named = [f"shared_row {knobs.describe(c.knobs)}" for c in known[:5]]
     assert plan.failed == {"wrong: y: off": [named[3]], "compile: no": [named[4]]}
     assert (plan.built, plan.verified, found.wrong) == (dry.TRIALS, dry.TRIALS - 2, 2)
     assert plan.measured == round(len(known) * (dry.TRIALS - 4) / dry.TRIALS)
@@ -125,7 +125,7 @@ def test_the_order_by_rank(worker: Any) -> None:
     worker.answer = staticmethod(lambda job: Outcome("ok", facts=facts(takes.get(job.candidates[0], 128)), seconds=2.0))
     (plan,) = dry.run([CASE], Settings(device=GPU, seconds=None, trials=4)).plans
     assert [one.registers for one in plan.first] == [128, 32, 128]
-    assert plan.first[0].knobs.split() == [f"{k}={v}" for k, v in known[0].knobs.items()]
+    assert plan.first[0].knobs == knobs.describe(known[0].knobs)
     scores = [one.score for one in plan.first]
     assert scores[1] is not None and scores[2] is not None and scores[1] > scores[2] > 0
     assert plan.first[1].occupancy == 1.0

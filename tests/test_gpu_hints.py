@@ -12,10 +12,10 @@ import pytest
 
 from lntune import build, check, cuda, emulated, statics, trial
 from lntune.case import Case
+from lntune.cuda import hints
 from lntune.cuda.targets import device_of
 from lntune.device import Device
 from lntune.errors import BuildError
-from lntune.gpu import hints
 from lntune.schedule import Schedule, get
 
 GPU = device_of("cuda:sm_90")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune.case import Case
+from lntune.cuda import hints
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import hints, threads
+from lntune.gpu import threads
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule

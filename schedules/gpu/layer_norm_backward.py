@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune.case import TYPICAL_ROWS, Case
+from lntune.cuda import hints
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import columns, hints, threads, turns
+from lntune.gpu import columns, threads, turns
 from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule

@@ -32,9 +32,7 @@ def misfit(case: Case, device: Device, again: bool) -> str | None:
 
 def request(module: Any, parameters: tuple[str, ...]) -> Any:
     """The scheduled IRModule with accesses to `parameters` to be marked when it is compiled."""
-    import tvm
-
-    return tvm.IRModule({"main": module["main"].with_attr(ATTRIBUTE, ",".join(parameters))})
+    return type(module)({"main": module["main"].with_attr(ATTRIBUTE, ",".join(parameters))})
 
 
 def requested(module: Any) -> tuple[str, ...]:
