@@ -30,6 +30,17 @@ class _Used(ctypes.Structure):
     )
 
 
+_DEVICE, _COUNT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint)
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "nvmlInit_v2": (),
+    "nvmlDeviceGetHandleByUUID": (ctypes.c_char_p, ctypes.POINTER(_DEVICE)),
+    "nvmlDeviceGetClockInfo": (_DEVICE, ctypes.c_int, _COUNT),
+    "nvmlDeviceGetComputeRunningProcesses_v3": (_DEVICE, _COUNT, ctypes.POINTER(_Process)),
+    "nvmlDeviceGetProcessUtilization": (_DEVICE, ctypes.POINTER(_Used), _COUNT, ctypes.c_ulonglong),
+}
+"""The parameters of what is called, as nvml.h has them."""
+
+
 @functools.cache
 def _library(name: str) -> Any:
     """The library, initialized; None where there is none, or no driver behind it."""
@@ -54,6 +65,7 @@ class Nvml:
             function = getattr(self._library, name)
         except AttributeError:  # an older library; or None, which has no functions
             return -1
+        function.argtypes = SIGNATURES[name]
         return int(function(*(() if bare else (self._handle,)), *arguments))
 
     def clock(self) -> int | None:

@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,14 +22,30 @@ FLAGS = ("--std=c++17", "--ptxas-options=-v", "--diag-suppress=177")
 """Its optimization is on by default."""
 _HEADERS = ("cuda_fp16.h", "cuda_bf16.h", "cuda/std/cstdint")
 """What generated kernels include: from nvidia-cuda-runtime, and from nvidia-cuda-cccl."""
+_PROGRAM, _SIZE = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+_WORDS = ctypes.POINTER(ctypes.c_char_p)
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "nvrtcVersion": (ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int)),
+    "nvrtcCreateProgram": (ctypes.POINTER(_PROGRAM), ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, _WORDS, _WORDS),
+    "nvrtcCompileProgram": (_PROGRAM, ctypes.c_int, _WORDS),
+    "nvrtcDestroyProgram": (ctypes.POINTER(_PROGRAM),),
+    **{f"nvrtcGet{what}Size": (_PROGRAM, _SIZE) for what in ("ProgramLog", "CUBIN", "PTX")},
+    **{f"nvrtcGet{what}": (_PROGRAM, ctypes.c_char_p) for what in ("ProgramLog", "CUBIN", "PTX")},
+    "nvrtcGetErrorString": (ctypes.c_int,),
+}
+"""The parameters of what is called, as nvrtc.h has them."""
 
 
 @functools.cache
 def _library(path: Path) -> ctypes.CDLL:
     """The loaded library."""
     try:
-        return ctypes.CDLL(str(path))
-    except OSError as e:
+        found = ctypes.CDLL(str(path))
+        for name, parameters in SIGNATURES.items():
+            getattr(found, name).argtypes = parameters
+        found.nvrtcGetErrorString.restype = ctypes.c_char_p
+        return found
+    except (OSError, AttributeError) as e:
         raise ToolchainError(f"cannot load NVRTC from {path}: {e}. Run pip install --force-reinstall 'lntune[cuda]', or set LNTUNE_NVCC.") from e
 
 
@@ -75,9 +92,7 @@ class Nvrtc(msgspec.Struct, frozen=True):
 
     def _meaning(self, status: int) -> str:
         """A status in words."""
-        text = _library(self.path).nvrtcGetErrorString
-        text.restype = ctypes.c_char_p
-        return bytes(text(status)).decode()
+        return bytes(_library(self.path).nvrtcGetErrorString(status)).decode()
 
     def _check(self, status: int) -> None:
         """BuildError unless the call went well."""
