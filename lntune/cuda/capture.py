@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+_failed: list[Any] = []
+"""Graphs whose recording broke off, for ever: PyTorch's allocator of pinned memory may go on asking them whether they still record."""
+
 
 def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callable[[], None]:
     """A function that has the GPU do again what `work` has it do, on the stream that is current then.
@@ -24,11 +27,31 @@ def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callab
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
             work()
     except BaseException:
-        # PyTorch leaves the stream current and its allocator as if a capture were under way.
-        torch.cuda.set_stream(current)
-        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            with contextlib.suppress(Exception):  # private, and already done where the capture itself went well
-                getattr(torch._C, name)(stream.device.index, pool)
+        torch.cuda.set_stream(current)  # PyTorch may leave the recording's current
+        if not _ended(graph):
+            _broke_off(graph, stream.device.index, pool)
         raise
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _ended(graph: Any) -> bool:
+    """True where the recording itself went well and only `work` raised something: the graph then gives its memory back when it goes.
+
+    Giving it back a second time would end the process: PyTorch counts, and finds out in a destructor.
+    """
+    try:
+        graph.pool()  # refuses before the recording has ended
+        return True
+    except RuntimeError:
+        return False
+
+
+def _broke_off(graph: Any, device: int, pool: Any) -> None:
+    """End what a broken recording leaves behind: an allocator that acts as if it were under way, and a pool that is never given back."""
+    import torch
+
+    _failed.append(graph)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        with contextlib.suppress(Exception):  # private; and the recording may have broken before there was a pool
+            getattr(torch._C, name)(device, pool)
