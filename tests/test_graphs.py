@@ -118,6 +118,25 @@ def test_few_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [key[1][0][0] for key, seen in graphs._seen.items() if seen.replay] == [(2,), (3,)]
 
 
+def test_loops_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of loops without a graph the latest REMEMBERED are known, however many there were; graphs stay."""
+    monkeypatch.setattr(graphs, "CAPACITY", 2)
+    monkeypatch.setattr(graphs, "REMEMBERED", 4)
+    loop = Loop()
+    for _ in range(2):
+        graphs.run(loop, (torch.ones(1), None), ([1],))
+    for size in range(2, 40):
+        graphs.run(loop, (torch.ones(size), None), ([1],))
+    assert replayed() == 1
+    assert len(graphs._seen) <= graphs.CAPACITY + graphs.REMEMBERED
+    calls = loop.calls
+    graphs.run(loop, (torch.ones(1), None), ([1],))
+    assert loop.calls == calls + 1  # its replay, see `recorded`
+    for _ in range(2):
+        graphs.run(loop, (torch.ones(39), None), ([1],))
+    assert replayed() == 2
+
+
 def test_no_graph_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """LNTUNE_CUDA_GRAPHS=0 and CPUs leave loops as they are; reload drops what was captured, since other kernels may serve then."""
     loop, x = Loop(), torch.ones(3)

@@ -25,6 +25,8 @@ from lntune.torch import devices, dispatch
 
 CAPACITY = 8
 """Graphs kept; beyond, the one that was not used for longest is dropped, with its memory."""
+REMEMBERED = 256
+"""Loops that are remembered without a graph, those called last: where every batch has a length of its own, none of them may ever come again."""
 _AGAIN = 2
 """The call of its kind at which a loop is captured: the first one builds and loads kernels, and may be the only one."""
 
@@ -62,6 +64,8 @@ def run(loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) 
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
+        if len(_seen) > CAPACITY + REMEMBERED:  # graphs are CAPACITY at most, and so is the search
+            del _seen[next(old for old, other in _seen.items() if other.replay is None)]
         if seen.replay is None and (seen.plain or seen.calls < _AGAIN or not _captured(seen, loop, tensors, options)):
             return loop(*tensors, *options)
         assert seen.inputs is not None
