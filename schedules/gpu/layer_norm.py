@@ -3,6 +3,8 @@
 x is read once where it can be kept. How many threads share a row decides how many bytes are in flight, which is what a kernel bound by
 memory is about; the two exchanges of sums between them are all the synchronization there is.
 
+All loops over a thread's part of the row are unrolled, since registers have no addresses.
+
 Tried and left out: a row kept as float32 instead of as it came (twice the registers in low precision, to spare conversions that
 memory-bound code has time for).
 """
