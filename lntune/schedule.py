@@ -72,6 +72,7 @@ def _source_hash(path: Path, op: str, kind: str) -> str:
     return digest.hexdigest()[:12]
 
 
+@functools.cache  # most of the files are in several schedules' hashes
 def _code(text: str) -> str:
     """Python source without comments, docstrings and blank lines, so that rewording does not make measurements stale.
 

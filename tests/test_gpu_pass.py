@@ -28,9 +28,9 @@ STEPS = (
 )
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, packages: Path | str = "/nonexistent/packages") -> subprocess.Popen[str]:
     """The script with packages of its own folder first, as on a machine where nothing is installed."""
-    environment = {**os.environ, "PYTHON": sys.executable, "LNTUNE_PACKAGES": "/nonexistent/packages"}
+    environment = {**os.environ, "PYTHON": sys.executable, "LNTUNE_PACKAGES": str(packages)}
     command = [str(SCRIPT), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
 
@@ -86,8 +86,13 @@ def alive(word: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ended_in_the_middle(tmp_path: Path) -> None:
-    """SIGTERM in the middle of a step ends the step and all it started; what was found so far is there, and the index says what happened."""
-    run = start(tmp_path, 30, "--target", "cpu")
+    """SIGTERM in the middle of a step ends the step and all it started; what was found so far is there, and the index says what happened. So it
+    does that the tests were left out where there is no pytest.
+    """
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "pytest.py").write_text("raise ImportError")
+    run = start(tmp_path, 30, "--target", "cpu", packages=packages)
     try:
         until = time.monotonic() + 240
         while not (tmp_path / "bringup" / "summary.json").exists():
@@ -101,6 +106,7 @@ def test_ended_in_the_middle(tmp_path: Path) -> None:
     index = lines(tmp_path)
     assert run.returncode == 1
     assert re.fullmatch(r"stopped by SIGTERM after \d+ s", index[-1]), index
+    assert "gpu_tests skipped: there is no pytest" in index
     assert any(line.startswith("bringup start") for line in index)
     until = time.monotonic() + 30
     while alive(str(tmp_path)) and time.monotonic() < until:

@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from cpu_kernels import DEVICE, LAYER_NORMS, PLANS, Kernel, assert_right, built, schedule_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lntune import build, check, ops
-from lntune import device as device_module
+from lntune import ops
 from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
 from lntune.device import Device
-from lntune.schedule import Schedule, all_schedules, get
-
-DEVICE = device_module.current()
-PLANS = {name: s for name, s in all_schedules().items() if s.kind == DEVICE.kind}
-LAYER_NORMS = [name for name, s in PLANS.items() if s.op == "layer_norm"]
-
-# Below a vector; primes; exactly one vector and several; a tail of every width (100 = 64 + 32 + 4, 1000 = 7 x 128 + 64 + 32
-# + 8); one more than a power of two. They cost a build each, so every dtype gets all of them.
-SHORT = (1, 2, 3, 7, 31, 64, 100, 769, 1000, 1024, 4097)
-# The steps of an LSTM take longer to build and are made of the same loops.
-STEP_SIZES = (1, 7, 100, 1000)
-# A long row costs seconds of float64 reference and takes no other path than a short one, but offsets and sums are larger:
-# the longest, and a vocabulary's odd one, each in one dtype.
-LONG = ((50257, "float32"), (65536, "bfloat16"), (50257, "float16"))
-
-Kernel = Callable[..., Any]
-
-
-def cases(op: str, sizes: tuple[tuple[int, str], ...], rows: int = 512) -> list[Case]:
-    """A case for each (hidden, dtype)."""
-    return [Case(op, hidden, dtype, rows) for hidden, dtype in sizes]
-
-
-def schedule_cases(dtypes: tuple[str, ...] = tuple(DTYPES), short: tuple[int, ...] = SHORT, long: tuple[tuple[int, str], ...] = LONG) -> list[Any]:
-    """(schedule, case) for all that have valid knobs, with readable ids."""
-    made = []
-    for name, plan in PLANS.items():
-        sizes = STEP_SIZES if short is SHORT and plan.op.startswith("lnlstm") else short
-        for case in cases(plan.op, (*((h, d) for d in dtypes for h in sizes), *long)):
-            if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
-                made.append(pytest.param(name, case, id=f"{name}-{case.dtype}-{case.hidden}"))
-    return made
-
-
-@functools.lru_cache(maxsize=256)
-def built(name: str, case: Case, device: Device = DEVICE) -> Kernel:
-    """The kernel of a schedule's default knobs."""
-    plan = get(name)
-    return build.in_memory(case, plan, plan.default(case, device), device)
 
 
 def call(kernel: Kernel, case: Case, x: torch.Tensor, outputs: dict[str, torch.Tensor] | None = None, **given: Any) -> torch.Tensor:
@@ -65,14 +24,6 @@ def call(kernel: Kernel, case: Case, x: torch.Tensor, outputs: dict[str, torch.T
             named[arg.name] = torch.empty(x.shape if arg.name == "y" else (x.numel() // case.hidden,), dtype=getattr(torch, arg.dtype))
     kernel(*(named[arg.name] for arg in ops.get(case.op).arguments(case)))
     return named["y"]
-
-
-def assert_right(case: Case, kernel: Kernel) -> None:
-    """The kernel passes the check that every candidate of a tuning run has to pass."""
-    verdict = check.verify(case, kernel)
-    assert verdict.ok, verdict.message
-    assert set(verdict.errors) == {a.name for a in ops.get(case.op).arguments(case) if a.role in ("out", "sum")}
-    assert all(error <= 1 for error in verdict.errors.values())
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -93,71 +44,6 @@ def test_one_row(name: str, case: Case) -> None:
     plan, single = PLANS[name], Case(case.op, case.hidden, case.dtype, 1)
     assert plan.reason_invalid(plan.default(single, DEVICE), single, DEVICE) is None
     assert_right(single, built(name, single))
-
-
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=()))
-def test_every_variant(name: str, case: Case) -> None:
-    """Every combination of what an operator takes and gives, in either dtype, is right; bfloat16, where the two differ.
-
-    The steps of an LSTM take longer to build: only every fifth variant (each option is there and not there among them) has a tail.
-    """
-    for number, variant in enumerate(ops.get(case.op).variants):
-        hidden = 16 if case.op.startswith("lnlstm") and number % 5 else case.hidden
-        one = Case(case.op, hidden, case.dtype, case.rows, variant)
-        assert_right(one, built(name, one))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_variants_in_other_dtypes(dtype: str) -> None:
-    """The variants that differ most from the default are right in the other dtypes, for a row shorter than a vector."""
-    for name, plan in PLANS.items():
-        for variant in ("plain", "weight32+bias+stats", "bias32") if plan.op == "layer_norm" else ():
-            case = Case(plan.op, 7, dtype, 512, variant)
-            if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
-                assert_right(case, built(name, case))
-
-
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000, 1024), long=()))
-def test_sampled_knobs_are_right(name: str, case: Case) -> None:
-    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case."""
-    plan = PLANS[name]
-    space = plan.space(case, DEVICE)
-    count = 2 if plan.op.startswith("lnlstm") else 4  # they take longer to build
-    for setting in random.Random(str(case)).sample(space, min(count, len(space))):
-        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
-        assert verdict.ok, f"{setting}: {verdict.message}"
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_each_knob_value_is_right(name: str) -> None:
-    """Every value of every knob occurs, one at a time beside the defaults, and is right (or refused with a reason)."""
-    plan = PLANS[name]
-    many, few = (Case(plan.op, 1024, "bfloat16", rows) for rows in (512, 8))  # some switches only fit small work
-    tried = 0
-    for field, values in _knob_values(plan).items():
-        for value in values:
-            for case in (many, few):
-                default = plan.default(case, DEVICE)
-                setting = plan.knobs(**{**_asdict(default), field: value})
-                if plan.reason_invalid(setting, case, DEVICE) is None:
-                    if setting != default:
-                        tried += 1
-                        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
-                        assert verdict.ok, f"{setting}: {verdict.message}"
-                    break
-    assert tried >= len(_knob_values(plan))
-
-
-def _knob_values(plan: Schedule) -> dict[str, tuple[Any, ...]]:
-    from lntune import knobs
-
-    return knobs.values_of(plan.knobs)
-
-
-def _asdict(setting: Any) -> dict[str, Any]:
-    from lntune import knobs
-
-    return knobs.to_dict(setting)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,64 @@
+"""What may be chosen about a kernel: every variant of an operator and every knob of a schedule is right, on this machine's instruction set."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from cpu_kernels import DEVICE, PLANS, assert_right, built, schedule_cases
+
+from lntune import build, check, knobs, ops
+from lntune.case import Case
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=()))
+def test_every_variant(name: str, case: Case) -> None:
+    """Every combination of what an operator takes and gives, in either dtype, is right; bfloat16, where the two differ.
+
+    The steps of an LSTM take longer to build: only every fifth variant (each option is there and not there among them) has a tail.
+    """
+    for number, variant in enumerate(ops.get(case.op).variants):
+        hidden = 16 if case.op.startswith("lnlstm") and number % 5 else case.hidden
+        one = Case(case.op, hidden, case.dtype, case.rows, variant)
+        assert_right(one, built(name, one))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_variants_in_other_dtypes(dtype: str) -> None:
+    """The variants that differ most from the default are right in the other dtypes, for a row shorter than a vector."""
+    for name, plan in PLANS.items():
+        for variant in ("plain", "weight32+bias+stats", "bias32") if plan.op == "layer_norm" else ():
+            case = Case(plan.op, 7, dtype, 512, variant)
+            if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
+                assert_right(case, built(name, case))
+
+
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000, 1024), long=()))
+def test_sampled_knobs_are_right(name: str, case: Case) -> None:
+    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case."""
+    plan = PLANS[name]
+    space = plan.space(case, DEVICE)
+    count = 1 if plan.op.startswith("lnlstm") else 4  # they take longer to build
+    for setting in random.Random(str(case)).sample(space, min(count, len(space))):
+        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+        assert verdict.ok, f"{setting}: {verdict.message}"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_each_knob_value_is_right(name: str) -> None:
+    """Every value of every knob occurs, one at a time beside the defaults, and is right (or refused with a reason)."""
+    plan = PLANS[name]
+    many, few = (Case(plan.op, 1024, "bfloat16", rows) for rows in (512, 8))  # some switches only fit small work
+    tried = 0
+    for field, values in knobs.values_of(plan.knobs).items():
+        for value in values:
+            for case in (many, few):
+                default = plan.default(case, DEVICE)
+                setting = plan.knobs(**{**knobs.to_dict(default), field: value})
+                if plan.reason_invalid(setting, case, DEVICE) is None:
+                    if setting != default:
+                        tried += 1
+                        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+                        assert verdict.ok, f"{setting}: {verdict.message}"
+                    break
+    assert tried >= len(knobs.values_of(plan.knobs))
