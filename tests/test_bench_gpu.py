@@ -173,4 +173,6 @@ for hidden in (64, 1000):
     torch.testing.assert_close(forward(x, weight, bias, 1e-5), torch.nn.functional.layer_norm(x, (hidden,), weight, bias, 1e-5))
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("this triton's interpreter does not go with a NumPy of 2.4 or newer")
     assert done.returncode == 0, done.stderr
