@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from lntune.cuda import hints
+from lntune.cuda import hints, source_only
 from lntune.errors import BuildError, gist
 
 _NAME = "lntune_cuda"
@@ -313,7 +313,7 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     seen.clear()
     goal = tvm.target.Target(_with_bfloat16(target))
     try:
-        with goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        with source_only.kept(), goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
             executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
         source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
     except Exception as e:
