@@ -50,9 +50,11 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log of a tuning run of one tiny case with two candidates."""
+    """The log of a tuning run of one tiny case with two candidates, its final measured briefly."""
     folder = tmp_path_factory.mktemp("tuned")
-    done = run("tune", "layer_norm", *TINY, "--trials", 2, "--budget", "20s", "--log-dir", folder, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
+        done = run("tune", "layer_norm", *TINY, "--trials", 2, "--budget", "60s", "--log-dir", folder, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["trials"] == 2

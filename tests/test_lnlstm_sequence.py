@@ -34,11 +34,11 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PACKED_FROM", {True: (8, 0), False: (8, 0)})
 
 
-def made(sizes: list[int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def made(sizes: list[int], dtype: torch.dtype = torch.float32, hidden: int = HIDDEN) -> dict[str, Tensor]:
     """Random arguments, all there."""
     generator, n = torch.Generator().manual_seed(0), max(sizes)
-    gates, state = (4 * HIDDEN,), (n, HIDDEN)
-    shapes = {"gates_x": (sum(sizes), *gates), "h_0": state, "c_0": state, "matrix": (*gates, HIDDEN), "weight_c": (HIDDEN,), "bias_c": (HIDDEN,)}
+    gates, state = (4 * hidden,), (n, hidden)
+    shapes = {"gates_x": (sum(sizes), *gates), "h_0": state, "c_0": state, "matrix": (*gates, hidden), "weight_c": (hidden,), "bias_c": (hidden,)}
     return {name: torch.randn(shapes.get(name, gates), generator=generator).to(dtype) for name in NAMES}
 
 
@@ -73,11 +73,14 @@ def test_against_float64(what: str, reverse: bool) -> None:
 @pytest.mark.parametrize("options", [(True, False), (False, True)], ids=["carried", "per_gate"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
-    """The cell carried normalized, a layer norm for each gate, with biases left out, in low precision too."""
-    given = made(SIZES["packed"], dtype)
-    check(given, SIZES["packed"], *options, False)
-    check({**given, "bias": None, "bias_c": None}, SIZES["packed"], *options, True)
-    check({**given, "weight_x": None}, SIZES["packed"], *options, False)
+    """The cell carried normalized, a layer norm for each gate, with biases left out, in low precision too. Each is further kernels: their
+    rows are whole vectors, and of what is left out they are of one row bucket.
+    """
+    packed, one_bucket = SIZES["packed"], [5, 5, 3, 3]
+    check(made(packed, dtype, 16), packed, *options, False)
+    given = made(one_bucket, dtype, 16)
+    check({**given, "bias": None, "bias_c": None}, one_bucket, *options, True)
+    check({**given, "weight_x": None}, one_bucket, *options, False)
 
 
 def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,13 +105,20 @@ def settings(*schedules: str, **fields: Any) -> Settings:
     return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
 
 
-def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A time for a run that never ends for want of it, though its finals are as short as they may be."""
+    monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
+    return 600.0
+
+
+def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: float) -> None:
     """Two cases, four trials each: every trial is in the log, and each case has a final that holds the winner, the default
     knobs, eager and a copy with all their samples, errors and everything the result depends on.
     """
     monkeypatch.setenv("LNTUNE_SCHEDULES", "")
     seen: list[tuple[str, int, int]] = []
-    summary = tune.tune([CASE, OTHER], Settings(trials=4, seconds=None), lambda p: seen.append((p.phase, p.index, p.trials)))
+    summary = tune.tune([CASE, OTHER], Settings(trials=4, seconds=brief), lambda p: seen.append((p.phase, p.index, p.trials)))
     trials, finals = logged(tmp_path), logged(tmp_path, "final")
     assert [t.case for t in trials] == [CASE] * 4 + [OTHER] * 4
     assert [f.case for f in finals] == [CASE, OTHER]
@@ -144,12 +151,12 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [s[0] for s in seen if s[1] == 0][-2:] == ["final", "done"]
 
 
-def test_a_run_among_broken_schedules(tmp_path: Path) -> None:
+def test_a_run_among_broken_schedules(tmp_path: Path, brief: float) -> None:
     """Candidates that crash, hang, raise or answer wrongly are logged as what they did, the run goes on, and the good one
     wins, though the wrong one would have been the fastest.
     """
     names = ("aborts", "hangs", "raises", "kernel_segfaults", "wrong_but_fast", "plain")
-    summary = tune.tune([CASE], settings(*names, trials=len(names), timeout=3.0))
+    summary = tune.tune([CASE], settings(*names, trials=len(names), timeout=3.0, seconds=brief))
     expected = {"aborts": "run", "hangs": "timeout", "raises": "compile", "kernel_segfaults": "run", "wrong_but_fast": "wrong", "plain": "ok"}
     trials = logged(tmp_path)
     assert {t.schedule: t.status for t in trials} == expected  # the default knobs of each schedule come first
@@ -160,9 +167,9 @@ def test_a_run_among_broken_schedules(tmp_path: Path) -> None:
     assert set(final.timings) == {"tuned", "default", "eager", "copy"}
 
 
-def test_a_finalist_that_fails_now(tmp_path: Path) -> None:
+def test_a_finalist_that_fails_now(tmp_path: Path, brief: float) -> None:
     """A candidate that worked in its trial and kills the final is found out, logged, and the others are measured without it."""
-    summary = tune.tune([CASE], settings("fickle", "plain", trials=2, timeout=20.0))
+    summary = tune.tune([CASE], settings("fickle", "plain", trials=2, timeout=20.0, seconds=brief))
     assert summary.statuses == {"ok": 2}
     assert {(r.schedule, r.status) for r in logged(tmp_path, "final")} == {("fickle", "run"), ("plain", "ok")}
     assert [f.schedule for f in summary.finals] == ["plain"]

@@ -25,17 +25,20 @@ from lntune.device import Device
 from lntune.errors import InputError
 from lntune.records import Record
 from lntune.trial import Candidate, Job
-from lntune.tune import Progress, Settings
+from lntune.tune import Progress, Settings, loop
 
 FAULTY = Path(__file__).parent / "faulty_gpu"
+LONG = 600.0
+"""Seconds for a run that never ends for want of them."""
 CASE = Case("layer_norm", 64, "float32", 8)
 OTHER = Case("layer_norm", 96, "bfloat16", 4)
 
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The schedules of tests/faulty_gpu beside the shipped ones."""
+    """The schedules of tests/faulty_gpu beside the shipped ones, and finals as short as they may be, however long the run."""
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+    monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
     schedule._load.cache_clear()
     places._gpu.cache_clear()
     yield
@@ -86,7 +89,7 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in the cache of kernels, and no process is left."""
     before = children()
     seen: list[tuple[str, int]] = []
-    asked = Settings(trials=3, seconds=None, device=device, schedules=("shared_row",))
+    asked = Settings(trials=3, seconds=LONG, device=device, schedules=("shared_row",))
     summary = tune.tune([CASE, OTHER], asked, lambda p: seen.append((p.phase, p.index)))
     trials, finals = logged(log_dir), logged(log_dir, "final")
     assert (summary.statuses, summary.untuned, summary.interrupted) == ({"ok": 6}, {}, False)
@@ -113,7 +116,7 @@ def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
     expected = {"crashes": "compile", "stalls": "timeout", "misses": "wrong", "strays": "run", "sound": "ok"}
     before = children()
     # Defaults come first, whatever the rank; there are four knobs each, all alike.
-    asked = Settings(seconds=None, trials=3 * 4, device=device, schedules=tuple(expected), timeout=15.0, search="exhaustive")
+    asked = Settings(seconds=LONG, trials=3 * 4, device=device, schedules=tuple(expected), timeout=15.0, search="exhaustive")
     seen: dict[str, Record] = {}
 
     def enough(progress: Progress) -> None:
@@ -169,7 +172,7 @@ def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
         if progress.trials == 1 and progress.phase == "search":
             raise KeyboardInterrupt
 
-    summary = tune.tune([CASE, OTHER], Settings(seconds=None, device=device, schedules=("shared_row",)), interrupt)
+    summary = tune.tune([CASE, OTHER], Settings(seconds=LONG, device=device, schedules=("shared_row",)), interrupt)
     assert summary.interrupted
     assert [f.case for f in logged(log_dir, "final")] == [CASE]
     assert len(logged(log_dir)) == 1

@@ -136,7 +136,7 @@ def test_an_installed_wheel_serves_pytorch(site: Path, elsewhere: dict[str, str]
 def test_an_installed_wheel_tunes_into_the_users_folder(site: Path, elsewhere: dict[str, str], tmp_path: Path) -> None:
     """`tune` run from a wheel writes its records below the user's data folder and leaves site-packages as it was."""
     before = files_below(site)
-    case = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--trials", "2", "--budget", "60s", "--json"]
+    case = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--trials", "2", "--budget", "4s", "--json"]
     run([sys.executable, "-m", "lntune", "tune", "layer_norm", *case], tmp_path, **elsewhere)
     (log,) = (tmp_path / "data").rglob("layer_norm.jsonl")
     assert '"role":"trial"' in log.read_text()

@@ -103,12 +103,12 @@ def test_a_good_candidate(worker: Worker) -> None:
         ("aborts", "run", "SIGABRT"),
         ("segfaults", "run", "SIGSEGV"),
         ("kernel_segfaults", "run", "SIG"),
-        ("exits", "run", "exit code 3"),
+        ("exits", "run", "(exit code 3): out of luck"),  # what it said last on its standard error
         ("hangs", "timeout", "2.0 s"),
     ],
 )
 def test_a_candidate_that_kills_its_worker(worker: Worker, name: str, status: str, says: str) -> None:
-    """A crash or a hang is the outcome of its candidate, and the next one gets a new child that works."""
+    """A crash or a hang is the outcome of its candidate, with the child's last words, and the next one gets a new child that works."""
     worker.start()
     pid, before = worker.pid, worker.restarts
     assert pid is not None
@@ -121,11 +121,6 @@ def test_a_candidate_that_kills_its_worker(worker: Worker, name: str, status: st
     assert worker.run(job("plain"), 60).status == "ok"
     assert worker.pid not in (None, pid)
     assert zombies() == []
-
-
-def test_the_last_word_of_a_dying_worker(worker: Worker) -> None:
-    """What a child said last on its standard error is part of the message."""
-    assert worker.run(job("exits"), 60).message.endswith("out of luck")
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,16 @@ out=$(cd "$1" && pwd)
 total=$(($2 * 60))
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
+[[ ! -d ${LNTUNE_PACKAGES:-} ]] || LNTUNE_PACKAGES=$(cd "$LNTUNE_PACKAGES" && pwd)
 export PYTHONPATH="${LNTUNE_PACKAGES:+$LNTUNE_PACKAGES:}$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 cd "$root"
+
+# Caches (kernels, Triton's) lie below HOME; where nothing can be written there, below a folder that is made for this.
+if [[ -z ${HOME:-} ]] || ! mkdir -p "$HOME/.cache" 2>/dev/null || [[ ! -w $HOME/.cache ]]; then
+  HOME=$(mktemp -d)
+  export HOME
+fi
 
 SECONDS=0
 failures=0
@@ -95,6 +102,7 @@ facts() {
   command -v compute-sanitizer >/dev/null && compute-sanitizer --version
   "$python" -VV
   echo "PYTHONPATH=$PYTHONPATH"
+  echo "HOME=$HOME"
   "$python" -c '
 import importlib.metadata as m
 names = ("torch", "triton", "apache-tvm", "apache-tvm-ffi", "liger-kernel", "pytest", "hypothesis", "numpy", "msgspec")
@@ -110,7 +118,7 @@ export python root
 small=()
 bringup=(--compile)
 if [[ $target == cpu ]]; then # to try it out: sizes and times of a few seconds
-  small=(--hidden 64 --dtype float32 --rows 8 --no-compile --time 100ms)
+  small=(--hidden 16 --dtype float32 --rows 8 --no-compile --time 100ms)
   bringup=(--grid small --ops layer_norm --trials 2 --no-compile)
 fi
 logs=$out/tuning_logs
