@@ -29,8 +29,8 @@ STEPS = (
 
 
 def start(*arguments: object, packages: Path | str = "/nonexistent/packages") -> subprocess.Popen[str]:
-    """The script with packages of its own folder first, as on a machine where nothing is installed."""
-    environment = {**os.environ, "PYTHON": sys.executable, "LNTUNE_PACKAGES": str(packages)}
+    """The script with packages of its own folder first, as on a machine where nothing is installed and no home can be written to."""
+    environment = {**os.environ, "PYTHON": sys.executable, "LNTUNE_PACKAGES": str(packages), "HOME": "/proc/nowhere"}
     command = [str(SCRIPT), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
 
@@ -59,6 +59,7 @@ def test_a_pass_on_the_cpu(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.txt").exists()
     assert "sanitizer skipped: the target is the CPU" in index
     assert "PYTHONPATH=/nonexistent/packages:" in (tmp_path / "facts.txt").read_text()
+    assert re.search(r"^HOME=/(?!proc)", (tmp_path / "facts.txt").read_text(), re.MULTILINE)
     assert json.loads((tmp_path / "doctor.txt").read_text())["findings"]
     suites = ElementTree.parse(tmp_path / "gpu_tests.xml").getroot()
     assert sum(int(suite.attrib["failures"]) + int(suite.attrib["errors"]) for suite in suites.iter("testsuite")) == 0
