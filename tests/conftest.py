@@ -19,6 +19,16 @@ __all__ = ["fake_gpu"]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+LONGEST = ("gpu_kernels", "bringup", "kernel_options", "gpu_pass", "kernels", "tune_gpu", "runtime", "lnlstm", "worker", "lnlstm_sequence")
+"""Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are dealt out in the order in which they are collected, not those with most tests first (pytest -n, --dist loadfile)."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kernel cache of the whole run: a kernel is built once and shared by the tests and by the processes that run them (pytest -n),
@@ -67,7 +77,9 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; torch is imported only if some test asks for one."""
+    """Begin with the longest files. Skip what needs a GPU where there is none; torch is imported only if some test asks for one."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return
