@@ -42,10 +42,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: object, program: tuple[str, ...] = ("-m", "lntune")) -> subprocess.Popen[str]:
     """A command of lntune in a process of its own."""
-    command = [sys.executable, "-m", "lntune", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    command = [sys.executable, *program, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,8 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
     """SIGINT during a search ends it with exit code 0: the case is settled, and its records are in the log."""
-    process = start("tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json")
+    brief = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    process = start("tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief))
     threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
     end = time.monotonic() + 60
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import lntune
+from lntune.torch.constants import constant
 from lntune.torch.layer_norm import layer_norm_op
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -89,6 +90,22 @@ def test_what_pytorch_serves_compiles_too() -> None:
 
     for x, y in ((made(3, HIDDEN, dtype=torch.float64), made(3, 4, 16)), (made(0, HIDDEN), made(2, 4, 16))):
         torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x, y), f(x, y))
+
+
+def test_a_constant_is_one_to_pytorch() -> None:
+    """`constant` marks a function as PyTorch's own way does, which imports all that compiling needs; and what it says is asked while tracing."""
+
+    def ours() -> bool:
+        return len([1]) > 0
+
+    def theirs() -> bool:
+        return len([1]) > 0
+
+    assert constant(ours) is ours and vars(torch.compiler.assume_constant_result(theirs)) == vars(ours) != {}
+    asked = []
+    told = constant(lambda: bool(asked.append(torch.compiler.is_compiling()) or True))
+    compiled = torch.compile(lambda x: x + 1 if told() else x, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)).item() == 1 and asked
 
 
 def test_bad_arguments_name_themselves() -> None:

@@ -13,6 +13,7 @@ from lntune import device as device_module
 from lntune.cuda import launcher
 from lntune.device import Device
 from lntune.errors import LntuneError
+from lntune.torch.constants import constant
 
 WHOLE = 16
 """Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for any."""
@@ -65,4 +66,4 @@ def serves(kind: str) -> bool:
     return kind == "cpu" or (kind == "cuda" and _gpus())
 
 
-_gpus: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: launcher.count() > 0)
+_gpus: Callable[[], bool] = constant(lambda: launcher.count() > 0)

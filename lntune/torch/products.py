@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lntune import device
 from lntune.torch.arguments import served
+from lntune.torch.constants import constant
 
 _LEAST = 1 << 20
 """Multiplications from which on a product by oneDNN pays: it takes some 10 us to start."""
@@ -117,7 +118,7 @@ def _faster(multiplications: int, least: int, *factors: Tensor) -> bool:
     )
 
 
-onednn_pays: Callable[[], bool] = torch.compiler.assume_constant_result(lambda: mkl_is_slow() and _enabled())
+onednn_pays: Callable[[], bool] = constant(lambda: mkl_is_slow() and _enabled())
 """True where MKL is slow and oneDNN is there."""
 
 
