@@ -147,7 +147,7 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
     here = device_module.current()
     for plan in PLANS.values():
         path = tmp_path / plan.name / "kernel.so"
-        case = Case(plan.op, 100, "bfloat16", 512)
+        case = Case(plan.op, 64, "bfloat16", 512)
         setting = plan.default(case, here)
         build.to_library(case, plan, setting, here, path)
         assert [p.name for p in path.parent.iterdir()] == ["kernel.so"]
@@ -155,7 +155,7 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         outputs = []
         for kernel in (runtime.load(path), build.in_memory(case, plan, setting, here)):
             arguments = ops.get(plan.op).arguments(case)
-            made = {a.name: torch.empty(a.sizes(5, 100), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+            made = {a.name: torch.empty(a.sizes(5, 64), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
             kernel(*({**given, **made}[a.name] for a in arguments))
             outputs.append(made)
         assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
