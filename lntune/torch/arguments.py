@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._device import DeviceContext
 from lntune.case import DTYPES, MAX_HIDDEN
 from lntune.errors import InputError, got_expected
 from lntune.torch import devices
+from lntune.torch.constants import constant
 
 NAMES = {getattr(torch, name): name for name in DTYPES}
 """dtypes kernels exist for, with their names in a Case."""
@@ -70,6 +71,11 @@ def check_eps(eps: float) -> None:
 
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _legacy_batched = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd.grad(is_grads_batched=True) sends
+_transforms = torch._C._functorch.get_dynamic_layer_stack_depth
+transformed: Callable[[], bool] = constant(lambda: _transforms() > 0)
+"""True inside vmap, grad and jvp of compiled code. Dynamo asks while it traces, where these are under way, and traces again where they change;
+what is asked here it knows by itself only since PyTorch 2.13 or so.
+"""
 
 
 def kind(vector: Tensor | None, input: Tensor) -> str | None:

@@ -21,12 +21,11 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, lifted, mixed, native, pair, recorded, served, there
+from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, lifted, mixed, native, pair, recorded, served, there, transformed
 from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # as peek_interpreter_stack, and known to dynamo
 _tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
@@ -149,7 +148,7 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero).
-    if not devices.serves(input.device.type) or input.dtype not in NAMES or _transforms() > 0:
+    if not devices.serves(input.device.type) or input.dtype not in NAMES or transformed():
         return functional.layer_norm(input, shape, weight, bias, eps)
     if lifted(input):
         input, weight, bias = in_float32(input, weight, bias)

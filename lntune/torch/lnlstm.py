@@ -21,11 +21,10 @@ from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, check_eps, recorded, served
+from lntune.torch.arguments import NAMES, check_eps, recorded, served, transformed
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_transforms = torch._C._functorch.get_dynamic_layer_stack_depth
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tttottoof"
@@ -68,7 +67,7 @@ def lnlstm_step(
             or len({t.dtype for t in tensors if t is not None}) > 1
             or not devices.serves(c.device.type)
             or c.dtype not in NAMES
-            or _transforms() > 0
+            or transformed()
         ):
             return formula(*(*tensors, eps, carried, per_gate))
         h, c_new, _ = torch.ops.lntune.lnlstm_step(*tensors, eps, carried, recorded(*tensors))

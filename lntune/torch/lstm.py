@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,14 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from lntune.errors import InputError, got_expected
+from lntune.torch.constants import constant
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.lnlstm import lnlstm_step
 from lntune.torch.lnlstm_sequence import lnlstm_sequence
 from lntune.torch.products import linear
 
+# A constant to dynamo, which cannot trace the question before PyTorch 2.13 or so. A function of our own, since it is marked.
+_castable: Callable[[str], bool] = constant(lambda kind: bool(torch.amp.is_autocast_available(kind)))
 _DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
 
 
@@ -316,7 +320,7 @@ class LayerNormLSTM(_Base):
         weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
         gates, gain_x, bias_x = self._input_part(flat, suffix)
         bias = self._shared(bias_x, norm_bias, b, like=weight)
-        if torch.amp.is_autocast_available(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
+        if _castable(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         options = (sizes, self.eps, self.carried, self.per_gate, suffix.endswith("_reverse"))
         return lnlstm_sequence(gates.to(h_0.dtype), h_0, c_0, weight, gain_x, gain, gain_c, bias, bias_c, *options)
