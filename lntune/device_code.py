@@ -18,6 +18,7 @@ import msgspec
 
 from lntune.cuda import hints, source_only
 from lntune.errors import BuildError, gist
+from lntune.gpu import private
 
 _NAME = "lntune_cuda"
 WIDEST = 16
@@ -313,7 +314,8 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     seen.clear()
     goal = tvm.target.Target(_with_bfloat16(target))
     try:
-        with source_only.kept(), goal, tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        config = {"tirx.disable_storage_rewrite": True}
+        with source_only.kept(), goal, tvm.transform.PassContext(config=config, disabled_pass=private.needless(module)):
             executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
         source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
     except Exception as e:

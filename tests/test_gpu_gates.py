@@ -57,7 +57,7 @@ def test_rows_beyond_the_last_are_not_asked_about() -> None:
     assert body.count("rows") == 1
 
 
-@pytest.mark.parametrize("where", ["registers", "memory"])
+@pytest.mark.parametrize("where", ["registers", "shared", "memory"])
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 24])
 def test_sums_are_added_to(rows: int, where: str) -> None:
     """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and nothing to it where it has none."""

@@ -120,11 +120,11 @@ def apart(sch: Any, block: Any, hidden: int) -> None:
     _reordered(sch, block, lambda *at: (*at[:-1], at[-1] // hidden, at[-1] % hidden))
 
 
-def settled(mod: Any) -> Any:
+def settled(mod: Any, alike: Sequence[str] = ()) -> Any:
     """The module, gate and element two loops of its stages, with their values in terms of both: what is chosen for one gate is said of it.
 
     Otherwise an index keeps the division that tells gate and element apart, TVM does not see which part of a row a thread needs, and
-    gives each thread a stack frame for all of it.
+    gives each thread a stack frame for all of it. Stages `alike` choose among functions of the same gate, and keep their choice as it is.
     """
     import tvm
     import tvm_ffi
@@ -146,7 +146,9 @@ def settled(mod: Any) -> Any:
         known = tvm.sym.Analyzer()
         for axis in block.iter_vars:
             known.bind(axis.var, axis.dom)
-        value = known.simplify(tvm_ffi.structural_mutate(known.simplify(store.value), [(tirx.Select, choice)]))
+        value = known.simplify(store.value)
+        if block.name_hint not in alike:
+            value = known.simplify(tvm_ffi.structural_mutate(value, [(tirx.Select, choice)]))
         rest = (block.name_hint, tirx.BufferStore(store.buffer, value, store.indices), None, block.alloc_buffers, block.match_buffers)
         buffers = {r.source: r.source for r in (*block.reads, *block.writes)}
         reads, writes, _ = s_tir.analysis.get_sblock_access_region(SBlock(block.iter_vars, [], [], *rest, block.annotations), buffers)
@@ -190,21 +192,24 @@ class Deal:
             sch.unroll(sch.get_loops(block)[-4])
         return thread
 
-    def held(self, sch: Any, block: Any, index: int) -> None:
-        """Lay a local buffer that a block writes out so that what a thread holds of a row is contiguous, and as long as its turns."""
+    def held(self, sch: Any, block: Any, index: int, scope: str = "local") -> None:
+        """Lay a buffer that a block writes out so that what a thread holds of a row is as long as its turns: contiguous in registers; in
+        shared memory side by side with what other threads hold, so that single elements are accessed without conflicts.
+        """
 
         def place(*at: Any) -> tuple[Any, ...]:
             *lead, k = at
-            return (*lead, k // self.access // self.threads, k // self.access % self.threads, k % self.access)
+            turn, thread, element = k // self.access // self.threads, k // self.access % self.threads, k % self.access
+            return (*lead, turn, thread, element) if scope == "local" else (*lead, turn, element, thread)
 
         sch.transform_layout(block, ("write", index), place, assume_injective_transform=True)
 
-    def stage(self, sch: Any, block: Any, gates: bool) -> Any:
-        """Compute a stage in registers. Returns the loop over threads."""
-        sch.set_scope(block, 0, "local")
+    def stage(self, sch: Any, block: Any, gates: bool, scope: str = "local") -> Any:
+        """Compute a stage in registers, or in shared memory. Returns the loop over threads."""
+        sch.set_scope(block, 0, scope)
         if gates:
             self._by_gate(sch, block, 0)
-        self.held(sch, block, 0)
+        self.held(sch, block, 0, scope)
         return self.loops(sch, block, gates)
 
     def keep(self, sch: Any, consumers: Sequence[Any], name: str, at: Any, gates: bool) -> None:
@@ -246,16 +251,18 @@ class Deal:
         sch.vectorize(sch.get_loops(copy)[-1])
         return thread
 
-    def sums(self, sch: Any, block: Any, at: Any, turn: Any, gates: bool) -> list[str]:
-        """Sum over rows in registers, from 0 before loop `turn`, and store the sums at loop `at` after it. Returns the stores' names."""
-        copies = [sch.cache_write(block, index, "local") for index in range(len(sch.get(block).writes))]
+    def sums(self, sch: Any, block: Any, at: Any, turn: Any, gates: bool, scope: str = "local") -> list[str]:
+        """Sum over rows in registers, or in places of shared memory that are each one thread's, from 0 before loop `turn`, and store the
+        sums at loop `at` after it. Returns the stores' names.
+        """
+        copies = [sch.cache_write(block, index, scope) for index in range(len(sch.get(block).writes))]
         for index, copy in enumerate(copies):
             if gates:
                 apart(sch, copy, self.hidden)
                 self._by_gate(sch, block, index)
         for index, copy in enumerate(copies):
             sch.reverse_compute_at(copy, at, preserve_unit_loops=True)
-            self.held(sch, block, index)
+            self.held(sch, block, index, scope)
             self.loops(sch, copy, gates)
             if self.access > 1:
                 _, elements = sch.split(sch.get_loops(copy)[-1], [None, min(self.access, VECTOR)], preserve_unit_iters=True)

@@ -36,11 +36,11 @@ def asked_where_it_matters(mod: Any) -> Any:
 
     def realized(one: Any, mutator: Any) -> Any:
         block, store = one.block, one.block.body
-        free = isinstance(store, tirx.BufferStore) and all(_scope(w.source) == "local" for w in block.writes) and not over_threads(one)
+        free = isinstance(store, tirx.BufferStore) and all(_scope(w.source) != "global" for w in block.writes) and not over_threads(one)
         if not free or isinstance(one.predicate, tirx.IntImm):
             return mutator.default_mutate(one)
         body = store
-        if any(_scope(r.source) != "local" for r in block.reads):
+        if any(_scope(r.source) == "global" for r in block.reads):
             nothing = tirx.BufferStore(store.buffer, tirx.const(0, store.buffer.dtype), store.indices)
             body = tirx.SeqStmt([nothing, tirx.IfThenElse(one.predicate, store, None)])
         rest = (block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers, block.annotations)

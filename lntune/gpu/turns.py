@@ -132,3 +132,30 @@ def add(mod: Any, names: Sequence[str]) -> Any:
     if left:
         raise RuntimeError(f"no copies {sorted(left)} to add with")
     return tvm.IRModule({"main": changed})
+
+
+def early(mod: Any, moves: dict[str, str]) -> Any:
+    """The module with stages of the loop annotated TURNS brought right behind others, by name, so that what they need need not be kept."""
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.s_tir.stmt import SBlock
+
+    def names(statement: Any) -> set[str]:
+        found = set[str]()
+        tvm_ffi.structural_walk(statement, [(SBlock, lambda block: found.add(str(block.name_hint)))])
+        return found
+
+    def moved(loop: Any, mutator: Any) -> Any:
+        if TURNS not in loop.annotations:
+            return mutator.default_mutate(loop)
+        parts = list(loop.body.seq)
+        for name, behind in moves.items():
+            part = next(p for p in parts if name in names(p))
+            parts.remove(part)
+            at = next(i for i, p in enumerate(parts) if behind in names(p))
+            parts.insert(at + 1, part)
+        return _like(loop, tirx.SeqStmt(parts))
+
+    func = mod["main"]
+    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, moved)]))})

@@ -12,16 +12,15 @@ from typing import Any
 
 from lntune import ops
 from lntune.case import Case
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
+from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import gates, ragged, threads, turns
+from lntune.gpu import gates, phases, private, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
 
-OTHERS = 54  # registers of a thread for anything but its part of the row, the addresses of twenty tensors among it
-LAST_RESORT = 256  # threads from which on registers may spill, where nothing that fits does not
+STATIC = 1024  # bytes of shared memory for sums that threads exchange
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
 OVER_ROWS = ("sums_gates", "sums_hidden")
 STAGES = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
@@ -36,8 +35,13 @@ class Knobs:
     threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
     keep: str = knob("registers", ("registers", "again"), "where what is read of a row stays between its uses; again: in memory")
-    sums: str = knob("registers", ("registers", "memory"), "where sums over rows are while a block has turns; memory: added to at each")
+    sums: str = knob("registers", ("registers", "shared", "memory"), "where sums over rows are while a block has turns; memory: added to at each")
     ahead: bool = knob(True, (False, True), "gains and biases are loaded once a row, before its first stage")
+    stages: str = knob(
+        "registers",
+        ("registers", "shared", "again"),
+        "where what is made of a row stays between its sums; shared: gates in shared memory; again: there, if they fit, the rest made again",
+    )
 
 
 def summed(case: Case) -> int:
@@ -45,42 +49,85 @@ def summed(case: Case) -> int:
     return sum(4 if size == "gates" else 1 for size in sums_of(tokens_of(case)).values())
 
 
-def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row and of the sums takes."""
+def registers_of(knobs: Knobs, case: Case, device: Device) -> int:
+    """32-bit registers that a thread's part of the row and of the sums takes, or where stages are made again, one access of it."""
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
-    kept = summed(case) if knobs.sums == "registers" else summed(case) / 2  # what a turn adds lives shortly
-    matrices = 4 * (1 + ("raw" in tokens)) + 3 if knobs.keep == "registers" else 0
-    vectors = 4 * (1 + ("raw" in tokens)) + 1 if knobs.ahead else 0
-    return gates.turns_of(case, knobs.threads, knobs.access) * int((kept + 4 + 3) * knobs.access + (matrices + vectors) * access)
+    raw = "raw" in tokens
+    if knobs.stages == "again":
+        return (16 + 4 * ("act" not in shared_stages(knobs, case, device)) + 4 * raw) * knobs.access
+    kept = {"registers": summed(case), "shared": 0, "memory": summed(case) / 2}[knobs.sums]  # what a turn adds lives shortly
+    matrices = 4 * (1 + raw) + 3 if knobs.keep == "registers" else 0
+    vectors = 4 * (1 + raw) + 1 if knobs.ahead else 0
+    made = 3 + 4 * raw if knobs.stages == "shared" else 11 + 4 * raw if knobs.sums == "shared" else 7
+    return gates.turns_of(case, knobs.threads, knobs.access) * int((kept + made) * knobs.access + (matrices + vectors) * access)
+
+
+def others_of(knobs: Knobs, case: Case, device: Device) -> int:
+    """About the registers for anything else, the addresses of twenty tensors among it: fitted to what ptxas 13.0 spills and does not."""
+    if knobs.stages == "again":
+        return 70 if case.hidden % (knobs.threads * knobs.access) else 54
+    if knobs.stages == "shared":
+        return 80 if device.isa in ("sm_100", "sm_120") else 60
+    return 44 if knobs.sums == "shared" else 100 if knobs.threads == WARP else 64
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     if reason := gates.misfit(case, knobs.threads, knobs.access):
         return reason
+    if knobs.stages == "again" and (knobs.keep != "again" or knobs.sums == "registers" or knobs.ahead):
+        return "stages that are made again, access by access, hold nothing else of a row in registers"
+    if shared_of(knobs, case, device) > device.l1:
+        return f"{shared_of(knobs, case, device)} bytes of shared memory; a block has {device.l1}"
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
-    # 16 elements are what 1024 threads have each of the longest row.
-    few = gates.turns_of(case, knobs.threads, knobs.access) * knobs.access <= 16 and knobs.threads >= LAST_RESORT
-    least = knobs.keep == "again" and knobs.sums == "memory" and not knobs.ahead and few
-    if registers_of(knobs, case) + OTHERS > room and not least:
-        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
+    others = others_of(knobs, case, device)
+    part = registers_of(knobs, case, device)
+    if part + others > room:
+        return f"{part} registers for a thread's part of the row; with {others} others they do not fit {knobs.threads} threads"
     return None
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order."""
+    """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order.
+
+    Sums that they do not hold go to shared memory, then the gates after their activations, too. Where that is not enough either, stages are
+    made again access by access, whatever the length of the row.
+    """
     access = threads.widest(case)
-    narrow = (access, max(1, access // 2))
-    for where in ("registers", "memory"):
-        for each in narrow:
-            several = next((t for t in (32, 64, 128, 256, 512) if t * each >= case.hidden), THREADS_PER_BLOCK)
-            for ahead in (True, False):
-                for shared in (several, *(t for t in (512, 256, 128) if t < several)):
-                    found = Knobs(shared, each, "registers", where, ahead)
-                    if valid(found, case, device) is None:
-                        return found
-    several = next((t for t in (LAST_RESORT, 512) if 12 * t >= case.hidden), THREADS_PER_BLOCK)
-    return Knobs(several if several * access < 2 * case.hidden else LAST_RESORT, access, "again", "memory", ahead=False)
+    several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
+    fewer = (several, *(t for t in (512, 256, 128) if t < several))
+    kept = [Knobs(shares, access, "registers", sums, ahead) for sums in ("registers", "shared") for ahead in (True, False) for shares in fewer]
+    kept += [Knobs(shares, access, "registers", "shared", ahead=False, stages="shared") for shares in fewer]
+    kept += [Knobs(shares, max(1, access // 2), "registers", "shared", ahead=False) for shares in fewer]
+    found = next((one for one in kept if valid(one, case, device) is None), None)
+    if found is not None:
+        return found
+    again = [Knobs(shares, access, "again", "shared", ahead=False, stages="again") for shares in (512, 256)]
+    again = [one for one in again if shared_stages(one, case, device)]
+    again += [Knobs(shares, access, "again", "memory", ahead=False, stages="again") for shares in (512, 256, 128, 64, 32)]
+    return next(one for one in again if valid(one, case, device) is None)
+
+
+def _padded(knobs: Knobs, case: Case) -> int:
+    """Elements of the cell, counting all that the threads have turns for."""
+    return gates.turns_of(case, knobs.threads, knobs.access) * knobs.threads * knobs.access
+
+
+def _sums_bytes(knobs: Knobs, case: Case) -> int:
+    """Bytes of sums in shared memory."""
+    return 4 * summed(case) * _padded(knobs, case) if knobs.sums == "shared" else 0
+
+
+def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
+    """The stages that are in shared memory."""
+    if knobs.stages == "again":
+        return ("act", "dz")[: max(0, device.l1 - STATIC - _sums_bytes(knobs, case)) // (16 * _padded(knobs, case))]
+    return ("act",) if knobs.stages == "shared" else ()
+
+
+def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
+    """Bytes of shared memory that a block of threads takes."""
+    return STATIC + _sums_bytes(knobs, case) + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -96,15 +143,19 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import s_tir
 
     deal, count = gates.Deal(case.hidden, knobs.threads, knobs.access), case.blocks(device.cores)
+    in_shared = shared_stages(knobs, case, device)
     arguments = {a.name: a.shape[-1] for a in ops.get(case.op).arguments(case)}
 
     # 1.
     definition = turns.named(ops.get(case.op).define(case, gates.row_sum(case.hidden), 1, count), list(arguments))
     sch = s_tir.Schedule(turns.unpadded(gates.native(definition)))
-    for name in (*STAGES, *OUTPUTS):
+    alone = knobs.stages == "shared"  # act, that is; z need not be kept for it
+    if alone:
+        sch.compute_inline(sch.get_sblock("z"))
+    for name in (*STAGES[alone:], *OUTPUTS):
         if name in OF_GATES:
             gates.apart(sch, sch.get_sblock(name), case.hidden)
-    sch = s_tir.Schedule(gates.settled(sch.mod))
+    sch = s_tir.Schedule(gates.settled(sch.mod, ("act",) if alone else ()))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
     # 2.
@@ -117,7 +168,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             sch.reorder(b, turn)
             looped.append(turn)
     turn = sch.merge(*looped)
-    b = sch.get_loops(blocks["z"])[0]
+    b = sch.get_loops(blocks["act"])[0]
     sch.bind(b, "blockIdx.x")
 
     # 3.
@@ -141,7 +192,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         if name in OUTPUTS:
             thread = deal.output(sch, block, wide)
         elif name in STAGES:
-            thread = deal.stage(sch, block, wide)
+            thread = deal.stage(sch, block, wide, "shared.dyn" if name in in_shared else "local")
         else:
             thread = deal.loops(sch, block, wide) if name in ROW_SUMS else None
             for index in range(len(sch.get(block).writes)):
@@ -155,12 +206,19 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         thread = deal.loops(sch, blocks[name], name in OF_GATES)
         for read in gates.inputs(sch, blocks[name], case):
             deal.fetch(sch, blocks[name], read, thread, gates=arguments[read] == "gates")
-        added += deal.sums(sch, blocks[name], b, turn, name in OF_GATES)
+        added += deal.sums(sch, blocks[name], b, turn, name in OF_GATES, "shared.dyn" if knobs.sums == "shared" else "local")
 
     # 6.
     sch.annotate(turn, turns.TURNS, count)
     made = turns.add(ragged.asked_where_it_matters(sch.mod), added)
-    return turns.trim(turns.each(made) if knobs.sums == "memory" else made)
+    made = turns.each(made) if knobs.sums == "memory" else made
+    if knobs.sums == "shared" or knobs.stages != "registers":
+        made = private.declare(made)
+    if knobs.stages == "shared":
+        made = turns.early(made, {"sums_hidden_update": "dinner", "dc": "dcell"})
+    elif knobs.stages == "again":
+        made = phases.by_access(made, turns.TURNS)
+    return turns.trim(made)
 
 
 SCHEDULES = (Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply),)
