@@ -19,7 +19,8 @@ __all__ = ["fake_gpu"]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONGEST = ("gpu_kernels", "bringup", "kernel_options", "gpu_pass", "kernels", "tune_gpu", "runtime", "lnlstm", "worker", "lnlstm_sequence")
+LONGEST = ("gpu_kernels", "gpu_pass", "bringup", "kernel_options", "kernels", "on_gpu_torch", "tune_gpu", "runtime", "lnlstm", "worker")
+LONGEST += ("build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
 """Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
 
 

@@ -25,7 +25,7 @@ NAMES = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", 
 ROUNDING = {torch.float32: 16 * 2.0**-24, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 HIDDEN = 48
 FORMS_HIDDEN = 16
-"""Where many forms are called, each with kernels of its own: they are built in half the time without a tail, which test_kernels.py is about."""
+"""Where much is called that has kernels of its own: they are built in half the time without a tail, which test_kernels.py is about."""
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_gradients_of_forms(dtype: torch.dtype, form: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
 def test_gradients_of_batches(batch: tuple[int, ...]) -> None:
     """A single sequence without a batch, none, an odd number, more leading dimensions."""
-    check_gradients(made(batch))
+    check_gradients(made(batch, hidden=FORMS_HIDDEN))
 
 
 @pytest.mark.parametrize("style", ["normal", "shifted", "constant", "tiny", "huge"])
