@@ -321,4 +321,5 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     launches = seen.launches()
-    return Program(_complete(hints.apply(source, hints.requested(module)), launches), launches, seen.scratch())
+    source = _complete(hints.apply(source, hints.requested(module)), launches)
+    return Program(private.alone(module, source), launches, seen.scratch())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _ATTRIBUTE = "lntune_private_shared"
@@ -18,6 +19,18 @@ def declare(mod: Any) -> Any:
     return tvm.IRModule({name: func.with_attr(_ATTRIBUTE, True) for name, func in mod.functions_items()})
 
 
+def _declared(mod: Any) -> bool:
+    return any(func.attrs and _ATTRIBUTE in func.attrs for _, func in mod.functions_items())
+
+
 def needless(mod: Any) -> list[str]:
     """The passes of TVM that a module can do without: those that put barriers between accesses, where it was declared."""
-    return ["s_tir.ThreadSync"] if any(func.attrs and _ATTRIBUTE in func.attrs for _, func in mod.functions_items()) else []
+    return ["s_tir.ThreadSync"] if _declared(mod) else []
+
+
+def alone(mod: Any, source: str) -> str:
+    """The module's source, telling the compiler where it was declared that one block has a multiprocessor to itself.
+
+    Its shared memory leaves no room for more; ptxas 13.0 rather spills than take more registers than two blocks of 256 threads could have.
+    """
+    return re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", source) if _declared(mod) else source
