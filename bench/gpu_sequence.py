@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lntune import timing, toolchain
+from lntune.cuda.capture import record
 from lntune.report.rows import geomean
 from lntune.torch import devices, dispatch
 
@@ -94,10 +95,8 @@ def graphed(call: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
         for _ in range(3):
             call()
     torch.cuda.current_stream(place).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    with torch.cuda.device(place):
+        return record(call, stream)
 
 
 def checked(modules: dict[str, nn.Module], source: nn.Module, x: Tensor, case: Case) -> dict[str, float]:

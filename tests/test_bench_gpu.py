@@ -138,6 +138,22 @@ def test_who_does_not_take_the_case_is_left_out(here: Here, monkeypatch: pytest.
     assert "liger" not in record.timings and record.status == "ok"
 
 
+def test_without_a_torch_compile_that_works(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch.compile fails, as without a C compiler for Triton, the others are measured, and the record says why it is missing."""
+
+    def compiled(*_: Any) -> Any:
+        def call() -> Any:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        return [call] * 8
+
+    monkeypatch.setattr(bench, "_compiled", compiled)
+    (record,) = bench.run([CASE], 0.01, with_compile=True, device=here.device).records
+    assert record.status == "ok" and {"eager", "tuned", "copy"} <= set(record.timings)
+    assert "compile" not in record.timings
+    assert record.message.endswith("; torch.compile left out: RuntimeError: Failed to find C compiler. Please specify via CC environment variable.")
+
+
 def test_tables_with_the_cards_bandwidth() -> None:
     """The table has a column for the share of the card's bandwidth where that is known, and sentences about others' kernels."""
     timings = {"tuned": Timing((10.0, 10.0), 10.0), "copy": Timing((11.0, 11.0), 11.0), "liger": Timing((15.0, 15.0), 15.0)}

@@ -93,11 +93,13 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         choice, kernel = dispatch.choose(case, place.device), dispatch.kernel_for(case, _tensors(copies[0]))
-        contenders = _given(case, kernel, copies) if given_output else _calls(case, copies, place, with_compile)
+        left_out: dict[str, str] = {}
+        contenders = _given(case, kernel, copies) if given_output else _calls(case, copies, place, with_compile, left_out)
         measured = timing.quietest(lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
     plan = schedule.get(choice.schedule) if choice.schedule else None
     verdict = place.verify(case, kernel) if kernel else None
     said = verdict.message if verdict and not verdict.ok else f"{choice.tier}: {knobs.describe(choice.knobs)}"
+    said += "".join(f"; {name} left out: {why}" for name, why in left_out.items())
     return Record(
         role="bench-given-output" if given_output else "bench",
         case=case,
@@ -125,8 +127,12 @@ def _tensors(given: Mapping[str, Any]) -> list[Any]:
     return [v for v in given.values() if isinstance(v, torch.Tensor)]
 
 
-def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_compile: bool) -> Calls:
-    """Everyone as a user calls them, bound to each copy of the inputs."""
+def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_compile: bool, left_out: dict[str, str] | None = None) -> Calls:
+    """Everyone as a user calls them, bound to each copy of the inputs.
+
+    On a GPU torch.compile needs more than is on every machine (a C compiler, Python's headers): where it fails `left_out` says why, and the
+    others are measured.
+    """
     import torch
 
     from lntune.torch import CALLS
@@ -139,10 +145,15 @@ def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_comp
     }
     if with_compile:
         torch._dynamo.reset()
-        contenders["compile"] = _compiled(case, copies, place)
+        compiled = _compiled(case, copies, place)
+        why = peers.refusal(compiled[0]) if place.gpu is not None else ""
+        if not why:
+            contenders["compile"] = compiled
+        elif left_out is not None:
+            left_out["torch.compile"] = why
     if place.gpu is not None:
         found = [peers.calls(case, given) for given in copies]
-        contenders |= {name: [one[name] for one in found] for name, call in found[0].items() if peers.serves(call)}
+        contenders |= {name: [one[name] for one in found] for name, call in found[0].items() if not peers.refusal(call)}
     return contenders
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lntune.case import Case
+from lntune.errors import gist
 from lntune.ops import layer_norm
 
 Call = Callable[[], Any]
@@ -41,10 +42,10 @@ def _triton(given: Mapping[str, Any]) -> Call:
     return lambda: forward(x, weight, bias, eps)
 
 
-def serves(call: Call) -> bool:
-    """Whether a contender takes the case: some refuse long rows, others the GPU."""
+def refusal(call: Call) -> str:
+    """Why a contender does not take the case, on a line, or the empty string: some refuse long rows, others the GPU or the machine."""
     try:
         call()
-    except Exception:  # theirs, of whatever kind
-        return False
-    return True
+    except Exception as e:  # theirs, of whatever kind
+        return f"{type(e).__name__}: {gist(e)}"
+    return ""
