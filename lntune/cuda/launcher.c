@@ -97,7 +97,7 @@ static const char *likely(int status) {
     case 3: case 4: return "; a process that was forked after CUDA was used cannot use it, and none can at its end";
     case 200: case 209: case 218: case 222: return "; the driver is older than the compiler that made the kernel, or the GPU is not the one it was made for";
     case 701: return "; a block needs more registers or shared memory than a multiprocessor has";
-    case 700: case 702: case 714: case 715: case 716: case 717: case 718: case 719:
+    case 700: case 702: case 710: case 714: case 715: case 716: case 717: case 718: case 719:
       return "; a kernel before this one failed, and the process cannot use the GPU any more";
     case 900: case 901: case 906: case 907: return "; call the op once before its calls are captured in a CUDA graph";
   }

@@ -19,9 +19,9 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lntune import native
 from lntune.cuda import driver, packed
 from lntune.cuda.driver import capability_of, count, device, missing, ordinal_of, use
 from lntune.errors import BuildError, InputError, LaunchError, ToolchainError
@@ -42,7 +42,7 @@ def _wrap() -> Callable[[int], Callable[..., None]]:
 
     tvm_ffi.register_error("lntune.InputError", InputError)
     tvm_ffi.register_error("lntune.LaunchError", LaunchError)
-    module = tvm_ffi.load_module(str(native.path_of(driver.SOURCE).resolve()))
+    module = tvm_ffi.load_module(str(Path(driver.library()._name).resolve()))  # the one that is loaded, wherever the cache is by now
     _keep.append(module)
     return module["wrap"]  # type: ignore[no-any-return]
 
