@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +10,13 @@ from pathlib import Path
 import pytest
 from on_gpu import Here, here
 
-from lntune.cuda.locate import toolkits
+from lntune.cuda import locate
 from lntune.schedule import all_schedules
 
 __all__ = ["here"]
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("memcheck", "racecheck", "synccheck")
-
-
-def sanitizer() -> str | None:
-    """NVIDIA's compute-sanitizer, of PATH or of a CUDA toolkit."""
-    found = (str(folder / "bin" / "compute-sanitizer") for folder in toolkits())
-    return shutil.which("compute-sanitizer") or next((path for path in found if os.access(path, os.X_OK)), None)
 
 
 def process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +33,7 @@ def test_compute_sanitizer_finds_nothing(here: Here, tool: str) -> None:
     """
     command = [sys.executable, str(HERE / "gpu_small_set.py")]
     if here.real:
-        found = sanitizer()
+        found = locate.program("compute-sanitizer")
         if found is None:
             pytest.skip("compute-sanitizer is not installed")
         # Our kernels alone, in this process alone: compilers it starts use no CUDA, and calls of the driver's that PyTorch expects to fail are

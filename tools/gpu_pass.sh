@@ -162,7 +162,7 @@ LNTUNE_LOG_DIR=$logs step sequence "$(left 5)" "$python" bench/gpu_sequence.py "
 
 if [[ $target == cpu ]]; then
   skip sanitizer "the target is the CPU"
-elif ! command -v compute-sanitizer >/dev/null && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer ]]; then
+elif ! "$python" -c 'import sys; from lntune.cuda.locate import program; sys.exit(not program("compute-sanitizer"))'; then
   skip sanitizer "there is no compute-sanitizer"
 elif "$python" -c 'import pytest' 2>/dev/null; then
   step sanitizer "$(left)" "$python" -m pytest -v -p no:cacheprovider -m "gpu and sanitizer" --junitxml "$out/sanitizer.xml" "${files[@]}"
