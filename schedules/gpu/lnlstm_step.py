@@ -1,7 +1,7 @@
 """LN-LSTM step forward on GPUs: one kernel, a block of threads to a row, which is one sequence of the batch.
 
 A thread has the same elements of all four gates, so that a cell is its own business; only the sums of both layer norms are exchanged.
-The gates stay in registers between their three uses. What else a row needs can be asked for before the first sum, so that its way
+The gates stay in registers between their three uses; rows too long for that are read again, access by access. What else a row needs can be asked for before the first sum, so that its way
 through memory and the exchanges overlap: with a batch of a few rows to a multiprocessor that time is most of the kernel's.
 
 Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a warp takes, are small anyway).
@@ -16,12 +16,15 @@ from lntune import ops
 from lntune.case import Case
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import gates, ragged, threads
+from lntune.gpu import gates, phases, private, ragged, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
 
-OTHERS = 36  # registers of a thread for anything but its part of the row
+PHASES = "lntune_row"  # annotation of the loop over rows
+STATIC = 1024  # bytes of shared memory for sums that threads exchange
+OTHERS = 36  # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and does not
+OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or made again
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,27 @@ class Knobs:
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
     keep: str = knob("registers", ("registers", "again"), "where gates that are normalized stay between their three uses; again: in memory")
     ahead: bool = knob(True, (False, True), "cell, gains, biases and gates that need no sum are loaded before the first sum")
+    stages: str = knob(
+        "registers",
+        ("registers", "again"),
+        "where what is made of a row stays between its sums; again: z in shared memory, if it fits, the rest made again access by access",
+    )
+
+
+def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
+    """Bytes of shared memory that a block of threads has z in, or 0."""
+    whole = 16 * gates.turns_of(case, knobs.threads, knobs.access) * knobs.threads * knobs.access
+    return whole if knobs.stages == "again" and whole + STATIC <= device.l1 else 0
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row takes."""
+    """32-bit registers that a thread's part of the row takes, or where stages are made again, one access of it."""
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
     of_gates = 4 * ("raw" in tokens) + 4 if knobs.keep == "registers" else 0
     of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.ahead else 0
-    made = 4 * knobs.access  # what comes of the gates takes their place
+    if knobs.stages == "again":
+        return (10 + 4 * ("raw" in tokens)) * knobs.access
+    made = 4 * knobs.access + of_gates * access // (2 if "raw" in tokens else 4)  # what comes of the gates takes their place, but not at once
     return gates.turns_of(case, knobs.threads, knobs.access) * max((of_gates + of_rest) * access, made)
 
 
@@ -47,9 +63,11 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     if reason := gates.misfit(case, knobs.threads, knobs.access):
         return reason
-    room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
-    if registers_of(knobs, case) + OTHERS > room and (knobs.keep == "registers" or knobs.ahead or knobs.threads < THREADS_PER_BLOCK):
-        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {knobs.threads} threads"
+    if knobs.stages == "again" and (knobs.keep == "registers" or knobs.ahead):
+        return "stages that are made again, access by access, hold nothing else of a row in registers"
+    others = OTHERS_RAW if "raw" in tokens_of(case) and (case.itemsize < 4 or knobs.stages == "again") else OTHERS
+    if registers_of(knobs, case) + others > min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads):
+        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {others} others they do not fit {knobs.threads} threads"
     return None
 
 
@@ -57,12 +75,13 @@ def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; everything asked for at once where registers hold it."""
     access = threads.widest(case)
     several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
-    for keep, ahead in (("registers", True), ("registers", False), ("again", False)):
+    for ahead in (True, False):
         for shared in (several, *(t for t in (512, 256, 128) if t < several)):
-            found = Knobs(shared, access, keep, ahead)
+            found = Knobs(shared, access, "registers", ahead)
             if valid(found, case, device) is None:
                 return found
-    return Knobs(THREADS_PER_BLOCK, access, "again", ahead=False)
+    again = [Knobs(shared, access, "again", ahead=False, stages="again") for shared in (512, 256, 128, 64, 32)]
+    return next(one for one in again if valid(one, case, device) is None)
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -87,6 +106,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 2.
     row = sch.merge(*(sch.get_loops(block)[0] for block in blocks.values()))
     sch.bind(row, "blockIdx.x")
+    sch.annotate(row, PHASES, 1)
 
     # 3.
     normalized = {f"gates_{of}": [blocks[f"{of}_sum"], blocks[f"{of}_centred"], blocks["z"]] for of in ("h", "x") if f"{of}_sum" in blocks}
@@ -104,7 +124,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         if name in outputs:
             deal.output(sch, block, wide)
         elif name in stages or name.endswith(("_sum", "_centred")):
-            thread = deal.stage(sch, block, wide) if name in stages else deal.loops(sch, block, wide)
+            place = "shared.dyn" if name == "z" and shared_of(knobs, case, device) else "local"
+            thread = deal.stage(sch, block, wide, place) if name in stages else deal.loops(sch, block, wide)
             for read in gates.inputs(sch, block, case):
                 deal.fetch(sch, block, read, thread, gates=read in of_gates)
 
@@ -115,7 +136,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         elif name not in (*outputs, *stages):
             for index in range(len(sch.get(block).writes)):
                 sch.set_scope(block, index, "local")
-    return ragged.asked_where_it_matters(sch.mod)
+    made = ragged.asked_where_it_matters(sch.mod)
+    return phases.by_access(private.declare(made), PHASES) if knobs.stages == "again" else made
 
 
 SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply),)
