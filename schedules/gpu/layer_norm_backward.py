@@ -69,13 +69,16 @@ def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
 def registers_of(knobs: Knobs, case: Case) -> int:
     """About the 32-bit registers of a thread that has its part of dy, of x and of sums in them.
 
-    An access shorter than a register has one to itself. Anything else takes 32, more where the part is above 32 or what is loaded has places
-    in shared memory: fitted to what ptxas 13.0 says for sm_90.
+    An access shorter than a register has one to itself. Anything else takes 32, more where the part is above 32, what is loaded has places
+    in shared memory, or low precision is widened beside no sums: fitted to what ptxas 13.0 says for sm_90.
     """
     turns = -(-case.hidden // (knobs.access * knobs.threads))
     part = 2 * turns * max(4, knobs.access * case.itemsize) // 4 if knobs.keep == "registers" else 0
     part += len(_sums(case)) * turns * knobs.access if knobs.sums == "registers" else 0
-    return part + 32 + max(0, part - 32) * 5 // 8 + (10 if knobs.keep == "shared" else 0)
+    wide = knobs.access == case.itemsize == 4
+    copied = 0 if knobs.keep != "shared" else max(10, part // 2 - 16) if wide else 10
+    widened = part // 3 if knobs.keep == "registers" and knobs.sums == "apart" and case.itemsize < 4 else 0
+    return part + 32 + max(0, part - 32) * 5 // 8 + copied + widened
 
 
 def shared_of(knobs: Knobs, case: Case) -> int:
@@ -128,9 +131,15 @@ def default(case: Case, device: Device) -> Knobs:
     for where in ("registers", "apart") if _sums(case) else ("registers",):
         least = min(least, 512) if where == "apart" else least  # with more registers each, where sums do not keep them
         nearest = (least, *(t for t in THREADS if t > least), *(t for t in reversed(THREADS) if t < least))
-        for keep, fewest in (("registers", least // 2), ("shared", least // 4), ("again", 0)):
+        narrow = max(1, access // 2)
+        for keep, fewest, each in (
+            ("registers", least // 2, access),
+            ("shared", least // 4, access),
+            ("shared", least // 4, narrow),
+            ("again", 0, access),
+        ):
             for shares in (t for t in nearest if t >= fewest):
-                for found in _fitting(shares, access, keep, where, case, device):
+                for found in _fitting(shares, each, keep, where, case, device):
                     return found
     return Knobs(WARP, 1, access, "again", "apart", 1)
 

@@ -1,8 +1,9 @@
 """LN-LSTM step forward on GPUs: one kernel, a block of threads to a row, which is one sequence of the batch.
 
 A thread has the same elements of all four gates, so that a cell is its own business; only the sums of both layer norms are exchanged.
-The gates stay in registers between their three uses; rows too long for that are read again, access by access. What else a row needs can be asked for before the first sum, so that its way
-through memory and the exchanges overlap: with a batch of a few rows to a multiprocessor that time is most of the kernel's.
+The gates stay in registers between their three uses; rows too long for that are read again, access by access. What else a row needs can be
+asked for before the first sum, so that its way through memory and the exchanges overlap: with a batch of a few rows to a multiprocessor
+that time is most of the kernel's.
 
 Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a warp takes, are small anyway).
 """
