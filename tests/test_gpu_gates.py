@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -112,3 +113,63 @@ def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) ->
     made = program(Case(op, 1024, dtype, 512, variant))
     (launch,) = made.launches
     assert not cuda.inspect_kernel(made.source, GPU.isa, launch.threads).problems
+
+
+def guarded(source: str) -> list[str]:
+    """What is done only by threads that have a part of a row's last turn, one statement each."""
+    return re.findall(r"if \([^{]*threadIdx\.x[^{]*< \(int64_t\)\d+\) \{\n((?:[^{}]|\{[^{}]*\})*?)\n\s*\}", source)
+
+
+@pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
+def test_only_memory_and_sums_ask_who_has_a_part(case: Case) -> None:
+    """Of a ragged row what is computed in registers is computed by all threads; loads, stores and a thread's part of sums ask, those of two
+    sums at a time.
+    """
+    asked = [one for one in guarded(program(msgspec.structs.replace(case, hidden=100)).source) if one.count(" = ") == 1]
+    assert asked
+    for statement in asked:
+        target, _, value = statement.strip().partition(" = ")
+        assert "_local" not in target or "in_thread" in target or "_local" not in value, statement
+
+
+@pytest.mark.parametrize(("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("memory", "again")])
+def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: str) -> None:
+    """There are as many barriers as without it, those of the two sums of a row; and the compiler knows that a block is alone."""
+    plain = program(BACKWARD, threads=64, access=1)
+    keep = "again" if stages == "again" else "registers"
+    made = program(BACKWARD, threads=64, access=1, sums=sums, stages=stages, ahead=False, keep=keep)
+    assert made.launches[0].shared > 0
+    assert made.source.count("__syncthreads()") == plain.source.count("__syncthreads()") > 0
+    assert "__launch_bounds__(64, 1)" in made.source
+    assert "__launch_bounds__(64)" in plain.source
+
+
+@pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
+def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
+    """Where stages are made again, a thread's arrays are as long for a row of many accesses as for one of few, and the code is, too."""
+    changed = {"threads": 32, "access": 4, "keep": "again", "stages": "again", "ahead": False}
+    changed |= {"sums": "memory"} if case is BACKWARD else {}
+    short, long = (program(msgspec.structs.replace(case, hidden=hidden), **changed).source for hidden in (256, 2048))
+    arrays = [sorted(re.findall(r"alignas\(64\) float \w+\[\d+\]", source)) for source in (short, long)]
+    assert arrays[0] == arrays[1]
+    assert max(int(re.findall(r"\d+", array)[-1]) for array in arrays[1] if "__shared__" not in array) <= 4 * 4
+    assert len(short.splitlines()) == len(long.splitlines())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("op", "hidden", "dtype"),
+    [
+        ("lnlstm_step", 12288, "float32"),
+        ("lnlstm_step_backward", 240, "float32"),
+        ("lnlstm_step_backward", 256, "bfloat16"),
+        ("lnlstm_step_backward", 4096, "float32"),
+        ("lnlstm_step_backward", 12288, "float32"),
+    ],
+)
+def test_default_knobs_do_not_spill(op: str, hidden: int, dtype: str) -> None:
+    """Ragged rows, those that sums in shared memory make room for, and those that nothing holds: no spills and no stack frame."""
+    case = Case(op, hidden, dtype, 4096)
+    made = program(case)
+    (launch,) = made.launches
+    assert cuda.inspect_kernel(made.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False).problems == ()

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def asked_where_it_matters(mod: Any) -> Any:
-    """The module with the question asked only where memory is read or written, or a sum over threads is made.
+    """The module with the question asked only where memory is read or written, or sums are made over threads, or several over rows.
 
     What is computed in registers is computed by all threads, of zeros where a thread has no part. TVM asks at each element of each stage,
     and nvcc 13.0 then keeps the order of the questions, and with it more values alive at a time than a thread has registers: for an LSTM's
