@@ -16,9 +16,8 @@ from typing import Any
 
 import msgspec
 
-from lntune.cuda import hints, source_only
+from lntune.cuda import hints, private, source_only
 from lntune.errors import BuildError, gist
-from lntune.gpu import private
 
 _NAME = "lntune_cuda"
 WIDEST = 16

@@ -15,9 +15,10 @@ from typing import Any
 
 from lntune import ops
 from lntune.case import Case
+from lntune.cuda import private
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import gates, phases, private, ragged, threads
+from lntune.gpu import gates, phases, ragged, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule

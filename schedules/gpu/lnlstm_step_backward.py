@@ -12,9 +12,10 @@ from typing import Any
 
 from lntune import ops
 from lntune.case import Case
+from lntune.cuda import private
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import gates, phases, private, ragged, threads, turns
+from lntune.gpu import gates, phases, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of

@@ -14,9 +14,7 @@ def declare(mod: Any) -> Any:
     TVM 0.27 otherwise puts a barrier between any two accesses to different places of a buffer, dozens a row, and refuses those that only some
     threads make. Sums over threads have barriers of their own.
     """
-    import tvm
-
-    return tvm.IRModule({name: func.with_attr(_ATTRIBUTE, True) for name, func in mod.functions_items()})
+    return type(mod)({name: func.with_attr(_ATTRIBUTE, True) for name, func in mod.functions_items()})
 
 
 def _declared(mod: Any) -> bool:
