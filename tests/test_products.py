@@ -155,6 +155,26 @@ def test_left_to_pytorch() -> None:
     torch.testing.assert_close(tangents, functional.linear(torch.ones_like(x), weight))
 
 
+@needs_onednn
+@pytest.mark.usefixtures("always_onednn")
+def test_transforms_inside_compiled_code() -> None:
+    """vmap and forward derivatives of a product, and gradients of a layer, compile as they do of PyTorch's own."""
+    torch.manual_seed(0)
+    x, weight, layer = torch.randn(6, 5), torch.randn(4, 5), lntune.LayerNormLSTM(5, 4)
+
+    def over_rows(x: Tensor) -> Tensor:
+        return torch.func.vmap(linear, (0, None))(x, weight)
+
+    def forwards(x: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: linear(x, weight), (x,), (torch.ones_like(x),))[1]
+
+    def of_a_layer(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: layer(x)[0].sin().sum())(x)
+
+    for f in (over_rows, forwards, of_a_layer):
+        torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["as it is", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("library")

@@ -18,7 +18,7 @@ from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError
 from lntune.ops.lnlstm_step import formula
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import NAMES, recorded, served
+from lntune.torch.arguments import NAMES, recorded, served, transformed
 from lntune.torch.lnlstm_backward import recorded_backward
 
 
@@ -51,13 +51,18 @@ def lnlstm_sequence(
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (devices.serves(h_0.device.type) if torch.compiler.is_dynamo_compiling() else all(served(t, None, None, hidden) for t in there))
+        or not (_compiled(h_0.device) if torch.compiler.is_dynamo_compiling() else all(served(t, None, None, hidden) for t in there))
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, list(sizes), eps, carried, reverse, keep)
     return out, h_n, c_n
+
+
+def _compiled(place: torch.device) -> bool:
+    """True where compiled code may have the operator; transforms of functions inside it want PyTorch's own formulas."""
+    return devices.serves(place.type) and not transformed()
 
 
 def by_steps(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lntune import device
-from lntune.torch.arguments import served
+from lntune.torch.arguments import served, transformed
 from lntune.torch.constants import constant
 
 _LEAST = 1 << 20
@@ -43,10 +43,15 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """torch.nn.functional.linear(x, weight), differentiable as often, for x (..., in) and weight (out, in)."""
-    if _faster(x.numel() * weight.shape[0], _LEAST_RECORDED, x, weight) and (torch.compiler.is_compiling() or served(x, weight, None, 1)):
+    if _faster(x.numel() * weight.shape[0], _LEAST_RECORDED, x, weight) and _ordinary(x, weight):
         y: Tensor = torch.ops.lntune.linear(x.reshape(-1, x.shape[-1]), weight)
         return y.view(*x.shape[:-1], weight.shape[0])
     return functional.linear(x, weight)
+
+
+def _ordinary(x: Tensor, weight: Tensor) -> bool:
+    """True where an operator of our own may stand for PyTorch's, which transforms of functions know."""
+    return not transformed() if torch.compiler.is_compiling() else served(x, weight, None, 1)
 
 
 def repeated(matrix: Tensor, rows: int, times: int) -> Times:
