@@ -3,6 +3,9 @@
 A thread has the same elements of all four gates. The gates are made again and stay in registers with what comes of them, as do the
 thread's own shares of the sums over rows, which it adds to its block's row of them once, after its last turn: no atomics, and the same
 bits at every call.
+
+There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the sums, then the gates after their
+activations. Rows too long even for that go through all stages access by access, and what is not kept is read, and made, again.
 """
 
 from __future__ import annotations
@@ -65,10 +68,11 @@ def registers_of(knobs: Knobs, case: Case, device: Device) -> int:
 
 def others_of(knobs: Knobs, case: Case, device: Device) -> int:
     """About the registers for anything else, the addresses of twenty tensors among it: fitted to what ptxas 13.0 spills and does not."""
+    newest = 20 * (device.isa in ("sm_100", "sm_120"))  # more than for others
     if knobs.stages == "again":
-        return 70 if case.hidden % (knobs.threads * knobs.access) else 54
+        return newest + (70 if case.hidden % (knobs.threads * knobs.access) else 54)
     if knobs.stages == "shared":
-        return 80 if device.isa in ("sm_100", "sm_120") else 60
+        return 80 if newest or case.dtype == "float16" else 60
     return 44 if knobs.sums == "shared" else 100 if knobs.threads == WARP else 64
 
 
@@ -137,9 +141,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     1. The definition, with the device's activations; gate and element two loops.
     2. Blocks of threads and their turns; all stages in one loop over a block's turns.
     3. What is loaded once for several stages, or before its turn.
-    4. Stages and outputs in registers, each access of what they read loaded at once; sums of a row exchanged.
+    4. Stages and outputs in registers or shared memory, each access of what they read loaded at once; sums of a row exchanged.
     5. The thread's sums over rows, added to its block's once or at each turn.
-    6. Turns end where the rows do.
+    6. What no later stage needs is done early, or all of it access by access; turns end where the rows do.
     """
     from tvm import s_tir
 
