@@ -119,7 +119,7 @@ def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
 def test_every_variant_is_right(name: str) -> None:
     """Whatever is there or not there beside the input, in whatever dtype.
 
-    Of the many of an LSTM's step only every third, with all combinations of any two options; test_kernels.py has the definition's others.
+    Of the many of an LSTM's step only every third, with all combinations of any two options; test_kernel_options.py has more of the definition.
     """
     op = ops.get(PLANS[name].op)
     for variant in op.variants[:: 3 if op.name == "lnlstm_step" else 1]:
