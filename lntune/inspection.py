@@ -17,6 +17,8 @@ from lntune.schedule import Schedule
 
 ROWS = 8
 """Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to take no time."""
+TURNS = 4
+"""Rows of each block that adds to sums of its own, which is done once, or at every turn."""
 TWICE = 1.5
 """From here on a matrix counts as moved more than once; below it is what the last block of rows repeats."""
 
@@ -71,6 +73,9 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Ins
     program = build.program(case, schedule, setting, device)
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
     few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
+    if any(a.role == "sum" for a in ops.get(case.op).arguments(case)):  # so that each block has turns enough to show what one costs
+        device = msgspec.structs.replace(device, cores=max(1, few.rows // TURNS))
+        program = build.program(case, schedule, setting, device)
     read, written, extra, between = moves(few, program, case.blocks(device.cores))
     share = between / ops.get(case.op).bytes(case)
     return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -212,6 +213,18 @@ def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
     assert one["extra"] < 0.05
     assert one["between"] > 0
     assert one["problems"] == []
+
+
+@needs_compiler
+@pytest.mark.parametrize(("sums", "times"), [("registers", 1), ("memory", inspection.TURNS)])
+def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
+    """Sums that a block adds to once are moved once, those that it adds to at every turn as often as it has turns."""
+    plan, case = get("gated_turns"), Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c")
+    setting = dataclasses.replace(plan.default(case, GPU), sums=sums)
+    found = inspection.inspect(case, plan, setting, GPU)
+    assert found.read["dweight_h"] == found.written["dweight_h"] == times
+    assert found.read["gates_h"] == found.written["dgates_h"] == 1
+    assert (found.extra > 0.05) == (times > 1)
 
 
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
