@@ -288,3 +288,13 @@ def test_the_source_hash_follows_what_code_is_made_of(write: WriteFile, tmp_path
     (package / part).write_text((package / part).read_text() + "ANOTHER = 1\n")
     assert schedule.load_file(path, "cpu")[0].source != before
     assert (schedule.load_file(apart, "cpu")[0].source != apart_before) == part.startswith("ops/")  # it does not import the others
+
+
+def test_the_source_hash_knows_every_module_that_makes_gpu_code() -> None:
+    """Whatever transformation of lntune.gpu there is, and what GPU schedules import of lntune.cuda to change their source, is among its parts."""
+    known = set(schedule._MAKES_CODE)
+    assert {f"gpu/{path.name}" for path in (paths.PACKAGE / "gpu").glob("*.py")} - {"gpu/__init__.py"} <= known
+    texts = [plan.path.read_text() for plan in schedule.all_schedules().values() if plan.kind == "gpu"]
+    imported = {name for text in texts for line in re.findall(r"^from lntune\.cuda import (.*)$", text, re.MULTILINE) for name in line.split(", ")}
+    assert imported
+    assert {f"cuda/{name}.py" for name in imported} <= known
