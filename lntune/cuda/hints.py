@@ -25,8 +25,9 @@ def misfit(case: Case, device: Device, again: bool) -> str | None:
     """Why accesses to a case's matrices should not be marked, or None; `again`: they are read more than once."""
     if again:
         return "what is read again should stay in the cache"
-    if 0 < case.rows * case.hidden * case.itemsize <= device.l2:
-        return f"a matrix of {case.rows * case.hidden * case.itemsize} bytes need not leave a cache of {device.l2}"
+    size = case.rows * case.hidden * case.itemsize
+    if size <= device.l2:
+        return f"a matrix of {size} bytes need not leave a cache of {device.l2}"
     return None
 
 

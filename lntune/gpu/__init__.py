@@ -1,4 +1,5 @@
 """What GPU schedules are made of: loop transformations, one idea a file.
 
 threads: a row shared among threads. columns: sums over rows. gates: rows of an LSTM's four gates. turns: blocks that go over rows in turns.
+ragged: rows that do not fill their threads' turns. phases: a row's stages access by access.
 """

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lntune.gpu import threads
+
 _ACCESSES = "_0_0"
 """In the names of loops over a thread's accesses, from threads.one_by_one and threads.copy."""
 
@@ -42,7 +44,7 @@ def by_access(mod: Any, annotation: str) -> Any:
         if annotation not in loop.annotations:
             return mutator.default_mutate(loop)
         body = tirx.SeqStmt(_in_phases(list(loop.body.seq), new))
-        return type(loop)(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, dict(loop.annotations))
+        return threads.like(loop, body)
 
     body = tvm_ffi.structural_mutate(func.body, [(tirx.For, ordered)])
     root = body.block
@@ -79,8 +81,8 @@ def _parts(statement: Any) -> list[Any]:
 
     def wrapped(part: Any, thread: Any) -> Any:
         if isinstance(part, tirx.For) and _ACCESSES not in str(part.loop_var.name):
-            return _like(part, wrapped(part.body, thread))
-        return _like(part, _like(thread, part.body)) if isinstance(part, tirx.For) else _like(thread, part)
+            return threads.like(part, wrapped(part.body, thread))
+        return threads.like(part, threads.like(thread, part.body)) if isinstance(part, tirx.For) else threads.like(thread, part)
 
     if isinstance(statement, tirx.For) and statement.thread_binding is not None and isinstance(statement.body, tirx.SeqStmt):
         return [wrapped(part, statement) for part in statement.body.seq]
@@ -124,7 +126,7 @@ def _stage(statement: Any, looped: bool) -> _Stage:
 
 def _made_again(stages: list[_Stage], inside: list[_Stage], phase: int, new: list[Any]) -> list[Any]:
     """The statements of a phase's loop, before them those of earlier phases' loops whose registers they read, in registers of their own."""
-    makers = {w: s for s in stages if s.looped and s.phase < phase for w in s.writes if _scope(w) == "local"}
+    makers = {w: s for s in stages if s.looped and s.phase < phase for w in s.writes if threads.scope(w) == "local"}
     needed: list[_Stage] = []
     left = list(inside)
     while left:
@@ -177,11 +179,3 @@ def _loop(t: Any, count: Any, statements: list[Any]) -> Any:
     own = _renewed(t)
     its = [_with({t: own}, s) for s in statements]
     return tirx.For(own, tirx.IntImm("int64", 0), count, tirx.ForKind.SERIAL, tirx.SeqStmt(its) if len(its) > 1 else its[0])
-
-
-def _like(loop: Any, body: Any) -> Any:
-    return type(loop)(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, dict(loop.annotations))
-
-
-def _scope(buffer: Any) -> str:
-    return str(buffer.scope())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lntune.gpu.threads import scope
+
 
 def asked_where_it_matters(mod: Any) -> Any:
     """The module with the question asked only where memory is read or written, or sums are made over threads, or several over rows.
@@ -36,18 +38,14 @@ def asked_where_it_matters(mod: Any) -> Any:
 
     def realized(one: Any, mutator: Any) -> Any:
         block, store = one.block, one.block.body
-        free = isinstance(store, tirx.BufferStore) and all(_scope(w.source) != "global" for w in block.writes) and not over_threads(one)
+        free = isinstance(store, tirx.BufferStore) and all(scope(w.source) != "global" for w in block.writes) and not over_threads(one)
         if not free or isinstance(one.predicate, tirx.IntImm):
             return mutator.default_mutate(one)
         body = store
-        if any(_scope(r.source) == "global" for r in block.reads):
+        if any(scope(r.source) == "global" for r in block.reads):
             nothing = tirx.BufferStore(store.buffer, tirx.const(0, store.buffer.dtype), store.indices)
             body = tirx.SeqStmt([nothing, tirx.IfThenElse(one.predicate, store, None)])
         rest = (block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers, block.annotations)
         return SBlockRealize(one.iter_values, tirx.const(True, "bool"), SBlock(block.iter_vars, block.reads, block.writes, *rest))
 
     return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(SBlockRealize, realized)]))})
-
-
-def _scope(buffer: Any) -> str:
-    return str(buffer.scope())

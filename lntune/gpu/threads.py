@@ -142,6 +142,16 @@ def fetch(sch: Any, block: Any, source: int | str, thread: Any, access: int, sin
         sch.vectorize(sch.get_loops(fetched)[-1])
 
 
+def like(loop: Any, body: Any) -> Any:
+    """The loop with another body."""
+    return type(loop)(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, dict(loop.annotations))
+
+
+def scope(buffer: Any) -> str:
+    """Where a buffer lies: "global", "local", "shared.dyn"."""
+    return str(buffer.scope())
+
+
 AGAIN = "lntune_again"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lntune.gpu import threads
+
 TURNS = "lntune_turns"
 """Loop annotation: the turns of a block, to be cut to the rows there are. Its value is the number of blocks."""
 
@@ -97,14 +99,10 @@ def each(mod: Any) -> Any:
         if at is None:
             return mutator.default_mutate(loop)
         turn = parts[at]
-        return _like(loop, _like(turn, tirx.SeqStmt([*parts[:at], *turn.body.seq, *parts[at + 1 :]])))
+        return threads.like(loop, threads.like(turn, tirx.SeqStmt([*parts[:at], *turn.body.seq, *parts[at + 1 :]])))
 
     func = mod["main"]
     return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, inward)]))})
-
-
-def _like(loop: Any, body: Any) -> Any:
-    return type(loop)(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, dict(loop.annotations))
 
 
 def add(mod: Any, names: Sequence[str]) -> Any:
@@ -155,7 +153,7 @@ def early(mod: Any, moves: dict[str, str]) -> Any:
             parts.remove(part)
             at = next(i for i, p in enumerate(parts) if behind in names(p))
             parts.insert(at + 1, part)
-        return _like(loop, tirx.SeqStmt(parts))
+        return threads.like(loop, tirx.SeqStmt(parts))
 
     func = mod["main"]
     return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, moved)]))})
