@@ -94,6 +94,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     3. What is loaded once for several stages, or before its turn.
     4. Stages and outputs in registers, each access of what they read loaded at once; sums exchanged.
     5. The scalars of a row in registers of every thread; one thread gives the statistics.
+    6. Of a ragged row only memory and sums ask who has a part; rows too long for registers go through all stages access by access.
     """
     from tvm import s_tir
 
@@ -138,6 +139,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         elif name not in (*outputs, *stages):
             for index in range(len(sch.get(block).writes)):
                 sch.set_scope(block, index, "local")
+
+    # 6.
     made = ragged.asked_where_it_matters(sch.mod)
     return phases.by_access(private.declare(made), PHASES) if knobs.stages == "again" else made
 
