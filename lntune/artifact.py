@@ -50,14 +50,14 @@ class Key(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:24]
 
 
-def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> Key:
-    """The key of one kernel; `archs` are a GPU kernel's architectures beside the device's own."""
+def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Key:
+    """The key of one kernel; `archs` are a GPU kernel's architectures beside the device's own, `strided` is as kernel's."""
     versions = {package: toolchain.installed(package) for package in toolchain.COMPATIBLE}
     target = device.target()
     if device.kind == "gpu":
         versions["format"] = str(_FORMAT)
         # Sums have a row for each multiprocessor, or for fewer.
-        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores)}
+        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores), "strided": strided}
     return Key(
         case.op,
         case.hidden,
@@ -89,22 +89,22 @@ def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: t
     return path_of(key_of(case.typical, schedule, setting, device, archs)).is_file()
 
 
-def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> Path:
-    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here.
+def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Path:
+    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here. `strided` is as kernel's.
 
     Raises:
         BuildError: it cannot be built or stored.
         ScheduleError: the knobs do not fit.
     """
     case = case.typical
-    key = key_of(case, schedule, setting, device, archs)
+    key = key_of(case, schedule, setting, device, archs, strided)
     path = path_of(key)
     if path.is_file():
         return path
     from lntune import build  # the compiler is imported only when something must be built
 
     if device.kind == "gpu":
-        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs})), path)
+        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs}), strided), path)
     else:
         build.to_library(case, schedule, setting, device, path)
     with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
@@ -112,18 +112,19 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
     return path
 
 
-def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:
+def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
     """The kernel for a case, from the cache or built now and put there: a function of tensors in the operator's order.
 
+    `strided`: on a GPU, one that reads matrices whose rows lie anywhere; others want them one behind the other.
     A cached file that does not load (half a disk, another libc) is thrown away and built again.
 
     Raises:
         BuildError: it is not cached and cannot be built or stored, or no GPU is here that runs it.
         ScheduleError: the knobs do not fit.
     """
-    path = path_of(key_of(case.typical, schedule, setting, device))
+    path = path_of(key_of(case.typical, schedule, setting, device, strided=strided))
     if device.kind == "gpu":
-        return _gpu_kernel(case, schedule, setting, device, path)
+        return _gpu_kernel(case, schedule, setting, device, strided, path)
     if path.is_file():
         try:
             return runtime.load(path)
@@ -135,7 +136,7 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device) -> Call
     return runtime.load(prepare(case, schedule, setting, device))
 
 
-def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path) -> Callable[..., None]:
+def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool, path: Path) -> Callable[..., None]:
     """The kernel in a file; what the driver says against a file that is whole would be said of a new one too."""
     if launcher.missing() and not launcher.count():
         raise ToolchainError(f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}")
@@ -145,7 +146,7 @@ def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, pa
         except DamagedError:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return launcher.load(read(prepare(case, schedule, setting, device)))
+    return launcher.load(read(prepare(case, schedule, setting, device, strided=strided)))
 
 
 def _store(binary: Binary, path: Path) -> None:

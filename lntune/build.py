@@ -14,6 +14,7 @@ from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
+from lntune.gpu import strides
 from lntune.schedule import Schedule
 
 _lock = threading.Lock()
@@ -57,19 +58,32 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
         raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {gist(e)}") from e
 
 
-def program(case: Case, schedule: Schedule, setting: Any, device: Device) -> device_code.Program:
-    """A kernel for a GPU, which need not be here, as CUDA source and its launches.
+def program(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> device_code.Program:
+    """A kernel for a GPU, which need not be here, as CUDA source and its launches; `strided`: for matrices whose rows may lie anywhere.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
         BuildError: TVM cannot compile what came of it.
     """
     with _lock:
-        return device_code.generate(scheduled(case, schedule, setting, device), device.target())
+        module = scheduled(case, schedule, setting, device)
+        if not strided:
+            return device_code.generate(module, device.target())
+        free = strides.names(ops.get(case.op).arguments(case))
+        module = strides.free_rows(module, free, min(_access(setting), device_code.WIDEST // case.itemsize))
+        return device_code.generate(module, device.target(), tuple(free.values()))
 
 
-def binary(case: Case, schedule: Schedule, setting: Any, device: Device, archs: Sequence[str] | None = None) -> device_code.Binary:
-    """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs` (the device's alone if not given).
+def _access(setting: Any) -> int:
+    """Elements of the widest access of a GPU's kernel, by its knobs."""
+    return int(knobs_module.to_dict(setting).get("access", device_code.WIDEST))
+
+
+def binary(
+    case: Case, schedule: Schedule, setting: Any, device: Device, archs: Sequence[str] | None = None, strided: bool = False
+) -> device_code.Binary:
+    """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs` (the device's alone if not given);
+    `strided`: for matrices whose rows may lie anywhere.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
@@ -77,15 +91,16 @@ def binary(case: Case, schedule: Schedule, setting: Any, device: Device, archs: 
         UnknownNameError: there is no such architecture.
     """
     wanted = sorted({cuda.architecture(arch).name for arch in archs or (device.isa,)}, key=list(cuda.ARCHITECTURES).index)
-    made = program(case, schedule, setting, device)
+    made = program(case, schedule, setting, device, strided)
     compiled = {arch: cuda.to_cubin(made.source, arch) for arch in wanted}
     listed = ops.get(case.op).arguments(case)
+    free = strides.names(listed) if strided else {}
     sizes = {a.name: a.sizes(0, case.hidden, case.blocks(device.cores)) for a in listed}
     shapes = {a.name: tuple("rows" if axis == "rows" else str(n) for axis, n in zip(a.shape, sizes[a.name], strict=True)) for a in listed}
     return device_code.Binary(
         title=f"{case.op} of hidden size {case.hidden}, {case.dtype}{', ' + case.variant if case.variant else ''} ({schedule.name})",
-        arguments=tuple(device_code.Argument(a.name, a.role, a.dtype, shapes[a.name]) for a in listed),
-        access=int(knobs_module.to_dict(setting).get("access", device_code.WIDEST)),
+        arguments=tuple(device_code.Argument(a.name, a.role, a.dtype, shapes[a.name], free.get(a.name, "")) for a in listed),
+        access=_access(setting),
         launches=made.launches,
         scratch=made.scratch,
         images={arch: one.cubin for arch, one in compiled.items()},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ WIDEST = 16
 
 class Launch(msgspec.Struct, frozen=True):
     """One kernel of a program. `arguments` are what it takes, in order: names of the operator's, and whole numbers as Python expressions in
-    `rows`; `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes.
+    `rows` and row strides (gpu.strides); `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in
+    bytes.
     """
 
     kernel: str
@@ -47,9 +49,9 @@ class Launch(msgspec.Struct, frozen=True):
         return x, y, z
 
 
-def number(expression: str, rows: int) -> int:
-    """The value of one of Launch's expressions."""
-    return int(eval(expression, {"__builtins__": {}}, {"rows": rows}))  # made by _text
+def number(expression: str, rows: int, apart: Mapping[str, int] | None = None) -> int:
+    """The value of one of Launch's expressions; `apart` are row strides in elements, by the names that expressions have for them."""
+    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(apart or {})}))  # made by _text
 
 
 def _bytes_of(dtype: str) -> int:
@@ -83,12 +85,15 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows"."""
+    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows"; `stride` is what launches call the distance
+    between its rows, which may lie anywhere, or empty where they lie one behind the other.
+    """
 
     name: str
     role: str
     dtype: str
     shape: tuple[str, ...]
+    stride: str = ""
 
 
 class Binary(msgspec.Struct, frozen=True):
@@ -114,21 +119,23 @@ class Binary(msgspec.Struct, frozen=True):
         return min(WIDEST, (1 if argument.shape[-1:] == ("rows",) else self.access) * _bytes_of(argument.dtype))
 
 
-def _text(expression: Any, bound: dict[str, Any]) -> str:
-    """A grid's size as Python, in terms of rows; only what such sizes are made of. `bound` are values that the host has given names."""
+def _text(expression: Any, told: Collection[str], bound: dict[str, Any]) -> str:
+    """A grid's size as Python; only what such sizes are made of. `told` are the numbers that a call brings, such as rows; `bound` are values
+    that the host has given names.
+    """
     from tvm import tirx
 
     operators = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//", tirx.FloorMod: "%"}
     if isinstance(expression, tirx.IntImm):
         return str(int(expression))
+    if isinstance(expression, tirx.Var) and expression.name in told:
+        return str(expression.name)
     if isinstance(expression, tirx.Var) and expression.name in bound:
-        return _text(bound[expression.name], bound)
-    if isinstance(expression, tirx.Var) and expression.name == "rows":
-        return "rows"
+        return _text(bound[expression.name], told, bound)
     if isinstance(expression, tirx.Cast):
-        return _text(expression.value, bound)
+        return _text(expression.value, told, bound)
     if type(expression) in operators:
-        return f"({_text(expression.a, bound)} {operators[type(expression)]} {_text(expression.b, bound)})"
+        return f"({_text(expression.a, told, bound)} {operators[type(expression)]} {_text(expression.b, told, bound)})"
     raise BuildError(f"a launch's size is of a form that is not known: {expression}")
 
 
@@ -143,13 +150,16 @@ class _Seen:
     """
 
     def __init__(self) -> None:
+        self.told: tuple[str, ...] = ()
         self.calls: list[Any] = []
         self.bound: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self.parameters: dict[str, list[tuple[str, bool]]] = {}
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
-    def clear(self) -> None:
+    def clear(self, told: tuple[str, ...]) -> None:
+        """Begin another program, of which these numbers are what a call brings."""
+        self.told = told
         self.calls.clear()
         self.bound.clear()
         self.buffers.clear()
@@ -161,18 +171,18 @@ class _Seen:
 
     def scratch(self) -> tuple[Scratch, ...]:
         """What the host allocates between the kernels."""
-        return tuple(Scratch(_name(b.name), tuple(_text(size, self.bound) for size in b.shape), str(b.dtype)) for b in self.buffers)
+        return tuple(Scratch(_name(b.name), tuple(_text(size, self.told, self.bound) for size in b.shape), str(b.dtype)) for b in self.buffers)
 
     def _launch(self, call: Any) -> Launch:
         """From a call's arguments: the kernel's name, what it takes, and its launch parameters in the order of their tags."""
         tags = [str(tag) for tag in call.attrs.launch_params]
         name = str(call.args[0].value)
         sizes = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
-        grid = tuple(_text(sizes[tag], self.bound) if (tag := f"blockIdx.{axis}") in sizes else "1" for axis in "xyz")
+        grid = tuple(_text(sizes[tag], self.told, self.bound) if (tag := f"blockIdx.{axis}") in sizes else "1" for axis in "xyz")
         block = tuple(int(sizes[tag]) if (tag := f"threadIdx.{axis}") in sizes else 1 for axis in "xyz")
         shared = int(sizes.get("tirx.use_dyn_shared_memory", 0))
         given = zip(self.parameters[name], list(call.args)[1:], strict=False)
-        arguments = tuple(_text(value, self.bound) if whole else parameter for (parameter, whole), value in given)
+        arguments = tuple(_text(value, self.told, self.bound) if whole else parameter for (parameter, whole), value in given)
         return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
 
 
@@ -244,8 +254,7 @@ def _registered() -> _Seen:
                 seen.calls.append(call)
 
         def bind(statement: Any) -> None:
-            if statement.var.name != "rows":
-                seen.bound[str(statement.var.name)] = statement.value
+            seen.bound[str(statement.var.name)] = statement.value
 
         def allocate(statement: Any) -> None:
             seen.buffers.append(statement.buffer)
@@ -301,8 +310,8 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
     return _AGAIN + source if "lntune_again(" in source else source
 
 
-def generate(module: Any, target: dict[str, object]) -> Program:
-    """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it.
+def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = ()) -> Program:
+    """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it; `strides` are those of its parameters that are rows'.
 
     Raises:
         BuildError: TVM cannot compile it.
@@ -310,7 +319,7 @@ def generate(module: Any, target: dict[str, object]) -> Program:
     import tvm
 
     seen = _registered()
-    seen.clear()
+    seen.clear(("rows", *strides))
     goal = tvm.target.Target(_with_bfloat16(target))
     try:
         config = {"tirx.disable_storage_rewrite": True}

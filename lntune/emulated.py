@@ -9,6 +9,7 @@ from typing import Any
 from lntune import device_code, emulator, ops
 from lntune.case import Case
 from lntune.emulator import Traffic
+from lntune.gpu import strides
 
 
 def kernel(case: Case, program: device_code.Program, order: str = "forward", seen: list[Traffic] | None = None) -> Callable[..., None]:
@@ -24,16 +25,18 @@ def kernel(case: Case, program: device_code.Program, order: str = "forward", see
     code = emulator.compile(program.source)
     arguments = ops.get(case.op).arguments(case)
     matrix = next(i for i, a in enumerate(arguments) if a.shape[:1] == ("rows",))
+    free = strides.names(arguments)
 
     def run(*values: Any) -> None:
         given = dict(zip((a.name for a in arguments), values, strict=True))
         rows = values[matrix].shape[0]
+        apart = {stride: given[name].stride(0) for name, stride in free.items()}
         given |= {s.name: torch.full(s.sizes(rows), math.nan, dtype=getattr(torch, s.dtype)) for s in program.scratch}
         for launch in program.launches:
             grid = launch.blocks(rows)
             if not all(grid):
                 continue  # no launch of an empty grid
-            taken = [given[name] if name in given else device_code.number(name, rows) for name in launch.arguments]
+            taken = [given[name] if name in given else device_code.number(name, rows, apart) for name in launch.arguments]
             traffic = code.launch(launch.kernel, grid, launch.block, taken, launch.shared, order)
             if seen is not None:
                 seen.append(traffic)

@@ -106,11 +106,12 @@ class FakeGpu:
         load = launcher.load
 
         def known(binary: Binary) -> Callable[..., None]:
-            """The kernel, whose launches are told the number of rows: sizes of buffers follow from it."""
+            """The kernel, whose launches are told the number of rows and their strides: sizes of buffers follow from these."""
             for launch in binary.launches:
                 for image in binary.images.values():
                     self._known[image.rstrip(b"\0").decode(), launch.kernel] = binary, launch
-            told = tuple(msgspec.structs.replace(launch, arguments=(*launch.arguments, "rows")) for launch in binary.launches)
+            numbers = ("rows", *(a.stride for a in binary.arguments if a.stride))
+            told = tuple(msgspec.structs.replace(launch, arguments=(*launch.arguments, *numbers)) for launch in binary.launches)
             return load(msgspec.structs.replace(binary, launches=told))
 
         put(launcher, "load", known)
@@ -129,9 +130,10 @@ class FakeGpu:
         try:
             source = image.decode()
             binary, launch = self._known[source, kernel.decode()]
-            count = len(launch.arguments)
-            rows = ctypes.cast(parameters[count], ctypes.POINTER(ctypes.c_int64))[0]
-            values = [self._value(binary, name, rows, parameters[i]) for i, name in enumerate(launch.arguments)]
+            count, strided = len(launch.arguments), sum(bool(a.stride) for a in binary.arguments)
+            rows, *apart = (ctypes.cast(parameters[i], ctypes.POINTER(ctypes.c_int64))[0] for i in range(count, count + 1 + strided))
+            strides = dict(zip((a.stride for a in binary.arguments if a.stride), apart, strict=True))
+            values = [self._value(binary, name, rows, strides, parameters[i]) for i, name in enumerate(launch.arguments)]
             got = list(sizes[0:6])
             emulator.compile(source).launch(kernel.decode(), tuple(got[:3]), tuple(got[3:]), values, shared, self.order)
             return 0
@@ -141,14 +143,14 @@ class FakeGpu:
             return LAUNCH_FAILED
 
     @staticmethod
-    def _value(binary: Binary, name: str, rows: int, at: int) -> Any:
+    def _value(binary: Binary, name: str, rows: int, strides: dict[str, int], at: int) -> Any:
         """A parameter as the emulator takes it: a tensor of the memory a pointer leads to, or a number."""
         import torch
 
         argument = next((a for a in (*binary.arguments, *binary.scratch) if a.name == name), None)
         if argument is None:
             found = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
-            assert found == device_code.number(name, rows), f"{name} of {rows} rows: {found}"
+            assert found == device_code.number(name, rows, strides), f"{name} of {rows} rows, {strides}: {found}"
             return found
         if getattr(argument, "role", "") == "scalar":
             kind = {"float32": ctypes.c_float, "float64": ctypes.c_double, "int32": ctypes.c_int32, "int64": ctypes.c_int64}[argument.dtype]
@@ -158,8 +160,11 @@ class FakeGpu:
         dtype = getattr(torch, argument.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
-        memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(pointer)
-        return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+        apart = strides.get(getattr(argument, "stride", ""), math.prod(shape[1:]))
+        span = (shape[0] - 1) * apart + math.prod(shape[1:]) if shape else 1
+        memory = (ctypes.c_char * (span * dtype.itemsize)).from_address(pointer)
+        whole = torch.frombuffer(memory, dtype=dtype)
+        return whole.as_strided(shape, (apart, *torch.empty(shape[1:], device="meta").stride())) if shape else whole.reshape(shape)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from on_gpu import Here, here
+from torch import Tensor
 
 import lntune
 from lntune import knobs
@@ -49,14 +51,65 @@ def test_knobs_that_fit_stay() -> None:
 
 
 def test_alignment_is_that_of_the_worst_tensor() -> None:
-    """In elements, of contiguous tensors only: of others a kernel gets copies. CPUs do not mind."""
+    """In elements, of the first element and from row to row; where a kernel gets a copy it does not matter. CPUs do not mind."""
     whole = torch.empty(64)
-    assert devices.widest(GPU, [whole, whole]) == devices.ANY
-    assert devices.widest(GPU, [whole, whole[1:33]]) == 1
-    assert devices.widest(GPU, [whole[2:], whole]) == 2
-    assert devices.widest(GPU, [torch.empty(64, dtype=torch.float16)[4:]]) == 4
-    assert devices.widest(GPU, [whole.view(8, 8)[:, 1:]]) == devices.ANY
-    assert devices.widest(devices.of(torch.device("cpu")), [whole[1:]]) == devices.ANY  # type: ignore[arg-type]
+    half = torch.empty(64, dtype=torch.float16)
+
+    def widest(*tensors: Tensor, hidden: int = 8) -> int:
+        found = devices.layout(GPU, tensors, hidden)
+        assert not found.strided
+        return found.widest
+
+    assert widest(whole, whole, hidden=64) == 4
+    assert widest(half, half, hidden=64) == 8
+    assert widest(whole, whole[1:33]) == 1
+    assert widest(whole[2:], whole) == 2
+    assert widest(half[4:]) == 4
+    assert widest(whole.view(8, 8)[:, ::2], hidden=4) == devices.ANY
+    cpu = devices.of(torch.device("cpu"))
+    assert cpu is not None
+    assert devices.layout(cpu, [whole[1:]], 8) == devices.layout(cpu, [whole.view(8, 8)[:, :4]], 4) == (devices.ANY, False)
+
+
+def test_rows_that_lie_apart() -> None:
+    """Evenly strided rows ask for a kernel that takes their distance, and their distance is a matter of alignment as well."""
+    whole = torch.empty(16, 12)
+    vector = torch.empty(4)
+    for view, widest in ((whole[:, :4], 4), (whole[:, 2:6], 2), (whole[::3, 4:8], 4), (whole.view(-1)[: 16 * 11].view(16, 11)[:, :4], 1)):
+        assert devices.layout(GPU, [view, vector], 4) == (widest, True)
+    assert devices.layout(GPU, [whole[:1, :4], vector], 4) == (4, False)  # one row
+    assert devices.layout(GPU, [whole, whole[:, :3]], 3) == (4, True)  # gates, four times hidden, and a cell that is part of wider rows
+
+
+ROWS: dict[str, tuple[Callable[[], Tensor], int, int | None]] = {
+    "contiguous": (lambda: torch.rand(3, 5, 8), 8, 8),
+    "contiguous, two axes to a row": (lambda: torch.rand(3, 5, 8), 40, 40),
+    "one row": (lambda: torch.rand(1, 16)[:, :8], 8, 8),
+    "part of wider rows": (lambda: torch.rand(3, 5, 12)[..., :8], 8, 12),
+    "every other row": (lambda: torch.rand(6, 8)[::2], 8, 16),
+    "one step of a batch of sequences": (lambda: torch.rand(3, 5, 8)[:, 2], 8, 40),
+    "some steps of a batch of sequences": (lambda: torch.rand(3, 5, 8)[:, 1:3], 8, None),
+    "the same row again and again": (lambda: torch.rand(1, 8).expand(4, 8), 8, 0),
+    "the same number again and again": (lambda: torch.rand(1, 1).expand(4, 8), 8, None),
+    "transposed": (lambda: torch.rand(8, 3).t(), 8, None),
+    "axes of rows exchanged": (lambda: torch.rand(3, 5, 8).transpose(0, 1), 8, None),
+    "axes of a row exchanged": (lambda: torch.rand(3, 5, 8).transpose(1, 2), 40, None),
+    "every other element": (lambda: torch.rand(3, 16)[:, ::2], 8, None),
+    "rows of one element": (lambda: torch.rand(3, 4)[:, 1:2], 1, 4),
+    "part of wider rows of two axes": (lambda: torch.rand(3, 5, 8)[:, :4], 32, 40),
+    "axes of size one": (lambda: torch.rand(3, 5, 12)[:, None, :, None, :8], 8, 12),
+}
+
+
+@pytest.mark.parametrize(("make", "length", "stride"), ROWS.values(), ids=ROWS)
+def test_where_rows_lie(here: Here, make: Callable[[], Tensor], length: int, stride: int | None) -> None:
+    """The distance of evenly strided rows is found whatever their axes, and they stay where they are; other tensors are copied."""
+    tensor = make().to(here.name)
+    assert devices.row_stride(tensor, length) == stride
+    taken = devices.matrix(tensor, length)
+    assert taken.shape == (tensor.numel() // length, length)
+    assert torch.equal(taken.flatten(), tensor.flatten())
+    assert (taken.data_ptr() == tensor.data_ptr()) == (stride is not None)
 
 
 def test_a_device_without_kernels_is_none() -> None:

@@ -42,7 +42,7 @@ typedef struct {
 
 /* Offsets of expressions are into `codes`. */
 typedef struct {
-  int64_t scalar, code, bits, alignment, dims, dim[MAX_DIMS]; /* a dimension is rows (-1) or a number */
+  int64_t scalar, strided, code, bits, alignment, dims, dim[MAX_DIMS]; /* a dimension is rows (-1) or a number */
 } Argument;
 typedef struct {
   int64_t itemsize, elements;
@@ -287,14 +287,15 @@ Program *lntune_program(Driver *d, const int64_t *words, int64_t count, const ch
   return 0;
 }
 
-/* The value of an expression in rows: a count of words, then codes in postfix order. Non-zero where it does not fit 64 bits. */
-enum { CONSTANT, ROWS_HERE, ADD, SUBTRACT, MULTIPLY, FLOOR_DIVIDE, MODULO };
-static int number(const int64_t *code, int64_t rows, int64_t *value) {
+/* The value of an expression in rows and arguments' row strides: a count of words, then codes in postfix order. Non-zero where it does not
+ * fit 64 bits. */
+enum { CONSTANT, ROWS_HERE, ADD, SUBTRACT, MULTIPLY, FLOOR_DIVIDE, MODULO, STRIDE };
+static int number(const int64_t *code, int64_t rows, const int64_t *strides, int64_t *value) {
   int64_t stack[MAX_STACK], top = -1;
   for (const int64_t *end = code + 1 + code[0], *at = code + 1; at < end;) {
     int64_t operation = *at++, a, b, quotient, rest;
-    if (operation == CONSTANT || operation == ROWS_HERE) {
-      stack[++top] = operation == CONSTANT ? *at++ : rows;
+    if (operation == CONSTANT || operation == ROWS_HERE || operation == STRIDE) {
+      stack[++top] = operation == CONSTANT ? *at++ : operation == STRIDE ? strides[*at++] : rows;
       continue;
     }
     b = stack[top--], a = stack[top];
@@ -370,8 +371,8 @@ static int read_scalar(const Program *p, int i, const TVMFFIAny *given, Value *v
   return 0;
 }
 
-/* Check a tensor; the first decides the number of rows and the device, `rows_by` says which told the rows. */
-static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *value, int64_t *rows, int *rows_by, int *device) {
+/* Check a tensor; the first decides the number of rows and the device, `rows_by` says which told the rows. `stride` is that of its rows. */
+static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *value, int64_t *stride, int64_t *rows, int *rows_by, int *device) {
   const Argument *a = &p->argument[i];
   const char *name = p->argument_name[i];
   const DLTensor *t = 0;
@@ -396,9 +397,14 @@ static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *v
   uint64_t step = 1; /* unsigned: what does not fit wraps, and is no tensor there can be */
   int empty = 0;
   for (int d = 0; d < t->ndim; ++d) empty |= !t->shape[d];
-  for (int d = t->ndim - 1; t->strides && !empty && d >= 0; step *= (uint64_t)t->shape[d--])
-    if (t->shape[d] != 1 && (uint64_t)t->strides[d] != step)
-      REFUSE(INPUT, "%s, argument %s: got strides %s, expected a contiguous tensor.", p->title, name, list_dims(t->strides, t->ndim, got, sizeof got));
+  *stride = 0;
+  for (int d = t->ndim - 1; d >= 0; step *= (uint64_t)t->shape[d--]) {
+    int given_here = t->strides && !empty && t->shape[d] != 1, free = a->strided && !d;
+    if (!d) *stride = given_here ? t->strides[0] : (int64_t)step;
+    if (given_here && (free ? t->strides[0] < 0 : (uint64_t)t->strides[d] != step))
+      REFUSE(INPUT, "%s, argument %s: got strides %s, expected a contiguous tensor%s.", p->title, name,
+             list_dims(t->strides, t->ndim, got, sizeof got), a->strided ? ", but for gaps between its rows" : "");
+  }
   DLDevice expected = {(DLDeviceType)p->driver->device_type, *device < 0 ? t->device.device_id : *device};
   if (t->device.device_type != expected.device_type || t->device.device_id != expected.device_id)
     REFUSE(INPUT, "%s, argument %s: got a tensor on %s, expected %s.", p->title, name, device_name(t->device, got, sizeof got),
@@ -408,6 +414,10 @@ static int read_tensor(const Program *p, int i, const TVMFFIAny *given, Value *v
   if (!empty && (uintptr_t)value->pointer % (uintptr_t)a->alignment)
     REFUSE(INPUT, "%s, argument %s: got memory at a multiple of %d bytes, expected one of %d.", p->title, name,
            (int)((uintptr_t)value->pointer & -(uintptr_t)value->pointer), (int)a->alignment);
+  uint64_t apart = (uint64_t)*stride * (uint64_t)(a->bits / 8);
+  if (!empty && a->strided && *rows > 1 && apart % (uint64_t)a->alignment)
+    REFUSE(INPUT, "%s, argument %s: got rows %llu bytes apart, expected a multiple of %d.", p->title, name, (unsigned long long)apart,
+           (int)a->alignment);
   return 0;
 }
 
@@ -424,11 +434,11 @@ static void no_memory(void *context, const char *kind, const char *message) {
 }
 
 /* All scratch as one tensor of PyTorch's: what is released here is reused in the order of the stream, and in a graph's own pool. */
-static int allocate(const Program *p, int device, int64_t rows, Value *values, DLManagedTensorVersioned **owner) {
+static int allocate(const Program *p, int device, int64_t rows, const int64_t *strides, Value *values, DLManagedTensorVersioned **owner) {
   int64_t offset[MAX_SCRATCH], total = 0, size, most = INT64_MAX / 2 / MAX_SCRATCH;
   Trouble trouble = {p, 0};
   for (int i = 0; i < p->scratches; ++i) {
-    if (number(p->codes + p->scratch[i].elements, rows, &size) || size < 0 || __builtin_mul_overflow(size, p->scratch[i].itemsize, &size) || size > most)
+    if (number(p->codes + p->scratch[i].elements, rows, strides, &size) || size < 0 || __builtin_mul_overflow(size, p->scratch[i].itemsize, &size) || size > most)
       REFUSE(INPUT, "%s: got %lld rows, expected fewer: the kernels' scratch memory would be too large.", p->title, (long long)rows);
     offset[i] = total;
     total += (size + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
@@ -449,15 +459,17 @@ static int call(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *res
   Program *p = (Program *)self;
   Driver *d = p->driver;
   Value values[MAX_ARGS], scratch[MAX_SCRATCH];
-  int64_t grid[MAX_LAUNCHES][3], rows = -1, numbers[MAX_PARAMS];
+  int64_t grid[MAX_LAUNCHES][3], rows = -1, numbers[MAX_PARAMS], strides[MAX_ARGS];
   int device = -1, rows_by = 0, some = 0, pushed, status, failed = 0;
   if (count != p->arguments) REFUSE(INPUT, "%s: got %d arguments, expected %d.", p->title, (int)count, (int)p->arguments);
   for (int i = 0; i < count; ++i)
-    if (p->argument[i].scalar ? read_scalar(p, i, &args[i], &values[i]) : read_tensor(p, i, &args[i], &values[i], &rows, &rows_by, &device)) return -1;
+    if (p->argument[i].scalar ? read_scalar(p, i, &args[i], &values[i])
+                              : read_tensor(p, i, &args[i], &values[i], &strides[i], &rows, &rows_by, &device))
+      return -1;
   for (int i = 0; i < p->launches; ++i) {
     int64_t *g = grid[i];
     for (int axis = 0; axis < 3; ++axis)
-      if (number(p->codes + p->launch[i].grid[axis], rows, &g[axis]) || g[axis] < 0 || g[axis] > (axis ? GRID_YZ : GRID_X))
+      if (number(p->codes + p->launch[i].grid[axis], rows, strides, &g[axis]) || g[axis] < 0 || g[axis] > (axis ? GRID_YZ : GRID_X))
         REFUSE(INPUT, "%s: got %lld rows, expected fewer: a launch has at most %d blocks on axis %c.", p->title, (long long)rows,
                axis ? GRID_YZ : GRID_X, "xyz"[axis]);
     some |= g[0] && g[1] && g[2];
@@ -475,7 +487,7 @@ static int call(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *res
   if (!__atomic_load_n(&p->ready[device], __ATOMIC_ACQUIRE) && (status = prepare(p, device, &at))) failed = driver_fail(p, status, device, "loading %s", at);
   if (!failed && dlpack->current_work_stream((DLDeviceType)d->device_type, device, &stream))
     failed = fail("lntune.LaunchError", "%s: PyTorch does not tell its stream on cuda:%d.", p->title, device);
-  if (!failed) failed = allocate(p, device, rows, scratch, &owner);
+  if (!failed) failed = allocate(p, device, rows, strides, scratch, &owner);
   for (int i = 0; i < p->launches && !failed; ++i) {
     const Launch *l = &p->launch[i];
     void *parameters[MAX_PARAMS];
@@ -483,7 +495,7 @@ static int call(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *res
     for (int j = 0; j < l->count && !failed; ++j) {
       const Parameter *one = &p->parameter[l->first + j];
       parameters[j] = one->kind == ARGUMENT ? (void *)&values[one->index] : one->kind == SCRATCH ? (void *)&scratch[one->index] : (void *)&numbers[j];
-      if (one->kind == NUMBER && number(p->codes + one->index, rows, &numbers[j]))
+      if (one->kind == NUMBER && number(p->codes + one->index, rows, strides, &numbers[j]))
         failed = fail(INPUT, "%s: got %lld rows, expected fewer: a size does not fit 64 bits.", p->title, (long long)rows);
     }
     if (failed) break;

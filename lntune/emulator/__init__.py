@@ -247,11 +247,11 @@ def _buffer(wanted: Parameter, got: torch.Tensor | int | float, buffers: list[_B
     dtype = str(got.dtype).removeprefix("torch.")
     if dtypes and dtype not in dtypes:
         raise InputError(got_expected(f"argument {wanted.name}", f"a tensor of {dtype}", f"{' or '.join(dtypes)} ({wanted.type}*)"))
-    if got.device.type != "cpu" or not got.is_contiguous():
-        raise InputError(
-            got_expected(f"argument {wanted.name}", f"a tensor on {got.device} with strides {got.stride()}", "a contiguous one on the CPU")
-        )
-    data, size = got.data_ptr(), got.numel() * got.element_size()
+    if got.device.type != "cpu" or not got[:1].is_contiguous():
+        found = f"a tensor on {got.device} with strides {got.stride()}"
+        raise InputError(got_expected(f"argument {wanted.name}", found, "one on the CPU that is contiguous, but for gaps between rows"))
+    span = 1 + sum((n - 1) * stride for n, stride in zip(got.shape, got.stride(), strict=True)) if got.numel() else 0
+    data, size = got.data_ptr(), span * got.element_size()
     for number, other in enumerate(buffers):
         begin = other.data or 0
         if size and (begin, other.bytes) == (data, size):

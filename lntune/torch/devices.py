@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,18 +46,65 @@ def of_tensors(tensors: Sequence[Tensor]) -> Device | None:
     return of(tensors[0].device) if tensors else device_module.current()
 
 
-def widest(device: Device, tensors: Sequence[Tensor]) -> int:
-    """The most elements that an access of all these tensors may have for their alignment. CPUs do not mind, and for them it is ANY.
+class Layout(NamedTuple):
+    """What the tensors of a call ask of a kernel. CPUs do not mind alignment, and copy rows that do not lie one behind the other."""
 
-    Tensors that are not contiguous do not count: kernels are given copies, which are aligned.
+    widest: int = ANY
+    """The most elements that an access may have."""
+    strided: bool = False
+    """Whether there is a matrix whose rows do not lie one behind the other."""
+
+
+def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
+    """What tensors ask of a kernel, all of rows of `hidden` elements, or of as many as their last axis has if these are more (gates).
+
+    Tensors that are neither contiguous nor evenly strided do not count: kernels are given copies, which are aligned.
     """
-    most = ANY
-    if device.kind == "gpu":
-        for tensor in tensors:
-            address = tensor.data_ptr() | WHOLE
-            if (aligned := address & -address) < WHOLE and tensor.is_contiguous():
-                most = min(most, aligned // tensor.element_size())
-    return most
+    if device.kind != "gpu":
+        return Layout()
+    most, strided = ANY, False
+    for tensor in tensors:
+        length = max(hidden, tensor.shape[-1] if tensor.ndim else 1)
+        if (stride := row_stride(tensor, length)) is None:
+            continue
+        strided |= stride != length
+        address = tensor.data_ptr() | (stride * tensor.element_size() if stride != length else 0) | WHOLE
+        most = min(most, (address & -address) // tensor.element_size())
+    return Layout(most, strided)
+
+
+def row_stride(tensor: Tensor, length: int) -> int | None:
+    """Elements from one row of so many to the next, whatever the axes of a row and of the rows; None where the elements of a row are not side
+    by side, or the rows not evenly apart.
+    """
+    if tensor.is_contiguous():
+        return length
+    axes = [(n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n != 1]
+    inside = 1
+    while axes and inside < length:
+        n, stride = axes.pop()
+        if stride != inside:
+            return None
+        inside *= n
+    if not axes:
+        return length
+    rows, apart = axes.pop()
+    for n, stride in reversed(axes):
+        if stride != rows * apart:
+            return None
+        rows *= n
+    return apart
+
+
+def matrix(tensor: Tensor, length: int) -> Tensor:
+    """A tensor as kernels on its device take it, as (rows, length): on GPUs evenly strided rows stay where they are, everything else that is
+    not contiguous is copied.
+    """
+    tensor = tensor.resolve_neg()
+    device = of(tensor.device)
+    if device is None or device.kind != "gpu" or row_stride(tensor, length) is None:
+        tensor = tensor.contiguous()
+    return tensor.view(-1, length)
 
 
 def serves(kind: str) -> bool:

@@ -30,7 +30,7 @@ _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _records: dict[str, list[Record]] = {}
 _choices: dict[tuple[Device, Case], Choice] = {}
-_kernels: dict[tuple[Device, Case, int], Kernel | None] = {}
+_kernels: dict[tuple[Device, Case, devices.Layout], Kernel | None] = {}
 _told: set[tuple[Device, str, int, str, int]] = set()
 _on_reload: list[Callable[[], None]] = []
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
@@ -81,8 +81,9 @@ def choose(case: Case, device: Device | None = None) -> Choice:
 def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
 
-    `tensors` are those of the call whose last axis is hidden (or gates). They say on which device, the CPU where there are none; and where
-    on a GPU one of them is not aligned to 16 bytes, the same schedule serves with narrower accesses.
+    `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device, the CPU where there are none; and where
+    on a GPU one of them is not aligned to 16 bytes, the same schedule serves with narrower accesses, and where the rows of one do not lie one
+    behind the other, it serves with their distance as an argument: call the kernel with what devices.matrix gives.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -91,7 +92,7 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     device = devices.of_tensors(tensors)
     if device is None:
         return None
-    key = device, case.typical, devices.widest(device, tensors)
+    key = device, case.typical, devices.layout(device, tensors, case.hidden)
     with _lock:
         if key not in _kernels:
             _kernels[key] = _obtain(*key)
@@ -118,7 +119,7 @@ def _stand_in(case: Case, *values: Any) -> None:
             named[a.name][0] += made[a.name]
 
 
-def _obtain(device: Device, case: Case, widest: int) -> Kernel | None:
+def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
     what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
     command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
     command += " --target cuda" if device.kind == "gpu" else ""
@@ -136,8 +137,8 @@ def _obtain(device: Device, case: Case, widest: int) -> Kernel | None:
         if choice.tier == "eager":
             return None
         plan = schedule.get(choice.schedule, case.op)
-        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, widest)
-        return None if setting is None else artifact.kernel(case, plan, setting, device)
+        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
+        return None if setting is None else artifact.kernel(case, plan, setting, device, layout.strided)
     except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
         if _strict:
             raise

@@ -106,16 +106,15 @@ def _run(
     kernel: Callable[..., None], input: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Call the kernel on any layout: (y shaped as the input and contiguous, mean (rows,), rstd (rows,))."""
-    x = input.contiguous().resolve_neg()
-    y = torch.empty_like(x)
-    flat = x.view(-1, hidden)
+    x = devices.matrix(input, hidden)
+    y = torch.empty_like(input, memory_format=torch.contiguous_format)
     affine = [v.contiguous().resolve_neg().view(-1) for v in (weight, bias) if v is not None]
     if not stats:
-        kernel(flat, *affine, eps, y.view(-1, hidden))
+        kernel(x, *affine, eps, y.view(-1, hidden))
         return y, None, None
-    mean = torch.empty(flat.shape[0], dtype=torch.float32, device=x.device)  # said, because torch.device may be in force
+    mean = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)  # said, because torch.device may be in force
     rstd = torch.empty_like(mean)
-    kernel(flat, *affine, eps, y.view(-1, hidden), mean, rstd)
+    kernel(x, *affine, eps, y.view(-1, hidden), mean, rstd)
     return y, mean, rstd
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch
 from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mixed, served, there
 
 Wanted = tuple[bool, bool, bool]
@@ -80,10 +80,10 @@ def _any(
     if kernel is None:
         return eager_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
 
-    def plain(tensor: Tensor, *sizes: int) -> Tensor:
-        return tensor.contiguous().resolve_neg().view(sizes)
+    def plain(tensor: Tensor, size: int) -> Tensor:
+        return tensor.contiguous().resolve_neg().view(size)
 
-    given = {"dy": plain(dy, rows, hidden), "x": plain(input, rows, hidden), "mean": plain(mean, rows), "rstd": plain(rstd, rows)}
+    given = {"dy": devices.matrix(dy, hidden), "x": devices.matrix(input, hidden), "mean": plain(mean, rows), "rstd": plain(rstd, rows)}
     if weight is not None:
         given["weight"] = plain(weight, hidden)
     like = {name: t for name, t in (("dx", input), ("dgamma", weight), ("dbeta", bias)) if t is not None}

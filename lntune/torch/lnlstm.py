@@ -103,9 +103,9 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
 
 
 def _plain(there: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as kernels take them: contiguous, matrices (rows, ...)."""
-    whole = {name: t.contiguous().resolve_neg() for name, t in there.items()}
-    return {name: t.view(-1, t.shape[-1]) if name in ("gates_x", "gates_h", "c") else t for name, t in whole.items()}
+    """The tensors as kernels take them: matrices (rows, ...) as devices.matrix gives them, vectors contiguous."""
+    matrices = ("gates_x", "gates_h", "c")
+    return {name: devices.matrix(t, t.shape[-1]) if name in matrices else t.contiguous().resolve_neg() for name, t in there.items()}
 
 
 def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,10 @@ def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tu
     c = plain["c"]
     case = case_of(NAME, plain, c.shape[0], carried, stats)
     names = statistics(tokens_of(case)) if stats else ()
-    made = torch.empty_like(c), torch.empty_like(c), torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device)
+    made = (
+        *(torch.empty_like(c, memory_format=torch.contiguous_format) for _ in range(2)),
+        torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device),
+    )
     values = {**plain, "eps": eps, "h": made[0], "c_new": made[1], **dict(zip(names, made[2], strict=True))}
     if c.shape[0]:
         dispatch.serve(case, tuple(plain.values()))(*(values[a.name] for a in arguments(case)))
@@ -125,7 +128,7 @@ def _gradients(tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_n
     """The gradients of all tensors that are there."""
     there = {name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}
     hidden = dh.shape[-1]
-    made = step_backward(dh.contiguous().view(-1, hidden), dc_new.contiguous().view(-1, hidden), _plain(there), tuple(stats), carried)
+    made = step_backward(devices.matrix(dh, hidden), devices.matrix(dc_new, hidden), _plain(there), tuple(stats), carried)
     return tuple(None if t is None else made[name].view(t.shape) for name, t in zip(TENSORS, tensors, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ def matrices(dh: Tensor, dc_new: Tensor, given: Given) -> tuple[Tensor, ...]:
 def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> tuple[Tensor, Tensor, Tensor]:
     """dgates_x, dgates_h and dc; the gradients of gains and biases are added to `sums`, see zero_sums.
 
-    `given` are the forward's tensors that are there, contiguous, of one dtype, matrices (rows, ...); `stats` are as many (rows,) as
-    ops.lnlstm_step.statistics names.
+    `given` are the forward's tensors that are there, of one dtype, matrices (rows, ...) as devices.matrix gives them, as dh and dc_new are;
+    `stats` are as many (rows,) as ops.lnlstm_step.statistics names.
     """
     moments = (None, None, *stats) if "weight_x" not in given else stats
     call = (dh, dc_new, *map(given.get, TENSORS), *moments, *map(sums.get, _SUMS))
@@ -68,7 +69,8 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
     if made is not None:
         return made  # type: ignore[no-any-return]
     case = case_of(op.NAME, given, given["c"].shape[0], carried)
-    outputs = torch.empty_like(given["gates_x"]), torch.empty_like(given["gates_h"]), torch.empty_like(given["c"])
+    new = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
+    outputs = new(given["gates_x"]), new(given["gates_h"]), new(given["c"])
     if case.rows:
         values = {**dict(zip(_NAMES, call, strict=True)), **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True))}
         wide = matrices(dh, dc_new, given)
