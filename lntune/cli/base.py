@@ -94,6 +94,13 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def some(name: str, text: str) -> str:
+    """The text, which is to have one word at least."""
+    if not names(text):
+        raise InputError(got_expected(name, repr(text), "one word or more, separated by commas", f"Leave {name} out for its default."))
+    return text
+
+
 def seconds(name: str, text: str) -> float:
     """The seconds of a text such as "90", "300ms", "90s", "10m" or "1h"."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|[smh]?)", text.strip())

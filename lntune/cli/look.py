@@ -12,7 +12,7 @@ import typer
 from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
-from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, command, dispatching, integers, names, print_json, show_rows, using_logs
+from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, command, dispatching, integers, names, print_json, show_rows, some, using_logs
 from lntune.errors import InputError, unknown
 
 
@@ -178,12 +178,13 @@ def inspect(
     from lntune.report import inspections
     from lntune.report.tables import console
 
-    devices = [device_of(name) for name in names(target)]
+    devices = [device_of(name) for name in names(some("--target", target))]
     plan = schedules.get(schedule, op) if schedule else _first(op, "gpu")
     if plan.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
         raise InputError(f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show --as asm` is for CPUs.")
     checked = ops.get(op).check_variant(variant)
-    asked = [Case(op, h, d, rows, checked) for h in integers("--hidden", hidden) for d in names(dtype)]
+    sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
+    asked = [Case(op, h, d, rows, checked) for h in sizes for d in types]
     out, err = console(), console(stderr=True)
     found = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):

@@ -110,7 +110,7 @@ def default(case: Case, device: Device) -> Knobs:
     again = [Knobs(shares, access, "again", "shared", ahead=False, stages="again") for shares in (512, 256)]
     again = [one for one in again if shared_stages(one, case, device)]
     again += [Knobs(shares, access, "again", "memory", ahead=False, stages="again") for shares in (512, 256, 128, 64, 32)]
-    return next(one for one in again if valid(one, case, device) is None)
+    return next((one for one in again if valid(one, case, device) is None), again[-1])
 
 
 def _padded(knobs: Knobs, case: Case) -> int:
