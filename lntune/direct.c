@@ -117,13 +117,19 @@ static DLDataType dlpack_dtype(int64_t dtype) {
   return t;
 }
 
-static int contiguous(const DLTensor *t) {
-  int64_t step = 1;
-  for (int i = t->ndim - 1; t->strides && i >= 0; --i) {
-    if (t->shape[i] != 1 && t->strides[i] != step) return 0;
-    step *= t->shape[i];
+/* Elements from one row along the last axis to the next, which is the length of a row where the tensor is contiguous; -1 where the elements of
+ * a row do not lie side by side, or the rows not evenly apart. */
+static int64_t row_stride(const DLTensor *t) {
+  int last = t->ndim - 1;
+  int64_t length = t->shape[last], rows = 1, apart = length;
+  if (!t->strides) return length;
+  if (length != 1 && t->strides[last] != 1) return -1;
+  for (int i = last - 1; i >= 0; rows *= t->shape[i--]) {
+    if (t->shape[i] == 1) continue;
+    if (rows == 1) apart = t->strides[i];
+    else if (t->strides[i] != rows * apart) return -1;
   }
-  return 1;
+  return apart;
 }
 
 static int is_type(PyObject *object, PyObject *one, PyObject *other) {
@@ -141,6 +147,8 @@ static int truth(PyObject *result) {
 
 typedef struct {
   DLTensor tensor[MAX_ARGS];
+  int64_t apart[MAX_ARGS]; /* elements from one row to the next */
+  int strided;             /* some rows do not lie one behind the other: another kernel's business, if anyone's */
   double scalar[MAX_ARGS];
   DLDevice device;
   int64_t hidden, rows, key; /* the key has the hidden size and the device */
@@ -172,6 +180,7 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
   const char *kinds = table->signature;
   if (count != (Py_ssize_t)strlen(kinds)) return 0;
   c->rest = 0;
+  c->strided = 0;
   for (int i = 0; i < count; ++i) {
     DLTensor *t = &c->tensor[i];
     switch (kinds[i]) {
@@ -194,20 +203,25 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
         if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
         if (!is_type(args[i], table->tensor, table->parameter) || dlpack->dltensor_from_py_object_no_sync(args[i], t)) return 0;
         int dtype = dtype_of(t->dtype);
-        if (!dtype || !t->ndim || !contiguous(t)) return 0;
+        int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, apart = t->ndim ? row_stride(t) : -1;
+        if (!dtype || apart < 0) return 0;
         c->rest |= dtype;
+        c->apart[i] = apart;
         if (!i) c->device = t->device;
         if (t->device.device_type != c->device.device_type || t->device.device_id != c->device.device_id) return 0;
-        if (c->device.device_type != kDLCPU && t->ndim > 0 && t->shape[t->ndim - 1] > 1 && ((uintptr_t)t->data + t->byte_offset) % ALIGNED) return 0;
+        c->strided |= apart != length;
+        uintptr_t places = (uintptr_t)t->data + t->byte_offset;
+        if (apart != length) places |= (uintptr_t)apart * (t->dtype.bits / 8);
+        if (c->device.device_type != kDLCPU && length > 1 && places % ALIGNED) return 0;
         if (i) break;
-        c->hidden = t->shape[t->ndim - 1];
+        c->hidden = length;
         c->rows = 1;
         for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
     }
   }
   if (c->hidden <= 0 || c->hidden >> 32 || c->rows <= 0 || (c->device.device_type != kDLCPU && c->device.device_type != kDLCUDA)) return 0;
   c->key = c->hidden | (int64_t)c->device.device_type << 56 | (int64_t)c->device.device_id << 32;
-  c->rest = c->rest << 6 | (64 - __builtin_clzll((uint64_t)c->rows));
+  c->rest = (c->rest << 1 | (uint64_t)c->strided) << 6 | (64 - __builtin_clzll((uint64_t)c->rows));
   return 1;
 }
 
@@ -254,7 +268,7 @@ static PyObject *run(const Table *table, const Entry *e, Call *c) {
   PyObject *made[MAX_OUT];
   DLTensor out[MAX_OUT];
   int64_t dims[MAX_OUT][2 * MAX_NDIM];
-  int64_t flat[2] = {c->rows, c->hidden}, steps[2] = {c->hidden, 1};
+  int64_t flat[2] = {c->rows, c->hidden}, steps[MAX_ARGS][2];
   int count = 0, failed = 0;
   for (; count < e->outputs && !failed; ++count) failed = !(made[count] = make(table, &e->output[count], c, &out[count], dims[count]));
   if (failed) --count;
@@ -275,9 +289,11 @@ static PyObject *run(const Table *table, const Entry *e, Call *c) {
         failed = 1;
         break;
       }
+      steps[i][0] = at >= 0 ? c->apart[at] : c->hidden;
+      steps[i][1] = 1;
       t->ndim = 2;
       t->shape = flat;
-      t->strides = steps;
+      t->strides = steps[i];
     }
     values[i].type_index = kTVMFFIDLTensorPtr;
     values[i].v_ptr = t;
@@ -328,12 +344,12 @@ static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count)
   return PyBool_FromLong(yes);
 }
 
-/* (bytes of an Entry without its key, first bit length, last bit length, arguments...): calls that look like these, with rows of
- * these bit lengths, are served from now on. True when it could be done. */
+/* (bytes of an Entry without its key, first bit length, last bit length, whether the kernel takes rows that lie apart, arguments...): calls
+ * that look like these, with rows of these bit lengths, are served from now on. True when it could be done. */
 static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int known = count > 3 && read_call(table, args + 3, count - 3, &c);
+  int known = count > 4 && read_call(table, args + 4, count - 4, &c) && (!c.strided || PyObject_IsTrue(args[3]) == 1);
   Py_ssize_t first = PyLong_AsSsize_t(args[1]), last = PyLong_AsSsize_t(args[2]);
   for (Py_ssize_t bits = first; known && bits <= last; ++bits) {
     if (2 * (table->used + 1) > table->size) {

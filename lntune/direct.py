@@ -63,10 +63,9 @@ class Table:
     "n" a normalized_shape. Leading dimensions of the first tensor are rows, its last is hidden.
 
     `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no kernel is known, an argument
-    is unusual (another device or dtype, a subclass, strided, on a GPU not aligned to 16 bytes, negated, requiring gradients while they are
-    recorded) or a
-    torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would serve them if no gradients
-    were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there.
+    is unusual (another device or dtype, a subclass, strided but for rows evenly apart, on a GPU not aligned to 16 bytes, negated, requiring
+    gradients while they are recorded) or a torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would
+    serve them if no gradients were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there.
 
     Raises:
         BuildError: the C cannot be compiled, stored or loaded.
@@ -91,11 +90,20 @@ class Table:
         self._remember: Callable[..., bool] = made[2]
         self.forget: Callable[[], None] = made[3]
 
-    def remember(self, kernel: Any, arguments: Sequence[Arg], names: Sequence[str], bits: tuple[int, int], call: Sequence[Any], case: Case) -> bool:
+    def remember(
+        self,
+        kernel: Any,
+        arguments: Sequence[Arg],
+        names: Sequence[str],
+        bits: tuple[int, int],
+        call: Sequence[Any],
+        case: Case,
+        strided: bool = False,
+    ) -> bool:
         """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to bits[1].
 
-        `arguments` are the kernel's, `names` say which of them each argument of a call is. False where `call` is itself of
-        the kind that a table does not serve.
+        `arguments` are the kernel's, `names` say which of them each argument of a call is; `strided`: it takes matrices whose rows lie evenly
+        apart. False where `call` is itself of the kind that a table does not serve.
         """
         outputs = [a for a in arguments if a.role == "out"]
         order = [-1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments]
@@ -110,7 +118,7 @@ class Table:
                 return False
             numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]
         numbers += [0] * (_MAX_OUTPUTS - len(outputs)) * (2 + _MAX_DIMS)
-        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, *call)
+        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, strided, *call)
         if known:
             _kept[kernel.__chandle__()] = kernel
         return known

@@ -61,7 +61,7 @@ def tune(
 
     With --target cuda the next candidates are built on all cores but one while the GPU measures. --dry-run builds a few candidates
     of each case (--trials; 8), verifies them (a GPU's in an emulator), and says what a run would measure and how long it would
-    take; exit code 1 when one of them is wrong.
+    take; exit code 1 when one of them is wrong or a run would measure none.
     """
     from lntune.cuda.targets import device_of
     from lntune.report.progress import TuningProgress
@@ -129,7 +129,7 @@ def _dry_run(asked: list[Case], settings: Settings, as_json: bool) -> None:
         out.print(dry_runs.table(found))
         for line in dry_runs.lines(found):
             out.print(line, markup=False)
-    if found.wrong or found.interrupted:
+    if found.wrong or found.interrupted or not found.measured:
         raise typer.Exit(1)
 
 

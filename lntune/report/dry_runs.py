@@ -44,6 +44,7 @@ def lines(found: DryRun) -> list[str]:
     said.append(f"a run would measure {found.measured} candidates in about {length(found.run_seconds)}, {found.within} of them in the budget given")
     said.append(f"reckoned with {found.assumption}")
     for p in found.plans:
+        said += [] if p.candidates else [f"no schedule has valid knobs for {p.case}: eager mode serves it"]
         said += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
         said += [f"FAILED: {p.case}: {len(which)} x {reason} (first: {which[0]})" for reason, which in p.failed.items()]
     return said

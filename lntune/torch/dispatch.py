@@ -169,7 +169,9 @@ class Direct:
                 return
             first, last = BUCKETS[case.bucket]
             bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
-            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case):
+            device = devices.of(call[0].device)
+            strided = device is not None and device.kind == "gpu"  # as devices.matrix leaves them where they are
+            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, strided):
                 self.call, self.serves = self._table.call, self._table.serves
 
     @property

@@ -195,7 +195,7 @@ class _Pace:
         share = 1 - refused / plan.built if plan.built else 1.0
         to_build = plan.measured / max(share, 0.1)
         each = max(self.each, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.each
-        seconds = plan.measured * each + FINAL_SECONDS
+        seconds = plan.measured * each + FINAL_SECONDS if plan.measured else 0.0
         within = plan.measured
         if settings.seconds is not None:
             within = min(within, max(1, round(settings.seconds / cases * (1 - FINAL_SHARE) / each)))
