@@ -240,6 +240,14 @@ def test_wrong_candidates_fail_the_command(worker: Any) -> None:
     assert f"FAILED: layer_norm 512x1024 float32: {dry.TRIALS} x wrong: y: off" in done.stdout
 
 
+def test_a_case_that_no_schedule_fits(worker: Any) -> None:
+    """It takes no time and is told as that, with exit code 1 where a run would measure nothing, as a run has that tunes nothing."""
+    done = run("tune", "lnlstm_step", "--hidden", 16385, "--dtype", "float32", "--rows", 1, "--target", "cuda:sm_90", "--dry-run")
+    assert done.exit_code == 1
+    assert "no schedule has valid knobs for lnlstm_step 1x16385 float32: eager mode serves it" in done.stdout
+    assert "would measure 0 candidates in about 0 s" in done.stdout
+
+
 @pytest.mark.parametrize(("target", "says"), [("cuda:sm_90", "not here"), ("cuda", "no GPU can be used here"), ("cuda:sm_91", "Did you mean")])
 def test_a_gpu_that_is_not_here(target: str, says: str) -> None:
     """Without --dry-run a GPU that is not here is an error of one line."""
