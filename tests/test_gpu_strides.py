@@ -1,0 +1,226 @@
+"""Kernels for GPUs whose matrices have rows that lie apart: in the emulator, through the launcher, and in PyTorch's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fake_gpu import FakeGpu
+from launches import CASE, PLAN, launches, right, tensors
+from on_gpu import Here, here
+from test_gpu_kernels import DEVICE, PLANS, SMALL, case_of, sample
+from test_lnlstm import check as check_step
+from test_lnlstm import made
+from torch import Tensor
+from torch.nn import functional
+
+import lntune
+from lntune import artifact, build, check, emulated, ops
+from lntune.case import Case
+from lntune.cuda import launcher
+from lntune.emulator import Traffic
+from lntune.errors import BuildError, InputError
+from lntune.gpu import strides
+from lntune.torch import layer_norm, lnlstm
+
+__all__ = ["here"]
+
+WHOLE = 8
+"""Elements of the widest access of any dtype."""
+unwarned = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+
+
+def apart(matrix: Tensor, gap: int) -> Tensor:
+    """The same values in rows that lie further apart; between them is NaN, which spoils whatever takes it for an element."""
+    rows, length = matrix.shape
+    return functional.pad(matrix, (0, gap), value=torch.nan)[:, :length] if rows else matrix
+
+
+def with_rows_apart(case: Case, kernel: Callable[..., None]) -> Callable[..., None]:
+    """A kernel whose arguments are moved into rows that lie apart, each matrix by another distance; of several the first stays where it is."""
+    listed = ops.get(case.op).arguments(case)
+    names = list(strides.names(listed))
+    gaps = {name: WHOLE * (number + (len(names) == 1)) for number, name in enumerate(names)}
+
+    def run(*values: Any) -> None:
+        kernel(*(apart(v, gaps[a.name]) if a.name in gaps else v for a, v in zip(listed, values, strict=True)))
+
+    return run
+
+
+WHERE = [(name, dtype, hidden) for name in PLANS for dtype, hidden in (("float32", 200), ("float16", 97), ("bfloat16", 64))]
+
+
+@pytest.mark.parametrize(("name", "dtype", "hidden"), WHERE)
+def test_rows_may_lie_anywhere(name: str, dtype: str, hidden: int) -> None:
+    """With the distances of rows as arguments every schedule passes the check that every candidate has to pass, whatever the distances."""
+    case = case_of(PLANS[name].op, hidden, dtype)
+    kernel = emulated.kernel(case, build.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True), "shuffled")
+    verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
+    assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_whatever_the_knobs(name: str) -> None:
+    """So it is with other knobs: rows kept in registers, in shared memory, read again."""
+    case = case_of(PLANS[name].op, 96, "bfloat16")
+    for setting in sample(PLANS[name], case, SMALL)[:3]:
+        kernel = emulated.kernel(case, build.program(case, PLANS[name], setting, SMALL, strided=True), "backward")
+        verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
+        assert verdict.ok, f"{setting}: {verdict.message}"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
+    """The distance of rows costs no byte and no width: what is read of each argument is what the kernel for contiguous rows reads."""
+    case, plan = case_of(PLANS[name].op, 256, "bfloat16"), PLANS[name]
+    rows, found = 32, []
+    for strided in (False, True):
+        seen = list[Traffic]()
+        kernel = emulated.kernel(case, build.program(case, plan, plan.default(case, DEVICE), DEVICE, strided=strided), seen=seen)
+        given = ops.get(case.op).inputs(case, rows, "normal", 0)
+        for a in ops.get(case.op).arguments(case):
+            if a.role in ("out", "sum"):
+                given[a.name] = torch.zeros(a.sizes(rows, case.hidden, case.blocks(DEVICE.cores)), dtype=getattr(torch, a.dtype))
+        moved = with_rows_apart(case, kernel) if strided else kernel
+        moved(*(given[a.name] for a in ops.get(case.op).arguments(case)))
+        found.append([{n: (m.loaded, m.stored, m.loads, m.stores, m.widest) for n, m in traffic.items()} for traffic in seen])
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- the launcher
+
+
+def kernel_of(case: Case = CASE, strided: bool = True, **changed: Any) -> Callable[..., None]:
+    """The kernel of a layer norm whose rows may lie apart."""
+    device = launcher.device(0)
+    setting = PLAN.default(case.typical, device)
+    return artifact.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device, strided)
+
+
+def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
+    """One kernel takes contiguous rows, rows with gaps, the same row again and again, a single row of any stride, and none."""
+    kernel = kernel_of()
+    values = tensors()
+    for x in (values["x"], apart(values["x"], 4), apart(values["x"], 400), values["x"][:1].expand(5, -1)):
+        kernel(*{**values, "x": x}.values())
+        assert right({**values, "x": x})
+    one = tensors(1)
+    one["x"] = torch.randn(3, 101)[1:2, :96].clone().as_strided((1, 96), (3, 1))
+    kernel(*one.values())
+    assert right(one)
+    launches(fake_gpu)
+    kernel(*tensors(0).values())
+    assert launches(fake_gpu) == 0
+
+
+def test_the_two_kinds_of_kernels_are_kept_apart(fake_gpu: FakeGpu) -> None:
+    """In the cache each has a file of its own; the kernel for contiguous rows takes no others."""
+    plain, free = kernel_of(strided=False), kernel_of()
+    values = tensors()
+    values["x"] = apart(values["x"], 4)
+    free(*values.values())
+    assert right(values)
+    with pytest.raises(InputError, match=r"argument x: got strides \(100, 1\), expected a contiguous tensor\."):
+        plain(*values.values())
+
+
+def test_rows_that_do_not_fit_are_told(fake_gpu: FakeGpu) -> None:
+    """Rows apart by a part of an access, elements that are not side by side, and outputs with gaps are refused before anything is launched."""
+    kernel, values = kernel_of(access=4), tensors()
+    launches(fake_gpu)
+    for changed, message in (
+        ({"x": torch.zeros(5, 98)[:, :96]}, r"argument x: got rows 392 bytes apart, expected a multiple of 16"),
+        ({"x": torch.zeros(5, 192)[:, ::2]}, r"argument x: got strides \(192, 2\), expected a contiguous tensor, but for gaps between its rows"),
+        ({"y": torch.zeros(5, 100)[:, :96]}, r"argument y: got strides \(100, 1\), expected a contiguous tensor\."),
+        ({"x": torch.zeros(4, 100)[:, :96]}, r"argument y: got 5 rows, expected 4 as x has"),
+    ):
+        with pytest.raises(InputError, match=message):
+            kernel(*{**values, **changed}.values())
+    assert launches(fake_gpu) == 0
+
+
+def test_an_argument_without_rows_has_no_stride(fake_gpu: FakeGpu) -> None:
+    """A stored kernel that says otherwise is refused when it is loaded."""
+    case = CASE
+    device = launcher.device(0)
+    binary = build.binary(case, PLAN, PLAN.default(case.typical, device), device, strided=True)
+    wrong = [type(a)(a.name, a.role, a.dtype, a.shape, "weight_stride" if a.name == "weight" else a.stride) for a in binary.arguments]
+    with pytest.raises(BuildError, match="argument weight is of a form the launcher does not know"):
+        launcher.load(type(binary)(**{**{f: getattr(binary, f) for f in binary.__struct_fields__}, "arguments": tuple(wrong)}))
+
+
+# ------------------------------------------------------------------------------------------------------- PyTorch's calls
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "part of wider rows": lambda t: functional.pad(t, (0, 8))[..., : t.shape[-1]],
+    "one step of a batch of sequences": lambda t: torch.stack([t, t, t], 1)[:, 1],
+    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
+    "expanded": lambda t: t[:1].expand(t.shape),
+}
+
+
+@unwarned
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_layer_norm_reads_rows_where_they_lie(here: Here, view: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input and gradient are not copied, the result is that of a copy to the bit, and from the second call on the call is a direct one."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (view(torch.randn(6, 64, generator=generator).to(here.name)) for _ in range(2))
+    weight, bias = (torch.randn(64, generator=generator).to(here.name) for _ in range(2))
+
+    def run(x: Tensor, dy: Tensor) -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        y = lntune.layer_norm(leaf, (64,), weight, bias)
+        with torch.no_grad():
+            z = lntune.layer_norm(x, (64,), weight, bias)
+        return [y.detach(), z, *torch.autograd.grad(y, (leaf,), dy)]
+
+    expected = run(x.contiguous(), dy.contiguous())
+    copies = []
+    monkeypatch.setattr(Tensor, "contiguous", lambda t, *_, **__: copies.append(t) or t.clone(memory_format=torch.contiguous_format))
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(run(x, dy), expected, strict=True))
+    assert not [t.shape for t in copies if t.ndim > 1 and t.shape[0] > 1]
+    monkeypatch.undo()
+
+
+@unwarned
+def test_direct_calls_tell_rows_apart_from_contiguous_ones(here: Here) -> None:
+    """A table keeps the two kinds of kernels apart: contiguous and strided calls take turns, and all are direct once both were made."""
+    x = torch.randn(6, 72).to(here.name)
+    given = [x[:, :64], x[:, :64].contiguous()]
+    expected = [functional.layer_norm(t, (64,)) for t in given]
+    with torch.no_grad():
+        for i in (0, 1, 0, 1, 1, 0):
+            torch.testing.assert_close(lntune.layer_norm(given[i], (64,)), expected[i], rtol=1e-5, atol=1e-5)
+        for t, y in zip(given, expected, strict=True):
+            made = layer_norm._direct.call(t, (64,), None, None, 1e-5)
+            torch.testing.assert_close(made, y, rtol=1e-5, atol=1e-5)
+
+
+@unwarned
+def test_a_cpu_has_no_direct_call_for_rows_apart() -> None:
+    """A CPU's kernels take copies: a strided call is right, and does not put its kernel where strided calls are served directly."""
+    x, w = torch.randn(6, 72)[:, :64], torch.ones(64)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(lntune.layer_norm(x, (64,), w), functional.layer_norm(x, (64,), w), rtol=1e-5, atol=1e-5)
+        assert layer_norm._direct.call(x, (64,), w, None, 1e-5) is None
+
+
+@unwarned
+def test_a_step_of_an_lstm_reads_rows_where_they_lie(here: Here) -> None:
+    """Gates that are one step of a batch of sequences, and a cell that is part of wider rows, forward and backward."""
+    given = made(hidden=16, batch=(6,))
+    given = {name: t if t is None else t.to(here.name) for name, t in given.items()}
+    given["gates_x"] = torch.stack([given["gates_x"]] * 3, 1)[:, 1]
+    given["c"] = VIEWS["part of wider rows"](given["c"])
+    for _ in range(2):
+        check_step(given)
+    with torch.no_grad():
+        lnlstm.lnlstm_step(**given)
+        names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
+        assert lnlstm._direct[False].call(*(given[name] for name in names), 1e-5) is not None
