@@ -117,6 +117,20 @@ def test_ended_in_the_middle(tmp_path: Path) -> None:
     assert "doctor" in (tmp_path / "bringup.txt").read_text()
 
 
+def test_an_interpreter_without_the_packages(tmp_path: Path) -> None:
+    """What is missing and what to set is the last line, after the machine's facts; no step is tried that could only fail."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "typer.py").write_text("raise ImportError('no typer here')")
+    run = start(tmp_path / "out", 8, "--target", "cpu", packages=packages)
+    printed, _ = run.communicate(timeout=120)
+    index = lines(tmp_path / "out")
+    assert run.returncode == 1
+    assert re.fullmatch(r"stopped: \S+ cannot import .*: ImportError: no typer here; set PYTHON .* LNTUNE_PACKAGES", index[-1]), printed
+    assert [line.split()[0] for line in index] == ["begin,", "facts", "facts", "stopped:"]
+    assert "Python 3" in (tmp_path / "out" / "facts.txt").read_text()
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("OUT",), ("OUT", "0"), ("OUT", "ten"), ("OUT", "1", "--target"), ("OUT", "1", "--target", "tpu")], ids=str
 )

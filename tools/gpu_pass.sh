@@ -9,8 +9,8 @@
 #
 # Logs, tables and JSON lie in OUT whenever it ends, also when it is killed: each step writes as it goes, and OUT/index.txt has its start, end
 # and exit code. The same command with the same OUT goes on: what OUT/tuning_logs has is not tuned again. It needs no network and installs
-# nothing: LNTUNE_PACKAGES is a folder of unpacked packages (or PYTHONPATH already leads to them), PYTHON the interpreter (python3). Beside
-# PyTorch and a C++ compiler it takes apache-tvm, apache-tvm-ffi, filelock, msgspec, numpy, platformdirs, rich, scipy, typer and what these
+# nothing: LNTUNE_PACKAGES is a folder of unpacked packages (or PYTHONPATH already leads to them), PYTHON the interpreter (by default the
+# checkout's .venv, else python3). Beside PyTorch and a C++ compiler it takes apache-tvm, apache-tvm-ffi, filelock, msgspec, numpy, platformdirs, rich, scipy, typer and what these
 # need, pytest for the tests, and nvcc or the packages of lntune[cuda]. --target cpu tries the script itself out, on tiny sizes, and is done in a
 # minute or two. Exit code 0 when every step did what it should.
 set -euo pipefail
@@ -31,7 +31,11 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 total=$(($2 * 60))
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+if [[ -z $python ]]; then # the one that make sets up, if there is one
+  python=python3
+  [[ -n ${LNTUNE_PACKAGES:-} || ! -x $root/.venv/bin/python ]] || python=$root/.venv/bin/python
+fi
 [[ ! -d ${LNTUNE_PACKAGES:-} ]] || LNTUNE_PACKAGES=$(cd "$LNTUNE_PACKAGES" && pwd)
 export PYTHONPATH="${LNTUNE_PACKAGES:+$LNTUNE_PACKAGES:}$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
@@ -125,6 +129,10 @@ logs=$out/tuning_logs
 
 note "begin, $((total / 60)) minutes, target $target"
 step facts 60 bash -c facts
+if ! why=$("$python" -c 'import lntune.cli, torch, tvm_ffi' 2>&1); then # nothing that follows could work
+  note "stopped: $python cannot import what lntune needs: ${why##*$'\n'}; set PYTHON to one that can, or LNTUNE_PACKAGES"
+  exit 1
+fi
 step doctor 60 "$python" -m lntune doctor --json
 
 if "$python" -c 'import pytest' 2>/dev/null; then
