@@ -10,9 +10,9 @@
 # Logs, tables and JSON lie in OUT whenever it ends, also when it is killed: each step writes as it goes, and OUT/index.txt has its start, end
 # and exit code. The same command with the same OUT goes on: what OUT/tuning_logs has is not tuned again. It needs no network and installs
 # nothing: LNTUNE_PACKAGES is a folder of unpacked packages (or PYTHONPATH already leads to them), PYTHON the interpreter (by default the
-# checkout's .venv, else python3). Beside PyTorch and a C++ compiler it takes apache-tvm, apache-tvm-ffi, filelock, msgspec, numpy, platformdirs, rich, scipy, typer and what these
-# need, pytest for the tests, and nvcc or the packages of lntune[cuda]. --target cpu tries the script itself out, on tiny sizes, and is done in a
-# minute or two. Exit code 0 when every step did what it should.
+# checkout's .venv, else python3). Beside PyTorch and a C++ compiler it takes apache-tvm, apache-tvm-ffi, filelock, msgspec, numpy,
+# platformdirs, rich, scipy, typer and what these need, pytest for the tests, and nvcc or the packages of lntune[cuda]. --target cpu tries the
+# script itself out, on tiny sizes, and is done in a minute or two. Exit code 0 when every step did what it should.
 set -euo pipefail
 
 usage() {
