@@ -39,6 +39,7 @@ class Inspected(msgspec.Struct, frozen=True):
     written: dict[str, float]
     extra: float
     between: float = 0.0
+    strided: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -60,8 +61,9 @@ def _traffic(case: Case, program: Any, blocks: int) -> list[Traffic]:
     return seen
 
 
-def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Inspected:
-    """Compile a kernel for a GPU, which need not be here, and run it in the emulator on a few rows.
+def inspect(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Inspected:
+    """Compile a kernel for a GPU, which need not be here, and run it in the emulator on a few rows; `strided`: one for matrices whose rows may
+    lie anywhere.
 
     Raises:
         InputError: the device is no GPU.
@@ -70,15 +72,15 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device) -> Ins
     """
     if device.kind != "gpu":
         raise InputError(f"target: got {device.name}, expected a GPU, such as cuda:sm_90; `lntune show --as asm` is for CPUs.")
-    program = build.program(case, schedule, setting, device)
+    program = build.program(case, schedule, setting, device, strided)
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
     few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
     if any(a.role == "sum" for a in ops.get(case.op).arguments(case)):  # so that each block has turns enough to show what one costs
         device = msgspec.structs.replace(device, cores=max(1, few.rows // TURNS))
-        program = build.program(case, schedule, setting, device)
+        program = build.program(case, schedule, setting, device, strided)
     read, written, extra, between = moves(few, program, case.blocks(device.cores))
     share = between / ops.get(case.op).bytes(case)
-    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra, share)
+    return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra, share, strided)
 
 
 def repeated(read: dict[str, float], written: dict[str, float]) -> tuple[str, ...]:

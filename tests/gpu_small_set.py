@@ -1,7 +1,7 @@
 """A small set of kernels, each right on adversarial inputs: `python tests/gpu_small_set.py`, made to be run under compute-sanitizer.
 
-Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics. Exit code 0
-when all are right; whatever else a tool finds is its own to say.
+Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics, by the kernels
+for contiguous rows and by those for rows that lie apart. Exit code 0 when all are right; whatever else a tool finds is its own to say.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def main() -> None:
     for plan in schedule.all_schedules().values():
         for hidden, dtype in SIZES if plan.kind == "gpu" else ():
             case = Case(plan.op, hidden, dtype, 512)
-            kernel = artifact.kernel(case, plan, plan.default(case, device), device)
-            verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
-            print(f"{case} {plan.name}: {verdict.message or 'right'}", flush=True)
-            wrong += not verdict.ok
+            for strided in (False, True):
+                kernel = artifact.kernel(case, plan, plan.default(case, device), device, strided)
+                verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
+                print(f"{case} {plan.name}{', row-strided' if strided else ''}: {verdict.message or 'right'}", flush=True)
+                wrong += not verdict.ok
     sys.exit(1 if wrong else 0)
 
 

@@ -188,11 +188,16 @@ def test_an_unknown_target_is_refused(name: str) -> None:
 
 
 @needs_compiler
-def test_inspect_tells_what_is_known_without_a_gpu() -> None:
-    """`lntune inspect` gives registers, spills, bytes; default knobs move nothing twice, spill nothing, and end with exit code 0."""
-    done = CliRunner().invoke(app, ["inspect", "layer_norm", "--hidden", "1024,12288", "--dtype", "bfloat16", "--target", "cuda:sm_80", "--json"])
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+def test_inspect_tells_what_is_known_without_a_gpu(strided: bool) -> None:
+    """`lntune inspect` gives registers, spills, bytes; default knobs move nothing twice, spill nothing, and end with exit code 0. So do the
+    kernels for row-strided views.
+    """
+    wanted = ["--hidden", "1024,12288", "--dtype", "bfloat16", "--target", "cuda:sm_80", *(["--strided"] if strided else [])]
+    done = CliRunner().invoke(app, ["inspect", "layer_norm", *wanted, "--json"])
     assert done.exit_code == 0, done.output
     for one in json.loads(done.stdout):
+        assert one["strided"] == strided
         (kernel,) = one["kernels"]
         assert kernel["resources"]["registers"] > 0
         assert kernel["resources"]["stack_bytes"] == kernel["resources"]["spill_store_bytes"] == 0

@@ -166,6 +166,7 @@ def inspect(
     rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 4096,
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
     schedule: Annotated[str, typer.Option(help="This schedule, instead of the operator's first.")] = "",
+    strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
     as_json: JSON = False,
 ) -> None:
     """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of accesses and bytes moved.
@@ -189,7 +190,7 @@ def inspect(
     found = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        found.append(inspection.inspect(case, plan, plan.default(case, gpu), gpu))
+        found.append(inspection.inspect(case, plan, plan.default(case, gpu), gpu, strided))
     if as_json:
         print_json([{**msgspec.to_builtins(one), "problems": one.problems} for one in found])
     else:

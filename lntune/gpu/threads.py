@@ -72,14 +72,14 @@ def one_by_one(sch: Any, block: Any, threads: int, access: int, unroll: bool = T
     return thread
 
 
-def output(sch: Any, block: Any, at: Any, threads: int, access: int) -> Any:
+def output(sch: Any, block: Any, at: Any, threads: int, access: int, unroll: bool = True) -> Any:
     """Compute an output's elements in registers, one by one, and store an access of them at once; `block` is not in its place at `at` yet.
 
     Not one vector of all: for 8 elements TVM 0.27 writes vectors of float32 that CUDA does not have. Returns the loop over threads.
     """
     stored = sch.cache_write(block, 0, "local")
     sch.reverse_compute_at(block, at, preserve_unit_loops=True)
-    thread = one_by_one(sch, block, threads, access)
+    thread = one_by_one(sch, block, threads, access, unroll)
     sch.reverse_compute_at(stored, thread, preserve_unit_loops=True)
     if access > 1:
         sch.vectorize(sch.get_loops(stored)[-1])
@@ -108,11 +108,11 @@ def keep(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, 
     copy(sch, kept, threads, access)
 
 
-def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int) -> None:
+def stage(sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, access: int, unroll: bool = True) -> None:
     """Load a row once, at loop `at`, into shared memory; the input `index` of the first of `consumers`, for all of them."""
     staged = sch.cache_read(consumers[0], index, "shared.dyn", consumer_blocks=list(consumers))
     sch.compute_at(staged, at, preserve_unit_loops=True)
-    copy(sch, staged, threads, access)
+    copy(sch, staged, threads, access, unroll)
 
 
 def around(sch: Any, block: Any, loop: Any) -> Any:
