@@ -1,0 +1,58 @@
+"""Layer norm forward on GPUs: what is its own beside the tests of all GPU schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lntune import build, check, cuda, emulated
+from lntune.case import DTYPES, Case
+from lntune.cuda.targets import device_of
+from lntune.device_code import Program
+from lntune.schedule import get
+
+DEVICE = device_of("cuda:sm_90")
+PLAN = get("shared_row")
+
+needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+
+
+def made(case: Case, **changed: Any) -> Program:
+    """The program of default knobs with some changed; they must fit."""
+    setting = PLAN.default(case, DEVICE)
+    return build.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
+
+
+@pytest.mark.parametrize("keep", ["shared", "again"])
+def test_turns_that_are_not_written_out(keep: str) -> None:
+    """A ragged row whose turns are a loop is right, and its code is as long for many turns as for a few."""
+    rolled = {"threads": 32, "access": 4, "keep": keep, "unroll": False}
+    case = Case("layer_norm", 1004, "bfloat16", 32)
+    verdict = check.verify(case, emulated.kernel(case, made(case, **rolled), "shuffled"), check.ALIGNED)
+    assert verdict.ok, verdict.message
+    lengths = {u: [len(made(Case("layer_norm", h, "bfloat16", 32), **{**rolled, "unroll": u}).source) for h in (512, 2048)] for u in (False, True)}
+    assert lengths[False][1] < 1.1 * lengths[False][0]
+    assert lengths[True][1] > 1.5 * lengths[True][0]
+
+
+@pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
+def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
+    """A row that fills what a block may have of it leaves none for the sums that threads exchange: it is refused, and by default kept elsewhere."""
+    device = device_of(f"cuda:{arch}")
+    for dtype, size in DTYPES.items():
+        if (hidden := device.l1 // size) <= 65536:
+            case = Case("layer_norm", hidden, dtype, 4096)
+            setting = PLAN.default(case, device)
+            assert setting.keep != "shared"
+            filled = type(setting)(**{**vars(setting), "keep": "shared"})
+            assert "of which 1024 are for sums" in str(PLAN.reason_invalid(filled, case, device))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("hidden", "dtype"), [(40960, "bfloat16"), (58112, "float32"), (65521, "float32"), (65532, "float16"), (65536, "bfloat16")])
+def test_long_rows_do_not_spill(hidden: int, dtype: str) -> None:
+    """With default knobs rows that registers do not hold take no stack frame, and can be launched."""
+    program = made(Case("layer_norm", hidden, dtype, 4096))
+    (launch,) = program.launches
+    assert cuda.inspect_kernel(program.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False).problems == ()
