@@ -1,26 +1,17 @@
-"""Scheduled GPU kernels -> CUDA source and how to launch it, by a TIR pipeline of our own where TVM's default is wrong.
-
-Two deviations, each with a test that fails without it (tests/test_device_code.py):
-
-- Storage is not rewritten. TVM 0.27 merges the stage behind a reduction over threads into the reduction's result, which then lies in
-  shared memory: every thread executes `mean[0] = mean[0] / N` on the same cell, a race that multi-warp rows lose.
-- Expressions are simplified once more before buffers are compacted. Otherwise what a thread keeps of a row is indexed by what the compiler
-  cannot see is a constant, and lives in a stack frame instead of registers.
-"""
+"""Scheduled GPU kernels -> CUDA source and how to launch it. The passes between are in lntune/gpu/lowering.py."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from lntune.cuda import hints, private, source_only
 from lntune.errors import BuildError, gist
+from lntune.gpu import lowering
 
-_NAME = "lntune_cuda"
 WIDEST = 16
 """Bytes of the widest access that kernels are built with."""
 
@@ -145,25 +136,46 @@ def _name(name: str) -> str:
 
 
 class _Seen:
-    """What passed through the pipeline: the host's calls of kernels, the values it gave names, what it allocates between the kernels, and
-    the kernels' parameters.
+    """What a program's lowered functions say: the host's calls of kernels, the values it gave names, what it allocates between the kernels,
+    and the kernels' parameters. `told` are the numbers that a call brings.
     """
 
-    def __init__(self) -> None:
-        self.told: tuple[str, ...] = ()
+    def __init__(self, told: Collection[str], host: Iterable[Any], kernels: Iterable[Any]) -> None:
+        self.told = told
         self.calls: list[Any] = []
         self.bound: dict[str, Any] = {}
         self.buffers: list[Any] = []
-        self.parameters: dict[str, list[tuple[str, bool]]] = {}
+        self.computed: list[str] = []
+        """What the host itself would compute, which TVM 0.27's VerifyMemory lets pass, and nobody runs."""
+        for function in host:
+            self._look(function)
+        self.parameters = {str(kernel.attrs["global_symbol"]): self._parameters(kernel) for kernel in kernels}
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
-    def clear(self, told: tuple[str, ...]) -> None:
-        """Begin another program, of which these numbers are what a call brings."""
-        self.told = told
-        self.calls.clear()
-        self.bound.clear()
-        self.buffers.clear()
-        self.parameters.clear()
+    def _look(self, function: Any) -> None:
+        import tvm
+        import tvm_ffi
+        from tvm import tirx
+
+        def visit(call: Any) -> None:
+            if isinstance(call.attrs, tirx.CallFFIKernelAttr):
+                self.calls.append(call)
+
+        def bind(statement: Any) -> None:
+            self.bound[str(statement.var.name)] = statement.value
+
+        def allocate(statement: Any) -> None:
+            self.buffers.append(statement.buffer)
+
+        def store(statement: Any) -> None:
+            self.computed.append(_name(str(statement.buffer.name)))
+
+        kinds = [(tvm.ir.Call, visit), (tirx.Bind, bind), (tirx.AllocBuffer, allocate), (tirx.BufferStore, store)]
+        tvm_ffi.structural_walk(function.body, kinds)
+
+    def _parameters(self, kernel: Any) -> list[tuple[str, bool]]:
+        named = [(str(p.name), str(p.ty)) for p in kernel.params]
+        return [(_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named]
 
     def launches(self) -> tuple[Launch, ...]:
         """The kernels in the order of their launches."""
@@ -184,90 +196,6 @@ class _Seen:
         given = zip(self.parameters[name], list(call.args)[1:], strict=False)
         arguments = tuple(_text(value, self.told, self.bound) if whole else parameter for (parameter, whole), value in given)
         return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
-
-
-def _spelled_out(body: Any) -> Any:
-    """Without names for the values of a reduction of several (v = a[0] + x; w = b[0] + y; a[0] = v; b[0] = w).
-
-    Where there is dynamic shared memory, TVM 0.27 refuses names for anything that is loaded. No sum is made of another here.
-    """
-    import tvm
-    import tvm_ffi
-    from tvm import tirx
-
-    def without(statement: Any) -> Any:
-        named: list[tuple[Any, Any]] = []
-        left = []
-        for one in statement.seq:
-            made = tvm_ffi.structural_map(one, [(tvm.ir.Var, lambda var: next((v for old, v in named if var.same_as(old)), var))]) if named else one
-            if isinstance(one, tirx.Bind):
-                named.append((one.var, made.value))
-            else:
-                left.append(made)
-        return tirx.SeqStmt(left) if named else statement
-
-    return tvm_ffi.structural_map(body, [(tirx.SeqStmt, without)])
-
-
-@functools.cache
-def _registered() -> _Seen:
-    """Register the pipeline; the answer is refilled at every use of it."""
-    import tvm
-    import tvm_ffi
-    from tvm import tirx
-    from tvm.s_tir import pipeline
-    from tvm.s_tir import transform as t
-    from tvm.tirx import compilation_pipeline
-
-    seen = _Seen()
-
-    def observed(finish: Any, look: Any) -> Any:
-        """The passes `finish` makes, after a look at what they are given."""
-
-        def make() -> Any:
-            passes = finish()
-
-            def run(mod: Any, _: Any) -> Any:
-                for function in mod.functions.values():
-                    look(function)
-                return passes(mod)
-
-            return tvm.transform.module_pass(run, opt_level=0)
-
-        return make
-
-    def lowering() -> Any:
-        def run(mod: Any, _: Any) -> Any:
-            # The beginning of the default, then a simplification, then the default, which finds its beginning done.
-            first = (t.CanonicalizeLoop, t.LowerCrossThreadReduction)
-            then = (t.LowerInitBlock, t.PlanAndUpdateBufferAllocationLocation, t.ConvertBlocksToOpaque, t.LiftThreadBinding, t.StmtSimplify)
-            mod = tvm.ir.transform.Sequential([make() for make in first])(mod)
-            mod = tvm.IRModule({name: function.with_body(_spelled_out(function.body)) for name, function in mod.functions.items()})
-            mod = tvm.ir.transform.Sequential([make() for make in then])(mod)
-            return pipeline.default_s_tir_pipeline()[0](mod)
-
-        return tvm.transform.module_pass(run, opt_level=0)
-
-    def host(function: Any) -> None:
-        def visit(call: Any) -> None:
-            if isinstance(call.attrs, tirx.CallFFIKernelAttr):
-                seen.calls.append(call)
-
-        def bind(statement: Any) -> None:
-            seen.bound[str(statement.var.name)] = statement.value
-
-        def allocate(statement: Any) -> None:
-            seen.buffers.append(statement.buffer)
-
-        tvm_ffi.structural_walk(function.body, [(tvm.ir.Call, visit), (tirx.Bind, bind), (tirx.AllocBuffer, allocate)])
-
-    def kernel(function: Any) -> None:
-        named = [(str(p.name), str(p.ty)) for p in function.params]
-        seen.parameters[str(function.attrs["global_symbol"])] = [(_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named]
-
-    passes = observed(pipeline.finalize_host_passes, host), observed(pipeline.finalize_device_passes, kernel)
-    compilation_pipeline.register_tir_pipeline(_NAME, lambda: (lowering(), *passes))
-    return seen
 
 
 def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
@@ -318,16 +246,18 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
     """
     import tvm
 
-    seen = _registered()
-    seen.clear(("rows", *strides))
     goal = tvm.target.Target(_with_bfloat16(target))
     try:
-        config = {"tirx.disable_storage_rewrite": True}
-        with source_only.kept(), goal, tvm.transform.PassContext(config=config, disabled_pass=private.needless(module)):
-            executable = tvm.compile(module, target=goal, tir_pipeline=_NAME)
-        source = str(executable.mod.imports[0].inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
+        with source_only.kept(), goal, tvm.transform.PassContext(disabled_pass=private.needless(module)):
+            host, kernels = lowering.lower(module, goal)
+            made = tvm.get_global_func("target.build.cuda")(kernels, goal)
+        source = str(made.inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
+    seen = _Seen(("rows", *strides), host, kernels.functions.values())
     launches = seen.launches()
+    if not launches or seen.computed:
+        left = f"{', '.join(seen.computed) or 'all of it'}: bind its loops to blockIdx and threadIdx"
+        raise BuildError(f"the schedule leaves to the host what only a kernel can compute, {left}.")
     source = _complete(hints.apply(source, hints.requested(module)), launches)
     return Program(private.alone(module, source), launches, seen.scratch())

@@ -18,6 +18,7 @@ from lntune.cuda.targets import PRODUCTS, device_of, names
 from lntune.device_code import Launch, Program, number
 from lntune.emulator import EmulatorError
 from lntune.errors import BuildError, UnknownNameError
+from lntune.gpu import lowering
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")
@@ -130,7 +131,7 @@ def test_scratch_is_poisoned() -> None:
 def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside dynamic shared memory TVM refuses names for what is loaded, which its reductions of several values give."""
     assert max(launch.shared for launch in backward(1000, "float32", threads=128, rows=1, keep="shared").launches) >= 2 * 1000 * 4
-    monkeypatch.setattr(device_code, "_spelled_out", lambda body: body)
+    monkeypatch.setattr(lowering, "spelled_out", lambda body: body)
     with pytest.raises(BuildError, match="Load memory in places other than store"):
         backward(1000, "float32", threads=128, rows=1, keep="shared")
 
@@ -161,14 +162,31 @@ def test_the_weight_is_not_kept_in_registers() -> None:
 
 
 def test_what_does_not_compile_is_a_build_error() -> None:
-    """A module that is no GPU kernel is refused as such, with TVM's reason."""
+    """A module that is no GPU kernel is refused as such."""
     plan = get("cached_rows")
     from lntune import device
 
     here = device.current()
     module = plan.apply(WIDE, plan.default(WIDE, here), here)
-    with pytest.raises(BuildError, match="TVM failed to compile"):
+    with pytest.raises(BuildError, match="leaves to the host"):
         device_code.generate(module, GPU.target())
+
+
+def test_a_stage_that_is_left_to_the_host_is_a_build_error() -> None:
+    """Launches alone would leave what such a stage should have written as it was; TVM compiles it without a word."""
+    from tvm import s_tir, te
+
+    rows = te.var("rows", "int64")
+    x = te.placeholder((rows, 64), "float32", name="x")
+    twice = te.compute((rows, 64), lambda i, k: x[i, k] * 2.0, name="twice")
+    sch = s_tir.Schedule(te.create_prim_func([x, te.compute((rows, 64), lambda i, k: twice[i, k] + 1.0, name="y")]))
+    i, k = sch.get_loops(sch.get_sblock("y"))
+    sch.bind(i, "blockIdx.x")
+    sch.bind(k, "threadIdx.x")
+    with pytest.raises(BuildError, match=r"leaves to the host.*twice"):
+        device_code.generate(sch.mod, GPU.target())
+    sch.compute_inline("twice")
+    assert len(device_code.generate(sch.mod, GPU.target()).launches) == 1
 
 
 @pytest.mark.parametrize("name", names())
