@@ -142,21 +142,25 @@ def test_global_memory_is_read_once(name: str, case: Case) -> None:
             assert stored == ([size, size // 16] if a.role in ("out", "sum") else [0, 0]), a.name
 
 
+@pytest.mark.parametrize("hidden", [96, 1000])
 @pytest.mark.parametrize("name", PLANS)
-def test_a_row_does_not_depend_on_the_number_of_rows(name: str) -> None:
-    """The bits of a row are the same alone and among others."""
-    case = case_of(PLANS[name].op, 1000, "float32")
+def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> None:
+    """The bits of a row are the same alone and among others, wherever it lies: in a block of its own, or beside others in one."""
+    case = case_of(PLANS[name].op, hidden, "float32")
     op = ops.get(case.op)
     run = emulated.kernel(case, program(name, case))
     given = op.inputs(case, 5, "normal", 0)
     by_row = {a.name for a in op.arguments(case) if a.shape[:1] == ("rows",)}
-    outputs = []
-    for rows in (1, 5):
-        values = tensors(case, rows, {n: v[:rows] if n in by_row else v for n, v in given.items()})
+
+    def outputs(first: int, last: int) -> dict[str, Any]:
+        values = tensors(case, last - first, {n: v[first:last] if n in by_row else v for n, v in given.items()})
         run(*values.values())
-        outputs.append({a.name: values[a.name] for a in op.arguments(case) if a.role == "out" and a.name in by_row})
-    for name_, first in outputs[0].items():
-        assert torch.equal(first[0], outputs[1][name_][0])
+        return {a.name: values[a.name] for a in op.arguments(case) if a.role == "out" and a.name in by_row}
+
+    together = outputs(0, 5)
+    for row in (0, 2, 4):
+        for which, alone in outputs(row, row + 1).items():
+            assert torch.equal(alone[0], together[which][row]), f"{which} of row {row}"
 
 
 @pytest.mark.parametrize("name", [name for name, s in PLANS.items() if sums_of(s.op)])
