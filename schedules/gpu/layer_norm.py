@@ -36,7 +36,7 @@ class Knobs:
     rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
     keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its three uses; again: read from memory each time")
-    unroll: bool = knob(True, (True, False), "a thread's turns over a row are written out, as they must be for registers, which have no addresses")
+    rolled: bool = knob(False, (False, True), "a thread's turns over a row are a loop, not unrolled; not for registers, which have no addresses")
     once: bool = knob(False, (False, True), "x and y are the first to leave the cache, since they are accessed once")
 
 
@@ -63,9 +63,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
     if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
         return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {threads_all} threads"
-    if knobs.keep == "registers" and not knobs.unroll:
-        return "a row in registers takes turns that are written out"
-    if turns_of(knobs, case) == 1 and not knobs.unroll:
+    if knobs.keep == "registers" and knobs.rolled:
+        return "a row in registers takes unrolled turns"
+    if turns_of(knobs, case) == 1 and knobs.rolled:
         return "there is one turn"
     if knobs.keep == "shared" and knobs.rows > 1:
         return "shared memory is for one row to a block"
@@ -82,8 +82,8 @@ def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, four to a thread; where registers do not hold the row, shared memory, else reading again.
 
     One row to a block from 64 accesses on, since the stores of several rows are guarded; and of several rows three accesses to a thread at
-    most: for four ptxas 13.0 gives it a stack frame of 8 bytes. Turns that read again are not written out, nor wide ones of long rows in
-    low precision: ptxas would keep what they read after all, and spill it.
+    most: for four ptxas 13.0 gives it a stack frame of 8 bytes. Turns that read again are a loop, and wide ones of long rows in low
+    precision: ptxas would keep what they read after all, and spill it.
     """
     access = threads.widest(case)
     wanted = -(-case.hidden // (access * 4))
@@ -104,10 +104,10 @@ def default(case: Case, device: Device) -> Knobs:
             if widened and keep == "registers":
                 continue
             rolled = keep == "again" or (keep == "shared" and widened and access > 2)
-            found = replace(found, unroll=not rolled or turns_of(found, case) == 1)
+            found = replace(found, rolled=rolled and turns_of(found, case) > 1)
             if valid(found, case, device) is None:
                 return found
-    return Knobs(32, 1, access, "again", unroll=False)
+    return Knobs(32, 1, access, "again", rolled=True)
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -134,18 +134,18 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     for name, block in blocks.items():
         if name not in ("sum", "y"):
             sch.reverse_compute_at(block, row, preserve_unit_loops=True)
-    y = threads.output(sch, blocks["y"], row, knobs.threads, knobs.access, knobs.unroll)
+    y = threads.output(sch, blocks["y"], row, knobs.threads, knobs.access, not knobs.rolled)
 
     # 3.
     users = [blocks[name] for name in ("sum", "centred", "y")]
     if knobs.keep == "registers":
         threads.keep(sch, users, 0, row, knobs.threads, knobs.access)
     elif knobs.keep == "shared":
-        threads.stage(sch, users, 0, row, knobs.threads, knobs.access, knobs.unroll)
+        threads.stage(sch, users, 0, row, knobs.threads, knobs.access, not knobs.rolled)
 
     # 4.
     for name in ("sum", "centred"):
-        thread = threads.one_by_one(sch, blocks[name], knobs.threads, knobs.access, knobs.unroll)
+        thread = threads.one_by_one(sch, blocks[name], knobs.threads, knobs.access, not knobs.rolled)
         if knobs.keep != "registers":
             threads.fetch(sch, blocks[name], 0, thread, knobs.access)
     if knobs.keep != "registers":
