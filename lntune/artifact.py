@@ -57,7 +57,9 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, archs: 
     if device.kind == "gpu":
         versions["format"] = str(_FORMAT)
         # Sums have a row for each multiprocessor, or for fewer.
-        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores), "strided": strided}
+        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores)}
+    if strided:
+        target["strided"] = native.source_hash(paths.PACKAGE / "strides.py")
     return Key(
         case.op,
         case.hidden,
@@ -106,7 +108,7 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
     if device.kind == "gpu":
         _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs}), strided), path)
     else:
-        build.to_library(case, schedule, setting, device, path)
+        build.to_library(case, schedule, setting, device, path, strided)
     with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(key, order="sorted"), indent=1))
     return path
@@ -115,7 +117,7 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
 def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
     """The kernel for a case, from the cache or built now and put there: a function of tensors in the operator's order.
 
-    `strided`: on a GPU, one that reads matrices whose rows lie anywhere; others want them one behind the other.
+    `strided`: one that reads matrices whose rows lie anywhere; others want them one behind the other.
     A cached file that does not load (half a disk, another libc) is thrown away and built again.
 
     Raises:
@@ -133,7 +135,7 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided
         except BuildError:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return runtime.load(prepare(case, schedule, setting, device))
+    return runtime.load(prepare(case, schedule, setting, device, strided=strided))
 
 
 def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool, path: Path) -> Callable[..., None]:

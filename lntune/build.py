@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lntune import cuda, device_code, native, ops, runtime, streaming, toolchain
+from lntune import cuda, device_code, native, ops, runtime, streaming, strides, toolchain
 from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
-from lntune.gpu import strides
 from lntune.schedule import Schedule
 
 _lock = threading.Lock()
@@ -41,8 +40,8 @@ def warm_up() -> None:
     _tvm()
 
 
-def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> Any:
-    """The scheduled IRModule.
+def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Any:
+    """The scheduled IRModule; `strided`: for matrices whose rows may lie anywhere.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
@@ -51,7 +50,11 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
         raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) does not fit {case}: {reason}.")
     _tvm()
     try:
-        return schedule.apply(case, setting, device)
+        module = schedule.apply(case, setting, device)
+        if not strided:
+            return module
+        access = min(_access(setting), device_code.WIDEST // case.itemsize) if device.kind == "gpu" else None
+        return strides.free_rows(module, ops.get(case.op).arguments(case), access)
     except LntuneError:
         raise
     except Exception as e:
@@ -59,19 +62,15 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device) -> A
 
 
 def program(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> device_code.Program:
-    """A kernel for a GPU, which need not be here, as CUDA source and its launches; `strided`: for matrices whose rows may lie anywhere.
+    """A kernel for a GPU, which need not be here, as CUDA source and its launches; `strided` is as in scheduled.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
         BuildError: TVM cannot compile what came of it.
     """
     with _lock:
-        module = scheduled(case, schedule, setting, device)
-        if not strided:
-            return device_code.generate(module, device.target())
-        free = strides.names(ops.get(case.op).arguments(case))
-        module = strides.free_rows(module, free, min(_access(setting), device_code.WIDEST // case.itemsize))
-        return device_code.generate(module, device.target(), tuple(free.values()))
+        free = strides.names(ops.get(case.op).arguments(case)) if strided else {}
+        return device_code.generate(scheduled(case, schedule, setting, device, strided), device.target(), tuple(free.values()))
 
 
 def _access(setting: Any) -> int:
@@ -83,7 +82,7 @@ def binary(
     case: Case, schedule: Schedule, setting: Any, device: Device, archs: Sequence[str] | None = None, strided: bool = False
 ) -> device_code.Binary:
     """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs` (the device's alone if not given);
-    `strided`: for matrices whose rows may lie anywhere.
+    `strided` is as in scheduled.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
@@ -120,21 +119,21 @@ def _compile(module: Any, device: Device) -> Any:
     return tvm.runtime.Executable(streaming.apply(executable.mod, parameter, device.vector_bytes)) if parameter else executable
 
 
-def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device) -> Callable[..., None]:
-    """A kernel compiled into this process without touching the disk: what a trial runs."""
+def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
+    """A kernel compiled into this process without touching the disk: what a trial runs; `strided` is as in scheduled."""
     with _lock:
-        executable = _compile(scheduled(case, schedule, setting, device), device)
+        executable = _compile(scheduled(case, schedule, setting, device, strided), device)
         with runtime.own_symbols():
             function = executable["main"]
     runtime._keep.append(executable)
     return function  # type: ignore[no-any-return]
 
 
-def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path) -> None:
-    """A kernel as a shared library at `path`, written whole or not at all."""
+def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path, strided: bool = False) -> None:
+    """A kernel as a shared library at `path`, written whole or not at all; `strided` is as in scheduled."""
     linker = toolchain.compiler()
     with _lock:
-        executable = _compile(scheduled(case, schedule, setting, device), device)
+        executable = _compile(scheduled(case, schedule, setting, device, strided), device)
         with native.atomic(path) as temporary:
             try:
                 executable.export_library(os.fspath(temporary), cc=linker)

@@ -148,7 +148,7 @@ static int truth(PyObject *result) {
 typedef struct {
   DLTensor tensor[MAX_ARGS];
   int64_t apart[MAX_ARGS]; /* elements from one row to the next */
-  int strided;             /* some rows do not lie one behind the other: another kernel's business, if anyone's */
+  int strided;             /* some rows do not lie one behind the other, which is another kernel's business */
   double scalar[MAX_ARGS];
   DLDevice device;
   int64_t hidden, rows, key; /* the key has the hidden size and the device */
@@ -344,12 +344,12 @@ static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count)
   return PyBool_FromLong(yes);
 }
 
-/* (bytes of an Entry without its key, first bit length, last bit length, whether the kernel takes rows that lie apart, arguments...): calls
- * that look like these, with rows of these bit lengths, are served from now on. True when it could be done. */
+/* (bytes of an Entry without its key, first bit length, last bit length, arguments...): calls that look like these, with rows of
+ * these bit lengths, are served from now on. True when it could be done. */
 static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int known = count > 4 && read_call(table, args + 4, count - 4, &c) && (!c.strided || PyObject_IsTrue(args[3]) == 1);
+  int known = count > 3 && read_call(table, args + 3, count - 3, &c);
   Py_ssize_t first = PyLong_AsSsize_t(args[1]), last = PyLong_AsSsize_t(args[2]);
   for (Py_ssize_t bits = first; known && bits <= last; ++bits) {
     if (2 * (table->used + 1) > table->size) {

@@ -90,20 +90,11 @@ class Table:
         self._remember: Callable[..., bool] = made[2]
         self.forget: Callable[[], None] = made[3]
 
-    def remember(
-        self,
-        kernel: Any,
-        arguments: Sequence[Arg],
-        names: Sequence[str],
-        bits: tuple[int, int],
-        call: Sequence[Any],
-        case: Case,
-        strided: bool = False,
-    ) -> bool:
+    def remember(self, kernel: Any, arguments: Sequence[Arg], names: Sequence[str], bits: tuple[int, int], call: Sequence[Any], case: Case) -> bool:
         """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to bits[1].
 
-        `arguments` are the kernel's, `names` say which of them each argument of a call is; `strided`: it takes matrices whose rows lie evenly
-        apart. False where `call` is itself of the kind that a table does not serve.
+        `arguments` are the kernel's, `names` say which of them each argument of a call is. Where rows in `call` do not lie one behind the
+        other, it is a kernel that takes them so. False where `call` is itself of the kind that a table does not serve.
         """
         outputs = [a for a in arguments if a.role == "out"]
         order = [-1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments]
@@ -118,7 +109,7 @@ class Table:
                 return False
             numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]
         numbers += [0] * (_MAX_OUTPUTS - len(outputs)) * (2 + _MAX_DIMS)
-        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, strided, *call)
+        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, *call)
         if known:
             _kept[kernel.__chandle__()] = kernel
         return known

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lntune import device_code, emulator, ops
+from lntune import device_code, emulator, ops, strides
 from lntune.case import Case
 from lntune.emulator import Traffic
-from lntune.gpu import strides
 
 
 def kernel(case: Case, program: device_code.Program, order: str = "forward", seen: list[Traffic] | None = None) -> Callable[..., None]:

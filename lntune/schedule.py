@@ -55,7 +55,7 @@ class Schedule:
 
 
 _MAKES_CODE: tuple[str, ...] = ("loops.py", "gpu/threads.py", "gpu/columns.py", "gpu/gates.py", "gpu/turns.py", "streaming.py", "sums.py")
-_MAKES_CODE += ("gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "gpu/strides.py", "cuda/hints.py", "cuda/private.py")
+_MAKES_CODE += ("gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
 _MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
 """Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
 
@@ -67,7 +67,7 @@ def _source_hash(path: Path, op: str, kind: str) -> str:
     texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
     imports = " ".join(found for text in texts for found in re.findall(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", text, re.MULTILINE))
     used = [package / name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)]
-    always = ("gpu/threads.py", "gpu/lowering.py", "gpu/strides.py", "device_code.py")
+    always = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
     used += [package / name for name in always if kind == "gpu" and package / name not in used]
     for text in [*texts, *(part.read_text(encoding="utf-8") for part in used)]:
         digest.update(_code(text).encode())

@@ -99,7 +99,16 @@ def _stream(name: str) -> Iterator[None]:
 
 @pytest.fixture(params=["imagined", pytest.param("cuda", marks=pytest.mark.gpu)])
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    """The GPU of the test. On the imagined one, tensors of the CPU are that GPU's: lntune's calls on them go to its kernels."""
+    """The GPU of the test."""
+    with gpu(request, monkeypatch) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """The GPU that a fixture's parameter names. On the imagined one, tensors of the CPU are that GPU's: lntune's calls on them go to its
+    kernels.
+    """
     if request.param == "cuda":
         torch.cuda.init()
         dispatch.reload()
@@ -116,4 +125,4 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     dispatch.reload()
 
 
-__all__ = ["Here", "here", "recorded"]
+__all__ = ["Here", "gpu", "here", "recorded"]

@@ -21,7 +21,7 @@ LAYERS = (
     ("native", "exchange"),
     ("ops", "search", "cuda", "emulator"),
     ("gpu",),
-    ("schedule", "loops", "streaming", "sums", "device_code", "runtime", "direct"),
+    ("schedule", "loops", "streaming", "strides", "sums", "device_code", "runtime", "direct"),
     ("build", "emulated", "check", "timing", "heap", "select"),
     ("artifact", "inspection", "device_timing"),
     ("places", "statics"),
@@ -34,8 +34,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "device_code", "gpu", "loops", "ops", "streaming", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "exchange", "gpu", "loops", "runtime", "streaming", "torch"}
+TVM = {"build", "device_code", "gpu", "loops", "ops", "streaming", "strides", "sums"}
+TVM_FFI = {"cuda", "device_code", "direct", "exchange", "gpu", "loops", "runtime", "streaming", "strides", "torch"}
 ABOVE_SCHEDULES = RANK["build"]
 """Schedule files may use what lies below the compiler."""
 

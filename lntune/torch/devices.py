@@ -47,10 +47,10 @@ def of_tensors(tensors: Sequence[Tensor]) -> Device | None:
 
 
 class Layout(NamedTuple):
-    """What the tensors of a call ask of a kernel. CPUs do not mind alignment, and copy rows that do not lie one behind the other."""
+    """What the tensors of a call ask of a kernel."""
 
     widest: int = ANY
-    """The most elements that an access may have."""
+    """The most elements that an access may have; CPUs do not mind alignment."""
     strided: bool = False
     """Whether there is a matrix whose rows do not lie one behind the other."""
 
@@ -60,16 +60,15 @@ def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
 
     Tensors that are neither contiguous nor evenly strided do not count: kernels are given copies, which are aligned.
     """
-    if device.kind != "gpu":
-        return Layout()
     most, strided = ANY, False
     for tensor in tensors:
         length = max(hidden, tensor.shape[-1] if tensor.ndim else 1)
         if (stride := row_stride(tensor, length)) is None:
             continue
         strided |= stride != length
-        address = tensor.data_ptr() | (stride * tensor.element_size() if stride != length else 0) | WHOLE
-        most = min(most, (address & -address) // tensor.element_size())
+        if device.kind == "gpu":
+            address = tensor.data_ptr() | (stride * tensor.element_size() if stride != length else 0) | WHOLE
+            most = min(most, (address & -address) // tensor.element_size())
     return Layout(most, strided)
 
 
@@ -97,14 +96,9 @@ def row_stride(tensor: Tensor, length: int) -> int | None:
 
 
 def matrix(tensor: Tensor, length: int) -> Tensor:
-    """A tensor as kernels on its device take it, as (rows, length): on GPUs evenly strided rows stay where they are, everything else that is
-    not contiguous is copied.
-    """
+    """A tensor as kernels take it, as (rows, length): evenly strided rows stay where they are, everything else that is not contiguous is copied."""
     tensor = tensor.resolve_neg()
-    device = of(tensor.device)
-    if device is None or device.kind != "gpu" or row_stride(tensor, length) is None:
-        tensor = tensor.contiguous()
-    return tensor.view(-1, length)
+    return (tensor.contiguous() if row_stride(tensor, length) is None else tensor).view(-1, length)
 
 
 def serves(kind: str) -> bool:

@@ -81,9 +81,9 @@ def choose(case: Case, device: Device | None = None) -> Choice:
 def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
 
-    `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device, the CPU where there are none; and where
-    on a GPU one of them is not aligned to 16 bytes, the same schedule serves with narrower accesses, and where the rows of one do not lie one
-    behind the other, it serves with their distance as an argument: call the kernel with what devices.matrix gives.
+    `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device, the CPU where there are none; where the
+    rows of one do not lie one behind the other, the same schedule serves with their distance left open (call the kernel with what
+    devices.matrix gives); and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -138,12 +138,25 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
             return None
         plan = schedule.get(choice.schedule, case.op)
         setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
-        return None if setting is None else artifact.kernel(case, plan, setting, device, layout.strided)
+        if setting is None:
+            return None
+        try:
+            return artifact.kernel(case, plan, setting, device, layout.strided)
+        except LntuneError:
+            if not layout.strided:
+                raise
+        # Where nothing can be built, the kernel for contiguous rows may be there.
+        return functools.partial(_with_copies, artifact.kernel(case, plan, setting, device))
     except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
         if _strict:
             raise
         warnings.warn(f"{what} has no kernel, eager mode serves it: {e}", UntunedWarning, stacklevel=5)
         return None
+
+
+def _with_copies(kernel: Kernel, *values: Any) -> None:
+    """Call a kernel for contiguous rows with tensors of which some are not; what it writes is."""
+    kernel(*(v.contiguous() if isinstance(v, Tensor) else v for v in values))
 
 
 class Direct:
@@ -163,15 +176,15 @@ class Direct:
     def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...]) -> None:
         """Have calls like `call`, in the row bucket of `case`, served directly by this kernel."""
         with _lock:
+            if isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
+                return
             try:
                 self._table = self._table or Table(self._signature)
             except (LntuneError, OSError):
                 return
             first, last = BUCKETS[case.bucket]
             bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
-            device = devices.of(call[0].device)
-            strided = device is not None and device.kind == "gpu"  # as devices.matrix leaves them where they are
-            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, strided):
+            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case):
                 self.call, self.serves = self._table.call, self._table.serves
 
     @property

@@ -1,15 +1,16 @@
-"""Kernels for GPUs whose matrices have rows that lie apart: in the emulator, through the launcher, and in PyTorch's calls."""
+"""Kernels for matrices whose rows lie apart: of every schedule, on CPUs and in the emulator; through the launcher; in PyTorch's calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import on_gpu
 import pytest
 import torch
 from fake_gpu import FakeGpu
 from launches import CASE, PLAN, launches, right, tensors
-from on_gpu import Here, here
 from test_gpu_kernels import DEVICE, PLANS, SMALL, case_of, sample
 from test_lnlstm import check as check_step
 from test_lnlstm import made
@@ -17,18 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, build, check, emulated, ops
+from lntune import artifact, build, check, device, emulated, ops, schedule, strides
 from lntune.case import Case
 from lntune.cuda import launcher
 from lntune.emulator import Traffic
 from lntune.errors import BuildError, InputError
-from lntune.gpu import strides
-from lntune.torch import layer_norm, lnlstm
+from lntune.torch import dispatch, layer_norm, lnlstm
 
-__all__ = ["here"]
-
+CPU = device.current()
 WHOLE = 8
-"""Elements of the widest access of any dtype."""
+"""Elements of the widest access of any dtype of a GPU. CPUs do not mind."""
 unwarned = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
 
@@ -38,11 +37,11 @@ def apart(matrix: Tensor, gap: int) -> Tensor:
     return functional.pad(matrix, (0, gap), value=torch.nan)[:, :length] if rows else matrix
 
 
-def with_rows_apart(case: Case, kernel: Callable[..., None]) -> Callable[..., None]:
+def with_rows_apart(case: Case, kernel: Callable[..., None], step: int = WHOLE) -> Callable[..., None]:
     """A kernel whose arguments are moved into rows that lie apart, each matrix by another distance; of several the first stays where it is."""
     listed = ops.get(case.op).arguments(case)
     names = list(strides.names(listed))
-    gaps = {name: WHOLE * (number + (len(names) == 1)) for number, name in enumerate(names)}
+    gaps = {name: step * (number + (len(names) == 1)) for number, name in enumerate(names)}
 
     def run(*values: Any) -> None:
         kernel(*(apart(v, gaps[a.name]) if a.name in gaps else v for a, v in zip(listed, values, strict=True)))
@@ -59,6 +58,20 @@ def test_rows_may_lie_anywhere(name: str, dtype: str, hidden: int) -> None:
     case = case_of(PLANS[name].op, hidden, dtype)
     kernel = emulated.kernel(case, build.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True), "shuffled")
     verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
+    assert verdict.ok, verdict.message
+
+
+ON_CPUS = [(name, *which) for name, s in schedule.all_schedules().items() if s.kind == "cpu" for which in (("float32", 100), ("bfloat16", 97))]
+
+
+@pytest.mark.parametrize(("name", "dtype", "hidden"), [one for one in ON_CPUS if one[:2] != ("widened_rows", "float32")])
+def test_rows_may_lie_anywhere_on_cpus(name: str, dtype: str, hidden: int) -> None:
+    """So do the schedules of CPUs, with rows at any element."""
+    plan = schedule.get(name)
+    case = Case(plan.op, hidden, dtype, 32)
+    setting = plan.default(case, CPU)
+    kernel = with_rows_apart(case, build.in_memory(case, plan, setting, CPU, strided=True), step=3)
+    verdict = check.verify(case, kernel, check.FENCE, cores=CPU.cores)
     assert verdict.ok, verdict.message
 
 
@@ -163,13 +176,24 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.fixture(params=["cpu", "imagined", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """PyTorch's device of the test: a CPU, the GPU that is imagined on it, a GPU."""
+    if request.param == "cpu":
+        dispatch.reload()
+        yield "cpu"
+        return
+    with on_gpu.gpu(request, monkeypatch) as here:
+        yield here.name
+
+
 @unwarned
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_layer_norm_reads_rows_where_they_lie(here: Here, view: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input and gradient are not copied, the result is that of a copy to the bit, and from the second call on the call is a direct one."""
+def test_layer_norm_reads_rows_where_they_lie(place: str, view: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input and gradient are not copied, and the result is that of a copy to the bit, in a first call and in the direct ones after it."""
     generator = torch.Generator().manual_seed(0)
-    x, dy = (view(torch.randn(6, 64, generator=generator).to(here.name)) for _ in range(2))
-    weight, bias = (torch.randn(64, generator=generator).to(here.name) for _ in range(2))
+    x, dy = (view(torch.randn(6, 64, generator=generator).to(place)) for _ in range(2))
+    weight, bias = (torch.randn(64, generator=generator).to(place) for _ in range(2))
 
     def run(x: Tensor, dy: Tensor) -> list[Tensor]:
         leaf = x.detach().requires_grad_()
@@ -180,47 +204,69 @@ def test_layer_norm_reads_rows_where_they_lie(here: Here, view: Callable[[Tensor
 
     expected = run(x.contiguous(), dy.contiguous())
     copies = []
-    monkeypatch.setattr(Tensor, "contiguous", lambda t, *_, **__: copies.append(t) or t.clone(memory_format=torch.contiguous_format))
-    for _ in range(2):
-        assert all(torch.equal(a, b) for a, b in zip(run(x, dy), expected, strict=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "contiguous", lambda t, *_, **__: copies.append(t) or t.clone(memory_format=torch.contiguous_format))
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(run(x, dy), expected, strict=True))
     assert not [t.shape for t in copies if t.ndim > 1 and t.shape[0] > 1]
-    monkeypatch.undo()
 
 
 @unwarned
-def test_direct_calls_tell_rows_apart_from_contiguous_ones(here: Here) -> None:
+def test_direct_calls_tell_rows_apart_from_contiguous_ones(place: str) -> None:
     """A table keeps the two kinds of kernels apart: contiguous and strided calls take turns, and all are direct once both were made."""
-    x = torch.randn(6, 72).to(here.name)
+    x = torch.randn(6, 72).to(place)
     given = [x[:, :64], x[:, :64].contiguous()]
     expected = [functional.layer_norm(t, (64,)) for t in given]
     with torch.no_grad():
         for i in (0, 1, 0, 1, 1, 0):
             torch.testing.assert_close(lntune.layer_norm(given[i], (64,)), expected[i], rtol=1e-5, atol=1e-5)
         for t, y in zip(given, expected, strict=True):
-            made = layer_norm._direct.call(t, (64,), None, None, 1e-5)
-            torch.testing.assert_close(made, y, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer_norm._direct.call(t, (64,), None, None, 1e-5), y, rtol=1e-5, atol=1e-5)
 
 
 @unwarned
-def test_a_cpu_has_no_direct_call_for_rows_apart() -> None:
-    """A CPU's kernels take copies: a strided call is right, and does not put its kernel where strided calls are served directly."""
-    x, w = torch.randn(6, 72)[:, :64], torch.ones(64)
-    with torch.no_grad():
-        for _ in range(2):
-            torch.testing.assert_close(lntune.layer_norm(x, (64,), w), functional.layer_norm(x, (64,), w), rtol=1e-5, atol=1e-5)
-        assert layer_norm._direct.call(x, (64,), w, None, 1e-5) is None
-
-
-@unwarned
-def test_a_step_of_an_lstm_reads_rows_where_they_lie(here: Here) -> None:
-    """Gates that are one step of a batch of sequences, and a cell that is part of wider rows, forward and backward."""
-    given = made(hidden=16, batch=(6,))
-    given = {name: t if t is None else t.to(here.name) for name, t in given.items()}
+def test_a_step_of_an_lstm_reads_rows_where_they_lie(place: str) -> None:
+    """Gates that are one step of a batch of sequences, and a cell that is part of wider rows: as near to float64 as eager, and a direct call."""
+    given = {name: t.to(place) for name, t in made(hidden=16, batch=(6,)).items()}
     given["gates_x"] = torch.stack([given["gates_x"]] * 3, 1)[:, 1]
     given["c"] = VIEWS["part of wider rows"](given["c"])
-    for _ in range(2):
-        check_step(given)
+    check_step(given)
     with torch.no_grad():
-        lnlstm.lnlstm_step(**given)
-        names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
-        assert lnlstm._direct[False].call(*(given[name] for name in names), 1e-5) is not None
+        expected = lnlstm.lnlstm_step(**given)
+        direct = lnlstm._direct[False].call(*given.values(), 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(direct, expected, strict=True))
+
+
+@unwarned
+def test_the_gradients_of_a_step_whose_rows_lie_apart(place: str) -> None:
+    """They are, to the bit, those of a step of copies, whatever of the step's arguments and of its gradients lies apart."""
+    plain = {name: t.to(place) for name, t in made(hidden=16, batch=(6,)).items()}
+    moved = {name: VIEWS["part of wider rows"](t) if name in ("gates_x", "gates_h", "c") else t for name, t in plain.items()}
+    grads = [VIEWS["one step of a batch of sequences"](torch.randn(6, 16).to(place)) for _ in range(2)]
+    found = []
+    for given, dy in ((plain, [g.contiguous() for g in grads]), (moved, grads)):
+        leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
+        found.append(torch.autograd.grad(lnlstm.lnlstm_step(**leaves), list(leaves.values()), dy))
+    for name, mine, theirs in zip(plain, *found, strict=True):
+        assert mine.is_contiguous()
+        assert torch.equal(mine, theirs), name
+
+
+@unwarned
+def test_where_nothing_can_be_built_rows_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with built kernels and no compiler serves strided calls by the kernel for contiguous rows, and says nothing."""
+    dispatch.reload()
+    x, w = torch.randn(6, 80)[:, :72], torch.ones(72)
+    with torch.no_grad():
+        lntune.layer_norm(x.contiguous(), (72,), w)  # is in the cache from now on
+        dispatch.reload()
+        monkeypatch.setattr(build, "to_library", lambda *_: (_ for _ in ()).throw(BuildError("there is no compiler")))
+        monkeypatch.setattr(functional, "layer_norm", lambda *_: pytest.fail("eager mode served it"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", ".*is not tuned.*")
+            made = [lntune.layer_norm(x, (72,), w) for _ in range(2)]
+    monkeypatch.undo()
+    dispatch.reload()
+    for y in made:
+        torch.testing.assert_close(y, functional.layer_norm(x, (72,), w), rtol=1e-5, atol=1e-5)
