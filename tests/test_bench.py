@@ -61,6 +61,17 @@ def test_kernel_against_copy() -> None:
     assert (result.outputs, result.records[0].role) == ("given", "bench-given-output")
 
 
+def test_rows_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `strided` everyone is given inputs whose rows are halves of wider ones, and the record cannot be mistaken for another kind."""
+    seen = []
+    monkeypatch.setattr(bench, "_calls", lambda case, copies, *rest, calls=bench._calls: seen.append(copies[0]) or calls(case, copies, *rest))
+    result = bench.run([CASE], 0.01, with_compile=False, strided=True)
+    assert (result.records[0].role, result.records[0].status) == ("bench-strided", "ok")
+    assert result.outputs.endswith(", inputs half of wider rows")
+    assert seen[0]["x"].stride() == (2 * CASE.hidden, 1)
+    assert seen[0]["weight"].is_contiguous()
+
+
 def test_the_calls_answer_as_eager_does() -> None:
     """What is timed is layer norm, for every contender: the same result from the same input."""
     given = bench.ops.get("layer_norm").inputs(CASE, 8, "normal", 0)

@@ -253,6 +253,7 @@ def test_noise_is_unsure() -> None:
         ({"busy": True}, "B was measured on a busy machine"),
         ({"threads": 1}, "2 threads in A, 1 in B"),
         ({"role": "bench-given-output"}, "outputs were given in B only"),
+        ({"role": "bench-strided"}, "rows lay apart in B only"),
         ({"timings": {"tuned": timing(50, 51, 52)}}, "B has fewer than 5 samples"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import device_timing, knobs, ops, places, schedule, timing, toolchain, trial
+from lntune import device_timing, knobs, ops, places, schedule, strides, timing, toolchain, trial
 from lntune.bench import peers
 from lntune.case import Case
 from lntune.device import Device
@@ -50,12 +50,14 @@ def run(
     on_case: Progress = _silent,
     device: Device | None = None,
     on_result: Callable[[Result], None] = _silent,
+    strided: bool = False,
 ) -> Result:
     """Benchmark each case for about `seconds` on a device, this machine's CPU if none is given; one record each, with timings "eager",
     "compile", "tuned" and "copy", and on a GPU those of bench.peers.
 
     Everybody allocates its output, as a call in PyTorch does. With `given_output` nobody does, where that can be had: the
     kernel and the copy write into a tensor given to them, and the others are left out, since they cannot.
+    With `strided` the rows of all matrices are halves of wider rows, as in `x[:, :1024]`.
     The heap keeps its pages while outputs are allocated, unless `page_faults` leaves the system's behaviour. On a GPU the outputs are held
     for a turn of the inputs' copies, so that they are not in the cache either (see device_timing).
     A case measured while others used the machine is measured again, up to three times, and the quietest is kept. `on_result` is told what
@@ -74,11 +76,12 @@ def run(
     bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
     with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
         how = "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
+        how += ", inputs half of wider rows" if strided else ""
         result = Result("given" if given_output else f"allocated by every call {how}", made, bandwidth)
         try:
             for index, case in enumerate(cases):
                 on_case(index, len(cases), case)
-                made.append(_one(case, place, seconds, with_compile, given_output, seed))
+                made.append(_one(case, place, seconds, with_compile, given_output, seed, strided))
                 on_result(result)
         except KeyboardInterrupt:
             if not made:
@@ -86,10 +89,12 @@ def run(
     return result
 
 
-def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_output: bool, seed: int) -> Record:
+def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_output: bool, seed: int, strided: bool) -> Record:
     import torch
 
     copies = place.inputs(case, seed)
+    if strided:
+        copies = [_halves(case, given) for given in copies]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         choice, kernel = dispatch.choose(case, place.device), dispatch.kernel_for(case, _tensors(copies[0]))
@@ -101,7 +106,7 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
     said = verdict.message if verdict and not verdict.ok else f"{choice.tier}: {knobs.describe(choice.knobs)}"
     said += "".join(f"; {name} left out: {why}" for name, why in left_out.items())
     return Record(
-        role="bench-given-output" if given_output else "bench",
+        role="bench-given-output" if given_output else "bench-strided" if strided else "bench",
         case=case,
         device=place.device,
         threads=torch.get_num_threads(),
@@ -118,6 +123,14 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
         versions=toolchain.versions(),
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _halves(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs with every row of a matrix the first half of a row twice as long."""
+    import torch
+
+    matrices = strides.names(ops.get(case.op).arguments(case))
+    return {name: torch.cat([v, v], 1)[:, : v.shape[1]] if name in matrices else v for name, v in given.items()}
 
 
 def _tensors(given: Mapping[str, Any]) -> list[Any]:

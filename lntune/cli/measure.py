@@ -178,6 +178,7 @@ def bench(
     time_per_case: Annotated[str, typer.Option("--time", help="Time per case.")] = "1s",
     with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
     given_output: Annotated[bool, typer.Option("--given-output", help="Kernel against a plain copy, both into existing outputs.")] = False,
+    strided: Annotated[bool, typer.Option("--strided", help="Inputs whose rows are halves of wider rows, as in x[:, :1024].")] = False,
     page_faults: Annotated[
         bool, typer.Option("--page-faults", help="Let the C library return large outputs to the system at once, as it does by default.")
     ] = False,
@@ -207,6 +208,9 @@ def bench(
 
     length = seconds("--time", time_per_case)
     _write(output)
+    if strided and (given_output or call_cost):
+        got = "--given-output" if given_output else "--call-cost"
+        raise InputError(got_expected("--strided", f"{got} beside it", "neither --given-output nor --call-cost"))
     if call_cost:
         if target != "cpu":
             raise InputError(got_expected("--call-cost", f"--target {target} beside it", "cpu", "It measures calls on the CPU."))
@@ -234,6 +238,7 @@ def bench(
             on_case=lambda i, n, c: err.print(f"[{i + 1}/{n}] {c}", markup=False),
             device=device_of(target),
             on_result=lambda sofar: _write(output, facts_of(sofar)),
+            strided=strided,
         )
     if as_json:
         print_json(facts_of(result))

@@ -138,8 +138,11 @@ def _doubt(a: Record, b: Record) -> str:
             return f"{side} has fewer than {SAMPLES} samples"
     if a.threads != b.threads:
         return f"{a.threads} threads in A, {b.threads} in B"
-    given = [r.role == "bench-given-output" for r in (a, b)]
-    return "" if given[0] == given[1] else f"outputs were given in {'AB'[given.index(True)]} only"
+    for role, what in (("bench-given-output", "outputs were given"), ("bench-strided", "rows lay apart")):
+        its = [r.role == role for r in (a, b)]
+        if its[0] != its[1]:
+            return f"{what} in {'AB'[its.index(True)]} only"
+    return ""
 
 
 def compare(before: Sequence[Record], after: Sequence[Record], across_devices: bool = False) -> Result:
