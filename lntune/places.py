@@ -73,7 +73,7 @@ def name_of(device: Device) -> str:
         return "cpu"
     ordinal = launcher.ordinal_of(device)
     if ordinal is None:
-        here = ", ".join(f"cuda:{i}" for i in range(launcher.count())) or f"none ({launcher.missing()})"
+        here = ", ".join(f"cuda:{i}" for i in range(launcher.count())) or f"none ({launcher.missing().rstrip('.')})"
         remedy = "For one that is elsewhere: lntune tune --dry-run."
         raise InputError(got_expected("device", f"{device.name} ({device.isa}), which is not here", f"a GPU of this machine: {here}", remedy))
     return driver.place(ordinal)

@@ -35,7 +35,7 @@ def _unusable() -> str:
     import torch
 
     if not driver.count():
-        return driver.missing()
+        return driver.missing().rstrip(".")
     if driver.place(0) != "cpu" and not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} uses none; install one that is built for CUDA"
     return ""
