@@ -55,7 +55,7 @@ class Schedule:
 
 
 _MAKES_CODE: tuple[str, ...] = ("loops.py", "gpu/threads.py", "gpu/columns.py", "gpu/gates.py", "gpu/turns.py", "streaming.py", "sums.py")
-_MAKES_CODE += ("gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
+_MAKES_CODE += ("gpu/functions.py", "gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
 _MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
 """Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
 

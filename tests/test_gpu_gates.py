@@ -13,7 +13,7 @@ from lntune import build, cuda, emulated, ops
 from lntune.case import Case
 from lntune.cuda.targets import device_of
 from lntune.device_code import Program
-from lntune.gpu import gates, turns
+from lntune.gpu import functions, gates, turns
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")
@@ -43,7 +43,7 @@ def test_activations_are_the_devices_own(case: Case) -> None:
 def test_only_activations_are_replaced() -> None:
     """Every sigmoid and tanh of the definition is found, and no other quotient: those of the rows' moments stay divisions."""
     definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
-    text = str(gates.native(definition).script())
+    text = str(functions.native(definition).script())
     assert len(re.findall(r'"expf"', text)) == 3
     assert len(re.findall(r'"tanhf"', text)) == 2
     assert len(re.findall(r" / T\.float32\((?:384|96)", text)) == len(re.findall(r" / T\.float32\((?:384|96)", str(definition.script()))) == 6

@@ -14,7 +14,6 @@ from lntune import ops
 from lntune.case import MAX_HIDDEN, Case
 from lntune.cuda.architectures import WARP
 from lntune.gpu import threads
-from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of
 from lntune.ops.op import RowSum, Term, Total
 
@@ -67,52 +66,6 @@ def row_sum(hidden: int) -> RowSum:
         return [total for at in cuts for total in together(rows, expressions[at : at + EXCHANGED], f"{name}{at or ''}")]
 
     return summed
-
-
-def native(func: Any) -> Any:
-    """The PrimFunc with CUDA's own functions where the definition has the polynomials of ops/activations.py.
-
-    Those are for vectors of CPUs. expf and tanhf are as accurate in a third of the instructions, and __fdividef, whose error is below two
-    units in the last place, spares the slow path of a division; a denominator it flushes to 0 is one of a sigmoid below 1e-37.
-    What stands for an activation is recognized by making it again of the one tensor element that stands in it.
-    """
-    import tvm
-    import tvm_ffi
-    from tvm import tirx
-
-    def call(name: str, *values: Any) -> Any:
-        return tirx.call_pure_extern("float32", name, *values)
-
-    one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
-    simplify = tvm.sym.Analyzer().simplify
-    written: dict[Any, tuple[Any, Any]] = {
-        tirx.Div: (sigmoid, lambda x: call("__fdividef", one, one + call("expf", zero - x))),
-        tirx.Select: (tanh, lambda x: call("tanhf", x)),
-    }
-
-    def replaced(value: Any, mutator: Any) -> Any:
-        definition, own = written[type(value)]
-        x = _only_load(value)
-        if x is not None and tvm_ffi.structural_equal(simplify(definition(x)), simplify(value)):
-            return own(x)
-        return mutator.default_mutate(value)
-
-    return tvm_ffi.structural_mutate(func, [(kind, replaced) for kind in written])
-
-
-def _only_load(value: Any) -> Any:
-    """The tensor element that an expression loads, however often, or None where it loads several."""
-    import tvm
-    import tvm_ffi
-
-    loads: list[Any] = []
-
-    def collect(load: Any) -> None:
-        if not any(tvm_ffi.structural_equal(load, other) for other in loads):
-            loads.append(load)
-
-    tvm_ffi.structural_walk(value, [(tvm.ir.TensorLoad, collect)])
-    return loads[0] if len(loads) == 1 else None
 
 
 def apart(sch: Any, block: Any, hidden: int) -> None:

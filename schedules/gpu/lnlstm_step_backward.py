@@ -10,6 +10,7 @@ activations. Rows too long even for that go through all stages access by access,
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from lntune.case import Case
 from lntune.cuda import private
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import gates, phases, ragged, threads, turns
+from lntune.gpu import functions, gates, phases, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
@@ -135,6 +136,14 @@ def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     return STATIC + _sums_bytes(knobs, case) + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
 
 
+@functools.lru_cache(maxsize=8)
+def _definition(case: Case, blocks: int) -> Any:
+    """What every setting of the knobs begins with; making it takes half as long as all that follows."""
+    op = ops.get(case.op)
+    made = op.define(case, gates.row_sum(case.hidden), 1, blocks)
+    return turns.unpadded(functions.native(turns.named(made, [a.name for a in op.arguments(case)])))
+
+
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """The kernel, step by step.
 
@@ -152,8 +161,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     arguments = {a.name: a.shape[-1] for a in ops.get(case.op).arguments(case)}
 
     # 1.
-    definition = turns.named(ops.get(case.op).define(case, gates.row_sum(case.hidden), 1, count), list(arguments))
-    sch = s_tir.Schedule(turns.unpadded(gates.native(definition)))
+    sch = s_tir.Schedule(_definition(case, count))
     alone = knobs.stages == "shared"  # act, that is; z need not be kept for it
     if alone:
         sch.compute_inline(sch.get_sblock("z"))
