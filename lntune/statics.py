@@ -23,7 +23,7 @@ from lntune.errors import BuildError, InputError, LntuneError, got_expected
 from lntune.schedule import Schedule
 
 _FORMAT = 1
-_SHORT = (1024, 2048, 4096, 8192)
+_SHORT = (1024, 2048, 4096, 8192, 16384)
 ROWS = 32
 """Rows at least that the emulator counts the bytes of; no fewer than all blocks work on at a time, or those without a row would count, too."""
 MOST_ROWS = 1024
@@ -67,9 +67,18 @@ def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program:
     for one in program.launches:
         x, y, z = one.blocks(case.rows)
         blocks.append(x * y * z)
-    default = _ways(schedule.default(case, device))
-    # What the default does may be all that can be done, as with rows that nothing holds.
-    return Facts(kernels, tuple(blocks), () if _ways(setting) == default else moved(case, schedule, setting, device))
+    return Facts(kernels, tuple(blocks), _beyond_default(case, schedule, setting, device))
+
+
+def _beyond_default(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
+    """What a candidate moves again and again, and the default does not: what that does may be all that can be done, as with rows that
+    nothing holds.
+    """
+    default = schedule.default(case, device)
+    if _ways(setting) == _ways(default) or not (again := moved(case, schedule, setting, device)):
+        return ()
+    known = moved(case, schedule, default, device)
+    return tuple(one for one in again if one not in known)
 
 
 def _ways(setting: Any) -> dict[str, knobs.Value]:
