@@ -160,7 +160,9 @@ def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
 @pytest.mark.parametrize(
     ("op", "hidden", "dtype"),
     [
+        ("lnlstm_step", 4, "float32"),
         ("lnlstm_step", 12288, "float32"),
+        ("lnlstm_step_backward", 8, "bfloat16"),
         ("lnlstm_step_backward", 240, "float32"),
         ("lnlstm_step_backward", 256, "bfloat16"),
         ("lnlstm_step_backward", 4096, "float32"),
@@ -168,7 +170,7 @@ def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
     ],
 )
 def test_default_knobs_do_not_spill(op: str, hidden: int, dtype: str) -> None:
-    """Ragged rows, those that sums in shared memory make room for, and those that nothing holds: no spills and no stack frame."""
+    """Rows as short as an access, ragged ones, those that shared memory makes room for, those that nothing holds: no spills, no stack frame."""
     case = Case(op, hidden, dtype, 4096)
     made = program(case)
     (launch,) = made.launches

@@ -24,6 +24,12 @@ VECTOR = 4
 """Elements of float32 in the widest access."""
 
 
+def widest(case: Case) -> int:
+    """Elements of the widest access that divides a row and is not all of it."""
+    access = threads.widest(case)
+    return access // 2 if access == case.hidden > 1 else access
+
+
 def turns_of(case: Case, shared: int, access: int) -> int:
     """Accesses that one thread makes to pass over a row of the cell."""
     return -(-case.hidden // (access * shared))
@@ -37,6 +43,8 @@ def misfit(case: Case, shared: int, access: int) -> str | None:
         return f"accesses of {access} elements do not divide {case.hidden}"
     if access * case.itemsize > threads.ACCESS:
         return f"accesses of {access * case.itemsize} bytes; {threads.ACCESS} is the most"
+    if access == case.hidden > 1:  # TVM 0.27 then simplifies the thread's number away, and gives each a stack frame for a warp's gates
+        return f"an access would be all of a row of {case.hidden}"
     if shared > WARP and shared * access >= 2 * case.hidden:
         return f"half of {shared} threads would have no part of {case.hidden} elements"
     return None

@@ -76,7 +76,7 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Knobs:
     """Wide accesses, one to a thread if so many threads fit; everything asked for at once where registers hold it."""
-    access = threads.widest(case)
+    access = gates.widest(case)
     several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
     for ahead in (True, False):
         for shared in (several, *(t for t in (512, 256, 128) if t < several)):

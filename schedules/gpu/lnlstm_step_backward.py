@@ -19,7 +19,7 @@ from lntune.case import Case
 from lntune.cuda import private
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import functions, gates, phases, ragged, threads, turns
+from lntune.gpu import functions, gates, phases, ragged, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
@@ -99,7 +99,7 @@ def default(case: Case, device: Device) -> Knobs:
     Sums that they do not hold go to shared memory, then the gates after their activations, too. Where that is not enough either, stages are
     made again access by access, whatever the length of the row.
     """
-    access = threads.widest(case)
+    access = gates.widest(case)
     several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
     fewer = (several, *(t for t in (512, 256, 128) if t < several))
     kept = [Knobs(shares, access, "registers", sums, ahead) for sums in ("registers", "shared") for ahead in (True, False) for shares in fewer]
