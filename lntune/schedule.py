@@ -57,19 +57,27 @@ class Schedule:
 _MAKES_CODE: tuple[str, ...] = ("loops.py", "gpu/threads.py", "gpu/columns.py", "gpu/gates.py", "gpu/turns.py", "streaming.py", "sums.py")
 _MAKES_CODE += ("gpu/functions.py", "gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
 _MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
-"""Modules whose content decides what kernels are made of, where a schedule or an operator imports them."""
+"""Modules whose content decides what kernels are made of, where a schedule, an operator or another of them imports them."""
+_EVERY_GPU_KERNEL = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
+"""What every kernel of a GPU goes through."""
+_IMPORTS = re.compile(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", re.MULTILINE)
 
 
 def _source_hash(path: Path, op: str, kind: str) -> str:
-    """Hash of the schedule's file, its operator's file, the transformations that they import, and for GPUs the way to CUDA source."""
-    digest = hashlib.sha256()
+    """Hash of the schedule's file, its operator's file, the transformations that they import, directly or not, and for GPUs the way to CUDA
+    source.
+    """
     package = Path(ops.__file__).parent.parent
     texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
-    imports = " ".join(found for text in texts for found in re.findall(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", text, re.MULTILINE))
-    used = [package / name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)]
-    always = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
-    used += [package / name for name in always if kind == "gpu" and package / name not in used]
-    for text in [*texts, *(part.read_text(encoding="utf-8") for part in used)]:
+    used: dict[str, str] = {}
+    names, waiting = set(_EVERY_GPU_KERNEL if kind == "gpu" else ()), list(texts)
+    while names or waiting:
+        new = {name: (package / name).read_text(encoding="utf-8") for name in names - set(used)}
+        used |= new
+        imports = "\n".join(found for text in (*waiting, *new.values()) for found in _IMPORTS.findall(text))
+        names, waiting = {name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)} - set(used), []
+    digest = hashlib.sha256()
+    for text in [*texts, *(used[name] for name in dict.fromkeys((*_MAKES_CODE, *_EVERY_GPU_KERNEL)) if name in used)]:
         digest.update(_code(text).encode())
     return digest.hexdigest()[:12]
 

@@ -290,6 +290,19 @@ def test_the_source_hash_follows_what_code_is_made_of(write: WriteFile, tmp_path
     assert (schedule.load_file(apart, "cpu")[0].source != apart_before) == part.startswith("ops/")  # it does not import the others
 
 
+def test_the_source_hash_follows_imports_of_imports(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only another transformation imports decides the code too: gpu/threads.py of whoever imports gpu/columns.py, on whatever device."""
+    package = tmp_path / "package"
+    shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "PACKAGE", package)
+    monkeypatch.setattr(ops, "__file__", str(package / "ops" / "__init__.py"))
+    path = write("cpu/a.py", text="from lntune.gpu import columns\n" + MINE)
+    for part in ("gpu/threads.py", "ops/dtypes.py"):
+        before = schedule.load_file(path, "cpu")[0].source
+        (package / part).write_text((package / part).read_text() + "ANOTHER = 1\n")
+        assert schedule.load_file(path, "cpu")[0].source != before
+
+
 def test_the_source_hash_knows_every_module_that_makes_gpu_code() -> None:
     """Whatever transformation of lntune.gpu there is, and what GPU schedules import of lntune.cuda to change their source, is among its parts."""
     known = set(schedule._MAKES_CODE)
