@@ -75,10 +75,17 @@ def inspect(case: Case, schedule: Schedule, setting: Any, device: Device, stride
     program = build.program(case, schedule, setting, device, strided)
     kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel) for one in program.launches)
     few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
-    if any(a.role == "sum" for a in ops.get(case.op).arguments(case)):  # so that each block has turns enough to show what one costs
+    sums = any(a.role == "sum" for a in ops.get(case.op).arguments(case))
+    if sums:  # so that each block has turns enough to show what one costs
         device = msgspec.structs.replace(device, cores=max(1, few.rows // TURNS))
         program = build.program(case, schedule, setting, device, strided)
     read, written, extra, between = moves(few, program, case.blocks(device.cores))
+    if not sums and repeated(read, written):  # perhaps by blocks that have none of so few rows, and read the last again
+        smaller = (msgspec.structs.replace(device, cores=cores) for cores in (1, 2, 4, 8, 16, 32, 64))
+        fitting = next((gpu for gpu in smaller if schedule.reason_invalid(setting, case, gpu) is None), device)
+        program = build.program(case, schedule, setting, fitting, strided)
+        rows = few.rows * max(launch.blocks(1)[1] for launch in program.launches)  # blocks of rows that have sums apart are on this axis
+        read, written, extra, _ = moves(msgspec.structs.replace(few, rows=rows), program, case.blocks(fitting.cores))
     share = between / ops.get(case.op).bytes(case)
     return Inspected(case, device.isa, schedule.name, knobs.to_dict(setting), kernels, read, written, extra, share, strided)
 

@@ -250,6 +250,18 @@ def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
     assert (found.extra > 0.05) == (times > 1)
 
 
+@needs_compiler
+@pytest.mark.parametrize(("hidden", "variant", "times"), [(32768, "weight+dx+dgamma+dbeta", 3), (64, "dbeta", 1)])
+def test_inspect_counts_rows_and_not_blocks_without_any(hidden: int, variant: str, times: int) -> None:
+    """A kernel of sums alone has more blocks than the few rows that are run; what those without a row repeat is not held against it. The
+    long rows are read twice by the kernel of dx and once by that of the sums.
+    """
+    plan, case = get("shared_row_backward"), Case("layer_norm_backward", hidden, "float32", 4096, variant)
+    found = inspection.inspect(case, plan, plan.default(case, GPU), GPU)
+    assert found.read["dy"] == times
+    assert bool(found.problems) == (times > 1)
+
+
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has a row for each kernel, and what is wrong ends with exit code 1."""
     bad = inspection.Inspected(WIDE, "sm_90", "shared_row", {"threads": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5)
