@@ -50,14 +50,14 @@ class Key(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:24]
 
 
-def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Key:
-    """The key of one kernel; `archs` are a GPU kernel's architectures beside the device's own, `strided` is as kernel's."""
+def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Key:
+    """The key of one kernel; `strided` is as kernel's."""
     versions = {package: toolchain.installed(package) for package in toolchain.COMPATIBLE}
     target = device.target()
     if device.kind == "gpu":
         versions["format"] = str(_FORMAT)
         # Sums have a row for each multiprocessor, or for fewer.
-        target |= {"archs": sorted({device.isa, *archs}), "blocks": case.blocks(device.cores)}
+        target["blocks"] = case.blocks(device.cores)
     if strided:
         target["strided"] = native.source_hash(paths.PACKAGE / "strides.py")
     return Key(
@@ -86,22 +86,35 @@ def path_of(key: Key) -> Path:
     return found[-1] if found else folder / f"{key.digest}-none.gpu"
 
 
-def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = ()) -> bool:
-    """True when the kernel lies in the cache."""
-    return path_of(key_of(case.typical, schedule, setting, device, archs)).is_file()
+def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> bool:
+    """True when the kernel lies in the cache; arguments as prepare's."""
+    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), archs)
+
+
+def _holds(path: Path, archs: tuple[str, ...]) -> bool:
+    """True when a file is there, and has code for some architectures beside that of its own."""
+    if not archs or not path.is_file():
+        return path.is_file()
+    try:
+        return set(archs) <= set(read(path).images)
+    except DamagedError:
+        return False
 
 
 def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Path:
-    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here. `strided` is as kernel's.
+    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here.
+
+    `archs` are architectures whose code a GPU's kernel holds beside that of the device's own, for those who load the file themselves
+    (launcher.load(read(path))): a GPU of another architecture looks for a kernel with the knobs that are best there. `strided` is as kernel's.
 
     Raises:
         BuildError: it cannot be built or stored.
         ScheduleError: the knobs do not fit.
     """
     case = case.typical
-    key = key_of(case, schedule, setting, device, archs, strided)
+    key = key_of(case, schedule, setting, device, strided)
     path = path_of(key)
-    if path.is_file():
+    if _holds(path, archs):
         return path
     from lntune import build  # the compiler is imported only when something must be built
 

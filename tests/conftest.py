@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -56,6 +57,18 @@ def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def own_cache(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for kernels; what is compiled of ours is taken from the run's."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in ("runtime", "emulator"):
+        (cache_dir / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(cache_dir / name)
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: hundreds of tiny matrix products wait for each other's threads on a machine that is in use."""
     import torch
@@ -75,6 +88,12 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_collection_finish() -> None:
+    """What importing PyTorch and the tests has left stays for good; each look for garbage among its million objects takes a tenth of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ from lntune.report.progress import Pace, TuningProgress
 from lntune.torch import dispatch
 from lntune.tune import Progress
 
-COMMANDS = ("ops", "tune", "report", "why", "show", "check", "bench", "compare", "doctor", "inspect", "demo", "bringup")
+COMMANDS = ("ops", "tune", "report", "why", "show", "check", "build", "bench", "compare", "doctor", "inspect", "demo", "bringup")
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
 

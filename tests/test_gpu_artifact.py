@@ -37,18 +37,6 @@ def works(kernel: Any) -> bool:
     return torch.allclose(y, torch.nn.functional.layer_norm(x, (96,), w), atol=1e-5)
 
 
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for kernels; what is compiled of ours is taken from the run's."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    for name in ("runtime", "emulator"):
-        (paths.cache_dir() / name).mkdir(exist_ok=True)
-        (folder / name).symlink_to(paths.cache_dir() / name)
-    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(folder))
-    return folder
-
-
 def files(folder: Path) -> list[Path]:
     """The GPU kernels in a cache."""
     return sorted(folder.rglob("*.gpu"))

@@ -26,7 +26,7 @@ LAYERS = (
     ("artifact", "inspection", "device_timing"),
     ("places", "statics"),
     ("trial", "torch", "report", "ranking"),
-    ("__init__", "worker", "bench", "verification", "doctor"),
+    ("__init__", "worker", "bench", "verification", "prebuild", "doctor"),
     ("tune",),
     ("demo", "bringup"),
     ("cli",),

@@ -1,4 +1,4 @@
-"""Commands that run kernels: tune, check, bench, demo."""
+"""Commands that make or run kernels: tune, check, build, bench, demo."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lntune.cli.base import (
     print_json,
     seconds,
     show_rows,
+    some,
     using_logs,
 )
 from lntune.errors import InputError, got_expected
@@ -165,6 +166,53 @@ def check(
         for line in verdict_lines(results):
             out.print(line, markup=False)
     if any(not r.ok for r in results):
+        raise typer.Exit(1)
+
+
+@command()
+def build(
+    op: OP = "layer_norm",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    grid: GRID = "default",
+    target: Annotated[str, typer.Option("--target", help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
+    archs: Annotated[str, typer.Option(help="Architectures whose code each GPU's file holds beside that of its own: sm_100,sm_120.")] = "",
+    strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
+    log_dir: LOG_DIR = None,
+    as_json: JSON = False,
+) -> None:
+    """Build the kernels that will serve calls, for machines without a compiler; GPUs need not be here.
+
+    What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where the first call would have put it. Exit
+    code 1 when something cannot be built.
+    """
+    from lntune import cuda, prebuild
+    from lntune.cuda.targets import device_of
+    from lntune.report import builds
+    from lntune.report.tables import console
+
+    devices = [device_of(name) for name in names(some("--target", target))]
+    also = tuple(cuda.architecture(arch).name for arch in names(archs))
+    if also and not any(d.kind == "gpu" for d in devices):
+        raise InputError(got_expected("--archs", f"{archs} beside --target {target}", "a GPU's target"))
+    err = console(stderr=True)
+    with dispatching(log_dir):
+        found = prebuild.build(
+            cases(op, hidden, dtype, rows, grid),
+            devices,
+            also,
+            strided,
+            lambda i, n, case, device: err.print(f"[{i + 1}/{n}] {case} for {device.isa}", markup=False, highlight=False),
+        )
+    if as_json:
+        print_json(found)
+    else:
+        out = console()
+        out.print(builds.table(found))
+        for line in builds.lines(found, prebuild.folder(found)):
+            out.print(line, markup=False)
+    if any(one.status == "failed" for one in found):
         raise typer.Exit(1)
 
 

@@ -1,0 +1,142 @@
+"""`lntune build`: kernels put into the cache before they are needed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from fake_gpu import FakeGpu
+from torch.nn import functional
+from typer.testing import CliRunner
+
+import lntune
+from lntune import artifact, build, device, prebuild, toolchain
+from lntune.case import Case
+from lntune.cli import app
+from lntune.cuda import launcher
+from lntune.errors import BuildError
+from lntune.select import Choice
+from lntune.torch import dispatch
+
+CASE = Case("layer_norm", 40, "float32", 8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_built(own_cache: Path) -> Iterator[None]:
+    """No kernel is there, and none is remembered."""
+    dispatch.reload()
+    yield
+    dispatch.reload()
+
+
+def run(*arguments: str) -> Any:
+    """`lntune build` of CASE."""
+    return CliRunner().invoke(app, ["build", "layer_norm", "--hidden", "40", "--dtype", "float32", *arguments])
+
+
+def test_what_serves_cases_is_listed_once() -> None:
+    """Rows of one bucket share a kernel, training has another than inference, and a variant that is asked for stands alone."""
+    many = [msgspec.structs.replace(CASE, rows=rows) for rows in (2, 8, 15, 16)]
+    listed = prebuild.kernels(many)
+    assert [(c.rows, c.variant) for c in listed] == [(rows, v) for rows in (8, 32) for v in ("weight+bias", "weight+bias+stats")]
+    assert [c.variant for c in prebuild.kernels([msgspec.structs.replace(CASE, variant="plain")])] == ["plain"]
+
+
+def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was built serves calls, forward and for training, contiguous and strided, where nothing can be built any more."""
+    assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
+    monkeypatch.setattr(build, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(toolchain, "run_compiler", lambda *_: pytest.fail("compiled"))
+    dispatch.reload()
+    x, w = torch.randn(5, 40), torch.ones(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*is not tuned.*")
+        for given in (x, torch.cat([x, x], 1)[:, :40]):
+            torch.testing.assert_close(lntune.layer_norm(given, (40,), w, w), functional.layer_norm(given, (40,), w, w))
+            leaf = given.detach().requires_grad_()
+            assert lntune.layer_norm(leaf, (40,), w, w).grad_fn is not None
+
+
+def test_what_is_there_is_not_built_again() -> None:
+    """The second time every kernel is found, and the file is the one that dispatch loads."""
+    first, second = (json.loads(run("--rows", "8", "--json").stdout) for _ in range(2))
+    assert [one["status"] for one in first] == ["built", "built"]
+    assert [one["status"] for one in second] == ["there", "there"]
+    assert [one["path"] for one in first] == [one["path"] for one in second]
+    assert all(Path(one["path"]).stat().st_size == one["bytes"] > 0 for one in second)
+
+
+def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
+    """It is the kernel of the device's own architecture with more code in it, made again where that is not in it yet; the device loads it."""
+    gpu = launcher.device(0)
+    for archs, status in (((), "built"), (("sm_80",), "built"), (("sm_80",), "there"), ((), "there"), (("sm_80", "sm_120"), "built")):
+        found = prebuild.build_case(CASE.typical, gpu, archs)
+        assert found.status == status
+        assert set(artifact.read(Path(found.path)).images) >= {"sm_90", *archs}
+    x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
+    launcher.load(artifact.read(Path(found.path)))(x, w, w, 1e-5, y)
+    torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
+    kernel = artifact.kernel(CASE, *_plan(found), gpu)
+    assert len(list(Path(found.path).parent.glob("*.gpu"))) == 1
+    kernel(x, w, w, 1e-5, y.zero_())
+    torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
+
+
+def _plan(found: prebuild.Built) -> tuple[Any, Any]:
+    from lntune import knobs, schedule
+
+    plan = schedule.get(found.schedule)
+    return plan, knobs.from_dict(plan.knobs, found.knobs)
+
+
+def test_several_devices_at_once(fake_gpu: FakeGpu) -> None:
+    """Each target gets kernels of its own, whether it is here or not."""
+    done = run("--rows", "8", "--target", "cpu,cuda:sm_80,nvidia/nvidia-h100", "--json")
+    assert done.exit_code == 0, done.output
+    assert [one["arch"] for one in json.loads(done.stdout)] == [device.current().isa] * 2 + ["sm_80"] * 2 + ["sm_90"] * 2
+    assert "[6/6] layer_norm 8x40 float32 weight+bias+stats for sm_90" in done.stderr
+
+
+def test_what_eager_mode_serves_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is built for a case in which eager mode measured faster."""
+    monkeypatch.setattr(dispatch, "choose", lambda *_: Choice("eager"))
+    done = run("--rows", "8")
+    assert (done.exit_code, "0 kernels built, 0 were there, 2 left to eager mode" in done.output) == (0, True)
+
+
+def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are built, the reason is told, and the exit code is 1."""
+    real = build.to_library
+
+    def failing(case: Case, *rest: Any) -> None:
+        if "stats" in case.variant:
+            raise BuildError("the disk is full")
+        real(case, *rest)
+
+    monkeypatch.setattr(build, "to_library", failing)
+    done = run("--rows", "8")
+    assert done.exit_code == 1
+    assert "1 kernels built, 0 were there" in done.output
+    assert "layer_norm 8x40 float32 weight+bias+stats for" in done.output and "failed: the disk is full" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--archs", "sm_80"), "--archs: got sm_80 beside --target cpu, expected a GPU's target"),
+        (("--archs", "sm_81", "--target", "cuda:sm_90"), "sm_81"),
+        (("--target", ""), "--target: got ''"),
+        (("--target", "cuda:sm_1"), "cuda:sm_1"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
+    """They are one line that names the argument, and exit code 2."""
+    done = run(*arguments)
+    assert (done.exit_code, message in done.output) == (2, True), done.output
