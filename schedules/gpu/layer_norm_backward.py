@@ -24,6 +24,7 @@ EACH = 8  # elements of a row that a thread has by default
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
 STATIC = 1024  # bytes of shared memory for sums that threads exchange
 BLOCKS = (1, 2, 3, 4, 6, 8, 16)
+WORD = 4  # bytes; arrays in shared memory that are no longer are lost by TVM 0.27
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return "there are no sums over rows"
     if not dx and (knobs.sums != "apart" or knobs.keep != "registers" or knobs.threads > WARP):
         return "without dx no row is summed; a warp side by side takes its columns"
+    if knobs.keep == "shared" and case.hidden * case.itemsize <= WORD:
+        return f"a row of {case.hidden * case.itemsize} bytes needs no shared memory"
+    if case.hidden == 1 and knobs.keep == "again" and apart(knobs, case):
+        return "a row of one element need not be read again"
     if knobs.rows > 1 and knobs.keep == "shared" and not apart(knobs, case):
         return "shared memory is for one row to a block"
     if shared_of(knobs, case) > device.l1:

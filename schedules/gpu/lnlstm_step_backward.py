@@ -83,6 +83,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return reason
     if knobs.stages == "again" and (knobs.keep != "again" or knobs.sums == "registers" or knobs.ahead):
         return "stages that are made again, access by access, hold nothing else of a row in registers"
+    if case.hidden == 1 and "shared" in (knobs.sums, knobs.stages):
+        return "a cell of one element needs no shared memory"
     if shared_of(knobs, case, device) > device.l1:
         return f"{shared_of(knobs, case, device)} bytes of shared memory; a block has {device.l1}"
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
