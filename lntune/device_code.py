@@ -18,7 +18,7 @@ WIDEST = 16
 
 class Launch(msgspec.Struct, frozen=True):
     """One kernel of a program. `arguments` are what it takes, in order: names of the operator's, and whole numbers as Python expressions in
-    `rows` and row strides (gpu.strides); `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in
+    `rows` and row strides (lntune/strides.py); `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in
     bytes.
     """
 

@@ -1,7 +1,7 @@
 """A small set of kernels, each right on adversarial inputs: `python tests/gpu_small_set.py`, made to be run under compute-sanitizer.
 
-Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics, by the kernels
-for contiguous rows and by those for rows that lie apart. Exit code 0 when all are right; whatever else a tool finds is its own to say.
+Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics; the first of
+them by the kernel for rows that lie apart as well. Exit code 0 when all are right; whatever else a tool finds is its own to say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     for plan in schedule.all_schedules().values():
         for hidden, dtype in SIZES if plan.kind == "gpu" else ():
             case = Case(plan.op, hidden, dtype, 512)
-            for strided in (False, True):
+            for strided in (False, True) if hidden == SIZES[0][0] else (False,):
                 kernel = artifact.kernel(case, plan, plan.default(case, device), device, strided)
                 verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
                 print(f"{case} {plan.name}{', row-strided' if strided else ''}: {verdict.message or 'right'}", flush=True)
