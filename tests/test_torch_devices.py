@@ -60,8 +60,8 @@ def test_alignment_is_that_of_the_worst_tensor() -> None:
         assert not found.strided
         return found.widest
 
-    assert widest(whole, whole, hidden=64) == 4
-    assert widest(half, half, hidden=64) == 8
+    assert widest(whole, whole, hidden=64) == devices.ANY
+    assert widest(half, whole, hidden=64) == devices.ANY  # a vector in float32 narrows no access of low precision
     assert widest(whole, whole[1:33]) == 1
     assert widest(whole[2:], whole) == 2
     assert widest(half[4:]) == 4
@@ -76,10 +76,11 @@ def test_rows_that_lie_apart() -> None:
     """Evenly strided rows ask for a kernel that takes their distance, and their distance is a matter of alignment as well."""
     whole = torch.empty(16, 12)
     vector = torch.empty(4)
-    for view, widest in ((whole[:, :4], 4), (whole[:, 2:6], 2), (whole[::3, 4:8], 4), (whole.view(-1)[: 16 * 11].view(16, 11)[:, :4], 1)):
+    odd = whole.view(-1)[: 16 * 11].view(16, 11)
+    for view, widest in ((whole[:, :4], devices.ANY), (whole[:, 2:6], 2), (whole[::3, 4:8], devices.ANY), (odd[:, :4], 1)):
         assert devices.layout(GPU, [view, vector], 4) == (widest, True)
-    assert devices.layout(GPU, [whole[:1, :4], vector], 4) == (4, False)  # one row
-    assert devices.layout(GPU, [whole, whole[:, :3]], 3) == (4, True)  # gates, four times hidden, and a cell that is part of wider rows
+    assert devices.layout(GPU, [whole[:1, :4], vector], 4) == (devices.ANY, False)  # one row
+    assert devices.layout(GPU, [whole, whole[:, :3]], 3) == (devices.ANY, True)  # gates, four times hidden, and a cell that is part of wider rows
 
 
 ROWS: dict[str, tuple[Callable[[], Tensor], int, int | None]] = {

@@ -68,7 +68,8 @@ def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
         strided |= stride != length
         if device.kind == "gpu":
             address = tensor.data_ptr() | (stride * tensor.element_size() if stride != length else 0) | WHOLE
-            most = min(most, (address & -address) // tensor.element_size())
+            if (aligned := address & -address) < WHOLE:
+                most = min(most, aligned // tensor.element_size())
     return Layout(most, strided)
 
 
