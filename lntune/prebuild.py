@@ -35,11 +35,7 @@ class Built(msgspec.Struct, frozen=True):
 
 def kernels(cases: Sequence[Case]) -> list[Case]:
     """The kernels that serve cases: one for each row bucket, and the variants that PyTorch calls most where none is given."""
-    found = []
-    for case in cases:
-        op = ops.get(case.op)
-        for variant in (op.check_variant(case.variant), *(() if case.variant else op.checked)):
-            found.append(msgspec.structs.replace(case.typical, variant=variant))
+    found = (msgspec.structs.replace(case.typical, variant=variant) for case in cases for variant in ops.get(case.op).called(case.variant))
     return list(dict.fromkeys(found))
 
 
@@ -80,7 +76,8 @@ def build(
         if any(device.kind == kind for device in devices):
             ensure()
     direct.ensure_library()
-    todo = [(case, device) for device in devices for case in kernels(cases)]
+    wanted = kernels(cases)
+    todo = [(case, device) for device in devices for case in wanted]
     made = []
     for number, (case, device) in enumerate(todo):
         on_kernel(number, len(todo), case, device)

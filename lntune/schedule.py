@@ -70,12 +70,22 @@ def _source_hash(path: Path, op: str, kind: str) -> str:
     package = Path(ops.__file__).parent.parent
     texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
     used: dict[str, str] = {}
-    names, waiting = set(_EVERY_GPU_KERNEL if kind == "gpu" else ()), list(texts)
-    while names or waiting:
-        new = {name: (package / name).read_text(encoding="utf-8") for name in names - set(used)}
-        used |= new
-        imports = "\n".join(found for text in (*waiting, *new.values()) for found in _IMPORTS.findall(text))
-        names, waiting = {name for name in _MAKES_CODE if re.search(rf"\b{Path(name).stem}\b", imports)} - set(used), []
+
+    def use(name: str) -> None:
+        if name not in used:
+            used[name] = (package / name).read_text(encoding="utf-8")
+            follow(used[name])
+
+    def follow(text: str) -> None:
+        imports = "\n".join(_IMPORTS.findall(text))
+        for name in _MAKES_CODE:
+            if re.search(rf"\b{Path(name).stem}\b", imports):
+                use(name)
+
+    for text in texts:
+        follow(text)
+    for name in _EVERY_GPU_KERNEL if kind == "gpu" else ():
+        use(name)
     digest = hashlib.sha256()
     for text in [*texts, *(used[name] for name in dict.fromkeys((*_MAKES_CODE, *_EVERY_GPU_KERNEL)) if name in used)]:
         digest.update(_code(text).encode())

@@ -14,6 +14,8 @@ from lntune.ops.op import Term, Total
 
 ACCESS = 16
 """Bytes of the widest load and store there is on every architecture up to sm_90."""
+STATIC = 1024
+"""Bytes of shared memory, at most, for sums that threads exchange."""
 
 
 def widest(case: Case) -> int:

@@ -96,6 +96,10 @@ class Op:
             raise unknown(f"{self.name} variant", variant, self.variants)
         return variant
 
+    def called(self, variant: str) -> tuple[str, ...]:
+        """The variants that PyTorch's calls take: `variant` alone, or for the empty string the default and those in `checked`."""
+        return tuple(dict.fromkeys((self.check_variant(variant), *(() if variant else self.checked))))
+
 
 STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
 """Adversarial inputs: plain random; a mean far above sigma (1e4 and 1e-2 in float32); constant rows; rows with Inf and NaN; values near the

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lntune import knobs
 from lntune.case import bucket_label
+from lntune.report.tables import plan_text
 
 if TYPE_CHECKING:
     from lntune.prebuild import Built
@@ -27,7 +27,7 @@ def table(found: Sequence[Built]) -> Table:
         made.add_column(name)
     made.add_column("KiB", justify="right")
     for one in found:
-        case, what = one.case, f"{one.schedule} {knobs.describe(one.knobs)}{', row-strided' if one.strided else ''}" if one.schedule else ""
+        case, what = one.case, plan_text(one.schedule, one.knobs, one.strided) if one.schedule else ""
         facts = (case.op, case.variant, case.dtype, str(case.hidden), bucket_label(case.bucket), one.arch, one.tier, what)
         made.add_row(*facts, one.status, f"{one.bytes / 1024:.0f}" if one.bytes else "-")
     return made

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lntune import knobs
-from lntune.report.tables import percent
+from lntune.report.tables import ROW_STRIDED, percent, plan_text
 
 if TYPE_CHECKING:
     from lntune.inspection import Inspected
@@ -48,7 +47,7 @@ def table(found: Sequence[Inspected]) -> Table:
             )
             moves = widths(k.code.global_loads), widths(k.code.global_stores), times(one.read), times(one.written)
             shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
-            what = f"{one.schedule} {knobs.describe(one.knobs)}{', row-strided' if one.strided else ''}"
+            what = plan_text(one.schedule, one.knobs, one.strided)
             made.add_row(one.case.op, one.case.dtype, one.arch, str(one.case.hidden), *map(str, facts), *moves, *shares, what)
     return made
 
@@ -59,5 +58,5 @@ def lines(found: Sequence[Inspected]) -> list[str]:
     said = [f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes counted by running 8 rows or so in the emulator"]
     if any(one.between for one in found):
         said.append("between: what the kernels of a program write and read for each other, as a share of the least for the case's rows")
-    bad = [f"{one.case} {one.arch}{', row-strided' if one.strided else ''}: {'; '.join(one.problems)}" for one in found if one.problems]
+    bad = [f"{one.case} {one.arch}{ROW_STRIDED if one.strided else ''}: {'; '.join(one.problems)}" for one in found if one.problems]
     return [*said, *(bad or [f"{len(found)} kernels, no problems: no spills, no stack, nothing moved twice"])]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lntune import knobs
 from lntune.report.rows import Row, summary
+
+ROW_STRIDED = ", row-strided"
 
 
 def console(stderr: bool = False) -> Console:
     """A console that keeps tables whole when its output is not a terminal."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+
+
+def plan_text(schedule: str, setting: Mapping[str, knobs.Value], strided: bool = False) -> str:
+    """A schedule and its knobs; `strided`: in the form that takes rows that lie apart."""
+    return f"{schedule} {knobs.describe(setting)}{ROW_STRIDED if strided else ''}"
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:

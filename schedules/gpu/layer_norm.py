@@ -24,7 +24,6 @@ from lntune.ops import layer_norm
 from lntune.schedule import Schedule
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
-STATIC = 1024  # bytes of shared memory for sums that threads exchange
 WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 keeps them as float32
 
 
@@ -69,8 +68,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return "there is one turn"
     if knobs.keep == "shared" and knobs.rows > 1:
         return "shared memory is for one row to a block"
-    if knobs.keep == "shared" and STATIC + case.hidden * case.itemsize > device.l1:
-        return f"a row of {case.hidden * case.itemsize} bytes does not fit the {device.l1} bytes of shared memory, of which {STATIC} are for sums"
+    row = case.hidden * case.itemsize
+    if knobs.keep == "shared" and threads.STATIC + row > device.l1:
+        return f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which {threads.STATIC} are for sums"
     if case.rows == 1 and knobs.rows > 1:
         return "a single row cannot fill a block of several"
     if knobs.once and (why := hints.misfit(case, device, knobs.keep == "again")):

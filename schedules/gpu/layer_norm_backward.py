@@ -22,7 +22,6 @@ from lntune.schedule import Schedule
 
 EACH = 8  # elements of a row that a thread has by default
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
-STATIC = 1024  # bytes of shared memory for sums that threads exchange
 BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 WORD = 4  # bytes; arrays in shared memory that are no longer are lost by TVM 0.27
 
@@ -86,7 +85,7 @@ def shared_of(knobs: Knobs, case: Case) -> int:
     """Bytes of shared memory that a block of threads takes."""
     kept = 2 * case.hidden * case.itemsize if knobs.keep == "shared" else 0
     sides = case.hidden if knobs.sums == "registers" else shares_of(knobs) * knobs.access
-    return STATIC + kept + (4 * len(_sums(case)) * sides * knobs.rows if knobs.rows > 1 else 0)
+    return threads.STATIC + kept + (4 * len(_sums(case)) * sides * knobs.rows if knobs.rows > 1 else 0)
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:

@@ -25,7 +25,6 @@ from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
 
 PHASES = "lntune_row"  # annotation of the loop over rows
-STATIC = 1024  # bytes of shared memory for sums that threads exchange
 OTHERS = 36  # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and does not
 OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or made again
 
@@ -48,7 +47,7 @@ class Knobs:
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Bytes of shared memory that a block of threads has z in, or 0."""
     whole = 16 * gates.turns_of(case, knobs.threads, knobs.access) * knobs.threads * knobs.access
-    return whole if knobs.stages == "again" and whole + STATIC <= device.l1 else 0
+    return whole if knobs.stages == "again" and whole + threads.STATIC <= device.l1 else 0
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:

@@ -19,13 +19,12 @@ from lntune.case import Case
 from lntune.cuda import private
 from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import functions, gates, phases, ragged, turns
+from lntune.gpu import functions, gates, phases, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
 
-STATIC = 1024  # bytes of shared memory for sums that threads exchange
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
 OVER_ROWS = ("sums_gates", "sums_hidden")
 STAGES = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
@@ -129,13 +128,13 @@ def _sums_bytes(knobs: Knobs, case: Case) -> int:
 def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
     """The stages that are in shared memory."""
     if knobs.stages == "again":
-        return ("act", "dz")[: max(0, device.l1 - STATIC - _sums_bytes(knobs, case)) // (16 * _padded(knobs, case))]
+        return ("act", "dz")[: max(0, device.l1 - threads.STATIC - _sums_bytes(knobs, case)) // (16 * _padded(knobs, case))]
     return ("act",) if knobs.stages == "shared" else ()
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Bytes of shared memory that a block of threads takes."""
-    return STATIC + _sums_bytes(knobs, case) + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
+    return threads.STATIC + _sums_bytes(knobs, case) + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
 
 
 @functools.lru_cache(maxsize=8)
