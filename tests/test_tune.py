@@ -361,6 +361,41 @@ def test_an_interrupt_keeps_what_was_found(at: int, tmp_path: Path, fake: type[F
     assert all(job.case == CASE for job in fake.jobs)
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupt_while_a_trial_is_logged(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """Ctrl-C when a trial is on disk and not noted elsewhere yet waits until it is: log, counts and winner agree."""
+    append, written = records.append, []
+
+    def interrupted(folder: Path, record: Record) -> None:
+        append(folder, record)
+        written.append(record)
+        if len(written) == at:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(records, "append", interrupted)
+    summary = tune.tune([CASE, OTHER], settings("plain"))
+    assert summary.interrupted
+    assert len(logged(tmp_path)) == at == summary.trials
+    assert summary.finals == logged(tmp_path, "final")
+    assert [f.case for f in summary.finals] == [CASE]
+
+
+def test_an_interrupt_while_the_winner_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+    """Ctrl-C in the moment the winner is written: the run ends with it, and its summary has it as the log does."""
+    append = records.append
+
+    def interrupted(folder: Path, record: Record) -> None:
+        append(folder, record)
+        if record.role == "final":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(records, "append", interrupted)
+    summary = tune.tune([CASE, OTHER], settings("plain"))
+    assert summary.interrupted
+    assert [f.case for f in logged(tmp_path, "final")] == [CASE]
+    assert summary.finals == logged(tmp_path, "final")
+
+
 @pytest.mark.parametrize("phase", ["first", "final"])
 def test_an_interrupt_at_any_other_time(phase: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
     """Ctrl-C before the first trial, or while settling, ends the run in order too, and what was logged stays."""

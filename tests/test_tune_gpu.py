@@ -208,7 +208,7 @@ def test_ctrl_c(device: Device, log_dir: Path) -> None:
             out, err = run.communicate(timeout=120)
         finally:
             run.kill()
-    assert run.returncode == 0, err
+    assert run.returncode == 0, out + err
     assert "(interrupted)" in out
     assert len(of_its_own) >= 2  # the one that measures, and builders
     assert not [pid for pid in of_its_own if alive(pid)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import knobs, paths, records, schedule, search, toolchain
+from lntune import interrupts, knobs, paths, records, schedule, search, toolchain
 from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.records import Record, Timing
@@ -161,15 +161,16 @@ class _Run:
                 job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
                 outcome = self.worker.run(job, self.settings.timeout)
                 budget.count()  # what was refused has cost no time of the device
-            self.record(case, candidate, outcome)
             cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
-            costs[candidate] = cost
-            self.summary.statuses[outcome.status] += 1
-            progress.trials += 1
-            if outcome.status != "ok":
-                progress.failures[outcome.status] += 1
-            if cost < progress.best_us:
-                progress.best_us, progress.best = cost, f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+            with interrupts.held():
+                self.record(case, candidate, outcome)
+                costs[candidate] = cost
+                self.summary.statuses[outcome.status] += 1
+                progress.trials += 1
+                if outcome.status != "ok":
+                    progress.failures[outcome.status] += 1
+                if cost < progress.best_us:
+                    progress.best_us, progress.best = cost, f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
             self.observer(progress)
             return cost
 
@@ -223,8 +224,9 @@ class _Run:
         winner = finalists[best]
         timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
         timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
-        record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), role="final")
-        self.summary.finals.append(record)
+        with interrupts.held():
+            record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), role="final")
+            self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
         return record
