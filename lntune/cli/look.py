@@ -51,6 +51,7 @@ def report(
 
     Exit code 1 when there is none.
     """
+    from lntune.cuda import launcher
     from lntune.cuda.targets import device_of
     from lntune.report.rows import rows_of, summary
 
@@ -71,7 +72,8 @@ def report(
             show_rows(rows, slug)
     if not tables:
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
-        remedy = f"Run: lntune tune {op or 'layer_norm'}{_target(target)}"
+        here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
+        remedy = f"{'Run' if here else 'Run where it is'}: lntune tune {op or 'layer_norm'}{_target(target if here else 'cuda')}"
         print(f"no measurements of {whose} in {', '.join(map(str, folders))}. {remedy}", file=sys.stderr)
         raise typer.Exit(1)
 

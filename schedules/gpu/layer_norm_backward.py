@@ -7,6 +7,7 @@ dy and x again, but needs no sums over a row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,12 +40,13 @@ class Knobs:
     once: bool = knob(False, (False, True), "dy, x and dx are the first to leave the cache, since they are accessed once")
 
 
-def _outputs(case: Case) -> list[str]:
-    return [a.name for a in layer_norm_backward.arguments(case) if a.role == "out"]
+@functools.lru_cache(maxsize=8)  # a case has thousands of knobs that are to be valid
+def _outputs(case: Case) -> tuple[str, ...]:
+    return tuple(a.name for a in layer_norm_backward.arguments(case) if a.role == "out")
 
 
-def _sums(case: Case) -> list[str]:
-    return [name for name in _outputs(case) if name != "dx"]
+def _sums(case: Case) -> tuple[str, ...]:
+    return tuple(name for name in _outputs(case) if name != "dx")
 
 
 def apart(knobs: Knobs, case: Case) -> bool:
