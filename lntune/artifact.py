@@ -93,19 +93,23 @@ def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: t
 
 def _holds(path: Path, archs: tuple[str, ...]) -> bool:
     """True when a file is there, and has code for some architectures beside that of its own."""
-    if not archs or not path.is_file():
-        return path.is_file()
+    return path.is_file() and (not archs or _architectures(path) >= set(archs))
+
+
+def _architectures(path: Path) -> set[str]:
+    """What a stored GPU kernel has code for; nothing where there is none, or a damaged one."""
     try:
-        return set(archs) <= set(read(path).images)
+        return set(read(path).images)
     except DamagedError:
-        return False
+        return set()
 
 
 def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Path:
     """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here.
 
-    `archs` are architectures whose code a GPU's kernel holds beside that of the device's own, for those who load the file themselves
-    (launcher.load(read(path))): a GPU of another architecture looks for a kernel with the knobs that are best there. `strided` is as kernel's.
+    `archs` are architectures whose code a GPU's kernel holds beside that of the device's own and what it held before, for those who load
+    the file themselves (launcher.load(read(path))): a GPU of another architecture looks for a kernel with the knobs that are best there.
+    `strided` is as kernel's.
 
     Raises:
         BuildError: it cannot be built or stored.
@@ -119,7 +123,8 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
     from lntune import build  # the compiler is imported only when something must be built
 
     if device.kind == "gpu":
-        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs}), strided), path)
+        kept = _architectures(path)  # what one call asked for is not lost when another asks for more
+        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided), path)
     else:
         build.to_library(case, schedule, setting, device, path, strided)
     with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
