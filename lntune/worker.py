@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -236,6 +237,7 @@ def main(answers: int, threads: int) -> None:
 def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
     """A child's life: with everything imported it reads jobs, one a line, and writes what `do` makes of each."""
     _die_with_parent()
+    gc.disable()  # while what is made stays: collections among the imports' hundreds of thousands of objects take a fifth of their time
     import torch
 
     from lntune import build, direct, runtime
@@ -246,6 +248,8 @@ def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
     build.warm_up()
     runtime.ensure_library()
     direct.ensure_library()
+    gc.freeze()
+    gc.enable()
     with open(answers, "wb", buffering=0) as out, kept_heap():
         out.write(_READY + b"\n")
         for line in _lines():
