@@ -1,4 +1,4 @@
-"""Ctrl-C is held while one fact is put in several places."""
+"""Ctrl-C is held while one fact is put in several places, and SIGTERM can be as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -76,3 +76,13 @@ def test_another_thread() -> None:
     thread.start()
     thread.join()
     assert done == ["ran"]
+
+
+def test_sigterm_as_ctrl_c() -> None:
+    """In the block SIGTERM raises KeyboardInterrupt, where it is held too behind what is held, and means what it did before afterwards."""
+    before, done = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(KeyboardInterrupt), interrupts.by_sigterm(), interrupts.held():
+        signal.raise_signal(signal.SIGTERM)
+        done.append("all of it")
+    assert done
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -7,12 +7,9 @@ with a final of this device and of its schedule as it is now is not tuned again 
 from __future__ import annotations
 
 import datetime
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from lntune import doctor, ops, paths, records, schedule, toolchain
+from lntune import doctor, interrupts, ops, paths, records, schedule, toolchain
 from lntune.bringup import known, outcome, place, value
 from lntune.bringup.builders import Builders
 from lntune.bringup.outcome import Found
@@ -80,29 +77,12 @@ def run(settings: Settings, out: Console) -> Summary:
     """
     device, note = place.find(settings.target)
     bringup = _Bringup(settings, device, note, value.cases(device, settings.ops, settings.grid), out)
-    with _ended_by_sigterm():
+    with interrupts.by_sigterm():
         try:
             bringup.everything()
         except KeyboardInterrupt:
             bringup.found.interrupted = True
     return bringup.summary()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM is an interrupt in the block, so that `timeout` and a machine that goes away leave a summary."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Bringup:
