@@ -129,14 +129,20 @@ def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device, stri
     return function  # type: ignore[no-any-return]
 
 
+def _link(output: str, objects: list[str], options: Sequence[str] = ()) -> None:
+    """What TVM calls to make a shared library of object files."""
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    toolchain.run_compiler(["-shared", "-fPIC", *undefined, *options, *objects], Path(output))
+
+
 def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path, strided: bool = False) -> None:
     """A kernel as a shared library at `path`, written whole or not at all; `strided` is as in scheduled."""
-    linker = toolchain.compiler()
+    linker = toolchain.compiler()  # where there is none, nothing is compiled first
     with _lock:
         executable = _compile(scheduled(case, schedule, setting, device, strided), device)
         with native.atomic(path) as temporary:
             try:
-                executable.export_library(os.fspath(temporary), cc=linker)
+                executable.export_library(os.fspath(temporary), fcompile=_link)
             except OSError:
                 raise
             except Exception as e:

@@ -15,9 +15,8 @@ import msgspec
 
 from lntune import __version__, cuda, device, paths, records, schedule, toolchain
 from lntune.errors import LntuneError
+from lntune.toolchain import MISSING
 
-MISSING = "not installed"
-"""What toolchain.installed says of a package that is not there."""
 SHOWN = 3
 """Skipped lines of the log that are quoted."""
 
@@ -52,13 +51,16 @@ def _versions() -> list[Finding]:
 
 def _compiler() -> Finding:
     try:
-        path = toolchain.compiler()
-        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0]
-        return Finding("C++ compiler", "ok", f"{path} ({version})")
+        words = toolchain.command()
+        done = toolchain.run([*words, "--version"], timeout=20)
     except LntuneError as e:
         return Finding("C++ compiler", "fail", "none", str(e))
-    except (OSError, subprocess.SubprocessError, IndexError) as e:
+    except (OSError, subprocess.SubprocessError) as e:
         return Finding("C++ compiler", "fail", f"does not run: {e}", "Install g++ or clang, or set CXX.")
+    said = (done.stdout.strip() or done.stderr.strip() or "it says nothing").splitlines()[0]
+    if done.returncode or not done.stdout.strip():
+        return Finding("C++ compiler", "fail", f"does not run: {toolchain.compiler()} --version: {said}", "Install g++ or clang, or set CXX.")
+    return Finding("C++ compiler", "ok", f"{toolchain.compiler()} ({said})")
 
 
 def _cpu() -> list[Finding]:

@@ -6,8 +6,10 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from lntune.errors import BuildError, ToolchainError
@@ -15,38 +17,72 @@ from lntune.errors import BuildError, ToolchainError
 # Newer tvm-ffi releases import and compile beside TVM 0.27 and then crash inside MetaSchedule and IRModule pickling.
 COMPATIBLE = {"apache-tvm": "0.27.", "apache-tvm-ffi": "0.1.14"}
 """Package -> the version prefix lntune is tested with."""
+MISSING = "not installed"
+"""What `installed` says of a package that is not there."""
 
 
-@functools.cache
-def compiler() -> str:
-    """Path of a C++ compiler: `CXX`, else the first of c++, g++, clang++ on PATH.
+def command() -> tuple[str, ...]:
+    """How a C++ compiler is called: the words of `CXX`, split as a shell does ("ccache g++", "c++ -m64"), else the first of c++, g++,
+    clang++ on PATH.
 
     Raises:
         ToolchainError: there is none. Kernels built before still load.
     """
-    asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["c++", "g++", "clang++"]:
-        if path := shutil.which(name):
-            return path
+    asked = os.environ.get("CXX", "").strip()
+    try:
+        # A path with spaces in it is one word when there is such a program.
+        wishes = [[asked] if shutil.which(asked) else shlex.split(asked)] if asked else [["c++"], ["g++"], ["clang++"]]
+    except ValueError as e:  # a quote that is not closed
+        raise ToolchainError(f"CXX: got {asked}, expected the command of a C++ compiler ({e}). Correct it or unset it.") from e
+    for first, *rest in filter(None, wishes):
+        if path := shutil.which(first):
+            return path, *rest
     looked = f"CXX={asked}" if asked else "c++, g++ or clang++"
     raise ToolchainError(f"no C++ compiler found ({looked} on PATH); building a kernel needs one. Install g++ or clang, or set CXX.")
 
 
-def run_compiler(arguments: list[str], output: Path) -> None:
-    """Run the compiler; BuildError with its own words when it fails."""
-    command = [compiler(), *arguments, "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def compiler() -> str:
+    """`command` as one text, for messages.
+
+    Raises:
+        ToolchainError: there is no compiler.
+    """
+    return shlex.join(command())
+
+
+def run(words: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
+    """
+    return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout)
+
+
+def run_compiler(arguments: Sequence[str], output: Path) -> None:
+    """Run the C++ compiler.
+
+    Raises:
+        ToolchainError: there is none, or it cannot be run.
+        BuildError: it fails; its own words are in the message.
+    """
+    words = [*command(), *arguments, "-o", str(output)]
+    try:
+        done = run(words)
+    except OSError as e:
+        raise ToolchainError(f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works.") from e
     if done.returncode:
-        raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+        raise BuildError(f"{shlex.join(words)} failed:\n{(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}")
 
 
 @functools.cache
 def installed(package: str) -> str:
-    """Version of an installed package, or "not installed"."""
+    """Version of an installed package, or MISSING."""
     try:
-        return importlib.metadata.version(package)
+        # None where the package's metadata is there and damaged
+        return importlib.metadata.version(package) or MISSING
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
 @functools.cache
@@ -63,7 +99,7 @@ def incompatible() -> list[str]:
     problems = []
     for package, prefix in COMPATIBLE.items():
         version = installed(package)
-        if version == "not installed":
+        if version == MISSING:
             problems.append(f"{package} is not installed; install {package}=={prefix}*")
         elif not version.startswith(prefix):
             problems.append(f"{package} {version} is not {prefix}*, the only release known not to crash here; install {package}=={prefix}*")

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import statistics
-import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -371,7 +370,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nvml")
     source, path = folder / "nvml.c", folder / "libnvml.so"
     source.write_text(textwrap.dedent(LIBRARY))
-    subprocess.run([toolchain.compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    toolchain.run_compiler(["-x", "c", "-shared", "-fPIC", str(source)], path)
     return path
 
 

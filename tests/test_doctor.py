@@ -22,11 +22,9 @@ from lntune.torch import products
 
 @pytest.fixture(autouse=True)
 def only_this_log(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Shipped logs are left out, and nothing remembered of the toolchain outlives a test."""
+    """Shipped logs are left out, and nothing remembered of schedules outlives a test."""
     monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
-    compiler = toolchain.compiler
     yield
-    compiler.cache_clear()
     schedule._load.cache_clear()
 
 
@@ -77,7 +75,6 @@ def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for variable in ("LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "file"))
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    toolchain.compiler.cache_clear()
     monkeypatch.setattr(toolchain, "installed", lambda package: "not installed")
     bad = [f for f in doctor.examine() if f.status != "ok"]
     assert {"apache-tvm", "torch", "tuning log", "kernel cache", "C++ compiler", "threads"} <= {f.topic for f in bad}
@@ -123,10 +120,9 @@ def test_matrix_products(slow: bool, onednn: bool, status: str, word: str, monke
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a C++ compiler it fails and says that one must be installed or CXX set; one that does not run is named."""
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    toolchain.compiler.cache_clear()
     found = findings()["C++ compiler"]
     assert found.status == "fail" and "/no/such/compiler" in found.remedy and "CXX" in found.remedy
-    monkeypatch.setattr(toolchain, "compiler", lambda: "/bin/false")
+    monkeypatch.setenv("CXX", "/bin/false")
     assert findings()["C++ compiler"].detail.startswith("does not run")
 
 

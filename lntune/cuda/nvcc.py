@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from lntune import toolchain
 from lntune.cuda import locate
 from lntune.cuda.architectures import Architecture
 from lntune.cuda.compiled import Compiled, failure
@@ -29,7 +30,7 @@ ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 def _release(path: str) -> str:
     """The release nvcc states, such as "13.0.88"."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=60)
+        done = toolchain.run([path, "--version"], timeout=60)
         said = done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as e:
         said = str(e)
