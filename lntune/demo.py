@@ -12,7 +12,7 @@ from lntune.case import Case
 from lntune.ops.layer_norm import NAME
 from lntune.report.progress import TuningProgress
 from lntune.report.rows import Row, rows_of
-from lntune.report.tables import cases_table, console, summary_lines
+from lntune.report.tables import cases_table, console, show, summary_lines
 from lntune.tune import Settings, tune
 
 GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (1024, 768) for dtype in ("float32", "bfloat16") for rows in (512, 32, 1))
@@ -71,9 +71,7 @@ def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None)
     out.print("3. The report (`lntune report` shows it again):")
     found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
     rows = rows_of(found[key] for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid) if key in found)
-    out.print(cases_table(rows, f"{NAME}, medians; every call allocates its output"))
-    for line in summary_lines(rows):
-        out.print(line, markup=False)
+    show(out, cases_table(rows, f"{NAME}, medians; every call allocates its output"), summary_lines(rows))
     example = grid[0]
     out.print(f"The log is in {summary.log_dir}. Next: lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}")
     return Tour(summary.trials, rows, agreements, str(summary.log_dir))

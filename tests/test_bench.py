@@ -223,10 +223,11 @@ def test_call_cost(tmp_path: Path) -> None:
     assert all(v > 0 for v in (*costs["call_us"].values(), *costs["eager_over_tuned"].values(), costs["import_ms"]))
     assert costs["first_load_ms"] > costs["load_ms"] > 0
     assert costs["loading_imports_tvm"] is False
-    from lntune.report.costs import Costs, costs_table
+    from lntune.report.costs import Costs, costs_lines, costs_table
 
-    table = costs_table([msgspec.convert(costs, Costs)])
-    assert (table.row_count, table.caption) == (1, None if not costs["busy"] else "* measured while others used the machine")
+    told = [msgspec.convert(costs, Costs)]
+    assert len(costs_table(told).rows) == 1
+    assert costs_lines(told) == (["* measured while others used the machine"] if costs["busy"] else [])
 
 
 def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

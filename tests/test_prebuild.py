@@ -129,7 +129,7 @@ def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "to_library", failing)
     done = run("--rows", "8")
     assert done.exit_code == 1
-    assert "1 kernels built, 0 were there" in done.output
+    assert "1 kernel built, 0 were there" in done.output
     assert "layer_norm 8x40 float32 weight+bias+stats for" in done.output and "failed: the disk is full" in done.output
 
 

@@ -22,7 +22,7 @@ from lntune.errors import InputError, LogError
 from lntune.records import Record, Timing
 from lntune.report import compare
 from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
-from lntune.report.tables import cases_table, console, micros, number, percent, ratio_text, summary_lines
+from lntune.report.tables import cases_table, console, micros, number, percent, ratio_text, show, summary_lines
 from lntune.report.verdicts import verdict_lines, verdict_table
 from lntune.verification import Result
 
@@ -179,14 +179,21 @@ def test_columns_are_there_only_for_what_was_measured() -> None:
     assert "eager us" not in given and "over eager" not in given and "tuned us" in given
 
 
-def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When output is not a terminal the table is 200 wide, whatever COLUMNS says, and has no colours."""
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], colours: bool) -> None:
+    """When output is not a terminal nothing is cut or left out, whatever COLUMNS says and whether colours are forced."""
     monkeypatch.setenv("COLUMNS", "40")
-    assert console().width == 200
+    if colours:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    rows = rows_of([record(versus_eager={"y": 1.02})])
+    show(console(), cases_table(rows, "tuned", details=True), ["a sentence longer than the forty columns of COLUMNS"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and "cached_rows lanes=4 parallel" in lines[2]
+    assert ("\x1b" in lines[2]) == colours
 
 
 def test_the_verdict_table_shows_messages_as_they_are() -> None:
-    """Wrong kernels say why, brackets and all; those left to eager mode are told apart from those checked."""
+    """Wrong kernels say why below it, brackets and all; those left to eager mode are told apart from those checked."""
     case = Case("layer_norm", 64, "float32", 8)
     results = [
         Result(case, "exact", "cached_rows", False, "ValueError: [y] [/red] is odd", {"y": 2.5, "mean": 0.5}, {"y": 3}),
@@ -194,9 +201,13 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
         Result(case, "eager", "", True, "eager mode serves it", {}, {}),
     ]
     shown = text(verdict_table(results))
-    assert "WRONG ValueError: [y] [/red] is odd" in shown and "2.50" in shown and "eager: eager" in shown
-    assert verdict_lines(results) == ["2 kernels checked, 1 wrong, eager mode serves 1 more"]
-    assert verdict_lines(results[1:2]) == ["1 kernels checked, all right"]
+    assert "WRONG" in shown and "2.50" in shown and "exact: cached_rows" in shown
+    said = verdict_lines(results)
+    assert said == ["2 kernels checked, 1 wrong, eager mode serves 1 more", "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd"]
+    out = io.StringIO()
+    show(Console(file=out), None, said)
+    assert said[1] in out.getvalue()
+    assert verdict_lines(results[1:2]) == ["1 kernel checked, all right"]
 
 
 # --- compare
@@ -281,7 +292,7 @@ def test_cases_only_one_side_has_are_named() -> None:
     assert [c.case.hidden for c in result.cases] == [128]
     assert (result.only_a, result.only_b) == (["layer_norm 512x64 float32"], ["layer_norm 512x256 float32"])
     shown = "\n".join(compare.lines(result)) + text(compare.table(result))
-    assert "only in A: layer_norm 512x64 float32" in shown and "UNSURE (A has fewer than 5 samples)" in shown
+    assert "only in A: layer_norm 512x64 float32" in shown and "UNSURE in 1: A has fewer than 5 samples" in shown
     with pytest.raises(InputError, match="none that A and B have in common"):
         compare.compare([record(64)], [record(128)])
 

@@ -16,6 +16,7 @@ from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.records import Record
 from lntune.report.bringup import Smoked, Stage, Summary, operator, show
+from lntune.report.columns import WIDE
 from lntune.report.rows import rows_of
 
 
@@ -101,7 +102,7 @@ def write(found: Summary, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    console = Console(record=True, file=io.StringIO(), width=200, highlight=False)
+    console = Console(record=True, file=io.StringIO(), width=WIDE, highlight=False)
     show(found, console)
     contents = {"summary.json": msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n", "summary.txt": console.export_text().encode()}
     try:

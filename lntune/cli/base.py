@@ -36,6 +36,7 @@ DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by
 ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket.")]
 GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: default, or paper (the hidden sizes of the paper's experiments).")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
+WIDE = Annotated[bool, typer.Option("--wide", help="All columns of tables, also where the terminal is too narrow for them; pipes have them anyway.")]
 LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, instead of LNTUNE_LOG_DIR or the default.")]
 
 TARGET = Annotated[str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")]
@@ -156,11 +157,8 @@ def dispatching(folder: Path | None) -> Iterator[Any]:
             dispatch.reload()
 
 
-def show_rows(rows: list[Row], title: str, bandwidth: float | None = None) -> None:
+def show_rows(rows: list[Row], title: str, bandwidth: float | None = None, wide: bool = False) -> None:
     """Cases as a table, and what it comes to; `bandwidth` in bytes a second is what a large plain copy reaches on the device."""
-    from lntune.report.tables import cases_table, console, summary_lines
+    from lntune.report.tables import cases_table, console, show, summary_lines
 
-    out = console()
-    out.print(cases_table(rows, title, details=True, bandwidth=bandwidth))
-    for line in summary_lines(rows):
-        out.print(line, markup=False)
+    show(console(wide=wide), cases_table(rows, title, details=True, bandwidth=bandwidth), summary_lines(rows))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lntune.cli.base import JSON, LOG_DIR, command, names, print_json, seconds, using_logs
+from lntune.cli.base import JSON, LOG_DIR, WIDE, command, names, print_json, seconds, using_logs
 
 
 @command()
@@ -21,6 +21,7 @@ def bringup(
     seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for summary.txt and summary.json, written again after every stage.")] = None,
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Bring up a device: doctor, smoke check, tuning in order of value, verification, benchmark, one summary.
@@ -39,6 +40,6 @@ def bringup(
     if as_json:
         print_json(found)
     else:
-        report.show(found, console())
+        report.show(found, console(wide=wide))
     if not found.ok:
         raise typer.Exit(1)

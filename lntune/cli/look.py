@@ -12,7 +12,7 @@ import typer
 from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
-from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, command, dispatching, integers, names, print_json, show_rows, some, using_logs
+from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, WIDE, command, dispatching, integers, names, print_json, show_rows, some, using_logs
 from lntune.errors import InputError, unknown
 
 
@@ -45,6 +45,7 @@ def report(
     log_dir: LOG_DIR = None,
     everywhere: Annotated[bool, typer.Option("--all-devices", help="Also the records of other devices.")] = False,
     target: Annotated[str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")] = "cpu",
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Show the tuning log as a table: the latest measurement of each case.
@@ -69,7 +70,7 @@ def report(
         print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables.items()])
     else:
         for slug, rows in tables.items():
-            show_rows(rows, slug)
+            show_rows(rows, slug, wide=wide)
     if not tables:
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
         here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
@@ -169,6 +170,7 @@ def inspect(
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
     schedule: Annotated[str, typer.Option(help="This schedule, instead of the operator's first.")] = "",
     strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of accesses and bytes moved.
@@ -179,7 +181,7 @@ def inspect(
     from lntune import schedule as schedules
     from lntune.cuda.targets import device_of
     from lntune.report import inspections
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
     plan = schedules.get(schedule, op) if schedule else _first(op, "gpu")
@@ -188,7 +190,7 @@ def inspect(
     checked = ops.get(op).check_variant(variant)
     sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
     asked = [Case(op, h, d, rows, checked) for h in sizes for d in types]
-    out, err = console(), console(stderr=True)
+    err = console(stderr=True)
     found = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
@@ -196,9 +198,7 @@ def inspect(
     if as_json:
         print_json([{**msgspec.to_builtins(one), "problems": one.problems} for one in found])
     else:
-        out.print(inspections.table(found))
-        for line in inspections.lines(found):
-            out.print(line, markup=False)
+        show(console(wide=wide), inspections.table(found), inspections.lines(found))
     if any(one.problems for one in found):
         raise typer.Exit(1)
 
@@ -225,6 +225,7 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="After: the same.")],
     fail_on: Annotated[str, typer.Option(help="slower: exit code 1 when a case is slower in B.")] = "",
     across_devices: Annotated[bool, typer.Option("--across-devices", help="Compare measurements of different devices.")] = False,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Compare the tuned times of two runs, case by case: FASTER, SLOWER, SAME or UNSURE in B.
@@ -233,7 +234,7 @@ def compare(
     1, FASTER or SLOWER when it lies beyond that on one side, else UNSURE, as is whatever was measured on a busy machine.
     """
     from lntune.report import compare as comparison
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
 
     if fail_on not in ("", "slower"):
         raise unknown("--fail-on", fail_on, ["slower"])
@@ -241,10 +242,7 @@ def compare(
     if as_json:
         print_json({**msgspec.to_builtins(result), "verdicts": result.counts()})
     else:
-        out = console()
-        out.print(comparison.table(result))
-        for line in comparison.lines(result):
-            out.print(line, markup=False)
+        show(console(wide=wide), comparison.table(result), comparison.lines(result))
     if fail_on and result.counts()["SLOWER"]:
         raise typer.Exit(1)
 
@@ -259,13 +257,9 @@ def doctor(as_json: JSON = False) -> None:
     if as_json:
         print_json({"ok": not failed, "findings": found})
     else:
+        from lntune.report.findings import show
         from lntune.report.tables import console
 
-        out = console()
-        marks = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]FAIL[/red]"}
-        for finding in found:
-            remedy = f" -> {finding.remedy}" if finding.remedy and finding.status != "ok" else ""
-            out.print(f"{marks[finding.status]} {finding.topic:16}", end="")
-            out.print(f"{finding.detail}{remedy}", markup=False)
+        show(found, console())
     if failed:
         raise typer.Exit(1)

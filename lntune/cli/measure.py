@@ -17,6 +17,7 @@ from lntune.cli.base import (
     OP,
     ROWS,
     TARGET,
+    WIDE,
     cases,
     command,
     dispatching,
@@ -52,6 +53,7 @@ def tune(
         bool, typer.Option("--dry-run", help="Everything but the device, which need not be here (cuda:sm_90): nothing is measured or logged.")
     ] = False,
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Search the schedules of an operator on this machine and log every trial.
@@ -82,7 +84,7 @@ def tune(
         device=device_of(target),
     )
     if dry_run:
-        _dry_run(cases(op, hidden, dtype, rows, grid), settings, as_json)
+        _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, as_json)
         return
     with TuningProgress(console(stderr=as_json)) as progress:
         summary = run(cases(op, hidden, dtype, rows, grid), settings, progress)
@@ -103,7 +105,7 @@ def tune(
         )
     else:
         if table:
-            show_rows(table, "tuned")
+            show_rows(table, "tuned", wide=wide)
         statuses = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items())) or "none"
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
@@ -114,10 +116,10 @@ def tune(
         raise typer.Exit(1)
 
 
-def _dry_run(asked: list[Case], settings: Settings, as_json: bool) -> None:
+def _dry_run(asked: list[Case], settings: Settings, wide: bool, as_json: bool) -> None:
     from lntune.report import dry_runs
     from lntune.report.progress import StepProgress
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
     from lntune.tune import dry
 
     with StepProgress(console(stderr=True), "dry run", len(asked)) as progress:
@@ -126,10 +128,7 @@ def _dry_run(asked: list[Case], settings: Settings, as_json: bool) -> None:
         totals = {"measured": found.measured, "within_budget": found.within, "run_seconds": round(found.run_seconds, 1), "wrong": found.wrong}
         print_json({**msgspec.to_builtins(found), **totals})
     else:
-        out = console()
-        out.print(dry_runs.table(found))
-        for line in dry_runs.lines(found):
-            out.print(line, markup=False)
+        show(console(wide=wide), dry_runs.table(found), dry_runs.lines(found))
     if found.wrong or found.interrupted or not found.measured:
         raise typer.Exit(1)
 
@@ -143,6 +142,7 @@ def check(
     grid: GRID = "default",
     target: TARGET = "cpu",
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when one is wrong.
@@ -151,7 +151,7 @@ def check(
     """
     from lntune import verification
     from lntune.cuda.targets import device_of
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
     from lntune.report.verdicts import verdict_lines, verdict_table
 
     asked = cases(op, hidden, dtype, rows, grid) if hidden or dtype or rows or grid != "default" else None
@@ -161,10 +161,7 @@ def check(
     if as_json:
         print_json(results)
     else:
-        out = console()
-        out.print(verdict_table(results))
-        for line in verdict_lines(results):
-            out.print(line, markup=False)
+        show(console(wide=wide), verdict_table(results), verdict_lines(results))
     if any(not r.ok for r in results):
         raise typer.Exit(1)
 
@@ -180,6 +177,7 @@ def build(
     archs: Annotated[str, typer.Option(help="Architectures whose code each GPU's file holds beside that of its own: sm_100,sm_120.")] = "",
     strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Build the kernels that will serve calls, for machines without a compiler; GPUs need not be here.
@@ -190,7 +188,7 @@ def build(
     from lntune import cuda, prebuild
     from lntune.cuda.targets import device_of
     from lntune.report import builds
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
     also = tuple(cuda.architecture(arch).name for arch in names(archs))
@@ -208,10 +206,7 @@ def build(
     if as_json:
         print_json(found)
     else:
-        out = console()
-        out.print(builds.table(found))
-        for line in builds.lines(found, prebuild.folder(found)):
-            out.print(line, markup=False)
+        show(console(wide=wide), builds.table(found), builds.lines(found, prebuild.folder(found)))
     if any(one.status == "failed" for one in found):
         raise typer.Exit(1)
 
@@ -237,6 +232,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`.")] = None,
     target: TARGET = "cpu",
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Benchmark eager, torch.compile, the tuned op and a plain copy, interleaved.
@@ -265,7 +261,7 @@ def bench(
         if given_output or rows not in ("", "1"):
             got = "--given-output" if given_output else f"--rows {rows}"
             raise InputError(got_expected("--call-cost", f"{got} beside it", "neither", "It measures calls of one row that allocate their output."))
-        _call_cost(op, hidden, dtype, length, output, log_dir, as_json)
+        _call_cost(op, hidden, dtype, length, output, log_dir, wide, as_json)
         return
     asked = cases(op, hidden, dtype, rows, grid)
     err = console(stderr=True)
@@ -291,15 +287,15 @@ def bench(
     if as_json:
         print_json(facts_of(result))
     else:
-        show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth)
+        show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth, wide)
         for line in peer_lines(result.records):
             print(line)
 
 
-def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, as_json: bool) -> None:
+def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool) -> None:
     from lntune.bench import call_cost
-    from lntune.report.costs import costs_table
-    from lntune.report.tables import console
+    from lntune.report.costs import costs_lines, costs_table
+    from lntune.report.tables import console, show
 
     if op != "layer_norm":
         raise InputError(
@@ -312,7 +308,7 @@ def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | N
     if as_json:
         print_json(costs)
     else:
-        console().print(costs_table(costs))
+        show(console(wide=wide), costs_table(costs), costs_lines(costs))
 
 
 def _write(output: Path | None, facts: Any = None) -> None:
@@ -331,6 +327,7 @@ def _write(output: Path | None, facts: Any = None) -> None:
 def demo(
     budget: Annotated[str, typer.Option(help="Time for the tuning.")] = "50s",
     log_dir: LOG_DIR = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Tune a small grid for this CPU, load the winners in PyTorch, check them against eager and print the report.
@@ -342,7 +339,7 @@ def demo(
 
     length = seconds("--budget", budget)
     with using_logs(log_dir):
-        result = tour.run(length, out=console(stderr=as_json))
+        result = tour.run(length, out=console(stderr=as_json, wide=wide))
     if as_json:
         print_json({"ok": result.ok, **msgspec.to_builtins(result)})
     if not result.ok:

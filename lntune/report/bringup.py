@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from lntune import ops
 from lntune.case import Case
 from lntune.records import Record
+from lntune.report import tables
+from lntune.report.columns import Column, Table, key
 from lntune.report.rows import Row, geomean, rows_of
 from lntune.report.tables import cases_table, number, percent
+from lntune.words import counted
 
 BEYOND = 2
 """Data of this many times the last cache is far beyond it: there a kernel is held against a copy's bandwidth."""
@@ -117,13 +119,12 @@ def _beyond_cache(record: Record) -> bool:
 
 def operators_table(operators: Iterable[Operator]) -> Table:
     """One line per operator."""
-    table = Table(title="medians; over eager and of copy from the tuned cases, over better from the benchmark", title_justify="left")
-    table.add_column("operator")
-    for name in ("tuned", "over eager", "over default", "benchmarked", "over better", "of copy", "smallest"):
-        table.add_column(name, justify="right")
+    columns = [*key("operator"), Column("tuned"), Column("over eager"), Column("over default", 3), Column("benchmarked", 5)]
+    columns += [Column("over better", 1), Column("of copy", 2), Column("smallest", 4)]
+    table = Table("medians; over eager and of copy from the tuned cases, over better from the benchmark", columns)
     for o in operators:
         ratios = [number(o.over_eager, 2, "x"), number(o.over_default, 2, "x"), str(o.benchmarked), number(o.over_better, 2, "x")]
-        table.add_row(o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy))
+        table.add(o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy))
     return table
 
 
@@ -135,9 +136,10 @@ def lines(s: Summary) -> list[str]:
     made += [f"doctor: {finding}" for finding in s.doctor]
     failed = [smoked for smoked in s.smoke if not smoked.works]
     later = f", {s.not_smoked} not reached" if s.not_smoked else ""
-    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {len(s.smoke)} operators and dtypes work with default knobs{later}")
+    smoked = counted(len(s.smoke), "operator and dtype", "operators and dtypes")
+    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {smoked} work with default knobs{later}")
     made += [f"  {one}" for one in failed]
-    made.append(f"tuned {s.tuned} cases in this run, {s.known} before; {len(s.left)} of the plan are left")
+    made.append(f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan: {len(s.left)}")
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
     made.append(f"trials in the log: {trials}")
     made += [f"  {status}, for example {example}" for status, example in sorted(s.failures.items())]
@@ -148,7 +150,7 @@ def lines(s: Summary) -> list[str]:
         made.append("slower than eager nowhere")
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
-    made.append(f"verified {s.verified} kernels, {right}{rest}")
+    made.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
     made += [f"  {one}" for one in s.wrong]
     made += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
     made.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s" + (" (interrupted)" if s.interrupted else "") + f"; log in {s.log_dir}")
@@ -157,8 +159,7 @@ def lines(s: Summary) -> list[str]:
 
 def show(s: Summary, out: Console) -> None:
     """Print it all."""
-    out.print(operators_table(s.operators))
+    tables.show(out, operators_table(s.operators))
     if s.benchmarks:
-        out.print(cases_table(s.benchmarks, "benchmark of what serves each case; everyone allocates its output", details=True))
-    for line in lines(s):
-        out.print(line, markup=False)
+        tables.show(out, cases_table(s.benchmarks, "benchmark of what serves each case; everyone allocates its output", details=True))
+    tables.show(out, None, lines(s))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from lntune.case import bucket_label
+from lntune.report.columns import Column, Table, key
 from lntune.report.tables import plan_text
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.prebuild import Built
@@ -18,25 +18,21 @@ if TYPE_CHECKING:
 
 def table(found: Sequence[Built]) -> Table:
     """A row for each kernel."""
-    made = Table()
-    for name in ("op", "variant", "dtype"):
-        made.add_column(name)
-    for name in ("hidden", "rows"):
-        made.add_column(name, justify="right")
-    for name in ("arch", "served by", "schedule and knobs", "status"):
-        made.add_column(name)
-    made.add_column("KiB", justify="right")
+    columns = [*key("op", "dtype"), Column("hidden"), Column("rows"), *key("arch"), Column("variant", 2, False, shared=True)]
+    columns += [Column("served by", 1, False, shared=True), *key("status"), Column("KiB", 3), Column("schedule and knobs", 4, False)]
+    made = Table("", columns)
     for one in found:
         case, what = one.case, plan_text(one.schedule, one.knobs, one.strided) if one.schedule else ""
-        facts = (case.op, case.variant, case.dtype, str(case.hidden), bucket_label(case.bucket), one.arch, one.tier, what)
-        made.add_row(*facts, one.status, f"{one.bytes / 1024:.0f}" if one.bytes else "-")
+        size = f"{one.bytes / 1024:.0f}" if one.bytes else "-"
+        made.add(case.op, case.dtype, str(case.hidden), bucket_label(case.bucket), one.arch, case.variant, one.tier, one.status, size, what)
     return made
 
 
 def lines(found: Sequence[Built], folder: Path | None) -> list[str]:
     """What the table comes to, and where the files are."""
     count = Counter(one.status for one in found)
-    said = [f"{count['built']} kernels built, {count['there']} were there" + (f", {count['eager']} left to eager mode" if count["eager"] else "")]
+    there = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
+    said = [f"{counted(count['built'], 'kernel')} built, {there}" + (f", {count['eager']} left to eager mode" if count["eager"] else "")]
     if folder:
         said.append(f"in {folder}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of these kinds that have no compiler")
     failed = [f"{one.case} for {one.arch} failed: {one.message}" for one in found if one.status == "failed"]

@@ -15,20 +15,22 @@ eager's own ratio, measured in the same two runs, is shown beside it and should 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.table import Table
 from rich.text import Text
 
 from lntune import records
 from lntune.case import Case
 from lntune.errors import InputError, LogError, got_expected
 from lntune.records import Record
+from lntune.report.columns import Column, Table, key
 from lntune.report.rows import geomean
 from lntune.report.tables import micros, number
+from lntune.words import counted
 
 SAME = 1.03
 SAMPLES = 5
@@ -137,7 +139,7 @@ def _doubt(a: Record, b: Record) -> str:
         if len(record.timings["tuned"].samples_us) < SAMPLES:
             return f"{side} has fewer than {SAMPLES} samples"
     if a.threads != b.threads:
-        return f"{a.threads} threads in A, {b.threads} in B"
+        return f"{counted(a.threads, 'thread')} in A, {b.threads} in B"
     for role, what in (("bench-given-output", "outputs were given"), ("bench-strided", "rows lay apart")):
         its = [r.role == role for r in (a, b)]
         if its[0] != its[1]:
@@ -200,24 +202,23 @@ def _one(a: Record, b: Record) -> Comparison:
 
 
 def table(result: Result) -> Table:
-    """Per case: both medians, their ratio with its interval, eager's ratio, verdict."""
-    made = Table(title="tuned: A / B, above 1 where B is faster", title_justify="left")
-    made.add_column("case")
-    for name in ("A us", "B us", "A / B", "95 % interval", "eager's A / B"):
-        made.add_column(name, justify="right")
-    made.add_column("verdict")
+    """Per case: both medians, their ratio with its interval, eager's ratio, verdict and why it is UNSURE."""
+    columns = [*key("case"), Column("A us", 2), Column("B us", 2), Column("A / B"), Column("95 % interval", 1), Column("eager's A / B", 3)]
+    reasons = any(c.reason for c in result.cases)
+    columns += [Column("verdict", right=False), *([Column("why", 4, right=False)] if reasons else [])]
+    made = Table("tuned: A / B, above 1 where B is faster", columns)
     for c in result.cases:
-        verdict = Text(c.verdict, style=_STYLES[c.verdict])
-        verdict.append(f" ({c.reason})" if c.reason else "")
-        made.add_row(str(c.case), micros(c.a_us), micros(c.b_us), f"{c.ratio:.3f}", f"{c.low:.3f} .. {c.high:.3f}", number(c.eager_ratio, 3), verdict)
+        figures = micros(c.a_us), micros(c.b_us), f"{c.ratio:.3f}", f"{c.low:.3f} .. {c.high:.3f}", number(c.eager_ratio, 3)
+        made.add(str(c.case), *figures, Text(c.verdict, style=_STYLES[c.verdict]), *([c.reason] if reasons else []))
     return made
 
 
 def lines(result: Result) -> list[str]:
     """What the comparison comes to, in sentences."""
     counts = result.counts()
-    found = [f"{len(result.cases)} cases: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])]
+    found = [f"{counted(len(result.cases), 'case')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])]
     found[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
+    found += [f"UNSURE in {n}: {reason}" for reason, n in Counter(c.reason for c in result.cases if c.reason).items()]
     for side, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
             found.append(f"only in {side}: {', '.join(names)}")

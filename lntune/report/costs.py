@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from rich.table import Table
 
 from lntune.case import Case
+from lntune.report.columns import KEY, Cell, Column, Table, key
 from lntune.report.tables import micros, number, ratio_text
 
 
@@ -34,33 +34,21 @@ class Costs(msgspec.Struct, frozen=True):
 
 def costs_table(costs: Sequence[Costs]) -> Table:
     """Per case: a call with 2-D and 3-D input, eager against tuned; loading; importing."""
-    table = Table(title="one call from Python in inference mode; loading and importing in fresh processes after `import torch`", title_justify="left")
-    table.add_column("case")
-    for name in (
-        "2-D eager us",
-        "2-D tuned us",
-        "2-D over eager",
-        "3-D eager us",
-        "3-D tuned us",
-        "3-D over eager",
-        "load ms",
-        "first load",
-        "import ms",
-    ):
-        table.add_column(name, justify="right")
+    columns = [*key("case")]
+    for form, ranks in (("2-D", (1, KEY, KEY)), ("3-D", (6, 4, 4))):
+        columns += [Column(f"{form} {what}", rank) for what, rank in zip(("eager us", "tuned us", "over eager"), ranks, strict=True)]
+    columns += [Column("load ms", 2), Column("first load", 5), Column("import ms", 3)]
+    table = Table("one call from Python in inference mode; loading and importing in fresh processes after `import torch`", columns)
     for c in costs:
-        calls = [
-            cell
-            for form in ("2-D", "3-D")
-            for cell in (
-                micros(c.call_us[f"eager {form}"]),
-                micros(c.call_us[f"tuned {form}"]) + ("*" if c.busy else ""),
-                ratio_text(c.eager_over_tuned[form]),
-            )
-        ]
+        calls: list[Cell] = []
+        for form in ("2-D", "3-D"):
+            tuned = micros(c.call_us[f"tuned {form}"]) + ("*" if c.busy else "")
+            calls += [micros(c.call_us[f"eager {form}"]), tuned, ratio_text(c.eager_over_tuned[form])]
         load = number(c.load_ms, 1) + (" (imports tvm)" if c.loading_imports_tvm else "")
-        table.add_row(str(c.case), *calls, load, number(c.first_load_ms, 1), number(c.import_ms, 1))
-    if any(c.busy for c in costs):
-        table.caption = "* measured while others used the machine"
-        table.caption_justify = "left"
+        table.add(str(c.case), *calls, load, number(c.first_load_ms, 1), number(c.import_ms, 1))
     return table
+
+
+def costs_lines(costs: Sequence[Costs]) -> list[str]:
+    """What is to be known about the table."""
+    return ["* measured while others used the machine"] if any(c.busy for c in costs) else []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from lntune.report.columns import Column, Table, key
 from lntune.report.tables import percent
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.tune.dry import DryRun, Ranked
@@ -22,26 +22,26 @@ def length(seconds: float) -> str:
 
 def table(found: DryRun) -> Table:
     """A row for each case."""
-    made = Table(title=f"dry run for {found.device.name} ({found.device.isa}): nothing was measured", title_justify="left")
-    made.add_column("case")
-    for name in ("valid", "built", "verified", "pruned", "failed", "to measure", "time"):
-        made.add_column(name, justify="right")
-    made.add_column("the first by rank")
+    columns = [*key("case"), Column("valid", 2), Column("built", 3), Column("verified", 1), Column("pruned", 4), Column("failed")]
+    columns += [Column("to measure"), Column("time"), Column("the first by rank", 5, False)]
+    made = Table(f"dry run for {found.device.name} ({found.device.isa}): nothing was measured", columns)
     for p in found.plans:
         counts = (p.candidates, p.built, p.verified, sum(p.pruned.values()), sum(map(len, p.failed.values())), p.measured)
-        made.add_row(str(p.case), *map(str, counts), length(p.seconds), _first(p.first[0]) if p.first else "-")
+        made.add(str(p.case), *map(str, counts), length(p.seconds), _first(p.first[0]) if p.first else "-")
     return made
 
 
 def _first(one: Ranked) -> str:
     told = f"{one.schedule} {one.knobs}"
-    return told if one.registers is None else f"{told}: {one.registers} registers, {percent(one.occupancy)} occupancy"
+    return told if one.registers is None else f"{told}: {counted(one.registers, 'register')}, {percent(one.occupancy)} occupancy"
 
 
 def lines(found: DryRun) -> list[str]:
     """What a run would do, what was pruned and what was wrong."""
-    said = [f"{len(found.plans)} cases in {found.seconds:.0f} s, built with {found.compiler}{' (interrupted)' if found.interrupted else ''}"]
-    said.append(f"a run would measure {found.measured} candidates in about {length(found.run_seconds)}, {found.within} of them in the budget given")
+    interrupted = " (interrupted)" if found.interrupted else ""
+    said = [f"{counted(len(found.plans), 'case')} in {found.seconds:.0f} s, built with {found.compiler}{interrupted}"]
+    measured, time = counted(found.measured, "candidate"), length(found.run_seconds)
+    said.append(f"a run would measure {measured} in about {time}, {found.within} of them in the budget given")
     said.append(f"reckoned with {found.assumption}")
     for p in found.plans:
         said += [] if p.candidates else [f"no schedule has valid knobs for {p.case}: eager mode serves it"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from lntune.report.columns import Column, Table, key
 from lntune.report.tables import ROW_STRIDED, percent, plan_text
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.inspection import Inspected
@@ -25,30 +25,19 @@ def times(moved: dict[str, float]) -> str:
 
 def table(found: Sequence[Inspected]) -> Table:
     """A row for each kernel."""
-    made = Table(title="compiled, not run on a device", title_justify="left")
-    for name in ("op", "dtype", "arch"):
-        made.add_column(name)
-    for name in ("hidden", "registers", "spill", "stack", "shared", "occupancy"):
-        made.add_column(name, justify="right")
-    for name in ("loads", "stores", "read", "written"):
-        made.add_column(name)
-    made.add_column("beyond least", justify="right")
-    made.add_column("between", justify="right")
-    made.add_column("schedule and knobs")
+    columns = [*key("op", "dtype", "arch"), Column("hidden"), Column("registers"), Column("spill"), Column("stack", 2), Column("shared", 4)]
+    columns += [Column("occupancy", 1), Column("loads", 6, False), Column("stores", 7, False), Column("read", 8, False), Column("written", 9, False)]
+    columns += [Column("beyond least", 3), Column("between", 5), Column("schedule and knobs", 10, False)]
+    made = Table("compiled, not run on a device", columns)
     for one in found:
         for k in one.kernels:
             r = k.resources
-            facts = (
-                r.registers,
-                r.spill_store_bytes + r.spill_load_bytes,
-                r.stack_bytes,
-                r.shared_bytes + k.dynamic_shared,
-                percent(k.occupancy.share),
-            )
+            used = (r.registers, r.spill_store_bytes + r.spill_load_bytes, r.stack_bytes, r.shared_bytes + k.dynamic_shared)
             moves = widths(k.code.global_loads), widths(k.code.global_stores), times(one.read), times(one.written)
             shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
+            case = one.case.op, one.case.dtype, one.arch, str(one.case.hidden)
             what = plan_text(one.schedule, one.knobs, one.strided)
-            made.add_row(one.case.op, one.case.dtype, one.arch, str(one.case.hidden), *map(str, facts), *moves, *shares, what)
+            made.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, what)
     return made
 
 
@@ -59,4 +48,4 @@ def lines(found: Sequence[Inspected]) -> list[str]:
     if any(one.between for one in found):
         said.append("between: what the kernels of a program write and read for each other, as a share of the least for the case's rows")
     bad = [f"{one.case} {one.arch}{ROW_STRIDED if one.strided else ''}: {'; '.join(one.problems)}" for one in found if one.problems]
-    return [*said, *(bad or [f"{len(found)} kernels, no problems: no spills, no stack, nothing moved twice"])]
+    return [*said, *(bad or [f"{counted(len(found), 'kernel')}, no problems: no spills, no stack, nothing moved twice"])]

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lntune.report.tables import micros
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,7 +101,7 @@ class TuningProgress(_Shown):
         left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
         best = f", best {micros(p.best_us)} us ({p.best})" if p.best_us < math.inf else ""
-        doing = "measuring the finalists again" if p.phase == "final" else f"{p.trials} trials"
+        doing = "measuring the finalists again" if p.phase == "final" else counted(p.trials, "trial")
         return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}"
 
     def _finished(self, p: Progress) -> str:
@@ -112,7 +113,7 @@ class TuningProgress(_Shown):
         if tuned and default:
             parts.append(f"default knobs {micros(default)} us ({default / tuned:.2f}x)")
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        return ", ".join(parts) + f"; {p.trials} trials{failures}"
+        return ", ".join(parts) + f"; {counted(p.trials, 'trial')}{failures}"
 
 
 class StepProgress(_Shown):

@@ -12,12 +12,14 @@ from lntune import ops, timing
 from lntune.case import Case, bucket_label
 from lntune.knobs import describe
 from lntune.records import Record, Timing
+from lntune.words import counted
 
 
 class Row(msgspec.Struct, frozen=True):
     """A case with its figures: times in microseconds (medians), speedup = eager / tuned, `over_better` = the faster of eager
     and torch.compile / tuned, bandwidth in GB/s of the bytes that must move, `of_copy` = that bandwidth as a share of a plain
-    copy's, `error` = largest error divided by eager's own, `spread` = distance between the quartiles over the median.
+    copy's, `error` = largest error on plain random inputs divided by eager's own on these, `of_allowed` = largest error on the
+    inputs made to break kernels as a share of what is allowed there, `spread` = distance between the quartiles over the median.
 
     None stands for what was not measured.
     """
@@ -39,6 +41,7 @@ class Row(msgspec.Struct, frozen=True):
     gbps: float | None
     of_copy: float | None
     error: float | None
+    of_allowed: float | None
     spread: float | None
     schedule: str
     knobs: str
@@ -89,6 +92,7 @@ def row_of(record: Record) -> Row:
         gbps=moved / tuned.median_us / 1e3 if moved and tuned and tuned.median_us else None,
         of_copy=_of_copy(case, pairwise(copy, tuned)),
         error=max(record.versus_eager.values(), default=None),
+        of_allowed=max(record.errors.values(), default=None),
         spread=spread(tuned),
         schedule=record.schedule,
         knobs=describe(record.knobs),
@@ -126,7 +130,7 @@ def peer_lines(records: Iterable[Record]) -> list[str]:
         for name, measured in record.timings.items():
             if name not in _OURS:
                 ratios.setdefault(name, []).append(pairwise(measured, record.timings.get("tuned")))
-    return [f"geomean {mean:.2f}x over {name} ({len(found)} cases)" for name, found in sorted(ratios.items()) if (mean := geomean(found))]
+    return [f"geomean {mean:.2f}x over {name} ({counted(len(found), 'case')})" for name, found in sorted(ratios.items()) if (mean := geomean(found))]
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:

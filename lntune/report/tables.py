@@ -1,24 +1,32 @@
-"""Rows on a terminal."""
+"""Measured cases as a table and in sentences, and how figures are written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lntune import knobs
+from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key
 from lntune.report.rows import Row, summary
+from lntune.words import counted
 
 ROW_STRIDED = ", row-strided"
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that keeps tables whole when its output is not a terminal."""
+def console(stderr: bool = False, wide: bool = False) -> Console:
+    """A console as wide as the terminal; where output goes elsewhere, or with `wide`, nothing is left out or broken."""
     made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+    return made if made.file.isatty() and not wide else Console(stderr=stderr, highlight=False, width=WIDE)
+
+
+def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
+    """Print a table and the sentences below it."""
+    if table is not None:
+        out.print(table)
+    for line in lines:
+        out.print(line, markup=False)
 
 
 def plan_text(schedule: str, setting: Mapping[str, knobs.Value], strided: bool = False) -> str:
@@ -50,44 +58,46 @@ def ratio_text(value: float | None) -> Text:
 
 
 def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidth: float | None = None) -> Table:
-    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, error.
+    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, errors.
 
     Where `bandwidth` is known, that of a large plain copy on the device in bytes a second, also the share of it.
     """
     compiled, eager = any(r.compile_us for r in rows), any(r.eager_us for r in rows)
-    default = any(r.default_us for r in rows)
-    table = Table(title=title, title_justify="left")
-    for name in ("op", "dtype"):
-        table.add_column(name)
-    names = ["hidden", "rows", *(["eager us"] if eager else []), *(["compile us"] if compiled else []), "tuned us"]
-    names += [*(["over eager"] if eager else []), *(["over better"] if compiled else []), "GB/s", "of copy"]
-    names += [*([f"of {bandwidth / 1e9:.0f} GB/s"] if bandwidth else []), "error/eager's"]
-    for name in names:
-        table.add_column(name, justify="right")
-    if details:
-        if default:
-            table.add_column("over default", justify="right")
-        table.add_column("spread", justify="right")
-        table.add_column("schedule and knobs")
+    default = details and any(r.default_us for r in rows)
+    of_bandwidth = f"of {bandwidth / 1e9:.0f} GB/s" if bandwidth else ""
+
+    def share(r: Row) -> str:
+        return percent(r.gbps * 1e9 / bandwidth if bandwidth and r.gbps else None)
+
+    # Which are there, their rank, and what they hold of a row.
+    figures: list[tuple[bool, Column, Callable[[Row], Cell]]] = [
+        (True, Column("hidden"), lambda r: str(r.hidden)),
+        (True, Column("rows"), lambda r: str(r.rows)),
+        (eager, Column("eager us", 1), lambda r: micros(r.eager_us)),
+        (compiled, Column("compile us", 5), lambda r: micros(r.compile_us)),
+        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + ("*" if r.busy else "")),
+        (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
+        (compiled, Column("over better", 2), lambda r: ratio_text(r.over_better)),
+        (True, Column("GB/s", 8), lambda r: number(r.gbps, 1)),
+        (True, Column("of copy", 3 if eager else KEY), lambda r: percent(r.of_copy)),
+        (bool(bandwidth), Column(of_bandwidth, 4), share),
+        (True, Column("error/allowed", 6), lambda r: number(r.of_allowed, 2)),
+        (True, Column("error/eager's", 9), lambda r: number(r.error, 2)),
+        (default, Column("over default", 7), lambda r: ratio_text(r.over_default)),
+        (details, Column("spread", 10), lambda r: percent(r.spread)),
+        (details, Column("schedule and knobs", 11, right=False), lambda r: f"{r.schedule} {r.knobs}".strip()),
+    ]
+    used = [(column, cell) for there, column, cell in figures if there]
+    table = Table(title, [*key("op", "dtype"), *(column for column, _ in used)])
     for r in rows:
-        cells: list[Any] = [r.op, r.dtype, str(r.hidden), str(r.rows)]
-        cells += [micros(r.eager_us)] if eager else []
-        cells += [micros(r.compile_us)] if compiled else []
-        cells += [micros(r.tuned_us) + ("*" if r.busy else "")]
-        cells += [ratio_text(r.speedup)] if eager else []
-        cells += [ratio_text(r.over_better)] if compiled else []
-        cells += [number(r.gbps, 1), percent(r.of_copy)]
-        cells += [*([percent(r.gbps * 1e9 / bandwidth if r.gbps else None)] if bandwidth else []), number(r.error, 2)]
-        if details:
-            cells += [*([ratio_text(r.over_default)] if default else []), percent(r.spread), f"{r.schedule} {r.knobs}"]
-        table.add_row(*cells)
+        table.add(r.op, r.dtype, *(cell(r) for _, cell in used))
     return table
 
 
 def summary_lines(rows: Sequence[Row]) -> list[str]:
     """What the table comes to, in sentences."""
     facts = summary(list(rows))
-    lines = ["1 case" if facts["cases"] == 1 else f"{facts['cases']} cases"]
+    lines = [counted(facts["cases"], "case")]
     if facts["geomean_over_eager"]:
         lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager"
     if facts["geomean_over_better_of_eager_and_compile"]:

@@ -5,33 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
+
+from lntune.report.columns import Column, Table, key
+from lntune.report.tables import number
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.verification import Result
 
 
 def verdict_table(results: Sequence[Result]) -> Table:
-    """Per kernel: what serves it, its worst error in units of the bar and of eager's own, and the verdict."""
-    table = Table(title="error: share of the bar (1 is the limit); vs eager: error divided by eager's own", title_justify="left")
-    for name in ("case", "served by"):
-        table.add_column(name)
-    for name in ("error", "vs eager"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    """Per kernel: what serves it, its worst error as a share of what is allowed and of eager's own, and the verdict."""
+    columns = [*key("case"), Column("served by", 2, right=False), Column("error/allowed", 1), Column("error/eager's", 3)]
+    table = Table("", [*columns, Column("verdict", right=False)])
     for r in results:
-        worst = max(r.errors.values(), default=None)
-        versus = max(r.versus_eager.values(), default=None)
+        worst, versus = (max(errors.values(), default=None) for errors in (r.errors, r.versus_eager))
         verdict = Text("right", style="green") if r.ok else Text("WRONG", style="red")
-        verdict.append(f" {r.message}" if r.message else "")
-        cells = ["-" if v is None else f"{v:.2f}" for v in (worst, versus)]
-        table.add_row(str(r.case), f"{r.tier}: {r.schedule or 'eager'}", *cells, verdict)
+        table.add(str(r.case), f"{r.tier}: {r.schedule}" if r.schedule else r.tier, number(worst), number(versus), verdict)
     return table
 
 
 def verdict_lines(results: Sequence[Result]) -> list[str]:
-    """What the table comes to."""
+    """What the table comes to, and what is wrong with each kernel that is."""
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
-    return [f"{len(results) - eager} kernels checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    said = [f"{counted(len(results) - eager, 'kernel')} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    return [*said, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]

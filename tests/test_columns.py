@@ -1,0 +1,258 @@
+"""Every table of every command, on terminals of several widths and in a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from lntune import report
+from lntune.case import Case
+from lntune.cuda import Inspection
+from lntune.cuda.code import Code
+from lntune.cuda.occupancy import Occupancy
+from lntune.cuda.resources import Resources
+from lntune.device import Device
+from lntune.doctor import Finding
+from lntune.inspection import Inspected
+from lntune.prebuild import Built
+from lntune.report import bringup, builds, columns, compare, costs, dry_runs, findings, inspections, tables, verdicts
+from lntune.report.columns import KEY, WIDE, Column, Table, key
+from lntune.report.rows import Row
+from lntune.tune.dry import DryRun, Plan, Ranked
+from lntune.verification import Result
+
+WIDTHS = (40, 60, 80, 100, 120, 200)
+CASES = [Case("layer_norm", 64, "float32", 1), Case("lnlstm_step_backward", 16_384, "bfloat16", 131_072)]
+KNOBS: dict[str, int | bool | str] = {"lanes": 4, "store": 2, "unroll": 1, "together": 2, "prefetch": 1, "write": "streamed", "parallel": True}
+
+
+def row(case: Case, **fields: object) -> Row:
+    """A measured case with everything in it."""
+    made = Row(
+        op=case.op, device="some-cpu", dtype=case.dtype, hidden=case.hidden, rows=case.rows, bucket="1", eager_us=12_345.6, compile_us=10_000,
+        tuned_us=7_654.3, default_us=8_000, copy_us=6_000, speedup=1.61, over_better=1.31, over_default=1.05, gbps=123.4, of_copy=1.27, error=4.17,
+        of_allowed=0.3, spread=0.25, schedule="cached_rows", knobs="lanes=4 store=2 unroll=1 together=2 prefetch=1 write=streamed parallel",
+        busy=True, time="",
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **fields)
+
+
+def kernel(arch: str) -> Inspection:
+    """A kernel for a GPU as it was compiled."""
+    counts = {f.name: 0 for f in msgspec.structs.fields(Code)}
+    code = {**counts, "kernel": "main", "origin": "nvdisasm", "machine": True, "hints": {}, "operations": {}, "shared_loads": {}, "shared_stores": {}}
+    moved = {"global_loads": {128: 6, 32: 1}, "global_stores": {128: 12, 16: 3}}
+    resources = Resources("main", arch, 255, 1024, 4096, 4096, 49_152)
+    return Inspection("main", arch, 256, 65_536, "nvcc", resources, Code(**code | moved), Occupancy(1, 8, 64, ("registers",)))  # type: ignore[arg-type]
+
+
+def the_compared() -> Table:
+    """A comparison with a verdict that an interval cannot give."""
+    made = [compare.Comparison("d", c, 12_345.6, 7_654.3, 1.613, 1.598, 1.621, 1.002, "FASTER", "") for c in CASES]
+    made[1] = msgspec.structs.replace(made[1], verdict="UNSURE", reason="B was measured on a busy machine")
+    return compare.table(compare.Result(made, [], []))
+
+
+def the_dry_runs() -> Table:
+    """A dry run with candidates that failed."""
+    first = (Ranked("shared_row", "threads=8 access=16", "ok", 0.5, 128, 1024, 0.5),)
+    plans = [Plan(c, 12_000, 8, 7, {"spills": 1}, {"wrong: y": ["a"]}, first, 10_000, 72_000, 100) for c in CASES]
+    return dry_runs.table(DryRun(Device("gpu", "NVIDIA H100", "sm_90", 132), "nvcc", plans, 1, "that", 10))
+
+
+def the_operators() -> Table:
+    """What a bringup found of two operators."""
+    made = [bringup.Operator(c.op, 300, 299, 12.34, 1.06, 299, 10.11, 1.27, 0.71, []) for c in CASES]
+    return bringup.operators_table(made)
+
+
+def the_costs() -> Table:
+    """What calls cost."""
+    calls = {f"{who} {form}": 12.34 for who in ("eager", "tuned") for form in ("2-D", "3-D")}
+    return costs.costs_table([costs.Costs(c, calls, {"2-D": 2.12, "3-D": 1.01}, 206.8, 10.7, True, 63.5, 5, True) for c in CASES])
+
+
+def the_builds() -> Table:
+    """Kernels that were built for two devices."""
+    made = [
+        Built(msgspec.structs.replace(c, variant="weight32+dx+dgamma32"), "d", "x86-64-v4", "default", "cached_rows", KNOBS, True, "there")
+        for c in CASES
+    ]
+    return builds.table([made[0], msgspec.structs.replace(made[1], arch="sm_100", status="failed", message="no")])
+
+
+def the_verdicts() -> Table:
+    """A right kernel and a wrong one."""
+    made = [Result(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES]
+    return verdicts.verdict_table([made[0], msgspec.structs.replace(made[1], ok=False, message="y: error 3 is 4 times what is allowed")])
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "report": lambda: tables.cases_table([row(c, compile_us=None, over_better=None) for c in CASES], "amd-epyc", details=True),
+    "bench": lambda: tables.cases_table([row(c) for c in CASES], "outputs allocated by every call from a kept heap", details=True),
+    "bench of one operator": lambda: tables.cases_table([row(CASES[1], rows=r) for r in (1, 131_072)], "outputs allocated", details=True),
+    "bench given outputs": lambda: tables.cases_table([row(c, eager_us=None, compile_us=None) for c in CASES], "outputs given", details=True),
+    "bench on a GPU": lambda: tables.cases_table([row(c) for c in CASES], "outputs allocated", details=True, bandwidth=3.35e12),
+    "demo": lambda: tables.cases_table([row(c) for c in CASES], "layer_norm"),
+    "bench --call-cost": the_costs,
+    "build": the_builds,
+    "check": the_verdicts,
+    "compare": the_compared,
+    "inspect": lambda: inspections.table(
+        [Inspected(c, "sm_100", "shared_row", KNOBS, (kernel("sm_100"),), {"x": 1.0, "dy": 2.0}, {"y": 1.0}, 0.5, 0.25) for c in CASES]
+    ),
+    "tune --dry-run": the_dry_runs,
+    "bringup": the_operators,
+}
+
+
+def shown(table: Table, width: int) -> list[str]:
+    """What a terminal of that width shows."""
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False).print(table)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
+    """No line is wider than the terminal, no figure or name is cut, no row broken over two lines but as a block of pairs, the key columns of
+    every row are there, and what is left out is named.
+    """
+    table = TABLES[name]()
+    lines = shown(table, width)
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in "".join(lines)
+    everything = " ".join(" ".join(lines).split())
+    for i, column in enumerate(table.columns):
+        assert column.name in everything, "a column is shown or named as left out"
+        if column.rank == KEY:
+            assert all(cells[i].plain in everything for cells in table.rows)
+    names = {column.name for column in table.columns}
+    header = next((n for n, line in enumerate(lines) if set(re.split(r" {2,}", line.strip())) <= names), None)
+    assert header is not None or width < 80, "one line a row from 80 columns on"
+    if header is not None:
+        listed = re.split(r" {2,}", lines[header].strip())
+        keys = [i for i, column in enumerate(table.columns) if column.rank == KEY and column.name in listed]
+        assert len(lines) >= header + 1 + len(table.rows)
+        for line, cells in zip(lines[header + 1 :], table.rows, strict=False):
+            assert all(cells[i].plain in line for i in keys)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_in_a_pipe_is_one_line_a_row(name: str) -> None:
+    """Elsewhere than on a terminal: a title, the names, then every cell of every row on one line, split by two spaces or more; no boxes."""
+    table = TABLES[name]()
+    out = io.StringIO()
+    Console(file=out, width=WIDE, highlight=False).print(table)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == bool(table.title) + 1 + len(table.rows)
+    assert all(line == line.rstrip() and line.isascii() for line in lines)
+    for line, cells in zip(lines[-len(table.rows) :], table.rows, strict=True):
+        assert re.split(r" {2,}", line.strip()) == [cell.plain for cell in cells]
+
+
+def test_all_tables_are_tried_here() -> None:
+    """Whatever in the reports makes a table makes one of the above, and makes it of these columns."""
+    makers = set()
+    for module in pkgutil.iter_modules(report.__path__, "lntune.report."):
+        loaded = importlib.import_module(module.name)
+        makers |= {f for _, f in inspect.getmembers(loaded, inspect.isfunction) if str(f.__annotations__.get("return")) in ("Table", "Table | None")}
+        assert module.name == "lntune.report.findings" or "rich.table" not in inspect.getsource(loaded)
+    tried = (tables.cases_table, costs.costs_table, builds.table, verdicts.verdict_table, compare.table, inspections.table, dry_runs.table)
+    assert makers == {*tried, bringup.operators_table}
+
+
+# --- the mechanism
+
+
+def small() -> Table:
+    """Two rows of a word that both share and three figures."""
+    table = Table("title", [*key("op", "case"), Column("time"), Column("first", 1), Column("second", 2)])
+    table.add("norm", "a", "1.25", "2.5", "3.75")
+    table.add("norm", "bb", Text("10.25", style="red"), "20.5", "")
+    return table
+
+
+def test_columns_go_in_their_declared_order() -> None:
+    """What all rows share is said once, then the highest rank goes first and a line says so; at last rows become blocks."""
+    table = small()
+    assert [line.plain for line in table.lines(WIDE)] == [
+        "title",
+        "op    case   time  first  second",
+        "norm  a      1.25    2.5    3.75",
+        "norm  bb    10.25   20.5       -",
+    ]
+    assert table.lines(32)[1].plain.startswith("op"), "it just fits"
+    assert [line.plain for line in table.lines(31)][:2] == ["title, op norm", "case   time  first  second"]
+    narrower = [line.plain for line in table.lines(25)]
+    assert narrower[1:] == ["case   time  first", "a      1.25    2.5", "bb    10.25   20.5", narrower[-1]]
+    assert narrower[-1] == "not shown for want of width: second; --wide or a pipe shows all"
+    assert [line.plain for line in table.lines(10)] == [
+        "title, op norm",
+        "case a",
+        "  time 1.25",
+        "case bb",
+        "  time 10.25",
+        table.lines(10)[-1].plain,
+    ]
+    assert "first, second" in table.lines(10)[-1].plain
+
+
+def test_a_table_of_one_row_says_nothing_twice() -> None:
+    """Of a single row all is shared: its words stay in their columns as long as they fit, figures go first."""
+    table = small()
+    table.rows = table.rows[:1]
+    assert table.lines(25)[1].plain == "op    case  time  first"
+
+
+def test_a_table_without_rows_has_its_names() -> None:
+    """Nothing found is a header and no error, at any width."""
+    table = Table("", [*key("case"), Column("time", 1)])
+    assert [line.plain for line in table.lines(80)] == ["case  time"]
+    assert shown(table, 5)
+
+
+def test_a_column_is_plain_data() -> None:
+    """Columns are declared, not computed: name, rank, side, shared."""
+    assert [f.name for f in dataclasses.fields(columns.Column)] == ["name", "rank", "right", "shared"]
+
+
+# --- doctor
+
+
+FOUND = [
+    Finding("python", "ok", "3.11", "not shown"),
+    Finding("C++ compiler", "fail", "does not run: [Errno 13] Permission denied: '/usr/bin/c++'", "Install g++ or clang, or set CXX."),
+]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_findings_on_a_terminal(width: int) -> None:
+    """Topics stand below each other, details are broken between words, and nothing is cut."""
+    out = io.StringIO()
+    findings.show(FOUND, Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    words = " ".join(out.getvalue().split())
+    assert words.replace("FAIL C++ compiler", "FAIL") == (
+        "ok python 3.11 FAIL does not run: [Errno 13] Permission denied: '/usr/bin/c++' -> Install g++ or clang, or set CXX."
+    )
+
+
+def test_findings_in_a_pipe() -> None:
+    """One line a finding."""
+    out = io.StringIO()
+    findings.show(FOUND, Console(file=out, width=WIDE, highlight=False))
+    assert len(out.getvalue().splitlines()) == 2
