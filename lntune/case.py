@@ -9,6 +9,11 @@ from lntune.errors import InputError, got_expected, unknown
 DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Element types kernels are built for, with their size in bytes."""
 
+_SHORT = {"float": "float32", "double": "float64", "half": "float16"}
+_SHORT |= {"f32": "float32", "fp32": "float32", "f64": "float64", "fp64": "float64"}
+_SHORT |= {"f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
+"""What else people call dtypes."""
+
 MAX_HIDDEN = 65_536
 
 # One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A record serves its bucket. The
@@ -18,6 +23,13 @@ BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023),
 
 TYPICAL_ROWS = (1, 8, 32, 512, 4096, 32_768)
 """For each bucket the number of rows that stands for it: what is tuned by default and what an untuned call is planned as."""
+
+
+def dtype_name(name: str) -> str:
+    """A dtype by PyTorch's name: "bfloat16" for "bf16", "BFloat16" or "torch.bfloat16"; what is not known stays as it is."""
+    plain = name.strip().lower().removeprefix("torch.")
+    plain = _SHORT.get(plain, plain)
+    return plain if plain in DTYPES or plain == "float64" else name
 
 
 def bucket_of(rows: int) -> int:
@@ -40,7 +52,8 @@ class Case(msgspec.Struct, frozen=True, order=True):
     """One problem to build, check or measure.
 
     `rows` is the number of rows measured (kernels themselves take any number). `variant` names what is compiled in
-    beside the shape, in the operator's own words (see its op file); the empty string is the operator's default.
+    beside the shape, in the operator's own words (see its op file); the empty string is the operator's default. A short
+    name of a dtype ("bf16") is taken for the whole one.
     """
 
     op: str
@@ -51,7 +64,7 @@ class Case(msgspec.Struct, frozen=True, order=True):
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise unknown("dtype", str(self.dtype), DTYPES)
+            self._understand(str(self.dtype))
         for name, size in (("hidden", self.hidden), ("rows", self.rows)):
             if not isinstance(size, int):
                 raise InputError(got_expected(name, repr(size), "a whole number"))
@@ -60,6 +73,15 @@ class Case(msgspec.Struct, frozen=True, order=True):
             raise InputError(got_expected("hidden", self.hidden, f"1 to {MAX_HIDDEN}", remedy))
         if self.rows < 0:
             raise InputError(got_expected("rows", self.rows, "0 or more"))
+
+    def _understand(self, dtype: str) -> None:
+        """Put PyTorch's name in the place of another name of a dtype."""
+        name = dtype_name(dtype)
+        if name == "float64":
+            raise InputError(got_expected("dtype", name, ", ".join(DTYPES), "No kernel is built for it: eager mode serves it."))
+        if name not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        msgspec.structs.force_setattr(self, "dtype", name)
 
     @property
     def bucket(self) -> int:

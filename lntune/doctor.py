@@ -178,7 +178,9 @@ def _content() -> list[Finding]:
     except LntuneError as e:
         return [Finding("schedules", "fail", str(e), "Mend or remove the file; see LNTUNE_SCHEDULES."), *_records({})]
     folders = ", ".join(map(str, paths.schedule_dirs()))
-    found = Finding("schedules", "ok" if known else "fail", ", ".join(sorted(known)) or f"none in {folders}", "Install lntune again.")
+    shipped = paths.content("schedules")
+    names = [name if s.path.is_relative_to(shipped) else f"{name} ({s.path})" for name, s in sorted(known.items())]
+    found = Finding("schedules", "ok" if known else "fail", ", ".join(names) or f"none in {folders}", "Install lntune again.")
     return [found, *_records(known)]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lntune import check, device_timing, ops, timing
@@ -61,6 +64,34 @@ class Place:
         if self.gpu is None:
             return timing.measure({name: calls[0] for name, calls in contenders.items()}, seconds, rounds, seed)
         return device_timing.measure(contenders, seconds, self.gpu, rounds, seed)
+
+
+COPIES = 2
+"""Times the bytes of a case's tensors that measuring it takes of memory at least: contenders have outputs of their own."""
+
+
+def memory() -> int:
+    """Bytes of memory this process may use: the machine's, or what a container leaves of it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found = min(found, int(Path(limit).read_text(encoding="ascii")))
+    return found
+
+
+def check_size(cases: Sequence[Case]) -> None:
+    """Complain before anything is measured about cases whose tensors this machine cannot hold, also those for a GPU: they are made here.
+
+    Raises:
+        InputError: with the most rows that fit.
+    """
+    there = memory()
+    for case in cases:
+        need = COPIES * ops.get(case.op).bytes(case)
+        if need > there:
+            got = f"{case.rows} of {case}, which take {need / 1e9:,.0f} GB to measure"
+            most = max(1, case.rows * there // need)
+            raise InputError(got_expected("rows", got, f"at most some {most} on a machine of {there / 1e9:.0f} GB"))
 
 
 def name_of(device: Device) -> str:

@@ -13,6 +13,7 @@ import io
 import re
 import sys
 import tokenize
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from lntune import knobs, ops, paths
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError, UnknownNameError, unknown
+from lntune.errors import ScheduleError, UnknownNameError, got_expected, unknown
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,66 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
     return [replace(s, path=path, source=_source_hash(path, s.op, kind)) for s in found]
 
 
+KINDS = ("cpu", "gpu")
+"""Kinds of device, and what the folders of their schedules are called."""
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule hides another one of the same name."""
+
+
 @functools.cache
 def _load(folders: tuple[Path, ...]) -> dict[str, Schedule]:
     found: dict[str, Schedule] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise ScheduleError(f"the folder of schedules {folder} does not exist. Correct LNTUNE_SCHEDULES.")
-        for path in sorted(folder.glob("*/[!_]*.py")):
+        here: dict[str, Schedule] = {}
+        for path in _files(folder):
             for s in load_file(path, path.parent.name):
-                if s.name in found and found[s.name].path.parent.parent == folder:
-                    raise ScheduleError(f"{path}: there is a schedule {s.name!r} already, in {found[s.name].path}.")
-                found.setdefault(s.name, s)  # the folders come in order of precedence: a user's file wins
+                if s.name in here:
+                    raise ScheduleError(f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}.")
+                here[s.name] = s
+        for s in here.values():
+            wins = found.setdefault(s.name, s)  # the folders come in order of precedence: a user's file wins
+            if wins is not s:
+                _hidden(s, wins)
     return found
+
+
+def _hidden(s: Schedule, by: Schedule) -> None:
+    """Say that a schedule is hidden by another of its name.
+
+    Raises:
+        ScheduleError: by one that is for something else, which nobody can have meant.
+    """
+    if (s.op, s.kind) != (by.op, by.kind):
+        what = f"{s.op} on a {s.kind}, and this one is for {by.op} on a {by.kind}"
+        raise ScheduleError(f"{by.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it another name.")
+    warnings.warn(f"schedule {s.name!r} is taken from {by.path}, not from {s.path}", ScheduleWarning, stacklevel=2)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The schedule files of a folder.
+
+    Raises:
+        ScheduleError: it is not such a folder, with the one that was probably meant.
+    """
+    expected = "a folder that has folders cpu or gpu with schedule files in them"
+    if folder.is_file():
+        raise ScheduleError(got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", expected, _meant(folder)))
+    if not folder.is_dir():
+        raise ScheduleError(f"the folder of schedules {folder} does not exist. Correct LNTUNE_SCHEDULES.")
+    if not any((folder / kind).is_dir() for kind in KINDS):
+        for pattern in ("[!_]*.py", *(f"*/{kind}/[!_]*.py" for kind in KINDS), "*/[!_]*.py"):
+            if elsewhere := next(folder.glob(pattern), None):
+                got = f"{folder}, which has {elsewhere.relative_to(folder)}"
+                raise ScheduleError(got_expected("LNTUNE_SCHEDULES", got, expected, _meant(elsewhere)))
+    return sorted(path for kind in KINDS for path in folder.glob(f"{kind}/[!_]*.py"))
+
+
+def _meant(file: Path) -> str:
+    """Where a schedule file lies as it should, the folder to name."""
+    right = file.parent.name in KINDS
+    return f"Did you mean {file.parent.parent}?" if right else f"Put {file.name} into a folder cpu or gpu, and name the folder above."
 
 
 def all_schedules() -> dict[str, Schedule]:
@@ -173,9 +222,10 @@ def for_op(op: str, kind: str) -> dict[str, Schedule]:
     return {s.name: s for s in sorted(found, key=lambda s: not s.path.is_relative_to(shipped))}
 
 
-def get(name: str, op: str | None = None) -> Schedule:
-    """The schedule `name`; UnknownNameError with the near miss when there is none (for `op`)."""
+def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
+    """The schedule `name`; UnknownNameError with the near miss when there is none (for `op`), of those for `kind` where it is given."""
     known = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
     if name not in known:
-        raise unknown(f"{op} schedule" if op else "schedule", name, known)
+        fitting = [n for n, s in known.items() if kind in (None, s.kind)]
+        raise unknown(f"{op} schedule" if op else "schedule", name, fitting)
     return known[name]

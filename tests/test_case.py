@@ -44,11 +44,30 @@ def test_sizes_that_make_no_sense(change: dict[str, Any], message: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize(("dtype", "meant"), [("float23", "float32"), ("bfloat", "bfloat16"), ("Float16", "float16")])
+@pytest.mark.parametrize(("dtype", "meant"), [("float23", "float32"), ("bfloat", "bfloat16"), ("fp31", "")])
 def test_a_dtype_that_is_none(dtype: str, meant: str) -> None:
     """An unknown dtype is answered with the one that was probably meant and all there are."""
-    with pytest.raises(UnknownNameError, match=rf"unknown dtype '{dtype}'. Did you mean '{meant}'\? Known: bfloat16, float16, float32"):
+    hint = rf" Did you mean '{meant}'\?" if meant else ""
+    with pytest.raises(UnknownNameError, match=rf"unknown dtype '{dtype}'.{hint} Known: bfloat16, float16, float32"):
         Case(**{**GOOD, "dtype": dtype})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "meant"),
+    [("bf16", "bfloat16"), ("fp32", "float32"), ("fp16", "float16"), ("half", "float16"), ("Float16", "float16"), ("torch.bfloat16", "bfloat16")],
+)
+def test_a_dtype_by_another_name(dtype: str, meant: str) -> None:
+    """What people call a dtype is understood: the case is the one of PyTorch's name, also as a key."""
+    assert Case(**{**GOOD, "dtype": dtype}) == Case(**{**GOOD, "dtype": meant})
+    assert {Case(**{**GOOD, "dtype": dtype}): 1}[Case(**{**GOOD, "dtype": meant})]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "double", "fp64"])
+def test_float64_is_eagers(dtype: str) -> None:
+    """float64 is no typing mistake: the error says who serves it."""
+    with pytest.raises(InputError) as caught:
+        Case(**{**GOOD, "dtype": dtype})
+    assert str(caught.value) == "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for it: eager mode serves it."
 
 
 def test_a_decoded_case_is_checked_too() -> None:

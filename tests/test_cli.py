@@ -141,6 +141,12 @@ def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytes
         (("show", "layer_norm", "--hidden", 64, "--variant", "weigth"), "Did you mean 'weight'?"),
         (("tune", "--search", "locl"), "unknown search 'locl'. Did you mean 'local'?"),
         (("tune", "--dtype", "floa32"), "unknown dtype 'floa32'. Did you mean 'float32'?"),
+        (("tune", "layer_norm_backward", "--schedule", "cached_row"), "Did you mean 'blocked_rows'? Known: blocked_rows."),
+        (("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90", "--schedule", "shared_rows"), "'shared_row'? Known: shared_row."),
+        (("tune", "--dtype", "float64"), "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for it: eager mode serves it."),
+        (("build", "--dtype", "fp32,double"), "dtype: got float64"),
+        (("tune", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"), "rows: got 99999999999999 of layer_norm"),
+        (("bench", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"), "rows: got 99999999999999 of layer_norm"),
         (("why", "layer_norm", "--hidden", 64, "--dtype", "bfloat"), "Did you mean 'bfloat16'?"),
         (("show", "layer_norm", "--hidden", 64, "--as", "asmm"), "unknown form 'asmm'. Did you mean 'asm'?"),
         (("compare", ".", ".", "--fail-on", "slow"), "Did you mean 'slower'?"),
@@ -214,13 +220,16 @@ def test_the_process_says_the_same() -> None:
 # --- text to cases
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("300ms", 0.3), ("90s", 90), ("1.5m", 90), (" 1h ", 3600)])
+DURATIONS = {"90": 90, "300ms": 0.3, "90s": 90, "1.5m": 90, " 1h ": 3600, "1m30s": 90, "1h 2m 3s": 3723, "2min": 120, "1s500ms": 1.5}
+
+
+@pytest.mark.parametrize(("text", "expected"), DURATIONS.items())
 def test_durations(text: str, expected: float) -> None:
-    """A duration is a number with ms, s, m or h; plain numbers are seconds."""
+    """A duration is numbers with h, m, s or ms, the largest first; a plain number is seconds."""
     assert seconds("--budget", text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf", "30s1m", "1m1m", "1m30", "1.5.5s", "0m0s"])
 def test_not_durations(text: str) -> None:
     """Everything else is refused, nothing is guessed."""
     with pytest.raises(InputError, match="a duration above 0"):
@@ -271,7 +280,9 @@ def test_why_of_the_run(tuned: Path) -> None:
     text = run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned).output
     assert ("served by its own record" in text) == (facts["tier"] == "exact")
     assert "record of layer_norm 8x64 float32" in text
-    assert "served by eager mode" in run("why", "layer_norm", "--hidden", 64, "--dtype", "float64").output
+    for dtype in ("float64", "double"):
+        assert "served by eager mode" in run("why", "layer_norm", "--hidden", 64, "--dtype", dtype).output
+    assert "hidden 64 bfloat16 rows 1:" in run("why", "layer_norm", "--hidden", 64, "--dtype", "bf16").output
 
 
 def test_other_devices_are_asked_about(tuned: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from fake_gpu import FakeGpu
@@ -140,3 +141,20 @@ def test_given_outputs_are_each_copys_own() -> None:
         call()
     assert seen[:3] == seen[3:]
     assert len(set(seen)) == 3
+
+
+def test_a_case_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case whose tensors the machine cannot hold is refused before it is tried, with the most rows that fit; what fits is not."""
+    monkeypatch.setattr(places, "memory", lambda: 1 << 30)
+    case = Case("layer_norm", 1024, "float32", 1 << 20)
+    with pytest.raises(InputError, match=r"rows: got 1048576 of .* expected at most some (\d+) on a machine of 1 GB") as caught:
+        places.check_size([Case("layer_norm", 64, "float32", 1), case])
+    most = int(str(caught.value).split("at most some ")[1].split()[0])
+    places.check_size([msgspec.structs.replace(case, rows=most - 1)])
+    with pytest.raises(InputError):
+        places.check_size([msgspec.structs.replace(case, rows=most + 10)])
+
+
+def test_the_memory_of_this_machine() -> None:
+    """Bytes, between a small machine's and a large one's."""
+    assert 1 << 28 < places.memory() < 1 << 50

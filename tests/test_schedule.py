@@ -15,6 +15,7 @@ from lntune import ops, paths, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, ScheduleError, UnknownNameError
+from lntune.schedule import ScheduleWarning
 
 CASE = Case("layer_norm", 64, "float32", 4)
 DEVICE = Device("cpu", "Test", "x86-64-v3", 2)
@@ -108,11 +109,13 @@ def test_space_and_reasons(write: WriteFile) -> None:
 
 
 def test_a_users_schedule_wins_over_a_shipped_one(write: WriteFile) -> None:
-    """A schedule in the user's folder takes the place of the shipped one of the same name, and has another source hash."""
+    """A schedule in the user's folder takes the place of the shipped one of the same name, which is said, and has another source hash."""
     theirs = shipped()["cached_rows"]
     schedule._load.cache_clear()
     path = write("cpu/mine.py", name="cached_rows")
-    assert schedule.get("cached_rows").path == path
+    with pytest.warns(ScheduleWarning) as said:
+        assert schedule.get("cached_rows").path == path
+    assert [str(w.message) for w in said] == [f"schedule 'cached_rows' is taken from {path}, not from {theirs.path}"]
     assert schedule.get("cached_rows").source != theirs.source
     assert schedule.get("widened_rows").path == theirs.path
 
@@ -122,7 +125,43 @@ def test_the_first_of_two_user_folders_wins(write: WriteFile, tmp_path: Path, mo
     first, second = write("cpu/a.py", folder="first"), write("cpu/a.py", folder="second")
     for folders, wins in ((("first", "second"), first), (("second", "first"), second)):
         monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in folders))
-        assert schedule.get("mine").path == wins
+        with pytest.warns(ScheduleWarning, match=re.escape(f"taken from {wins}")):
+            assert schedule.get("mine").path == wins
+
+
+@pytest.mark.parametrize(("op", "kind"), [("layer_norm_backward", "cpu"), ("layer_norm", "gpu")])
+def test_a_name_that_is_taken_by_something_else(write: WriteFile, op: str, kind: str) -> None:
+    """A schedule for another operator or kind of device does not make a shipped one of its name disappear: the name is refused."""
+    path = write(f"{kind}/mine.py", name="cached_rows", op=op, kind=kind)
+    with pytest.raises(ScheduleError) as caught:
+        schedule.all_schedules()
+    assert str(caught.value).startswith(f"{path}: a schedule 'cached_rows' is there already, in ")
+    assert f"for layer_norm on a cpu, and this one is for {op} on a {kind}. Give it another name." in str(caught.value)
+
+
+def test_a_name_twice_in_a_later_folder(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same name twice in one folder is refused although an earlier folder has it too."""
+    write("cpu/a.py", folder="first"), write("cpu/a.py", folder="second"), write("cpu/b.py", folder="second")
+    monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second")))
+    with pytest.raises(ScheduleError, match=r"b\.py: there is a schedule 'mine' already"):
+        schedule.all_schedules()
+
+
+@pytest.mark.parametrize("named", ["user/cpu", "user/cpu/mine.py", "."])
+def test_a_folder_that_is_one_off(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    """LNTUNE_SCHEDULES one folder too deep, at the file or one folder too high is said, with the folder that was meant."""
+    write("cpu/mine.py")
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / named))
+    with pytest.raises(ScheduleError, match=r"LNTUNE_SCHEDULES: got .*expected a folder that has folders cpu or gpu") as caught:
+        schedule.all_schedules()
+    assert str(caught.value).endswith(f" Did you mean {tmp_path / 'user'}?")
+
+
+def test_a_folder_of_an_unknown_kind(write: WriteFile) -> None:
+    """Schedules in a folder that is no kind of device are not passed over in silence when they are all there is."""
+    write("cuda/mine.py")
+    with pytest.raises(ScheduleError, match=re.escape("which has cuda/mine.py, expected a folder that has folders cpu or gpu")):
+        schedule.all_schedules()
 
 
 def test_files_are_told_apart_by_their_folder(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +270,10 @@ def test_near_misses() -> None:
         schedule.get("cached_row")
     with pytest.raises(UnknownNameError, match=r"unknown layer_norm schedule 'widend_rows'. Did you mean 'widened_rows'"):
         schedule.get("widend_rows", "layer_norm")
+    for kind, names in (("cpu", "cached_rows, widened_rows"), ("gpu", "shared_row")):
+        with pytest.raises(UnknownNameError) as caught:
+            schedule.get("cached_row", "layer_norm", kind)
+        assert str(caught.value).endswith(f"Known: {names}."), "those of the device at hand alone"
 
 
 def test_another_operators_schedule() -> None:

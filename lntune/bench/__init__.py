@@ -64,12 +64,13 @@ def run(
     there is after every case; an interrupt ends the run with that.
 
     Raises:
-        InputError: the GPU is not here.
+        InputError: the GPU is not here, or a case's tensors do not fit into memory.
         KeyboardInterrupt: before the first case was measured.
     """
     import torch
 
     place = places.of(device)
+    places.check_size(cases)
     torch.manual_seed(seed)
     made: list[Record] = []
     on_gpu = place.gpu is not None

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
 HIDDEN = Annotated[str, typer.Option("--hidden", help="Hidden sizes, separated by commas.")]
-DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by commas: float32, float16, bfloat16.")]
+DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by commas: float32, float16, bfloat16, or fp32, fp16, bf16.")]
 ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket.")]
 GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: default, or paper (the hidden sizes of the paper's experiments).")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
@@ -102,12 +102,19 @@ def some(name: str, text: str) -> str:
     return text
 
 
+_UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s)? *(?:{_NUMBER} *ms)?")
+
+
 def seconds(name: str, text: str) -> float:
-    """The seconds of a text such as "90", "300ms", "90s", "10m" or "1h"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|[smh]?)", text.strip())
-    if not match or not float(match[1]):
-        raise InputError(got_expected(name, repr(text), "a duration above 0 such as 90s, 10m or 1h"))
-    return float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]]
+    """The seconds of a text such as "90", "300ms", "90s", "1.5m", "1m30s" or "1h"."""
+    plain = text.strip()
+    match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
+    found = sum(float(part) * unit for part, unit in zip(match.groups(), _UNITS.values(), strict=True) if part) if match else 0
+    if not found:
+        raise InputError(got_expected(name, repr(text), "a duration above 0 such as 90s, 1m30s, 10m or 1h"))
+    return found
 
 
 def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:

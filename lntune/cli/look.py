@@ -93,7 +93,7 @@ def why(
     from lntune.cuda.targets import device_of
 
     ops.get(op)
-    where = device_of(target)
+    where, dtype = device_of(target), case_module.dtype_name(dtype)
     if dtype == "float64" or hidden > case_module.MAX_HIDDEN:
         what = "float64" if dtype == "float64" else f"hidden {hidden}, above {case_module.MAX_HIDDEN},"
         facts: dict[str, Any] = {"tier": "eager", "steps": [f"eager: {what} is not built; PyTorch serves it"], "schedule": "", "knobs": {}}
@@ -142,7 +142,7 @@ def show(
     asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     here = device_of(target)
     if schedule:
-        plan = schedules.get(schedule, op)
+        plan = schedules.get(schedule, op, here.kind)
         if plan.kind != here.kind:
             raise InputError(f"--schedule: {schedule} is for a {plan.kind}, expected one for the target {target}, a {here.kind}.")
         setting = plan.default(asked, here)
@@ -184,7 +184,7 @@ def inspect(
     from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
-    plan = schedules.get(schedule, op) if schedule else _first(op, "gpu")
+    plan = schedules.get(schedule, op, "gpu") if schedule else _first(op, "gpu")
     if plan.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
         raise InputError(f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show --as asm` is for CPUs.")
     checked = ops.get(op).check_variant(variant)

@@ -15,7 +15,7 @@ from lntune.trial import Candidate
 
 def plans(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
     """The schedules to tune for a case; those named, where some are."""
-    found = {name: schedule.get(name, case.op) for name in only} if only else schedule.for_op(case.op, device.kind)
+    found = {name: schedule.get(name, case.op, device.kind) for name in only} if only else schedule.for_op(case.op, device.kind)
     return list(found.values())
 
 

@@ -64,7 +64,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         if case.rows < 1:
             raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
         for name in settings.schedules:
-            if schedule.get(name, case.op).kind != device.kind:
+            if schedule.get(name, case.op, device.kind).kind != device.kind:
                 raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
         for plan in candidates.plans(case, device, settings.schedules):
             candidates.space(plan, case, device)
@@ -76,6 +76,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
     if dry:
         return
     places.name_of(device)
+    places.check_size(cases)
     folder = (settings.log_dir or paths.log_dir()) / device.slug
     try:
         folder.mkdir(parents=True, exist_ok=True)
