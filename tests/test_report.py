@@ -131,6 +131,18 @@ def test_summary_names_what_is_slower() -> None:
     assert "slower than eager nowhere" in summary_lines(rows_of([record()]))
 
 
+def test_errors_are_told_by_what_is_allowed() -> None:
+    """The share of what is allowed and the bare ratio to eager's error stand beside each other; a ratio above 2 is explained."""
+    made = record(errors={"y": 0.3, "mean": 0.2}, versus_eager={"y": 1.0, "mean": 4.17})
+    row = row_of(made)
+    assert (row.of_allowed, row.error) == (0.3, 4.17)
+    shown = text(cases_table([row], ""))
+    assert "error/allowed" in shown and "0.30" in shown and "4.17" in shown
+    (said,) = [line for line in summary_lines([row]) if "error" in line]
+    assert said == "error/eager's above 2 in 1: there eager is all but exact; error/allowed counts, whose limit is 1"
+    assert not [line for line in summary_lines(rows_of([record(versus_eager={"y": 1.9})])) if "error" in line]
+
+
 def test_summary_of_kernel_against_copy() -> None:
     """Where nobody allocates there is no eager to be faster than: the lines give the share of a copy's bandwidth instead."""
     made = [record(h, timings={"tuned": timing(50), "copy": timing(c)}) for h, c in ((64, 50), (128, 32))]

@@ -12,6 +12,8 @@ from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key
 from lntune.report.rows import Row, summary
 from lntune.words import counted
 
+TWICE = 2
+"""What kernels are allowed of eager's own error, beside some roundings."""
 ROW_STRIDED = ", row-strided"
 
 
@@ -109,6 +111,8 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
     elif facts["geomean_of_copy"]:
         lines.append(f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest {percent(facts['smallest_of_copy'])}")
+    if beyond := sum(r.error is not None and r.error > TWICE for r in rows):
+        lines.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
     if facts["measured_on_a_busy_machine"]:
         lines.append(f"* {facts['measured_on_a_busy_machine']} measured while others used the machine: ratios hold, absolute times may not")
     return lines
