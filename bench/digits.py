@@ -35,12 +35,12 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
 import lntune
 from lntune import device, timing, toolchain
+from lntune.report.columns import WIDE, Column, Table
 from lntune.torch.lstm_weights import from_lstm
 
 LSTM, EAGER, OURS, MOVED = "nn.LSTM", "LN-LSTM, eager", "lntune.LayerNormLSTM", "LN-LSTM, eager, moved by a rounding"
@@ -346,10 +346,7 @@ def spread(values: tuple[float, float, float], form: str = ".3f") -> str:
 
 def table(title: str, *names: str) -> Table:
     """An empty table; all columns but the first are figures."""
-    made = Table(title=title, title_justify="left")
-    for i, name in enumerate(names):
-        made.add_column(name, justify="right" if i else "left")
-    return made
+    return Table(title, [Column(name, right=i > 0) for i, name in enumerate(names)])
 
 
 def tables(result: Result) -> list[Table | str]:
@@ -371,12 +368,12 @@ def tables(result: Result) -> list[Table | str]:
     for row in result.rows:
         missed = [f", {s.seeds - n} of {s.seeds}" if n else "" for n in row.not_reached]
         reached = [spread(r, ".0f") + m for r, m in zip(row.reached, missed, strict=True)]
-        learnt.add_row(row.contender, f"{row.rate:g}", *reached, spread(row.loss), spread(row.accuracy))
+        learnt.add(row.contender, f"{row.rate:g}", *reached, spread(row.loss), spread(row.accuracy))
         far = [spread(d, ".1e") if row.contender in (OURS, MOVED) else "-" for d in (row.early, row.whole)]
-        times.add_row(row.contender, spread(row.seconds, ".2f"), f"{row.over_eager:.2f}x", *(spread(t, ".2f") for t in row.seconds_to), *far)
+        times.add(row.contender, spread(row.seconds, ".2f"), f"{row.over_eager:.2f}x", *(spread(t, ".2f") for t in row.seconds_to), *far)
     for t in result.sweep:
         chosen = "*" if t.rate == result.rates[t.contender] else ""
-        rates.add_row(t.contender, f"{t.rate:g}{chosen}", f"{t.loss:.3f}", *("never" if math.isinf(r) else f"{r:.0f}" for r in t.reached))
+        rates.add(t.contender, f"{t.rate:g}{chosen}", f"{t.loss:.3f}", *("never" if math.isinf(r) else f"{r:.0f}" for r in t.reached))
     parts += [rates] if result.sweep else []
     parts += [f"others used {result.others:.0%} of the machine meanwhile: ratios hold, seconds may not"] if result.busy and result.others else []
     return [*parts, *(f"note: {note}" for note in result.notes)]
@@ -428,7 +425,7 @@ def plot(result: Result, path: Path) -> None:
 def write(result: Result, folder: Path) -> str:
     """Write digits.json, digits.txt and digits.png, and return the text."""
     text = io.StringIO()
-    out = Console(file=text, width=200, highlight=False)
+    out = Console(file=text, width=WIDE, highlight=False)
     for part in tables(result):
         out.print(part, markup=False)
     folder.mkdir(parents=True, exist_ok=True)

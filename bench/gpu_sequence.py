@@ -23,11 +23,12 @@ import torch
 import typer
 from lnlstm_training import eager_modules, errors, iterate, lntune_module, results
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from lntune import timing, toolchain
 from lntune.cuda.capture import record
+from lntune.report import tables
+from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import geomean
 from lntune.torch import devices, dispatch
 
@@ -160,21 +161,18 @@ def _infer(module: nn.Module, x: Tensor) -> None:
 
 def table(results_: list[Result], settings: Settings) -> Table:
     """One line per comparison."""
-    made = Table(title=f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle", title_justify="left")
-    for name in ("mode", "dtype"):
-        made.add_column(name)
-    for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph"):
-        made.add_column(name, justify="right")
+    figures = [Column(name) for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph")]
+    made = Table(f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle", [*key("mode", "dtype"), *figures])
     for r in results_:
         times = [f"{r.ms[name]:.3f}" if name in r.ms else "-" for name in (EAGER, GRAPH, OURS)]
         ratios = [f"{r.faster[name]:.2f}x" if name in r.faster else "-" for name in (EAGER, GRAPH)]
-        made.add_row(r.case.mode, r.case.dtype, str(r.case.batch), str(r.case.hidden), *times, *ratios)
+        made.add(r.case.mode, r.case.dtype, str(r.case.batch), str(r.case.hidden), *times, *ratios)
     return made
 
 
 def write(folder: Path, results_: list[Result], failed: dict[str, str], settings: Settings, place: torch.device) -> None:
     """gpu_sequence.json and gpu_sequence.txt as things stand."""
-    screen = Console(record=True, file=sys.stderr, width=180, highlight=False)
+    screen = Console(record=True, file=sys.stderr, width=WIDE, highlight=False)
     screen.print(table(results_, settings))
     overall = {name: geomean(r.faster.get(name) for r in results_) for name in (EAGER, GRAPH)}
     for name, ratio in overall.items():
@@ -225,7 +223,7 @@ def main(
             failed[str(case)] = f"{type(e).__name__}: {e}"
         if output is not None:
             write(output, done, failed, settings, place)
-    console = Console(highlight=False, soft_wrap=True)
+    console = tables.console()
     console.print(table(done, settings))
     for what, why in failed.items():
         console.print(f"FAILED {what}: {why}", markup=False)

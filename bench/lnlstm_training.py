@@ -35,7 +35,6 @@ import msgspec
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity
@@ -45,6 +44,7 @@ import lntune
 from lntune import artifact, device, timing, toolchain
 from lntune.heap import kept_heap
 from lntune.records import Timing
+from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import spread
 from lntune.report.tables import percent
 from lntune.torch import dispatch, products
@@ -465,19 +465,17 @@ def show(screen: Console, settings: Settings, result: Result) -> None:
     """The table of contenders, what else was tried, and the profile."""
     s = settings
     wants = "a" if s.input_grad else "no"
-    table = Table(
-        title=f"Training iteration of {s.layers} layers, sequence {s.sequence}, batch {s.batch}, input {s.input}, hidden {s.hidden}, {result.dtype}; "
-        f"forward, loss, backward; no optimizer's step, {wants} gradient of the input",
-        title_justify="left",
+    title = (
+        f"Training iteration of {s.layers} layers, sequence {s.sequence}, batch {s.batch}, input {s.input}, hidden {s.hidden}, {result.dtype}; "
+        f"forward, loss, backward; no optimizer's step, {wants} gradient of the input"
     )
-    for name in ("contender", "form"):
-        table.add_column(name)
-    for name in ("ms", "lntune faster", "spread", "peak MiB", "start s", "off float64"):
-        table.add_column(name, justify="right")
+    ranks = {"ms": 0, "lntune faster": 0, "spread": 3, "peak MiB": 0, "start s": 2, "off float64": 1}
+    columns = [*key("contender"), Column("form", 1, right=False), *(Column(name, rank) for name, rank in ranks.items())]
+    table = Table(title, columns)
     for r in result.rows:
         ms = f"{r.ms:.1f}{'*' if result.busy else ''}"
         cells = ms, f"{r.ratio:.2f}x", percent(r.spread), f"{r.peak_mib:.1f}", f"{r.start_s:.1f}", f"{r.error:.1e}"
-        table.add_row(r.contender, r.form, *cells)
+        table.add(r.contender, r.form, *cells)
     screen.print(table)
     if result.busy:
         screen.print("* measured while others used the machine: ratios hold, absolute times may not")
@@ -513,7 +511,7 @@ def main(
     """Training iterations of LSTMs with layer normalization, lntune against PyTorch."""
     many = tuple(int(c) for c in chunks.split(",") if c)
     settings = Settings(sequence, batch, hidden, input or hidden, layers, input_grad, rounds, seconds, many, limit, seed)
-    screen = Console(record=True, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 180)
+    screen = Console(record=True, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
     screen.print(f"{device.current().slug}, {torch.get_num_threads()} threads, " + ", ".join(f"{k} {v}" for k, v in toolchain.versions().items()))
     made = []
     # A cache of its own for inductor, so that compiling is not finding what an earlier run compiled.
