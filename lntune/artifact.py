@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,27 +11,21 @@ from typing import Any
 
 import msgspec
 
-from lntune import cuda, native, paths, runtime, toolchain
+from lntune import cuda, native, paths, runtime, sealed, toolchain
 from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.cuda import launcher
 from lntune.device import Device
 from lntune.device_code import Binary
-from lntune.errors import BuildError, ToolchainError
+from lntune.errors import BuildError, ScheduleError, ToolchainError
 from lntune.schedule import Schedule
-
-_FORMAT = 1
-"""Of the files of GPU kernels; part of their key."""
-_CHECKSUM = 32
-"""Bytes of SHA-256, with which such a file begins."""
-
-
-class DamagedError(BuildError):
-    """A file in the cache is not a whole kernel."""
+from lntune.sealed import DamagedError
 
 
 class Key(msgspec.Struct, frozen=True):
-    """Everything the bytes of a kernel depend on. Timings and the log are not among it."""
+    """What a kernel is built from, which any machine knows that looks for it. Timings and the log are not among it, nor what it is built
+    with: a kernel that comes from elsewhere is found where there is neither TVM nor a compiler. That is kept with the file, see `Tools`.
+    """
 
     op: str
     hidden: int
@@ -41,8 +36,10 @@ class Key(msgspec.Struct, frozen=True):
     source: str
     knobs: dict[str, Any]
     target: dict[str, Any]
-    versions: dict[str, str]
+    abi: str
+    """Releases of tvm_ffi whose binary interface it has."""
     runtime: str
+    format: int = native.FORMAT
 
     @property
     def digest(self) -> str:
@@ -52,12 +49,9 @@ class Key(msgspec.Struct, frozen=True):
 
 def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Key:
     """The key of one kernel; `strided` is as kernel's."""
-    versions = {package: toolchain.installed(package) for package in toolchain.COMPATIBLE}
-    target = device.target()
-    if device.kind == "gpu":
-        versions["format"] = str(_FORMAT)
-        # Sums have a row for each multiprocessor, or for fewer.
-        target["blocks"] = case.blocks(device.cores)
+    # Of the cores it matters only how many rows sums have, a row for each block of rows: else a machine with more of them would find nothing.
+    target = {**device.target(), "blocks": case.blocks(device.cores)}
+    target.pop("num-cores", None)
     if strided:
         target["strided"] = native.source_hash(paths.PACKAGE / "strides.py")
     return Key(
@@ -70,30 +64,43 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided
         schedule.source,
         knobs_module.to_dict(setting),
         target,
-        versions,
+        toolchain.COMPATIBLE["apache-tvm-ffi"],
         runtime.source_hash() if device.kind == "cpu" else "",
     )
 
 
 def path_of(key: Key) -> Path:
-    """Where the kernel of this key lies once built. A GPU's has the compiler in its name too; where there is none, any will do."""
-    folder = paths.cache_dir() / "kernels" / key.op
-    if key.target["kind"] != "cuda":
-        return folder / f"{key.digest}.so"
-    if compiler := cuda.stamp():
-        return folder / f"{key.digest}-{hashlib.sha256(compiler.encode()).hexdigest()[:8]}.gpu"
-    found = sorted(folder.glob(f"{key.digest}-*.gpu"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else folder / f"{key.digest}-none.gpu"
+    """Where the kernel of this key lies once built."""
+    return paths.cached("kernels", key.op, f"{key.digest}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}")
+
+
+def _tools(kind: str) -> sealed.Facts:
+    """What this machine builds kernels with, by name; nothing of what it lacks."""
+    tools = {"apache-tvm": toolchain.installed("apache-tvm"), "cuda": cuda.stamp() if kind == "gpu" else ""}
+    return {name: tool for name, tool in tools.items() if tool not in ("", toolchain.MISSING)}
+
+
+def _outdated(facts: sealed.Facts, kind: str) -> bool:
+    """True for a kernel that was built by other tools than this machine has, where it has all that it takes to build it anew."""
+    tools = _tools(kind)
+    if tools.items() <= facts.items() or "apache-tvm" not in tools or (kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
+        return False
+    # The same CUDA compiler may lie elsewhere; what it is takes long to ask, and is asked only then.
+    return tools["apache-tvm"] != facts.get("apache-tvm") or cuda.identity() != facts.get("compiler")
 
 
 def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> bool:
-    """True when the kernel lies in the cache; arguments as prepare's."""
-    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), archs)
+    """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as prepare's."""
+    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), device.kind, archs)
 
 
-def _holds(path: Path, archs: tuple[str, ...]) -> bool:
-    """True when a file is there, and has code for some architectures beside that of its own."""
-    return path.is_file() and (not archs or _architectures(path) >= set(archs))
+def _holds(path: Path, kind: str, archs: tuple[str, ...]) -> bool:
+    """True when a sound file is there, and has code for some architectures beside that of its own."""
+    try:
+        facts = sealed.read(path).facts
+    except (DamagedError, OSError):
+        return False
+    return not _outdated(facts, kind) and (not archs or _architectures(path) >= set(archs))
 
 
 def _architectures(path: Path) -> set[str]:
@@ -118,66 +125,75 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
     case = case.typical
     key = key_of(case, schedule, setting, device, strided)
     path = path_of(key)
-    if _holds(path, archs):
-        return path
+    if path.is_file():
+        with contextlib.suppress(OSError):
+            try:
+                sealed.read(path)
+            except DamagedError as e:
+                sealed.put_aside(path, str(e))
+    if not _holds(path, device.kind, archs):
+        _build(key, case, schedule, setting, device, archs, strided, path)
+    return path
+
+
+def _build(key: Key, case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...], strided: bool, path: Path) -> None:
+    """Build a kernel and store it under its name; arguments as prepare's."""
     from lntune import build  # the compiler is imported only when something must be built
 
+    facts = {**_tools(device.kind), "key": msgspec.json.encode(key, order="sorted").decode()}
     if device.kind == "gpu":
         kept = _architectures(path)  # what one call asked for is not lost when another asks for more
-        _store(build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided), path)
+        binary = build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided)
+        with native.atomic(path) as temporary:
+            temporary.write_bytes(msgspec.msgpack.encode(binary))
+            sealed.seal(temporary, {**facts, "compiler": binary.compiler})
     else:
-        build.to_library(case, schedule, setting, device, path, strided)
-    with contextlib.suppress(BuildError), native.atomic(path.with_suffix(".json")) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(key, order="sorted"), indent=1))
-    return path
+        build.to_library(case, schedule, setting, device, path, strided, facts)
 
 
 def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
     """The kernel for a case, from the cache or built now and put there: a function of tensors in the operator's order.
 
     `strided`: one that reads matrices whose rows lie anywhere; others want them one behind the other.
-    A cached file that does not load (half a disk, another libc) is thrown away and built again.
+    A cached file's digest is checked before it is loaded. One that is damaged is put aside, which is said, and built again; so is one of another TVM
+    or CUDA compiler than those that are here, and serves where that fails.
 
     Raises:
         BuildError: it is not cached and cannot be built or stored, or no GPU is here that runs it.
         ScheduleError: the knobs do not fit.
     """
-    path = path_of(key_of(case.typical, schedule, setting, device, strided=strided))
+    case = case.typical
+    key = key_of(case, schedule, setting, device, strided)
+    path = path_of(key)
+    load: Callable[[], Callable[..., None]] = functools.partial(runtime.load, path)
     if device.kind == "gpu":
-        return _gpu_kernel(case, schedule, setting, device, strided, path)
-    if path.is_file():
-        try:
-            return runtime.load(path)
-        except ToolchainError:  # the runtime, not this file, is what is missing
-            raise
-        except BuildError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return runtime.load(prepare(case, schedule, setting, device, strided=strided))
+        # What the driver says against a file that is whole would be said of a new one too.
+        if launcher.missing() and not launcher.count():
+            raise ToolchainError(f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}")
+        load = functools.partial(_launchable, path)
+
+    def make() -> None:
+        _build(key, case, schedule, setting, device, (), strided, path)
+
+    if not _there(path, device.kind, make):
+        make()
+    return native.fetch(path, load, make)
 
 
-def _gpu_kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool, path: Path) -> Callable[..., None]:
-    """The kernel in a file; what the driver says against a file that is whole would be said of a new one too."""
-    if launcher.missing() and not launcher.count():
-        raise ToolchainError(f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}")
-    if path.is_file():
-        try:
-            return launcher.load(read(path))
-        except DamagedError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return launcher.load(read(prepare(case, schedule, setting, device, strided=strided)))
+def _there(path: Path, kind: str, make: Callable[[], None]) -> bool:
+    """True when a file is there for `native.fetch`. One of other tools than this machine's is made anew before, where that succeeds."""
+    try:
+        outdated = _outdated(sealed.facts(path), kind)
+    except DamagedError:
+        return path.is_file()
+    if outdated:
+        with contextlib.suppress(BuildError, ScheduleError):
+            make()
+    return True
 
 
-def _store(binary: Binary, path: Path) -> None:
-    """Write a GPU's kernel, whole or not at all.
-
-    Raises:
-        BuildError: the folder cannot be written or the disk is full.
-    """
-    content = msgspec.msgpack.encode(binary)
-    with native.atomic(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+def _launchable(path: Path) -> Callable[..., None]:
+    return launcher.load(read(path))
 
 
 def read(path: Path) -> Binary:
@@ -187,9 +203,8 @@ def read(path: Path) -> Binary:
         DamagedError: the file is missing, damaged, or of another release of lntune.
     """
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
-            raise DamagedError(f"cannot load the kernel {path}: it is damaged.")
-        return msgspec.msgpack.decode(content[_CHECKSUM:], type=Binary)
+        return msgspec.msgpack.decode(sealed.read(path).content, type=Binary)
+    except DamagedError as e:
+        raise DamagedError(f"cannot load the kernel {e}") from e
     except (OSError, msgspec.MsgspecError) as e:
         raise DamagedError(f"cannot load the kernel {path}: {e}") from e

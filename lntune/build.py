@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from lntune import cuda, device_code, native, ops, runtime, streaming, strides, toolchain
+from lntune import cuda, device_code, native, ops, runtime, sealed, streaming, strides, toolchain
 from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.device import Device
@@ -26,7 +27,10 @@ def _tvm() -> Any:
     """TVM, imported once, with a clear error where it does not fit."""
     if "tvm" not in sys.modules and (problems := toolchain.incompatible()):
         raise ToolchainError("; ".join(problems) + ".")
-    import tvm
+    try:
+        import tvm
+    except Exception as e:  # half an installation, a library of the system that is missing
+        raise ToolchainError(f"TVM cannot be imported: {type(e).__name__}: {gist(e)}. Install apache-tvm again.") from e
 
     return tvm
 
@@ -135,14 +139,25 @@ def _link(output: str, objects: list[str], options: Sequence[str] = ()) -> None:
     toolchain.run_compiler(["-shared", "-fPIC", *undefined, *options, *objects], Path(output))
 
 
-def to_library(case: Case, schedule: Schedule, setting: Any, device: Device, path: Path, strided: bool = False) -> None:
-    """A kernel as a shared library at `path`, written whole or not at all; `strided` is as in scheduled."""
+def to_library(
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    path: Path,
+    strided: bool = False,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """A kernel as a shared library at `path`, written whole or not at all, with a digest and facts behind it, see `sealed`; `strided` is as
+    in scheduled.
+    """
     linker = toolchain.compiler()  # where there is none, nothing is compiled first
     with _lock:
         executable = _compile(scheduled(case, schedule, setting, device, strided), device)
         with native.atomic(path) as temporary:
             try:
                 executable.export_library(os.fspath(temporary), fcompile=_link)
+                sealed.seal(temporary, facts)
             except OSError:
                 raise
             except Exception as e:

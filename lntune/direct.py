@@ -36,7 +36,7 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
         raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
-    library = native.load(SOURCE, ctypes.PyDLL, exchange.includes())
+    library = native.load(SOURCE, ctypes.PyDLL, native.Build(tuple(exchange.includes())))
     functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
     suffix = "dylib" if sys.platform == "darwin" else "so"
     torch_libraries = [os.fsencode(Path(torch.__file__).parent / "lib" / f"lib{name}.{suffix}") for name in ("torch_cpu", "torch_python")]
@@ -53,7 +53,7 @@ def has_shim() -> bool:
 
 def ensure_library() -> None:
     """Compile the C if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, exchange.includes())
+    native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
 
 
 class Table:

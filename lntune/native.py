@@ -9,14 +9,34 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from lntune import paths, toolchain
+from lntune import paths, sealed, toolchain
 from lntune.errors import BuildError
+from lntune.sealed import DamagedError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
+Made = TypeVar("Made")
+FORMAT = 2
+"""Of built files, part of their names: since 2 they carry a digest."""
+
+
+class Build(NamedTuple):
+    """How one of our files is compiled, beside what all are."""
+
+    includes: tuple[str, ...] = ()
+    """Folders of headers."""
+    flags: tuple[str, ...] = ()
+    """The compiler's flags."""
+    libraries: tuple[str, ...] = ()
+    """The linker's flags."""
+    against: str = ""
+    """The release whose binary interface it uses, which makes it a file of its own; empty where that does not matter."""
+
+
+PLAIN = Build()
 
 
 @functools.cache
@@ -25,47 +45,72 @@ def source_hash(source: Path) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()[:12]
 
 
-def path_of(source: Path) -> Path:
-    """Where the compiled form of a C file of ours is cached."""
-    return paths.cache_dir() / "runtime" / f"{source.stem}-{source_hash(source)}.so"
+def path_of(source: Path, build: Build = PLAIN) -> Path:
+    """Where the compiled form of a C or C++ file of ours is cached."""
+    against = f"-{hashlib.sha256(build.against.encode()).hexdigest()[:8]}" if build.against else ""
+    return paths.cached("runtime", f"{source.stem}-{source_hash(source)}{against}.{FORMAT}.so")
 
 
-def compiled(source: Path, includes: Sequence[str] = ()) -> Path:
-    """The library of a C file, compiled now if it is not there yet.
+def compiled(source: Path, build: Build = PLAIN) -> Path:
+    """The library of a C or C++ file, compiled now if it is not there yet.
 
     Raises:
         BuildError: it cannot be compiled or stored.
     """
-    path = path_of(source)
+    path = path_of(source, build)
     if not path.is_file():
-        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        with atomic(path) as temporary:
-            toolchain.run_compiler(["-O2", "-shared", "-fPIC", *(f"-I{i}" for i in includes), *undefined, str(source), "-ldl"], temporary)
+        _compile(source, build, path)
     return path
 
 
-def load(source: Path, kind: type[Library], includes: Sequence[str] = ()) -> Library:
-    """The loaded library of a C file; a damaged file is compiled once more.
+def _compile(source: Path, build: Build, path: Path) -> None:
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    flags = ["-O2", "-shared", "-fPIC", *build.flags, *(f"-I{i}" for i in build.includes), *undefined]
+    with atomic(path) as temporary:
+        toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
+        sealed.seal(temporary, {"source": source.name})
+
+
+def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:
+    """The loaded library of a C or C++ file; a damaged file is put aside and compiled once more.
 
     Raises:
         BuildError: it cannot be compiled, stored or loaded.
     """
-    path = compiled(source, includes)
+    path = compiled(source, build)
+    return fetch(path, lambda: sealed.loaded(path, lambda: kind(str(path))), lambda: _compile(source, build, path))
+
+
+def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> Made:
+    """What `load` makes of a built file, which it checks (`sealed.loaded`, `sealed.read`). The file is made again by `make` where it is
+    damaged, and then put aside, or where the system refuses to load it: it was built where there is another C library, or half of what it
+    needs is gone.
+
+    Raises:
+        BuildError: it cannot be made, or not be loaded when it is new either.
+    """
     try:
-        check_whole(path)
-        return kind(str(path))
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        return load()
+    except DamagedError as e:
+        sealed.put_aside(path, str(e))
+        make()
+    except OSError as refused:
         try:
-            return kind(str(compiled(source, includes)))
-        except OSError as e:
-            raise BuildError(f"cannot load the runtime {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+            make()
+        except BuildError as e:  # what was there is what counts: nothing can be built here
+            raise BuildError(f"cannot load {path}: {refused}. Nor can it be built again: {e}") from refused
+    try:
+        return load()
+    except OSError as e:
+        raise BuildError(f"cannot load {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not.
+
+    Where it cannot take the name because another process has put its own file there in the meantime, that one stays: it has the same name
+    because it is made of the same.
 
     Raises:
         BuildError: the folder cannot be written or the disk is full.
@@ -73,8 +118,13 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = _which(path)
         yield temporary
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if _which(path) in (None, before):
+                raise
     except OSError as e:
         raise BuildError(f"cannot store {path}: {e.strerror or e}. Free some space, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
     finally:
@@ -82,16 +132,10 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_whole(path: Path) -> None:
-    """OSError for a library that was cut short: the system would map what is missing, and kill the process on touching it.
-
-    In an ELF file the section headers come last, and their place is in the first 64 bytes.
-    """
-    size = 64
-    with path.open("rb") as file:
-        head = file.read(size)
-    if sys.platform != "linux" or sys.maxsize < 2**32:
-        return
-    end = int.from_bytes(head[40:48], sys.byteorder) + int.from_bytes(head[58:60], sys.byteorder) * int.from_bytes(head[60:62], sys.byteorder)
-    if head[:4] != b"\x7fELF" or len(head) < size or path.stat().st_size < end:
-        raise OSError(f"{path} is not a whole shared library")
+def _which(path: Path) -> tuple[int, ...] | None:
+    """Which of all files that had a name is there; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -6,12 +6,24 @@ checkout beside the package; a user's own folders come on top and are searched f
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
+from lntune import callers
+from lntune.errors import InputError, got_expected
+
 PACKAGE = Path(__file__).resolve().parent
+
+
+class CacheWarning(UserWarning):
+    """Kernels are kept elsewhere than in the cache."""
 
 
 def is_checkout() -> bool:
@@ -38,17 +50,43 @@ def _distinct(folders: list[Path]) -> list[Path]:
 
 def schedule_dirs() -> list[Path]:
     """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH)."""
-    extra = [Path(p).expanduser() for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
+    extra = [_wish("LNTUNE_SCHEDULES", p) for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
     return _distinct([*extra, content("schedules")])
 
 
+def _wish(variable: str, value: str) -> Path:
+    """The folder that a variable names.
+
+    Raises:
+        InputError: it is in a home folder, and there is none.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as e:
+        remedy = "Set HOME, or give the whole path."
+        raise InputError(got_expected(variable, value, "a folder that exists; the user has no home folder", remedy)) from e
+
+
+def _homes(kind: Callable[..., Path]) -> Path | None:
+    """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an account, as in containers."""
+    try:
+        return kind("lntune")
+    except RuntimeError:
+        return None
+
+
 def log_dir() -> Path:
-    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder."""
+    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder; where there is no home,
+    the user's private temporary folder.
+
+    Raises:
+        InputError: `LNTUNE_LOG_DIR` is in a home folder, and there is none.
+    """
     if env := os.environ.get("LNTUNE_LOG_DIR"):
-        return Path(env).expanduser()
+        return _wish("LNTUNE_LOG_DIR", env)
     if is_checkout():
         return content("tuning_logs")
-    return platformdirs.user_data_path("lntune") / "tuning_logs"
+    return (_homes(platformdirs.user_data_path) or private()) / "tuning_logs"
 
 
 def log_dirs() -> list[Path]:
@@ -57,7 +95,62 @@ def log_dirs() -> list[Path]:
 
 
 def cache_dir() -> Path:
-    """Where built kernels are kept: `LNTUNE_CACHE_DIR` or the user's cache folder. Safe to delete at any time."""
+    """Where built kernels are kept: `LNTUNE_CACHE_DIR` or the user's cache folder; where there is no home, the user's private temporary
+    folder. Safe to delete at any time.
+    """
     if env := os.environ.get("LNTUNE_CACHE_DIR"):
-        return Path(env).expanduser()
-    return platformdirs.user_cache_path("lntune")
+        with contextlib.suppress(InputError):
+            return _wish("LNTUNE_CACHE_DIR", env)
+        return private(f"LNTUNE_CACHE_DIR={env} is in a home folder, which the user does not have")
+    return _homes(platformdirs.user_cache_path) or private("the user has no home folder")
+
+
+def cached(*parts: str) -> Path:
+    """Where a built file lies, or is to be put: in the cache; where that has it not and is a default that cannot be written (a container's
+    read-only file system, a home that is another's), in the user's private temporary folder.
+    """
+    path = cache_dir().joinpath(*parts)
+    if os.environ.get("LNTUNE_CACHE_DIR") or _there(path) or _writable(path.parent):
+        return path
+    return private(f"the cache {cache_dir()} cannot be written").joinpath(*parts)
+
+
+def _there(path: Path) -> bool:
+    """True where there is a file or folder that this user may know of."""
+    try:
+        return path.exists()
+    except PermissionError:  # another's home
+        return False
+
+
+def _writable(folder: Path) -> bool:
+    """True where files can be made in a folder, or the folder itself can."""
+    there = next((f for f in (folder, *folder.parents) if _there(f)), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def private(why: str = "") -> Path:
+    """A folder below the system's temporary one that is this user's alone, the same for all of the user's processes. With a reason, it is
+    said once why kernels are there.
+    """
+    folder = _private(tempfile.gettempdir())
+    if why:
+        _say(f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts.")
+    return folder
+
+
+@functools.cache
+def _say(message: str) -> None:
+    callers.warn(message, CacheWarning)
+
+
+@functools.cache
+def _private(temporary: str) -> Path:
+    """Code is run out of it, so a folder that another user made is not taken."""
+    folder = Path(temporary) / f"lntune-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if hasattr(os, "getuid") and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077):
+        return Path(tempfile.mkdtemp(prefix="lntune-"))
+    return folder

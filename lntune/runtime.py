@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lntune import exchange, native, paths
+from lntune import exchange, native, paths, sealed
 from lntune.errors import BuildError
 
 SOURCE = paths.PACKAGE / "runtime.c"
@@ -108,21 +108,25 @@ _keep: list[Any] = []
 
 
 def load(path: Path) -> Callable[..., None]:
-    """The kernel in a shared library, as a function that takes torch tensors over DLPack.
+    """The kernel in a shared library, whose digest is checked before, as a function that takes torch tensors over DLPack.
 
     Arguments are checked by the kernel for number, dtype, shape and contiguity, at about 0.1 us each.
 
     Raises:
-        BuildError: the file is not a kernel of ours, or damaged.
+        DamagedError: the file is not what was stored.
+        OSError: the system refuses to load it, or it is no kernel.
+        BuildError: the runtime cannot be compiled or loaded.
     """
     import tvm_ffi
 
-    with own_symbols():
+    def mapped() -> Any:
         try:
-            native.check_whole(path)
-            module = tvm_ffi.load_module(str(path.resolve()))
-            function = module["main"]
+            found = tvm_ffi.load_module(str(path.resolve()))
+            return found, found["main"]
         except Exception as e:
-            raise BuildError(f"cannot load the kernel {path}: {e}") from e
+            raise OSError(f"{path} is no kernel that can be loaded here: {e}") from e
+
+    with own_symbols():
+        module, function = sealed.loaded(path, mapped)
     _keep.append(module)  # the function does not keep its library mapped
     return function  # type: ignore[no-any-return]

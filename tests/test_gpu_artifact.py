@@ -13,11 +13,12 @@ import pytest
 import torch
 from fake_gpu import FakeGpu
 
-from lntune import artifact, build, cuda, doctor, paths, schedule
+from lntune import artifact, build, cuda, doctor, paths, schedule, toolchain
 from lntune.case import Case
 from lntune.cuda import driver, launcher
 from lntune.cuda.targets import device_of
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
+from lntune.sealed import DamagedWarning
 
 CASE = Case("layer_norm", 96, "float32", 8, "weight")
 SM90 = device_of("cuda:sm_90")
@@ -60,7 +61,9 @@ def test_a_kernel_is_built_once(fake_gpu: FakeGpu, own_cache: Path, monkeypatch:
 
 
 def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Architecture, architectures beside it, multiprocessors where sums have a row for each, the compiler, and all that CPUs' do."""
+    """Architecture, architectures beside it, multiprocessors where sums have a row for each, and all that CPUs' do; not the compiler, which
+    those who look for it may not have.
+    """
     one = artifact.path_of(artifact.key_of(*plan(), SM90))
     others = [
         artifact.key_of(*plan(), device_of("cuda:sm_80")),
@@ -74,28 +77,81 @@ def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch:
     # The name of a GPU is not among it: an H200 runs an H100's kernels.
     assert artifact.path_of(artifact.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
     monkeypatch.setattr(cuda, "stamp", lambda: "another compiler")
-    assert artifact.path_of(artifact.key_of(*plan(), SM90)) != one
+    assert artifact.path_of(artifact.key_of(*plan(), SM90)) == one
 
 
-def test_without_a_compiler_any_compilers_kernel_serves(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no compiler is left, what one made before still loads."""
+def without_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on there is no apache-tvm, and building fails the test."""
+    real = toolchain.installed
+    monkeypatch.setattr(toolchain, "installed", lambda name: toolchain.MISSING if name == "apache-tvm" else real(name))
+    monkeypatch.setattr(build, "binary", None)
+
+
+@pytest.mark.parametrize("compiler", ["", "fake", "another"])
+@pytest.mark.parametrize("tvm", [True, False])
+def test_what_was_built_elsewhere_serves(compiler: str, tvm: bool, fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TVM or a CUDA compiler is missing, a kernel is found and loaded whatever compiler made it."""
+    if tvm and compiler == "another":
+        pytest.skip("there it is built anew, see below")
     device = launcher.device(0)
-    artifact.prepare(*plan(), device)
-    monkeypatch.setattr(cuda, "stamp", lambda: "")
+    path = artifact.prepare(*plan(), device)
+    monkeypatch.setattr(cuda, "stamp", lambda: compiler)
+    monkeypatch.setattr(cuda, "identity", lambda: compiler)
+    if not tvm:
+        without_tvm(monkeypatch)
     monkeypatch.setattr(build, "binary", None)
     assert works(artifact.kernel(*plan(), device))
+    assert artifact.built(*plan(), device)
+    assert artifact.prepare(*plan(), device) == path
+
+
+def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all is there that it takes, a kernel of another CUDA compiler is built again, once; one of the same compiler in another place is
+    not; and where building fails what is there serves.
+    """
+    device, real = launcher.device(0), build.binary
+    path = artifact.prepare(*plan(), device)
+    made: list[int] = []
+
+    def binary(*arguments: Any) -> Any:
+        made.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(build, "binary", binary)
+    monkeypatch.setattr(cuda, "stamp", lambda: "the same, elsewhere")
+    assert artifact.built(*plan(), device)
+    assert works(artifact.kernel(*plan(), device))
+    monkeypatch.setattr(cuda, "stamp", lambda: "another")
+    monkeypatch.setattr(cuda, "identity", lambda: "another compiler")
+    assert not artifact.built(*plan(), device)
+    assert made == []
+    for _ in range(2):
+        assert works(artifact.kernel(*plan(), device))
+    assert made == [1]
+    assert artifact.read(path).compiler == "another compiler"
+
+    def failing(*_: Any) -> Any:
+        made.append(1)
+        raise BuildError("no space left")
+
+    monkeypatch.setattr(build, "binary", failing)
+    monkeypatch.setattr(cuda, "stamp", lambda: "a third")
+    monkeypatch.setattr(cuda, "identity", lambda: "a third compiler")
+    assert works(artifact.kernel(*plan(), device))
+    assert made == [1, 1]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a kernel", bytes(200), None], ids=["empty", "text", "zeros", "half"])
 def test_damaged_files_are_built_again(fake_gpu: FakeGpu, own_cache: Path, content: bytes | None) -> None:
-    """A file that is damaged in any way is replaced by a whole one without a word, and reading it says what it is."""
+    """A file that is damaged in any way is put aside, which is said, and replaced by a whole one; reading it says what it is."""
     device = launcher.device(0)
     path = artifact.prepare(*plan(), device)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(BuildError, match=r"cannot load the kernel .*\.gpu: it is damaged"):
+    with pytest.raises(BuildError, match=r"cannot load the kernel .*\.gpu is damaged"):
         artifact.read(path)
-    assert works(artifact.kernel(*plan(), device))
+    with pytest.warns(DamagedWarning, match=r"kept as .*\.gpu\.damaged"):
+        assert works(artifact.kernel(*plan(), device))
     assert path.read_bytes() == whole
 
 

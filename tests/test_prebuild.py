@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import lntune
-from lntune import artifact, build, device, prebuild, toolchain
+from lntune import artifact, build, device, paths, prebuild, sealed, toolchain
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cuda import launcher
@@ -64,6 +67,78 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
             assert lntune.layer_norm(leaf, (40,), w, w).grad_fn is not None
 
 
+HIDDEN = """
+import importlib.metadata, sys
+
+class NoTvm:  # as if apache-tvm had never been installed: neither its module nor its metadata is found
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tvm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoTvm())
+discover = importlib.metadata.Distribution.discover
+importlib.metadata.Distribution.discover = classmethod(
+    lambda cls, **asked: (d for d in discover(**asked) if (d.metadata["Name"] or "").lower() != "apache-tvm")
+)
+"""
+SERVED = """
+import importlib.metadata, shutil, warnings
+import torch, lntune
+from torch.nn import functional
+from lntune import cuda, runtime, toolchain
+from lntune.torch import dispatch, layer_norm as module
+for nothing in (lambda: __import__("tvm"), lambda: importlib.metadata.version("apache-tvm"), toolchain.command):
+    try:
+        nothing()
+    except (ImportError, lntune.LntuneError):
+        pass
+    else:
+        raise SystemExit("TVM or a compiler is there")
+assert toolchain.installed("apache-tvm") == "not installed"
+warnings.filterwarnings("error", ".*no kernel.*")
+x, w = torch.randn(5, 40), torch.ones(40)
+for given in (x, torch.cat([x, x], 1)[:, :40]):
+    torch.testing.assert_close(lntune.layer_norm(given, (40,), w, w), functional.layer_norm(given, (40,), w, w))
+    leaf = given.detach().requires_grad_()
+    torch.testing.assert_close(lntune.layer_norm(leaf, (40,), w, w).detach(), functional.layer_norm(given, (40,), w, w))
+print(module._direct.ready, runtime.has_pool())
+"""
+
+
+def child(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process that has torch and tvm_ffi, and neither TVM nor a compiler."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(HIDDEN)
+    path = os.pathsep.join([str(folder), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "PATH": str(folder / "bin"), "LNTUNE_NVCC": "", "CUDA_HOME": "", "CUDA_PATH": ""}
+    environment.pop("CXX", None)
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=120)
+
+
+def test_where_there_is_neither_tvm_nor_a_compiler(own_cache: Path, tmp_path: Path) -> None:
+    """A process that has torch and tvm_ffi alone runs what was built beforehand, our own C among it, and changes nothing in the cache."""
+    assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
+    before = {f: f.stat().st_mtime_ns for f in own_cache.rglob("*")}
+    done = child(SERVED, tmp_path / "site")
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
+    assert {f: f.stat().st_mtime_ns for f in own_cache.rglob("*")} == before
+    done = child("from lntune.cli import main; import sys; sys.argv[1:] = ['doctor']; main()", tmp_path / "site")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1 and "not installed" in done.stdout and "kernel cache" in done.stdout, done.stderr
+
+
+def test_another_tvm_builds_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another release of TVM is installed that fits, kernels are built again with it; where it cannot build, they serve as they are."""
+    built = [Path(one["path"]) for one in json.loads(run("--rows", "8", "--json").stdout)]
+    real = toolchain.installed
+    monkeypatch.setattr(toolchain, "installed", lambda name: "0.27.9" if name == "apache-tvm" else real(name))
+    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["built", "built"]
+    assert [sealed.facts(path)["apache-tvm"] for path in built] == ["0.27.9"] * 2
+    monkeypatch.setattr(build, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(toolchain, "installed", lambda name: "0.28.0" if name == "apache-tvm" else real(name))
+    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["there", "there"]
+
+
 def test_what_is_there_is_not_built_again() -> None:
     """The second time every kernel is found, and the file is the one that dispatch loads."""
     first, second = (json.loads(run("--rows", "8", "--json").stdout) for _ in range(2))
@@ -84,7 +159,8 @@ def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
         assert found.status == status
         assert set(artifact.read(Path(found.path)).images) == asked
     Path(found.path).write_bytes(b"damaged")
-    assert prebuild.build_case(CASE.typical, gpu, ("sm_80",)).status == "built"
+    with pytest.warns(sealed.DamagedWarning):
+        assert prebuild.build_case(CASE.typical, gpu, ("sm_80",)).status == "built"
     assert set(artifact.read(Path(found.path)).images) == {"sm_90", "sm_80"}
     x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
     launcher.load(artifact.read(Path(found.path)))(x, w, w, 1e-5, y)

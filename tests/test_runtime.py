@@ -18,6 +18,8 @@ import torch
 
 import lntune
 from lntune import native, paths, runtime, toolchain
+from lntune.errors import BuildError
+from lntune.sealed import DamagedError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -349,20 +351,20 @@ def test_a_cached_kernel_needs_no_compiler() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + bytes(60), None], ids=["empty", "text", "zeros", "half"])
 def test_damaged_kernels_are_refused(tmp_path: Path, cache_dir: Path, content: bytes | None) -> None:
-    """A file that is no whole kernel is a BuildError naming it, never the end of the process."""
+    """A file that is no whole kernel is a DamagedError naming it, never the end of the process."""
     warm()
     if content is None:
         whole = next(cache_dir.glob("kernels/**/*.so")).read_bytes()
         content = whole[: len(whole) // 2]
     path = tmp_path / "kernel.so"
     path.write_bytes(content)
-    with pytest.raises(runtime.BuildError, match=r"cannot load the kernel .*kernel\.so"):
+    with pytest.raises(DamagedError, match=r"kernel\.so is damaged"):
         runtime.load(path)
 
 
 def test_two_processes_fill_one_cache_and_mend_it(tmp_path: Path) -> None:
     """Two processes that build the same kernel at the same time both end well; a kernel and a runtime library that were cut
-    short or overwritten later are thrown away and rebuilt, without a word.
+    short or overwritten later are put aside and rebuilt, each with a warning.
     """
     own_cache = tmp_path / "cache"
     env = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent), "LNTUNE_CACHE_DIR": str(own_cache)}
@@ -378,6 +380,7 @@ def test_two_processes_fill_one_cache_and_mend_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
     assert all(abs(f.stat().st_size - sizes[f]) < 4096 for f in files)
     assert not list(own_cache.rglob(".*"))
+    assert sorted(f.name for f in own_cache.rglob("*.damaged")) == sorted(f"{f.name}.damaged" for f in files)
 
 
 ONCE = """
@@ -420,7 +423,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_atomic_leaves_nothing_half(tmp_path: Path) -> None:
     """A write that fails leaves neither the file nor its temporary, and the error names the file and the remedy."""
     target = tmp_path / "deep" / "kernel.so"
-    with pytest.raises(runtime.BuildError, match=r"cannot store .*kernel\.so: No space left.*LNTUNE_CACHE_DIR"), native.atomic(target) as temporary:
+    with pytest.raises(BuildError, match=r"cannot store .*kernel\.so: No space left.*LNTUNE_CACHE_DIR"), native.atomic(target) as temporary:
         temporary.write_bytes(b"half")
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"rest")

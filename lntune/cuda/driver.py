@@ -25,7 +25,7 @@ _lock = threading.RLock()
 
 def ensure_library() -> None:
     """Compile launcher.c if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, exchange.includes())
+    native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
     """
     if (table := exchange.table()) is None:
         raise ToolchainError("this PyTorch has no DLPack exchange table; GPU kernels need torch 2.10 or newer.")
-    found = native.load(SOURCE, ctypes.CDLL, exchange.includes())
+    found = native.load(SOURCE, ctypes.CDLL, native.Build(tuple(exchange.includes())))
     found.lntune_launcher_init(table, *exchange.functions("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate"))
     found.lntune_driver_open.restype = ctypes.c_void_p
     found.lntune_program.restype = ctypes.c_void_p

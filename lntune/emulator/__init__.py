@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lntune import native, paths, toolchain
+from lntune import native, paths, sealed, toolchain
 from lntune.emulator.errors import BarrierError, BoundsError, EmulatorError, MisalignedError, RaceError
 from lntune.emulator.translate import TYPES, Kernel, Parameter, kernels_of, translate
 from lntune.errors import BuildError, InputError, ToolchainError, got_expected
+from lntune.sealed import DamagedError
 
 if TYPE_CHECKING:
     import torch
@@ -76,30 +77,28 @@ class _Buffer(ctypes.Structure):
 @functools.cache
 def _key() -> str:
     """Hash of all that decides how a kernel is compiled but the kernel itself."""
-    digest = hashlib.sha256(repr((FLAGS, RUNTIME_FLAGS, toolchain.compiler())).encode())
+    digest = hashlib.sha256(repr((native.FORMAT, FLAGS, RUNTIME_FLAGS, toolchain.compiler())).encode())
     for part in PARTS:
         digest.update((HERE / part).read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _folder() -> Path:
-    return paths.cache_dir() / "emulator"
-
-
 def _runtime() -> Path:
     """The library all kernels share, compiled now if it is not there yet."""
-    path = _folder() / f"runtime-{_key()}.so"
+    path = paths.cached("emulator", f"runtime-{_key()}.so")
     if not path.is_file():
         name = ["-install_name", f"@rpath/{path.name}"] if sys.platform == "darwin" else [f"-Wl,-soname,{path.name}"]
         with native.atomic(path) as temporary:
             toolchain.run_compiler([*RUNTIME_FLAGS, *name, str(HERE / "runtime.cc"), "-ldl"], temporary)
+            sealed.seal(temporary, {})
     return path
 
 
 @functools.cache
 def _loaded() -> ctypes.CDLL:
     """That library in this process, once: a kernel finds the first one of its name, whatever folder the kernel itself lies in."""
-    return ctypes.CDLL(str(_runtime()))
+    path = _runtime()
+    return sealed.loaded(path, lambda: ctypes.CDLL(str(path)))
 
 
 def _compiled(source: str) -> Path:
@@ -109,7 +108,7 @@ def _compiled(source: str) -> Path:
         EmulatorError: it does not compile.
     """
     code = translate(source)
-    path = _folder() / f"kernel-{_key()}-{hashlib.sha256(code.encode()).hexdigest()[:16]}.so"
+    path = paths.cached("emulator", f"kernel-{_key()}-{hashlib.sha256(code.encode()).hexdigest()[:16]}.so")
     if path.is_file():
         return path
     runtime = _runtime()
@@ -122,6 +121,7 @@ def _compiled(source: str) -> Path:
         try:
             text.write_text(code, encoding="utf-8")
             toolchain.run_compiler([*FLAGS, "-fsanitize=thread", f"-I{HERE}", str(text), *libraries], temporary)
+            sealed.seal(temporary, {})
         except ToolchainError:
             raise
         except BuildError as e:
@@ -139,14 +139,13 @@ def compile(source: str) -> Program:
         EmulatorError: the source has no kernel, or does not compile.
         ToolchainError: there is no C++ compiler.
     """
-    path = _compiled(source)
+    path, kernels = _compiled(source), kernels_of(source)
     try:
-        native.check_whole(path)
-        return Program(path, kernels_of(source))
-    except OSError:
+        return sealed.loaded(path, lambda: Program(path, kernels))
+    except (DamagedError, OSError):
         for damaged in (path, _runtime()):
             damaged.unlink(missing_ok=True)
-        return Program(_compiled(source), kernels_of(source))
+        return Program(_compiled(source), kernels)
 
 
 class Program:
