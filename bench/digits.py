@@ -375,7 +375,7 @@ def tables(result: Result) -> list[Table | str]:
         chosen = "*" if t.rate == result.rates[t.contender] else ""
         rates.add(t.contender, f"{t.rate:g}{chosen}", f"{t.loss:.3f}", *("never" if math.isinf(r) else f"{r:.0f}" for r in t.reached))
     parts += [rates] if result.sweep else []
-    parts += [f"others used {result.others:.0%} of the machine meanwhile: ratios hold, seconds may not"] if result.busy and result.others else []
+    parts += [f"others used {result.others:.0%} of the machine meanwhile: neither ratios nor seconds hold"] if result.busy and result.others else []
     return [*parts, *(f"note: {note}" for note in result.notes)]
 
 

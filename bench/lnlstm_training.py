@@ -478,7 +478,7 @@ def show(screen: Console, settings: Settings, result: Result) -> None:
         table.add(r.contender, r.form, *cells)
     screen.print(table)
     if result.busy:
-        screen.print("* measured while others used the machine: ratios hold, absolute times may not")
+        screen.print("* disturbed by other work on the machine: neither times nor ratios hold, measure again")
     tolerance, of_eager = TOLERANCES[result.dtype]
     screen.print(
         f"Output and every gradient are within {tolerance:.0e} of float64's (Euclidean norms) or twice what eager mode is off there, "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
 import platform
 import re
@@ -27,9 +29,11 @@ _EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
 class Device(msgspec.Struct, frozen=True):
     """A CPU or GPU as a target and as a fingerprint.
 
-    `kind` is "cpu" or "gpu"; `name` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may be built;
-    `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core. Of a GPU, `isa` is the architecture ("sm_90"),
-    `cores` are the multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
+    `kind` is "cpu" or "gpu"; `name`, `model` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may
+    be built; `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core. `model` is what a CPU tells of its silicon,
+    since many generations share a name in virtual machines: "AuthenticAMD family 25 model 17 stepping 1" on x86, "implementer 0x41 part
+    0xd0c variant 0x3" on Arm; empty where nothing is told, and for a GPU, whose name is its own. Of a GPU, `isa` is the architecture
+    ("sm_90"), `cores` are the multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
     """
 
     kind: str
@@ -40,6 +44,7 @@ class Device(msgspec.Struct, frozen=True):
     l1: int = 0
     l2: int = 0
     l3: int = 0
+    model: str = ""
 
     @property
     def vector_bytes(self) -> int:
@@ -48,13 +53,28 @@ class Device(msgspec.Struct, frozen=True):
 
     @property
     def slug(self) -> str:
-        """Folder name of this device's logs."""
+        """Folder name of this device's logs: "amd-epyc-f25m17s1-x86-64-v4-2c"."""
         words = re.sub(r"\((?:r|tm|c)\)|\bcpu\b|@.*", " ", self.name.lower())
-        return re.sub(r"[^a-z0-9]+", "-", f"{words} {self.isa} {self.cores}c").strip("-")
+        model = "".join(name[0] + number for name, number in re.findall(r"([a-z]+) (0x[0-9a-f]+|[0-9]+)\b", self.model))
+        return re.sub(r"[^a-z0-9]+", "-", f"{words} {model} {self.isa} {self.cores}c").strip("-")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folder names under which logs of this device may lie: its own, and that of records written before they named the model."""
+        return tuple(dict.fromkeys((self.slug, msgspec.structs.replace(self, model="").slug)))
 
     def differences(self, other: Device) -> list[str]:
-        """What keeps a record of `other` from serving this device, field by field; empty when it may."""
-        fields = ("kind", "name", "isa", "cores", "features")
+        """What keeps a record of `other` from serving this device, field by field; empty when it may.
+
+        Two CPUs of which one does not tell its model (an old record) are told apart by the caches of a core, where both know them: these
+        differ from generation to generation. What may differ: the last cache, of which virtual machines get any share, and for GPUs all
+        caches, which their name decides.
+        """
+        fields = ["kind", "name", "isa", "cores", "features"]
+        if self.model and other.model:
+            fields.append("model")
+        elif self.kind == "cpu":
+            fields += [f for f in ("l1", "l2") if getattr(self, f) and getattr(other, f)]
         return [f"{f}: {getattr(other, f)!r} there, {getattr(self, f)!r} here" for f in fields if getattr(self, f) != getattr(other, f)]
 
     def target(self) -> dict[str, object]:
@@ -104,10 +124,40 @@ def _cache_bytes() -> tuple[int, int, int]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those it may run on, and no more than the CPU time that its control group may have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota(Path("/")))))
+
+
+def _quota(root: Path) -> float:
+    """CPU time per second that control groups leave to this process, the least of its own group and those above it; infinite without a
+    limit. A container is told of its limit in no other way: it sees all cores of its host.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = [root / "sys/fs/cgroup" / name for name in (["cpu", "cpu,cpuacct"] if controllers else ["", "unified"])]
+        for mount in mounts:
+            group = mount / path.strip("/")
+            for folder in (group, *(p for p in group.parents if p.is_relative_to(mount))):
+                found.append(_limit(folder))
+    return min(found)
+
+
+def _limit(group: Path) -> float:
+    """CPU time per second that one control group may use, of version 2 or 1; infinite where it has no limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+    return math.inf
 
 
 def _x86_level(flags: frozenset[str]) -> str:
@@ -124,6 +174,20 @@ def _arm_name(info: dict[str, str]) -> str:
     """Linux on Arm tells the designer and the core by number only; better than one name for all of them."""
     implementer, part = info.get("CPU implementer"), info.get("CPU part")
     return f"arm {implementer} {part}" if implementer and part else ""
+
+
+def _told(pairs: dict[str, str]) -> str:
+    """Those of some numbered facts that are told, in words: "family 25 model 17"."""
+    return " ".join(f"{name} {number.lower()}" for name, number in pairs.items() if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", number))
+
+
+def _model(info: dict[str, str]) -> str:
+    """What /proc/cpuinfo, or on a Mac with an Intel CPU sysctl, tells of the silicon; see Device.model."""
+    if "CPU implementer" in info:
+        return _told({name: info.get(f"CPU {name}", "") for name in ("implementer", "part", "variant")})
+    names = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    told = _told({name: info.get(entry, "") if info else _sysctl(f"machdep.cpu.{name}") for name, entry in names.items()})
+    return f"{info.get('vendor_id', '') if info else _sysctl('machdep.cpu.vendor')} {told}".strip() if told else ""
 
 
 @functools.cache
@@ -145,4 +209,4 @@ def current() -> Device:
         isa, features = machine, ()
     name = info.get("model name") or _arm_name(info) or _sysctl("machdep.cpu.brand_string") or platform.processor() or machine
     l1, l2, l3 = _cache_bytes()
-    return Device("cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3)
+    return Device("cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3, _model(info))

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from lntune.cuda.capture import record
 from lntune.cuda.nvml import Nvml
 from lntune.records import Timing
-from lntune.timing import BUSY_SHARE, Measured
+from lntune.timing import Measured, disturbed
 
 Call = Callable[[], Any]
 
@@ -227,7 +227,7 @@ def _measured(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu
     return Measured(
         timings,
         others,
-        bool(others is not None and others > BUSY_SHARE),
+        disturbed(timings, others),
         tuple(c for c in clocks if c is not None),
         tuple(sorted(name for name, p in prepared.items() if not p.captured and not p.long)),
     )

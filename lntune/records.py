@@ -6,25 +6,33 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from lntune import disturbance
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
 
-SCHEMA = 1
-"""Raised when a field changes its meaning; readers skip records of a newer schema and say so."""
+SCHEMA = 2
+"""Raised when a field changes its meaning; readers skip records of a newer schema and say so. Since 2 `busy` may be null."""
+AHEAD = datetime.timedelta(days=1)
+"""How far a record's time may lie in the future before it is thought to be of a wrong clock."""
 
 STATUSES = ("ok", "invalid", "compile", "run", "wrong", "timeout")
 """ok; knobs that do not fit; failed to build; crashed or raised; answered wrongly; took too long."""
+
+
+Key = tuple[str, int, str, int]
+"""A tuned case: operator, hidden size, dtype, row bucket."""
 
 
 class LogWarning(UserWarning):
@@ -38,15 +46,22 @@ class Timing(msgspec.Struct, frozen=True):
     median_us: float
 
 
+class Setting(msgspec.Struct, frozen=True):
+    """A schedule and its knobs."""
+
+    schedule: str
+    knobs: dict[str, int | bool | str]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
     `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the finalist measured again,
     interleaved, on fresh samples, everyone allocating their output as a caller sees it), or "bench" (what serves the case, against everyone).
-    `timings` has the key "tuned", and in a final also "default" (the schedule's default knobs), "eager" and "copy".
-    `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
-    largest error on plain random inputs divided by eager's own. `clocks` are a GPU's in MHz before, in and after the
-    measurement.
+    `timings` has the key "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`), "eager" and
+    "copy". `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
+    largest error on plain random inputs divided by eager's own. `busy` is True when other work disturbed the measurement, False when it
+    did not, None when that is not known. `clocks` are a GPU's in MHz before, in and after the measurement.
     """
 
     schema: int = SCHEMA
@@ -62,7 +77,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     timings: dict[str, Timing] = {}
     errors: dict[str, float] = {}
     versus_eager: dict[str, float] = {}
-    busy: bool = False
+    busy: bool | None = None
+    default: Setting | None = None
     clocks: tuple[int, ...] = ()
     versions: dict[str, str] = {}
     run: str = ""
@@ -82,6 +98,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """Median of one contender in microseconds, None when it was not measured."""
         timing = self.timings.get(contender)
         return timing.median_us if timing else None
+
+    @property
+    def disturbance(self) -> str:
+        """What shows that the measurement was disturbed, so that neither its times nor their ratios hold; empty when nothing does."""
+        if self.busy:
+            return "others used the machine"
+        return disturbance.why({n: t.samples_us for n, t in self.timings.items()}, {n: t.median_us for n, t in self.timings.items()})
+
+    @property
+    def key(self) -> Key:
+        """The case the record is of: any number of rows of its bucket, any variant."""
+        return self.case.op, self.case.hidden, self.case.dtype, self.case.bucket
 
 
 def log_path(folder: Path, device: Device, op: str) -> Path:
@@ -125,11 +153,12 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
-def read_file(path: Path, role: str | None = None) -> Iterator[Record]:
-    """The records of one file, oldest first; only those of a role where given, which is several times faster.
+def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
+    """The records of one file, oldest first; only those of a role (or of several) where given, which is several times faster.
 
     A line that cannot be used is skipped with a LogWarning naming it.
     """
+    roles = (role,) if isinstance(role, str) else role
     try:
         data = path.read_bytes()
     except OSError as e:
@@ -143,7 +172,7 @@ def read_file(path: Path, role: str | None = None) -> Iterator[Record]:
                 newer = f"written by a newer lntune (schema {head.schema}, this one reads up to {SCHEMA})"
                 warnings.warn(f"{path}:{number}: skipped, {newer}.", LogWarning, stacklevel=2)
                 continue
-            if role not in (None, head.role):
+            if roles and head.role not in roles:
                 continue
             yield msgspec.json.decode(line, type=Record)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
@@ -166,24 +195,61 @@ def _head(line: bytes) -> _Head:
     return msgspec.json.decode(line, type=_Head)
 
 
-def read(folders: Iterable[Path], op: str | None = None, device: Device | None = None, role: str | None = None) -> list[Record]:
-    """All records of the folders, in the order of the folders; of one operator, one device's folder or one role where given."""
-    records: list[Record] = []
+def read(
+    folders: Iterable[Path], op: str | None = None, device: Device | None = None, role: str | tuple[str, ...] = (), now: str | None = None
+) -> list[Record]:
+    """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one operator or role, or of the folders in
+    which those of a device may lie, where given.
+    """
+    logs = []
     for folder in folders:
-        if not folder.is_dir():
-            continue
-        for path in sorted(folder.glob(f"{device.slug if device else '*'}/{op or '*'}.jsonl")):
-            records.extend(read_file(path, role))
-    return records
+        for name in device.folders if device else ("*",):
+            logs += [list(read_file(path, role)) for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))]
+    return merged(logs, now)
 
 
-def finals(records: Iterable[Record]) -> dict[tuple[str, int, str, int], Record]:
-    """The latest final measurement of each (op, hidden, dtype, row bucket).
+def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Record]:
+    """The records of several files as one list, oldest first, whatever clocks said when they were written.
+
+    Within a file lines are appended: the later one is later. Between files the times decide, but a time that lies more than AHEAD after
+    `now` (UTC, ISO 8601; by default this machine's) is that of a wrong clock, and its record counts as written right after the one before it.
+    """
+    latest = horizon(now)
+    placed: list[tuple[str, tuple[str, str], int, Record]] = []
+    for log in logs:
+        at = ""
+        for number, record in enumerate(log):
+            if at < record.time <= latest:
+                at = record.time
+            placed.append((at, (log[-1].time, log[-1].run), number, record))  # at one time: by file, in whatever order files are read
+    return [record for *_, record in sorted(placed, key=lambda p: p[:3])]
+
+
+def horizon(now: str | None = None) -> str:
+    """The latest time that a record may plausibly have."""
+    clock = datetime.datetime.now(datetime.timezone.utc) if now is None else datetime.datetime.fromisoformat(now)
+    return (clock + AHEAD).isoformat(timespec="milliseconds")
+
+
+def measured(records: Iterable[Record]) -> dict[Key, list[Record]]:
+    """The final measurements of each case, in the order given."""
+    found: dict[Key, list[Record]] = {}
+    for record in records:
+        if record.role == "final" and record.status == "ok" and record.median() is not None:
+            found.setdefault(record.key, []).append(record)
+    return found
+
+
+def finals(records: Iterable[Record]) -> dict[Key, Record]:
+    """The final that counts of each case: the latest that was not disturbed, where all were the latest. `records` as `read` gives them,
+    oldest first. Whether today's schedules can use it is another question, see `select.served`.
 
     The latest, not the fastest: each final was re-measured against its rivals, and keeping the luckiest of many would
     drift towards outliers.
     """
-    latest: dict[tuple[str, int, str, int], Record] = {}
-    for record in sorted((r for r in records if r.role == "final" and r.status == "ok" and r.median() is not None), key=lambda r: r.time):
-        latest[record.case.op, record.case.hidden, record.case.dtype, record.case.bucket] = record
-    return latest
+    return {key: preferred(found) for key, found in measured(records).items()}
+
+
+def preferred(found: Sequence[Record]) -> Record:
+    """Of several records, oldest first, the latest that was not disturbed; where all were, the latest."""
+    return next((r for r in reversed(found) if len(found) == 1 or not r.disturbance), found[-1])

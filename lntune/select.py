@@ -3,12 +3,15 @@
 exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the schedule's default knobs
 -> eager mode. Records of another device never serve. A record in which eager won sends the call to eager: dispatch is
 honest.
+
+Of several finals of one case that one serves which comes first in this order (`standing`): knobs that can be used today before those that
+cannot; measured in quiet, or not known otherwise, before disturbed by other work; of the schedule as it is before stale; the latest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +20,7 @@ from lntune import knobs as knobs_module
 from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.errors import LntuneError
-from lntune.records import Record, finals
+from lntune.records import Key, Record, measured
 from lntune.schedule import Schedule
 
 TIERS = ("exact", "bucket", "near", "default", "eager")
@@ -31,7 +34,7 @@ class Choice(msgspec.Struct, frozen=True):
     """What serves a call.
 
     `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to it, one sentence each;
-    `record` is the measurement it rests on.
+    `record` is the measurement it rests on, `stale` when its schedule has changed since.
     """
 
     tier: str
@@ -39,17 +42,18 @@ class Choice(msgspec.Struct, frozen=True):
     knobs: dict[str, Any] = {}
     record: Record | None = None
     steps: tuple[str, ...] = ()
+    stale: bool = False
 
     @property
     def measured(self) -> bool:
-        """True when the choice rests on a measurement of this very case."""
-        return self.tier == "exact" or (self.tier == "eager" and self.record is not None)
+        """True when the choice rests on a measurement of this very case, with its schedule as it is now."""
+        return not self.stale and self.record is not None and self.tier in ("exact", "eager")
 
 
 def select(case: Case, device: Device, records: Iterable[Record], schedules: Mapping[str, Schedule]) -> Choice:
     """The choice for the case's operator, hidden size, dtype and row bucket.
 
-    `schedules` are those of the operator for the device's kind.
+    `schedules` are those of the operator for the device's kind; `records` are in the order of `records.read`, oldest first.
     """
     case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
@@ -62,28 +66,65 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
                 mine.append(record)
             elif record.device.kind == device.kind:  # nobody expects a CPU's records to serve a GPU
                 foreign[record.device.slug] = "; ".join(fields)
-    latest = list(finals(mine).values())
 
-    for tier, candidates in _tiers(case, latest):
-        if not candidates:
+    for tier, groups in _tiers(case, list(measured(mine).values())):
+        if not groups:
             steps.append(f"{tier}: no record for {_what(case, tier)}")
             continue
-        for record in candidates:
-            choice, told = _from_record(tier, record, case, device, schedules)
-            steps.append(f"{tier}: {told}")
+        for group in groups:
+            choice, told = _from_group(tier, group, case, device, schedules)
+            steps += [f"{tier}: {said}" for said in told]
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps))
     for slug, differences in foreign.items():
         steps.append(f"not used: records of another device, {slug} ({differences})")
+    name, setting, told = untuned(case, device, schedules)
+    steps += told
+    if name:
+        return Choice("default", name, knobs_module.to_dict(setting), None, tuple(steps))
+    return Choice("eager", steps=tuple(steps))
+
+
+def untuned(case: Case, device: Device, schedules: Mapping[str, Schedule]) -> tuple[str, Any, list[str]]:
+    """(schedule, knobs, how it came to that) of what serves a case for which there is no measurement: the default knobs of the first schedule
+    that they fit. The empty string and None where eager mode does.
+    """
+    steps: list[str] = []
     for schedule in schedules.values():
         setting = schedule.default(case, device)
         if unfit := schedule.reason_invalid(setting, case, device):
             steps.append(f"default: {schedule.name} does not fit: {unfit}")
         else:
-            steps.append(f"default: {schedule.name} with its default knobs")
-            return Choice("default", schedule.name, knobs_module.to_dict(setting), None, tuple(steps))
-    steps.append(f"eager: no schedule of {case.op} for a {device.kind} fits")
-    return Choice("eager", steps=tuple(steps))
+            return schedule.name, setting, [*steps, f"default: {schedule.name} with its default knobs"]
+    return "", None, [*steps, f"eager: no schedule of {case.op} for a {device.kind} fits"]
+
+
+def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
+    """True when the record's schedule is there and has changed since the measurement."""
+    schedule = schedules.get(record.schedule)
+    return schedule is not None and schedule.source != record.source
+
+
+def standing(group: Sequence[Record], unusable: Callable[[Record], str], stale: Callable[[Record], bool]) -> list[Record]:
+    """Finals of one case on one device, given oldest first, in the order in which they deserve to serve it.
+
+    `unusable` says why a record's knobs cannot be used today, or nothing; `stale` whether its schedule has changed since.
+    """
+    if len(group) == 1:
+        return list(group)
+    return sorted(reversed(group), key=lambda r: (bool(unusable(r)), bool(r.disturbance), stale(r)))  # stable: the latest of equals first
+
+
+def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict[Key, Record]:
+    """The final that counts of each case, records of one device given oldest first: what serves the case on that device, and the latest
+    where none can be used. `schedules` are those of all operators.
+    """
+    found = measured(records)
+    return {key: _first(group, schedules) for key, group in found.items()}
+
+
+def _first(group: Sequence[Record], schedules: Mapping[str, Schedule]) -> Record:
+    return standing(group, lambda r: _unusable(r, r.case.typical, r.device, schedules), lambda r: stale(r, schedules))[0]
 
 
 def _what(case: Case, tier: str) -> str:
@@ -93,35 +134,52 @@ def _what(case: Case, tier: str) -> str:
     return f"{hidden} {case.dtype}{rows}"
 
 
-def _tiers(case: Case, latest: list[Record]) -> Iterable[tuple[str, list[Record]]]:
-    """The records of each tier, the nearest first."""
-    same = [r for r in latest if r.case.hidden == case.hidden]
-    yield "exact", [r for r in same if r.case.bucket == case.bucket]
-    yield "bucket", sorted((r for r in same if r.case.bucket != case.bucket), key=lambda r: abs(r.case.bucket - case.bucket))
+def _tiers(case: Case, groups: list[list[Record]]) -> Iterable[tuple[str, list[list[Record]]]]:
+    """The records of each tier by the case they are of, the nearest case first."""
+    same = [g for g in groups if g[0].case.hidden == case.hidden]
+    yield "exact", [g for g in same if g[0].case.bucket == case.bucket]
+    yield "bucket", sorted((g for g in same if g[0].case.bucket != case.bucket), key=lambda g: abs(g[0].case.bucket - case.bucket))
 
-    def octaves(record: Record) -> float:
-        return abs(math.log2(record.case.hidden / case.hidden))
+    def octaves(group: list[Record]) -> float:
+        return abs(math.log2(group[0].case.hidden / case.hidden))
 
-    near = [r for r in latest if r.case.hidden != case.hidden and r.case.bucket == case.bucket and octaves(r) <= NEAR_OCTAVES]
+    near = [g for g in groups if g[0].case.hidden != case.hidden and g[0].case.bucket == case.bucket and octaves(g) <= NEAR_OCTAVES]
     yield "near", sorted(near, key=octaves)
 
 
-def _from_record(tier: str, record: Record, case: Case, device: Device, schedules: Mapping[str, Schedule]) -> tuple[Choice | None, str]:
-    """The choice a record leads to, or None, and the reason in either case."""
-    label = f"record of {record.case} ({record.time})"
+def _label(record: Record) -> str:
+    return f"record of {record.case} ({record.time})"
+
+
+def _from_group(tier: str, group: Sequence[Record], case: Case, device: Device, schedules: Mapping[str, Schedule]) -> tuple[Choice | None, list[str]]:
+    """The choice that the records of one case lead to, or None, and the reasons, with those of later records that were passed over."""
+    best = standing(group, lambda r: _unusable(r, case, device, schedules), lambda r: stale(r, schedules))[0]
+    told = []
+    for later in reversed(group[group.index(best) + 1 :]):
+        why = _unusable(later, case, device, schedules) or (f"was disturbed: {later.disturbance}" if later.disturbance else "is stale")
+        told.append(f"{_label(later)} {why}; passed over for an older one")
+    if reason := _unusable(best, case, device, schedules):
+        return None, [*told, f"{_label(best)} {reason}"]
+    old = stale(best, schedules)
+    doubts = "; the schedule's source has changed since, measure again" if old else ""
+    doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
+    tuned, eager = best.median(), best.median("eager")
+    if tuned and eager and tuned > eager * MARGIN:
+        said = f"{_label(best)}: eager was faster, {eager:.2f} us against {tuned:.2f} us{doubts}"
+        return Choice("eager", record=best, stale=old), [*told, said]
+    speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
+    said = f"{_label(best)}: {best.schedule} {knobs_module.describe(best.knobs)}{speed}{doubts}"
+    return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), [*told, said]
+
+
+def _unusable(record: Record, case: Case, device: Device, schedules: Mapping[str, Schedule]) -> str:
+    """Why a record's knobs cannot serve a case today, as the rest of a sentence; empty when they can."""
     schedule = schedules.get(record.schedule)
-    if schedule is None:
-        return None, f"{label} is of the schedule {record.schedule!r}, which is not there"
+    if schedule is None or schedule.op != case.op:
+        return f"is of the schedule {record.schedule!r}, which is not there"
     try:
         setting = knobs_module.from_dict(schedule.knobs, dict(record.knobs))
     except LntuneError as e:
-        return None, f"{label} does not fit today's {record.schedule}: {e}"
-    if reason := schedule.reason_invalid(setting, case, device):
-        return None, f"{label} has knobs that do not fit here: {reason}"
-    tuned, eager = record.median(), record.median("eager")
-    stale = "" if schedule.source == record.source else "; the schedule's source has changed since, measure again"
-    if tuned and eager and tuned > eager * MARGIN:
-        return Choice("eager", record=record), f"{label}: eager was faster, {eager:.2f} us against {tuned:.2f} us{stale}"
-    speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
-    told = f"{label}: {record.schedule} {knobs_module.describe(record.knobs)}{speed}{stale}"
-    return Choice(tier, record.schedule, dict(record.knobs), record), told
+        return f"does not fit today's {record.schedule}: {e}"
+    reason = schedule.reason_invalid(setting, case, device)
+    return f"has knobs that do not fit here: {reason}" if reason else ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from lntune import disturbance
 from lntune.records import Timing
 
 SAMPLE_SECONDS = 3e-4
@@ -31,14 +32,15 @@ ATTEMPTS = 3
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile,
-    None where the system does not say; `busy` when that is too much to trust. Of a GPU also `clocks`, in MHz before, in and
+    """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile, None where the
+    system does not say or the time was too short; `busy` when that is too much to trust or the samples themselves show a disturbance, None
+    when neither can be said. Of a GPU also `clocks`, in MHz before, in and
     after the measurement, and the contenders that were not recorded as a graph though they are short, `uncaptured`.
     """
 
     timings: dict[str, Timing]
     others: float | None
-    busy: bool
+    busy: bool | None
     clocks: tuple[int, ...] = ()
     uncaptured: tuple[str, ...] = ()
 
@@ -67,6 +69,14 @@ class Contention:
             return None
         busy, mine, wall = (a - b for a, b in zip(now, self._start, strict=True))
         return min(1.0, max(0.0, (busy - mine) / (wall * (os.cpu_count() or 1))))
+
+
+def disturbed(timings: Mapping[str, Timing], others: float | None) -> bool | None:
+    """Whether timings cannot be trusted, given the share of the device that others used, where that is known; None when nothing is."""
+    if others is not None and others > BUSY_SHARE:
+        return True
+    shown = disturbance.why({name: t.samples_us for name, t in timings.items()}, {name: t.median_us for name, t in timings.items()})
+    return True if shown else None if others is None else False
 
 
 def _calls_per_sample(function: Callable[[], Any]) -> int:
@@ -112,17 +122,22 @@ def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds:
             gc.enable()
     others = contention.share()
     timings = {name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4)) for name, values in samples.items()}
-    return Measured(timings, others, bool(others is not None and others > BUSY_SHARE))
+    return Measured(timings, others, disturbed(timings, others))
 
 
 def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS) -> Measured:
-    """Measure until nobody else uses the machine, at most `attempts` times; the least busy measurement."""
+    """Measure until nothing disturbs it, at most `attempts` times; the least disturbed measurement."""
     best = again()
     for _ in range(attempts - 1):
         if not best.busy:
             break
-        best = min(best, again(), key=lambda m: (m.busy, math.inf if m.others is None else m.others))
+        best = min(best, again(), key=_disturbance)
     return best
+
+
+def _disturbance(m: Measured) -> tuple[bool, float, float]:
+    """How much a measurement was disturbed, to compare with others of the same contenders: what waits takes longer."""
+    return bool(m.busy), math.inf if m.others is None else m.others, sum(t.median_us for t in m.timings.values())
 
 
 def ratio(slow: Timing, fast: Timing) -> float:

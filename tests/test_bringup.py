@@ -299,7 +299,7 @@ def test_a_bringup_and_the_same_again(log_dir: Path, tmp_path: Path, monkeypatch
     assert (found.tuned, found.known, found.left) == (2, 0, [])
     assert (found.verified, found.not_verified, found.wrong) == (2 + 1 + 2, 0, [])
     assert {row.op for row in found.benchmarks} == {"layer_norm", "layer_norm_backward"} and not found.not_benchmarked
-    assert all(o.tuned == o.planned == o.benchmarked == 1 and o.over_eager for o in found.operators)
+    assert all(o.tuned == o.planned == o.benchmarked == 1 and (o.over_eager or o.disturbed) for o in found.operators)
     logged = records.read([log_dir])
     assert {"trial", "final", known.BENCH} == {record.role for record in logged}
     assert sum(record.role == "trial" for record in logged) == sum(found.trials.values()) == 4 + 2 * 2
@@ -542,6 +542,22 @@ def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
     made = report.operator("layer_norm", 2, [final(case, device=device) for case in (cached, beyond)], [])
     assert made.of_copy == made.smallest_of_copy == pytest.approx(1.5)
     assert report.operator("layer_norm", 2, [final(cached, device=device)], []).of_copy is None
+
+
+def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
+    """A final and a benchmark whose times are those of other work on the machine, 10752 times eager's, make no figure, and a line says so."""
+    sound, wrong = Case("layer_norm", 256, "float32", 32), Case("layer_norm", 4096, "float32", 4096)
+    far = {"tuned": Timing((0.744,), 0.744), "eager": Timing((8000.0,), 8000.0), "copy": Timing((15.0,), 15.0)}
+    records_ = [final(sound), final(wrong, timings=far)]
+    made = report.operator(
+        "layer_norm", 2, records_, [final(sound, role="bench", busy=True, timings={**records_[0].timings, "compile": far["copy"]})]
+    )
+    assert (made.tuned, made.over_eager, made.slower_than_eager, made.disturbed) == (2, pytest.approx(2.0), [], 2)
+    assert (made.benchmarked, made.over_better, made.of_copy) == (1, None, None)
+    for record in records_:
+        records.append(log_dir, record)
+    summed = outcome.summary(CPU, "", [sound, wrong], outcome.Found(), 0, 1.0, 1.0)
+    assert "1 measurement was disturbed by other work on the machine and left out: neither times nor ratios of these hold" in report.lines(summed)
 
 
 @pytest.mark.parametrize("ok", [True, False])

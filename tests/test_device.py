@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import string
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ V2 = f"{V1} cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"
 V3 = f"{V2} abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
 V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 BASE = Device("cpu", "Intel(R) Xeon(R) Processor", "x86-64-v4", 8, ("avx512bf16",), 32768, 2097152, 0)
+NAMED = msgspec.structs.replace(BASE, model="GenuineIntel family 6 model 143 stepping 8")
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def make(architecture: str, **cpuinfo: str) -> Device:
         monkeypatch.setattr(platform, "machine", lambda: architecture)
         monkeypatch.setattr(platform, "processor", lambda: "")
-        monkeypatch.setattr(device, "_cpuinfo", lambda: {key.replace("_", " "): value for key, value in cpuinfo.items()})
+        monkeypatch.setattr(
+            device, "_cpuinfo", lambda: {key if key == "vendor_id" else key.replace("_", " "): value for key, value in cpuinfo.items()}
+        )
         monkeypatch.setattr(device, "_sysctl", lambda _: "")
         device.current.cache_clear()
         return device.current()
@@ -84,8 +89,85 @@ def test_arm_on_linux(machine: Any) -> None:
     other = machine("aarch64", CPU_implementer="0x41", CPU_part="0xd4f", Features="fp asimd")
     assert (one.isa, one.vector_bytes, one.features) == ("aarch64", 16, ())
     assert one.slug != other.slug
-    assert one.differences(other) == [f"name: {other.name!r} there, {one.name!r} here"]
+    assert one.differences(other)[0] == f"name: {other.name!r} there, {one.name!r} here"
     assert one.target() == {"kind": "llvm", "num-cores": one.cores, "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
+
+
+def test_the_model_tells_generations_of_one_name_apart(machine: Any) -> None:
+    """Family, model and stepping on x86, designer, part and variant on Arm, are in the fingerprint and in the folder's name; what a
+    machine does not tell is left out.
+    """
+    zen4 = machine("x86_64", flags=V4, model_name="AMD EPYC", vendor_id="AuthenticAMD", cpu_family="25", model="17", stepping="1")
+    zen5 = machine("x86_64", flags=V4, model_name="AMD EPYC", vendor_id="AuthenticAMD", cpu_family="26", model="2", stepping="1")
+    assert zen4.model == "AuthenticAMD family 25 model 17 stepping 1"
+    assert (zen4.slug, zen5.slug) == tuple(f"amd-epyc-{m}-x86-64-v4-{zen4.cores}c" for m in ("f25m17s1", "f26m2s1"))
+    assert zen4.differences(zen5) == [f"model: {zen5.model!r} there, {zen4.model!r} here"]
+    assert zen4.folders == (zen4.slug, f"amd-epyc-x86-64-v4-{zen4.cores}c")
+    arm = machine("aarch64", CPU_implementer="0x41", CPU_part="0xd0c", CPU_variant="0x3", CPU_revision="1")
+    assert arm.model == "implementer 0x41 part 0xd0c variant 0x3"
+    assert arm.slug == f"arm-0x41-0xd0c-i0x41p0xd0cv0x3-aarch64-{arm.cores}c"
+    assert (
+        machine("x86_64", flags=V4, vendor_id="GenuineIntel", cpu_family="6", model="143", stepping="unknown").model
+        == "GenuineIntel family 6 model 143"
+    )
+    nothing = machine("riscv64", isa="rv64gc")
+    assert (nothing.model, nothing.folders) == ("", (nothing.slug,))
+
+
+def test_the_model_on_an_intel_mac(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc/cpuinfo sysctl tells it."""
+    machine("x86_64")
+    told = {"machdep.cpu.vendor": "GenuineIntel", "machdep.cpu.family": "6", "machdep.cpu.model": "158", "machdep.cpu.stepping": "10"}
+    monkeypatch.setattr(device, "_sysctl", lambda name: told.get(name, ""))
+    device.current.cache_clear()
+    assert device.current().model == "GenuineIntel family 6 model 158 stepping 10"
+
+
+@pytest.mark.parametrize(("l1", "l2", "fields"), [(32768, 2097152, []), (49152, 2097152, ["l1"]), (0, 1048576, ["l2"]), (0, 0, [])])
+def test_a_record_without_a_model_is_compared_by_caches(l1: int, l2: int, fields: list[str]) -> None:
+    """What was written before records named the model serves where the caches of a core are the same, as far as both are known."""
+    old = msgspec.structs.replace(BASE, l1=l1, l2=l2, l3=7)
+    for a, b in ((NAMED, old), (old, NAMED)):
+        assert [d.partition(":")[0] for d in a.differences(b)] == fields
+
+
+def test_a_gpu_is_known_by_its_name() -> None:
+    """Caches of GPUs are not compared: data sheets and drivers count them differently."""
+    gpu = Device("gpu", "NVIDIA H200", "sm_90", 132, (), 232448, 50 << 20)
+    assert gpu.differences(msgspec.structs.replace(gpu, l1=1, l2=60 << 20)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, math.inf),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n0::/\n",
+                **{f"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_{n}_us": v for n, v in (("quota", "400000"), ("period", "100000"))},
+            },
+            4.0,
+        ),
+        ({"proc/self/cgroup": "4:cpu:/\n", **{f"sys/fs/cgroup/cpu/cpu.cfs_{n}_us": v for n, v in (("quota", "-1"), ("period", "100000"))}}, math.inf),
+        ({"proc/self/cgroup": "2:memory:/m\n", "sys/fs/cgroup/cpu.max": "10000 100000"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_a_control_groups_limit(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    """The CPU time a container may use is the least that its group and those above it allow, in either version of control groups."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert device._quota(tmp_path) == quota
+
+
+def test_cores_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that may use one and a half cores of many has two; one without a limit has all it may run on."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for quota, cores in ((1.5, 2), (0.1, 1), (math.inf, 64), (100.0, 64)):
+        monkeypatch.setattr(device, "_quota", lambda _, quota=quota: quota)
+        assert device.usable_cores() == cores
 
 
 def test_arm_on_macos(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +238,10 @@ def test_tvm_takes_the_target(isa: str) -> None:
     ],
 )
 def test_slugs_stay_as_they_are(name: str, slug: str) -> None:
-    """The folder names of logs in use must not change: trade marks and clock rates are left out, words joined by dashes."""
+    """The folder names of logs in use must not change: trade marks and clock rates are left out, words joined by dashes. Records of
+    before they named the model keep the name of their folder.
+    """
+    assert msgspec.structs.replace(NAMED, name=name).slug == slug.replace("x86-64-v4", "f6m143s8-x86-64-v4")
     assert msgspec.structs.replace(BASE, name=name).slug == slug
 
 

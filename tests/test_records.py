@@ -20,7 +20,7 @@ from lntune import records
 from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.errors import LogError
-from lntune.records import SCHEMA, STATUSES, LogWarning, Record, Timing
+from lntune.records import SCHEMA, STATUSES, LogWarning, Record, Setting, Timing
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
 
@@ -84,7 +84,8 @@ any_record = st.builds(
     timings=st.dictionaries(names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4),
     errors=st.dictionaries(names, st.floats(), max_size=3),
     versus_eager=st.dictionaries(names, st.floats(), max_size=3),
-    busy=st.booleans(),
+    busy=st.none() | st.booleans(),
+    default=st.none() | st.builds(Setting, names, st.dictionaries(names, st.integers(0, 9), max_size=2)),
     versions=st.dictionaries(any_text, any_text, max_size=3),
     run=any_text,
     time=any_text,
@@ -190,11 +191,62 @@ def test_reading_can_be_narrowed(tmp_path: Path) -> None:
     assert [(r.case.op, r.device) for r in records.read([tmp_path], op="lstm_step", device=other)] == [("lstm_step", other)]
 
 
-def test_folders_are_read_in_their_order(tmp_path: Path) -> None:
-    """Records come in the order of the folders given."""
-    for name in ("b", "a"):
-        records.append(tmp_path / name, a_record(run=name))
-    assert [r.run for r in records.read([tmp_path / "b", tmp_path / "a"])] == ["b", "a"]
+NOW = "2026-11-29T12:00:00+00:00"
+
+
+def told(*logs: list[str]) -> list[str]:
+    """Files of records made at these times, merged: "0a" is the first record of the first file."""
+    files = [[a_record(time=at, run=f"{number}{letter}") for letter, at in zip("abcdef", log, strict=False)] for number, log in enumerate(logs)]
+    return [r.run for r in records.merged(files, NOW)]
+
+
+def test_files_are_merged_by_time() -> None:
+    """Records of several files are one list, oldest first."""
+    assert told(["2026-01-01", "2026-03-01"], ["2026-02-01", "2026-04-01"]) == ["0a", "1a", "0b", "1b"]
+
+
+def test_in_a_file_the_later_line_is_later() -> None:
+    """A clock that was set back between two lines does not make the second one older, nor older than other files' records of before."""
+    assert told(["2026-03-01", "2026-02-01"]) == ["0a", "0b"]
+    assert told(["2026-03-01", "1970-01-01"], ["2026-02-01"]) == ["1a", "0a", "0b"]
+
+
+def test_a_time_in_the_future_is_no_time() -> None:
+    """A record dated 2038 counts as written right after the one before it, so that later ones, of its file and of others, are later."""
+    assert told(["2026-01-01", "2038-01-19", "2026-03-01"], ["2026-02-01"]) == ["0a", "0b", "1a", "0c"]
+    assert told(["2038-01-19"], ["2026-02-01"]) == ["0a", "1a"]
+    assert told(["2026-11-30T11:59"], ["2026-11-29"]) == ["1a", "0a"]  # less than a day ahead: clocks of two machines differ
+    assert [records.merged([[a_record(time="2038-01-19")], [a_record(time="2026-02-01")]])[-1].time] == ["2026-02-01"]
+
+
+times = st.sampled_from(["", "1970-01-01", "2026-01-01", "2026-02-01", "2026-02-01T10:00", "2038-01-19", "?"])
+
+
+@given(logs=st.lists(st.lists(times, max_size=4), max_size=4), seed=st.randoms())
+def test_the_order_of_files_does_not_matter(logs: list[list[str]], seed: Any) -> None:
+    """Whatever clocks said, the merged list is the same for any order of the files, and keeps the order within each."""
+    files = [[a_record(time=at, run=f"{number}", message=str(line)) for line, at in enumerate(log)] for number, log in enumerate(logs)]
+    found = records.merged(files, NOW)
+    for number, file in enumerate(files):
+        assert [r for r in found if r.run == str(number)] == file
+    seed.shuffle(files)
+    assert records.merged(files, NOW) == found
+
+
+def test_folders_are_read_as_one(tmp_path: Path) -> None:
+    """Records of several folders come oldest first, in whatever order the folders are given."""
+    for name, at in (("b", "2026-01-02"), ("a", "2026-01-01")):
+        records.append(tmp_path / name, a_record(run=name, time=at))
+    for folders in ([tmp_path / "b", tmp_path / "a"], [tmp_path / "a", tmp_path / "b"]):
+        assert [r.run for r in records.read(folders)] == ["a", "b"]
+
+
+def test_folders_of_before_devices_named_their_model_are_read(tmp_path: Path) -> None:
+    """A device's records lie in its own folder, and those of an earlier release in one whose name lacks the model."""
+    named = msgspec.structs.replace(DEVICE, model="GenuineIntel family 6 model 143 stepping 8")
+    for device in (DEVICE, named, msgspec.structs.replace(named, model="GenuineIntel family 6 model 85 stepping 7")):
+        records.append(tmp_path, a_record(device=device))
+    assert {r.device for r in records.read([tmp_path], device=named)} == {DEVICE, named}
 
 
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
@@ -212,9 +264,16 @@ def final(us: float, at: str, **fields: Any) -> Record:
 
 
 def test_the_latest_final_counts() -> None:
-    """Of several finals of one case the latest counts, not the fastest and not the last one read."""
-    log = [final(5.0, "2026-01-02T00:00:00Z"), final(9.0, "2026-03-01T00:00:00Z"), final(7.0, "2026-02-01T00:00:00Z")]
-    assert [r.median() for r in records.finals(log).values()] == [9.0]
+    """Of several finals of one case the latest counts, not the fastest and not that of the last file."""
+    files = [[final(5.0, "2026-01-02T00:00:00Z"), final(9.0, "2026-03-01T00:00:00Z")], [final(7.0, "2026-02-01T00:00:00Z")]]
+    assert [r.median() for r in records.finals(records.merged(files)).values()] == [9.0]
+
+
+def test_a_disturbed_final_does_not_supersede_another() -> None:
+    """One that others disturbed counts only where there is no other; of several such, the latest. Not known is not disturbed."""
+    quiet, busy, unknown = final(5.0, "1", busy=False), final(9.0, "2", busy=True), final(7.0, "3", busy=None)
+    for log, us in (([quiet, busy], 5.0), ([busy], 9.0), ([busy, final(8.0, "4", busy=True)], 8.0), ([quiet, unknown, busy], 7.0)):
+        assert [r.median() for r in records.finals(log).values()] == [us]
 
 
 def test_of_equally_old_finals_the_last_counts() -> None:

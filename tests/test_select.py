@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import lntune
 from lntune import device, knobs, paths, records, schedule
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.errors import NotTunedError
 from lntune.records import Record, Timing
-from lntune.select import TIERS, Choice, select
+from lntune.select import TIERS, Choice, select, served
 from lntune.torch import dispatch
 
 HIDDEN = 192
@@ -122,7 +124,8 @@ def test_eager_where_it_was_faster() -> None:
 def test_the_latest_final_counts() -> None:
     """A later measurement replaces an earlier one; trials and failures never serve."""
     later = final(tuned=3.0, eager=1.0, time="2026-02-01")
-    assert choose(later, final()).tier == choose(final(), later).tier == "eager"
+    for files in ([[later], [final()]], [[final()], [later]]):
+        assert choose(*records.merged(files)).tier == "eager"
     assert choose(final(role="trial")).tier == choose(final(status="wrong", timings={})).tier == "default"
 
 
@@ -156,10 +159,120 @@ def test_records_that_no_longer_fit() -> None:
 
 
 def test_a_stale_source_is_mentioned() -> None:
-    """A record of an older schedule source still serves, and says that it wants to be measured again."""
+    """A record of an older schedule source still serves, says that it wants to be measured again, and does not count as measured."""
     choice = choose(final(source="0123456789ab"))
     assert choice.tier == "exact" and "source has changed" in choice.steps[-1]
+    assert (choice.stale, choice.measured) == (True, False)
     assert "source has changed" not in choose(final()).steps[-1]
+    eager = choose(final(source="0123456789ab", eager=0.5))
+    assert (eager.tier, eager.stale, eager.measured) == ("eager", True, False)
+
+
+UNUSABLE: list[dict[str, Any]] = [{"schedule": "gone"}, {"knobs": {"wings": 2}}, {"knobs": {"lanes": 8, "unroll": 4}}]
+
+
+@pytest.mark.parametrize("changes", UNUSABLE, ids=["schedule", "space", "fit"])
+def test_what_cannot_be_used_hides_nothing(changes: dict[str, Any]) -> None:
+    """A newest record whose schedule is absent, or whose knobs are outside today's space or do not fit, leaves an older one of the same case
+    in its place, and `why` names it.
+    """
+    older, newest = final(), final(time="2026-06-01", **{**changes, "knobs": {**final().knobs, **changes.get("knobs", {})}})
+    choice = choose(older, newest)
+    assert (choice.tier, choice.record, choice.measured) == ("exact", older, True)
+    assert "2026-06-01" in choice.steps[0] and "passed over for an older one" in choice.steps[0]
+
+
+def test_a_disturbed_final_does_not_replace_a_quiet_one() -> None:
+    """Finals of one scheduler turn serve where there is nothing else, and say so; a quiet one, however old, comes before them."""
+    turns = {name: Timing((us, us + 1), us) for name, us in (("tuned", 7998.0), ("eager", 7996.0), ("copy", 7991.0))}
+    for disturbed in (final(time="2026-06-01", timings=turns), final(time="2026-06-01", busy=True)):
+        choice = choose(final(), disturbed)
+        assert choice.record == final() and "disturbed" in choice.steps[0] and "passed over" in choice.steps[0]
+        alone = choose(disturbed)
+        assert (alone.record, alone.measured) == (disturbed, True) and "it was disturbed" in alone.steps[-1]
+    assert choose(final(busy=False), final(time="2026-06-01", busy=None)).steps[0].count("2026-06-01")  # not known is not disturbed
+
+
+def test_stale_before_disturbed() -> None:
+    """What was measured in quiet, of a schedule that has changed since, still says more than what was measured in turns of the scheduler."""
+    old, disturbed = final(source="0123456789ab"), final(time="2026-06-01", busy=True)
+    assert choose(old, disturbed).record == old
+    assert choose(old, final(time="2026-05-01"), old).record == final(time="2026-05-01")
+
+
+kinds = st.tuples(
+    st.sampled_from([{}, *UNUSABLE]),
+    st.sampled_from(["now", "then"]),
+    st.sampled_from([None, False, True]),
+    st.sampled_from(["1970", "2026", "2038"]),
+)
+
+
+def of(number: int, kind: Any) -> Record:
+    """A final of a kind, told from others by its run."""
+    changes, source, busy, time = kind
+    made = final(run=str(number), busy=busy, time=time, **{k: v for k, v in changes.items() if k != "knobs"})
+    made = msgspec.structs.replace(made, knobs={**made.knobs, **changes.get("knobs", {})})
+    return made if source == "now" else msgspec.structs.replace(made, source="0123456789ab")
+
+
+def usable(kind: Any) -> bool:
+    """True when a final of the kind can serve."""
+    return not kind[0]
+
+
+def quiet(kind: Any) -> bool:
+    """True when a final of the kind was not disturbed."""
+    return kind[2] is not True
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=st.lists(kinds, max_size=5), added=kinds, place=st.integers(0, 5))
+def test_which_record_serves(before: list[Any], added: Any, place: int) -> None:
+    """One order decides. A record that cannot be used never changes the choice; nor does a disturbed one where a usable one is not; nor a stale
+    one where one is neither stale nor disturbed. Of what serves, none is disturbed or stale while another is not.
+    """
+    log = [of(number, kind) for number, kind in enumerate(before)]
+    chosen = choose(*log).record
+    more = [*log[:place], of(9, added), *log[place:]]
+    now = choose(*more).record
+    others = [kind for kind in before if usable(kind)]
+    if (
+        not usable(added)
+        or (not quiet(added) and any(map(quiet, others)))
+        or (added[1] == "then" and any(quiet(k) and k[1] == "now" for k in others))
+    ):
+        assert now == chosen
+    elif place >= len(log) and quiet(added) and added[1] == "now":
+        assert now is not None and now.run == "9"  # tuned again, it serves
+    assert (now is None) == (not others and not usable(added))
+    if now is not None and now.busy:
+        assert not any(quiet(k) for k in others)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logs=st.lists(st.lists(kinds, max_size=3), max_size=3), seed=st.randoms())
+def test_the_order_of_files_does_not_decide(logs: list[list[Any]], seed: Any) -> None:
+    """The same record serves in whatever order the files are read."""
+    files = [[of(10 * number + line, kind) for line, kind in enumerate(log)] for number, log in enumerate(logs)]
+    chosen = choose(*records.merged(files)).record
+    seed.shuffle(files)
+    assert choose(*records.merged(files)).record == chosen
+
+
+def test_a_wrong_clock_does_not_decide_for_ever() -> None:
+    """A final dated 2038 is superseded by the next one, of its own file or of another."""
+    wrong, right = final(time="2038-01-19T03:14:07Z"), final(time="2026-02-01", tuned=1.5)
+    for files in ([[wrong, right]], [[wrong], [right]], [[right], [wrong]]):
+        assert choose(*records.merged(files)).record == right
+
+
+def test_what_a_report_shows_is_what_serves() -> None:
+    """`served` gives for each case the record that `select` rests on, or where none can be used the latest."""
+    busy, gone = final(busy=True, time="2026-06-01"), final(at(rows=32), schedule="gone")
+    found = served([final(), busy, final(at(rows=32), time="2025"), gone], schedule.all_schedules())
+    assert found == {final().key: final(), gone.key: final(at(rows=32), time="2025")}
+    assert served([gone], schedule.all_schedules()) == {gone.key: gone}
 
 
 # What follows goes through lntune.layer_norm.
@@ -207,6 +320,17 @@ def test_eager_is_called_where_it_won(log_dir: Path) -> None:
     for _ in range(2):
         assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))
         assert lntune.layer_norm(X.clone().requires_grad_(), (HIDDEN,)).grad_fn.name() == "NativeLayerNormBackward0"
+
+
+def test_strict_wants_what_is_not_stale(log_dir: Path) -> None:
+    """A record whose schedule has changed since is no measurement of what would run: an error in strict mode, else said once and served."""
+    records.append(log_dir, final(source="0123456789ab"))
+    with pytest.warns(lntune.UntunedWarning, match="was tuned before its schedule changed; served by that record. Run: lntune tune"):
+        call()
+    assert dispatch.describe(CASE)["stale"] is True
+    lntune.strict()
+    with pytest.raises(NotTunedError, match=r"measured on this device before its schedule changed.*lntune tune layer_norm"):
+        call()
 
 
 def test_strict(log_dir: Path) -> None:

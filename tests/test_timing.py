@@ -143,12 +143,23 @@ def test_the_collector_is_left_as_it_was(clock: Clock, enabled: bool, fails: boo
     assert not any(states[2:])
 
 
-@pytest.mark.parametrize(("others", "busy"), [(None, False), (0.0, False), (0.14, False), (0.16, True), (1.0, True)])
-def test_busy(monkeypatch: pytest.MonkeyPatch, others: float | None, busy: bool) -> None:
-    """A measurement is marked busy when others used more than BUSY_SHARE of the machine, and not when that is not known."""
+@pytest.mark.parametrize(("others", "busy"), [(None, None), (0.0, False), (0.14, False), (0.16, True), (1.0, True)])
+def test_busy(monkeypatch: pytest.MonkeyPatch, others: float | None, busy: bool | None) -> None:
+    """A measurement is marked busy when others used more than BUSY_SHARE of the machine, and neither so nor quiet when that is not known."""
     monkeypatch.setattr(timing, "Contention", lambda: SimpleNamespace(share=lambda: others))
     measured = timing.measure({"f": lambda: None}, 0.0, rounds=1)
     assert (measured.others, measured.busy) == (others, busy)
+
+
+@pytest.mark.parametrize("others", [None, 0.0])
+def test_what_the_samples_show_counts_whatever_the_load(clock: Clock, monkeypatch: pytest.MonkeyPatch, others: float | None) -> None:
+    """Calls that mostly wait for a turn of the scheduler are a disturbed measurement, also where nobody is seen to use the machine."""
+    monkeypatch.setattr(timing, "Contention", lambda: SimpleNamespace(share=lambda: others))
+    noise = random.Random(0)
+    waiting = timing.measure({"f": clock.contender("f", lambda: noise.choice((5e-6, 7.993e-3, 7.993e-3)))}, 0.0, rounds=20)
+    assert waiting.busy is True
+    steady = timing.measure({"f": clock.contender("f", lambda: noise.uniform(1e-3, 2e-3))}, 0.0, rounds=20)
+    assert steady.busy is (None if others is None else False)
 
 
 @pytest.mark.parametrize(

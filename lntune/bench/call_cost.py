@@ -69,17 +69,18 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
         second = msgspec.structs.replace(case, variant=op.checked[0])
         kernel, _ = dispatch.kernel_for(case), dispatch.kernel_for(second)  # in the cache from now on
     fresh = [_fresh(case, second) for _ in range(processes)]
+    ratios = {n: timing.ratio(measured.timings[f"eager {n}"], measured.timings[f"tuned {n}"]) for n in ("2-D", "3-D")}
     imported, first, loaded = (round(statistics.median(f.milliseconds[i] for f in fresh), 3) for i in range(3))
     return Costs(
         case=case,
         call_us={name: timing_.median_us for name, timing_ in measured.timings.items()},
-        eager_over_tuned={n: round(timing.ratio(measured.timings[f"eager {n}"], measured.timings[f"tuned {n}"]), 4) for n in ("2-D", "3-D")},
+        eager_over_tuned={n: None if measured.busy else round(ratio, 4) for n, ratio in ratios.items()},
         first_load_ms=None if kernel is None else first,
         load_ms=None if kernel is None else loaded,
         loading_imports_tvm=any(f.tvm for f in fresh),
         import_ms=imported,
         processes=processes,
-        busy=measured.busy,
+        busy=bool(measured.busy),
     )
 
 

@@ -16,8 +16,8 @@ BENCH = "bench"
 """The role of a record that `lntune bringup` benchmarked: what serves the case against eager, torch.compile and the others."""
 
 
-def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | None = None) -> list[Record]:
-    """The records of this device, for the operators of the cases, whose schedule's source is today's; also those without a schedule."""
+def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()) -> list[Record]:
+    """The records of this device, oldest first, for the operators of the cases, whose schedule's source is today's; also those without one."""
     found = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
@@ -36,17 +36,24 @@ def _source(name: str) -> str:
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     """The latest final of each case that has one: measured on this device, with the schedules as they are."""
-    latest = records.finals(_of(device, cases, paths.log_dirs(), "final"))
+    return _finals(cases, _of(device, cases, paths.log_dirs(), "final"))
+
+
+def _finals(cases: Sequence[Case], found: Sequence[Record]) -> dict[Case, Record]:
+    """Those of the cases, among records given oldest first."""
+    latest = records.finals(found)
     keys = {case: (case.op, case.hidden, case.dtype, case.bucket) for case in cases}
     return {case: latest[key] for case, key in keys.items() if key in latest}
 
 
 def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     """The latest benchmark of each case that has one which is not older than the case's final."""
-    newest = finals(device, cases)
+    log = _of(device, cases, paths.log_dirs(), ("final", BENCH))
+    place = {id(record): number for number, record in enumerate(log)}
+    newest = {case: place[id(record)] for case, record in _finals(cases, log).items()}
     found: dict[Case, Record] = {}
-    for record in sorted(_of(device, cases, paths.log_dirs(), BENCH), key=lambda r: r.time):
-        if record.case in cases and record.status == "ok" and (record.case not in newest or record.time >= newest[record.case].time):
+    for record in log:
+        if record.role == BENCH and record.case in cases and record.status == "ok" and place[id(record)] >= newest.get(record.case, 0):
             found[record.case] = record
     return found
 

@@ -48,7 +48,8 @@ class Smoked(msgspec.Struct, frozen=True):
 
 class Operator(msgspec.Struct, frozen=True):
     """One operator. `tuned` of `planned` cases have a final; ratios are geomeans; `of_copy` is the share of a copy's bandwidth on data far
-    beyond the cache, over the finals, and `smallest_of_copy` its smallest. None: not measured.
+    beyond the cache, over the finals, and `smallest_of_copy` its smallest. None: not measured. Of finals and benchmarks `disturbed` were so by other
+    work on the machine and count in no figure.
     """
 
     op: str
@@ -61,6 +62,7 @@ class Operator(msgspec.Struct, frozen=True):
     of_copy: float | None
     smallest_of_copy: float | None
     slower_than_eager: list[str]
+    disturbed: int = 0
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -108,6 +110,7 @@ def operator(op: str, planned: int, finals: Sequence[Record], benchmarks: Sequen
         of_copy=geomean(shares),
         smallest_of_copy=min(shares, default=None),
         slower_than_eager=[f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1],
+        disturbed=sum(bool(r.disturbed) for r in (*rows, *compared)),
     )
 
 
@@ -148,6 +151,9 @@ def lines(s: Summary) -> list[str]:
         made.append(f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)")
     elif any(o.over_eager for o in s.operators):
         made.append("slower than eager nowhere")
+    if disturbed := sum(o.disturbed for o in s.operators):
+        what = counted(disturbed, "measurement was", "measurements were")
+        made.append(f"{what} disturbed by other work on the machine and left out: neither times nor ratios of these hold")
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
     made.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")

@@ -23,7 +23,7 @@ class Costs(msgspec.Struct, frozen=True):
 
     case: Case
     call_us: dict[str, float]
-    eager_over_tuned: dict[str, float]
+    eager_over_tuned: dict[str, float | None]
     first_load_ms: float | None
     load_ms: float | None
     loading_imports_tvm: bool
@@ -51,4 +51,4 @@ def costs_table(costs: Sequence[Costs]) -> Table:
 
 def costs_lines(costs: Sequence[Costs]) -> list[str]:
     """What is to be known about the table."""
-    return ["* measured while others used the machine"] if any(c.busy for c in costs) else []
+    return ["* disturbed by other work on the machine: neither times nor ratios hold"] if any(c.busy for c in costs) else []

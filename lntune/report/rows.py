@@ -21,7 +21,7 @@ class Row(msgspec.Struct, frozen=True):
     copy's, `error` = largest error on plain random inputs divided by eager's own on these, `of_allowed` = largest error on the
     inputs made to break kernels as a share of what is allowed there, `spread` = distance between the quartiles over the median.
 
-    None stands for what was not measured.
+    None stands for what was not measured, and for all that would be reckoned from times that were disturbed: `disturbed` says by what.
     """
 
     op: str
@@ -45,7 +45,7 @@ class Row(msgspec.Struct, frozen=True):
     spread: float | None
     schedule: str
     knobs: str
-    busy: bool
+    disturbed: str
     time: str
 
 
@@ -69,7 +69,8 @@ def spread(measured: Timing | None) -> float | None:
 
 def row_of(record: Record) -> Row:
     """The row of one final record or benchmark result."""
-    case, timings = record.case, record.timings
+    case, disturbed = record.case, record.disturbance
+    timings = {} if disturbed else record.timings  # of which figures are made
     tuned, eager, copy, default = (timings.get(name) for name in ("tuned", "eager", "copy", "default"))
     compiled = timings.get("compile")
     better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
@@ -96,7 +97,7 @@ def row_of(record: Record) -> Row:
         spread=spread(tuned),
         schedule=record.schedule,
         knobs=describe(record.knobs),
-        busy=record.busy,
+        disturbed=disturbed,
         time=record.time,
     )
 
@@ -127,7 +128,7 @@ def peer_lines(records: Iterable[Record]) -> list[str]:
     """How the tuned op compares with others' kernels, contender by contender, where some were measured."""
     ratios: dict[str, list[float | None]] = {}
     for record in records:
-        for name, measured in record.timings.items():
+        for name, measured in ({} if record.disturbance else record.timings).items():
             if name not in _OURS:
                 ratios.setdefault(name, []).append(pairwise(measured, record.timings.get("tuned")))
     return [f"geomean {mean:.2f}x over {name} ({counted(len(found), 'case')})" for name, found in sorted(ratios.items()) if (mean := geomean(found))]
@@ -144,5 +145,5 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         "geomean_of_copy": geomean(r.of_copy for r in rows),
         "smallest_of_copy": min((r.of_copy for r in rows if r.of_copy is not None), default=None),
         "slower_than_eager": slower,
-        "measured_on_a_busy_machine": sum(r.busy for r in rows),
+        "disturbed": sum(bool(r.disturbed) for r in rows),
     }

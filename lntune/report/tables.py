@@ -77,7 +77,7 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidt
         (True, Column("rows"), lambda r: str(r.rows)),
         (eager, Column("eager us", 1), lambda r: micros(r.eager_us)),
         (compiled, Column("compile us", 5), lambda r: micros(r.compile_us)),
-        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + ("*" if r.busy else "")),
+        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + ("*" if r.disturbed else "")),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
         (compiled, Column("over better", 2), lambda r: ratio_text(r.over_better)),
         (True, Column("GB/s", 8), lambda r: number(r.gbps, 1)),
@@ -113,6 +113,6 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest {percent(facts['smallest_of_copy'])}")
     if beyond := sum(r.error is not None and r.error > TWICE for r in rows):
         lines.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
-    if facts["measured_on_a_busy_machine"]:
-        lines.append(f"* {facts['measured_on_a_busy_machine']} measured while others used the machine: ratios hold, absolute times may not")
+    if facts["disturbed"]:
+        lines.append(f"* {facts['disturbed']} disturbed by other work on the machine: neither times nor ratios hold")
     return lines

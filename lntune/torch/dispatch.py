@@ -126,14 +126,17 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     try:
         choice = choose(case, device)
         if not choice.measured:
+            outlived = choice.stale and choice.tier in ("exact", "eager")
             if _strict:
-                raise NotTunedError(f"{what} was not measured on this device ({'; '.join(choice.steps)}). Run: {command}")
+                state = "was measured on this device before its schedule changed" if outlived else "was not measured on this device"
+                raise NotTunedError(f"{what} {state} ({'; '.join(choice.steps)}). Run: {command}")
             told = (device, case.op, case.hidden, case.dtype, case.bucket)
             if told not in _told:  # once, whatever the variant
                 _told.add(told)
                 served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
-                by = served.get(choice.tier, "eager mode")
-                warnings.warn(f"{what} is not tuned on this device; served by {by}. Run: {command}", UntunedWarning, stacklevel=5)
+                by = {"exact": "that record", **served}.get(choice.tier, "eager mode")
+                state = "was tuned before its schedule changed" if outlived else "is not tuned on this device"
+                warnings.warn(f"{what} {state}; served by {by}. Run: {command}", UntunedWarning, stacklevel=5)
         if choice.tier == "eager":
             return None
         plan = schedule.get(choice.schedule, case.op)
@@ -214,4 +217,6 @@ def describe(case: Case, device: Device | None = None) -> dict[str, Any]:
         "steps": list(choice.steps),
         "tuned_us": record.median() if record else None,
         "eager_us": record.median("eager") if record else None,
+        "stale": choice.stale,
+        "disturbed": bool(record and record.disturbance),
     }

@@ -1,0 +1,55 @@
+"""Was a measurement disturbed? What its samples say, whatever load the system reports.
+
+On a machine that others use, threads wait for each other's turn of the scheduler, and samples say how long a turn is instead of how long a
+kernel takes. Three things show it; of some 8,000 measured contenders on quiet machines the first two were never above 2.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+TIMES = 3.0
+"""Half the samples take so many times the quickest, or the upper quarter so many times the lower one."""
+ENOUGH = 4
+"""Quartiles of fewer samples say nothing."""
+TURN_US = 4000.0
+"""A turn of the scheduler, or a whole number of them; Linux counts in ticks of 1, 4 or 10 ms, and most distributions in 4."""
+_BELOW, _ABOVE = 0.015, 0.005
+"""How far from a whole number of turns a sample may end, as a share of a turn: the work itself is done before the turn is over."""
+APART = 100.0
+"""No kernel is so many times as fast as eager mode, or as slow."""
+
+
+def why(samples: Mapping[str, Sequence[float]], medians: Mapping[str, float]) -> str:
+    """What shows that a measurement was disturbed, in words; empty when nothing does.
+
+    `samples` are microseconds by contender, of all of one measurement, `medians` theirs (of more samples, where not all were kept).
+    """
+    for name, taken in samples.items():
+        if said := _scattered(name, sorted(taken), medians[name]):
+            return said
+    different = {tuple(taken): medians[name] for name, taken in samples.items()}  # the default knobs may be the winner itself
+    ends = list(different.values())
+    if len(ends) > 1 and all(map(_turns, ends)) and max(ends) < (1 + 2 * (_BELOW + _ABOVE)) * min(ends):
+        return f"whoever was measured took {round(ends[0] / TURN_US)} turns of the scheduler, {TURN_US / 1e3:g} ms each"
+    eager, tuned = medians.get("eager"), medians.get("tuned")
+    if eager and tuned and max(eager / tuned, tuned / eager) > APART:
+        return f"eager mode and the kernel lie a factor of {max(eager / tuned, tuned / eager):.0f} apart"
+    return ""
+
+
+def _scattered(name: str, ordered: Sequence[float], median: float) -> str:
+    if len(ordered) < ENOUGH:
+        return ""
+    lower, upper = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    if median > TIMES * ordered[0]:
+        return f"half the calls of {name!r} took {median:.4g} us or more, the quickest {ordered[0]:.4g} us"
+    if upper > TIMES * lower:
+        return f"a quarter of the calls of {name!r} took {upper:.4g} us or more, another {lower:.4g} us or less"
+    return ""
+
+
+def _turns(us: float) -> bool:
+    """True for a whole number of turns, one at least."""
+    turns = us / TURN_US
+    return any(n >= 1 and n - _BELOW <= turns <= n + _ABOVE for n in (int(turns), int(turns) + 1))
