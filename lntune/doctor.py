@@ -8,17 +8,18 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from lntune import __version__, cuda, device, paths, records, schedule, toolchain
+from lntune import __version__, cuda, device, paths, records, schedule, select, toolchain
 from lntune.errors import LntuneError
 from lntune.toolchain import MISSING
+from lntune.words import counted
 
 SHOWN = 3
-"""Skipped lines of the log that are quoted."""
+"""Skipped lines of the log, records and commands that are quoted."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -184,29 +185,41 @@ def _content() -> list[Finding]:
     return [found, *_records(known)]
 
 
+def _again(topic: str, found: Sequence[records.Record], of: int, what: str, first: str = "") -> Finding:
+    """Finals that are better measured again, `found` of so many, with the commands that do; `first` is to be done before."""
+    if not found:
+        return Finding(topic, "ok", "none")
+    commands = select.tune_commands(r.case for r in found)
+    more = f" (and {counted(len(commands) - SHOWN, 'command')} more)" if len(commands) > SHOWN else ""
+    return Finding(topic, "warn", f"{len(found)}{f' of {of}' if of else ''}{what}", f"{first}Run: {'; '.join(commands[:SHOWN])}{more}")
+
+
 def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
     """What is tuned on this device, which of it schedules have outrun since, and the lines nobody can use."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            mine = records.finals(records.read(paths.log_dirs(), device=device.current()))
+            here = device.current()
+            log = [r for r in records.read(paths.log_dirs(), device=here) if not here.differences(r.device)]
         except LntuneError as e:
             return [Finding("tuned cases", "fail", str(e), "Make the file readable, or set LNTUNE_LOG_DIR to another folder.")]
     skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]
+    mine = select.served(log, known)
     found = []
     if mine:
         hidden = ", ".join(map(str, sorted({r.case.hidden for r in mine.values()})))
         found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
     else:
         found.append(Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm"))
-    stale = [r for r in mine.values() if r.schedule not in known or known[r.schedule].source != r.source]
-    if stale and known:
-        names = ", ".join(sorted({r.schedule for r in stale}))
-        found.append(
-            Finding("stale records", "warn", f"{len(stale)} of {len(mine)}: {names} changed since they were measured", "Tune these cases again.")
-        )
-    else:
-        found.append(Finding("stale records", "ok", "none"))
+    stale = [r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))]
+    names = ", ".join(sorted({r.schedule for r in stale}))
+    found.append(_again("stale records", stale, len(mine), f": {names} changed or went since they were measured"))
+    disturbed = [r for r in mine.values() if r.disturbance]
+    found.append(_again("disturbed records", disturbed, len(mine), " were measured while other work used the machine, and there are no others"))
+    latest = records.horizon()
+    future = [r for r in log if r.role == "final" and r.time > latest]
+    said = "; ".join(f"{r.case} of {r.time}" for r in future[:SHOWN])
+    found.append(_again("future records", future, 0, f" dated after today, of a wrong clock, count as old: {said}", "Set the clock. "))
     if skipped:
         more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         remedy = "They are left out; remove the lines, or update lntune if it is older than they are."

@@ -90,8 +90,9 @@ def log_dir() -> Path:
 
 
 def log_dirs() -> list[Path]:
-    """Folders read for measurements: the one written to, then the shipped one."""
-    return _distinct([log_dir(), content("tuning_logs")])
+    """Folders read for measurements: the one written to, and the shipped one, unless `LNTUNE_SHIPPED_LOGS` is 0."""
+    shipped = os.environ.get("LNTUNE_SHIPPED_LOGS", "") != "0"
+    return _distinct([log_dir(), *([content("tuning_logs")] if shipped else [])])
 
 
 def cache_dir() -> Path:

@@ -231,6 +231,19 @@ def horizon(now: str | None = None) -> str:
     return (clock + AHEAD).isoformat(timespec="milliseconds")
 
 
+def by_device(records: Iterable[Record]) -> list[list[Record]]:
+    """Records by the device they were measured on, in the order given; old ones may have a folder's name in common and differ."""
+    groups: list[list[Record]] = []
+    for record in records:
+        one = record.device
+        group = next((g for g in groups if g[0].device.slug == one.slug and not g[0].device.differences(one)), None)
+        if group is None:
+            groups.append([record])
+        else:
+            group.append(record)
+    return groups
+
+
 def measured(records: Iterable[Record]) -> dict[Key, list[Record]]:
     """The final measurements of each case, in the order given."""
     found: dict[Key, list[Record]] = {}

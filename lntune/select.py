@@ -105,6 +105,21 @@ def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
     return schedule is not None and schedule.source != record.source
 
 
+def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
+    """The commands that measure some cases again, and no others: as few as can be had by joining hidden sizes, then rows, then dtypes."""
+    joined: dict[tuple[str, str, str], set[int]] = {}
+    for case in cases:
+        joined.setdefault((case.op, case.dtype, str(case.typical.rows)), set()).add(case.hidden)
+    by_rows: dict[tuple[str, str, str], list[int]] = {}
+    for (op, dtype, rows), hidden in joined.items():
+        by_rows.setdefault((op, dtype, ",".join(map(str, sorted(hidden)))), []).append(int(rows))
+    by_dtype: dict[tuple[str, str, str], list[str]] = {}
+    for (op, dtype, hidden_), counts in by_rows.items():
+        by_dtype.setdefault((op, hidden_, ",".join(map(str, sorted(counts)))), []).append(dtype)
+    end = "" if target == "cpu" else f" --target {target}"
+    return sorted(f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{end}" for (op, h, r), d in by_dtype.items())
+
+
 def standing(group: Sequence[Record], unusable: Callable[[Record], str], stale: Callable[[Record], bool]) -> list[Record]:
     """Finals of one case on one device, given oldest first, in the order in which they deserve to serve it.
 

@@ -60,7 +60,18 @@ def test_a_sound_machine() -> None:
         "direct calls",
         "matrix products",
     }
-    topics |= {"gpu", "CUDA compiler", "tuning log", "kernel cache", "schedules", "tuned cases", "stale records", "skipped records"}
+    topics |= {
+        "gpu",
+        "CUDA compiler",
+        "tuning log",
+        "kernel cache",
+        "schedules",
+        "tuned cases",
+        "stale records",
+        "disturbed records",
+        "future records",
+        "skipped records",
+    }
     assert set(found) == topics
     assert not [f for f in found.values() if f.status == "fail"]
     assert found["log folder name"].detail == device.current().slug
@@ -150,7 +161,27 @@ def test_stale_records_are_a_warning(log_dir: Path) -> None:
     for record in (final(64), final(128, source="old"), final(256, schedule="gone")):
         records.append(log_dir, record)
     found = findings()["stale records"]
-    assert found.status == "warn" and found.detail == "2 of 3: cached_rows, gone changed since they were measured"
+    assert found.status == "warn" and found.detail == "2 of 3: cached_rows, gone changed or went since they were measured"
+    assert found.remedy == "Run: lntune tune layer_norm --hidden 128,256 --dtype float32 --rows 512"
+
+
+def test_records_of_a_wrong_clock_are_a_warning(log_dir: Path) -> None:
+    """A final dated 2038 is named, with what to do; one of today is not, nor is one of another generation of the same name."""
+    old = msgspec.structs.replace(device.current(), model="", l1=1, l2=1)
+    for record in (final(64, time="2026-01-01"), final(128, time="2038-01-19"), msgspec.structs.replace(final(256, time="2038-01-19"), device=old)):
+        records.append(log_dir, record)
+    found = findings()
+    assert found["future records"].status == "warn" and "layer_norm 512x128 float32 of 2038-01-19" in found["future records"].detail
+    assert found["future records"].remedy == "Set the clock. Run: lntune tune layer_norm --hidden 128 --dtype float32 --rows 512"
+    assert found["tuned cases"].detail.startswith("2 on this device")
+
+
+def test_disturbed_records_are_a_warning(log_dir: Path) -> None:
+    """A case that has only a disturbed measurement is named; one that has a quiet one too is not."""
+    for record in (final(64, busy=True), final(128, time="1"), final(128, time="2", busy=True)):
+        records.append(log_dir, record)
+    found = findings()["disturbed records"]
+    assert found.detail.startswith("1 of 2 ") and "--hidden 64 " in found.remedy
 
 
 def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lntune import paths
 
-VARIABLES = ("LNTUNE_SCHEDULES", "LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR")
+VARIABLES = ("LNTUNE_SHIPPED_LOGS", "LNTUNE_SCHEDULES", "LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,13 @@ def test_the_users_log_folder(package: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LNTUNE_LOG_DIR", "~/logs")
     assert paths.log_dir() == Path("~/logs").expanduser()
     assert paths.log_dirs() == [Path("~/logs").expanduser(), package.parent / "tuning_logs"]
+
+
+def test_shipped_logs_can_be_left_out(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LNTUNE_SHIPPED_LOGS=0 leaves only the folder that is written to."""
+    for value, count in (("0", 1), ("", 2), ("1", 2)):
+        monkeypatch.setenv("LNTUNE_SHIPPED_LOGS", value)
+        assert paths.log_dirs()[0] == paths.log_dir() and len(paths.log_dirs()) == count
 
 
 def test_a_folder_named_twice_is_read_once(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

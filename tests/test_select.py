@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lntune import device, knobs, paths, records, schedule
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.errors import NotTunedError
 from lntune.records import Record, Timing
-from lntune.select import TIERS, Choice, select, served
+from lntune.select import TIERS, Choice, select, served, tune_commands
 from lntune.torch import dispatch
 
 HIDDEN = 192
@@ -265,6 +266,28 @@ def test_a_wrong_clock_does_not_decide_for_ever() -> None:
     wrong, right = final(time="2038-01-19T03:14:07Z"), final(time="2026-02-01", tuned=1.5)
     for files in ([[wrong, right]], [[wrong], [right]], [[right], [wrong]]):
         assert choose(*records.merged(files)).record == right
+
+
+@given(
+    cases=st.sets(
+        st.builds(
+            Case,
+            st.sampled_from(["layer_norm", "lnlstm_step"]),
+            st.integers(1, 4),
+            st.sampled_from(["float32", "bfloat16"]),
+            st.sampled_from(TYPICAL_ROWS),
+        )
+    )
+)
+def test_the_commands_that_tune_cases(cases: set[Case]) -> None:
+    """Together they name every case once, and no other."""
+    named: list[Case] = []
+    for command in tune_commands(cases):
+        words = command.split()
+        lists = [words[n].split(",") for n in (4, 6, 8)]
+        named += [Case(words[2], int(h), d, int(r)) for h, d, r in itertools.product(*lists)]
+    assert sorted(named) == sorted(cases)
+    assert tune_commands([CASE], "cuda")[0].endswith("--rows 8 --target cuda")
 
 
 def test_what_a_report_shows_is_what_serves() -> None:

@@ -15,7 +15,7 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
-from lntune import __version__, ops
+from lntune import __version__, ops, paths
 from lntune.case import Case
 from lntune.errors import InputError, LntuneError, got_expected, unknown
 
@@ -37,7 +37,7 @@ ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by
 GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: default, or paper (the hidden sizes of the paper's experiments).")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
 WIDE = Annotated[bool, typer.Option("--wide", help="All columns of tables, also where the terminal is too narrow for them; pipes have them anyway.")]
-LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, instead of LNTUNE_LOG_DIR or the default.")]
+LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, and no other: neither LNTUNE_LOG_DIR nor what is shipped.")]
 
 TARGET = Annotated[str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")]
 
@@ -136,24 +136,44 @@ def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") ->
 
 
 @contextlib.contextmanager
-def using_logs(folder: Path | None) -> Iterator[None]:
-    """Everything in the block reads and writes the tuning logs of `folder`; None: wherever they are by default."""
+def using_logs(folder: Path | None, made: bool = False) -> Iterator[None]:
+    """Everything in the block reads and writes the tuning logs of `folder` and no others, also in processes it starts; None: wherever they
+    are by default. `made`: the folder need not be there yet.
+
+    Raises:
+        InputError: it is no folder of tuning logs.
+    """
+    _check_logs(folder, made)
     if folder is None:
         yield
         return
-    before = os.environ.get("LNTUNE_LOG_DIR")
-    os.environ["LNTUNE_LOG_DIR"] = str(folder)
+    ours = {"LNTUNE_LOG_DIR": str(folder), "LNTUNE_SHIPPED_LOGS": "0"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        del os.environ["LNTUNE_LOG_DIR"]
-        if before is not None:
-            os.environ["LNTUNE_LOG_DIR"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _check_logs(folder: Path | None, made: bool) -> None:
+    """Complain about a folder of tuning logs that is none; one named by the environment need not be there yet."""
+    name, where = ("LNTUNE_LOG_DIR", paths.log_dir()) if folder is None else ("--log-dir", folder)
+    expected = "a folder of tuning logs, which holds a folder for each device"
+    if where.exists() and not where.is_dir():
+        raise InputError(got_expected(name, f"{where}, a file", expected))
+    if not where.exists() and folder is not None and not made:
+        raise InputError(got_expected(name, f"{where}, which is not there", expected, "lntune tune --log-dir makes one."))
+    if any(where.glob("*.jsonl")):
+        raise InputError(got_expected(name, f"{where}, the folder of one device", expected, f"Give {where.resolve().parent}."))
 
 
 @contextlib.contextmanager
 def dispatching(folder: Path | None) -> Iterator[Any]:
-    """`lntune.torch.dispatch`, deciding in the block on the logs of `folder` as they are now."""
+    """`lntune.torch.dispatch`, deciding in the block on the logs of `folder` (see using_logs) as they are now."""
     from lntune.torch import dispatch
 
     with using_logs(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
 from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, WIDE, command, dispatching, integers, names, print_json, show_rows, some, using_logs
-from lntune.errors import InputError, unknown
+from lntune.errors import InputError, LntuneError, unknown
 
 
 @command("ops")
@@ -48,10 +49,11 @@ def report(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Show the tuning log as a table: the latest measurement of each case.
+    """Show the tuning log as a table: the measurement of each case that serves it.
 
     Exit code 1 when there is none.
     """
+    from lntune import schedule, select
     from lntune.cuda import launcher
     from lntune.cuda.targets import device_of
     from lntune.report.rows import rows_of, summary
@@ -61,15 +63,19 @@ def report(
     whose_records = None if everywhere else device_of(target)
     with using_logs(log_dir):
         folders = paths.log_dirs()
-        found = records.read(folders, op or None, whose_records)
-    by_device: dict[str, list[records.Record]] = {}
-    for record in found:
-        by_device.setdefault(record.device.slug, []).append(record)
-    tables = {slug: rows for slug, rs in by_device.items() if (rows := rows_of(records.finals(rs).values()))}
+        found = records.read(folders, op or None, whose_records, role="final")
+    known: dict[str, schedule.Schedule] = {}
+    with contextlib.suppress(LntuneError):  # a schedule that does not load is the doctor's business
+        known = schedule.all_schedules()
+    if whose_records is None:
+        groups = [(group[0].device.slug, group) for group in records.by_device(found)]
+    else:  # also of folders named before devices told their model
+        groups = [(whose_records.slug, [r for r in found if not whose_records.differences(r.device)])]
+    tables = [(slug, rows) for slug, group in groups if (rows := rows_of(select.served(group, known).values(), known))]
     if as_json:
-        print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables.items()])
+        print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables])
     else:
-        for slug, rows in tables.items():
+        for slug, rows in tables:
             show_rows(rows, slug, wide=wide)
     if not tables:
         whose = "any device" if everywhere else "this device" if target == "cpu" else target

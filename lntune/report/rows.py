@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import ops, timing
+from lntune import ops, select, timing
 from lntune.case import Case, bucket_label
 from lntune.knobs import describe
 from lntune.records import Record, Timing
+
+if TYPE_CHECKING:
+    from lntune.schedule import Schedule
 from lntune.words import counted
 
 
@@ -22,6 +25,7 @@ class Row(msgspec.Struct, frozen=True):
     inputs made to break kernels as a share of what is allowed there, `spread` = distance between the quartiles over the median.
 
     None stands for what was not measured, and for all that would be reckoned from times that were disturbed: `disturbed` says by what.
+    `stale`: the schedule has changed since.
     """
 
     op: str
@@ -46,6 +50,7 @@ class Row(msgspec.Struct, frozen=True):
     schedule: str
     knobs: str
     disturbed: str
+    stale: bool
     time: str
 
 
@@ -67,8 +72,8 @@ def spread(measured: Timing | None) -> float | None:
     return None if not measured.median_us else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / measured.median_us
 
 
-def row_of(record: Record) -> Row:
-    """The row of one final record or benchmark result."""
+def row_of(record: Record, stale: bool = False) -> Row:
+    """The row of one final record or benchmark result; `stale` when its schedule has changed since."""
     case, disturbed = record.case, record.disturbance
     timings = {} if disturbed else record.timings  # of which figures are made
     tuned, eager, copy, default = (timings.get(name) for name in ("tuned", "eager", "copy", "default"))
@@ -98,6 +103,7 @@ def row_of(record: Record) -> Row:
         schedule=record.schedule,
         knobs=describe(record.knobs),
         disturbed=disturbed,
+        stale=stale,
         time=record.time,
     )
 
@@ -110,9 +116,9 @@ def _of_copy(case: Case, faster: float | None) -> float | None:
     return faster * sum(sizes) / (2 * sizes[0])  # the first is what is copied, in and out
 
 
-def rows_of(records: Iterable[Record]) -> list[Row]:
-    """The rows of many records, in the order a person looks for them."""
-    return sorted((row_of(r) for r in records), key=lambda r: (r.op, r.device, r.dtype, r.hidden, r.rows))
+def rows_of(records: Iterable[Record], schedules: Mapping[str, Schedule] | None = None) -> list[Row]:
+    """The rows of many records, in the order a person looks for them; `schedules` as they are now tell which are stale."""
+    return sorted((row_of(r, select.stale(r, schedules or {})) for r in records), key=lambda r: (r.op, r.dtype, r.hidden, r.rows, r.device))
 
 
 def geomean(values: Iterable[float | None]) -> float | None:
@@ -146,4 +152,5 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         "smallest_of_copy": min((r.of_copy for r in rows if r.of_copy is not None), default=None),
         "slower_than_eager": slower,
         "disturbed": sum(bool(r.disturbed) for r in rows),
+        "stale": sum(r.stale for r in rows),
     }

@@ -77,7 +77,7 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidt
         (True, Column("rows"), lambda r: str(r.rows)),
         (eager, Column("eager us", 1), lambda r: micros(r.eager_us)),
         (compiled, Column("compile us", 5), lambda r: micros(r.compile_us)),
-        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + ("*" if r.disturbed else "")),
+        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + "*" * bool(r.disturbed) + "!" * r.stale),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
         (compiled, Column("over better", 2), lambda r: ratio_text(r.over_better)),
         (True, Column("GB/s", 8), lambda r: number(r.gbps, 1)),
@@ -115,4 +115,6 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
     if facts["disturbed"]:
         lines.append(f"* {facts['disturbed']} disturbed by other work on the machine: neither times nor ratios hold")
+    if facts["stale"]:
+        lines.append(f"! {facts['stale']} stale, measured before the schedule changed: lntune doctor has the command that measures again")
     return lines
