@@ -295,7 +295,7 @@ def test_noise_is_unsure() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"busy": True}, "B was measured on a busy machine"),
+        ({"busy": True}, "B was disturbed by other work on the machine"),
         ({"threads": 1}, "2 threads in A, 1 in B"),
         ({"role": "bench-given-output"}, "outputs were given in B only"),
         ({"role": "bench-strided"}, "rows lay apart in B only"),
@@ -304,9 +304,30 @@ def test_noise_is_unsure() -> None:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_what_cannot_be_compared_is_unsure(fields: dict[str, Any], reason: str) -> None:
-    """A busy machine, other threads, another way of measuring or too few samples: UNSURE, with the reason, however large the ratio."""
+    """A disturbed machine, other threads, another way of measuring or too few samples: UNSURE, with the reason."""
     found = one(samples(100), samples(50), **fields)
     assert (found.verdict, found.reason) == ("UNSURE", reason)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "eager", "verdict"),
+    [
+        (1000, 100, "SLOWER"),  # ten times slower, eager as before: no other work explains that
+        (1000, None, "SLOWER"),
+        (1000, 900, "UNSURE"),  # eager waited as long
+        (250, 100, "UNSURE"),  # noise of a busy machine
+        (10, 100, "FASTER"),
+        (10, 12, "UNSURE"),
+        (10, None, "UNSURE"),
+    ],
+)
+def test_what_no_noise_explains_is_decided(tuned: float, eager: float | None, verdict: str) -> None:
+    """A ratio beyond 3 that eager did not see in the same two runs is decided though a side was disturbed; the doubt is still told."""
+    after = {"tuned": samples(tuned, seed=1), **({"eager": timing(eager)} if eager else {})}
+    found = one(samples(100), samples(1), busy=True, timings=after)
+    assert (found.verdict, found.reason) == (verdict, "B was disturbed by other work on the machine")
+    other_threads = one(samples(100), samples(1), threads=1, timings=after)
+    assert other_threads.verdict == "UNSURE"
 
 
 def test_the_interval_is_reproducible_and_covers_the_truth() -> None:
@@ -326,7 +347,7 @@ def test_cases_only_one_side_has_are_named() -> None:
     assert [c.case.hidden for c in result.cases] == [128]
     assert (result.only_a, result.only_b) == (["layer_norm 512x64 float32"], ["layer_norm 512x256 float32"])
     shown = "\n".join(compare.lines(result)) + text(compare.table(result))
-    assert "only in A: layer_norm 512x64 float32" in shown and "UNSURE in 1: A has fewer than 5 samples" in shown
+    assert "only in A: layer_norm 512x64 float32" in shown and "doubtful in 1: A has fewer than 5 samples" in shown
     with pytest.raises(InputError, match="none that A and B have in common"):
         compare.compare([record(64)], [record(128)])
 
@@ -345,6 +366,18 @@ def test_different_devices_are_refused() -> None:
     assert [c.device for c in compare.compare([a, b], [b]).cases] == [THERE.slug]
 
 
+def test_a_device_that_did_not_name_its_model_is_the_same() -> None:
+    """An old record is compared with a new one of the same CPU, though their folders differ, and not with one of another generation."""
+    old = msgspec.structs.replace(HERE, l1=32768, l2=1 << 20)
+    new = msgspec.structs.replace(old, model="AuthenticAMD family 25 model 17 stepping 1")
+    newer = msgspec.structs.replace(new, model="AuthenticAMD family 26 model 2 stepping 1", l1=49152)
+    a, b, c = (record(timings={"tuned": samples(100)}, device=device) for device in (old, new, newer))
+    assert [found.verdict for found in compare.compare([a], [b]).cases] == ["SAME"]
+    for one_, other in ((a, c), (b, c)):
+        with pytest.raises(InputError, match=r"l1: |model: "):
+            compare.compare([one_], [other])
+
+
 def bench_file(path: Path, made: list[Record]) -> Path:
     """A file as `lntune bench --output` writes it."""
     path.write_bytes(msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": made}))
@@ -356,6 +389,8 @@ def test_files_and_folders_are_read(tmp_path: Path) -> None:
     for made in (record(time="1"), record(time="2", timings={"tuned": timing(7)}), record(role="trial"), record(8, device=THERE)):
         records.append(tmp_path / "logs", made)
     assert sorted((r.case.hidden, r.median()) for r in compare.load(tmp_path / "logs")) == [(8, 50), (1024, 7)]
+    assert [r.case.hidden for r in compare.load(tmp_path / "logs" / THERE.slug)] == [8]
+    assert [r.median() for r in compare.load(records.log_path(tmp_path / "logs", HERE, "layer_norm"))] == [7]
     file = bench_file(tmp_path / "a.json", [record(), record(64, status="wrong"), record(65, timings={})])
     assert [r.case.hidden for r in compare.load(file)] == [1024]
 
@@ -385,6 +420,16 @@ def test_the_compare_command(tmp_path: Path) -> None:
     assert "FASTER" in shown.output and "SLOWER" in shown.output and "2 cases: 1 FASTER, 1 SLOWER" in shown.output
     assert run(a, b, "--fail-on", "slower").exit_code == 1
     assert run(a, a, "--fail-on", "slower").exit_code == 0
+    assert run(a, a, "--fail-on", "unsure").exit_code == run(b, b, "--fail-on", "unsure").exit_code == 0
+    assert run(a, b, "--fail-on", "faster").exit_code == 2
+    waited = {"tuned": samples(1000), "eager": timing(1000)}
+    quiet = bench_file(tmp_path / "quiet.json", [record(64, timings={"tuned": samples(100), "eager": timing(100)})])
+    busy = bench_file(tmp_path / "busy.json", [record(64, busy=True, timings=waited)])
+    lost = run(quiet, busy, "--fail-on", "slower")
+    assert lost.exit_code == 1 and "fails: layer_norm 512x64 float32: UNSURE, B takes 10.0 times as long; measure again" in lost.stderr
+    assert run(quiet, busy).exit_code == 0
+    mild = bench_file(tmp_path / "mild.json", [record(64, busy=True, timings={"tuned": samples(120), "eager": timing(100)})])
+    assert [run(quiet, mild, "--fail-on", on).exit_code for on in ("slower", "unsure")] == [0, 1]
     facts = json.loads(run(a, b, "--json").stdout)
     assert facts["verdicts"] == {"FASTER": 1, "SLOWER": 1, "SAME": 0, "UNSURE": 0}
     assert [(c["case"]["hidden"], c["verdict"]) for c in facts["cases"]] == [(64, "FASTER"), (128, "SLOWER")]

@@ -6,8 +6,9 @@ faster), its interval the 95 % percentile bootstrap of the two medians, resample
 
 * SAME when the interval lies within 3 % of 1 (1/1.03 to 1.03);
 * FASTER when it lies wholly above 1.03, SLOWER when wholly below 1/1.03;
-* UNSURE otherwise, and always when a side was measured on a busy machine, with another number of threads, in another way
-  (outputs given or allocated), or too seldom.
+* UNSURE otherwise, and always when a side was measured with another number of threads or in another way (outputs given or allocated);
+* UNSURE, too, when a side was disturbed by other work on the machine or measured too seldom, unless the ratio is beyond 3 either way and
+  eager's own, in the same two runs, is not: so much is no noise. (A loss counts as one also where eager was not measured.)
 
 The bootstrap sees the scatter within each run. What changed between the runs (another clock, a neighbour) it cannot see;
 eager's own ratio, measured in the same two runs, is shown beside it and should be near 1.
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from lntune import records
 from lntune.case import Case
+from lntune.device import Device
 from lntune.errors import InputError, LogError, got_expected
 from lntune.records import Record
 from lntune.report.columns import Column, Table, key
@@ -33,6 +35,8 @@ from lntune.report.tables import micros, number
 from lntune.words import counted
 
 SAME = 1.03
+LARGE = 3.0
+"""A ratio beyond this is more than noise, where eager's own does not explain it; and no reason to let a case pass where it does."""
 SAMPLES = 5
 """Fewer samples than this on a side say nothing about its median."""
 RESAMPLES = 2000
@@ -42,7 +46,7 @@ _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 
 class Comparison(msgspec.Struct, frozen=True):
     """One case: medians in microseconds, `ratio` = A / B with its 95 % interval (`low`, `high`), eager's own ratio, verdict, and
-    why it is UNSURE where that is not the interval.
+    why the measurements are to be doubted, where they are.
     """
 
     device: str
@@ -68,6 +72,17 @@ class Result(msgspec.Struct, frozen=True):
         """How many cases have each verdict."""
         return {verdict: sum(c.verdict == verdict for c in self.cases) for verdict in VERDICTS}
 
+    def failing(self, on: str) -> list[str]:
+        """The cases for which to fail: `on` "slower" those that are slower in B, or that look LARGE times as slow and cannot be decided; "unsure"
+        all that are slower or cannot be decided.
+        """
+        found = []
+        for c in self.cases:
+            lost = c.verdict == "UNSURE" and c.ratio < 1 / LARGE
+            if c.verdict == "SLOWER" or lost or (on == "unsure" and c.verdict == "UNSURE"):
+                found.append(f"{c.case}: {c.verdict}" + (f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else ""))
+        return found
+
 
 class _File(msgspec.Struct):
     """What `lntune bench --output` writes, as far as it matters here."""
@@ -76,31 +91,33 @@ class _File(msgspec.Struct):
 
 
 def load(path: Path) -> list[Record]:
-    """The measured records of a file of `lntune bench --output`, or the latest finals of a folder of tuning logs.
+    """The measured records of a file of `lntune bench --output`, or the finals that count (`records.finals`) of a folder of tuning logs, of one
+    device's folder in it, or of one log file.
 
     Raises:
         InputError: neither, or nothing was measured there.
         LogError: it cannot be read.
     """
     try:
-        found = list(_latest(path)) if path.is_dir() else msgspec.json.decode(path.read_bytes(), type=_File).records
+        logs = path.is_dir() or path.suffix == ".jsonl"
+        found = _finals(path) if logs else msgspec.json.decode(path.read_bytes(), type=_File).records
     except OSError as e:
-        raise LogError(f"cannot read {path}: {e.strerror or e}. Give a file of `lntune bench --output` or a folder of tuning logs.") from e
+        raise LogError(f"cannot read {path}: {e.strerror or e}. Give {_SIDE}.") from e
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise InputError(
-            got_expected(str(path), f"a file that is not one ({e})", "JSON of `lntune bench --output`, or a folder of tuning logs")
-        ) from e
+        raise InputError(got_expected(str(path), f"a file that is not one ({e})", _SIDE)) from e
     found = [r for r in found if r.status == "ok" and r.median() is not None]
     if not found:
         raise InputError(got_expected(str(path), "no measurements", "some", "Fill it with lntune bench --output or lntune tune --log-dir."))
     return found
 
 
-def _latest(folder: Path) -> Sequence[Record]:
-    by_device: dict[str, list[Record]] = {}
-    for record in records.read([folder]):
-        by_device.setdefault(record.device.slug, []).append(record)
-    return [r for group in by_device.values() for r in records.finals(group).values()]
+_SIDE = "JSON of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or one .jsonl"
+
+
+def _finals(path: Path) -> list[Record]:
+    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    read = records.merged(list(records.read_file(file, "final")) for file in files) if files else records.read([path], role="final")
+    return [r for group in records.by_device(read) for r in records.finals(group).values()]
 
 
 def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -131,13 +148,25 @@ def verdict_of(low: float, high: float) -> str:
     return "SAME" if low >= 1 / SAME and high <= SAME else "UNSURE"
 
 
-def _doubt(a: Record, b: Record) -> str:
-    """Why no interval could decide between two records, or the empty string."""
+def _beyond_noise(low: float, high: float, ratio: float, eager: float | None) -> str:
+    """The verdict where the measurements are to be doubted, `eager` being eager's own ratio."""
+    if high < 1 / LARGE and (eager is None or ratio / eager < 1 / LARGE):
+        return "SLOWER"
+    return "FASTER" if low > LARGE and eager is not None and ratio / eager > LARGE else "UNSURE"
+
+
+def _noise(a: Record, b: Record) -> str:
+    """Why only a large difference between two records would say something, or the empty string."""
     for side, record in (("A", a), ("B", b)):
-        if record.busy:
-            return f"{side} was measured on a busy machine"
+        if record.disturbance:
+            return f"{side} was disturbed by other work on the machine"
         if len(record.timings["tuned"].samples_us) < SAMPLES:
             return f"{side} has fewer than {SAMPLES} samples"
+    return ""
+
+
+def _obstacle(a: Record, b: Record) -> str:
+    """Why no difference between two records would say anything, or the empty string."""
     if a.threads != b.threads:
         return f"{counted(a.threads, 'thread')} in A, {b.threads} in B"
     for role, what in (("bench-given-output", "outputs were given"), ("bench-strided", "rows lay apart")):
@@ -155,28 +184,43 @@ def compare(before: Sequence[Record], after: Sequence[Record], across_devices: b
     Raises:
         InputError: measurements of different devices, or no case in common.
     """
-    here, there = ({r.device.slug: r.device for r in side} for side in (before, after))
+    devices = _distinct([r.device for r in (*before, *after)])
+    here, there = ({_place(devices, r.device) for r in side} for side in (before, after))
     if across_devices:
         for name, side in (("A", here), ("B", there)):
             if len(side) > 1:
-                raise InputError(got_expected(name, f"measurements of {', '.join(sorted(side))}", "one device on each side with --across-devices"))
-    elif not any(slug in there and not device.differences(there[slug]) for slug, device in here.items()):
-        shared = [f"{slug}: {'; '.join(here[slug].differences(there[slug]))}" for slug in here if slug in there]
-        got = "; ".join(shared) or f"{', '.join(sorted(here))} in A, {', '.join(sorted(there))} in B"
+                got = f"measurements of {', '.join(sorted(devices[i].slug for i in side))}"
+                raise InputError(got_expected(name, got, "one device on each side with --across-devices"))
+    elif not here & there:
+        one, other = devices[min(here)], devices[min(there)]
+        got = f"{one.slug} in A, {other.slug} in B ({'; '.join(one.differences(other))})"
         raise InputError(got_expected("device", got, "the same device on both sides", "Compare them all the same with --across-devices."))
-    apart = set() if across_devices else {slug for slug in here if slug in there and here[slug].differences(there[slug])}
-    a, b = ({("" if across_devices else r.device.slug, r.case): r for r in side if r.device.slug not in apart} for side in (before, after))
+    a, b = ({(0 if across_devices else _place(devices, r.device), r.case): r for r in side} for side in (before, after))
     both = sorted(a.keys() & b.keys())
     if not both:
         raise InputError(got_expected("cases", "none that A and B have in common", "some", f"A has {_few(a)}; B has {_few(b)}."))
     return Result([_one(a[key], b[key]) for key in both], _names(a.keys() - b.keys()), _names(b.keys() - a.keys()))
 
 
-def _names(keys: Iterable[tuple[str, Case]]) -> list[str]:
+def _place(devices: Sequence[Device], device: Device) -> int:
+    """The place of a device in a list, where it may have another slug: old records do not name the model."""
+    return next(i for i, one in enumerate(devices) if not one.differences(device))
+
+
+def _distinct(found: Iterable[Device]) -> list[Device]:
+    """The devices without those that are another one's second description."""
+    devices: list[Device] = []
+    for device in found:
+        if all(one.differences(device) for one in devices):
+            devices.append(device)
+    return devices
+
+
+def _names(keys: Iterable[tuple[int, Case]]) -> list[str]:
     return [str(case) for _, case in sorted(keys)]
 
 
-def _few(keys: Iterable[tuple[str, Case]], most: int = 3) -> str:
+def _few(keys: Iterable[tuple[int, Case]], most: int = 3) -> str:
     names = _names(keys)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -186,7 +230,9 @@ def _one(a: Record, b: Record) -> Comparison:
     ratio = slow.median_us / fast.median_us
     low, high = interval(slow.samples_us, fast.samples_us) if slow.samples_us and fast.samples_us else (ratio, ratio)
     eager = [r.median("eager") for r in (a, b)]
-    doubt = _doubt(a, b)
+    eager_ratio = eager[0] / eager[1] if eager[0] and eager[1] else None
+    obstacle, noise = _obstacle(a, b), _noise(a, b)
+    verdict = "UNSURE" if obstacle else _beyond_noise(low, high, ratio, eager_ratio) if noise else verdict_of(low, high)
     return Comparison(
         device=b.device.slug,
         case=b.case,
@@ -195,9 +241,9 @@ def _one(a: Record, b: Record) -> Comparison:
         ratio=ratio,
         low=low,
         high=high,
-        eager_ratio=eager[0] / eager[1] if eager[0] and eager[1] else None,
-        verdict="UNSURE" if doubt else verdict_of(low, high),
-        reason=doubt,
+        eager_ratio=eager_ratio,
+        verdict=verdict,
+        reason=obstacle or noise,
     )
 
 
@@ -218,7 +264,7 @@ def lines(result: Result) -> list[str]:
     counts = result.counts()
     found = [f"{counted(len(result.cases), 'case')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])]
     found[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
-    found += [f"UNSURE in {n}: {reason}" for reason, n in Counter(c.reason for c in result.cases if c.reason).items()]
+    found += [f"doubtful in {n}: {reason}" for reason, n in Counter(c.reason for c in result.cases if c.reason).items()]
     for side, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
             found.append(f"only in {side}: {', '.join(names)}")
