@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._device import DeviceContext
 
 from lntune.case import DTYPES, MAX_HIDDEN
@@ -31,7 +31,7 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
     """The normalized shape as a tuple of integers.
 
     Raises:
-        InputError: a shape, dtype, device or eps that does not fit, naming the argument.
+        InputError: a shape, dtype or device that does not fit, or an eps that is no number, naming the argument.
     """
     if not isinstance(input, Tensor):
         raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
@@ -59,13 +59,19 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
             raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
         if vector.device != input.device:
             raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
-    check_eps(eps)
+    if not isinstance(eps, numbers.Real) and not (isinstance(eps, Tensor) and eps.ndim == 0):
+        raise InputError(got_expected("eps", repr(eps), "a number"))
     return shape
 
 
+def usual(eps: float) -> bool:
+    """True for an eps that kernels are checked with; PyTorch takes any, and a row whose variance and eps are below zero is NaN to it."""
+    return isinstance(eps, numbers.Real) and 0 <= eps < math.inf
+
+
 def check_eps(eps: float) -> None:
-    """InputError unless it is a finite number, 0 or more."""
-    if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
+    """InputError unless it is a finite number, 0 or more, as operators ask that are not PyTorch's as well."""
+    if not usual(eps):
         raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
 
 
@@ -90,13 +96,24 @@ def recorded(*tensors: Tensor | None) -> bool:
     return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def plain(*arguments: object) -> bool:
+    """True where all that is there are tensors of PyTorch's own two classes, as kernels and custom ops take them."""
+    return all(a is None or type(a) in _PLAIN for a in arguments)
+
+
+def overridden(*arguments: object) -> bool:
+    """True where an argument has a __torch_function__ of its own (torch.fx's proxies, tensor subclasses), which takes the call over."""
+    return not plain(*arguments) and has_torch_function(arguments)
+
+
 def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
     """True when a kernel could take the call; the rest is PyTorch's."""
     return (
         devices.of(input.device) is not None
         and input.dtype in NAMES
         and 1 <= hidden <= MAX_HIDDEN
-        and all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (input, weight, bias))
+        and plain(input, weight, bias)
+        and all(t is None or t.layout is torch.strided for t in (input, weight, bias))
         and not any(t is not None and (_wrapped(t) or _legacy_batched(t)) for t in (input, weight, bias))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -2,9 +2,10 @@
 
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without autograd and dispatcher;
 * gradients: an autograd.Function of two such calls, whose forward keeps the statistics for the backward;
-* under torch.compile and torch.export: the custom op `lntune::layer_norm`.
+* under torch.compile: the custom op `lntune::layer_norm`.
 
-Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch.
+Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch, and so does what
+writes a program for elsewhere (torch.export, torch.onnx, torch.jit, torch.fx): that holds PyTorch's own norm.
 """
 
 from __future__ import annotations
@@ -21,11 +22,29 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, lifted, mixed, native, pair, recorded, served, there, transformed
+from lntune.torch.arguments import (
+    NAMES,
+    check_arguments,
+    in_float32,
+    kind,
+    lifted,
+    mixed,
+    native,
+    overridden,
+    pair,
+    plain,
+    recorded,
+    served,
+    there,
+    transformed,
+    usual,
+)
 from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
+from lntune.torch.standing import for_torchscript
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
+_exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
@@ -49,10 +68,12 @@ def layer_norm(
     each is in the input's dtype or float32. (Ba, Kiros, Hinton 2016, eqs. 3-4.)
 
     Raises:
-        InputError: a shape, dtype, device or eps that does not fit, naming the argument.
+        InputError: a shape, dtype or device that does not fit, or an eps that is no number, naming the argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
     if _dynamo_compiling():
+        if not plain(input, weight, bias):
+            return functional.layer_norm(input, normalized_shape, weight, bias, eps)
         return _compiled(input, normalized_shape, weight, bias, eps)
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
@@ -62,15 +83,20 @@ def layer_norm(
     return _any(input, normalized_shape, weight, bias, eps)
 
 
+for_torchscript(layer_norm, "aten::layer_norm")
+
+
 def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Every call that is not ready to go: checked, and prepared for the next time."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
+    if overridden(input, weight, bias):
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     if isinstance(input, Tensor) and (input.is_nested or _tracing()):  # no sizes to check, or sizes that are tensors
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
-    if not served(input, weight, bias, hidden):
+    if not served(input, weight, bias, hidden) or not usual(eps):
         return _eager(input, shape, weight, bias, eps)
     if lifted(input):
         x, weight, bias = in_float32(input, weight, bias)
@@ -146,9 +172,9 @@ def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias:
     """What torch.compile and torch.export trace."""
     shape = [int(n) for n in normalized_shape]
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
-    # tangent would be taken for zero).
-    if not devices.serves(input.device.type) or input.dtype not in NAMES or transformed():
-        return functional.layer_norm(input, shape, weight, bias, eps)
+    # tangent would be taken for zero). An exported program shall run where lntune is not.
+    if _exporting() or not devices.serves(input.device.type) or input.dtype not in NAMES or isinstance(eps, Tensor) or transformed():
+        return _eager(input, tuple(shape), weight, bias, eps)
     if lifted(input):
         input, weight, bias = in_float32(input, weight, bias)
     y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, recorded(input, weight, bias))
@@ -163,7 +189,7 @@ def layer_norm_op(
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
-    ours = rows and hidden <= MAX_HIDDEN
+    ours = rows and hidden <= MAX_HIDDEN and usual(eps)
     kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, stats), there(input, weight, bias)) if ours else None
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)

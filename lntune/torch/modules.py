@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from lntune.torch.layer_norm import layer_norm
+from lntune.torch.standing import for_quantization
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,6 +22,9 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # (..., *normalized_shape)
         """See lntune.layer_norm."""
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+for_quantization(LayerNorm, nn.LayerNorm)
 
 
 def convert(model: Model) -> Model:
