@@ -52,17 +52,24 @@ static void no_scratch(void) {
   if (set_error) set_error("MemoryError", "a kernel's scratch memory could not be had");
 }
 
+/* A function of the OpenMP runtime that PyTorch runs on. Where that is not among everyone's symbols (its wheels for Arm), it
+ * is among those of what `torch`, a handle of PyTorch's library, needs. */
+static void *of_pool(const char *name, void *torch) {
+  void *found = dlsym(RTLD_DEFAULT, name);
+  return found || !torch ? found : dlsym(torch, name);
+}
+
 /* `max_threads` is at::get_num_threads: it alone makes torch.set_num_threads hold in threads that called no parallel
- * operator of PyTorch's before. Null: OpenMP is asked itself. `error` is TVMFFIErrorSetRaisedFromCStr. */
-int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, const char *)) {
+ * operator of PyTorch's before. Null: OpenMP is asked itself. `error` is TVMFFIErrorSetRaisedFromCStr; `torch` may be null. */
+int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, const char *), void *torch) {
   static int hooked;
   set_error = error;
-  omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(RTLD_DEFAULT, "GOMP_parallel");
-  omp_max_threads = max_threads ? max_threads : (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_max_threads");
-  omp_inside = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_in_parallel");
-  omp_me = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_thread_num");
-  omp_team = (int (*)(void))dlsym(RTLD_DEFAULT, "omp_get_num_threads");
-  omp_pause = (int (*)(int))dlsym(RTLD_DEFAULT, "omp_pause_resource_all");
+  omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))of_pool("GOMP_parallel", torch);
+  omp_max_threads = max_threads ? max_threads : (int (*)(void))of_pool("omp_get_max_threads", torch);
+  omp_inside = (int (*)(void))of_pool("omp_in_parallel", torch);
+  omp_me = (int (*)(void))of_pool("omp_get_thread_num", torch);
+  omp_team = (int (*)(void))of_pool("omp_get_num_threads", torch);
+  omp_pause = (int (*)(int))of_pool("omp_pause_resource_all", torch);
   if (!(omp_max_threads && omp_inside && omp_me && omp_team)) omp_run = 0; /* no pool, or half of one: serial */
   if (omp_run && !hooked++) pthread_atfork(before_fork, 0, after_fork);
   return omp_run != 0;

@@ -55,19 +55,31 @@ def _own() -> _Library:
 
     library = native.load(SOURCE, _Library)
     error = ctypes.cast(exchange.ffi().TVMFFIErrorSetRaisedFromCStr, ctypes.c_void_p)
-    library.has_pool = bool(library.lntune_runtime_init(_torch_threads(), error))
+    torch_cpu = _torch_library()
+    handle = ctypes.c_void_p(torch_cpu._handle if torch_cpu else None)
+    library.has_pool = bool(library.lntune_runtime_init(_torch_threads(torch_cpu), error, handle))
     return library
 
 
-def _torch_threads() -> ctypes.c_void_p:
-    """Address of at::get_num_threads, null where PyTorch's library is built in another way."""
+def _torch_library() -> ctypes.CDLL | None:
+    """PyTorch's library of CPU operators; None where it is built in another way."""
     import torch
 
     folder = Path(torch.__file__).parent / "lib"
     suffix = "dylib" if sys.platform == "darwin" else "so"
     try:
-        return ctypes.cast(ctypes.CDLL(str(folder / f"libtorch_cpu.{suffix}"))["_ZN2at15get_num_threadsEv"], ctypes.c_void_p)
-    except (OSError, AttributeError):
+        return ctypes.CDLL(str(folder / f"libtorch_cpu.{suffix}"))
+    except OSError:
+        return None
+
+
+def _torch_threads(library: ctypes.CDLL | None) -> ctypes.c_void_p:
+    """Address of at::get_num_threads, null where PyTorch's library is built in another way."""
+    if library is None:
+        return ctypes.c_void_p(None)
+    try:
+        return ctypes.cast(library["_ZN2at15get_num_threadsEv"], ctypes.c_void_p)
+    except AttributeError:
         return ctypes.c_void_p(None)
 
 

@@ -79,6 +79,25 @@ def test_the_pool_is_pytorchs(threads: Callable[[int], None]) -> None:
         assert launch() == [(i, number) for i in range(number)]
 
 
+def test_the_pool_is_found_where_it_is_nobody_elses() -> None:
+    """Where OpenMP is not among everyone's symbols, as in PyTorch's wheels for Arm, it is found as what PyTorch's library needs."""
+    runtime.has_pool()  # compiled
+    code = """
+        import ctypes, importlib.util, os
+        from pathlib import Path
+        from lntune import native, runtime
+
+        ours = native.load(runtime.SOURCE, ctypes.CDLL)
+        assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
+        print(ours.lntune_runtime_init(None, None, None))
+        folder = Path(importlib.util.find_spec("torch").origin).parent / "lib"
+        torch = ctypes.CDLL(str(folder / "libtorch_cpu.so"), mode=os.RTLD_LOCAL | os.RTLD_LAZY)
+        print(ours.lntune_runtime_init(None, None, ctypes.c_void_p(torch._handle)))
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0\n1\n"), done.stderr
+
+
 def test_set_num_threads_holds_in_every_thread(threads: Callable[[int], None]) -> None:
     """A new Python thread takes PyTorch's number, though OpenMP keeps one per thread and starts from all cores."""
     threads(1)
