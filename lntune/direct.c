@@ -9,6 +9,8 @@
  * Only functions of Python's stable ABI are used, and declared here, so that neither Python's headers are needed to compile
  * this file (they are often not installed) nor another build for another Python. Tensors are read through DLPack's exchange
  * table. Outputs are made by torch's C shim (half the time of torch.empty_like) where it is found, else through DLPack.
+ * Where gradients are recorded, a call is served by a kernel that also makes what its backward takes, and `record`, C++ of an
+ * operator's (`torch/layer_norm_node.cpp`), attaches the backward to the first output; the other outputs never reach Python.
  * Valid as C and as C++.
  */
 #define _GNU_SOURCE
@@ -50,6 +52,9 @@ PyObject *PyTuple_New(Py_ssize_t);
 int PyTuple_SetItem(PyObject *, Py_ssize_t, PyObject *);
 PyObject *PyErr_Occurred(void);
 void PyErr_Clear(void);
+void PyErr_SetString(PyObject *, const char *);
+extern PyObject *PyExc_RuntimeError;
+void *PyLong_AsVoidPtr(PyObject *);
 char *PyBytes_AsString(PyObject *);
 PyObject *PyBool_FromLong(long);
 void *PyCapsule_GetPointer(PyObject *, const char *);
@@ -73,11 +78,16 @@ typedef struct {
   Output output[MAX_OUT];
 } Entry;
 
+/* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, by their places in the call (null for what is
+ * no tensor), `outputs` are at::Tensor *. Returns 0; else an error is set in Python, or `message` says what went wrong. */
+typedef int (*Record)(void *const *inputs, void *const *outputs, char *message, size_t size);
+
 typedef struct {
   char *signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
   /* quiet: all to be false, the first of them only where tensors are not on the CPU */
-  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, **quiet;
+  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata, **quiet;
   int quiet_count, size, used, shim;
+  Record *record; /* null, or null there: calls whose gradients are recorded are not served */
   Entry *entries; /* open addressing; `arguments` 0 is a free place */
 } Table;
 
@@ -155,24 +165,30 @@ typedef struct {
   uint64_t rest; /* and everything else */
 } Call;
 
-/* Modes, transforms, tracing and gradients: whatever must see the call goes through the general path. */
-static int unusual(const Table *table, PyObject *const *args, const Call *c, int gradients) {
-  const char *kinds = table->signature;
+static const uint64_t RECORDED = (uint64_t)1 << 63; /* in `rest`: gradients of this call are recorded */
+
+static int is_tensor(const Table *table, PyObject *const *args, int i) {
+  return (table->signature[i] == 't' || table->signature[i] == 'o') && args[i] != &_Py_NoneStruct;
+}
+
+/* 1 when the gradient of a tensor may be asked for later. */
+static int recording(const Table *table, PyObject *const *args) {
+  if (!truth(PyObject_CallNoArgs(table->grad_enabled))) return 0;
+  for (int i = 0; table->signature[i]; ++i)
+    if (is_tensor(table, args, i) && truth(PyObject_GetAttr(args[i], table->requires_grad))) return 1;
+  return 0;
+}
+
+/* Modes, transforms and tracing: whatever must see the call goes through the general path. */
+static int unusual(const Table *table, PyObject *const *args, const Call *c) {
   for (int i = c->device.device_type == kDLCPU; i < table->quiet_count; ++i)
     if (truth(PyObject_CallNoArgs(table->quiet[i]))) return 1;
   PyObject *level = PyObject_GetAttr(table->forward_ad, table->level);
   if (!level) return 1;
   int dual = PyLong_AsSsize_t(level) >= 0;
   Py_DecRef(level);
-  if (dual) return 1;
-  int grad = gradients && truth(PyObject_CallNoArgs(table->grad_enabled));
-  for (int i = 0; kinds[i]; ++i) {
-    if ((kinds[i] != 't' && kinds[i] != 'o') || args[i] == &_Py_NoneStruct) continue;
-    if (grad && truth(PyObject_GetAttr(args[i], table->requires_grad))) return 1;
-    /* A lazy minus (only _neg_view, and views of one element, can have it and be contiguous) is asked of the first alone. */
-    if (!i && truth(PyObject_CallMethodObjArgs(args[i], table->is_neg, (PyObject *)0))) return 1;
-  }
-  return 0;
+  /* A lazy minus (only _neg_view, and views of one element, can have it and be contiguous) is asked of the first alone. */
+  return dual || truth(PyObject_CallMethodObjArgs(args[0], table->is_neg, (PyObject *)0));
 }
 
 /* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them is unusual. */
@@ -235,8 +251,9 @@ static Entry *place(const Table *table, int64_t key, uint64_t rest) {
 
 static void say_nothing(void *context, const char *kind, const char *message) { (void)context, (void)kind, (void)message; }
 
-/* Make an output; returns it and describes it in `t`, whose shape and strides live in `dims`. */
-static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t, int64_t *dims) {
+/* Make an output and describe it in `t`, whose shape and strides live in `dims`; returns it, or where `keep` is given puts its handle
+ * there and returns null. */
+static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t, int64_t *dims, void **keep) {
   int64_t *shape = dims, *strides = dims + MAX_NDIM;
   int ndim = o->dims ? (int)o->dims : c->tensor[0].ndim;
   if (ndim > MAX_NDIM) return 0;
@@ -250,8 +267,10 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
     if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype], c->device.device_type != kDLCPU, /* c10::DeviceType */
                       c->device.device_type == kDLCPU ? -1 : c->device.device_id, &handle))
       return 0;
-    if (!data_pointer(handle, &made.data)) result = wrap(handle);
-    delete_tensor(handle);
+    if (data_pointer(handle, &made.data)) made.data = 0;
+    else if (keep) *keep = handle;
+    else result = wrap(handle);
+    if (!keep || !*keep) delete_tensor(handle);
   } else {
     DLManagedTensorVersioned *managed;
     void *object;
@@ -263,15 +282,36 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
   return result;
 }
 
-static PyObject *run(const Table *table, const Entry *e, Call *c) {
+/* The first output, once its backward is attached; null with an error set where that cannot be. */
+static PyObject *recorded(const Table *table, PyObject *const *args, void *const *handles) {
+  void *inputs[MAX_ARGS] = {0};
+  char message[1024] = "";
+  for (int i = 0; table->signature[i]; ++i) {
+    if (!is_tensor(table, args, i)) continue;
+    PyObject *pointer = PyObject_GetAttr(args[i], table->cdata);
+    inputs[i] = pointer ? PyLong_AsVoidPtr(pointer) : 0;
+    if (pointer) Py_DecRef(pointer);
+    if (!inputs[i]) return 0;
+  }
+  if (!(*table->record)(inputs, handles, message, sizeof message)) return wrap(handles[0]);
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, message);
+  return 0;
+}
+
+/* The outputs (the first alone where gradients are recorded). Null where the kernel could not be called, which the general path finds out
+ * again and says, or with an error of autograd's set. */
+static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *const *args) {
   TVMFFIAny values[MAX_ARGS], nothing;
-  PyObject *made[MAX_OUT];
+  PyObject *made[MAX_OUT] = {0};
+  void *handles[MAX_OUT] = {0};
   DLTensor out[MAX_OUT];
   int64_t dims[MAX_OUT][2 * MAX_NDIM];
   int64_t flat[2] = {c->rows, c->hidden}, steps[MAX_ARGS][2];
-  int count = 0, failed = 0;
-  for (; count < e->outputs && !failed; ++count) failed = !(made[count] = make(table, &e->output[count], c, &out[count], dims[count]));
-  if (failed) --count;
+  int count = 0, failed = 0, record = (c->rest & RECORDED) != 0;
+  for (; count < e->outputs && !failed; ++count) {
+    made[count] = make(table, &e->output[count], c, &out[count], dims[count], record ? &handles[count] : 0);
+    failed = !made[count] && !handles[count];
+  }
   memset(&nothing, 0, sizeof nothing);
   for (int i = 0; i < e->arguments && !failed; ++i) {
     int64_t at = e->order[i];
@@ -302,19 +342,26 @@ static PyObject *run(const Table *table, const Entry *e, Call *c) {
     void *state = PyEval_SaveThread();
     failed = call_function((void *)(intptr_t)e->kernel, values, (int32_t)e->arguments, &nothing);
     PyEval_RestoreThread(state);
-    if (failed) { /* the general path calls again, and says what the kernel says */
+    if (failed) {
       void *error = 0;
       take_error(&error);
       if (error) release(error);
     }
   }
   PyObject *result = 0;
+  if (record) {
+    if (!failed) result = recorded(table, args, handles);
+    for (int i = 0; i < count; ++i)
+      if (handles[i]) delete_tensor(handles[i]);
+    return result;
+  }
   if (!failed && count == 1) return made[0];
   if (!failed && (result = PyTuple_New(count))) {
     for (int i = 0; i < count; ++i) PyTuple_SetItem(result, i, made[i]); /* takes the reference */
     return result;
   }
-  for (int i = 0; i < count; ++i) Py_DecRef(made[i]);
+  for (int i = 0; i < count; ++i)
+    if (made[i]) Py_DecRef(made[i]);
   return 0;
 }
 
@@ -324,33 +371,41 @@ static PyObject *none(void) {
   return &_Py_NoneStruct;
 }
 
-/* The outputs of the kernel that serves these arguments, or None. */
+/* The outputs of the kernel that serves these arguments, or None. An error is one of autograd's: of hooks for saved tensors, or about
+ * tensors that cannot be saved. */
 static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
   if (!table->used || !read_call(table, args, count, &c)) return none();
+  if (recording(table, args)) {
+    if (!table->record || !*table->record) return none();
+    c.rest |= RECORDED;
+  }
   Entry entry = *place(table, c.key, c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
-  if (!entry.arguments || unusual(table, args, &c, 1)) return none();
-  PyObject *result = run(table, &entry, &c);
-  return result ? result : none();
+  if (!entry.arguments || unusual(table, args, &c)) return none();
+  PyErr_Clear();
+  PyObject *result = run(table, &entry, &c, args);
+  return result || (c.rest & RECORDED && PyErr_Occurred()) ? result : none();
 }
 
 /* True when a call of these arguments would be served if no gradients were recorded. */
 static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int yes = table->used && read_call(table, args, count, &c) && place(table, c.key, c.rest)->arguments && !unusual(table, args, &c, 0);
+  int yes = table->used && read_call(table, args, count, &c) && place(table, c.key, c.rest)->arguments && !unusual(table, args, &c);
   if (PyErr_Occurred()) PyErr_Clear();
   return PyBool_FromLong(yes);
 }
 
-/* (bytes of an Entry without its key, first bit length, last bit length, arguments...): calls that look like these, with rows of
- * these bit lengths, are served from now on. True when it could be done. */
+/* (bytes of an Entry without its key, first bit length, last bit length, whether gradients are recorded, arguments...): calls that look
+ * like these, with rows of these bit lengths, are served from now on. True when it could be done. */
 static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int known = count > 3 && read_call(table, args + 3, count - 3, &c);
+  int known = count > 4 && read_call(table, args + 4, count - 4, &c);
   Py_ssize_t first = PyLong_AsSsize_t(args[1]), last = PyLong_AsSsize_t(args[2]);
+  uint64_t record = PyObject_IsTrue(args[3]) ? RECORDED : 0;
+  if (record && !(table->record && *table->record && table->shim)) known = 0;
   for (Py_ssize_t bits = first; known && bits <= last; ++bits) {
     if (2 * (table->used + 1) > table->size) {
       int size = table->size;
@@ -362,7 +417,7 @@ static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t coun
         if (old[i].arguments) *place(table, old[i].key, (uint64_t)old[i].key_rest) = old[i];
       free(old);
     }
-    uint64_t rest = (c.rest & ~(uint64_t)63) | (uint64_t)bits;
+    uint64_t rest = record | (c.rest & ~(uint64_t)63) | (uint64_t)bits;
     Entry *e = place(table, c.key, rest);
     table->used += !e->arguments;
     memcpy(e, PyBytes_AsString(args[0]), sizeof *e);
@@ -390,16 +445,16 @@ static PyMethodDef methods[] = {
 
 static void drop(PyObject *self) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
-  PyObject *held[] = {table->tensor, table->parameter, table->grad_enabled, table->forward_ad, table->level, table->requires_grad, table->is_neg};
+  PyObject *held[] = {table->tensor, table->parameter, table->grad_enabled, table->forward_ad, table->level, table->requires_grad, table->is_neg, table->cdata};
   for (unsigned i = 0; i < sizeof held / sizeof *held; ++i) Py_DecRef(held[i]);
   for (int i = 0; i < table->quiet_count; ++i) Py_DecRef(table->quiet[i]);
   free(table->quiet), free(table->signature), free(table->entries), free(table);
 }
 
 /* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served, the
- * first of them only where its tensors are not on the CPU. */
+ * first of them only where its tensors are not on the CPU. `record` is where a Record is, now or later, or null. */
 PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter, PyObject *grad_enabled, PyObject *forward_ad,
-                              PyObject *quiet, int shim) {
+                              PyObject *quiet, int shim, Record *record) {
   Table *table = (Table *)calloc(1, sizeof(Table));
   PyObject *made = PyTuple_New(4);
   int count = (int)PySequence_Size(quiet);
@@ -412,8 +467,10 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
   table->level = PyUnicode_InternFromString("_current_level");
   table->requires_grad = PyUnicode_InternFromString("requires_grad");
   table->is_neg = PyUnicode_InternFromString("is_neg");
+  table->cdata = PyUnicode_InternFromString("_cdata");
   table->quiet = callables, table->quiet_count = count;
   table->shim = shim;
+  table->record = record;
   table->size = 64;
   table->entries = (Entry *)calloc((size_t)table->size, sizeof(Entry));
   PyObject *self = PyCapsule_New(table, 0, drop);

@@ -86,7 +86,7 @@ def _threads() -> list[Finding]:
         return [Finding("threads", "fail", str(e), "Kernels cannot be run without PyTorch and the runtime.")]
     state = "on PyTorch's OpenMP pool" if pool else "no OpenMP pool found"
     remedy = "" if pool else "Kernels run on one thread: this PyTorch does not use libgomp."
-    return [Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy), _direct(), _products()]
+    return [Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy), _direct(), _training(), _products()]
 
 
 def _direct() -> Finding:
@@ -97,6 +97,15 @@ def _direct() -> Finding:
     except (OSError, LntuneError) as e:
         return Finding("direct calls", "warn", str(e), "Calls work, each slower by some microseconds.")
     return Finding("direct calls", "ok", f"outputs made by {by}")
+
+
+def _training() -> Finding:
+    """What takes the backward of layer norm from autograd to the kernel."""
+    from lntune.torch import layer_norm_node
+
+    if why := layer_norm_node.reason_missing():
+        return Finding("training", "warn", why, "Layer norm trains, each forward and backward slower by some microseconds.")
+    return Finding("training", "ok", "layer norm's backward is a node in C++")
 
 
 def _products() -> Finding:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
+
+from lntune.errors import LntuneError
 
 
 def includes() -> list[str]:
@@ -36,3 +39,16 @@ def table() -> ctypes.c_void_p | None:
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     return ctypes.c_void_p(pointer_of(capsule, b"dlpack_exchange_api"))
+
+
+def require_table() -> ctypes.c_void_p:
+    """torch's DLPack exchange table, for C that reads Python's tensors.
+
+    Raises:
+        LntuneError: this PyTorch has none, or Python runs without the GIL.
+    """
+    if (found := table()) is None:
+        raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
+    return found

@@ -58,6 +58,7 @@ def test_a_sound_machine() -> None:
         "log folder name",
         "threads",
         "direct calls",
+        "training",
         "matrix products",
     }
     topics |= {

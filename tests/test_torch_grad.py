@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +14,22 @@ from torch.utils.checkpoint import checkpoint
 
 import lntune
 from lntune.torch import layer_norm as module
+from lntune.torch import layer_norm_node
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+
+
+@pytest.fixture(params=["node", "function"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every test with the backward in C++, and as an autograd.Function, as on machines where that cannot be compiled."""
+    assert not layer_norm_node.reason_missing()
+    if request.param == "function":
+        monkeypatch.setattr(layer_norm_node, "ready", lambda: False)
+        lntune.reload()
+    yield request.param
+    if request.param == "function":
+        lntune.reload()
+
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING = {torch.float32: 16 * 2.0**-24, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -232,14 +246,20 @@ def test_eager_mode_takes_every_mixture_too(dtype: torch.dtype) -> None:
             assert gradient is None or (gradient.dtype == t.dtype and not gradient.any())
 
 
-def test_training_calls_are_direct_after_the_first() -> None:
+def test_training_calls_are_direct_after_the_first(way: str) -> None:
     """A training step's second forward takes the quick way, with the same bits and gradients, and a reload forgets it."""
     lntune.reload()
     given = [leaf(9, HIDDEN), leaf(HIDDEN, seed=1), leaf(HIDDEN, seed=2)]
-    assert not module._saving.ready
+
+    def direct() -> bool:
+        if way == "function":
+            return bool(module._saving.serves(given[0], (HIDDEN,), given[1], given[2], 1e-5))
+        return module._direct.call(given[0], (HIDDEN,), given[1], given[2], 1e-5) is not None
+
+    assert not direct()
     first = gradients(lntune.layer_norm, given, leaf(9, HIDDEN, seed=3, grad=False))  # type: ignore[arg-type]
-    assert module._saving.serves(given[0], (HIDDEN,), given[1], given[2], 1e-5)
+    assert direct()
     second = gradients(lntune.layer_norm, given, leaf(9, HIDDEN, seed=3, grad=False))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
     lntune.reload()
-    assert not module._saving.serves(given[0], (HIDDEN,), given[1], given[2], 1e-5)
+    assert not direct()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
@@ -166,28 +167,30 @@ class Direct:
     """The direct calls of one operator: a `lntune.direct.Table` made when the first kernel is there, forgotten on reload.
 
     `names` says which argument of the kernels each argument of a call is. Where a table cannot be made every call takes the
-    general path, which is slower by some microseconds and otherwise the same; `lntune doctor` says so.
+    general path, which is slower by some microseconds and otherwise the same; `lntune doctor` says so. `record` is as Table's.
     """
 
-    def __init__(self, signature: str, names: tuple[str, ...]) -> None:
+    def __init__(self, signature: str, names: tuple[str, ...], record: ctypes.c_void_p | None = None) -> None:
         self.call: Callable[..., Any] = _unknown
         self.serves: Callable[..., Any] = _unknown
-        self._signature, self._names = signature, names
+        self._signature, self._names, self._record = signature, names, record
         self._table: Table | None = None
-        on_reload(self._forget)
+        on_reload(self.forget)
 
-    def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...]) -> None:
-        """Have calls like `call`, in the row bucket of `case`, served directly by this kernel."""
+    def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...], recorded: bool = False) -> None:
+        """Have calls like `call`, in the row bucket of `case`, served directly by this kernel; `recorded`: those whose gradients are recorded,
+        instead of the others.
+        """
         with _lock:
             if isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
                 return
             try:
-                self._table = self._table or Table(self._signature)
+                self._table = self._table or Table(self._signature, record=self._record)
             except (LntuneError, OSError):
                 return
             first, last = BUCKETS[case.bucket]
             bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
-            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case):
+            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, recorded):
                 self.call, self.serves = self._table.call, self._table.serves
 
     @property
@@ -195,7 +198,8 @@ class Direct:
         """True when a kernel was remembered, so that some calls are direct."""
         return self.call is not _unknown
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Have every call go the general path again."""
         if self._table is not None:
             self._table.forget()
         self.call = self.serves = _unknown

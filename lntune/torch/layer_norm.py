@@ -1,7 +1,9 @@
 """torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
 
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without autograd and dispatcher;
-* gradients: an autograd.Function of two such calls, whose forward keeps the statistics for the backward;
+* gradients: such a call that keeps the statistics, with a backward attached to its output in C++ (layer_norm_node); until that is
+  compiled, which the first backward has done, and for rows of several dimensions and tensors on GPUs, an autograd.Function of two
+  such calls;
 * under torch.compile: the custom op `lntune::layer_norm`.
 
 Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch, and so does what
@@ -21,7 +23,7 @@ from torch.nn import functional
 from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError
 from lntune.ops.layer_norm import NAME, variant
-from lntune.torch import devices, dispatch
+from lntune.torch import devices, dispatch, layer_norm_node
 from lntune.torch.arguments import (
     NAMES,
     check_arguments,
@@ -50,8 +52,8 @@ _tracing = torch._C._is_tracing
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
-_direct = dispatch.Direct(_SIGNATURE, _NAMES)
-_saving = dispatch.Direct(_SIGNATURE, _NAMES)  # for training: with the statistics a backward takes
+_direct = dispatch.Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)
+_saving = dispatch.Direct(_SIGNATURE, _NAMES)  # for autograd.Function: with the statistics a backward takes
 
 
 def layer_norm(
@@ -110,7 +112,11 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     # A direct call does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
-        (_saving if grad else _direct).remember(case, kernel, (input, shape, weight, bias, float(eps)))
+        node = grad and len(shape) == 1 and input.device.type == "cpu" and layer_norm_node.ready()
+        call = (input, shape, weight, bias, float(eps))
+        (_direct if node or not grad else _saving).remember(case, kernel, call, recorded=node)
+        if node and (y := _direct.call(*call)) is not None:
+            return y  # type: ignore[no-any-return]
     if grad:
         return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
@@ -165,6 +171,8 @@ class _LayerNorm(torch.autograd.Function):
         input, weight, bias, mean, rstd = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
         dx, dgamma, dbeta = layer_norm_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        if layer_norm_node.compile_once():
+            _saving.forget()
         return dx, None, dgamma, dbeta, None, None
 
 

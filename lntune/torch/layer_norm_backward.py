@@ -17,7 +17,7 @@ from torch import Tensor
 from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
-from lntune.torch import devices, dispatch
+from lntune.torch import devices, dispatch, layer_norm_node
 from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mixed, served, there
 
 Wanted = tuple[bool, bool, bool]
@@ -57,6 +57,10 @@ def layer_norm_backward(
     return _any(grad_out, input, normalized_shape, mean, rstd, weight, bias, wanted)
 
 
+def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: Wanted) -> Case:
+    return Case(NAME, hidden, NAMES[input.dtype], rows, variant(kind(weight, input), kind(bias, input), wanted))
+
+
 def _place(made: Any, wanted: Wanted) -> Gradients:
     """A kernel's outputs, one tensor or several, where the gradients wanted have their places."""
     left = iter(made if isinstance(made, tuple) else (made,))
@@ -74,8 +78,7 @@ def _any(
         return None, None, None
     kernel = None
     if rows and not torch.is_grad_enabled() and dy.dtype == input.dtype and served(input, weight, bias, hidden) and served(dy, mean, rstd, hidden):
-        name = variant(kind(weight, input), kind(bias, input), wanted)
-        case = Case(NAME, hidden, NAMES[input.dtype], rows, name)
+        case = _case(rows, hidden, input, weight, bias, wanted)
         kernel = dispatch.kernel_for(case, there(dy, input, weight))
     if kernel is None:
         return eager_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
@@ -172,3 +175,27 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else input.new_empty(0)
         for want, t in zip(output_mask, like, strict=True)
     )
+
+
+torch.library.define(
+    "lntune::layer_norm_gradients",
+    "(Tensor grad_out, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, bool[] output_mask)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("lntune::layer_norm_gradients", "CompositeImplicitAutograd")
+def _gradients(
+    dy: Tensor, input: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """What the node in C++ calls where it cannot go to the kernel by itself: whatever happens in here is recorded, traced, watched. Backwards
+    that look like this one go to the kernel from now on.
+    """
+    made = layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, mask)
+    usual = not torch.is_grad_enabled() and dy.dtype == input.dtype and input.is_contiguous()
+    hidden = input.shape[-1]
+    if usual and input.numel() and served(input, weight, bias, hidden) and served(dy, mean, rstd, hidden):
+        dx, dgamma, dbeta = mask
+        case = _case(input.numel() // hidden, hidden, input, weight, bias, (dx, dgamma, dbeta))
+        layer_norm_node.remember(case, dispatch.kernel_for(case, (input,)), kind(weight, input), kind(bias, input), (dx, dgamma, dbeta))
+    return tuple(input.new_empty(0) if m is None else m for m in made)

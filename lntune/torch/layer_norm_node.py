@@ -1,0 +1,102 @@
+"""The backward of layer norm as a node of PyTorch's autograd graph: compiled, loaded, told its kernels (`layer_norm_node.cpp` says why)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lntune import exchange, native, paths
+from lntune.case import BUCKETS, Case
+from lntune.direct import dtype_number
+from lntune.errors import LntuneError
+from lntune.ops.layer_norm_backward import arguments
+from lntune.torch import dispatch
+
+SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"
+RECORD = ctypes.c_void_p()
+"""For tables of direct calls: where the address of the function that attaches a node to an output is, once it is there."""
+# What a kernel's argument is called in the C++, in the order of its enum.
+_ORDER = ("dy", "x", "mean", "rstd", "weight", "dx", "dgamma", "dbeta")
+
+
+def _build() -> native.Build:
+    """How the C++ is compiled: against the headers and libraries of this PyTorch."""
+    folder = Path(torch.__file__).parent
+    includes = (str(folder / "include"), *exchange.includes())
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    return native.Build(includes, ("-std=c++20", abi), (f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"), torch.__version__)
+
+
+def ensure_library() -> None:
+    """Compile the C++ if it is not there yet (some ten seconds, once per machine and release of PyTorch).
+
+    Raises:
+        BuildError: it cannot be compiled or stored.
+    """
+    native.compiled(SOURCE, _build())
+
+
+def ready() -> bool:
+    """True where nodes can be had without compiling: they are loaded, or lie in the cache and are loaded now."""
+    return bool(_loaded) or (native.path_of(SOURCE, _build()).is_file() and not reason_missing())
+
+
+def compile_once() -> bool:
+    """True where nodes are there now and were not before: the C++ is compiled at the first call in a process, and then never tried again."""
+    tried = reason_missing.cache_info().currsize > 0
+    return not tried and not reason_missing()
+
+
+@functools.cache
+def reason_missing() -> str:
+    """Why there are no such nodes in this process, so that autograd.Function serves; empty where there are, which are loaded then."""
+    try:
+        exchange.require_table()
+        library = native.load(SOURCE, ctypes.CDLL, _build())
+        functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
+        library.lntune_layer_norm_node_init(*functions)
+    except (LntuneError, OSError) as e:
+        return str(e)
+    RECORD.value = ctypes.cast(library.lntune_layer_norm_node_record, ctypes.c_void_p).value
+    number, numbers = ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
+    library.lntune_layer_norm_node_remember.argtypes = [ctypes.c_void_p, *[number] * 8, numbers]
+    _loaded.append(library)
+    return ""
+
+
+_loaded: list[ctypes.CDLL] = []
+
+
+def remember(case: Case, kernel: Callable[..., None] | None, weight: str | None, bias: str | None, wanted: tuple[bool, bool, bool]) -> None:
+    """Serve backwards of a case, in its row bucket, by a kernel, by PyTorch's operator where that is None. `weight` and `bias` are "same"
+    (in the dtype of x), "float32" or None; `wanted` is for dx, dgamma, dbeta.
+    """
+    if not _loaded or isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
+        return
+    kinds = {None: 0, "same": dtype_number(case.dtype), "float32": dtype_number("float32")}
+    if kernel is None and not (case.dtype == "float32" and kinds[weight] < 2 and kinds[bias] < 2):  # noqa: PLR2004
+        return  # Python rounds and widens as PyTorch's operator wants it
+    order = [_ORDER.index(a.name) for a in arguments(case)] if kernel else []
+    rows = [n.bit_length() for n in BUCKETS[case.bucket]]  # a bucket is a range of bit lengths
+    mask = sum(want << i for i, want in enumerate(wanted))
+    handle: int | None = None
+    if kernel is not None:
+        handle = kernel.__chandle__()  # type: ignore[attr-defined]
+        _kept[handle] = kernel
+    described = (case.hidden, kinds["same"], kinds[weight], kinds[bias], mask, *rows, len(order))
+    _loaded[0].lntune_layer_norm_node_remember(handle, *described, (ctypes.c_int64 * len(order))(*order))
+
+
+_kept: dict[int, Callable[..., None]] = {}  # kernels that the C++ points to
+
+
+def _forget() -> None:
+    for library in _loaded:
+        library.lntune_layer_norm_node_forget()
+
+
+dispatch.on_reload(_forget)
