@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -430,7 +431,7 @@ def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> N
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
     assert lines[0] == "[1/2] layer_norm 8x64 float32: 0 trials"
-    assert lines[2].startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us (s lanes=4), ") and lines[2].endswith(" s left")
+    assert lines[2].startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ") and lines[2].endswith(" s left (s lanes=4)")
     assert "measuring the finalists again" in lines[3]
     assert lines[4] == ("[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), default knobs 3.00 us (1.50x); 2 trials, 1 timeout")
 
@@ -455,6 +456,18 @@ def test_progress_is_one_live_line_on_a_terminal() -> None:
     assert "\x1b[2K" in text, "the line is erased before it is drawn again"
     assert "2 trials, 1 timeout" in text
     assert text.count("eager 4.00 us (2.00x)") == 1
+
+
+def test_the_live_line_is_one_line_on_a_narrow_terminal() -> None:
+    """Where it does not fit its end is left out, never what stands first: the case, the trials, the best and the time left."""
+    out = io.StringIO()
+    with TuningProgress(Console(file=out, width=80, force_terminal=True, color_system=None, highlight=False)) as progress:
+        state = states()[2]
+        state.best = "cached_rows lanes=4 store=2 unroll=1 together=1 prefetch=1 write=plain"
+        progress(state)
+        progress._live.refresh()  # type: ignore[union-attr]
+        shown = [line for line in re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", out.getvalue()) if line.strip()]
+    assert shown and all(len(line) <= 80 and line.startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ") for line in shown)
 
 
 def test_the_pace_leaves_out_warming_up_and_finals() -> None:

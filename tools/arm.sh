@@ -11,11 +11,7 @@ packages=$folder/packages
 if [ ! -e "$folder/whole" ]; then
   mkdir -p "$folder/system" "$packages"
   PATH=$PATH:/usr/sbin debootstrap --foreign --arch=arm64 --variant=minbase --include=python3,libgomp1 bookworm "$folder/base" https://deb.debian.org/debian
-  for package in "$folder"/base/var/cache/apt/archives/*.deb; do
-    case ${package##*/} in
-      *python3* | lib[!r]*) dpkg -x "$package" "$folder/system" ;; # the base as it is cannot be used without a chroot
-    esac
-  done
+  for package in "$folder"/base/var/cache/apt/archives/*.deb; do dpkg -x "$package" "$folder/system"; done
   wheels=(python3 -m pip download --dest "$folder/wheels" --only-binary=:all: --python-version 3.11)
   for tag in 2_28 2_27 2_24 2_17; do wheels+=(--platform "manylinux_${tag}_aarch64"); done
   "${wheels[@]}" --platform manylinux2014_aarch64 apache-tvm==0.27.* "apache-tvm-ffi>=0.1.14,<0.1.15" filelock msgspec numpy platformdirs rich scipy typer \

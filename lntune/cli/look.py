@@ -21,6 +21,8 @@ from lntune.errors import InputError, LntuneError, unknown
 def list_ops(as_json: JSON = False) -> None:
     """List operators, their variants and their schedules, for CPUs and for GPUs."""
     from lntune import schedule
+    from lntune.report.columns import hanging
+    from lntune.report.tables import console
 
     found = [
         {
@@ -35,9 +37,12 @@ def list_ops(as_json: JSON = False) -> None:
     if as_json:
         print_json(found)
         return
+    out = console()
     for o in ops.OPS.values():
-        listed = [", ".join(schedule.for_op(o.name, kind)) or "none" for kind in ("cpu", "gpu")]
-        print(f"{o.name}: {o.summary}\n  schedules: {listed[0]}\n  on GPUs: {listed[1]}\n  variants: {', '.join(o.variants)}")
+        hanging(out, f"{o.name}: ", o.summary)
+        for kind, lead in (("cpu", "schedules"), ("gpu", "on GPUs")):
+            hanging(out, f"  {lead}: ", ", ".join(schedule.for_op(o.name, kind)) or "none")
+        hanging(out, "  variants: ", ", ".join(o.variants))
 
 
 @command()
@@ -97,6 +102,8 @@ def why(
 ) -> None:
     """Explain which kernel serves a call, and why."""
     from lntune.cuda.targets import device_of
+    from lntune.report.columns import hanging
+    from lntune.report.tables import console
 
     ops.get(op)
     where, dtype = device_of(target), case_module.dtype_name(dtype)
@@ -118,11 +125,12 @@ def why(
         "eager": "eager mode",
     }
     on = "" if target == "cpu" else f" on {where.name}"
-    print(f"{op} hidden {hidden} {dtype} rows {rows}{on}: served by {served[facts['tier']]}")
+    out = console()
+    hanging(out, f"{op} hidden {hidden} {dtype} rows {rows}{on}: ", f"served by {served[facts['tier']]}")
     if facts["schedule"]:
-        print(f"  {facts['schedule']} {knobs.describe(facts['knobs'])}")
+        hanging(out, "  ", f"{facts['schedule']} {knobs.describe(facts['knobs'])}")
     for step in facts["steps"]:
-        print(f"  - {step}")
+        hanging(out, "  - ", step)
 
 
 @command()

@@ -6,6 +6,7 @@ key columns do not fit, rows become blocks of `name value`. In a pipe or a file 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -120,3 +121,14 @@ class Table:
                 line.append_text(pair)
             made.append(line)
         return made
+
+
+def hanging(out: Console, lead: Cell, text: str) -> None:
+    """Print a sentence behind a lead; on a terminal its further lines stand below its first word."""
+    first = Text(lead) if isinstance(lead, str) else lead
+    room = out.width - first.cell_len
+    lines = [text]
+    if out.is_terminal and room >= first.cell_len:
+        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for i, line in enumerate(lines):
+        out.print(Text.assemble(" " * first.cell_len if i else first, line), soft_wrap=not out.is_terminal)

@@ -76,7 +76,7 @@ class _Shown:
 
     def _show(self, line: str) -> None:
         if self._live:
-            self._live.update(Text(line))
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             self._console.print(line, markup=False)
@@ -97,12 +97,13 @@ class TuningProgress(_Shown):
         else:
             self._show(self._line(progress))
 
+    # What matters less comes later: a terminal too narrow for the line cuts off its end.
     def _line(self, p: Progress) -> str:
         left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        best = f", best {micros(p.best_us)} us ({p.best})" if p.best_us < math.inf else ""
+        best, knobs = (f", best {micros(p.best_us)} us", f" ({p.best})") if p.best_us < math.inf else ("", "")
         doing = "measuring the finalists again" if p.phase == "final" else counted(p.trials, "trial")
-        return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}"
+        return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}{knobs}"
 
     def _finished(self, p: Progress) -> str:
         assert p.final is not None
