@@ -125,11 +125,13 @@ def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds:
     return Measured(timings, others, disturbed(timings, others))
 
 
-def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS) -> Measured:
-    """Measure until nothing disturbs it, at most `attempts` times; the least disturbed measurement."""
+def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: float = math.inf) -> Measured:
+    """Measure until nothing disturbs it, at most `attempts` times and as often as `seconds` allow; the least disturbed measurement."""
+    begun = time.monotonic()
     best = again()
+    each = time.monotonic() - begun
     for _ in range(attempts - 1):
-        if not best.busy:
+        if not best.busy or time.monotonic() - begun + each > seconds:
             break
         best = min(best, again(), key=_disturbance)
     return best

@@ -46,6 +46,9 @@ class Candidate(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True):
     """Work for one process: one candidate to try, or several finalists to measure against each other, the default and eager.
 
+    `spare` seconds may be spent beside `seconds` to measure a final again that other work on the machine disturbed. `default` is what serves
+    the case where nothing is tuned.
+
     `only` leaves something out, so that the device need not be here: "build" puts the kernel into the cache, as far as it is worth it;
     "check" builds it and checks it, a GPU's in the emulator, on rows as short as its knobs allow; "context" only makes the device ready.
     """
@@ -54,6 +57,7 @@ class Job(msgspec.Struct, frozen=True):
     device: Device
     candidates: tuple[Candidate, ...]
     seconds: float
+    spare: float = 0.0
     final: bool = False
     seed: int = 0
     default: Candidate | None = None
@@ -221,7 +225,8 @@ def _final(job: Job) -> Outcome:
         elif name != "default":
             return outcome
     with torch.inference_mode():
-        measured = timing.quietest(lambda: place.measure(contenders, job.seconds, rounds=9, seed=job.seed))  # it decides what serves calls
+        again = functools.partial(place.measure, contenders, job.seconds, rounds=9, seed=job.seed)
+        measured = timing.quietest(again, seconds=job.seconds + job.spare)  # it decides what serves calls
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     timings = measured.timings
     if job.default in job.candidates:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -134,6 +135,22 @@ def test_of_measurements_that_wait_the_one_that_waited_least_is_kept() -> None:
     """Where nothing is known of others the times tell: what has waited for its turn took longer."""
     left = iter([timing.Measured({"f": Timing((us,), us)}, None, True) for us in (7993.0, 31.0, 4001.0)])
     assert timing.quietest(lambda: next(left)).timings["f"].median_us == 31.0
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1.0, 1), (2.5, 2), (9.0, 3)])
+def test_no_longer_than_there_is_time(monkeypatch: pytest.MonkeyPatch, seconds: float, count: int) -> None:
+    """A disturbed measurement is made again as often as the time allows, and three times at most."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    done = []
+
+    def measure() -> timing.Measured:
+        now[0] += 1.0
+        done.append(measured(0.5))
+        return done[-1]
+
+    timing.quietest(measure, seconds=seconds)
+    assert len(done) == count
 
 
 def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:

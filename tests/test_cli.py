@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -433,7 +435,18 @@ def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> N
     assert lines[0] == "[1/2] layer_norm 8x64 float32: 0 trials"
     assert lines[2].startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ") and lines[2].endswith(" s left (s lanes=4)")
     assert "measuring the finalists again" in lines[3]
-    assert lines[4] == ("[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), default knobs 3.00 us (1.50x); 2 trials, 1 timeout")
+    assert lines[4] == ("[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), without tuning 3.00 us (1.50x); 2 trials, 1 timeout")
+
+
+def test_a_disturbed_final_makes_no_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of a case whose final other work disturbed has no ratio and says that none would hold."""
+    out = io.StringIO()
+    done = states()[-1]
+    assert done.final is not None
+    with TuningProgress(Console(file=out, width=200, force_terminal=False)) as progress:
+        progress(dataclasses.replace(done, final=msgspec.structs.replace(done.final, busy=True)))
+    assert "tuned 2.00 us, disturbed by other work on the machine: neither times nor ratios hold" in out.getvalue()
+    assert "x)" not in out.getvalue()
 
 
 def test_plain_progress_is_not_a_flood() -> None:

@@ -49,7 +49,7 @@ class Smoked(msgspec.Struct, frozen=True):
 class Operator(msgspec.Struct, frozen=True):
     """One operator. `tuned` of `planned` cases have a final; ratios are geomeans; `of_copy` is the share of a copy's bandwidth on data far
     beyond the cache, over the finals, and `smallest_of_copy` its smallest. None: not measured. Of finals and benchmarks `disturbed` were so by other
-    work on the machine and count in no figure.
+    work on the machine and count in no figure. `over_default` is over what serves where nothing is tuned.
     """
 
     op: str
@@ -122,7 +122,7 @@ def _beyond_cache(record: Record) -> bool:
 
 def operators_table(operators: Iterable[Operator]) -> Table:
     """One line per operator."""
-    columns = [*key("operator"), Column("tuned"), Column("over eager"), Column("over default", 3), Column("benchmarked", 5)]
+    columns = [*key("operator"), Column("tuned"), Column("over eager"), Column("over untuned", 3), Column("benchmarked", 5)]
     columns += [Column("over better", 1), Column("of copy", 2), Column("smallest", 4)]
     table = Table("medians; over eager and of copy from the tuned cases, over better from the benchmark", columns)
     for o in operators:

@@ -109,10 +109,13 @@ class TuningProgress(_Shown):
         assert p.final is not None
         tuned, eager, default = p.final.median(), p.final.median("eager"), p.final.median("default")
         parts = [f"[{p.index + 1}/{p.cases}] {p.case}: tuned {micros(tuned)} us"]
+        if p.final.disturbance:
+            what = "by other work on the machine: neither times nor ratios hold, and undisturbed records come before it"
+            return f"{parts[0]}, disturbed {what}"
         if tuned and eager:
             parts.append(f"eager {micros(eager)} us ({eager / tuned:.2f}x)")
         if tuned and default:
-            parts.append(f"default knobs {micros(default)} us ({default / tuned:.2f}x)")
+            parts.append(f"without tuning {micros(default)} us ({default / tuned:.2f}x)")
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
         return ", ".join(parts) + f"; {counted(p.trials, 'trial')}{failures}"
 

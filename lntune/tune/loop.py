@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from lntune import interrupts, knobs, paths, records, schedule, search, toolchain
+from lntune import interrupts, knobs, paths, records, schedule, search, select, toolchain
 from lntune.case import Case
 from lntune.errors import ToolchainError
-from lntune.records import Record, Timing
+from lntune.records import Record, Setting, Timing
 from lntune.search import Budget, Space
 from lntune.trial import Candidate, Job, Outcome, measured
 from lntune.tune.ahead import Ahead
@@ -109,26 +109,31 @@ class _Run:
         if case.op not in self._finals:
             folders = [self.folder] if self.settings.log_dir else paths.log_dirs()
             found = records.read(folders, case.op, self.device, role="final")
-            self._finals[case.op] = records.finals(r for r in found if not self.device.differences(r.device))
+            known = schedule.for_op(case.op, self.device.kind)
+            mine = (r for r in found if not self.device.differences(r.device))
+            self._finals[case.op] = records.finals(r for r in mine if r.schedule in known and r.source == known[r.schedule].source)
         record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
-        known = schedule.for_op(case.op, self.device.kind)
-        if record is None or record.schedule not in known or record.source != known[record.schedule].source:
-            return None
-        return Candidate(record.schedule, tuple(record.knobs.items()))
+        return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
 
-    def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float) -> Outcome:
-        """Measure finalists against each other in `share` seconds; not logged."""
-        job = Job(case, self.device, tuple(finalists), share, final=True, seed=self.settings.seed + 1, default=default)
-        return self.worker.run(job, self.settings.timeout + 4 * share)
+    def untuned(self, case: Case) -> Candidate | None:
+        """What serves the case where nothing is tuned, whichever schedules are tuned; None where eager mode does."""
+        name, setting, _ = select.untuned(case.typical, self.device, schedule.for_op(case.op, self.device.kind))
+        return Candidate.of(name, setting) if name else None
 
-    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial") -> Record:
-        """Log what came of a candidate."""
+    def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float, spare: float = 0.0) -> Outcome:
+        """Measure finalists against each other in `share` seconds, and `spare` more where other work disturbs that; not logged."""
+        job = Job(case, self.device, tuple(finalists), share, spare, final=True, seed=self.settings.seed + 1, default=default)
+        return self.worker.run(job, self.settings.timeout + 4 * share + spare)
+
+    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial", default: Candidate | None = None) -> Record:
+        """Log what came of a candidate; in a final `default` is what the contender of that name was."""
         return self.log(
             role=role,
             case=case,
             schedule=candidate.schedule,
             source=schedule.get(candidate.schedule).source,
             knobs=candidate.knobs,
+            default=None if default is None else Setting(default.schedule, default.knobs),
             **measured(outcome),
         )
 
@@ -187,27 +192,30 @@ class _Run:
         had = self.had(case)
         if had is not None and had in known and had not in costs and not self.summary.interrupted:
             evaluate(had)  # no case is tuned to something slower than what it had
-        proven = next((c for c in known.defaults if costs.get(c, math.inf) < math.inf), None)
-        return self.settle(case, costs, proven, progress, seconds)
+        default = self.untuned(case)
+        if default is not None and costs.get(default, 0.0) == math.inf:
+            default = None  # it does not work
+        return self.settle(case, costs, default, progress, seconds)
 
     def settle(
         self, case: Case, costs: dict[Candidate, float], default: Candidate | None, progress: Progress, seconds: float | None
     ) -> Record | None:
-        """Measure the best candidates again, on fresh samples against eager and the default knobs, and log the winner.
+        """Measure the best candidates again, on fresh samples against eager and `default`, and log the winner.
 
-        The default knobs are among them. When the measurement fails, each finalist is measured alone to find those that it
-        fails with, which are logged.
+        `default` serves the case where nothing is tuned. It is among the candidates, unless only other schedules are tuned. When the
+        measurement fails, each finalist is measured alone to find those that it fails with, which are logged.
         """
         finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
-        if default is not None and default not in finalists:
-            finalists.append(default)  # what serves calls where nothing is tuned; the final holds it for comparison
+        if default is not None and default in costs and default not in finalists:
+            finalists.append(default)
         progress.phase = "final"
         self.observer(progress)
         share = 1.0 if seconds is None else min(2.0, max(0.3, seconds * FINAL_SHARE * 0.6))
+        spare = 2 * share if seconds is None else max(0.0, seconds * FINAL_SHARE - share)
         while finalists:
-            outcome = self.attempt(case, finalists, default, share)
+            outcome = self.attempt(case, finalists, default, share, spare)
             if outcome.status == "ok":
-                return self._winner(case, finalists, outcome, progress)
+                return self._winner(case, finalists, outcome, progress, default)
             alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
             for candidate, failed in alone.items():
                 if failed.status != "ok":
@@ -219,13 +227,14 @@ class _Run:
         self.summary.untuned[str(case)] = "no candidate was built, right and in time"
         return None
 
-    def _winner(self, case: Case, finalists: Sequence[Candidate], outcome: Outcome, progress: Progress) -> Record:
+    def _winner(self, case: Case, finalists: Sequence[Candidate], outcome: Outcome, progress: Progress, default: Candidate | None = None) -> Record:
         best = int(outcome.message)
         winner = finalists[best]
         timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
         timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
         with interrupts.held():
-            record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), role="final")
+            default = default if "default" in timings else None
+            record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), "final", default)
             self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
