@@ -17,7 +17,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lntune.errors import LntuneError as LntuneError
-    from lntune.torch.dispatch import UntunedWarning as UntunedWarning
     from lntune.torch.dispatch import reload as reload
     from lntune.torch.dispatch import strict as strict
     from lntune.torch.layer_norm import layer_norm as layer_norm
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from lntune.torch.lstm import LayerNormLSTMCell as LayerNormLSTMCell
     from lntune.torch.modules import LayerNorm as LayerNorm
     from lntune.torch.modules import convert as convert
+    from lntune.torch.untuned import UntunedWarning as UntunedWarning
+    from lntune.torch.untuned import untuned as untuned
 
 # Names are resolved on first use: the command line and the report must not pay for importing torch.
 _HOME = {
@@ -34,13 +35,14 @@ _HOME = {
     "LayerNormLSTM": "lntune.torch.lstm",
     "LayerNormLSTMCell": "lntune.torch.lstm",
     "LntuneError": "lntune.errors",
-    "UntunedWarning": "lntune.torch.dispatch",
+    "UntunedWarning": "lntune.torch.untuned",
     "convert": "lntune.torch.modules",
     "layer_norm": "lntune.torch.layer_norm",
     "layer_norm_backward": "lntune.torch.layer_norm_backward",
     "lnlstm_step": "lntune.torch.lnlstm",
     "reload": "lntune.torch.dispatch",
     "strict": "lntune.torch.dispatch",
+    "untuned": "lntune.torch.untuned",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "lnlstm_step",
     "reload",
     "strict",
+    "untuned",
 ]
 
 

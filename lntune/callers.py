@@ -44,3 +44,16 @@ def warn(message: str, category: type[Warning], at: Place | None = None) -> None
     """Warn of something at the caller's line, or at another."""
     file, line, module, registry = at or place()
     warnings.warn_explicit(message, category, file, line, module, registry)
+
+
+def action(message: str, category: type[Warning], at: Place) -> str:
+    """What the user's filters have done with a warning: "ignore", "error", "default" and so on."""
+    for found, text, kind, module, line in warnings.filters:
+        if issubclass(category, kind) and _fits(text, message) and _fits(module, at.module) and line in (0, at.line):
+            return str(found)
+    return "default"
+
+
+def _fits(pattern: object, text: str) -> bool:
+    """A filter's pattern, which is None, a compiled expression, or among those that Python begins with a plain text."""
+    return pattern is None or (pattern == text if isinstance(pattern, str) else bool(pattern.match(text)))  # type: ignore[attr-defined]

@@ -76,8 +76,8 @@ def _homes(kind: Callable[..., Path]) -> Path | None:
 
 
 def log_dir() -> Path:
-    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder; where there is no home,
-    the user's private temporary folder.
+    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder; where there is no home, or
+    it is not the user's, the user's private temporary folder.
 
     Raises:
         InputError: `LNTUNE_LOG_DIR` is in a home folder, and there is none.
@@ -86,7 +86,8 @@ def log_dir() -> Path:
         return _wish("LNTUNE_LOG_DIR", env)
     if is_checkout():
         return content("tuning_logs")
-    return (_homes(platformdirs.user_data_path) or private()) / "tuning_logs"
+    home = _homes(platformdirs.user_data_path)
+    return (home if home and (_there(home) or _writable(home)) else private()) / "tuning_logs"
 
 
 def log_dirs() -> list[Path]:

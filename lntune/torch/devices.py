@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lntune import callers
 from lntune import device as device_module
 from lntune.cuda import launcher
 from lntune.device import Device
@@ -29,15 +29,17 @@ def of(place: torch.device) -> Device | None:
 
 @functools.cache
 def _known(kind: str, index: int) -> Device | None:
-    if kind == "cpu":
-        return device_module.current()
-    if kind != "cuda":
+    if kind not in ("cpu", "cuda"):
         return None
-    number = torch.cuda.current_device() if index < 0 else index
     try:
-        return launcher.device(number)
-    except LntuneError as e:
-        warnings.warn(f"lntune's kernels do not run on cuda:{number}, PyTorch's serve it: {e}", RuntimeWarning, stacklevel=3)
+        if kind == "cpu":
+            return device_module.current()
+        index = torch.cuda.current_device() if index < 0 else index
+        return launcher.device(index)
+    except Exception as e:
+        name = kind if kind == "cpu" else f"{kind}:{index}"
+        reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
+        callers.warn(f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}", RuntimeWarning)
         return None
 
 

@@ -2,43 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import threading
-import warnings
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
 from torch import Tensor
 
-from lntune import artifact, knobs, ops, paths, records, schedule
+from lntune import artifact, callers, knobs, ops, paths, records, schedule
 from lntune import device as device_module
 from lntune.case import BUCKETS, Case, bucket_label
 from lntune.device import Device
 from lntune.direct import Table
-from lntune.errors import LntuneError, NotTunedError
-from lntune.records import Record
+from lntune.errors import BuildError, LntuneError, LogError, NotTunedError
+from lntune.records import LogWarning, Record
+from lntune.sealed import DamagedWarning
 from lntune.select import Choice, select
-from lntune.torch import devices
+from lntune.torch import devices, untuned
 from lntune.torch.narrow import narrowed
+from lntune.torch.untuned import UntunedWarning
+
+with contextlib.suppress(Exception):  # what is wrong with it is said when a kernel is loaded
+    import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
+
+__all__ = ["Direct", "Kernel", "UntunedWarning", "choose", "describe", "kernel_for", "on_reload", "reload", "serve", "strict"]
 
 Kernel = Callable[..., None]
+
+
+class Later:
+    """When something that failed is tried again: after a delay that grows with every failure and with the time that trying takes, so that it
+    never costs more than a few per cent.
+    """
+
+    FIRST, GROWTH, MOST, COST = 1.0, 4, 3600.0, 20
+
+    def __init__(self) -> None:
+        self._at, self._delay = 0.0, self.FIRST / self.GROWTH
+
+    @property
+    def due(self) -> bool:
+        """True when it is time."""
+        return time.monotonic() >= self._at
+
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        """The block is an attempt; an exception that leaves it is a failure."""
+        begun = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            now = time.monotonic()
+            self._delay = min(max(self._delay * self.GROWTH, self.COST * (now - begun)), self.MOST)
+            self._at = now + self._delay
+            raise
+
 
 _lock = threading.RLock()
 # A process forks only between two decisions: a child that inherits the lock shut by another thread would wait for ever.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-_records: dict[str, list[Record]] = {}
+_records: dict[tuple[Device, str], list[Record]] = {}
 _choices: dict[tuple[Device, Case], Choice] = {}
 _kernels: dict[tuple[Device, Case, devices.Layout], Kernel | None] = {}
-_told: set[tuple[Device, str, int, str, int]] = set()
+_again: dict[tuple[Device, Case, devices.Layout], Later] = {}
+"""Cases without a kernel because of what may pass."""
+_said: set[tuple[object, ...]] = set()
+"""What went wrong."""
 _on_reload: list[Callable[[], None]] = []
+_OURS = (UntunedWarning, LogWarning, DamagedWarning, paths.CacheWarning)
+"""Warnings that are errors where the user's filters say so, and then reach the user."""
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
-
-
-class UntunedWarning(UserWarning):
-    """A call is not served by a measurement of its own case. Said once per case; `lntune why` tells the whole story."""
 
 
 def strict(enabled: bool = True) -> None:
@@ -57,6 +94,9 @@ def reload() -> None:
         _records.clear()
         _choices.clear()
         _kernels.clear()
+        _again.clear()
+        _said.clear()
+        untuned.forget()
         for forget in _on_reload:
             forget()
 
@@ -73,10 +113,26 @@ def choose(case: Case, device: Device | None = None) -> Choice:
     case, device = case.typical, device or device_module.current()
     with _lock:
         if (device, case) not in _choices:
-            if case.op not in _records:
-                _records[case.op] = records.read(paths.log_dirs(), case.op, role="final")
-            _choices[device, case] = select(case, device, _records[case.op], schedule.for_op(case.op, device.kind))
+            if (device, case.op) not in _records:
+                _records[device, case.op] = _read(case.op, device)
+            _choices[device, case] = select(case, device, _records[device, case.op], schedule.for_op(case.op, device.kind))
         return _choices[device, case]
+
+
+def _read(op: str, device: Device) -> list[Record]:
+    """The final measurements of an operator. Those of other devices only tell why they do not serve: a log of another device that cannot be
+    read is no loss.
+
+    Raises:
+        LogError: a log of this device cannot be read.
+    """
+    folders = paths.log_dirs()
+    try:
+        return records.read(folders, op, role="final")
+    except LogError as e:
+        mine = records.read(folders, op, device, role="final")
+        callers.warn(f"{e} It is another device's, and left out.", LogWarning)
+        return mine
 
 
 def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
@@ -85,6 +141,9 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device, the CPU where there are none; where the
     rows of one do not lie one behind the other, the same schedule serves with their distance left open (call the kernel with what
     devices.matrix gives); and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
+
+    Whatever goes wrong on the way to a kernel is said once, and eager mode serves; where it is a matter of files (a network drive that is away,
+    a disk that is full), it is tried again later.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -95,9 +154,47 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
         return None
     key = device, case.typical, devices.layout(device, tensors, case.hidden)
     with _lock:
-        if key not in _kernels:
-            _kernels[key] = _obtain(*key)
-        return _kernels[key]
+        kernel = _kernels.get(key, _unknown)
+        if kernel is _unknown:
+            kernel = _kernels[key] = _obtained(*key)
+        elif kernel is None and _again and key in _again and _again[key].due:
+            kernel = _kernels[key] = _obtained(*key)
+            if kernel is not None:
+                for forget in _on_reload:  # what has noted that eager mode serves
+                    forget()
+        return kernel
+
+
+def _obtained(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
+    """`_obtain`, and None where it fails."""
+    key = device, case, layout
+    later = _again.get(key) or Later()
+    try:
+        with later.trying():
+            kernel = _obtain(*key)
+    except (NotTunedError, *_OURS):
+        raise
+    except Exception as e:
+        if _strict:
+            if isinstance(e, LntuneError):
+                raise
+            raise BuildError(f"{untuned.name(case)} has no kernel: {type(e).__name__}: {e}") from e
+        root: BaseException = e
+        while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
+            root = cause
+        passing = isinstance(root, OSError)
+        if passing:
+            _again[key] = later
+        # Once for all cases that have it: their files differ in their names.
+        what = (type(root), root.errno) if isinstance(root, OSError) and root.errno else (type(root), str(root))
+        if what not in _said:
+            _said.add(what)
+            reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
+            again = " It is tried again later." if passing else ""
+            callers.warn(f"{untuned.name(case)} has no kernel, eager mode serves it: {reason}{again}", UntunedWarning)
+        return None
+    _again.pop(key, None)
+    return kernel
 
 
 def serve(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel:
@@ -121,41 +218,28 @@ def _stand_in(case: Case, *values: Any) -> None:
 
 
 def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
-    what = f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
-    command = f"lntune tune {case.op} --hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
-    command += " --target cuda" if device.kind == "gpu" else ""
-    try:
-        choice = choose(case, device)
-        if not choice.measured:
-            outlived = choice.stale and choice.tier in ("exact", "eager")
-            if _strict:
-                state = "was measured on this device before its schedule changed" if outlived else "was not measured on this device"
-                raise NotTunedError(f"{what} {state} ({'; '.join(choice.steps)}). Run: {command}")
-            told = (device, case.op, case.hidden, case.dtype, case.bucket)
-            if told not in _told:  # once, whatever the variant
-                _told.add(told)
-                served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
-                by = {"exact": "that record", **served}.get(choice.tier, "eager mode")
-                state = "was tuned before its schedule changed" if outlived else "is not tuned on this device"
-                warnings.warn(f"{what} {state}; served by {by}. Run: {command}", UntunedWarning, stacklevel=5)
-        if choice.tier == "eager":
-            return None
-        plan = schedule.get(choice.schedule, case.op)
-        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
-        if setting is None:
-            return None
-        try:
-            return artifact.kernel(case, plan, setting, device, layout.strided)
-        except LntuneError:
-            if not layout.strided:
-                raise
-        # Where nothing can be built, the kernel for contiguous rows may be there.
-        return functools.partial(_with_copies, artifact.kernel(case, plan, setting, device))
-    except (LntuneError, OSError) as e:  # an unreadable log or cache must not stop a model that runs without either
+    choice = choose(case, device)
+    if not choice.measured:
+        outlived = choice.stale and choice.tier in ("exact", "eager")
         if _strict:
-            raise
-        warnings.warn(f"{what} has no kernel, eager mode serves it: {e}", UntunedWarning, stacklevel=5)
+            state = "was measured on this device before its schedule changed" if outlived else "was not measured on this device"
+            command = untuned.Untuned(case, device, "").command
+            raise NotTunedError(f"{untuned.name(case)} {state} ({'; '.join(choice.steps)}). Run: {command}")
+        served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
+        untuned.met(case, device, {"exact": "that record", **served}.get(choice.tier, "eager mode"), outlived)
+    if choice.tier == "eager":
         return None
+    plan = schedule.get(choice.schedule, case.op)
+    setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
+    if setting is None:
+        return None
+    try:
+        return artifact.kernel(case, plan, setting, device, layout.strided)
+    except LntuneError:
+        if not layout.strided:
+            raise
+    # Where nothing can be built, the kernel for contiguous rows may be there.
+    return functools.partial(_with_copies, artifact.kernel(case, plan, setting, device))
 
 
 def _with_copies(kernel: Kernel, *values: Any) -> None:
@@ -175,6 +259,7 @@ class Direct:
         self.serves: Callable[..., Any] = _unknown
         self._signature, self._names, self._record = signature, names, record
         self._table: Table | None = None
+        self._later = Later()
         on_reload(self.forget)
 
     def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...], recorded: bool = False) -> None:
@@ -184,13 +269,19 @@ class Direct:
         with _lock:
             if isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
                 return
-            try:
-                self._table = self._table or Table(self._signature, record=self._record)
-            except (LntuneError, OSError):
+            if self._table is None and not self._later.due:
                 return
-            first, last = BUCKETS[case.bucket]
-            bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
-            if self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, recorded):
+            try:
+                with self._later.trying():
+                    self._table = self._table or Table(self._signature, record=self._record)
+                    first, last = BUCKETS[case.bucket]
+                    bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
+                    known = self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, recorded)
+            except _OURS:
+                raise
+            except Exception:  # the general path serves as well
+                return
+            if known:
                 self.call, self.serves = self._table.call, self._table.serves
 
     @property

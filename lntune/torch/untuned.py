@@ -1,0 +1,118 @@
+"""What calls of this process were not served by a measurement of their own: counted, and said in one line, not case by case."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterable
+
+import msgspec
+
+from lntune import callers
+from lntune.case import Case, bucket_label
+from lntune.device import Device
+
+
+class UntunedWarning(UserWarning):
+    """Calls are not served by a measurement of their own case. Said for the first such case of a process, and once for all when it ends;
+    `lntune.untuned()` lists them, `lntune why` explains one.
+    """
+
+
+class Untuned(msgspec.Struct, frozen=True):
+    """A case that a call met and that was not measured on its device; `served` says what serves it: "default knobs", "eager mode". `outlived`
+    is true where it was measured, and its schedule has changed since.
+    """
+
+    case: Case
+    device: Device
+    served: str
+    outlived: bool = False
+
+    @property
+    def command(self) -> str:
+        """What tunes it."""
+        return command([self])
+
+
+_lock = threading.Lock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_met: dict[tuple[Device, str, int, str, int], Untuned] = {}
+_heard: set[tuple[Device, str, int, str, int]] = set()
+"""Those of which the user's filters let a warning through."""
+_first: list[callers.Place] = []
+"""Where the first of these was met."""
+_process: list[int] = []
+
+
+def untuned() -> list[Untuned]:
+    """The cases that calls of this process have met since it began, or since `lntune.reload()`, and that were not measured on their device,
+    in the order in which they were met; one for each operator, hidden size, dtype and row bucket.
+    """
+    with _lock:
+        return list(_met.values())
+
+
+def forget() -> None:
+    """Begin to count anew."""
+    with _lock:
+        _met.clear()
+        _heard.clear()
+        _first.clear()
+
+
+def name(case: Case) -> str:
+    """A case as warnings call it: all its variants, and all rows of its bucket."""
+    return f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
+
+
+def command(found: Iterable[Untuned]) -> str:
+    """One line for a shell that tunes cases, and what lies between them: a command for each operator and kind of device."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for one in found:
+        groups.setdefault((one.case.op, one.device.kind), []).append(one.case)
+    lines = []
+    for (op, kind), cases in groups.items():
+        hidden, rows = (",".join(map(str, sorted(sizes))) for sizes in ({c.hidden for c in cases}, {c.rows for c in cases}))
+        dtypes = ",".join(dict.fromkeys(c.dtype for c in cases))
+        target = " --target cuda" if kind == "gpu" else ""
+        lines.append(f"lntune tune {op} --hidden {hidden} --dtype {dtypes} --rows {rows}{target}")
+    return " && ".join(lines)
+
+
+def met(case: Case, device: Device, served: str, outlived: bool = False) -> None:
+    """Count a case that was not measured; its variants are one. The first is said."""
+    key = (device, case.op, case.hidden, case.dtype, case.bucket)
+    at = callers.place()
+    with _lock:
+        if key in _met:
+            return
+        one = _met[key] = Untuned(case.typical, device, served, outlived)
+        state = "was tuned before its schedule changed" if outlived else "is not tuned on this device"
+        text = f"{name(case)} {state}; served by {served}. Run: {one.command}"
+        text += " (further cases are counted, see lntune.untuned())"
+        action = callers.action(text, UntunedWarning, at)
+        if action == "ignore":
+            return
+        _heard.add(key)
+        first = not _first
+        _first.append(at)
+        if not _process:
+            atexit.register(_summary)
+        _process[:] = [os.getpid()]
+    if first or action == "error":  # where a warning is an error, each case is one
+        callers.warn(text, UntunedWarning, at)
+
+
+def _summary() -> None:
+    """The line at the end of a process that met several cases."""
+    with _lock:
+        said = [one for key, one in _met.items() if key in _heard]
+    if len(said) < 2 or _process != [os.getpid()]:  # noqa: PLR2004
+        return
+    outlived = sum(one.outlived for one in said)
+    since = f" ({outlived} were before their schedules changed)" if outlived else ""
+    text = f"{len(said)} cases were not tuned on this device{since}. Run: {command(said)}"
+    if callers.action(text, UntunedWarning, _first[0]) != "error":
+        callers.warn(text, UntunedWarning, _first[0]._replace(registry={}))

@@ -1,0 +1,178 @@
+"""One warning, not one a case: untuned cases are counted and said in a line with a command, at the line of the user's program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import lntune
+from lntune import callers, device, paths
+from lntune.case import Case
+from lntune.torch import untuned
+
+HERE = device.current()
+
+
+@pytest.fixture(autouse=True)
+def no_logs(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is tuned, and nothing was met."""
+    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
+    lntune.reload()
+    yield
+    lntune.reload()
+
+
+def line() -> int:
+    """The line that calls this."""
+    return sys._getframe(1).f_lineno
+
+
+def cell() -> torch.Tensor:
+    """One step of an LSTM's cell."""
+    return lntune.LayerNormLSTMCell(3, 16)(torch.randn(2, 3))[0]  # type: ignore[no-any-return]
+
+
+class Model(torch.nn.Module):
+    """A model of the user's, whose norm is called by PyTorch's modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Identity(), lntune.LayerNorm(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A line of the user's, which calls a module."""
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "function": lambda: lntune.layer_norm(torch.randn(2, 16), (16,)),
+    "training": lambda: lntune.layer_norm(torch.randn(2, 16, requires_grad=True), (16,)),
+    "module": lambda: lntune.LayerNorm(16)(torch.randn(2, 16)),
+    "model": lambda: Model()(torch.randn(2, 16)),
+    "lstm": lambda: lntune.LayerNormLSTM(3, 16)(torch.randn(5, 2, 3)),
+    "cell": cell,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_warning_points_at_the_users_line(way: str) -> None:
+    """Whatever of lntune and PyTorch lies between, and however deep: it is a line of this file."""
+    with pytest.warns(lntune.UntunedWarning) as caught:
+        WAYS[way]()
+    assert {w.filename for w in caught if issubclass(w.category, lntune.UntunedWarning)} == {__file__}
+    text = Path(__file__).read_text().splitlines()[caught[0].lineno - 1]
+    assert "lntune." in text or "Model()" in text or "self.inner" in text
+
+
+def test_a_backward_points_at_the_line_that_asked_for_it() -> None:
+    """An untuned backward is met inside backward()."""
+    loss = lntune.layer_norm(torch.randn(2, 16, requires_grad=True), (16,)).sum()
+    lntune.reload()
+    with pytest.warns(lntune.UntunedWarning, match="layer_norm_backward") as caught:
+        at = line() + 1
+        loss.backward()
+    assert (caught[0].filename, caught[0].lineno) == (__file__, at)
+
+
+def test_many_cases_are_one_warning() -> None:
+    """The first is said, with a command; all are counted, whatever their variants, in the order in which they were met."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for hidden in (16, 24):
+            for rows in (1, 3, 5):
+                for weight in (None, torch.ones(hidden)):
+                    lntune.layer_norm(torch.randn(rows, hidden), (hidden,), weight)
+    told = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning)]
+    assert len(told) == 1
+    assert told[0].startswith("layer_norm hidden 16 float32 rows 1 is not tuned on this device; served by default knobs. Run: lntune tune layer_norm")
+    assert "lntune.untuned()" in told[0]
+    assert [(one.case.hidden, one.case.rows) for one in lntune.untuned()] == [(16, 1), (16, 8), (24, 1), (24, 8)]
+    assert {(one.device, one.served) for one in lntune.untuned()} == {(HERE, "default knobs")}
+    assert untuned.command(lntune.untuned()) == "lntune tune layer_norm --hidden 16,24 --dtype float32 --rows 1,8"
+    lntune.reload()
+    assert lntune.untuned() == []
+
+
+def test_one_command_for_several_operators() -> None:
+    """A line for a shell, with a command for each operator and kind of device."""
+    gpu = device.Device("gpu", "some", "sm_90", 132)
+    cases = [(Case("layer_norm", 64, "float32", 8), HERE), (Case("layer_norm", 32, "float16", 1), HERE)]
+    cases += [(Case("layer_norm_backward", 64, "float32", 8), HERE), (Case("layer_norm", 64, "float32", 8), gpu)]
+    assert untuned.command([untuned.Untuned(case, where, "default knobs") for case, where in cases]) == (
+        "lntune tune layer_norm --hidden 32,64 --dtype float32,float16 --rows 1,8"
+        " && lntune tune layer_norm_backward --hidden 64 --dtype float32 --rows 8"
+        " && lntune tune layer_norm --hidden 64 --dtype float32 --rows 8 --target cuda"
+    )
+
+
+def test_where_a_warning_is_an_error_each_case_is_one() -> None:
+    """Who asks for errors finds every untuned case, each once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for hidden in (16, 24):
+            x = torch.randn(2, hidden)
+            with pytest.raises(lntune.UntunedWarning, match=f"hidden {hidden}"):
+                lntune.layer_norm(x, (hidden,))
+            lntune.layer_norm(x, (hidden,))
+
+
+END = """
+import warnings, torch, lntune
+from lntune import paths
+paths.log_dirs = lambda: []
+{filters}
+def use(*sizes):
+    for hidden in sizes:
+        lntune.layer_norm(torch.randn(2, hidden), (hidden,))
+use({sizes})
+"""
+
+
+@pytest.mark.parametrize(
+    ("filters", "sizes", "lines"),
+    [
+        ("", "16, 24, 32", 2),
+        ("", "16", 1),
+        ("warnings.simplefilter('ignore', lntune.UntunedWarning)", "16, 24", 0),
+        ("with warnings.catch_warnings(): warnings.simplefilter('ignore'); lntune.layer_norm(torch.randn(2, 8), (8,))", "16, 24", 2),
+    ],
+    ids=["three", "one", "ignored", "in part"],
+)
+def test_the_line_at_the_end(filters: str, sizes: str, lines: int) -> None:
+    """A process that met several untuned cases ends with one line that counts them and names one command for all; not those whose warnings
+    were ignored when they were met.
+    """
+    path = os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = textwrap.dedent(END).format(filters=filters, sizes=sizes)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told = [text for text in done.stderr.splitlines() if "UntunedWarning" in text]
+    assert len(told) == lines, done.stderr
+    if lines > 1:
+        count, listed = len(sizes.split(",")), sizes.replace(" ", "")
+        assert f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run: lntune tune layer_norm --hidden {listed} " in told[1]
+
+
+def test_filters_are_asked_as_python_asks_them() -> None:
+    """What callers.action says of a warning is what becomes of it."""
+    at = callers.place()
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        assert callers.action("text", UserWarning, at) == "default"
+        warnings.filterwarnings("ignore", "some.*", lntune.UntunedWarning)
+        warnings.filterwarnings("error", module="another")
+        assert callers.action("some text", lntune.UntunedWarning, at) == "ignore"
+        assert callers.action("a text", lntune.UntunedWarning, at) == "default"
+        assert callers.action("some text", UserWarning, at) == "default"
+        warnings.filterwarnings("always", lineno=at.line)
+        assert callers.action("text", UserWarning, at) == "always"
