@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import disturbance
+from lntune import disturbance, locks
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
@@ -123,15 +123,14 @@ def append(folder: Path, record: Record) -> None:
     A line left unfinished by a process that was killed is closed first, so it spoils nothing but itself.
 
     Raises:
-        LogError: the folder cannot be written, or the disk is full; what was in the log stays as it was.
+        LogError: the folder cannot be written, the disk is full, or another process does not give up the log's lock; what was in
+            the log stays as it was.
     """
-    import filelock  # brings asyncio with it; only writers need it
-
     path = log_path(folder, record.device, record.case.op)
     line = msgspec.json.encode(record) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock"), path.open("ab", buffering=0) as file:
+        with locks.locked(path), path.open("ab", buffering=0) as file:
             start = file.tell()
             rest = memoryview(b"\n" + line if start and _last_byte(path) != b"\n" else line)
             try:
@@ -142,6 +141,8 @@ def append(folder: Path, record: Record) -> None:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), start)  # half a record on a full disk is worth nothing
                 raise
+    except locks.LockedError as e:
+        raise LogError(f"cannot append to the tuning log {path}: {e.strerror}, or choose another folder with --log-dir.") from e
     except OSError as e:
         remedy = "Choose a writable folder with --log-dir or LNTUNE_LOG_DIR."
         raise LogError(f"cannot append to the tuning log {path}: {e.strerror or e}. {remedy}") from e

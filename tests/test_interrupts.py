@@ -1,4 +1,4 @@
-"""Ctrl-C is held while one fact is put in several places, and SIGTERM can be as Ctrl-C."""
+"""Ctrl-C is held while one fact is put in several places, and SIGTERM and SIGHUP can be as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -78,11 +78,42 @@ def test_another_thread() -> None:
     assert done == ["ran"]
 
 
-def test_sigterm_as_ctrl_c() -> None:
-    """In the block SIGTERM raises KeyboardInterrupt, where it is held too behind what is held, and means what it did before afterwards."""
-    before, done = signal.getsignal(signal.SIGTERM), []
-    with pytest.raises(KeyboardInterrupt), interrupts.by_sigterm(), interrupts.held():
-        signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", interrupts.ENDING)
+def test_what_ends_a_process_is_as_ctrl_c(number: signal.Signals) -> None:
+    """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, where it is held too behind what is held; the block's caller learns which
+    came; they mean what they did before afterwards.
+    """
+    before, done = signal.getsignal(number), []
+    with pytest.raises(KeyboardInterrupt), interrupts.as_ctrl_c() as came, interrupts.held():
+        signal.raise_signal(number)
+        assert interrupts.waiting()
         done.append("all of it")
-    assert done
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert done and came == [number]
+    assert not interrupts.waiting()
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends SIGTERM to the process and once more to its group: that is one interrupt; a second after some time is another."""
+    now = [100.0]
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
+    with interrupts.as_ctrl_c() as came:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert came[0] == signal.SIGTERM and len(came) == 4
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """A process that was started with nohup is not ended by a terminal that is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts.as_ctrl_c() as came:
+            signal.raise_signal(signal.SIGHUP)
+        assert came == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

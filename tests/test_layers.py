@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # resolve on first use). Imports for type checkers only are free: they carry a type's name, not code.
 LAYERS = (
     ("errors", "interrupts", "callers", "words", "disturbance"),
-    ("paths", "device", "case"),
+    ("paths", "device", "case", "locks"),
     ("knobs", "records", "toolchain", "sealed"),
     ("native", "exchange"),
     ("ops", "search", "cuda", "emulator"),

@@ -18,7 +18,7 @@ import filelock
 import msgspec
 import pytest
 
-from lntune import records
+from lntune import locks, records
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
@@ -150,7 +150,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import msgspec
-from lntune import records
+from lntune import locks, records
 folder, count, who = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 record = msgspec.json.decode(sys.stdin.buffer.read(), type=records.Record)
 print("ready", flush=True)
@@ -198,6 +198,17 @@ def test_appending_waits_for_the_lock(tmp_path: Path) -> None:
     assert writer.wait(timeout=60) == 0
     writer.stdout.close()
     assert [r.run for r in records.read([tmp_path])] == ["patient"]
+
+
+@pytest.mark.filterwarnings("ignore::lntune.locks.LockWarning")
+def test_a_lock_that_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the log's lock is not to be had the record is refused with a LogError that names the log, the lock and what to do."""
+    path = records.log_path(tmp_path, DEVICE, "layer_norm")
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(locks, "LIMIT", 0.0)
+    with filelock.FileLock(f"{path}.lock"), pytest.raises(LogError, match=r"layer_norm\.jsonl: another process has held .*\.lock .*--log-dir"):
+        records.append(tmp_path, a_record())
+    assert not path.exists()
 
 
 def test_a_killed_writer_loses_at_most_one_record(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from lntune import doctor, interrupts, ops, paths, records, schedule, toolchain
+from lntune import doctor, ops, paths, records, schedule, toolchain
 from lntune.bringup import known, outcome, place, value
 from lntune.bringup.builders import Builders
 from lntune.bringup.outcome import Found
@@ -68,7 +68,7 @@ class Settings:
 def run(settings: Settings, out: Console) -> Summary:
     """A bringup of about `settings.seconds`. `out` shows how it goes; the summary, also of a run that was interrupted, is the caller's to show.
 
-    SIGTERM ends it as Ctrl-C does. With `settings.output` the summary as it stands is written there after every stage.
+    With `settings.output` the summary as it stands is written there after every stage.
 
     Raises:
         InputError, UnknownNameError: a target, operator or grid that is not there.
@@ -77,11 +77,10 @@ def run(settings: Settings, out: Console) -> Summary:
     """
     device, note = place.find(settings.target)
     bringup = _Bringup(settings, device, note, value.cases(device, settings.ops, settings.grid), out)
-    with interrupts.by_sigterm():
-        try:
-            bringup.everything()
-        except KeyboardInterrupt:
-            bringup.found.interrupted = True
+    try:
+        bringup.everything()
+    except KeyboardInterrupt:
+        bringup.found.interrupted = True
     return bringup.summary()
 
 

@@ -15,7 +15,7 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
-from lntune import __version__, ops, paths
+from lntune import __version__, interrupts, ops, paths
 from lntune.case import Case
 from lntune.errors import InputError, LntuneError, got_expected, unknown
 
@@ -45,11 +45,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """A command whose own errors become one line, and with --json an object too, and exit code 2."""
+    """A command whose own errors become one line, and with --json an object too, and exit code 2. SIGTERM and SIGHUP end it as Ctrl-C
+    does, in order and with what was found, and its exit code is then 143 or 129, as a shell has it of a process that they killed.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        with interrupts.as_ctrl_c() as came:
+            try:
+                self._invoke(ctx)
+            except (KeyboardInterrupt, typer.Exit):
+                if not came:
+                    raise
+            if came:
+                raise typer.Exit(128 + came[0])
+
+    def _invoke(self, ctx: Any) -> None:
         try:
-            return super().invoke(ctx)
+            super().invoke(ctx)
         except LntuneError as e:
             if ctx.params.get("as_json"):
                 print_json({"error": str(e), "kind": type(e).__name__})
