@@ -17,6 +17,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lntune.errors import LntuneError as LntuneError
+    from lntune.torch.conversion import conversion as conversion
+    from lntune.torch.conversion import convert as convert
+    from lntune.torch.conversion import revert as revert
     from lntune.torch.dispatch import reload as reload
     from lntune.torch.dispatch import strict as strict
     from lntune.torch.layer_norm import layer_norm as layer_norm
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from lntune.torch.lstm import LayerNormLSTM as LayerNormLSTM
     from lntune.torch.lstm import LayerNormLSTMCell as LayerNormLSTMCell
     from lntune.torch.modules import LayerNorm as LayerNorm
-    from lntune.torch.modules import convert as convert
     from lntune.torch.untuned import UntunedWarning as UntunedWarning
     from lntune.torch.untuned import untuned as untuned
 
@@ -36,11 +38,13 @@ _HOME = {
     "LayerNormLSTMCell": "lntune.torch.lstm",
     "LntuneError": "lntune.errors",
     "UntunedWarning": "lntune.torch.untuned",
-    "convert": "lntune.torch.modules",
+    "conversion": "lntune.torch.conversion",
+    "convert": "lntune.torch.conversion",
     "layer_norm": "lntune.torch.layer_norm",
     "layer_norm_backward": "lntune.torch.layer_norm_backward",
     "lnlstm_step": "lntune.torch.lnlstm",
     "reload": "lntune.torch.dispatch",
+    "revert": "lntune.torch.conversion",
     "strict": "lntune.torch.dispatch",
     "untuned": "lntune.torch.untuned",
 }
@@ -52,11 +56,13 @@ __all__ = [
     "LntuneError",
     "UntunedWarning",
     "__version__",
+    "conversion",
     "convert",
     "layer_norm",
     "layer_norm_backward",
     "lnlstm_step",
     "reload",
+    "revert",
     "strict",
     "untuned",
 ]

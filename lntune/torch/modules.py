@@ -1,15 +1,11 @@
-"""Modules: the drop-in for torch.nn.LayerNorm and the conversion of models."""
+"""The module: a drop-in for torch.nn.LayerNorm."""
 
 from __future__ import annotations
-
-from typing import TypeVar
 
 from torch import Tensor, nn
 
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.standing import for_quantization
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -27,17 +23,4 @@ class LayerNorm(nn.LayerNorm):
 for_quantization(LayerNorm, nn.LayerNorm)
 
 
-def convert(model: Model) -> Model:
-    """Replace every torch.nn.LayerNorm in the model, in place, by lntune.LayerNorm, and return the model.
-
-    Parameters, buffers, hooks, training flags, devices, dtypes and sharing stay what they are: it is the module's class
-    that changes. Modules of a subclass of nn.LayerNorm are left alone, since their forward is their own. A model that is
-    itself an nn.LayerNorm is converted too; converting twice changes nothing.
-    """
-    for module in model.modules():
-        if type(module) is nn.LayerNorm:
-            module.__class__ = LayerNorm
-    return model
-
-
-__all__ = ["LayerNorm", "convert"]
+__all__ = ["LayerNorm"]

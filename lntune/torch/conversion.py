@@ -1,0 +1,157 @@
+"""The conversion of models: which of their layer norms are lntune's, which become it, and which stay what they are."""
+
+from __future__ import annotations
+
+import logging
+import types
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lntune.torch.modules import LayerNorm
+
+Model = TypeVar("Model", bound=nn.Module)
+_log = logging.getLogger("lntune")
+_SHOWN = 5
+"""Names of modules that a text lists before it counts."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Which layer norms of a model run on lntune, by the names of `model.named_modules()`."""
+
+    converted: tuple[str, ...] = ()
+    """Those that do."""
+    left: dict[str, str] = field(default_factory=dict)
+    """The others (nn.LayerNorm and its subclasses), and why."""
+
+    def __str__(self) -> str:
+        """One line, such as "24 of 25 layer norms are lntune's; left: decoder.norm (mine.Norm is another class)"."""
+        if not self.converted and not self.left:
+            return "no torch.nn.LayerNorm among its modules"
+        total = len(self.converted) + len(self.left)
+        text = f"{len(self.converted)} of {total} layer norm{'s are' if total > 1 else ' is'} lntune's"
+        if not self.left:
+            return text
+        by_reason = {reason: [name for name, why in self.left.items() if why == reason] for reason in self.left.values()}
+        return f"{text}; left: {'; '.join(f'{_listed(names)} ({reason})' for reason, names in by_reason.items())}"
+
+
+def convert(model: Model) -> Model:
+    """Replace every torch.nn.LayerNorm in the model, in place, by lntune.LayerNorm, and return the model.
+
+    Parameters, buffers, hooks, training flags, devices, dtypes and sharing stay what they are: it is the module's class that changes.
+    Norms that FSDP2 (fully_shard) has given a class of its own, or accelerate a forward, are converted beneath. Left alone is a subclass of
+    nn.LayerNorm, since its forward is its own, and a module that somebody has set a forward on. What was done is logged (the logger
+    "lntune": as information, as a warning where norms were left), and `lntune.conversion(model)` has it at any time. A model that is itself
+    an nn.LayerNorm is converted too; converting twice changes nothing; `lntune.revert` is the way back.
+
+    While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm, converted or not;
+    `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
+
+    Warns:
+        UserWarning: the model has no layer norm that could be converted.
+    """
+    before = conversion(model)
+    _exchange(model, nn.LayerNorm, LayerNorm)
+    after = conversion(model)
+    changed = len(after.converted) - len(before.converted)
+    if not after.converted:
+        warnings.warn(f"lntune.convert changed nothing in {type(model).__name__}: {after}", UserWarning, stacklevel=2)
+    else:
+        level = logging.WARNING if after.left else logging.INFO
+        _log.log(level, "lntune.convert changed %d layer norm%s of %s: %s", changed, "" if changed == 1 else "s", type(model).__name__, after)
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Replace every lntune.LayerNorm in the model, in place, by torch.nn.LayerNorm, and return the model: what `convert` changed, and others.
+
+    For tools that ask for PyTorch's class itself. Subclasses of lntune.LayerNorm stay.
+    """
+    _exchange(model, LayerNorm, nn.LayerNorm)
+    return model
+
+
+def conversion(model: nn.Module) -> Conversion:
+    """Which layer norms of a model run on lntune and which do not, and why; print it, or read its fields. Nothing is changed."""
+    reasons = {name: _reason(module) for name, module in _norms(model)}
+    return Conversion(tuple(name for name, why in reasons.items() if not why), {name: why for name, why in reasons.items() if why})
+
+
+def _norms(model: nn.Module) -> Iterator[tuple[str, nn.LayerNorm]]:
+    """The layer norms of a model with their names, each once."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+
+
+def _reason(module: nn.LayerNorm) -> str:
+    """Why a call of the module does not reach lntune; "" where it does."""
+    cls = type(module)
+    forward: Any = cls.forward
+    for own in _own_forwards(module).values():
+        if not (_bound_to(own, module, LayerNorm) or _bound_to(own, module, nn.LayerNorm)):
+            return f"a forward was set on the module, {getattr(own, '__qualname__', repr(own))}"
+        forward = own.__func__
+    if forward is LayerNorm.forward:
+        return ""
+    if cls is nn.LayerNorm or _wrapper(cls, nn.LayerNorm):
+        return "not converted"
+    return "it is parametrized" if parametrize.is_parametrized(module) else f"{cls.__module__}.{cls.__qualname__} is another class"
+
+
+def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]) -> None:
+    """Give every norm of exactly one class, and of those that PyTorch's wrappers made of it, another one."""
+    for _, module in _norms(model):
+        cls = type(module)
+        if cls is old:
+            target = new
+        elif (wrapper := _wrapper(cls, old)) is not None:
+            target = _wrapped(cls, wrapper, new)
+        else:
+            continue
+        own = _own_forwards(module)
+        if all(_bound_to(forward, module, old) for forward in own.values()):
+            module.__class__ = target
+            vars(module).update(dict.fromkeys(own, types.MethodType(new.forward, module)))
+
+
+def _own_forwards(module: nn.Module) -> dict[str, Any]:
+    """The forward that was set on a module itself, by the name of the attribute; beneath accelerate's hooks where it has them."""
+    own = vars(module)
+    name = "_old_forward" if "_hf_hook" in own and "_old_forward" in own else "forward"  # accelerate's own forward calls the old one
+    return {name: own[name]} if name in own else {}
+
+
+def _bound_to(forward: Any, module: nn.Module, cls: type[nn.Module]) -> bool:
+    """True for a class's own forward of this very module, which accelerate leaves behind when its hooks are removed."""
+    return getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is cls.forward
+
+
+def _wrapper(cls: type, base: type) -> type | None:
+    """The class that PyTorch's fully_shard or replicate has put before `base` to make `cls`; None where `cls` is not made so."""
+    first, *rest = cls.__bases__
+    return first if rest == [base] and first.__module__.startswith("torch.distributed.") else None
+
+
+_made: dict[tuple[type, type], type] = {}
+
+
+def _wrapped(cls: type, wrapper: type, base: type) -> type:
+    """A class as `cls`, made of the wrapper and another base."""
+    if (wrapper, base) not in _made:
+        members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        _made[wrapper, base] = type(cls.__name__, (wrapper, base), members)
+    return _made[wrapper, base]
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(name or "the model itself" for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+__all__ = ["Conversion", "conversion", "convert", "revert"]
