@@ -24,6 +24,7 @@ bench beyond_cache_4096_bfloat16 layer_norm --given-output --hidden 4096 --dtype
 bench layer_norm layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
 bench row_strided layer_norm --strided --hidden 768,1024,4096 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
 bench layer_norm_backward layer_norm_backward --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 32,512,4096 --time 1500ms
+bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 --dtype float32,bfloat16 --rows 1,8,32,128,512,4096 --time 1500ms
 bench lnlstm_step lnlstm_step --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
 bench lnlstm_step_backward lnlstm_step_backward --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
 $python bench/lnlstm_training.py --output "$out"

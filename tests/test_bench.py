@@ -16,13 +16,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import lntune
 from lntune import bench, check, heap, places, timing
-from lntune.bench import call_cost
+from lntune.bench import call_cost, training
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.cli import app
-from lntune.errors import BuildError
+from lntune.errors import BuildError, InputError
 from lntune.records import Timing
+from lntune.report.training import facts, steps_lines, steps_of
 from lntune.torch import dispatch
 
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -53,6 +55,48 @@ def test_everyone_who_allocates() -> None:
     assert record.versions["torch"] and record.time
     assert result.outputs == "allocated by every call with page faults"
     assert seen == [(0, 1, CASE)]
+
+
+def test_training_steps() -> None:
+    """Modules are measured as they train: forward and backward, and the forward alone; the step's gradients are eager's."""
+    seen: list[int] = []
+    (record,) = training.run([CASE], 0.02, with_compile=False, on_result=lambda sofar: seen.append(len(sofar)))
+    assert set(record.timings) == {"eager", "tuned", "eager forward", "tuned forward"}
+    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, "interleaved: each is in every round"
+    assert (record.role, record.case, record.schedule) == ("bench-training", CASE, "cached_rows")
+    assert seen == [1]
+    x, dy = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
+    steps = []
+    for kind in (torch.nn.LayerNorm, lntune.LayerNorm):
+        module = training._module(CASE, kind)
+        steps.append(training._step(module, x, (x, module.weight, module.bias), dy))
+    torch.testing.assert_close(*steps, atol=1e-5, rtol=1e-4)
+
+
+def test_training_is_of_layer_norm() -> None:
+    """Another operator is refused with what measures it."""
+    with pytest.raises(InputError, match="LN-LSTM"):
+        training.run([Case("lnlstm_step", 64, "float32", 8)], 0.01)
+
+
+def test_training_figures() -> None:
+    """The table and the sentences tell the ratios of a step, between 8 and 512 rows apart, and where eager is faster; a disturbed case has none."""
+    times = {"eager": (30.0, 30.0), "compile": (20.0, 20.0), "tuned": (15.0, 10.0), "eager forward": (6.0, 6.0), "tuned forward": (3.0, 3.0)}
+    timings = {name: Timing(samples, samples[0]) for name, samples in times.items()}
+    slow = timings | {"tuned": Timing((60.0, 60.0), 60.0)}
+    base = training.run([CASE], 0.01, with_compile=False)[0]
+    made = [
+        msgspec.structs.replace(base, case=Case("layer_norm", 64, "float32", rows), timings=t, busy=busy)
+        for rows, t, busy in ((8, timings, False), (1, slow, False), (32, timings, True))
+    ]
+    steps = steps_of(made)
+    assert [(s.rows, s.over_eager, s.over_better) for s in steps] == [(1, 0.5, 20 / 60), (8, 2.5, (20 / 15 + 2) / 2), (32, None, None)]
+    found = facts(steps)
+    assert found["geomean_over_eager_8_to_512_rows"] == pytest.approx(2.5)
+    assert found["geomean_forward_over_eager"] == pytest.approx(2)
+    assert found["slower_than_eager"] == ["1x64 float32: 0.50x"]
+    text = "\n".join(steps_lines(steps))
+    assert "8 to 512 rows: geomean 2.50x over eager" in text and "slower than eager in 1" in text and "1 disturbed" in text
 
 
 def test_kernel_against_copy() -> None:

@@ -171,6 +171,8 @@ def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytes
         (("bench", "--call-cost", "--rows", "32"), "--call-cost: got --rows 32 beside it"),
         (("bench", "--call-cost", "--given-output"), "--call-cost: got --given-output beside it"),
         (("bench", "--strided", "--given-output"), "--strided: got --given-output beside it"),
+        (("bench", "--training", "--strided"), "--training: got --strided beside it"),
+        (("bench", "--training", "--target", "cuda"), "--training: got --target cuda beside it"),
         (("demo", "--budget", "nan"), "--budget: got 'nan'"),
         (("tune", "--trials", "-1"), "trials: got -1, expected more than 0"),
         (("bench", "--output", "/proc/none/such.json"), "--output: got /proc/none/such.json"),

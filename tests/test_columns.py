@@ -26,7 +26,7 @@ from lntune.device import Device
 from lntune.doctor import Finding
 from lntune.inspection import Inspected
 from lntune.prebuild import Built
-from lntune.report import bringup, builds, columns, compare, costs, dry_runs, findings, inspections, tables, verdicts
+from lntune.report import bringup, builds, columns, compare, costs, dry_runs, findings, inspections, tables, training, verdicts
 from lntune.report.columns import KEY, WIDE, Column, Table, key
 from lntune.report.rows import Row
 from lntune.tune.dry import DryRun, Plan, Ranked
@@ -83,6 +83,12 @@ def the_costs() -> Table:
     return costs.costs_table([costs.Costs(c, calls, {"2-D": 2.12, "3-D": 1.01}, 206.8, 10.7, True, 63.5, 5, True) for c in CASES])
 
 
+def the_steps() -> Table:
+    """Training steps, one of them disturbed."""
+    made = [training.Step("bfloat16", 16384, 131072, 12345.6, 9876.5, 5432.1, 2.27, 1.82, 1234.5, 678.9, 1.82, d) for d in ("", "busy")]
+    return training.steps_table(made)
+
+
 def the_builds() -> Table:
     """Kernels that were built for two devices."""
     made = [
@@ -106,6 +112,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "bench on a GPU": lambda: tables.cases_table([row(c) for c in CASES], "outputs allocated", details=True, bandwidth=3.35e12),
     "demo": lambda: tables.cases_table([row(c) for c in CASES], "layer_norm"),
     "bench --call-cost": the_costs,
+    "bench --training": the_steps,
     "build": the_builds,
     "check": the_verdicts,
     "compare": the_compared,
@@ -171,7 +178,7 @@ def test_all_tables_are_tried_here() -> None:
         makers |= {f for _, f in inspect.getmembers(loaded, inspect.isfunction) if str(f.__annotations__.get("return")) in ("Table", "Table | None")}
         assert module.name == "lntune.report.findings" or "rich.table" not in inspect.getsource(loaded)
     tried = (tables.cases_table, costs.costs_table, builds.table, verdicts.verdict_table, compare.table, inspections.table, dry_runs.table)
-    assert makers == {*tried, bringup.operators_table}
+    assert makers == {*tried, bringup.operators_table, training.steps_table}
 
 
 # --- the mechanism

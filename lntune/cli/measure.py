@@ -225,6 +225,7 @@ def bench(
     page_faults: Annotated[
         bool, typer.Option("--page-faults", help="Let the C library return large outputs to the system at once, as it does by default.")
     ] = False,
+    training: Annotated[bool, typer.Option("--training", help="Forward and backward of the modules, as a training step runs them, instead.")] = False,
     call_cost: Annotated[
         bool, typer.Option("--call-cost", help="What one row costs from Python, and how long loading and importing take, instead.")
     ] = False,
@@ -243,6 +244,9 @@ def bench(
     (--target cuda) the inputs are not in its cache, launches are recorded as a graph, Liger-Kernel's and Triton's layer norm are measured
     too where they are installed, and the table has the share of what a large plain copy reaches on the card.
 
+    With --training it is `torch.nn.LayerNorm`, that compiled, and `lntune.LayerNorm` that are measured: the forward while gradients are
+    recorded, and forward and backward, by autograd.
+
     --output is written after every case; Ctrl-C ends with the cases that are done.
     """
     from lntune import bench as benchmark
@@ -255,6 +259,12 @@ def bench(
     if strided and (given_output or call_cost):
         got = "--given-output" if given_output else "--call-cost"
         raise InputError(got_expected("--strided", f"{got} beside it", "neither --given-output nor --call-cost"))
+    if training:
+        others = (("--strided", strided), ("--given-output", given_output), ("--call-cost", call_cost), (f"--target {target}", target != "cpu"))
+        if beside := [name for name, there in others if there]:
+            raise InputError(got_expected("--training", f"{beside[0]} beside it", "neither that nor another kind of benchmark"))
+        _training(cases(op, hidden, dtype, rows, grid), length, with_compile, seed, output, log_dir, wide, as_json)
+        return
     if call_cost:
         if target != "cpu":
             raise InputError(got_expected("--call-cost", f"--target {target} beside it", "cpu", "It measures calls on the CPU."))
@@ -290,6 +300,32 @@ def bench(
         show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth, wide)
         for line in peer_lines(result.records):
             print(line)
+
+
+def _training(
+    asked: list[Case], length: float, with_compile: bool, seed: int, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool
+) -> None:
+    from lntune.bench import training
+    from lntune.records import Record
+    from lntune.report.tables import console, show
+    from lntune.report.training import facts, steps_lines, steps_of, steps_table
+
+    err = console(stderr=True)
+
+    def facts_of(records: list[Record]) -> dict[str, Any]:
+        steps = steps_of(records)
+        return {"cases": steps, "summary": facts(steps), "records": records}
+
+    def on_case(index: int, count: int, case: Case) -> None:
+        err.print(f"[{index + 1}/{count}] {case}", markup=False)
+
+    with dispatching(log_dir):
+        made = training.run(asked, length, with_compile, seed, on_case, lambda sofar: _write(output, facts_of(sofar)))
+    if as_json:
+        print_json(facts_of(made))
+    else:
+        steps = steps_of(made)
+        show(console(wide=wide), steps_table(steps), steps_lines(steps))
 
 
 def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool) -> None:
