@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +244,34 @@ def test_compiled_code_leaves_subclasses_to_pytorch() -> None:
     for x in (TwoTensor(rows(), 2 * rows()), rows()):
         compiled(x)
     assert [("torch.nn.functional.layer_norm" in code, "lntune" in code) for code in graphs] == [(True, False), (False, True)]
+
+
+LOAD = """
+import sys
+{first}
+import torch
+norm = torch.export.load("norm.pt2").module()
+torch.testing.assert_close(norm(torch.ones(3, 16)), torch.load("norm.pt"), equal_nan=True)
+assert "lntune" not in sys.modules or {needed}
+lstm = torch.export.load("lstm.pt2").module()
+print(*lstm(torch.ones(6, 2, 4))[0].shape)
+"""
+
+
+@pytest.mark.slow
+def test_files_of_exported_programs(tmp_path: Path) -> None:
+    """A saved program of a converted model runs where lntune is not loaded; one of an LSTM, whose operator PyTorch has not, names lntune there,
+    and runs once LayerNormLSTM is imported.
+    """
+    _, ours = networks()
+    torch.export.save(torch.export.export(ours, (torch.ones(3, HIDDEN),)), tmp_path / "norm.pt2")
+    torch.save(ours(torch.ones(3, HIDDEN)).detach(), tmp_path / "norm.pt")
+    torch.export.save(torch.export.export(lntune.LayerNormLSTM(4, 3), (torch.ones(6, 2, 4),), strict=True), tmp_path / "lstm.pt2")
+
+    def load(first: str) -> subprocess.CompletedProcess[str]:
+        code = LOAD.format(first=first, needed=bool(first))
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+
+    without, loaded = load(""), load("from lntune import LayerNormLSTM")
+    assert without.returncode == 1 and "failed to resolve torch.ops.lntune.lnlstm_" in without.stderr
+    assert (loaded.returncode, loaded.stdout) == (0, "6 2 3\n"), loaded.stderr
