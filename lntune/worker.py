@@ -23,7 +23,9 @@ from typing import Any
 
 import msgspec
 
+from lntune import patience
 from lntune.errors import BuildError
+from lntune.patience import Starvation
 from lntune.trial import Job, Outcome
 
 START_SECONDS = 180.0
@@ -95,29 +97,33 @@ class Worker:
             raise BuildError(f"the worker process did not start: {detail or ('no answer' if line is None else _cause(code))}.")
 
     def run(self, job: Job, timeout: float) -> Outcome:
-        """The outcome of a job, whatever happens to the child. `timeout` in seconds.
+        """The outcome of a job, whatever happens to the child. `timeout` in seconds, which others that take its cores do not count against.
 
         Raises:
             BuildError: no child came up to do it.
         """
-        answer = self.answer(job, timeout)
+        answer = self.answer(job, timeout, patient=True)
         outcome = answer if isinstance(answer, Outcome) else msgspec.json.decode(answer, type=Outcome)
         if outcome.lost:  # it would report the same error for every later job
             self.stop()
             self.restarts += 1
         return outcome
 
-    def answer(self, job: Any, timeout: float) -> bytes | Outcome:
+    def answer(self, job: Any, timeout: float, patient: bool = False) -> bytes | Outcome:
         """The child's answer to a job of whatever kind it serves, as JSON; an Outcome that says how it died or overran its time.
+
+        `patient`: the time is to find what hangs, so a child that others keep from computing gets more of it, see `patience`.
 
         Raises:
             BuildError: no child came up to do it.
         """
-        taken, line = self._ask(job, timeout)
+        begun = time.monotonic()
+        taken, line = self._ask(job, timeout, patient)
         if not taken and line == b"":  # died before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
-            taken, line = self._ask(job, timeout)
+            begun = time.monotonic()
+            taken, line = self._ask(job, timeout, patient)
         if line:
             return line
         timed_out = line is None
@@ -125,13 +131,16 @@ class Worker:
         code = self.stop()
         self.restarts += 1
         if timed_out:
-            return Outcome("timeout", f"no answer within {timeout:.1f} s; killed")
+            took = time.monotonic() - begun
+            more = f", nor within {took:.1f} s while others used the machine" if took > 1.2 * timeout + 1 else ""
+            return Outcome("timeout", f"no answer within {timeout:.1f} s{more}; killed")
         return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
 
-    def _ask(self, job: Any, timeout: float) -> tuple[bool, bytes | None]:
+    def _ask(self, job: Any, timeout: float, patient: bool) -> tuple[bool, bytes | None]:
         """(the child has taken the job, its answer); for the answer see `_line`."""
         self.start()
-        end = time.monotonic() + timeout
+        assert self._process is not None
+        begun, watched = time.monotonic(), Starvation(self._process.pid) if patient else None
         with self._stopped_on_interrupt():
             self._forget_words()
             try:
@@ -140,9 +149,14 @@ class Worker:
             except BrokenPipeError:
                 return False, b""
             line = self._line(timeout)
+            if line is None and watched is not None and watched.starved(timeout):
+                line = self._line(timeout * (patience.MOST - 1))
             if line != _TAKEN:
                 return False, line
-            return True, self._line(end - time.monotonic())
+            line = self._line(begun + timeout - time.monotonic())
+            while line is None and watched is not None and time.monotonic() < begun + timeout * patience.MOST and watched.starved(timeout):
+                line = self._line(timeout / 4)
+            return True, line
 
     @contextlib.contextmanager
     def _stopped_on_interrupt(self) -> Iterator[None]:

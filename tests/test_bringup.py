@@ -250,7 +250,7 @@ class InProcess:
     def start(self) -> None:
         """Nothing to start."""
 
-    def do(self, step: steps.Step, seconds: float) -> Answer:
+    def do(self, step: steps.Step, seconds: float, patient: bool = False) -> Answer:
         """The step, here and now."""
         return steps.perform(step)
 
@@ -416,8 +416,8 @@ def test_a_wrong_kernel_is_found(in_process: None, monkeypatch: pytest.MonkeyPat
     records.append(log_dir, final(SMALL[0]))
     do = InProcess.do
 
-    def spoiled(self: InProcess, step: steps.Step, seconds: float) -> Answer:
-        answer = do(self, step, seconds)
+    def spoiled(self: InProcess, step: steps.Step, seconds: float, patient: bool = False) -> Answer:
+        answer = do(self, step, seconds, patient)
         if isinstance(step, Verify):
             return msgspec.structs.replace(answer, results=[msgspec.structs.replace(r, ok=False, message="y: far off") for r in answer.results])
         return answer
@@ -427,6 +427,22 @@ def test_a_wrong_kernel_is_found(in_process: None, monkeypatch: pytest.MonkeyPat
     assert not found.ok
     assert len(found.wrong) == found.verified > 0 and "y: far off" in found.wrong[0]
     assert "wrong" in found.next[0]
+
+
+def test_a_busy_machine_is_no_fault_of_a_kernel(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps whose limit is to find what hangs get more time where others take the cores; those that the budget limits do not."""
+    asked: dict[type, set[bool]] = {}
+
+    def do(self: InProcess, step: steps.Step, seconds: float, patient: bool = False) -> Answer:
+        asked.setdefault(type(step), set()).add(patient)
+        return Answer("not done")
+
+    monkeypatch.setattr(InProcess, "do", do)
+    monkeypatch.setattr(bringup._Bringup, "tune", lambda self, helper: self.found.tuned.update({SMALL[0]: final(SMALL[0])}) or "")
+    monkeypatch.setattr(bringup.known, "finals", lambda device, cases: {case: final(case) for case in cases})
+    monkeypatch.setattr(bringup.Smoked, "works", True)
+    go()
+    assert asked == {Copy: {False}, Smoke: {True}, Verify: {True}, Bench: {False}}
 
 
 def test_an_interrupt_leaves_a_summary(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:

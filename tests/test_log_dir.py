@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from lntune import device, knobs, paths, records, schedule
 from lntune.case import Case
 from lntune.cli import app, base
+from lntune.errors import InputError
 from lntune.records import Record, Timing
 
 HERE = device.current()
@@ -100,9 +101,27 @@ def test_a_variable_that_names_a_file(shipped: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_folder_that_will_be_written(tmp_path: Path) -> None:
-    """Commands that tune make their folder."""
+    """Commands that tune make their folder; a file in its place is an error for them, too."""
     with base.using_logs(tmp_path / "new", made=True):
         assert paths.log_dirs() == [tmp_path / "new"]
+    (tmp_path / "file").write_text("")
+    for command in (["demo"], ["bringup"], ["tune"]):
+        done = run(*command, "--log-dir", tmp_path / "file")
+        assert done.exit_code == 2 and str(tmp_path / "file") in done.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "bringup"])
+def test_a_folder_need_not_be_there(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`demo` and `bringup` go on to their work where the folder is still to be made."""
+    seen: list[Path] = []
+
+    def begun(*_: Any, **__: Any) -> None:
+        seen.append(paths.log_dir())
+        raise InputError("enough")
+
+    monkeypatch.setattr(f"lntune.{command}.run", begun)
+    done = run(command, "--log-dir", tmp_path / "new")
+    assert done.exit_code == 2 and "enough" in done.stderr and seen == [tmp_path / "new"]
 
 
 def test_report_shows_this_device_only(log_dir: Path) -> None:

@@ -156,7 +156,8 @@ class _Bringup:
                     break
                 builders.wait(case, defaults[case], until - time.monotonic())
                 job = Job(case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed)
-                answer = helper.do(Smoke(job), min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())))
+                seconds = min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic()))
+                answer = helper.do(Smoke(job), seconds, patient=True)
                 came = answer.outcome or Outcome("run", answer.error)
                 self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **measured(came))
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
@@ -224,7 +225,7 @@ class _Bringup:
                 builders.wait(case, candidate, min(VERIFY_SECONDS, until - time.monotonic()))
                 if (left := until - time.monotonic()) <= 0:
                     break
-                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left))
+                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left), patient=left >= VERIFY_SECONDS)
                 if answer.late and left < VERIFY_SECONDS:
                     break  # the time was over, which is not the kernel's fault
                 done += 1

@@ -87,13 +87,13 @@ class Helper(worker.Worker):
             super().start()
             self.start_seconds = time.monotonic() - begun
 
-    def do(self, step: Step, seconds: float) -> Answer:
-        """A step's answer, within `seconds` or so.
+    def do(self, step: Step, seconds: float, patient: bool = False) -> Answer:
+        """A step's answer, within `seconds` or so; `patient` as worker.Worker.answer's: the time is to find what hangs.
 
         Raises:
             BuildError: no child came up to do it.
         """
-        raw = self.answer(step, max(seconds, 0.1))
+        raw = self.answer(step, max(seconds, 0.1), patient)
         if isinstance(raw, Outcome):
             return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message, raw.status == "timeout")
         answer = msgspec.json.decode(raw, type=Answer)

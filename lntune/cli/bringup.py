@@ -35,7 +35,7 @@ def bringup(
     from lntune.report.tables import console
 
     settings = first_minutes.Settings(seconds("--budget", budget), target, tuple(names(operators)), grid, trials, with_compile, seed, output)
-    with using_logs(log_dir):
+    with using_logs(log_dir, made=True):
         found = first_minutes.run(settings, console(stderr=as_json))
     if as_json:
         print_json(found)
