@@ -17,6 +17,7 @@ import msgspec
 from lntune import device, ops
 from lntune.case import Case
 from lntune.ops.op import STYLES, Op
+from lntune.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +166,7 @@ def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE, place: st
     versus: dict[str, float] = {}
     message = ""
     for problem in _problems(case.op, case.hidden, case.dtype, op.check_variant(case.variant)):
-        at = f"{problem.style} inputs, {problem.rows} rows"
+        at = f"{problem.style} inputs, {counted(problem.rows, 'row')}"
         outputs, memory = _run(op, case, kernel, problem, fence, place, cores)
         if memory and not message:
             message = f"{memory} ({at})"
@@ -173,7 +174,7 @@ def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE, place: st
             finite = problem.finite[name]
             wrong_kind = int((out.isfinite() != finite).sum())
             if wrong_kind and not message:
-                message = f"{name}: {wrong_kind} elements are finite where eager's are not, or the other way round ({at})"
+                message = f"{name}: {counted(wrong_kind, 'element')} finite where eager has none, or the other way round ({at})"
             both = finite & out.isfinite() & problem.truth[name].isfinite()
             error = _largest(out.double() - problem.truth[name], both)
             bar = problem.bar[name]

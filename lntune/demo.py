@@ -14,6 +14,7 @@ from lntune.report.progress import TuningProgress
 from lntune.report.rows import Row, rows_of
 from lntune.report.tables import cases_table, console, show, summary_lines
 from lntune.tune import Settings, tune
+from lntune.words import counted
 
 GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (1024, 768) for dtype in ("float32", "bfloat16") for rows in (512, 32, 1))
 
@@ -53,7 +54,8 @@ def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None)
 
     out = out or console()
     cpu = device.current()
-    out.print(f"1. Tuning {NAME} on {cpu.name} ({cpu.cores} cores, {cpu.isa}) for about {seconds:.0f} s: every candidate is checked, then timed.")
+    on = f"{cpu.name} ({counted(cpu.cores, 'core')}, {cpu.isa})"
+    out.print(f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then timed.")
     with TuningProgress(out) as progress:
         summary = tune(grid, Settings(seconds=seconds), progress)
     if summary.interrupted or not summary.finals:

@@ -67,7 +67,8 @@ def _compiler() -> Finding:
 def _cpu() -> list[Finding]:
     cpu = device.current()
     sizes = ", ".join(f"L{level} {size // 1024} KiB" for level, size in ((1, cpu.l1), (2, cpu.l2), (3, cpu.l3)) if size)
-    level = Finding("cpu", "ok", f"{cpu.name}, {cpu.cores} cores, {cpu.isa} ({8 * cpu.vector_bytes}-bit vectors){', ' + sizes if sizes else ''}")
+    cores = counted(cpu.cores, "core")
+    level = Finding("cpu", "ok", f"{cpu.name}, {cores}, {cpu.isa} ({8 * cpu.vector_bytes}-bit vectors){', ' + sizes if sizes else ''}")
     if cpu.isa in ("x86-64", "x86-64-v2"):
         level = msgspec.structs.replace(level, status="warn", remedy="No AVX2: kernels use 128-bit vectors.")
     return [level, Finding("log folder name", "ok", cpu.slug)]
@@ -139,7 +140,10 @@ def _gpu() -> list[Finding]:
         return [Finding("gpu", state, f"{seen or 'none'} ({here.missing.rstrip('.')})", remedy), _cuda_compiler()]
     told = []
     for i, found in enumerate(here.devices):
-        told.append(found.rstrip(".") if isinstance(found, str) else f"{found.name} (cuda:{i}, {found.isa}, {found.cores} multiprocessors)")
+        if isinstance(found, str):
+            told.append(found.rstrip("."))
+        else:
+            told.append(f"{found.name} (cuda:{i}, {found.isa}, {counted(found.cores, 'multiprocessor')})")
     detail, remedy = f"{'; '.join(told)}; driver for CUDA {here.release}", ""
     if any(isinstance(found, str) for found in here.devices):
         remedy = "Eager mode serves what kernels cannot be built for."

@@ -545,7 +545,7 @@ def test_the_summary_in_words(log_dir: Path) -> None:
         "12 of 60 s",
         str(log_dir / CPU.slug),
         "next: kernels that serve calls are wrong",
-        f"the {len(SMALL) - 1} cases that are left",
+        f"the same command goes on: {len(SMALL) - 1} case",
     ):
         assert part in text, f"{part!r} is not in\n{text}"
     assert not made.ok

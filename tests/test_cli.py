@@ -198,7 +198,10 @@ def test_a_mistake_with_json_is_an_object_too() -> None:
     assert "Did you mean" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("tune", "--hiden", "64"), ("why", "layer_norm", "--hidden", "x"), ("why", "layer_norm"), ("tunes",)], ids=str)
+REFUSED = [("tune", "--hiden", "64"), ("why", "layer_norm", "--hidden", "x"), ("why", "layer_norm"), ("tunes",), ("bench", "--seed", str(2**64))]
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=str)
 def test_what_the_parser_refuses(arguments: tuple[str, ...]) -> None:
     """Unknown options and commands, missing ones and text for a number: usage, the reason, exit code 2."""
     done = run(*arguments)
@@ -234,7 +237,10 @@ def test_durations(text: str, expected: float) -> None:
     assert seconds("--budget", text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf", "30s1m", "1m1m", "1m30", "1.5.5s", "0m0s"])
+NOT_DURATIONS = ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf", "30s1m", "1m1m", "1m30", "1.5.5s", "0m0s", "481h", "9" * 400 + "s"]
+
+
+@pytest.mark.parametrize("text", NOT_DURATIONS)
 def test_not_durations(text: str) -> None:
     """Everything else is refused, nothing is guessed."""
     with pytest.raises(InputError, match="a duration above 0"):

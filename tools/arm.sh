@@ -15,7 +15,7 @@ if [ ! -e "$folder/whole" ]; then
   wheels=(python3 -m pip download --dest "$folder/wheels" --only-binary=:all: --python-version 3.11)
   for tag in 2_28 2_27 2_24 2_17; do wheels+=(--platform "manylinux_${tag}_aarch64"); done
   "${wheels[@]}" --platform manylinux2014_aarch64 apache-tvm==0.27.* "apache-tvm-ffi>=0.1.14,<0.1.15" filelock msgspec numpy platformdirs rich scipy typer \
-    pytest hypothesis sympy networkx jinja2 fsspec
+    pytest pytest-xdist hypothesis sympy networkx jinja2 fsspec
   "${wheels[@]}" --no-deps torch==2.10.0 # later ones ask for CUDA
   for wheel in "$folder"/wheels/*.whl; do unzip -qo "$wheel" -d "$packages"; done
   touch "$folder/whole"

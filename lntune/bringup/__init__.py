@@ -30,6 +30,7 @@ from lntune.report.progress import StepProgress, TuningProgress
 from lntune.trial import Candidate, Job, Outcome, measured
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
 from lntune.tune import Settings as TuneSettings
+from lntune.words import counted
 
 SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
 """Parts of the budget: what the smoke check may take at most, and what is kept for verifying and for the benchmark. The rest is tuning."""
@@ -126,7 +127,7 @@ class _Bringup:
         findings = doctor.examine()
         looked_at = [f for f in findings if f.status != "ok" and f.topic != "tuned cases"]  # what is tuned is this command's business
         self.found.doctor = [f"{f.status} {f.topic}: {f.detail} {f.remedy}".strip() for f in looked_at]
-        return f"{len(findings)} findings, {len(self.found.doctor)} of them to be looked at"
+        return f"{counted(len(findings), 'finding')}, {len(self.found.doctor)} of them to be looked at"
 
     def copy(self, helper: Helper) -> str:
         """The yardstick."""
@@ -202,7 +203,7 @@ class _Bringup:
             done = tune(cases, asked, progress)
         self.found.tuned |= {record.case: record for record in done.finals}
         self.found.interrupted = done.interrupted
-        return f"{len(done.finals)} of {len(cases)} cases in {done.trials} trials"
+        return f"{len(done.finals)} of {counted(len(cases), 'case')} in {counted(done.trials, 'trial')}"
 
     def verify(self, helper: Helper) -> str:
         """What serves the tuned cases, those of this run first, the most valuable first: the default variant of all, then the variants that
@@ -232,7 +233,7 @@ class _Bringup:
                 self.found.wrong += [f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok]
                 self.found.wrong += [f"{case}: {answer.error}"] if answer.error else []
         self.found.verified, self.found.not_verified = done, len(todo) - done
-        return f"{done} of {len(todo)} kernels checked, {len(self.found.wrong)} wrong"
+        return f"{done} of {counted(len(todo), 'kernel')} checked, {len(self.found.wrong)} wrong"
 
     def bench(self, helper: Helper) -> str:
         """The telling cases against eager, torch.compile and whoever else is installed, unless the log has them."""
@@ -256,7 +257,8 @@ class _Bringup:
                 served = {name: getattr(answer.record, name) for name in ("schedule", "source", "knobs")}
                 self.log(case, role=known.BENCH, **served, **measured(answer.record))
                 self.found.wrong += [f"{case}: {answer.record.schedule}: {answer.record.message}"] if answer.record.status == "wrong" else []
-        return f"{len(telling) - len(self.found.not_benchmarked)} of {len(telling)} cases, {len(have)} of them known before"
+        done = len(telling) - len(self.found.not_benchmarked)
+        return f"{done} of {counted(len(telling), 'case')}, {len(have)} of them known before"
 
     def summary(self) -> Summary:
         """The summary as things stand."""

@@ -18,6 +18,7 @@ from lntune.records import Record
 from lntune.report.bringup import Smoked, Stage, Summary, operator, show
 from lntune.report.columns import WIDE
 from lntune.report.rows import rows_of
+from lntune.words import counted
 
 
 @dataclass
@@ -88,7 +89,7 @@ def _next(device: Device, found: Found, left: list[str], tuned: bool) -> list[st
     if not all(one.works for one in found.smoke):
         steps.append(f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints its code")
     if left:
-        steps.append(f"the same command goes on with the {len(left)} cases that are left")
+        steps.append(f"the same command goes on: {counted(len(left), 'case')} left")
     if tuned:
         steps.append(f"lntune report{on} shows every case, lntune why OPERATOR --hidden N{on} what serves a call; commit the log's folder to keep it")
     if found.not_verified:

@@ -41,6 +41,15 @@ LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tunin
 
 TARGET = Annotated[str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")]
 
+
+def _seed(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise typer.BadParameter(f"got {value}, expected a number of 64 bits")  # what torch takes
+    return value
+
+
+SEED = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of searches, of inputs and of the order of contenders.")]
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -114,6 +123,8 @@ def some(name: str, text: str) -> str:
     return text
 
 
+LONGEST = 20 * 24 * 3600
+"""Seconds; systems wait no longer than some 24 days."""
 _UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _DURATION = re.compile(rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s)? *(?:{_NUMBER} *ms)?")
@@ -124,8 +135,8 @@ def seconds(name: str, text: str) -> float:
     plain = text.strip()
     match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
     found = sum(float(part) * unit for part, unit in zip(match.groups(), _UNITS.values(), strict=True) if part) if match else 0
-    if not found:
-        raise InputError(got_expected(name, repr(text), "a duration above 0 such as 90s, 1m30s, 10m or 1h"))
+    if not 0 < found <= LONGEST:
+        raise InputError(got_expected(name, repr(text), f"a duration above 0 such as 90s, 1m30s, 10m or 1h, of {LONGEST // 3600} h at most"))
     return found
 
 

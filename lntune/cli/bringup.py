@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lntune.cli.base import JSON, LOG_DIR, WIDE, command, names, print_json, seconds, using_logs
+from lntune.cli.base import JSON, LOG_DIR, SEED, WIDE, command, names, print_json, seconds, using_logs
 
 
 @command()
@@ -18,7 +18,7 @@ def bringup(
     grid: Annotated[str, typer.Option("--grid", help="default, or small: one small case of each operator, for trying out.")] = "default",
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case, for trying out: nothing is tuned again.")] = None,
     with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of the searches.")] = 0,
+    seed: SEED = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for summary.txt and summary.json, written again after every stage.")] = None,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,

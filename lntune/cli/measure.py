@@ -16,6 +16,7 @@ from lntune.cli.base import (
     LOG_DIR,
     OP,
     ROWS,
+    SEED,
     TARGET,
     WIDE,
     cases,
@@ -29,6 +30,7 @@ from lntune.cli.base import (
     using_logs,
 )
 from lntune.errors import InputError, got_expected
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.case import Case
@@ -46,7 +48,7 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
     search: Annotated[str, typer.Option(help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU.")] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the search and of the inputs.")] = 0,
+    seed: SEED = 0,
     timeout: Annotated[str, typer.Option(help="Time one candidate may take before it is killed.")] = "30s",
     target: TARGET = "cpu",
     dry_run: Annotated[
@@ -109,7 +111,7 @@ def tune(
         statuses = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items())) or "none"
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
-        print(f"{summary.trials} trials ({statuses}) in {summary.seconds:.0f} s{speed}; log in {summary.log_dir}{interrupted}")
+        print(f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}; log in {summary.log_dir}{interrupted}")
         for name, reason in summary.untuned.items():
             print(f"not tuned: {name}: {reason}")
     if not table:
@@ -229,7 +231,7 @@ def bench(
     call_cost: Annotated[
         bool, typer.Option("--call-cost", help="What one row costs from Python, and how long loading and importing take, instead.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs and of the order of contenders.")] = 0,
+    seed: SEED = 0,
     output: Annotated[Path | None, typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`.")] = None,
     target: TARGET = "cpu",
     log_dir: LOG_DIR = None,

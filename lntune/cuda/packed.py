@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lntune.errors import BuildError
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.device_code import Binary
@@ -86,9 +87,8 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
     for a in binary.arguments:
         known = a.dtype in (_SCALARS if a.role == "scalar" else _DTYPES) and len(a.shape) <= MAX_DIMS
         if not known or (a.stride and a.shape[:1] != ("rows",)):
-            raise BuildError(
-                f"{binary.title}: argument {a.name} is of a form the launcher does not know ({a.role}, {a.dtype}, {len(a.shape)} dimensions)."
-            )
+            form = f"{a.role}, {a.dtype}, {counted(len(a.shape), 'dimension')}"
+            raise BuildError(f"{binary.title}: argument {a.name} is of a form the launcher does not know ({form}).")
         dims = [_ROWS if size == "rows" else int(size) for size in a.shape]
         arguments += [
             int(a.role == "scalar"),
@@ -106,7 +106,8 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
     parameters: list[int] = []
     for launch in binary.launches:
         if len(launch.arguments) > MAX_PARAMETERS:
-            raise BuildError(f"{binary.title}: {launch.kernel} takes {len(launch.arguments)} parameters; the launcher passes {MAX_PARAMETERS}.")
+            takes = counted(len(launch.arguments), "parameter")
+            raise BuildError(f"{binary.title}: {launch.kernel} takes {takes}; the launcher passes {MAX_PARAMETERS}.")
         opted = max(other.shared for other in binary.launches if other.kernel == launch.kernel)
         grid = [pool.place(size) for size in launch.grid]
         launches += [len(parameters) // 2, len(launch.arguments), *grid, *launch.block, launch.shared, opted]

@@ -12,6 +12,7 @@ import msgspec
 from lntune import callers
 from lntune.case import Case, bucket_label
 from lntune.device import Device
+from lntune.words import counted
 
 
 class UntunedWarning(UserWarning):
@@ -113,6 +114,6 @@ def _summary() -> None:
         return
     outlived = sum(one.outlived for one in said)
     since = f" ({outlived} were before their schedules changed)" if outlived else ""
-    text = f"{len(said)} cases were not tuned on this device{since}. Run: {command(said)}"
+    text = f"{counted(len(said), 'case')} were not tuned on this device{since}. Run: {command(said)}"
     if callers.action(text, UntunedWarning, _first[0]) != "error":
         callers.warn(text, UntunedWarning, _first[0]._replace(registry={}))
