@@ -28,4 +28,5 @@ bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 --dty
 bench lnlstm_step lnlstm_step --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
 bench lnlstm_step_backward lnlstm_step_backward --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
 $python bench/lnlstm_training.py --output "$out"
+$python bench/transformer.py --output "$out"
 $python bench/digits.py --output "$out"
