@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import parametrize, prune
 
 import lntune
+from lntune.torch import layer_norm as layer_norm_module
 from lntune.torch import modules
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
@@ -79,7 +81,7 @@ def test_conversion_says_what_and_why() -> None:
     assert [type(m) for m in model.modules()] == before
     assert str(lntune.conversion(nn.LayerNorm(4))) == "0 of 1 layer norm is lntune's; left: the model itself (not converted)"
     assert str(lntune.conversion(lntune.LayerNorm(4))) == "1 of 1 layer norm is lntune's"
-    assert str(lntune.conversion(nn.Linear(1, 1))) == "no torch.nn.LayerNorm among its modules"
+    assert str(lntune.conversion(nn.Linear(1, 1))) == "no torch.nn.LayerNorm among its modules and no call of one in a graph"
     many = str(lntune.conversion(nn.Sequential(*(Own(4) for _ in range(9)))))
     assert f"left: 0, 1, 2, 3, 4 and 4 more ({__name__}.Own is another class)" in many
 
@@ -95,7 +97,10 @@ def test_convert_logs_and_warns(caplog: pytest.LogCaptureFixture, recwarn: pytes
     assert messages[1].startswith("lntune.convert changed 1 layer norm of Sequential: 1 of 2 layer norms are lntune's; left: 1 (")
     assert messages[2].startswith("lntune.convert changed 0 layer norms")
     assert not recwarn
-    for model, why in ((nn.Linear(4, 4), "no torch.nn.LayerNorm among its modules"), (nn.Sequential(Own(4)), "left: 0 (")):
+    for model, why in (
+        (nn.Linear(4, 4), "no torch.nn.LayerNorm among its modules and no call of one in a graph"),
+        (nn.Sequential(Own(4)), "left: 0 ("),
+    ):
         with pytest.warns(UserWarning, match="changed nothing") as caught:
             lntune.convert(model)
         assert why in str(caught[0].message) and caught[0].filename == __file__
@@ -283,3 +288,49 @@ def test_the_fused_encoder_path_calls_no_norm(calls: list[bool]) -> None:
             torch.backends.mha.set_fastpath_enabled(True)
     assert calls == [True, True]
     torch.testing.assert_close(plain, fused, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["symbolic_trace", "export", "functional", "operator"])
+def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of layer norm in a graph of torch.fx or of an exported program are converted and reverted, in submodules too, with the
+    same result; a graph with them is pickled, and written without lntune when it is exported again.
+    """
+
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            net: Any = self.net
+            if kind == "functional":
+                return net[2](nn.functional.layer_norm(net[0](x), [HIDDEN], bias=net[1].bias, weight=net[1].weight, eps=1e-5))
+            if kind == "operator":
+                return net[2](torch.layer_norm(net[0](x), [HIDDEN], net[1].weight, net[1].bias, 1e-5, cudnn_enable=False))
+            return net(x)
+
+    Calls.forward.__annotations__.clear()  # torch.fx does not pickle those that are strings
+    plain: Any = Calls()
+    if kind == "symbolic_trace":
+        plain = lntune.convert(plain)  # through whose norms torch.fx traces
+    graph: Any = torch.export.export(plain, (X,)).module() if kind == "export" else torch.fx.symbolic_trace(plain)
+    outer = nn.Sequential(graph)
+    (name,) = lntune.conversion(outer).left
+    assert name.startswith("0.") and "norm" in name and lntune.conversion(outer).left[name] == "not converted"
+    y = graph(X)
+    lntune.convert(outer)
+    assert lntune.conversion(outer).converted == (name,)
+    seen: list[Any] = []
+    direct = layer_norm_module._direct.call
+    monkeypatch.setattr(layer_norm_module._direct, "call", lambda *given: seen.append(given) or direct(*given))
+    torch.testing.assert_close(graph(X), y)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(graph))(X) if kind != "export" else y, y)
+    assert seen
+    again = torch.export.export(graph, (X,))
+    assert "aten.layer_norm.default" in str(again.graph) and "lntune" not in str(again.graph)
+    torch.testing.assert_close(torch.jit.script(graph)(X) if kind != "export" else y, y)
+    seen.clear()
+    assert not lntune.conversion(lntune.revert(outer)).converted
+    torch.testing.assert_close(graph(X), y)
+    assert not seen

@@ -9,30 +9,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import fx, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from lntune.torch.layer_norm import layer_norm
 from lntune.torch.modules import LayerNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 _log = logging.getLogger("lntune")
 _SHOWN = 5
 """Names of modules that a text lists before it counts."""
+_NOT_YET = "not converted"
+_THEIRS = (functional.layer_norm, torch.layer_norm, torch.ops.aten.layer_norm.default)
+"""What PyTorch calls a layer norm in a graph; the last two have a sixth argument, for cuDNN."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Which layer norms of a model run on lntune, by the names of `model.named_modules()`."""
+    """Which layer norms of a model run on lntune, by the names of `model.named_modules()`, and of its graphs' nodes."""
 
     converted: tuple[str, ...] = ()
     """Those that do."""
     left: dict[str, str] = field(default_factory=dict)
-    """The others (nn.LayerNorm and its subclasses), and why."""
+    """The others (nn.LayerNorm and its subclasses, calls in graphs), and why."""
 
     def __str__(self) -> str:
         """One line, such as "24 of 25 layer norms are lntune's; left: decoder.norm (mine.Norm is another class)"."""
         if not self.converted and not self.left:
-            return "no torch.nn.LayerNorm among its modules"
+            return "no torch.nn.LayerNorm among its modules and no call of one in a graph"
         total = len(self.converted) + len(self.left)
         text = f"{len(self.converted)} of {total} layer norm{'s are' if total > 1 else ' is'} lntune's"
         if not self.left:
@@ -45,10 +51,13 @@ def convert(model: Model) -> Model:
     """Replace every torch.nn.LayerNorm in the model, in place, by lntune.LayerNorm, and return the model.
 
     Parameters, buffers, hooks, training flags, devices, dtypes and sharing stay what they are: it is the module's class that changes.
-    Norms that FSDP2 (fully_shard) has given a class of its own, or accelerate a forward, are converted beneath. Left alone is a subclass of
-    nn.LayerNorm, since its forward is its own, and a module that somebody has set a forward on. What was done is logged (the logger
-    "lntune": as information, as a warning where norms were left), and `lntune.conversion(model)` has it at any time. A model that is itself
-    an nn.LayerNorm is converted too; converting twice changes nothing; `lntune.revert` is the way back.
+    Norms that FSDP2 (fully_shard) has given a class of its own, or accelerate a forward, are converted beneath. In graphs of torch.fx and
+    torch.export (`torch.export.load(file).module()`) the calls of layer norm are. Left alone are a subclass of nn.LayerNorm, since its
+    forward is its own, a module that somebody has set a forward on, and calls of functions in a module's Python code.
+
+    What was done is logged (the logger "lntune": as information, as a warning where norms were left), and `lntune.conversion(model)` has
+    it at any time. A model that is itself an nn.LayerNorm is converted too; converting twice changes nothing; `lntune.revert` is the way
+    back.
 
     While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm, converted or not;
     `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
@@ -80,12 +89,22 @@ def revert(model: Model) -> Model:
 def conversion(model: nn.Module) -> Conversion:
     """Which layer norms of a model run on lntune and which do not, and why; print it, or read its fields. Nothing is changed."""
     reasons = {name: _reason(module) for name, module in _norms(model)}
+    reasons |= {name: "" if node.target is layer_norm else _NOT_YET for name, _, node in _calls(model)}
     return Conversion(tuple(name for name, why in reasons.items() if not why), {name: why for name, why in reasons.items() if why})
 
 
 def _norms(model: nn.Module) -> Iterator[tuple[str, nn.LayerNorm]]:
     """The layer norms of a model with their names, each once."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+
+
+def _calls(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule, fx.Node]]:
+    """The calls of layer norm in the graphs of a model with their names, and where they are."""
+    for name, module in model.named_modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op == "call_function" and (node.target is layer_norm or node.target in _THEIRS):
+                    yield f"{name}.{node.name}" if name else node.name, module, node
 
 
 def _reason(module: nn.LayerNorm) -> str:
@@ -99,24 +118,31 @@ def _reason(module: nn.LayerNorm) -> str:
     if forward is LayerNorm.forward:
         return ""
     if cls is nn.LayerNorm or _wrapper(cls, nn.LayerNorm):
-        return "not converted"
+        return _NOT_YET
     return "it is parametrized" if parametrize.is_parametrized(module) else f"{cls.__module__}.{cls.__qualname__} is another class"
 
 
 def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]) -> None:
-    """Give every norm of exactly one class, and of those that PyTorch's wrappers made of it, another one."""
+    """Give every norm of exactly one class, and of those that PyTorch's wrappers made of it, another one; and every call in a graph."""
     for _, module in _norms(model):
         cls = type(module)
         if cls is old:
-            target = new
+            made = new
         elif (wrapper := _wrapper(cls, old)) is not None:
-            target = _wrapped(cls, wrapper, new)
+            made = _wrapped(cls, wrapper, new)
         else:
             continue
         own = _own_forwards(module)
         if all(_bound_to(forward, module, old) for forward in own.values()):
-            module.__class__ = target
+            module.__class__ = made
             vars(module).update(dict.fromkeys(own, types.MethodType(new.forward, module)))
+    target = layer_norm if new is LayerNorm else functional.layer_norm
+    for _, graph, node in list(_calls(model)):
+        if (node.target is layer_norm) != (target is layer_norm):
+            node.target = target
+            node.args = node.args[:5]
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "cudnn_enable"}
+            graph.recompile()
 
 
 def _own_forwards(module: nn.Module) -> dict[str, Any]:
