@@ -39,7 +39,6 @@ class Key(msgspec.Struct, frozen=True):
     abi: str
     """Releases of tvm_ffi whose binary interface it has."""
     runtime: str
-    format: int = native.FORMAT
 
     @property
     def digest(self) -> str:
@@ -71,7 +70,7 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided
 
 def path_of(key: Key) -> Path:
     """Where the kernel of this key lies once built."""
-    return paths.cached("kernels", key.op, f"{key.digest}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}")
+    return paths.cached("kernels", key.op, f"{key.digest}.{native.FORMAT}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}")
 
 
 def _tools(kind: str) -> sealed.Facts:

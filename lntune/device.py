@@ -104,7 +104,7 @@ def _cpuinfo() -> dict[str, str]:
 def _sysctl(name: str) -> str:
     """One macOS sysctl value, or the empty string."""
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5).stdout.strip()
+        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, errors="replace", check=False, timeout=5).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

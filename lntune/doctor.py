@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from lntune import __version__, cuda, device, paths, records, schedule, select, toolchain
+from lntune import __version__, cuda, device, native, paths, records, schedule, sealed, select, toolchain
 from lntune.errors import LntuneError
+from lntune.sealed import DamagedError
 from lntune.toolchain import MISSING
 from lntune.words import counted
 
@@ -32,8 +35,21 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine() -> list[Finding]:
-    """Everything worth knowing, the failures among it."""
-    return [*_versions(), _compiler(), *_cpu(), *_threads(), *_gpu(), *_folders(), *_content()]
+    """Everything worth knowing, the failures among it: whatever goes wrong in looking is a finding too."""
+    found = [*_looked("packages", _versions), *_looked("C++ compiler", _compiler), *_looked("cpu", _cpu), *_looked("threads", _threads)]
+    found += [*_looked("gpu", _gpu), *_looked("CUDA compiler", lambda: _cuda_compiler(_release()))]
+    found += [*_looked("tuning log", _log), *_looked("kernel cache", _cache), *_looked("built kernels", _built), *_looked("schedules", _content)]
+    return found
+
+
+def _looked(topic: str, look: Callable[[], Finding | list[Finding]], status: str = "fail") -> list[Finding]:
+    """What looking finds; an error is a finding under the topic."""
+    try:
+        found = look()
+    except Exception as e:
+        reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
+        return [Finding(topic, status, reason, "Mend that; eager mode serves what kernels cannot.")]
+    return found if isinstance(found, list) else [found]
 
 
 def _versions() -> list[Finding]:
@@ -83,11 +99,16 @@ def _threads() -> list[Finding]:
         from lntune import runtime
 
         threads, pool = torch.get_num_threads(), runtime.has_pool()
-    except (ImportError, OSError, LntuneError) as e:
-        return [Finding("threads", "fail", str(e), "Kernels cannot be run without PyTorch and the runtime.")]
+    except Exception as e:
+        return [Finding("threads", "fail", f"{type(e).__name__}: {e}", "Kernels cannot be run without PyTorch and the runtime.")]
     state = "on PyTorch's OpenMP pool" if pool else "no OpenMP pool found"
     remedy = "" if pool else "Kernels run on one thread: this PyTorch does not use libgomp."
-    return [Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy), _direct(), _training(), _products()]
+    return [
+        Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy),
+        *_looked("direct calls", _direct, "warn"),
+        *_looked("training", _training, "warn"),
+        *_looked("matrix products", _products, "warn"),
+    ]
 
 
 def _direct() -> Finding:
@@ -122,22 +143,32 @@ def _products() -> Finding:
     )
 
 
-def _gpu() -> list[Finding]:
-    """The GPUs that are here, and whether kernels can be built for them and launched on them."""
+def _release() -> str:
+    """The CUDA release that the driver is for; empty where there is no GPU that can be used, and so no need of a compiler."""
+    from lntune.cuda import driver
+
     if toolchain.installed("torch") == MISSING:
-        return [Finding("gpu", "warn", "not known without torch", "Install torch."), _cuda_compiler()]
+        return ""
+    here = driver.opened()
+    return "" if here.missing else here.release
+
+
+def _gpu() -> Finding:
+    """The GPUs that are here, and whether kernels can be launched on them."""
+    if toolchain.installed("torch") == MISSING:
+        return Finding("gpu", "warn", "not known without torch", "Install torch.")
     from lntune.cuda import driver
 
     try:
         import torch
 
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    except (ImportError, OSError) as e:
-        return [Finding("gpu", "warn", f"not known: {e}", "Install torch again."), _cuda_compiler()]
+    except Exception as e:
+        return Finding("gpu", "warn", f"not known: {type(e).__name__}: {e}", "Install torch again.")
     here = driver.opened()
     if here.missing:
         state, remedy = ("warn", "Eager mode serves them until that is mended.") if seen else ("ok", "")
-        return [Finding("gpu", state, f"{seen or 'none'} ({here.missing.rstrip('.')})", remedy), _cuda_compiler()]
+        return Finding("gpu", state, f"{seen or 'none'} ({here.missing.rstrip('.')})", remedy)
     told = []
     for i, found in enumerate(here.devices):
         if isinstance(found, str):
@@ -149,7 +180,7 @@ def _gpu() -> list[Finding]:
         remedy = "Eager mode serves what kernels cannot be built for."
     if not seen:
         detail, remedy = f"{detail}; PyTorch {torch.__version__} uses none", "Install a PyTorch that is built for CUDA."
-    return [Finding("gpu", "warn" if remedy else "ok", detail, remedy), _cuda_compiler(here.release)]
+    return Finding("gpu", "warn" if remedy else "ok", detail, remedy)
 
 
 def _cuda_compiler(release: str = "") -> Finding:
@@ -175,27 +206,60 @@ def _writable(folder: Path) -> str:
         return e.strerror or str(e)
 
 
-def _folders() -> list[Finding]:
-    found = []
-    for topic, folder, variable in (("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR"), ("kernel cache", paths.cache_dir(), "LNTUNE_CACHE_DIR")):
-        where = f"{folder}{' (' + variable + ')' if os.environ.get(variable) else ''}"
-        if problem := _writable(folder):
-            found.append(Finding(topic, "fail", f"{where}: {problem}", f"Set {variable} to a writable folder."))
-        else:
-            found.append(Finding(topic, "ok", where))
-    return found
+def _log() -> Finding:
+    """Where new measurements are written."""
+    return _folder("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR")
+
+
+def _folder(topic: str, folder: Path, variable: str) -> Finding:
+    where = f"{folder}{f' ({variable})' if os.environ.get(variable) else ''}"
+    if problem := _writable(folder):
+        return Finding(topic, "fail", f"{where}: {problem}", f"Set {variable} to a writable folder.")
+    return Finding(topic, "ok", where)
+
+
+def _cache() -> Finding:
+    """Where built kernels are kept."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", paths.CacheWarning)
+        paths._say.cache_clear()
+        folder = paths.cached("kernels").parent
+    if said:  # the temporary folder, and why
+        return Finding("kernel cache", "warn", str(said[0].message).partition(". ")[0], "Set LNTUNE_CACHE_DIR to a folder that lasts.")
+    return _folder("kernel cache", folder, "LNTUNE_CACHE_DIR")
+
+
+def _built() -> Finding:
+    """What was built so far, whether it is whole, and what the look costs that is taken at each load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", paths.CacheWarning)
+        folder = paths.cached("kernels").parent
+    files = [f for kind in ("kernels/*/*.{}.so", "kernels/*/*.{}.gpu", "runtime/*.{}.so") for f in folder.glob(kind.format(native.FORMAT))]
+    damaged, times, size = [], [0.0], 0
+    for file in files:
+        begun = time.perf_counter()
+        try:
+            size += len(sealed.read(file).content)
+        except (DamagedError, OSError):
+            damaged.append(file.name)
+        times.append(time.perf_counter() - begun)
+    detail = f"{counted(len(files), 'file')}, {size / 2**20:.1f} MiB, checked in {1e3 * statistics.median(times):.2f} ms each"
+    if damaged:
+        remedy = "They are put aside and built again when they are needed."
+        return Finding("built kernels", "warn", f"{detail}; {len(damaged)} damaged: {', '.join(damaged[:SHOWN])}", remedy)
+    return Finding("built kernels", "ok", detail)
 
 
 def _content() -> list[Finding]:
     try:
         known = schedule.all_schedules()
     except LntuneError as e:
-        return [Finding("schedules", "fail", str(e), "Mend or remove the file; see LNTUNE_SCHEDULES."), *_records({})]
+        return [Finding("schedules", "fail", str(e), "Mend or remove the file; see LNTUNE_SCHEDULES."), *_looked("tuned cases", lambda: _records({}))]
     folders = ", ".join(map(str, paths.schedule_dirs()))
     shipped = paths.content("schedules")
     names = [name if s.path.is_relative_to(shipped) else f"{name} ({s.path})" for name, s in sorted(known.items())]
     found = Finding("schedules", "ok" if known else "fail", ", ".join(names) or f"none in {folders}", "Install lntune again.")
-    return [found, *_records(known)]
+    return [found, *_looked("tuned cases", lambda: _records(known))]
 
 
 def _again(topic: str, found: Sequence[records.Record], of: int, what: str, first: str = "") -> Finding:

@@ -46,18 +46,23 @@ def build_case(case: Case, device: Device, archs: tuple[str, ...] = (), strided:
     `archs` are architectures whose code a GPU's file holds beside that of the device's own; `strided`: the kernel for matrices whose rows lie
     apart, instead of the one for contiguous rows.
     """
-    choice = dispatch.choose(case, device)
-    if choice.tier == "eager":
-        return Built(case, device.name, device.isa, choice.tier, "", {}, strided, "eager")
-    known = (case, device.name, device.isa, choice.tier, choice.schedule, dict(choice.knobs), strided)
-    plan = schedule.get(choice.schedule, case.op)
+    known: tuple[Case, str, str, str, str, dict[str, knobs.Value], bool] = (case, device.name, device.isa, "", "", {}, strided)
     try:
+        choice = dispatch.choose(case, device)
+        if choice.tier == "eager":
+            return Built(case, device.name, device.isa, choice.tier, "", {}, strided, "eager")
+        known = (case, device.name, device.isa, choice.tier, choice.schedule, dict(choice.knobs), strided)
+        plan = schedule.get(choice.schedule, case.op)
         setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
         there = artifact.built(case, plan, setting, device, archs, strided)
         path = artifact.prepare(case, plan, setting, device, archs, strided)
-    except LntuneError as e:
-        return Built(*known, "failed", message=str(e))
+    except Exception as e:
+        return Built(*known, "failed", message=_reason(e))
     return Built(*known, "there" if there else "built", str(path), path.stat().st_size)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, LntuneError) else f"{type(error).__name__}: {error}"
 
 
 def build(
@@ -73,12 +78,17 @@ def build(
     Raises:
         ToolchainError, BuildError: there is no C compiler, or it fails.
     """
-    for kind, ensure in (("cpu", runtime.ensure_library), ("gpu", driver.ensure_library)):
-        if any(device.kind == kind for device in devices):
-            ensure()
-    direct.ensure_library()
+    try:
+        for kind, ensure in (("cpu", runtime.ensure_library), ("gpu", driver.ensure_library)):
+            if any(device.kind == kind for device in devices):
+                ensure()
+        direct.ensure_library()
+    except LntuneError:
+        raise
+    except Exception as e:
+        raise BuildError(f"what loads kernels cannot be built: {_reason(e)}. See lntune doctor.") from e
     if any(device.kind == "cpu" for device in devices):
-        with contextlib.suppress(BuildError):  # an older compiler: autograd.Function serves, as `lntune doctor` says
+        with contextlib.suppress(Exception):  # an older compiler: autograd.Function serves, as `lntune doctor` says
             layer_norm_node.ensure_library()
     wanted = kernels(cases)
     todo = [(case, device) for device in devices for case in wanted]

@@ -11,13 +11,12 @@ import math
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from lntune import disturbance, locks
+from lntune import callers, disturbance, locks
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
@@ -171,13 +170,13 @@ def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
             head = _head(line)
             if head.schema > SCHEMA:
                 newer = f"written by a newer lntune (schema {head.schema}, this one reads up to {SCHEMA})"
-                warnings.warn(f"{path}:{number}: skipped, {newer}.", LogWarning, stacklevel=2)
+                callers.warn(f"{path}:{number}: skipped, {newer}.", LogWarning)
                 continue
             if roles and head.role not in roles:
                 continue
             yield msgspec.json.decode(line, type=Record)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
-            warnings.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning, stacklevel=2)
+            callers.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning)
 
 
 class _Head(msgspec.Struct):

@@ -13,14 +13,13 @@ import io
 import re
 import sys
 import tokenize
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lntune import knobs, ops, paths
+from lntune import callers, knobs, ops, paths
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError, UnknownNameError, got_expected, unknown
@@ -182,7 +181,7 @@ def _hidden(s: Schedule, by: Schedule) -> None:
     if (s.op, s.kind) != (by.op, by.kind):
         what = f"{s.op} on a {s.kind}, and this one is for {by.op} on a {by.kind}"
         raise ScheduleError(f"{by.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it another name.")
-    warnings.warn(f"schedule {s.name!r} is taken from {by.path}, not from {s.path}", ScheduleWarning, stacklevel=2)
+    callers.warn(f"schedule {s.name!r} is taken from {by.path}, not from {s.path}", ScheduleWarning)
 
 
 def _files(folder: Path) -> list[Path]:

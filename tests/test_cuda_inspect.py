@@ -491,8 +491,11 @@ def test_a_source_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (stored,) = (tmp_path / "cuda").iterdir()
     stamp = stored.stat().st_mtime_ns
     assert to_cubin(COPY, "sm_90") == first and stored.stat().st_mtime_ns == stamp
-    stored.write_bytes(stored.read_bytes()[:100])
-    assert to_cubin(COPY, "sm_90").ptx == first.ptx
+    whole = stored.read_bytes()
+    for damaged in (whole[:100], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:]):
+        stored.write_bytes(damaged)
+        assert to_cubin(COPY, "sm_90").ptx == first.ptx
+        assert len(stored.read_bytes()) > 100 and stored.read_bytes() != damaged
     assert [p.name for p in (tmp_path / "cuda").iterdir()] == [stored.name]
 
 

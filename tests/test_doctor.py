@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from lntune import device, doctor, paths, records, schedule, toolchain
+from lntune import cuda, device, direct, doctor, native, paths, records, runtime, schedule, sealed, select, toolchain
 from lntune.case import Case
 from lntune.cli import app
+from lntune.cuda import driver
 from lntune.doctor import Finding
 from lntune.records import Record, Timing
-from lntune.torch import products
+from lntune.torch import layer_norm_node, products
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,7 @@ def test_a_sound_machine() -> None:
         "CUDA compiler",
         "tuning log",
         "kernel cache",
+        "built kernels",
         "schedules",
         "tuned cases",
         "stale records",
@@ -222,3 +226,53 @@ def test_the_command_prints_each_finding_on_a_line() -> None:
     assert len(lines) == len(findings())
     assert {line[:4] for line in lines} <= {"ok  ", "warn", "FAIL"}
     assert any(line.endswith("-> Run: lntune tune layer_norm") for line in lines)
+
+
+FAULTS: list[tuple[Any, str]] = [
+    (toolchain, "incompatible"), (toolchain, "command"), (toolchain, "run"), (device, "current"), (torch, "get_num_threads"),
+    (direct, "has_shim"), (layer_norm_node, "reason_missing"), (products, "mkl_is_slow"), (torch.cuda, "is_available"), (driver, "opened"),
+    (cuda, "available"), (paths, "log_dir"), (paths, "cached"), (sealed, "read"), (schedule, "all_schedules"), (paths, "schedule_dirs"),
+    (records, "read"), (select, "served"), (tempfile, "TemporaryFile"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no home"), OSError(116, "Stale file handle"), ImportError("libtvm.so")], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize(("module", "name"), FAULTS, ids=lambda p: p if isinstance(p, str) else "")
+def test_whatever_goes_wrong_is_a_finding(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    """No fault ends the examination: it is found under its topic, with a remedy, and all else is examined."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    native.compiled(runtime.SOURCE)
+    monkeypatch.setattr(module, name, fail)
+    found = findings()
+    wrong = [f for f in found.values() if f.status != "ok" and (str(error) in f.detail or "damaged" in f.detail or str(error.args[-1]) in f.detail)]
+    assert wrong
+    assert all(f.remedy for f in wrong)
+    assert {"python", "schedules", "gpu"} <= set(found) or name == "incompatible"
+
+
+def test_built_kernels_are_looked_at(own_cache: Path) -> None:
+    """They are counted, with what the look at each load costs; a damaged one is named."""
+    path = own_cache / "kernels" / "layer_norm" / f"some.{native.FORMAT}.so"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"content")
+    sealed.seal(path, {})
+    found = findings()["built kernels"]
+    assert found.status == "ok" and " MiB, checked in " in found.detail
+    path.write_bytes(b"damaged")
+    found = findings()["built kernels"]
+    assert found.status == "warn" and "1 damaged: some." in found.detail and found.remedy
+
+
+def test_a_cache_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the user's cache cannot be, the temporary folder that serves instead is named with the reason."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", "~/x")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    found = findings()["kernel cache"]
+    assert found.status == "warn" and f"kernels are kept in {tmp_path}" in found.detail and "LNTUNE_CACHE_DIR" in found.remedy

@@ -19,7 +19,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import lntune
-from lntune import artifact, build, device, paths, prebuild, sealed, toolchain
+from lntune import artifact, build, device, native, paths, prebuild, sealed, toolchain
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cuda import launcher
@@ -222,3 +222,29 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
     """They are one line that names the argument, and exit code 2."""
     done = run(*arguments)
     assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("could not determine the home directory"), OSError(28, "No space left"), ImportError("libtvm.so")],
+    ids=lambda e: type(e).__name__,
+)
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(dispatch, "choose"), (artifact, "prepare"), (build, "to_library"), (build, "_tvm"), (native, "compiled"), (native, "path_of")],
+)
+def test_whatever_goes_wrong_is_told(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault is the finding of each case that it strikes, or one line and exit code 2 where nothing can be built at all; no traceback."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(module, name, fail)
+    done = run("--rows", "8", "--json")
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert "Traceback" not in done.output
+    if module is native:
+        assert (done.exit_code, str(error) in done.stderr) == (2, True)
+    else:
+        assert done.exit_code == 1
+        assert [(one["status"], str(error) in one["message"]) for one in json.loads(done.stdout)] == [("failed", True)] * 2

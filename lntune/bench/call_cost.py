@@ -88,7 +88,7 @@ def _fresh(first: Case, second: Case) -> _Fresh:
     """Import and load in a process that has done nothing but `import torch`."""
     path = os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", _SCRIPT, msgspec.json.encode([first, second]).decode()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         raise BuildError(f"a fresh process could not load the kernel of {first}: {done.stderr.strip().splitlines()[-1:]}")
     return msgspec.json.decode(done.stdout, type=_Fresh)

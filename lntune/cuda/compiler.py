@@ -11,18 +11,19 @@ from typing import TypeVar
 
 import msgspec
 
-from lntune import native, paths
+from lntune import native, paths, sealed
 from lntune.cuda import locate, nvcc, nvrtc
 from lntune.cuda.architectures import ARCHITECTURES, architecture
 from lntune.cuda.compiled import Compiled
 from lntune.cuda.nvcc import Nvcc
 from lntune.cuda.nvrtc import Nvrtc
 from lntune.errors import InputError, ToolchainError, got_expected
+from lntune.sealed import DamagedError
 
 __all__ = ["ARCHITECTURES", "Compiled", "available", "find", "identity", "stamp", "to_cubin", "to_fatbin"]
 
-_FORMAT = 1
-"""Of the files in the cache; part of their names."""
+_FORMAT = 2
+"""Of the files in the cache; part of their names. Since 2 they carry a digest."""
 
 Stored = TypeVar("Stored", Compiled, bytes)
 
@@ -110,15 +111,16 @@ def to_fatbin(source: str, archs: Sequence[str]) -> bytes:
 def _cached(key: list[object], kind: type[Stored], make: Callable[[], Stored]) -> Stored:
     """The stored result of this key, made and stored now if it is missing or damaged."""
     path = _path(key)
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.msgpack.decode(path.read_bytes(), type=kind)
+    with contextlib.suppress(DamagedError, OSError, msgspec.MsgspecError):
+        return msgspec.msgpack.decode(sealed.read(path).content, type=kind)
     made = make()
     with native.atomic(path) as temporary:
         temporary.write_bytes(msgspec.msgpack.encode(made))
+        sealed.seal(temporary, {})
     return made
 
 
 def _path(key: list[object]) -> Path:
     """Where the result of a key is cached."""
     name = hashlib.sha256(msgspec.json.encode([_FORMAT, *key])).hexdigest()[:32]
-    return paths.cache_dir() / "cuda" / f"{name}.msgpack"
+    return paths.cached("cuda", f"{name}.msgpack")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lntune import callers
 from lntune.cuda.capture import record
 from lntune.torch import devices, dispatch
 
@@ -99,7 +99,7 @@ def _captured(seen: _Seen, loop: Loop, tensors: Sequence[Tensor | None], options
         seen.outputs, seen.replay = capture(lambda: loop(*own, *options), next(t for t in own if t is not None).device)
     except Exception as e:
         seen.plain = True
-        warnings.warn(f"a time loop cannot be captured as a CUDA graph and runs without one: {e}", RuntimeWarning, stacklevel=4)
+        callers.warn(f"a time loop cannot be captured as a CUDA graph and runs without one: {e}", RuntimeWarning)
         return False
     seen.inputs = [t for t in own if t is not None]
     graphs = [key for key, other in _seen.items() if other.replay is not None]
