@@ -127,3 +127,13 @@ def test_how_blocks_are_read() -> None:
     assert (first.line, first.language, first.skipped) == (2, "bash", "")
     assert (second.language, second.text, second.skipped) == ("python", "1/0", "slow")
     assert commands(first.text) == [["tune", "x", "--budget", "3s", "--time=1s", "--time", "50ms"]]
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    """The table on the first screen is what bench/summary.py makes of the files under bench/results."""
+    script = README.parent / "bench" / "summary.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- figures of bench/summary.py -->")[1].split("<!-- end of the figures -->")[0]
+    assert table.strip() == done.stdout.strip()
+    assert len(done.stdout.splitlines()) >= 12
