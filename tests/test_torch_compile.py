@@ -82,6 +82,17 @@ def test_dynamic_rows() -> None:
         assert x.grad is not None and x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("eps", [-0.5, -2.0, float("nan"), float("inf")], ids=repr)
+def test_any_eps_of_pytorchs(eps: Any) -> None:
+    """An eps that PyTorch takes compiles to what it gives uncompiled, with gradients."""
+    results = []
+    for f in (torch.compile(lntune.layer_norm, fullgraph=True, backend="aot_eager"), functional.layer_norm):
+        x, w = made(5, HIDDEN, grad=True), made(HIDDEN, grad=True, seed=1)
+        y = f(x, (HIDDEN,), w, None, eps)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, w])])
+    torch.testing.assert_close(*results, equal_nan=True, atol=1e-4, rtol=1e-4)
+
+
 def test_what_pytorch_serves_compiles_too() -> None:
     """float64, a list as shape, several dimensions, no rows: one graph each, eager's result."""
 

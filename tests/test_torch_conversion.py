@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 from torch.nn.utils import parametrize, prune
 
 import lntune
@@ -156,6 +158,18 @@ def test_fsdp2(norm: bool, first: str, mesh: DeviceMesh, calls: list[bool]) -> N
         assert type(lntune.convert(fully_shard(nn.LayerNorm(HIDDEN), mesh=mesh))) is type(lntune.convert(fully_shard(nn.LayerNorm(3), mesh=mesh)))
     check(model, calls)
     assert isinstance(model[1], FSDPModule) is norm
+
+
+def test_tensor_parallel(mesh: DeviceMesh, calls: list[bool]) -> None:
+    """A converted norm whose input and weights are DTensors is PyTorch's, which knows how to shard it, compiled too."""
+    norm = lntune.convert(parallelize_module(nn.LayerNorm(HIDDEN), mesh, SequenceParallel(sequence_dim=0)))
+    whole = distribute_tensor(X, mesh, [Shard(0)])
+    wanted = nn.functional.layer_norm(X, (HIDDEN,))
+    y = norm(whole)
+    assert type(y) is DTensor and calls == [True] and torch.equal(y.full_tensor(), wanted)
+    torch._dynamo.reset()
+    compiled = torch.compile(lntune.layer_norm, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(whole, (HIDDEN,), norm.weight, norm.bias).full_tensor(), wanted)
 
 
 WRAPPERS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
@@ -330,6 +344,8 @@ def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     again = torch.export.export(graph, (X,))
     assert "aten.layer_norm.default" in str(again.graph) and "lntune" not in str(again.graph)
     torch.testing.assert_close(torch.jit.script(graph)(X) if kind != "export" else y, y)
+    decomposed = again.run_decompositions().module()
+    assert list(lntune.conversion(decomposed).left.values()) == ["the operator gives statistics as well"]
     seen.clear()
     assert not lntune.conversion(lntune.revert(outer)).converted
     torch.testing.assert_close(graph(X), y)

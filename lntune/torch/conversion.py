@@ -89,7 +89,8 @@ def revert(model: Model) -> Model:
 def conversion(model: nn.Module) -> Conversion:
     """Which layer norms of a model run on lntune and which do not, and why; print it, or read its fields. Nothing is changed."""
     reasons = {name: _reason(module) for name, module in _norms(model)}
-    reasons |= {name: "" if node.target is layer_norm else _NOT_YET for name, _, node in _calls(model)}
+    for name, _, node in _calls(model):
+        reasons[name] = "" if node.target is layer_norm else _NOT_YET if node.target in _THEIRS else "the operator gives statistics as well"
     return Conversion(tuple(name for name, why in reasons.items() if not why), {name: why for name, why in reasons.items() if why})
 
 
@@ -103,7 +104,7 @@ def _calls(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule, fx.Node]]:
     for name, module in model.named_modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
-                if node.op == "call_function" and (node.target is layer_norm or node.target in _THEIRS):
+                if node.op == "call_function" and node.target in (layer_norm, *_THEIRS, torch.ops.aten.native_layer_norm.default):
                     yield f"{name}.{node.name}" if name else node.name, module, node
 
 
@@ -138,7 +139,7 @@ def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]
             vars(module).update(dict.fromkeys(own, types.MethodType(new.forward, module)))
     target = layer_norm if new is LayerNorm else functional.layer_norm
     for _, graph, node in list(_calls(model)):
-        if (node.target is layer_norm) != (target is layer_norm):
+        if node.target in (_THEIRS if new is LayerNorm else (layer_norm,)):
             node.target = target
             node.args = node.args[:5]
             node.kwargs = {name: value for name, value in node.kwargs.items() if name != "cudnn_enable"}
