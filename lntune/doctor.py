@@ -276,8 +276,7 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            here = device.current()
-            log = [r for r in records.read(paths.log_dirs(), device=here) if not here.differences(r.device)]
+            log = records.read(paths.log_dirs(), device=device.current())
         except LntuneError as e:
             return [Finding("tuned cases", "fail", str(e), "Make the file readable, or set LNTUNE_LOG_DIR to another folder.")]
     skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]

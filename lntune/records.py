@@ -198,14 +198,15 @@ def _head(line: bytes) -> _Head:
 def read(
     folders: Iterable[Path], op: str | None = None, device: Device | None = None, role: str | tuple[str, ...] = (), now: str | None = None
 ) -> list[Record]:
-    """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one operator or role, or of the folders in
-    which those of a device may lie, where given.
+    """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one operator or role, or those that may serve a
+    device, where given.
     """
     logs = []
     for folder in folders:
         for name in device.folders if device else ("*",):
             logs += [list(read_file(path, role)) for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))]
-    return merged(logs, now)
+    found = merged(logs, now)
+    return found if device is None else [r for r in found if not device.differences(r.device)]
 
 
 def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Record]:

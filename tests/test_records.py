@@ -249,6 +249,14 @@ def test_folders_of_before_devices_named_their_model_are_read(tmp_path: Path) ->
     assert {r.device for r in records.read([tmp_path], device=named)} == {DEVICE, named}
 
 
+def test_another_device_under_the_same_name_is_left_out(tmp_path: Path) -> None:
+    """Old records of two generations lie in one folder; read for a device, only those that may serve it come."""
+    one, other = (msgspec.structs.replace(DEVICE, l1=l1) for l1 in (32768, 49152))
+    for device in (one, other):
+        records.append(tmp_path, a_record(device=device))
+    assert [r.device for r in records.read([tmp_path], device=one)] == [one]
+
+
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
     """A log that is a folder, or is not there, is a LogError naming the path and the reason."""
     with pytest.raises(LogError, match=r"cannot read the tuning log .*layer_norm.jsonl: Is a directory"):

@@ -21,7 +21,7 @@ def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: st
     found = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
-            if not device.differences(record.device) and record.source in ("", _source(record.schedule)):
+            if record.source in ("", _source(record.schedule)):
                 found.append(record)
     return found
 

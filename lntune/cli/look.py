@@ -75,7 +75,7 @@ def report(
     if whose_records is None:
         groups = [(group[0].device.slug, group) for group in records.by_device(found)]
     else:  # also of folders named before devices told their model
-        groups = [(whose_records.slug, [r for r in found if not whose_records.differences(r.device)])]
+        groups = [(whose_records.slug, found)]
     tables = [(slug, rows) for slug, group in groups if (rows := rows_of(select.served(group, known).values(), known))]
     if as_json:
         print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables])

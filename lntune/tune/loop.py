@@ -110,8 +110,7 @@ class _Run:
             folders = [self.folder] if self.settings.log_dir else paths.log_dirs()
             found = records.read(folders, case.op, self.device, role="final")
             known = schedule.for_op(case.op, self.device.kind)
-            mine = (r for r in found if not self.device.differences(r.device))
-            self._finals[case.op] = records.finals(r for r in mine if r.schedule in known and r.source == known[r.schedule].source)
+            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.source == known[r.schedule].source)
         record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
         return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
 
