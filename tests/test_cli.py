@@ -31,7 +31,9 @@ from lntune.cli.base import cases, integers, seconds
 from lntune.device import Device
 from lntune.errors import InputError
 from lntune.records import Record, Timing
+from lntune.report.columns import WIDE
 from lntune.report.progress import Pace, TuningProgress
+from lntune.report.tables import console
 from lntune.torch import dispatch
 from lntune.tune import Progress
 
@@ -98,6 +100,25 @@ def test_every_command_explains_itself(command: str) -> None:
     for line in text.split("Options:")[1].splitlines():
         if line.startswith("  --"):
             assert len(line.split()) > 2 or len(line) > 25, f"{line!r} has no help"
+
+
+@pytest.mark.parametrize("command", ["tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"])
+def test_tables_can_be_had_whole(command: str) -> None:
+    """Every command that prints a table can print all of its columns."""
+    assert "--wide" in run(command, "--help").output
+
+
+def test_wide_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the console is as wide as it, with `wide` nothing is left out there either."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert (console().width, console(wide=True).width) == (60, WIDE)
 
 
 def test_version() -> None:

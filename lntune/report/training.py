@@ -78,7 +78,7 @@ def facts(steps: Sequence[Step]) -> dict[str, Any]:
 
 def steps_table(steps: Sequence[Step]) -> Table:
     """Per case: a step of eager's module, of the compiled one and of ours, and the forwards alone."""
-    columns = [*key("dtype", "hidden", "rows"), Column("eager us", 1), Column("compile us", 4), Column("tuned us", KEY)]
+    columns = [*key("dtype"), Column("hidden", KEY), Column("rows", KEY), Column("eager us", 1), Column("compile us", 4), Column("tuned us", KEY)]
     columns += [
         Column("over eager", KEY),
         Column("over better", 2),
