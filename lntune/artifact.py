@@ -142,8 +142,8 @@ def _build(key: Key, case: Case, schedule: Schedule, setting: Any, device: Devic
     facts = {**_tools(device.kind), "key": msgspec.json.encode(key, order="sorted").decode()}
     if device.kind == "gpu":
         kept = _architectures(path)  # what one call asked for is not lost when another asks for more
-        binary = build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided)
         with native.atomic(path) as temporary:
+            binary = build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided)
             temporary.write_bytes(msgspec.msgpack.encode(binary))
             sealed.seal(temporary, {**facts, "compiler": binary.compiler})
     else:

@@ -152,16 +152,15 @@ def to_library(
     in scheduled.
     """
     linker = toolchain.compiler()  # where there is none, nothing is compiled first
-    with _lock:
+    with _lock, native.atomic(path) as temporary:
         executable = _compile(scheduled(case, schedule, setting, device, strided), device)
-        with native.atomic(path) as temporary:
-            try:
-                executable.export_library(os.fspath(temporary), fcompile=_link)
-                sealed.seal(temporary, facts)
-            except OSError:
-                raise
-            except Exception as e:
-                raise BuildError(f"linking {path.name} with {linker} failed: {e}") from e
+        try:
+            executable.export_library(os.fspath(temporary), fcompile=_link)
+            sealed.seal(temporary, facts)
+        except OSError:
+            raise
+        except Exception as e:
+            raise BuildError(f"linking {path.name} with {linker} failed: {e}") from e
 
 
 def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str) -> str:

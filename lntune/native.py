@@ -119,6 +119,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _which(path)
+        temporary.touch()  # what cannot be stored need not be made
         yield temporary
         try:
             temporary.replace(path)

@@ -70,9 +70,10 @@ def _wish(variable: str, value: str) -> Path:
 def _homes(kind: Callable[..., Path]) -> Path | None:
     """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an account, as in containers."""
     try:
-        return kind("lntune")
+        found = kind("lntune")
     except RuntimeError:
         return None
+    return found if found.is_absolute() else None  # "~/.cache" as it stands, by older releases of platformdirs
 
 
 def log_dir() -> Path:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from lntune import paths
+from lntune.errors import InputError
 
 VARIABLES = ("LNTUNE_SHIPPED_LOGS", "LNTUNE_SCHEDULES", "LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR")
 
@@ -98,3 +101,88 @@ def test_an_empty_variable_is_no_wish(name: str, package: Path, monkeypatch: pyt
     unset = (paths.schedule_dirs(), paths.log_dir(), paths.cache_dir())
     monkeypatch.setenv(name, "")
     assert (paths.schedule_dirs(), paths.log_dir(), paths.cache_dir()) == unset
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of /tmp; nothing was said yet."""
+    found = tmp_path / "temporary"
+    found.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(found))
+    paths._say.cache_clear()
+    paths._private.cache_clear()
+    return found
+
+
+@pytest.fixture
+def homeless(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Neither HOME nor an account; the user's private folder."""
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    return temporary / f"lntune-{os.getuid()}"
+
+
+def test_without_a_home(homeless: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels and measurements go to the user's private temporary folder, which is said once a process of kernels."""
+    with pytest.warns(paths.CacheWarning, match="no home folder; kernels are kept in .*LNTUNE_CACHE_DIR") as caught:
+        assert [paths.cached("kernels", "x.so") for _ in range(3)] == [homeless / "kernels" / "x.so"] * 3
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert homeless.stat().st_mode & 0o777 == 0o700
+    assert paths.log_dir() == homeless / "tuning_logs"
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", "~/x")
+    with pytest.warns(paths.CacheWarning, match="LNTUNE_CACHE_DIR=~/x is in a home folder"):
+        assert paths.cached("x") == homeless / "x"
+
+
+@pytest.mark.parametrize("name", ["LNTUNE_LOG_DIR", "LNTUNE_SCHEDULES"])
+def test_a_wish_in_a_home_that_is_not_there(name: str, homeless: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the user's that cannot be found is an error that names the variable and what to do."""
+    monkeypatch.setenv(name, "~/x")
+    with pytest.raises(InputError, match=f"{name}: got ~/x, .* Set HOME"):
+        (paths.log_dirs if name == "LNTUNE_LOG_DIR" else paths.schedule_dirs)()
+
+
+def test_a_home_of_platformdirs_that_is_none(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releases that answer with `~` as it stands do not make a folder of that name."""
+    monkeypatch.setattr(paths.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name)
+    with pytest.warns(paths.CacheWarning):
+        assert paths.cache_dir() == homeless
+
+
+def test_a_cache_that_cannot_be_written(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is used where it is, as in a read-only image; what is not goes to the private folder, which is said. A cache that the user
+    named stays the cache.
+    """
+    there = paths.cache_dir() / "kernels" / "old.so"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert paths.cached("kernels", "old.so") == there
+    with pytest.warns(paths.CacheWarning, match=f"the cache {paths.cache_dir()} cannot be written"):
+        assert paths.cached("kernels", "new.so") == temporary / f"lntune-{os.getuid()}" / "kernels" / "new.so"
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "named"))
+    assert paths.cached("kernels", "new.so") == tmp_path / "named" / "kernels" / "new.so"
+
+
+@pytest.mark.parametrize("trap", ["link", "open", "file"])
+def test_a_private_folder_that_is_anothers_is_not_taken(trap: str, temporary: Path, tmp_path: Path) -> None:
+    """Code is run out of it: a link, a folder that others may write and a file are passed by."""
+    place = temporary / f"lntune-{os.getuid()}"
+    if trap == "link":
+        place.symlink_to(tmp_path)
+    elif trap == "open":
+        place.mkdir()
+        place.chmod(0o777)
+    else:
+        place.touch()
+    found = paths.private()
+    assert found != place
+    assert found.parent == temporary
+    assert found.stat().st_mode & 0o777 == 0o700
+    assert paths.private() == found
