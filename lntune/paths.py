@@ -54,6 +54,14 @@ def schedule_dirs() -> list[Path]:
     return _distinct([*extra, content("schedules")])
 
 
+def expanded(value: str) -> Path:
+    """A path of the environment's with the home folder in the place of `~`; as it stands, which is nothing, where the user has none."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        return Path(value)
+
+
 def _wish(variable: str, value: str) -> Path:
     """The folder that a variable names.
 

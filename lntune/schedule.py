@@ -63,12 +63,18 @@ _EVERY_GPU_KERNEL = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
 _IMPORTS = re.compile(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", re.MULTILINE)
 
 
+def _text(path: Path) -> str:
+    """A Python file's text, in the encoding that it says it is in."""
+    with tokenize.open(path) as file:
+        return file.read()
+
+
 def _source_hash(path: Path, op: str, kind: str) -> str:
     """Hash of the schedule's file, its operator's file, the transformations that they import, directly or not, and for GPUs the way to CUDA
     source.
     """
     package = Path(ops.__file__).parent.parent
-    texts = [part.read_text(encoding="utf-8") for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
+    texts = [_text(part) for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
     used: dict[str, str] = {}
 
     def use(name: str) -> None:

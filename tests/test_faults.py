@@ -20,8 +20,9 @@ import torch
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, device, direct, native, paths, records, schedule, toolchain
+from lntune import artifact, cuda, device, direct, native, paths, records, schedule, toolchain
 from lntune.case import Case
+from lntune.cuda import driver, locate
 from lntune.direct import Table
 from lntune.errors import BuildError, LntuneError, LogError
 from lntune.records import LogWarning, Record, Timing
@@ -257,6 +258,7 @@ right(48)  # built here: what is imported when first needed may lie where the ot
 from lntune import paths, records
 from lntune.torch import dispatch
 from lntune.case import Case
+from lntune.cuda import driver, locate
 for name in ("HOME", "LNTUNE_CACHE_DIR", "LNTUNE_LOG_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ.pop(name, None)
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
@@ -336,3 +338,31 @@ def test_our_c_that_cannot_be_stored(own_cache: Path, monkeypatch: pytest.Monkey
     with pytest.raises(BuildError, match=r"Device or resource busy.*LNTUNE_CACHE_DIR") as raised:
         native.compiled(direct.SOURCE)
     assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_a_schedule_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's schedule file is read as Python reads it: one that says it is in Latin-1 loads."""
+    (tmp_path / "cpu").mkdir()
+    text = "# -*- coding: latin-1 -*-\n# caf\u00e9\nSCHEDULES = ()\n"
+    (tmp_path / "cpu" / "mine.py").write_bytes(text.encode("latin-1"))
+    assert schedule.load_file(tmp_path / "cpu" / "mine.py", "cpu") == []
+    assert "caf\u00e9" in schedule._text(tmp_path / "cpu" / "mine.py")
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "LNTUNE_NVCC"])
+def test_a_toolkit_in_a_home_that_is_not_there(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not found, as one that is not there; nothing breaks."""
+    monkeypatch.setattr(Path, "expanduser", raising(RuntimeError("Could not determine home directory.")))
+    monkeypatch.setenv(variable, "~/cuda")
+    assert Path("~/cuda") in locate.toolkits() or variable == "LNTUNE_NVCC"
+    assert isinstance(cuda.stamp(), str)
+    assert isinstance(cuda.available(), str)
+
+
+@pytest.mark.parametrize("error", [ImportError("libtvm_ffi.so"), RuntimeError("no home"), BuildError("no compiler")], ids=lambda e: type(e).__name__)
+def test_a_driver_that_cannot_be_asked(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU then, and the reason is kept."""
+    monkeypatch.setattr(driver, "library", raising(error))
+    found = driver.Driver("libm.so.6", driver.CPU)
+    assert found.count == 0
+    assert str(error) in found.missing

@@ -59,8 +59,8 @@ class Driver:
             return
         try:
             calls = library()
-        except (LntuneError, ImportError, OSError) as e:
-            self.missing = str(e)
+        except Exception as e:
+            self.missing = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             return
         why = ctypes.create_string_buffer(1024)
         handle = calls.lntune_driver_open(path.encode(), device_type, why, len(why))

@@ -7,13 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+from lntune import paths
+
 STANDARD = Path("/usr/local/cuda")
 """Where NVIDIA's own installer puts a toolkit, which is often not on PATH."""
 
 
 def named_toolkits() -> list[Path]:
     """The toolkit folders the environment names: CUDA_HOME, then CUDA_PATH."""
-    return [Path(value).expanduser() for name in ("CUDA_HOME", "CUDA_PATH") if (value := os.environ.get(name))]
+    return [paths.expanded(value) for name in ("CUDA_HOME", "CUDA_PATH") if (value := os.environ.get(name))]
 
 
 def toolkits() -> list[Path]:

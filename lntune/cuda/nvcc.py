@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import toolchain
+from lntune import paths, toolchain
 from lntune.cuda import locate
 from lntune.cuda.architectures import Architecture
 from lntune.cuda.compiled import Compiled, failure
@@ -95,7 +95,7 @@ def find() -> Nvcc | None:
     """
     asked = os.environ.get("LNTUNE_NVCC")
     if asked:
-        path = shutil.which(Path(asked).expanduser())
+        path = shutil.which(paths.expanded(asked))
         if not path:
             raise ToolchainError(f"LNTUNE_NVCC: got {asked}, expected the path of nvcc, or nvrtc for the library. Correct it or unset it.")
     else:

@@ -92,7 +92,7 @@ class Nvrtc(msgspec.Struct, frozen=True):
 
     def _meaning(self, status: int) -> str:
         """A status in words."""
-        return bytes(_library(self.path).nvrtcGetErrorString(status)).decode()
+        return bytes(_library(self.path).nvrtcGetErrorString(status)).decode(errors="replace")
 
     def _check(self, status: int) -> None:
         """BuildError unless the call went well."""
