@@ -65,6 +65,19 @@ def test_symbolic_tracing() -> None:
     torch.testing.assert_close(traced(w), functional.layer_norm(x, (HIDDEN,), w))
 
 
+def test_symbolic_tracing_of_the_backward() -> None:
+    """A graph of a call of the backward holds PyTorch's operator, with the gradients that were wanted."""
+    x, dy, w = rows(), rows(5)[:4], rows(1)[0]
+    _, mean, rstd = torch.native_layer_norm(x, [HIDDEN], w, None, 1e-5)
+
+    def call(dy: Any, x: Any, mean: Any, rstd: Any, w: Any) -> Any:
+        return lntune.layer_norm_backward(dy, x, (HIDDEN,), mean, rstd, w, None)[:2]
+
+    traced = torch.fx.symbolic_trace(call)
+    assert "aten.native_layer_norm_backward" in traced.code
+    torch.testing.assert_close(traced(dy, x, mean, rstd, w), call(dy, x, mean, rstd, w), atol=1e-4, rtol=1e-4)
+
+
 class Wrapper:
     """No tensor, but something with a __torch_function__."""
 

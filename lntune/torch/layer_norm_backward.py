@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
 from lntune.torch import devices, dispatch, layer_norm_node
-from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mixed, served, there
+from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mixed, overridden, served, there
 
 Wanted = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -71,6 +71,10 @@ def _any(
     dy: Tensor, input: Tensor, normalized_shape: Sequence[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: Wanted
 ) -> Gradients:
     """Every call that is not ready to go: checked, and prepared for the next time."""
+    tensors = there(dy, input, mean, rstd, weight, bias)
+    if not all(isinstance(t, Tensor) for t in tensors) and overridden(*tensors):  # a graph of torch.fx's records the operator
+        recorded: Gradients = torch.ops.aten.native_layer_norm_backward(dy, input, normalized_shape, mean, rstd, weight, bias, list(wanted))
+        return recorded
     shape = _check(dy, input, normalized_shape, mean, rstd, weight, bias)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
