@@ -32,6 +32,7 @@ from lntune.device import Device
 from lntune.errors import InputError
 from lntune.records import Record, Timing
 from lntune.report.columns import WIDE
+from lntune.report.failures import Failures
 from lntune.report.progress import Pace, TuningProgress
 from lntune.report.tables import console
 from lntune.torch import dispatch
@@ -387,6 +388,9 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 
     final = next(r for r in records.read([tuned]) if r.role == "final")
 
+    failures = Failures()
+    failures.add("wrong", "y: far off")
+
     def fake(asked: list[Case], settings: Any, observer: Callable[[Progress], None]) -> Summary:
         state = Progress(asked[0], 0, 1)
         observer(state)
@@ -394,21 +398,33 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
             state.trials = trials
             time.sleep(0.001)
             observer(state)
-        return Summary([final] if asked[0].hidden == 64 else [], Counter(ok=2, wrong=1), 2.0, log_dir=Path("there"), untuned={"that": "broken"})
+        return Summary(
+            [final] if asked[0].hidden == 64 else [],
+            Counter(ok=2, wrong=1),
+            2.0,
+            log_dir=Path("there"),
+            untuned={"that": "broken"},
+            failures=failures,
+            notes=["so it is"],
+        )
 
     monkeypatch.setattr(module, "tune", fake)
     done = run("tune", *TINY)
     assert done.exit_code == 0
     assert "3 trials (2 ok, 1 wrong) in 2 s, " in done.output and " verified trials a second; log in there" in done.output
     assert "not tuned: that: broken" in done.output
+    assert "failed: 1 wrong: y: far off" in done.output and "note: so it is" in done.output
     assert run("tune", "--hidden", 65).exit_code == 1
 
 
 # --- Ctrl-C
 
 
-def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
-    """SIGINT during a search ends it with exit code 0: the case is settled, and its records are in the log."""
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    """SIGINT, SIGTERM or SIGHUP during a search ends it in order: the case is settled, its records are in the log, and the exit code is as
+    the help says, though SIGTERM comes twice as `timeout` sends it.
+    """
     brief = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
     process = start("tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief))
     threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
@@ -417,8 +433,10 @@ def test_an_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
         while not any(f.read_bytes().count(b'"ok"') >= 2 for f in tmp_path.glob("*/*.jsonl")):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+        process.send_signal(sent)
+        if sent != signal.SIGINT:
+            process.send_signal(sent)
+        assert process.wait(timeout=60) == code
     finally:
         process.kill()
     facts = json.loads(process.stdout.read())  # type: ignore[union-attr]

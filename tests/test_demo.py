@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import lntune
-from lntune import demo, records
+from lntune import demo, records, tune
 from lntune.case import Case
 from lntune.cli import app
 from lntune.tune import Summary
@@ -42,9 +42,11 @@ def fresh_decisions() -> Iterator[None]:
     lntune.reload()
 
 
-def test_the_tour(tmp_path: Path) -> None:
+def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything of the grid is tuned and logged, agrees with eager forward and backward, and is in the report at the end."""
     out = io.StringIO()
+    monkeypatch.setattr(demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4))  # a slow machine has time for both
+    monkeypatch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
     tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
     text = out.getvalue()
     assert tour.ok

@@ -56,6 +56,22 @@ def test_budget_without_limit_is_never_spent() -> None:
     assert (budget.spent, budget.fraction, budget.seconds_left, budget.trials_done) == (False, 0.0, None, 1)
 
 
+def test_budget_keeps_a_reserve() -> None:
+    """The end of the time is kept for something else, as much as that is thought to take at the moment; infinitely little: no end yet."""
+    clock = FakeClock()
+    reserved = [-math.inf]
+    budget = Budget(seconds=10.0, clock=clock, reserve=lambda: reserved[0])
+    clock.now += 20.0
+    assert not budget.spent
+    clock.now -= 14.0
+    reserved[0] = 2.0
+    assert (budget.fraction, budget.seconds_left, budget.spent) == (0.75, 2.0, False)
+    reserved[0] = 5.0
+    assert (budget.fraction, budget.seconds_left, budget.spent) == (1.0, 0.0, True)
+    reserved[0] = 11.0
+    assert budget.spent
+
+
 @pytest.mark.parametrize("limits", [{"seconds": 0.0}, {"trials": 0}])
 def test_budget_of_nothing_is_spent(limits: dict[str, Any]) -> None:
     """A limit of 0 is a budget that is used up from the start."""

@@ -186,8 +186,8 @@ class _Bringup:
         said: list[str] = []
         for todo, seed in ((new, self.settings.seed), (again, self.settings.seed + len(again) + 1)):
             while todo and not self.found.interrupted:
-                seconds = self.left(SHARES["verify"] + SHARES["bench"]) - helper.start_seconds  # the tuner's child starts first
-                count = int(seconds / least)
+                seconds = self.left(SHARES["verify"] + SHARES["bench"])
+                count = int((seconds - helper.start_seconds) / least)  # the tuner's child starts first
                 if count < 1:
                     break
                 said.append(self._tune(todo[:count], seconds, seed))

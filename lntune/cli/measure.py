@@ -44,7 +44,9 @@ def tune(
     dtype: DTYPE = "",
     rows: ROWS = "",
     grid: GRID = "default",
-    budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "60s",
+    budget: Annotated[
+        str, typer.Option(help="Time for the whole run, the measuring process's start (some 5 s) and the finals included: 60s, 10m, 1h; from 10s on.")
+    ] = "60s",
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
     search: Annotated[str, typer.Option(help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU.")] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
@@ -61,14 +63,19 @@ def tune(
     """Search the schedules of an operator on this machine and log every trial.
 
     Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable cases first. Each candidate
-    is built and run in a process of its own, checked against float64 before it is timed, and logged at once. Ctrl-C ends
-    with what was found. Exit code 0 when at least one case was tuned, 1 when none was.
+    is built and run in a process of its own, checked against float64 before it is timed, and logged at once. With a budget
+    too small for anything the first case has one trial and a short final all the same, and the output says so.
+
+    Ctrl-C ends with what was found: the best candidate of the case in hand is measured once more, shortly, and is its winner; a
+    second Ctrl-C ends at once. Exit code 0 when at least one case was tuned, 1 when none was. SIGTERM and SIGHUP do the same
+    with exit code 143 and 129.
 
     With --target cuda the next candidates are built on all cores but one while the GPU measures. --dry-run builds a few candidates
     of each case (--trials; 8), verifies them (a GPU's in an emulator), and says what a run would measure and how long it would
     take; exit code 1 when one of them is wrong or a run would measure none.
     """
     from lntune.cuda.targets import device_of
+    from lntune.report.failures import lines
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
     from lntune.report.tables import console
@@ -102,6 +109,8 @@ def tune(
                 "interrupted": summary.interrupted,
                 "log_dir": str(summary.log_dir),
                 "untuned": summary.untuned,
+                "failures": summary.failures.reasons(),
+                "notes": summary.notes,
                 "cases": table,
             }
         )
@@ -112,8 +121,12 @@ def tune(
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
         print(f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}; log in {summary.log_dir}{interrupted}")
+        for line in lines(summary.failures.reasons()):
+            print(f"failed: {line}")
         for name, reason in summary.untuned.items():
             print(f"not tuned: {name}: {reason}")
+        for note in summary.notes:
+            print(f"note: {note}")
     if not table:
         raise typer.Exit(1)
 

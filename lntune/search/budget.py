@@ -18,19 +18,28 @@ class Budget:
     Args:
         seconds: wall time from the moment the budget is made; None for no limit.
         trials: number of candidates to try; None for no limit.
+        reserve: seconds at the end of `seconds` that are kept for something else, as things stand when it is called; infinitely less than
+            none for as long as time is no limit yet.
         clock: seconds that never run backwards; tests pass their own.
 
     Raises:
         InputError: a negative limit, or one that is not a number.
     """
 
-    def __init__(self, seconds: float | None = None, trials: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        seconds: float | None = None,
+        trials: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        reserve: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         for name, limit in (("seconds", seconds), ("trials", trials)):
             if limit is not None and not limit >= 0:  # so written, NaN is refused too
                 raise InputError(got_expected(name, limit, "0 or more", "Leave it out for no limit."))
         self._seconds = seconds
         self._trials = trials
         self._clock = clock
+        self._reserve = reserve
         self._start = clock()
         self.trials_done = 0
         """Trials counted so far."""
@@ -44,7 +53,7 @@ class Budget:
         """Seconds until the limit, never below 0; None without a limit in time."""
         if self._seconds is None:
             return None
-        return max(0.0, self._start + self._seconds - self._clock())
+        return max(0.0, self._start + self._seconds - self._reserve() - self._clock())
 
     @property
     def spent(self) -> bool:
@@ -56,7 +65,8 @@ class Budget:
         """The part of the budget that is used, 0 to 1: the larger of time and trials; 0 without any limit."""
         used = [0.0]
         if self._seconds is not None:
-            used.append((self._clock() - self._start) / self._seconds if self._seconds else 1.0)
+            seconds = self._seconds - self._reserve()
+            used.append((self._clock() - self._start) / seconds if seconds > 0 else 1.0)
         if self._trials is not None:
             used.append(self.trials_done / self._trials if self._trials else 1.0)
         return min(1.0, max(used))

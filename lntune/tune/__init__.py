@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lntune.tune.loop import FINALISTS, TRIAL_SECONDS, Observer, Progress, Summary, tune
+from lntune.tune.loop import tune
 from lntune.tune.settings import TRIAL_TIMEOUT, Settings, check_settings
+from lntune.tune.state import Observer, Progress, Summary
+from lntune.tune.times import FINALISTS, TRIAL_SECONDS
 
 __all__ = ["FINALISTS", "TRIAL_SECONDS", "TRIAL_TIMEOUT", "Observer", "Progress", "Settings", "Summary", "check_settings", "tune"]

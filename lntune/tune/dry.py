@@ -21,8 +21,8 @@ from lntune.device import Device
 from lntune.trial import Candidate, Outcome
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
-from lntune.tune.loop import FINAL_SHARE, TRIAL_SECONDS
 from lntune.tune.settings import Settings, check_settings
+from lntune.tune.times import FINAL_SHARE, TRIAL_SECONDS
 
 TRIALS = 8
 """Candidates built of each case, unless told otherwise."""

@@ -8,10 +8,7 @@ import math
 import random
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,55 +17,23 @@ from lntune import interrupts, knobs, paths, records, schedule, search, select, 
 from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.records import Record, Setting, Timing
+from lntune.report.failures import Failures, said
 from lntune.search import Budget, Space
 from lntune.trial import Candidate, Job, Outcome, measured
+from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.settings import Settings, check_settings
+from lntune.tune.state import Observer, Progress, Summary
+from lntune.tune.times import FINAL_SHARE, FINALISTS, TRIAL_SECONDS, Times
 from lntune.worker import START_SECONDS, Worker
 
-FINALISTS = 3
-TRIAL_SECONDS = 0.04
-FINAL_SHARE = 0.3
-"""Part of a case's time kept for measuring the finalists again."""
+LATE_SECONDS = 5.0
+"""What a trial may take where the run's time is over, before it is cut short."""
 
 
-@dataclass
-class Progress:
-    """What is known at a moment of the run; handed to the observer after every measurement."""
-
-    case: Case
-    index: int
-    cases: int
-    trials: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    best_us: float = math.inf
-    best: str = ""
-    eager_us: float | None = None
-    phase: str = "search"
-    deadline: float | None = None
-    """When the whole run's budget ends, on time.monotonic's clock."""
-    final: Record | None = None
-
-
-Observer = Callable[[Progress], None]
-
-
-@dataclass
-class Summary:
-    """What a run did: the finals it wrote, trials by status, seconds, and whether it was interrupted."""
-
-    finals: list[Record] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    interrupted: bool = False
-    untuned: dict[str, str] = field(default_factory=dict)
-    log_dir: Path = Path()
-
-    @property
-    def trials(self) -> int:
-        """Candidates tried, whatever came of them."""
-        return sum(self.statuses.values())
+class _TimeOver(Exception):
+    """The run's time was over while a trial was under way."""
 
 
 class _Run:
@@ -82,6 +47,9 @@ class _Run:
         self.threads = settings.threads or torch.get_num_threads()
         self.folder = settings.log_dir or paths.log_dir()
         self.id = uuid.uuid4().hex[:12]
+        self.times = Times()
+        self.end = math.inf
+        """When the run's time is over, on time.monotonic's clock."""
         self._finals: dict[str, dict[tuple[str, int, str, int], Record]] = {}
         self._candidates: dict[Case, Candidates] = {}
         summary.log_dir = self.folder
@@ -156,14 +124,53 @@ class _Run:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
         self.begin(case, then)
+        end = None if seconds is None else time.monotonic() + seconds
         costs: dict[Candidate, float] = {}
-        budget = Budget(None if seconds is None else seconds * (1 - FINAL_SHARE), self.settings.trials)
+        failures = Failures()
+        try:
+            self.search(case, known, costs, failures, progress, seconds)
+        except _TimeOver:
+            pass
+        except KeyboardInterrupt:
+            self.interrupt()
+        default = self.untuned(case)
+        if default is not None and costs.get(default, 0.0) == math.inf:
+            default = None  # it does not work
+        try:
+            final = self.settle(case, costs, default, progress, end, seconds)
+        except KeyboardInterrupt:
+            if self.summary.interrupted:
+                raise  # the second one ends the run at once
+            self.interrupt()
+            if self.summary.finals and self.summary.finals[-1].case == case:
+                return self.summary.finals[-1]
+            best = dict(sorted(costs.items(), key=lambda tried: tried[1])[:1])
+            final = self.settle(case, best, default, progress, end, seconds)
+        if final is None and self.summary.interrupted and not costs:
+            self.summary.untuned[str(case)] = "interrupted before its first trial was over"
+        elif final is None:
+            reasons = "; ".join(said(reason) for reason in failures.reasons()[:1])
+            self.summary.untuned[str(case)] = "no candidate was built, right and in time" + (f" ({reasons})" if reasons else "")
+        return final
+
+    def search(
+        self, case: Case, known: Candidates, costs: dict[Candidate, float], failures: Failures, progress: Progress, seconds: float | None
+    ) -> None:
+        """Try candidates until the time or the trials are over; what each costs, in microseconds, and why it failed is noted at once."""
+
+        def reserve() -> float:
+            """What is to be left when the next trial begins: time for it and for the final. A case that is begun gets one trial at least."""
+            if not progress.trials or seconds is None:
+                return -math.inf
+            final = self.times.final(min(FINALISTS, progress.trials) + 1, progress.best_us)
+            return max(seconds * FINAL_SHARE, final) + self.times.trial
+
+        budget = Budget(seconds, self.settings.trials, reserve=reserve)
 
         def evaluate(candidate: Candidate) -> float:
             outcome = self.refusal(case, candidate, candidate in known.defaults)
             if outcome is None:
-                job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
-                outcome = self.worker.run(job, self.settings.timeout)
+                outcome = self.trial(case, candidate)
                 budget.count()  # what was refused has cost no time of the device
             cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
             with interrupts.held():
@@ -173,6 +180,8 @@ class _Run:
                 progress.trials += 1
                 if outcome.status != "ok":
                     progress.failures[outcome.status] += 1
+                    failures.add(outcome.status, outcome.message)
+                    self.summary.failures.add(outcome.status, outcome.message)
                 if cost < progress.best_us:
                     progress.best_us, progress.best = cost, f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
             self.observer(progress)
@@ -182,38 +191,61 @@ class _Run:
         if self.ahead:
             ahead = self.ahead
             space = Space(tuple(known), known.neighbours, lambda preferred, others: ahead.choose(case, preferred, others))
-        try:
-            search.get(self.settings.strategy)(space, evaluate, budget, random.Random(self.settings.seed))
-        except KeyboardInterrupt:
-            self.summary.interrupted = True
-            if self.ahead:
-                self.ahead.close()
+        search.get(self.settings.strategy)(space, evaluate, budget, random.Random(self.settings.seed))
         had = self.had(case)
-        if had is not None and had in known and had not in costs and not self.summary.interrupted:
+        if had is not None and had in known and had not in costs:
             evaluate(had)  # no case is tuned to something slower than what it had
-        default = self.untuned(case)
-        if default is not None and costs.get(default, 0.0) == math.inf:
-            default = None  # it does not work
-        return self.settle(case, costs, default, progress, seconds)
+
+    def trial(self, case: Case, candidate: Candidate) -> Outcome:
+        """Build, check and time a candidate; not logged."""
+        job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
+        begun = time.monotonic()
+        allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - begun))
+        outcome = self.worker.run(job, allowed)
+        if outcome.status == "timeout" and allowed < self.settings.timeout:
+            raise _TimeOver  # which is not the candidate's fault, so it is not logged
+        self.times.tried(time.monotonic() - begun)
+        return outcome
+
+    def interrupt(self) -> None:
+        """From now on what was found is settled, as fast as can be, and nothing else is begun."""
+        self.summary.interrupted = True
+        if self.ahead:
+            self.ahead.close()
 
     def settle(
-        self, case: Case, costs: dict[Candidate, float], default: Candidate | None, progress: Progress, seconds: float | None
+        self,
+        case: Case,
+        costs: dict[Candidate, float],
+        default: Candidate | None,
+        progress: Progress,
+        end: float | None,
+        seconds: float | None,
     ) -> Record | None:
         """Measure the best candidates again, on fresh samples against eager and `default`, and log the winner.
 
-        `default` serves the case where nothing is tuned. It is among the candidates, unless only other schedules are tuned. When the
-        measurement fails, each finalist is measured alone to find those that it fails with, which are logged.
+        The case has `seconds`, until `end`; no limit where None. `default` serves the case where nothing is tuned. It is among the
+        candidates, unless only other schedules are tuned. When the measurement fails, each finalist is measured alone to find those that
+        it fails with, which are logged. Interrupted runs have short finals. None when no candidate is left.
         """
+        begun = time.monotonic()
         finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
         if default is not None and default in costs and default not in finalists:
             finalists.append(default)
         progress.phase = "final"
         self.observer(progress)
-        share = 1.0 if seconds is None else min(2.0, max(0.3, seconds * FINAL_SHARE * 0.6))
-        spare = 2 * share if seconds is None else max(0.0, seconds * FINAL_SHARE - share)
+        best_us = min(costs.values(), default=math.inf)
+        left = None if end is None else end - begun
+        while left is not None and len(finalists) > 1 and self.times.final(len(finalists), best_us) > left:
+            finalists.pop()  # the slowest: there is no time to build and check so many again
+        fixed = self.times.fixed(len(finalists), best_us)
+        share, spare = times.measuring(None if seconds is None else seconds * FINAL_SHARE, left, fixed)
+        if self.summary.interrupted:
+            share, spare = min(share, times.LEAST_FINAL), 0.0
         while finalists:
             outcome = self.attempt(case, finalists, default, share, spare)
             if outcome.status == "ok":
+                self.times.finished(fixed, time.monotonic() - begun - share)
                 return self._winner(case, finalists, outcome, progress, default)
             alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
             for candidate, failed in alone.items():
@@ -223,7 +255,6 @@ class _Run:
             if len(sound) == 1 or (sound == finalists and default is None):  # the best; or each works, but not together
                 return self._winner(case, sound[:1], alone[sound[0]], progress)
             finalists, default = sound, None
-        self.summary.untuned[str(case)] = "no candidate was built, right and in time"
         return None
 
     def _winner(self, case: Case, finalists: Sequence[Candidate], outcome: Outcome, progress: Progress, default: Candidate | None = None) -> Record:
@@ -243,9 +274,11 @@ class _Run:
 def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None) -> Summary:
     """Tune the cases in order and return what was found; the log has it already.
 
-    Time is shared evenly among the cases that are left, so what one case does not use goes to the others. An interrupt
-    (Ctrl-C) ends the search, still settles the case it was in, and returns. For a GPU the next candidates are built in other processes while
-    the device measures; what is known to be bad of one before it is measured makes it invalid.
+    `settings.seconds` are the run's from this call on, the start of the process that measures and all finals among them. They are shared
+    evenly among the cases that are left, so what one case does not use goes to the others; the first case gets one trial and a short final
+    however little there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles the case it was in, and returns; a
+    second one returns at once. For a GPU the next candidates are built in other processes while the device measures; what is known to be bad
+    of one before it is measured makes it invalid.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
@@ -263,19 +296,23 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
             worker = stack.enter_context(Worker(settings.threads))
             run = _Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
-            _start(worker, cases[0], settings)  # not on the budget of the first case
-            begun = time.monotonic()
+            _start(worker, cases[0], settings)
+            started = time.monotonic() - start
+            if settings.seconds is not None:
+                run.end = start + settings.seconds
             for index, case in enumerate(cases):
-                left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
-                if left is not None and left <= 0:
+                left = run.end - time.monotonic()
+                if index and left < run.times.least:
                     summary.untuned[str(case)] = "the time was over"
                     continue
-                progress = Progress(case, index, len(cases), deadline=None if left is None else time.monotonic() + left)
+                progress = Progress(case, index, len(cases), deadline=None if settings.seconds is None else run.end)
                 observer(progress)
                 then = cases[index + 1] if index + 1 < len(cases) else None
-                run.tune(case, progress, None if left is None else left / (len(cases) - index), then)
+                run.tune(case, progress, None if settings.seconds is None else max(0.0, left) / (len(cases) - index), then)
                 if summary.interrupted:
                     break
+            if settings.seconds is not None and started >= 0.7 * settings.seconds and not summary.interrupted:
+                summary.notes.append(times.too_short(settings.seconds, started))
     except KeyboardInterrupt:  # not in a search, or a second one
         summary.interrupted = True
     summary.seconds = time.monotonic() - start

@@ -1,0 +1,53 @@
+"""Why candidates failed: the commonest reasons, in the words of the first candidate that failed so."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import msgspec
+
+SHOWN = 3
+"""Reasons that are shown; the log has all."""
+LENGTH = 160
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Candidates that failed alike: how many, with what status, and what is said of the first of them."""
+
+    status: str
+    count: int
+    message: str
+
+
+class Failures:
+    """The failures of a run. Messages that differ only in their numbers are one reason."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], str] = {}
+
+    def add(self, status: str, message: str) -> None:
+        """A candidate failed."""
+        key = status, _NUMBER.sub("#", message)
+        self._counts[key] += 1
+        self._first.setdefault(key, message)
+
+    def reasons(self) -> list[Reason]:
+        """The reasons, the commonest first."""
+        return [Reason(key[0], count, self._first[key]) for key, count in self._counts.most_common()]
+
+
+def said(reason: Reason) -> str:
+    """A reason in a line: "12 wrong: y: 3.1 times the tolerance"."""
+    text = " ".join(reason.message.split())
+    text = text if len(text) <= LENGTH else f"{text[: LENGTH - 4]} ..."
+    return f"{reason.count} {reason.status}{f': {text}' if text else ''}"
+
+
+def lines(reasons: list[Reason]) -> list[str]:
+    """The commonest reasons, a line each, and how many candidates failed for others."""
+    made = [said(reason) for reason in reasons[:SHOWN]]
+    others = sum(reason.count for reason in reasons[SHOWN:])
+    return [*made, f"{others} for other reasons, see the log"] if others else made

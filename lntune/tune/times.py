@@ -1,0 +1,77 @@
+"""How the time of a tuning run is divided: what a trial and a final take is learned from those made, and finals begin in time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+
+FINALISTS = 3
+TRIAL_SECONDS = 0.04
+FINAL_SHARE = 0.3
+"""Part of a case's time kept for measuring the finalists again."""
+LEAST_FINAL, MOST_FINAL, FINAL_WITHOUT_LIMIT = 0.3, 2.0, 1.0
+"""Seconds of measuring in a final that has the time it wants; where time is short it is SHORT_FINAL."""
+SHORT_FINAL = 0.1
+OTHERS = 2
+"""Contenders of a final beside candidates: eager and a copy."""
+CALLS = 30
+"""Calls of each contender in a final at least: nine rounds of a sample and of a call before it, and those that find out how many calls a
+sample has.
+"""
+
+
+class Times:
+    """What trials and finals of a run have taken, in seconds."""
+
+    def __init__(self) -> None:
+        self._trials: deque[float] = deque(maxlen=8)
+        self._longer = 1.0
+
+    def tried(self, seconds: float) -> None:
+        """A trial took so long."""
+        self._trials.append(seconds)
+
+    def finished(self, expected: float, seconds: float) -> None:
+        """A final that was expected to take so long took so long; what is expected of the next ones follows."""
+        if expected > 0:
+            self._longer = min(3.0, max(0.5, self._longer * seconds / expected))
+
+    @property
+    def trial(self) -> float:
+        """What the next trial takes: as long as most of the last ones; 0 before the first."""
+        return statistics.median(self._trials) if self._trials else 0.0
+
+    def fixed(self, contenders: int, best_us: float) -> float:
+        """What a final with so many candidates takes beside measuring: each is built and checked once more; or the calls it makes in any
+        case, where these take longer than measuring would.
+        """
+        built = contenders * max(0.0, self.trial - TRIAL_SECONDS)
+        called = CALLS * (contenders + OTHERS) * best_us * 1e-6 if math.isfinite(best_us) else 0.0
+        return self._longer * (built + called)
+
+    def final(self, contenders: int, best_us: float) -> float:
+        """What a final with so many candidates takes at least."""
+        return self.fixed(contenders, best_us) + SHORT_FINAL
+
+    @property
+    def least(self) -> float:
+        """What a case takes at least: one trial, and a final with one candidate."""
+        return self.trial + self.final(1, math.inf)
+
+
+def measuring(wanted: float | None, left: float | None, fixed: float) -> tuple[float, float]:
+    """(seconds of measuring in a final, seconds to measure it again where other work disturbs it); `wanted` is the time that a case keeps
+    for its final, `left` what there is of it, None where there is no limit.
+    """
+    if wanted is None or left is None:
+        return FINAL_WITHOUT_LIMIT, 2 * FINAL_WITHOUT_LIMIT
+    there = left - fixed
+    share = max(SHORT_FINAL, min(MOST_FINAL, max(LEAST_FINAL, 0.6 * wanted), there))
+    return share, max(0.0, min(wanted, there) - share)
+
+
+def too_short(seconds: float, started: float) -> str:
+    """What is said of a budget of which next to nothing is left when the first trial begins."""
+    least = math.ceil(2 * started + 5)
+    return f"the budget of {seconds:.1f} s is too short: to start the process that measures took {started:.1f} s of it; {least} s or more are of use"
