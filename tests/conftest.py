@@ -36,7 +36,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kernel cache of the whole run: a kernel is built once and shared by the tests and by the processes that run them (pytest -n),
     and the user's cache stays untouched.
 
-    The log folder is set too, so that a fixture of a wider scope than one test cannot write into the checkout's.
+    The log folder is set too, so that a fixture of a wider scope than one test cannot write into the checkout's, and shipped logs are not read:
+    whether they serve depends on the machine.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
@@ -44,6 +45,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LNTUNE_CACHE_DIR", str(folder))
         patch.setenv("LNTUNE_LOG_DIR", str(tmp_path_factory.mktemp("logs")))
+        patch.setenv("LNTUNE_SHIPPED_LOGS", "0")
         patch.delenv("LNTUNE_SCHEDULES", raising=False)
         yield folder
 

@@ -43,6 +43,7 @@ def final(hidden: int = CASE.hidden, **changes: Any) -> Record:
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of shipped logs with a final of this device, in place of those that are shipped."""
     folder = tmp_path / "shipped"
+    monkeypatch.delenv("LNTUNE_SHIPPED_LOGS")
     records.append(folder, final(64))
     real = paths.content
     monkeypatch.setattr(paths, "content", lambda name: folder if name == "tuning_logs" else real(name))

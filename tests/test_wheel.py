@@ -99,6 +99,7 @@ def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def elsewhere(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of somebody who installed the wheel: their own data folder, no variable of lntune but the cache."""
     monkeypatch.delenv("LNTUNE_LOG_DIR")
+    monkeypatch.delenv("LNTUNE_SHIPPED_LOGS")
     return {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
 
 
