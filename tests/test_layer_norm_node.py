@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lntune
 from lntune import native
-from lntune.errors import ToolchainError
+from lntune.errors import NotTunedError, ToolchainError
 from lntune.torch import layer_norm as module
 from lntune.torch import layer_norm_backward as backward_module
 from lntune.torch import layer_norm_node as node
@@ -307,6 +309,34 @@ def test_compiled_autograd() -> None:
         return [x.grad, w.grad, b.grad]
 
     both(compiled)
+
+
+def test_strict_mode() -> None:
+    """In strict mode a backward whose case was not measured is NotTunedError, as a forward is, through autograd's C++."""
+    lntune.reload()
+    x, w, b = leaves(17)
+    y = normalized(x, w, b)
+    try:
+        lntune.strict()
+        with pytest.raises(NotTunedError, match="lntune tune layer_norm_backward"):
+            y.sum().backward()
+    finally:
+        lntune.strict(False)
+
+
+def test_a_child_after_a_fork() -> None:
+    """A forked process trains as its parent does."""
+    given = leaves(9)
+    expected = torch.autograd.grad(normalized(*given).sum(), given)
+    child = os.fork()
+    if not child:
+        same = False
+        with contextlib.suppress(BaseException):
+            found = torch.autograd.grad(normalized(*given).sum(), given)
+            lntune.reload()
+            same = all(torch.equal(p, q) for p, q in zip(found, expected, strict=True))
+        os._exit(not same)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads() -> None:

@@ -19,9 +19,10 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <tvm/ffi/c_api.h>
 
+#include <pthread.h>
+
 #include <cstring>
 #include <mutex>
-#include <shared_mutex>
 #include <unordered_map>
 
 namespace {
@@ -42,7 +43,7 @@ struct Backward {
   int64_t count, order[ARGUMENTS];
 };
 
-std::shared_mutex lock;
+std::mutex lock; /* of the next, and not one that knows its owner: a forked child is another one */
 std::unordered_map<uint64_t, Backward> backwards;
 
 /* Dtypes as in direct.c: 1 float32, 2 float16, 3 bfloat16, 0 anything else. */
@@ -115,7 +116,7 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   const uint64_t bits = 64 - __builtin_clzll((uint64_t)rows);
   Backward backward;
   {
-    std::shared_lock<std::shared_mutex> reading(lock);
+    std::lock_guard<std::mutex> reading(lock);
     const auto found = backwards.find(key_of(hidden, dtype_of(s.input), dtype_of(s.weight), dtype_of(s.bias), mask, bits));
     if (found == backwards.end()) return false;
     backward = found->second;
@@ -240,6 +241,9 @@ void lntune_layer_norm_node_init(void *call, void *error, void *decref) {
   call_function = (int (*)(void *, TVMFFIAny *, int32_t, TVMFFIAny *))call;
   take_error = (void (*)(void **))error;
   release_error = (int (*)(void *))decref;
+  /* A process forks only between two looks at the table: a child that inherits the lock shut by another thread would wait for ever. */
+  static const int registered = pthread_atfork([] { lock.lock(); }, [] { lock.unlock(); }, [] { lock.unlock(); });
+  (void)registered;
 }
 
 /* A Record of direct.c: inputs are x, normalized_shape, weight, bias, eps; outputs y, mean, rstd. */
@@ -270,12 +274,12 @@ void lntune_layer_norm_node_remember(void *kernel, int64_t hidden, int64_t x, in
                                      int64_t last, int64_t count, const int64_t *order) {
   Backward backward{kernel, count, {}};
   std::copy(order, order + count, backward.order);
-  std::unique_lock<std::shared_mutex> writing(lock);
+  std::lock_guard<std::mutex> writing(lock);
   for (int64_t bits = first; bits <= last; ++bits) backwards[key_of(hidden, x, weight, bias, wanted, bits)] = backward;
 }
 
 void lntune_layer_norm_node_forget() {
-  std::unique_lock<std::shared_mutex> writing(lock);
+  std::lock_guard<std::mutex> writing(lock);
   backwards.clear();
 }
 }
