@@ -61,6 +61,9 @@ def test_no_kernel_is_so_much_faster() -> None:
     """A factor of thousands over eager mode, either way, is no gain but a wait on one side."""
     assert "a factor of 2500 apart" in why(tuned=around(3.6, share=0), eager=around(9000, share=0))
     assert why(tuned=around(9000), eager=around(3.6))
+    assert why(tuned=around(3.2), eager=around(9), copy=around(8025))  # "of copy 250806 %"
+    assert why(tuned=around(3.2), eager=around(9), default=around(8025))
+    assert not why(tuned=around(900), eager=around(1900), copy=around(1.2))
     assert not why(tuned=around(4.5), eager=around(85.3), copy=around(0.4))
 
 

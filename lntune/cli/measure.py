@@ -51,7 +51,9 @@ def tune(
     search: Annotated[str, typer.Option(help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU.")] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
     seed: SEED = 0,
-    timeout: Annotated[str, typer.Option(help="Time one candidate may take before it is killed.")] = "30s",
+    timeout: Annotated[
+        str, typer.Option(help="Time one candidate may take before it is killed; up to four times as much where others take its cores.")
+    ] = "30s",
     target: TARGET = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Everything but the device, which need not be here (cuda:sm_90): nothing is measured or logged.")
