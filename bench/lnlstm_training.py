@@ -47,7 +47,7 @@ from lntune.records import Timing
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import spread
 from lntune.report.tables import percent
-from lntune.torch import dispatch, products
+from lntune.torch import dispatch, layer_norm_node, products
 
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in Euclidean norms: for everyone where eager
 # mode's own distance is less than half of it (else twice that), and for eager mode itself. In bfloat16 eager mode adds up the gradients of
@@ -337,19 +337,22 @@ class _TimedKernel:
 def timed_kernels() -> Iterator[_Kernels]:
     """In the block every call of a kernel is timed, direct or not: all kernels are obtained again, and come from artifact.kernel."""
     kernels, obtain, remember = _Kernels(), artifact.kernel, dispatch.Direct.remember
+    node = layer_norm_node.ready, layer_norm_node.compile_once
 
-    def remember_timed(self: dispatch.Direct, *arguments: Any) -> None:
-        remember(self, *arguments)
+    def remember_timed(self: dispatch.Direct, *arguments: Any, **options: Any) -> None:
+        remember(self, *arguments, **options)
         if self.ready and self._table is not None:
             self.call = kernels.timed(self._table.call, direct=True)
 
     try:
         artifact.kernel = lambda *arguments: _TimedKernel(obtain(*arguments), kernels)
         dispatch.Direct.remember = remember_timed
+        layer_norm_node.ready = layer_norm_node.compile_once = lambda: False  # C++ that calls kernels past Python
         dispatch.reload()
         yield kernels
     finally:
         artifact.kernel, dispatch.Direct.remember = obtain, remember
+        layer_norm_node.ready, layer_norm_node.compile_once = node
         dispatch.reload()
 
 
