@@ -15,7 +15,10 @@ ENOUGH = 4
 TURN_US = 4000.0
 """A turn of the scheduler, or a whole number of them; Linux counts in ticks of 1, 4 or 10 ms, and most distributions in 4."""
 _BELOW, _ABOVE = 0.015, 0.005
-"""How far from a whole number of turns a sample may end, as a share of a turn: the work itself is done before the turn is over."""
+"""How far from a whole number of turns a sample may end, as a share of a turn: the work itself is done before the turn is over. Where several
+samples of different numbers of turns tell, twice as far."""
+MOSTLY = 0.9
+"""This share of one contender's samples are of whole turns, and of different numbers of them."""
 APART = 100.0
 """No kernel is so many times as fast as eager mode, or as slow; nor as fast as a copy of its input, or as other knobs of the same work."""
 
@@ -48,10 +51,13 @@ def _scattered(name: str, ordered: Sequence[float], median: float) -> str:
         return f"half the calls of {name!r} took {median:.4g} us or more, the quickest {ordered[0]:.4g} us"
     if upper > TIMES * lower:
         return f"a quarter of the calls of {name!r} took {upper:.4g} us or more, another {lower:.4g} us or less"
+    turns = [_turns(us, 2) for us in ordered]
+    if len(set(filter(None, turns))) > 1 and sum(map(bool, turns)) >= MOSTLY * len(turns):
+        return f"calls of {name!r} took {turns[0] or turns[1]} to {turns[-1] or turns[-2]} turns of the scheduler, {TURN_US / 1e3:g} ms each"
     return ""
 
 
-def _turns(us: float) -> bool:
-    """True for a whole number of turns, one at least."""
+def _turns(us: float, times: int = 1) -> int:
+    """The number of turns, one at least, if it is a whole one; else 0."""
     turns = us / TURN_US
-    return any(n >= 1 and n - _BELOW <= turns <= n + _ABOVE for n in (int(turns), int(turns) + 1))
+    return next((n for n in (int(turns), int(turns) + 1) if n >= 1 and n - times * _BELOW <= turns <= n + times * _ABOVE), 0)

@@ -57,6 +57,15 @@ def test_everybody_takes_whole_turns(turns: int) -> None:
     assert not why(tuned=around(4000 * turns, share=0), eager=around(8000 * turns, share=0))
 
 
+def test_calls_of_different_numbers_of_turns() -> None:
+    """Samples of 8, 12 and 16 ms and nothing in between are turns, also of a single contender; one long kernel of any time is not."""
+    waits = [11919.1, 15935.2, 15940.0, 7992.8, 15961.5]
+    assert "calls of 'tuned' took 2 to 4 turns of the scheduler" in why(tuned=waits)
+    assert not why(tuned=[*waits, 9100.0, 13500.0])
+    for us in (7990.0, 11950.0, 13000.0, 401_000.0):
+        assert not why(tuned=around(us, share=0.05)), us
+
+
 def test_no_kernel_is_so_much_faster() -> None:
     """A factor of thousands over eager mode, either way, is no gain but a wait on one side."""
     assert "a factor of 2500 apart" in why(tuned=around(3.6, share=0), eager=around(9000, share=0))
