@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from lntune import callers
+from lntune import callers, scratch
 from lntune.errors import InputError, got_expected
 
 PACKAGE = Path(__file__).resolve().parent
@@ -144,7 +144,7 @@ def private(why: str = "") -> Path:
     """A folder below the system's temporary one that is this user's alone, the same for all of the user's processes. With a reason, it is
     said once why kernels are there.
     """
-    folder = _private(tempfile.gettempdir())
+    folder = _private(scratch.system())
     if why:
         _say(f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts.")
     return folder

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from lntune import scratch
 from lntune.errors import BuildError, ToolchainError
 
 # Newer tvm-ffi releases import and compile beside TVM 0.27 and then crash inside MetaSchedule and IRModule pickling.
@@ -51,12 +52,17 @@ def compiler() -> str:
 
 
 def run(words: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark.
+    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark. What it
+    leaves in its temporary folder when it is killed, as an interrupt does, is removed.
 
     Raises:
         OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
     """
-    return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout)
+    own = scratch.Scratch()
+    try:
+        return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout, env=own.environment)
+    finally:
+        own.remove()
 
 
 def run_compiler(arguments: Sequence[str], output: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import patience
+from lntune import patience, scratch
 from lntune.errors import BuildError
 from lntune.patience import Starvation
 from lntune.trial import Job, Outcome
@@ -48,6 +48,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: Any = None
         self._answers = -1
+        self._scratch: scratch.Scratch
         self._errors: Any = None
         self._buffer = b""
         self.restarts = 0
@@ -72,6 +73,7 @@ class Worker:
         if self._process is not None:
             return
         read_end, write_end = os.pipe()
+        self._scratch = scratch.Scratch()
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (not a pipe: nobody reads it while a job runs, and a full one blocks)
         try:
             self._process = subprocess.Popen(
@@ -80,11 +82,13 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=(write_end,),
+                env=self._scratch.environment,
                 start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
             )
         except OSError as e:
             os.close(read_end)
             errors.close()
+            self._scratch.remove()
             raise BuildError(f"the worker process did not start: {sys.executable!r}: {e.strerror or e}.") from e
         finally:
             os.close(write_end)
@@ -180,6 +184,7 @@ class Worker:
                 stream.close()
         os.close(self._answers)
         self._process = None
+        self._scratch.remove()  # what a compiler that was killed has left in it
         return code
 
     def kill(self) -> None:

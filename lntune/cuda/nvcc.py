@@ -71,7 +71,8 @@ class Nvcc(msgspec.Struct, frozen=True):
         try:
             (folder / "kernel.cu").write_text(source, encoding="utf-8")
             command = [self.path, *FLAGS, *arguments, "kernel.cu", "-o", "out"]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, cwd=folder)
+            own = {**os.environ, "TMPDIR": str(folder)}  # where an nvcc that is killed leaves its files
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, cwd=folder, env=own)
         except OSError as e:
             raise BuildError(f"cannot run {self.path} in {folder}: {e.strerror or e}. Check LNTUNE_NVCC and the space in TMPDIR.") from e
         if done.returncode:
