@@ -187,8 +187,11 @@ static int unusual(const Table *table, PyObject *const *args, const Call *c) {
   if (!level) return 1;
   int dual = PyLong_AsSsize_t(level) >= 0;
   Py_DecRef(level);
-  /* A lazy minus (only _neg_view, and views of one element, can have it and be contiguous) is asked of the first alone. */
-  return dual || truth(PyObject_CallMethodObjArgs(args[0], table->is_neg, (PyObject *)0));
+  if (dual) return 1;
+  /* A lazy minus: only _neg_view, and views of one element, can have it and be contiguous. */
+  for (int i = 0; table->signature[i]; ++i)
+    if (is_tensor(table, args, i) && truth(PyObject_CallMethodObjArgs(args[i], table->is_neg, (PyObject *)0))) return 1;
+  return 0;
 }
 
 /* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them is unusual. */

@@ -109,8 +109,7 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     kernel = dispatch.kernel_for(case, there(input, weight, bias)) if rows else None
     if kernel is None:
         return _eager(input, shape, weight, bias, eps)
-    # A direct call does not ask an affine for its negative bit: only _neg_view and views of one element (hidden 1) can be
-    # contiguous and have it.
+    # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
         node = grad and len(shape) == 1 and input.device.type == "cpu" and layer_norm_node.ready()
         call = (input, shape, weight, bias, float(eps))
