@@ -37,6 +37,8 @@ class Build(NamedTuple):
 
 
 PLAIN = Build()
+_making: dict[Path, threading.RLock] = {}
+os.register_at_fork(after_in_child=_making.clear)  # who made it then is not in the child
 
 
 @functools.cache
@@ -59,7 +61,9 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
     """
     path = path_of(source, build)
     if not path.is_file():
-        _compile(source, build, path)
+        with _making.setdefault(path, threading.RLock()):  # threads that come at the same time wait for the first
+            if not path.is_file():
+                _compile(source, build, path)
     return path
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import random
 import shutil
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -209,3 +212,24 @@ def test_another_processs_file_is_used(tmp_path: Path, monkeypatch: pytest.Monke
     assert [p.name for p in tmp_path.iterdir()] == []
     monkeypatch.setattr(Path, "replace", real)
     assert paths.cached("x") == paths.cache_dir() / "x"
+
+
+def test_threads_compile_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that want the same library at the same time wait for the one that compiles it."""
+    (own_cache / "runtime").unlink()
+    asked: list[Path] = []
+    together = threading.Barrier(4)
+
+    def compiler(_: object, output: Path) -> None:
+        asked.append(output)
+        time.sleep(0.2)
+        output.write_bytes(b"made")
+
+    def want() -> Path:
+        together.wait(20)
+        return native.compiled(runtime.SOURCE)
+
+    monkeypatch.setattr(native.toolchain, "run_compiler", compiler)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert len({f.result(20) for f in [pool.submit(want) for _ in range(4)]}) == 1
+    assert len(asked) == 1
