@@ -201,5 +201,7 @@ def _gradients(
     if usual and input.numel() and served(input, weight, bias, hidden) and served(dy, mean, rstd, hidden):
         dx, dgamma, dbeta = mask
         case = _case(input.numel() // hidden, hidden, input, weight, bias, (dx, dgamma, dbeta))
-        layer_norm_node.remember(case, dispatch.kernel_for(case, (input,)), kind(weight, input), kind(bias, input), (dx, dgamma, dbeta))
+        kernel = dispatch.kernel_for(case, (input,))
+        if kernel or dispatch.choose(case, devices.of(input.device)).tier == "eager":  # not where a kernel is only away for now
+            layer_norm_node.remember(case, kernel, kind(weight, input), kind(bias, input), (dx, dgamma, dbeta))
     return tuple(input.new_empty(0) if m is None else m for m in made)
