@@ -51,6 +51,8 @@ def _scattered(name: str, ordered: Sequence[float], median: float) -> str:
         return f"half the calls of {name!r} took {median:.4g} us or more, the quickest {ordered[0]:.4g} us"
     if upper > TIMES * lower:
         return f"a quarter of the calls of {name!r} took {upper:.4g} us or more, another {lower:.4g} us or less"
+    if ordered[-1] < (1 - 2 * _BELOW) * TURN_US:  # most are, and a kernel is to be loaded in a millisecond
+        return ""
     turns = [_turns(us, 2) for us in ordered]
     if len(set(filter(None, turns))) > 1 and sum(map(bool, turns)) >= MOSTLY * len(turns):
         return f"calls of {name!r} took {turns[0] or turns[1]} to {turns[-1] or turns[-2]} turns of the scheduler, {TURN_US / 1e3:g} ms each"

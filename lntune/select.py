@@ -58,14 +58,15 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
     case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
     mine: list[Record] = []
-    foreign: dict[str, str] = {}
+    differences: dict[Device, str] = {}
     for record in records:
         if record.case.op == case.op and record.case.dtype == case.dtype and record.role == "final":
-            fields = device.differences(record.device)
-            if not fields:
+            if record.device not in differences:
+                differences[record.device] = "; ".join(device.differences(record.device))
+            if not differences[record.device]:
                 mine.append(record)
-            elif record.device.kind == device.kind:  # nobody expects a CPU's records to serve a GPU
-                foreign[record.device.slug] = "; ".join(fields)
+    # Nobody expects a CPU's records to serve a GPU.
+    foreign = {other.slug: why for other, why in differences.items() if why and other.kind == device.kind}
 
     for tier, groups in _tiers(case, list(measured(mine).values())):
         if not groups:
@@ -76,8 +77,7 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
             steps += [f"{tier}: {said}" for said in told]
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps))
-    for slug, differences in foreign.items():
-        steps.append(f"not used: records of another device, {slug} ({differences})")
+    steps += [f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()]
     name, setting, told = untuned(case, device, schedules)
     steps += told
     if name:
