@@ -48,8 +48,8 @@ class Tour(msgspec.Struct, frozen=True):
         return bool(self.rows) and bool(self.agreements) and all(a.agrees for a in self.agreements)
 
 
-def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None) -> Tour:
-    """Tune the grid on this CPU in about `seconds`, load, check, report; `out` shows it."""
+def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None, wide: bool = False) -> Tour:
+    """Tune the grid on this CPU in about `seconds`, load, check, report; `out` shows it, with `wide` all columns of the table."""
     import lntune
 
     out = out or console()
@@ -73,7 +73,7 @@ def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None)
     out.print("3. The report (`lntune report` shows it again):")
     found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
     rows = rows_of(found[key] for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid) if key in found)
-    show(out, cases_table(rows, f"{NAME}, medians; every call allocates its output"), summary_lines(rows))
+    show(console(out.stderr, wide) if wide else out, cases_table(rows, f"{NAME}, medians; every call allocates its output"), summary_lines(rows))
     example = grid[0]
     out.print(f"The log is in {summary.log_dir}. Next: lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}")
     return Tour(summary.trials, rows, agreements, str(summary.log_dir))

@@ -224,6 +224,7 @@ def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and "cached_rows lanes=4 parallel" in lines[2]
     assert ("\x1b" in lines[2]) == colours
+    assert not console().is_interactive, "nothing is drawn over and over in a file"
 
 
 def test_the_verdict_table_shows_messages_as_they_are() -> None:

@@ -392,7 +392,7 @@ def demo(
 
     length = seconds("--budget", budget)
     with using_logs(log_dir, made=True):
-        result = tour.run(length, out=console(stderr=as_json, wide=wide))
+        result = tour.run(length, out=console(stderr=as_json), wide=wide)
     if as_json:
         print_json({"ok": result.ok, **msgspec.to_builtins(result)})
     if not result.ok:

@@ -63,7 +63,7 @@ class _Shown:
 
     def __init__(self, console: Console, last: float) -> None:
         self._console, self._last = console, last
-        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_interactive else None
 
     def __enter__(self) -> Self:
         if self._live:

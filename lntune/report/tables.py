@@ -20,7 +20,9 @@ ROW_STRIDED = ", row-strided"
 def console(stderr: bool = False, wide: bool = False) -> Console:
     """A console as wide as the terminal; where output goes elsewhere, or with `wide`, nothing is left out or broken."""
     made = Console(stderr=stderr, highlight=False)
-    return made if made.file.isatty() and not wide else Console(stderr=stderr, highlight=False, width=WIDE)
+    if not made.file.isatty():  # also with FORCE_COLOR, which is about colours alone
+        return Console(stderr=stderr, highlight=False, width=WIDE, force_interactive=False)
+    return Console(stderr=stderr, highlight=False, width=WIDE) if wide else made
 
 
 def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
