@@ -36,7 +36,7 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
     if not isinstance(input, Tensor):
         raise InputError(got_expected("input", type(input).__name__, "a torch.Tensor"))
     try:
-        shape = tuple(operator.index(n) for n in normalized_shape)
+        shape = tuple(n if isinstance(n, torch.SymInt) else operator.index(n) for n in normalized_shape)
     except TypeError:
         raise InputError(got_expected("normalized_shape", repr(normalized_shape), "a sequence of integers", "Write (1024,), not 1024.")) from None
     if not shape:

@@ -177,7 +177,7 @@ class _LayerNorm(torch.autograd.Function):
 
 def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """What torch.compile and torch.export trace."""
-    shape = [int(n) for n in normalized_shape]
+    shape = list(normalized_shape)  # which may be symbols, and then stay such
     # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
     # tangent would be taken for zero). An exported program shall run where lntune is not.
     if _exporting() or not devices.serves(input.device.type) or input.dtype not in NAMES or isinstance(eps, Tensor) or transformed():

@@ -25,6 +25,7 @@ from lntune.torch.arguments import NAMES, check_eps, recorded, served, transform
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
+_tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tttottoof"
@@ -81,6 +82,8 @@ def lnlstm_step(
 
 def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
     """Every call that is not ready to go: checked, and prepared for the next time. `given` has all tensors in the order of the call."""
+    if _tracing():  # torch.jit.trace records PyTorch's operators; sizes are tensors there
+        return formula(*(*given.values(), eps, carried, per_gate))  # type: ignore[arg-type]
     c = _check(given, eps)
     there = {name: t for name, t in given.items() if t is not None}
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in there.values()))

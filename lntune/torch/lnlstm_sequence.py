@@ -21,6 +21,8 @@ from lntune.torch import devices, graphs, lnlstm_loops
 from lntune.torch.arguments import NAMES, recorded, served, transformed
 from lntune.torch.lnlstm_backward import recorded_backward
 
+_tracing = torch._C._is_tracing
+
 
 def lnlstm_sequence(
     gates_x: Tensor,  # (rows of all steps, 4 * hidden): W_ih x, or with weight_x None what is added to z as it is
@@ -40,8 +42,9 @@ def lnlstm_sequence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(h of all steps, laid out as gates_x, h_n and c_n) of `lntune.torch.lnlstm.lnlstm_step` from step to step.
 
-    Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the steps before; `reverse` begins at the
-    last step. A sequence's state is taken up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last.
+    Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the steps before; without sizes every step has
+    all of them, so that a compiled graph is one for sequences of any length. `reverse` begins at the last step. A sequence's state is taken
+    up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last.
     """
     tensors = (gates_x, h_0, c_0, weight_x, weight_h, weight_c, bias, bias_c)
     there = [t for t in (*tensors, matrix) if t is not None]
@@ -51,7 +54,7 @@ def lnlstm_sequence(
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (_compiled(h_0.device) if torch.compiler.is_dynamo_compiling() else all(served(t, None, None, hidden) for t in there))
+        or not (_compiled(h_0.device) if torch.compiler.is_compiling() else not _tracing() and all(served(t, None, None, hidden) for t in there))
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
@@ -63,6 +66,12 @@ def lnlstm_sequence(
 def _compiled(place: torch.device) -> bool:
     """True where compiled code may have the operator; transforms of functions inside it want PyTorch's own formulas."""
     return devices.serves(place.type) and not transformed()
+
+
+def _each(sizes: Sequence[int], gates_x: Tensor, h_0: Tensor) -> list[int]:
+    """How many sequences each step has."""
+    rows, batch = int(gates_x.shape[0]), int(h_0.shape[0])
+    return list(sizes) or [batch] * (rows // batch if batch else 1)
 
 
 def by_steps(
@@ -82,7 +91,8 @@ def by_steps(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in PyTorch's operators, in any dtype and on any device, differentiable as often as those are."""
-    gates = gates_x.split(list(sizes))
+    sizes = _each(sizes, gates_x, h_0)
+    gates = gates_x.split(sizes)
     order = range(len(sizes))[:: -1 if reverse else 1]
     out, ended = list(gates), []
     h, c = h_0[: sizes[order[0]]], c_0[: sizes[order[0]]]
@@ -120,7 +130,7 @@ def lnlstm_sequence_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps and for the backward."""
     tensors = (gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return graphs.run(lnlstm_loops.forward, tensors, (sizes, eps, carried, reverse, keep))  # type: ignore[return-value]
+    return graphs.run(lnlstm_loops.forward, tensors, (_each(sizes, gates_x, h_0), eps, carried, reverse, keep))  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
@@ -163,7 +173,7 @@ def lnlstm_sequence_backward_op(
     """The gradients of the tensors from gates_x on that are there, in order."""
     kept = (dout, dh_n, dc_n, out, gates_h, cells, stats)
     tensors = (*kept, gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return list(graphs.run(lnlstm_loops.backward, tensors, (sizes, carried, reverse)))
+    return list(graphs.run(lnlstm_loops.backward, tensors, (_each(sizes, gates_x, h_0), carried, reverse)))
 
 
 @lnlstm_sequence_backward_op.register_fake

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,17 +38,10 @@ _DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": Fa
 class _Base(nn.Module):
     """Options, parameters and checks of the cell and of the layers."""
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool, options: dict[str, Any]) -> None:
+    def __init__(self, input_size: int, hidden_size: int, options: dict[str, Any]) -> None:
         super().__init__()
-        _check_count("input_size", input_size)
-        _check_count("hidden_size", hidden_size)
-        _check_flag("bias", bias)
-        for name in ("norm_bias", "carried", "per_gate"):
-            _check_flag(name, options[name])
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.norm_bias: bool = options["norm_bias"]
-        self.carried: bool = options["carried"]
-        self.per_gate: bool = options["per_gate"]
+        self.input_size, self.hidden_size = _count("input_size", input_size), _count("hidden_size", hidden_size)
+        self.norm_bias, self.carried, self.per_gate = (_flag(name, options[name]) for name in ("norm_bias", "carried", "per_gate"))
         self.forget_bias = _number("forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number")
         self.eps = _number("eps", options["eps"], 0, math.inf, "a finite number, 0 or more")
 
@@ -161,8 +156,8 @@ class LayerNormLSTMCell(_Base):
         forget_bias: float = 0.0,
     ) -> None:
         options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
-        super().__init__(input_size, hidden_size, bias, options)
-        self._add("", input_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, options)
+        self._add("", self.input_size, _flag("bias", bias), device, dtype)
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -232,20 +227,18 @@ class LayerNormLSTM(_Base):
         forget_bias: float = 0.0,
     ) -> None:
         options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
-        super().__init__(input_size, hidden_size, bias, options)
-        _check_count("num_layers", num_layers)
-        _check_flag("batch_first", batch_first)
-        _check_flag("bidirectional", bidirectional)
+        super().__init__(input_size, hidden_size, options)
+        self.num_layers, self.bias = _count("num_layers", num_layers), _flag("bias", bias)
+        self.batch_first, self.bidirectional = _flag("batch_first", batch_first), _flag("bidirectional", bidirectional)
         self.dropout = _number("dropout", dropout, 0, 1, "a probability from 0 to 1")
-        if dropout > 0 and num_layers == 1:
+        if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
                 f"but got dropout={dropout} and num_layers={num_layers}",
                 stacklevel=2,
             )
-        self.num_layers, self.bias, self.batch_first, self.bidirectional = num_layers, bias, batch_first, bidirectional
         for k, suffix in self.suffixes():
-            self._add(suffix, input_size if k == 0 else hidden_size * (1 + bidirectional), bias, device, dtype)
+            self._add(suffix, self.input_size if k == 0 else self.hidden_size * (1 + self.bidirectional), self.bias, device, dtype)
         self.reset_parameters()
 
     def suffixes(self) -> list[tuple[int, str]]:
@@ -294,14 +287,14 @@ class LayerNormLSTM(_Base):
         h_0, c_0 = self._state(hx, (many, batch, self.hidden_size) if batched else (many, self.hidden_size), like)
         if not batched:
             h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
-        flat, h_n, c_n = self._layers(steps.flatten(0, 1), [batch] * time, h_0, c_0)
+        flat, h_n, c_n = self._layers(steps.flatten(0, 1), [], h_0, c_0)
         output = flat.unflatten(0, (time, batch))
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
     def _layers(self, flat: Tensor, sizes: list[int], h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All layers over the rows of all time steps, sizes[t] of them at t: (rows of the output, h_n, c_n)."""
+        """All layers over the rows of all time steps, sizes[t] of them at t, without sizes one a sequence: (rows of the output, h_n, c_n)."""
         last: list[tuple[Tensor, Tensor]] = []
         ways: list[Tensor] = []
         for k, suffix in self.suffixes():
@@ -347,14 +340,18 @@ class LayerNormLSTM(_Base):
         )
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def _count(name: str, value: Any) -> int:
+    """An integer of whatever kind (NumPy's too) as Python's."""
+    if not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)) or (count := operator.index(value)) < 1:
         raise InputError(got_expected(name, repr(value), "an integer, 1 or more"))
+    return count
 
 
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
+def _flag(name: str, value: Any) -> bool:
+    """A truth value, Python's or NumPy's, as Python's."""
+    if not isinstance(value, (bool, np.bool_)):
         raise InputError(got_expected(name, repr(value), "True or False"))
+    return bool(value)
 
 
 def _number(name: str, value: Any, low: float, high: float, expected: str) -> float:
