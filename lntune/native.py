@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,8 @@ from lntune.sealed import DamagedError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
 Made = TypeVar("Made")
+ABANDONED = 3600.0
+"""Seconds after which a temporary file that nobody has written to is thought to be left by a process that was killed."""
 FORMAT = 2
 """Of built files, part of their names: since 2 they carry a digest."""
 
@@ -123,6 +126,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _which(path)
+        _sweep(path)
         temporary.touch()  # what cannot be stored need not be made
         yield temporary
         try:
@@ -135,6 +139,15 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files of the same name that a process which was killed has left."""
+    for other in path.parent.iterdir():
+        if other.name.startswith(f".{path.name}."):
+            with contextlib.suppress(OSError):
+                if time.time() - other.stat().st_mtime > ABANDONED:
+                    other.unlink()
 
 
 def _which(path: Path) -> tuple[int, ...] | None:
