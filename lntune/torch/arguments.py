@@ -77,11 +77,18 @@ def check_eps(eps: float) -> None:
 
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _legacy_batched = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd.grad(is_grads_batched=True) sends
+_modes = torch._C._len_torch_dispatch_stack
+_saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _transforms = torch._C._functorch.get_dynamic_layer_stack_depth
 transformed: Callable[[], bool] = constant(lambda: _transforms() > 0)
 """True inside vmap, grad and jvp of compiled code. Dynamo asks while it traces, where these are under way, and traces again where they change;
 what is asked here it knows by itself only since PyTorch 2.13 or so.
 """
+
+
+def batched(*tensors: Tensor | None) -> bool:
+    """True inside vmap or for one of the tensors that is a batch of such, as in gradients of many outputs at once."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or any(t is not None and (_wrapped(t) or _legacy_batched(t)) for t in tensors)
 
 
 def kind(vector: Tensor | None, input: Tensor) -> str | None:
@@ -108,6 +115,18 @@ def overridden(*arguments: object) -> bool:
 
 def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
     """True when a kernel could take the call; the rest is PyTorch's."""
+    return _modes() == 0 and served_unwatched(input, weight, bias, hidden)
+
+
+def rebuilt(*tensors: Tensor | None) -> bool:
+    """True where a dispatch mode watches a call whose saved tensors go through hooks, as in a checkpoint. The call is done again for its
+    backward, perhaps without the mode, and has to save now what the kernel's call saves then.
+    """
+    return _modes() > 0 and recorded(*tensors) and _saving_hooks(True) is not None
+
+
+def served_unwatched(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: int) -> bool:
+    """True when a kernel could take the call if no dispatch mode watched it."""
     return (
         devices.of(input.device) is not None
         and input.dtype in NAMES
@@ -115,7 +134,6 @@ def served(input: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: in
         and plain(input, weight, bias)
         and all(t is None or t.layout is torch.strided for t in (input, weight, bias))
         and not any(t is not None and (_wrapped(t) or _legacy_batched(t)) for t in (input, weight, bias))
-        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not _watched()
         and not _forward_ad(input, weight, bias)

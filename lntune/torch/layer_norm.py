@@ -35,8 +35,10 @@ from lntune.torch.arguments import (
     overridden,
     pair,
     plain,
+    rebuilt,
     recorded,
     served,
+    served_unwatched,
     there,
     transformed,
     usual,
@@ -98,7 +100,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
-    if not served(input, weight, bias, hidden) or not usual(eps):
+    watched = rebuilt(input, weight, bias)
+    if not (served_unwatched if watched else served)(input, weight, bias, hidden) or not usual(eps):
         return _eager(input, shape, weight, bias, eps)
     if lifted(input):
         x, weight, bias = in_float32(input, weight, bias)
@@ -109,6 +112,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     kernel = dispatch.kernel_for(case, there(input, weight, bias)) if rows else None
     if kernel is None:
         return _eager(input, shape, weight, bias, eps)
+    if watched:
+        return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)[0]  # type: ignore[no-any-return]
     # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
         node = grad and len(shape) == 1 and input.device.type == "cpu" and layer_norm_node.ready()

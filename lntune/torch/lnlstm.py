@@ -21,7 +21,7 @@ from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, check_eps, recorded, served, transformed
+from lntune.torch.arguments import NAMES, batched, check_eps, overridden, rebuilt, recorded, served, served_unwatched, transformed
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -82,7 +82,8 @@ def lnlstm_step(
 
 def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
     """Every call that is not ready to go: checked, and prepared for the next time. `given` has all tensors in the order of the call."""
-    if _tracing():  # torch.jit.trace records PyTorch's operators; sizes are tensors there
+    # torch.jit.trace and torch.fx record the formula, sizes are tensors there; subclasses of tensors take PyTorch's operators.
+    if _tracing() or overridden(*given.values()):
         return formula(*(*given.values(), eps, carried, per_gate))  # type: ignore[arg-type]
     c = _check(given, eps)
     there = {name: t for name, t in given.items() if t is not None}
@@ -90,13 +91,17 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     there = {name: t.to(dtype) for name, t in there.items()}
     hidden, rows = c.shape[-1], math.prod(c.shape[:-1])
     values: Any = [there.get(name) for name in given]
-    if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(served(t, None, None, hidden) for t in there.values()):
+    watched = rebuilt(*values)
+    serves = served_unwatched if watched else served
+    if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(serves(t, None, None, hidden) for t in there.values()):
         return formula(*(*values, eps, carried, per_gate))
     stats = recorded(*values)
     case = case_of(NAME, there, rows, carried, stats)
     kernel = dispatch.kernel_for(case, tuple(there.values()))
     if kernel is None:
         return formula(*(*values, eps, carried))
+    if watched:
+        return torch.ops.lntune.lnlstm_step(*values, float(eps), carried, True)[:2]  # type: ignore[no-any-return]
     if stats:
         return _Step.apply(float(eps), carried, *values)  # type: ignore[no-any-return, no-untyped-call]
     if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):
@@ -154,7 +159,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor, dc_new: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not all(served(t, None, None, dh.shape[-1]) for t in (dh, dc_new, *tensors) if t is not None):
             return None, None, *recorded_backward(_formula(ctx), tensors, (dh, dc_new), wanted)
         grads = _gradients(tensors, stats, dh, dc_new, ctx.carried)
         return None, None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
@@ -253,7 +258,7 @@ def _op_backward(ctx: Any, dh: Tensor, dc_new: Tensor, _: Any) -> tuple[Any, ...
     if not ctx.stats:
         raise InputError("stats: got False, expected True where a gradient is wanted; the statistics were not kept.")
     wanted = ctx.needs_input_grad[:8]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or batched(dh, dc_new, *tensors):
         return *recorded_backward(_formula(ctx), tensors, (dh, dc_new), wanted), None, None, None
     made = iter(torch.ops.lntune.lnlstm_step_backward(dh, dc_new, stats, *tensors, ctx.carried))
     grads = [None if t is None else next(made) for t in tensors]

@@ -90,9 +90,14 @@ def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tens
 def recorded_backward(
     function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None], grads: tuple[Tensor, ...], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of function(*tensors), those that are wanted, made by autograd so that they can be differentiated again."""
+    """The gradients of function(*tensors), those that are wanted, made by autograd so that they can be differentiated again.
+
+    Each is that of its own argument alone: the tensors are what autograd has of them, so one may be made of another (the gates of h of the
+    weights that made h), and what a gradient owes to that way is added where it leads.
+    """
     with torch.enable_grad():
-        made = function(*tensors)
-        sources: list[Any] = [t for t, want in zip(tensors, wanted, strict=True) if want]
+        own = [None if t is None else t.view_as(t) for t in tensors]
+        made = function(*own)
+        sources: list[Any] = [t for t, want in zip(own, wanted, strict=True) if want]
         found = iter(torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True))
     return tuple(next(found) if want else None for want in wanted)

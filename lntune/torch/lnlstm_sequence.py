@@ -18,7 +18,7 @@ from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError
 from lntune.ops.lnlstm_step import formula
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import NAMES, recorded, served, transformed
+from lntune.torch.arguments import NAMES, batched, rebuilt, recorded, served, served_unwatched, transformed
 from lntune.torch.lnlstm_backward import recorded_backward
 
 _tracing = torch._C._is_tracing
@@ -54,13 +54,19 @@ def lnlstm_sequence(
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (_compiled(h_0.device) if torch.compiler.is_compiling() else not _tracing() and all(served(t, None, None, hidden) for t in there))
+        or not (_compiled(h_0.device) if torch.compiler.is_compiling() else not _tracing() and _served(there, hidden))
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, list(sizes), eps, carried, reverse, keep)
     return out, h_n, c_n
+
+
+def _served(there: Sequence[Tensor], hidden: int) -> bool:
+    """True where the operator may have an eager call, also one that is watched now and not when it is done again."""
+    serves = served_unwatched if rebuilt(*there) else served
+    return all(serves(t, None, None, hidden) for t in there)
 
 
 def _compiled(place: torch.device) -> bool:
@@ -202,7 +208,7 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
     if not ctx.keep:
         raise InputError("keep: got False, expected True where a gradient is wanted; what the backward needs was not kept.")
     wanted = ctx.needs_input_grad[:_TENSORS]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or batched(dout, dh_n, dc_n, *tensors):
 
         def function(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
             return by_steps(*(*given, sizes, eps, carried, False, reverse))

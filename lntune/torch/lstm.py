@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
@@ -103,6 +104,11 @@ class _Base(nn.Module):
             _check_like(name, state, like)
         return hx[0].to(like.dtype), hx[1].to(like.dtype)
 
+    def _kept_whole(self, input: Any, hx: Any) -> Any:
+        """A call of the module in a graph of torch.fx, which keeps torch.nn.LSTM whole too."""
+        tracer = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {})
+
     def _repr(self, **values: tuple[Any, Any]) -> str:
         ours = {name: (getattr(self, name), default) for name, default in _DEFAULTS.items()}
         told = [f"{name}={value}" for name, (value, default) in {**values, **ours}.items() if value != default]
@@ -170,6 +176,8 @@ class LayerNormLSTMCell(_Base):
         Raises:
             InputError: a shape, dtype or device that does not fit, naming the argument.
         """
+        if isinstance(input, Proxy):
+            return self._kept_whole(input, hx)
         self._check_input(input, "input", (1, 2), self.weight_ih)
         h, c = self._state(hx, (*input.shape[:-1], self.hidden_size), self.weight_ih)
         batched = input.dim() == 2  # noqa: PLR2004 (batch, features)
@@ -265,6 +273,8 @@ class LayerNormLSTM(_Base):
         Raises:
             InputError: a shape, dtype or device that does not fit, naming the argument; a sequence of no steps.
         """
+        if isinstance(input, Proxy):
+            return self._kept_whole(input, hx)
         like, many = self.weight_ih_l0, len(self.suffixes())
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "input.data", (2,), like)
