@@ -52,7 +52,12 @@ def cpu_name(device: Mapping[str, Any]) -> str:
     """A CPU as a person knows it: clouds tell no more than the family, so what tells generations apart is added."""
     vectors = {"x86-64-v4": "AVX-512", "x86-64-v3": "AVX2"}.get(device["isa"], device["isa"])
     name = device["name"].replace("(R)", "").removesuffix(" Processor")
-    return f"{name}, {vectors}, " + (device.get("model") or f"L1 {device['l1'] // 1024} KiB, L2 {device['l2'] // 1024} KiB")
+    return f"{name}, {vectors}, " + (_generation(device.get("model", "")) or f"L1 {device['l1'] // 1024} KiB, L2 {device['l2'] // 1024} KiB")
+
+
+def _generation(model: str) -> str:
+    """Family and model, which tell generations apart, of what a fingerprint says."""
+    return model[model.find("family") :].split(" stepping")[0] if "family" in model else model
 
 
 def read(results: Path) -> Iterator[Cpu]:
