@@ -57,7 +57,7 @@ def cpu_name(device: Mapping[str, Any]) -> str:
 
 def _generation(model: str) -> str:
     """Family and model, which tell generations apart, of what a fingerprint says."""
-    return model[model.find("family") :].split(" stepping")[0] if "family" in model else model
+    return model[model.find("family") :].split(" stepping", maxsplit=1)[0] if "family" in model else model
 
 
 def read(results: Path) -> Iterator[Cpu]:
