@@ -84,6 +84,7 @@ def test_kernel_against_copy(here: Here) -> None:
 def test_the_command(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`lntune bench --target cuda` shows the share of what a large copy reaches, and how it compares with others' kernels."""
     liger(monkeypatch, by_torch)
+    monkeypatch.setattr(Record, "disturbance", property(lambda _: ""))  # of which no figure is made, and who knows what else runs here
     file = tmp_path / "b.json"
     sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
     done = CliRunner().invoke(app, ["bench", *sizes, "--target", "cuda", "--no-compile", "--time", "10ms", "--output", str(file)])

@@ -247,4 +247,5 @@ def test_whatever_goes_wrong_is_told(module: Any, name: str, error: Exception, m
         assert (done.exit_code, str(error) in done.stderr) == (2, True)
     else:
         assert done.exit_code == 1
-        assert [(one["status"], str(error) in one["message"]) for one in json.loads(done.stdout)] == [("failed", True)] * 2
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        assert [(one["status"], said in one["message"]) for one in json.loads(done.stdout)] == [("failed", True)] * 2
