@@ -1,4 +1,4 @@
-"""PyTorch's own samples and error inputs for nn.functional.layer_norm, and its module tests of nn.LayerNorm, through lntune's."""
+"""PyTorch's own samples and error inputs for nn.functional.layer_norm, and its module tests of nn.LayerNorm and LSTMs, through lntune's."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 (INFO,) = (op for op in op_db if op.name == "nn.functional.layer_norm")
 (NATIVE,) = (op for op in op_db if op.name == "native_layer_norm")  # of the two it alone has error inputs
 (MODULE,) = (module for module in module_db if module.module_cls is torch.nn.LayerNorm)
+LSTMS = {lntune.LayerNormLSTM: torch.nn.LSTM, lntune.LayerNormLSTMCell: torch.nn.LSTMCell}
+every_lstm = pytest.mark.parametrize("ours", LSTMS, ids=lambda ours: ours.__name__)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 0.0}
 
@@ -143,3 +145,84 @@ def test_modules_pass_gradcheck() -> None:
             few = x[:1].detach().requires_grad_()
             assert torch.autograd.gradcheck(call, (few, *parameters.values()), check_forward_ad=True, check_batched_grad=bool(few.numel()))
             assert torch.autograd.gradgradcheck(call, (few, *parameters.values()))
+
+
+def lstms(ours: type, dtype: torch.dtype) -> Iterator[tuple[Any, Any, Any]]:
+    """Each of PyTorch's cases as a module of ours and one of PyTorch's, and the case; without projections, which ours has not."""
+    (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
+    for case in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=True):
+        kwargs = {**case.constructor_input.kwargs, "dtype": dtype}
+        if not kwargs.pop("proj_size", 0):
+            torch.manual_seed(0)
+            yield ours(*case.constructor_input.args, **kwargs), LSTMS[ours](*case.constructor_input.args, **kwargs), case
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """The tensors of nested tuples, in order."""
+    return [tree] if isinstance(tree, Tensor) else [leaf for branch in tree for leaf in leaves(branch)]
+
+
+@every_lstm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
+    """PyTorch's cases: outputs nested, shaped and typed as its own; without a batch as with one; views, copies, files, moves; gradients of all."""
+    loose, count = 10 * LOOSE[dtype] + 1e-12, 0
+    for module, theirs, case in lstms(ours, dtype):
+        count += 1
+        given = case.forward_input.args
+        made = module(*given)
+        assert [(t.shape, t.dtype) for t in leaves(made)] == [(t.shape, t.dtype) for t in leaves(theirs(*given))]
+        assert len(made) == 2
+        torch.testing.assert_close(made, case.reference_fn(module, *given), atol=loose, rtol=loose)
+        apart = [torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for t in leaves(given)]
+        grads = []
+        for tensors in (leaves(given), apart):
+            hx = () if len(tensors) == 1 else (tuple(tensors[1:]),)
+            made = module(tensors[0], *hx)
+            wanted = [*tensors, *module.parameters()]
+            grads.append(torch.autograd.grad(sum(t.float().sin().sum() for t in leaves(made)), wanted))
+            assert all(g.isfinite().all() and g.dtype == dtype for g in grads[-1])
+        torch.testing.assert_close(*grads, atol=loose, rtol=loose)
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double().to(dtype)):
+            assert type(other) is ours and repr(other) == repr(module)
+            torch.testing.assert_close(other(*given), made, atol=loose, rtol=loose)
+        with torch.no_grad():
+            meta = module.to("meta")(*(tuple(t.to("meta") for t in g) if isinstance(g, tuple) else g.to("meta") for g in given))
+        assert [t.shape for t in leaves(meta)] == [t.shape for t in leaves(made)]
+    assert count >= 2
+
+
+@every_lstm
+def test_lstms_pass_gradcheck(ours: type) -> None:
+    """The first derivatives of PyTorch's cases with respect to all that has one are those of finite differences, in both modes and in batches."""
+    for module, _, case in [*lstms(ours, torch.float64)][-2:]:
+        parameters = dict(module.named_parameters())
+        tensors = leaves(case.forward_input.args)
+
+        def call(*values: Tensor, module: Any = module, names: Any = tuple(parameters), n: int = len(tensors)) -> tuple[Tensor, ...]:
+            given = (values[0],) if n == 1 else (values[0], values[1:n])
+            return tuple(leaves(torch.func.functional_call(module, dict(zip(names, values[n:], strict=True)), given)))
+
+        assert torch.autograd.gradcheck(call, (*tensors, *parameters.values()), check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+
+
+@every_lstm
+def test_lstms_refuse_what_pytorchs_refuse(ours: type) -> None:
+    """What PyTorch's error cases get wrong is refused where PyTorch refuses it, when made or when called, by an error that names the argument."""
+    (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
+    count = 0
+    for error in info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+        count += 1
+        making, calling = error.module_error_input.constructor_input, error.module_error_input.forward_input
+        for kind, expected, match in (
+            (LSTMS[ours], error.error_type, error.error_regex),
+            (ours, lntune.LntuneError, r"^(input|hx\[0\]|\w+_size|num_layers|bias|batch_first): got .*, expected "),
+        ):
+            if calling is None:
+                with pytest.raises(expected, match=match):
+                    kind(*making.args, **making.kwargs)
+            else:
+                module = kind(*making.args, **making.kwargs)
+                with pytest.raises(expected, match=match):
+                    module(*calling.args, **calling.kwargs)
+    assert count >= 4
