@@ -246,6 +246,24 @@ def test_double_backward() -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+def test_double_backward_over_steps() -> None:
+    """Where the arguments of a step are made from one another, or are one tensor twice, a gradient that is recorded is still the formula's, and
+    so is its own gradient: each way from a gain to the result counts once.
+    """
+    found = []
+    for function in (lnlstm_step, lambda *given: formula(*given, 1e-5, False)):
+        given = {name: t.clone().requires_grad_() for name, t in made((2,), hidden=8).items()}
+        gates, rest, c = given["gates_x"], [given[name] for name in NAMES[3:]], given["c"]
+        rest[1] = rest[0]  # one gain for both norms
+        for _ in range(3):
+            h, c = function(gates, gates, c, *rest)
+            gates = gates + h.repeat(1, 4)
+        wanted = [given["gates_x"], given["c"], *rest]
+        first = torch.autograd.grad(h.sin().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
 def test_eager_serves_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where eager mode serves the backward's case, PyTorch's operators stand in for its kernel, with the same arguments."""
     given, kernel_for = made(), dispatch.kernel_for

@@ -138,6 +138,19 @@ def test_double_backward() -> None:
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
+def test_double_backward_over_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that is handed on from one call to the next was made with the same weights: each way from them to the result counts once."""
+    torch.manual_seed(0)
+    rnn, x, results = lntune.LayerNormLSTM(3, 8), torch.randn(4, 2, 3), []
+    for function in (lnlstm_sequence, by_steps):
+        monkeypatch.setattr("lntune.torch.lstm.lnlstm_sequence", function)
+        output, _ = rnn(x, rnn(x)[1])
+        first = torch.autograd.grad(output.sin().sum(), list(rnn.parameters()), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), list(rnn.parameters()))
+        results.append([g.detach() for g in (*first, *second)])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
 def test_the_custom_op() -> None:
     """PyTorch's own checks of custom operators pass, gradients included."""
     sizes = SIZES["packed"]
