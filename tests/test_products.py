@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 import lntune
 from lntune import device
 from lntune.torch import products
+from lntune.torch.constants import constant
 from lntune.torch.products import linear, product, repeated
 
 needs_onednn = pytest.mark.skipif(not products._enabled(), reason="this PyTorch has no oneDNN, or not the operators of it that are used")
@@ -153,6 +155,29 @@ def test_left_to_pytorch() -> None:
     torch.testing.assert_close(torch.func.vmap(linear, (0, None))(x, weight), functional.linear(x, weight))
     tangents = torch.func.jvp(linear, (x, weight), (torch.ones_like(x), torch.zeros_like(weight)))[1]
     torch.testing.assert_close(tangents, functional.linear(torch.ones_like(x), weight))
+
+
+@pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_for_any_size(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
+    """A program for batches of any size is exported on every CPU, also where large products are another library's, and holds PyTorch's product."""
+    monkeypatch.setattr(products, "onednn_pays", constant(lambda: True))
+    cell, x = lntune.LayerNormLSTMCell(4, 3), torch.randn(3, 4)
+    program = torch.export.export(cell, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict)
+    assert "lntune.linear" not in str(program.graph)
+    many = torch.randn(7, 4)
+    torch.testing.assert_close(program.module()(many), cell(many))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.usefixtures("always_onednn")
+def test_traced_for_any_size() -> None:
+    """torch.jit.trace records PyTorch's product, whatever size it is shown."""
+    weight = torch.randn(4, 5)
+    traced: Any = torch.jit.trace(lambda x: linear(x, weight), torch.randn(6, 5))
+    assert not any(node.kind().startswith("lntune::") for node in traced.graph.nodes())
+    x = torch.randn(9, 5)
+    torch.testing.assert_close(traced(x), functional.linear(x, weight))
 
 
 @needs_onednn

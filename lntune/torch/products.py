@@ -18,6 +18,9 @@ from lntune import device
 from lntune.torch.arguments import served, transformed
 from lntune.torch.constants import constant
 
+_exporting = torch.compiler.is_exporting
+_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
 _LEAST = 1 << 20
 """Multiplications from which on a product by oneDNN pays: it takes some 10 us to start."""
 _LEAST_RECORDED = 1 << 24
@@ -43,6 +46,8 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """torch.nn.functional.linear(x, weight), differentiable as often, for x (..., in) and weight (out, in)."""
+    if _exporting() or _tracing():  # a program for elsewhere, and for any sizes: nothing is decided by those that are seen now
+        return functional.linear(x, weight)
     if _faster(x.numel() * weight.shape[0], _LEAST_RECORDED, x, weight) and _ordinary(x, weight):
         y: Tensor = torch.ops.lntune.linear(x.reshape(-1, x.shape[-1]), weight)
         return y.view(*x.shape[:-1], weight.shape[0])
