@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import lntune
+from lntune.errors import InputError
 from lntune.ops.lnlstm_step import formula
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
@@ -106,6 +107,29 @@ def test_checkpoints_that_are_watched(name: str, reentrant: bool, watched: str) 
         with mode("backward"):
             y.backward()
         close(other.grad, expected)
+
+
+@pytest.mark.parametrize("name", ["layers", "cell"])
+def test_multiplications_in_a_checkpoint(name: str) -> None:
+    """A FlopCounterMode counts in a checkpoint what it counts without one, forward, again, and backward."""
+    f, x = modules()[name]
+    counts = []
+    for function in (f, lambda x: checkpoint(f, x, use_reentrant=False)):
+        with FlopCounterMode(display=False) as forward:
+            y = function(x).sum()
+        with FlopCounterMode(display=False) as backward:
+            y.backward()
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    (once, back), (checkpointed, again) = counts
+    assert checkpointed == once > 0
+    assert again >= back + once
+
+
+def test_an_lstm_as_the_root_of_a_graph() -> None:
+    """An LSTM that is not part of anything cannot be kept whole, and what can be done is said."""
+    for module in (lntune.LayerNormLSTM(4, HIDDEN), lntune.LayerNormLSTMCell(4, HIDDEN)):
+        with pytest.raises(InputError, match=rf"Trace a module that has it, such as torch.nn.Sequential\({type(module).__name__}"):
+            fx.symbolic_trace(module)
 
 
 def test_modules_in_graphs_of_fx() -> None:

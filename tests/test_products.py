@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import lntune
 from lntune import device
@@ -155,6 +158,26 @@ def test_left_to_pytorch() -> None:
     torch.testing.assert_close(torch.func.vmap(linear, (0, None))(x, weight), functional.linear(x, weight))
     tangents = torch.func.jvp(linear, (x, weight), (torch.ones_like(x), torch.zeros_like(weight)))[1]
     torch.testing.assert_close(tangents, functional.linear(torch.ones_like(x), weight))
+
+
+@needs_onednn
+@pytest.mark.usefixtures("always_onednn")
+@pytest.mark.parametrize("watched", ["forward", "backward"])
+def test_checkpoints_that_are_watched(watched: str) -> None:
+    """A dispatch mode around the forward of a checkpoint, or the backward that computes it again, sees the product that the other makes, and
+    counts its multiplications as PyTorch's.
+    """
+    tensors, counts = (torch.randn(3, 4, 5), torch.randn(6, 5)), []
+    for f in (linear, functional.linear):
+        x, weight = (t.clone().requires_grad_() for t in tensors)
+        with FlopCounterMode(display=False) if watched == "forward" else contextlib.nullcontext() as forward:
+            y = checkpoint(lambda x, weight, f=f: f(x, weight).sin(), x, weight, use_reentrant=False).sum()
+        with FlopCounterMode(display=False) if watched == "backward" else contextlib.nullcontext() as backward:
+            y.backward()
+        counts.append([mode.get_total_flops() for mode in (forward, backward) if mode is not None])
+        expected = torch.autograd.grad(functional.linear(x, weight).sin().sum(), (x, weight))
+        torch.testing.assert_close((x.grad, weight.grad), expected, rtol=1e-4, atol=1e-4)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")

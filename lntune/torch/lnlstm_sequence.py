@@ -8,11 +8,13 @@ loop becomes a CUDA graph when its shapes repeat (see graphs.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError
@@ -221,3 +223,15 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
 
 
 lnlstm_sequence_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.lntune.lnlstm_sequence)
+def _flops(gates_x: torch.Size, h_0: torch.Size, *_: Any, **__: Any) -> int:
+    """What a FlopCounterMode counts: the products with the recurrent matrix, one for each row."""
+    return 2 * math.prod(gates_x) * h_0[1]
+
+
+@register_flop_formula(torch.ops.lntune.lnlstm_sequence_backward)
+def _flops_backward(*shapes: Any, **_: Any) -> int:
+    """As many for the gradient of the state, and for that of the matrix."""
+    return 2 * _flops(*shapes[7:9])

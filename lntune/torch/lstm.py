@@ -105,8 +105,15 @@ class _Base(nn.Module):
         return hx[0].to(like.dtype), hx[1].to(like.dtype)
 
     def _kept_whole(self, input: Any, hx: Any) -> Any:
-        """A call of the module in a graph of torch.fx, which keeps torch.nn.LSTM whole too."""
+        """A call of the module in a graph of torch.fx, which keeps torch.nn.LSTM whole too.
+
+        Raises:
+            InputError: the module is the root of the graph, which has no name to be called by.
+        """
         tracer = input.tracer
+        if getattr(tracer, "root", None) is self:
+            remedy = f"Trace a module that has it, such as torch.nn.Sequential({type(self).__name__}(...))."
+            raise InputError(got_expected("root", f"a {type(self).__name__}", "a module that torch.fx can look into", remedy))
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {})
 
     def _repr(self, **values: tuple[Any, Any]) -> str:

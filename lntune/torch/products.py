@@ -7,15 +7,17 @@ and where `torch.backends.mkldnn` is switched off, products are PyTorch's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 from lntune import device
-from lntune.torch.arguments import served, transformed
+from lntune.torch.arguments import rebuilt, served, served_unwatched, transformed
 from lntune.torch.constants import constant
 
 _exporting = torch.compiler.is_exporting
@@ -56,7 +58,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def _ordinary(x: Tensor, weight: Tensor) -> bool:
     """True where an operator of our own may stand for PyTorch's, which transforms of functions know."""
-    return not transformed() if torch.compiler.is_compiling() else served(x, weight, None, 1)
+    if torch.compiler.is_compiling():
+        return not transformed()
+    return (served_unwatched if rebuilt(x, weight) else served)(x, weight, None, 1)
 
 
 def repeated(matrix: Tensor, rows: int, times: int) -> Times:
@@ -160,3 +164,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.lntune.linear)
+def _flops(x: torch.Size, weight: torch.Size, **_: Any) -> int:
+    """What a FlopCounterMode counts for PyTorch's product."""
+    return 2 * math.prod(x) * weight[0]
