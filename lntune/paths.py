@@ -49,8 +49,8 @@ def _distinct(folders: list[Path]) -> list[Path]:
 
 
 def schedule_dirs() -> list[Path]:
-    """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH)."""
-    extra = [_wish("LNTUNE_SCHEDULES", p) for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
+    """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH); they need not be there."""
+    extra = [expanded(p) for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
     return _distinct([*extra, content("schedules")])
 
 

@@ -1,7 +1,8 @@
 """The Schedule contract, and how schedule files are found and loaded.
 
 A schedule file lies in a folder named after the device kind (`schedules/cpu/`) and exports `SCHEDULES`, a tuple of
-Schedule. It imports from lntune only what lies below this module, and does nothing when imported.
+Schedule. It imports from lntune only what lies below this module, and does nothing when imported. A file of the user's may do anything
+else: what cannot be used is left out, which is said once, and the others serve.
 """
 
 from __future__ import annotations
@@ -9,20 +10,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import io
-import re
 import sys
-import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from lntune import callers, knobs, ops, paths
+from lntune import callers, knobs, ops, paths, sources
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError, UnknownNameError, got_expected, unknown
+from lntune.errors import LntuneError, ScheduleError, UnknownNameError, got_expected, unknown
 
 
 @dataclass(frozen=True)
@@ -45,78 +43,50 @@ class Schedule:
     source: str = field(default="", compare=False)
     """Hash of everything the generated code depends on; filled in by the loader."""
 
+    def untuned(self, case: Case, device: Device) -> Any:
+        """The default knobs for a case.
+
+        Raises:
+            ScheduleError: `default` fails or gives something else.
+        """
+        try:
+            setting = self.default(case, device)
+        except Exception as e:
+            self._failed("default", case, e)
+        if not isinstance(setting, self.knobs):
+            raise ScheduleError(f"{self.path}: default() of {self.name!r} gave {setting!r} for {case}, expected {self.knobs.__name__}.")
+        return setting
+
     def reason_invalid(self, setting: Any, case: Case, device: Device) -> str | None:
-        """Why the knobs do not fit, or None."""
-        return self.valid(setting, case, device)
+        """Why the knobs do not fit, or None.
+
+        Raises:
+            ScheduleError: `valid` fails or gives something else.
+        """
+        try:
+            reason = self.valid(setting, case, device)
+        except Exception as e:
+            self._failed("valid", case, e)
+        if reason is not None and not isinstance(reason, str):
+            expected = "why the knobs do not fit, or None"
+            raise ScheduleError(f"{self.path}: valid() of {self.name!r} gave {reason!r} for {case}, expected {expected}.")
+        return reason
 
     def space(self, case: Case, device: Device) -> list[Any]:
-        """Every valid knob setting for the case."""
-        return list(knobs.enumerate_space(self.knobs, lambda k: self.valid(k, case, device)))
+        """Every valid knob setting for the case.
 
+        Raises:
+            ScheduleError: the settings cannot be made, or `valid` fails.
+        """
+        try:
+            return list(knobs.enumerate_space(self.knobs, lambda k: self.reason_invalid(k, case, device)))
+        except ScheduleError:
+            raise
+        except Exception as e:
+            self._failed(self.knobs.__name__, case, e)
 
-_MAKES_CODE: tuple[str, ...] = ("loops.py", "gpu/threads.py", "gpu/columns.py", "gpu/gates.py", "gpu/turns.py", "streaming.py", "sums.py")
-_MAKES_CODE += ("gpu/functions.py", "gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
-_MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
-"""Modules whose content decides what kernels are made of, where a schedule, an operator or another of them imports them."""
-_EVERY_GPU_KERNEL = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
-"""What every kernel of a GPU goes through."""
-_IMPORTS = re.compile(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", re.MULTILINE)
-
-
-def _text(path: Path) -> str:
-    """A Python file's text, in the encoding that it says it is in."""
-    with tokenize.open(path) as file:
-        return file.read()
-
-
-def _source_hash(path: Path, op: str, kind: str) -> str:
-    """Hash of the schedule's file, its operator's file, the transformations that they import, directly or not, and for GPUs the way to CUDA
-    source.
-    """
-    package = Path(ops.__file__).parent.parent
-    texts = [_text(part) for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
-    used: dict[str, str] = {}
-
-    def use(name: str) -> None:
-        if name not in used:
-            used[name] = (package / name).read_text(encoding="utf-8")
-            follow(used[name])
-
-    def follow(text: str) -> None:
-        imports = "\n".join(_IMPORTS.findall(text))
-        for name in _MAKES_CODE:
-            if re.search(rf"\b{Path(name).stem}\b", imports):
-                use(name)
-
-    for text in texts:
-        follow(text)
-    for name in _EVERY_GPU_KERNEL if kind == "gpu" else ():
-        use(name)
-    digest = hashlib.sha256()
-    for text in [*texts, *(used[name] for name in dict.fromkeys((*_MAKES_CODE, *_EVERY_GPU_KERNEL)) if name in used)]:
-        digest.update(_code(text).encode())
-    return digest.hexdigest()[:12]
-
-
-@functools.cache  # most of the files are in several schedules' hashes
-def _code(text: str) -> str:
-    """Python source without comments, docstrings and blank lines, so that rewording does not make measurements stale.
-
-    Cut out by position: the text of tokens and syntax trees differs between Python versions.
-    """
-    lines = text.splitlines()
-    cuts: list[tuple[tuple[int, int], tuple[int, int]]] = []
-    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
-    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    cuts += [(t.start, t.end) for t in tokens if t.type == tokenize.COMMENT]
-    said = [t for t in tokens if t.type not in skipped]
-    for before, token, after in zip([None, *said], said, said[1:], strict=False):
-        if token.type == tokenize.STRING and after.type == tokenize.NEWLINE and (before is None or before.type == tokenize.NEWLINE):
-            cuts.append((token.start, token.end))
-    for (top, left), (bottom, right) in sorted(cuts, reverse=True):
-        kept = lines[top - 1][:left] + lines[bottom - 1][right:]
-        lines[top - 1 : bottom] = [kept]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    def _failed(self, what: str, case: Case, e: Exception) -> NoReturn:
+        raise ScheduleError(f"{self.path}: {what}() of {self.name!r} failed on {case}: {type(e).__name__}: {e}") from e
 
 
 def _import(path: Path, kind: str) -> ModuleType:
@@ -130,8 +100,8 @@ def _import(path: Path, kind: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
-        del sys.modules[name]
+    except (Exception, SystemExit) as e:
+        sys.modules.pop(name, None)
         raise ScheduleError(f"{path}: the schedule file does not load: {type(e).__name__}: {e}") from e
     return module
 
@@ -140,7 +110,7 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
     """The schedules of one file, with their source hashes."""
     module = _import(path, kind)
     found = getattr(module, "SCHEDULES", None)
-    if not isinstance(found, tuple) or not all(isinstance(s, Schedule) for s in found):
+    if not isinstance(found, tuple) or not all(isinstance(s, Schedule) and isinstance(s.name, str) for s in found):
         raise ScheduleError(f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule.")
     for s in found:
         if s.kind != kind:
@@ -150,7 +120,7 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
         except UnknownNameError as e:
             raise ScheduleError(f"{path}: schedule {s.name!r}: {e}") from e
 
-    return [replace(s, path=path, source=_source_hash(path, s.op, kind)) for s in found]
+    return [replace(s, path=path, source=sources.source_hash(path, s.op, kind)) for s in found]
 
 
 KINDS = ("cpu", "gpu")
@@ -158,36 +128,92 @@ KINDS = ("cpu", "gpu")
 
 
 class ScheduleWarning(UserWarning):
-    """A schedule hides another one of the same name."""
+    """A schedule, a file or a folder of them is left out, or hides another one of the same name."""
+
+
+class LeftOut(NamedTuple):
+    """What cannot be used of the schedule folders: a folder, a file, or one schedule of a file, whose operator and name are known then."""
+
+    path: Path
+    reason: str
+    op: str = ""
+    name: str = ""
+    state: tuple[int, ...] = ()
+    """Of the file or folder, by which it is known when it has been mended."""
+
+
+class _Loaded(NamedTuple):
+    """What the schedule folders hold, and what is to be said of them."""
+
+    schedules: dict[str, Schedule]
+    left_out: list[LeftOut]
+    empty: list[Path]
+    unsaid: list[str]
+
+    def leave_out(self, path: Path, reason: str, op: str = "", name: str = "") -> None:
+        """Leave out a folder, a file or a schedule."""
+        self.left_out.append(LeftOut(path, reason, op, name, _state(path)))
+        self.unsaid.append(f"left out: {reason}")
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file or folder does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @functools.cache
-def _load(folders: tuple[Path, ...]) -> dict[str, Schedule]:
-    found: dict[str, Schedule] = {}
+def _load(folders: tuple[Path, ...]) -> _Loaded:
+    loaded = _Loaded({}, [], [], [])
     for folder in folders:
         here: dict[str, Schedule] = {}
-        for path in _files(folder):
-            for s in load_file(path, path.parent.name):
+        try:
+            files = _files(folder)
+        except (OSError, ScheduleError) as e:
+            loaded.leave_out(folder, str(e))
+            continue
+        if not files:
+            loaded.empty.append(folder)
+            loaded.unsaid.append(got_expected("LNTUNE_SCHEDULES", f"{folder}, in which there is no schedule file", _EXPECTED))
+        for path in files:
+            try:
+                found = load_file(path, path.parent.name)
+            except Exception as e:
+                reason = str(e) if isinstance(e, LntuneError) else f"{path}: the schedule file does not load: {type(e).__name__}: {e}"
+                loaded.leave_out(path, reason)
+                continue
+            for s in found:
                 if s.name in here:
-                    raise ScheduleError(f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}.")
-                here[s.name] = s
+                    reason = f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}."
+                    loaded.leave_out(path, reason, s.op, s.name)
+                else:
+                    here[s.name] = s
         for s in here.values():
-            wins = found.setdefault(s.name, s)  # the folders come in order of precedence: a user's file wins
-            if wins is not s:
-                _hidden(s, wins)
-    return found
+            _add(s, loaded)
+    return loaded
 
 
-def _hidden(s: Schedule, by: Schedule) -> None:
-    """Say that a schedule is hidden by another of its name.
-
-    Raises:
-        ScheduleError: by one that is for something else, which nobody can have meant.
+def _add(s: Schedule, loaded: _Loaded) -> None:
+    """Take in a schedule. The folders come in order of precedence, so one of the user's hides a later one of its name; but not one that is for
+    something else, which nobody can have meant: then the user's is left out.
     """
-    if (s.op, s.kind) != (by.op, by.kind):
-        what = f"{s.op} on a {s.kind}, and this one is for {by.op} on a {by.kind}"
-        raise ScheduleError(f"{by.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it another name.")
-    callers.warn(f"schedule {s.name!r} is taken from {by.path}, not from {s.path}", ScheduleWarning)
+    known = loaded.schedules
+    wins = known.setdefault(s.name, s)
+    if wins is s:
+        return
+    if (s.op, s.kind) == (wins.op, wins.kind):
+        loaded.unsaid.append(f"schedule {s.name!r} is taken from {wins.path}, not from {s.path}")
+        return
+    what = f"{s.op} on a {s.kind}, and this one is for {wins.op} on a {wins.kind}"
+    reason = f"{wins.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it another name."
+    loaded.leave_out(wins.path, reason, wins.op, wins.name)
+    known[s.name] = s
+
+
+_EXPECTED = "a folder that has folders cpu or gpu with schedule files in them"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,16 +222,18 @@ def _files(folder: Path) -> list[Path]:
     Raises:
         ScheduleError: it is not such a folder, with the one that was probably meant.
     """
-    expected = "a folder that has folders cpu or gpu with schedule files in them"
     if folder.is_file():
-        raise ScheduleError(got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", expected, _meant(folder)))
+        raise ScheduleError(got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", _EXPECTED, _meant(folder)))
     if not folder.is_dir():
-        raise ScheduleError(f"the folder of schedules {folder} does not exist. Correct LNTUNE_SCHEDULES.")
+        remedy = "Install lntune again." if folder == paths.content("schedules") else "Correct LNTUNE_SCHEDULES."
+        if folder.parts[:1] == ("~",):
+            remedy = "The user has no home folder: set HOME, or give the whole path."
+        raise ScheduleError(f"the folder of schedules {folder} does not exist. {remedy}")
     if not any((folder / kind).is_dir() for kind in KINDS):
         for pattern in ("[!_]*.py", *(f"*/{kind}/[!_]*.py" for kind in KINDS), "*/[!_]*.py"):
             if elsewhere := next(folder.glob(pattern), None):
                 got = f"{folder}, which has {elsewhere.relative_to(folder)}"
-                raise ScheduleError(got_expected("LNTUNE_SCHEDULES", got, expected, _meant(elsewhere)))
+                raise ScheduleError(got_expected("LNTUNE_SCHEDULES", got, _EXPECTED, _meant(elsewhere)))
     return sorted(path for kind in KINDS for path in folder.glob(f"{kind}/[!_]*.py"))
 
 
@@ -215,9 +243,31 @@ def _meant(file: Path) -> str:
     return f"Did you mean {file.parent.parent}?" if right else f"Put {file.name} into a folder cpu or gpu, and name the folder above."
 
 
+def _current() -> _Loaded:
+    """What the schedule folders hold; read again when something that was left out has changed since."""
+    folders = tuple(paths.schedule_dirs())
+    found = _load(folders)
+    if any(_state(one.path) != one.state for one in found.left_out):
+        _load.cache_clear()
+        found = _load(folders)
+    while found.unsaid:
+        callers.warn(found.unsaid.pop(0), ScheduleWarning)
+    return found
+
+
 def all_schedules() -> dict[str, Schedule]:
-    """Every schedule by name, from all schedule folders."""
-    return _load(tuple(paths.schedule_dirs()))
+    """Every schedule by name, from all schedule folders. What cannot be used is left out, which is said once."""
+    return _current().schedules
+
+
+def left_out() -> list[LeftOut]:
+    """What cannot be used of the schedule folders."""
+    return _current().left_out
+
+
+def empty_folders() -> list[Path]:
+    """Schedule folders in which there is no schedule file."""
+    return _current().empty
 
 
 def for_op(op: str, kind: str) -> dict[str, Schedule]:
@@ -228,9 +278,26 @@ def for_op(op: str, kind: str) -> dict[str, Schedule]:
 
 
 def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
-    """The schedule `name`; UnknownNameError with the near miss when there is none (for `op`), of those for `kind` where it is given."""
+    """The schedule `name`.
+
+    Raises:
+        ScheduleError: it is left out, with the reason.
+        UnknownNameError: there is none (for `op`), with the near miss, of those for `kind` where it is given.
+    """
     known = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
     if name not in known:
+        for one in left_out():
+            if one.name == name or (not one.name and _mentions(one.path, name)):
+                raise ScheduleError(one.reason)
         fitting = [n for n, s in known.items() if kind in (None, s.kind)]
         raise unknown(f"{op} schedule" if op else "schedule", name, fitting)
     return known[name]
+
+
+def _mentions(file: Path, name: str) -> bool:
+    """True when a file that does not load seems to define a schedule of that name."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return f'"{name}"' in text or f"'{name}'" in text

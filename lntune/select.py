@@ -19,7 +19,7 @@ import msgspec
 from lntune import knobs as knobs_module
 from lntune.case import Case, bucket_label
 from lntune.device import Device
-from lntune.errors import LntuneError
+from lntune.errors import ScheduleError
 from lntune.records import Key, Record, measured
 from lntune.schedule import Schedule
 
@@ -34,7 +34,8 @@ class Choice(msgspec.Struct, frozen=True):
     """What serves a call.
 
     `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to it, one sentence each;
-    `record` is the measurement it rests on, `stale` when its schedule has changed since.
+    `record` is the measurement it rests on, `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
+    when they were asked, what they did.
     """
 
     tier: str
@@ -43,6 +44,7 @@ class Choice(msgspec.Struct, frozen=True):
     record: Record | None = None
     steps: tuple[str, ...] = ()
     stale: bool = False
+    faults: dict[str, str] = {}
 
     @property
     def measured(self) -> bool:
@@ -57,6 +59,7 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
     """
     case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
+    faults: dict[str, str] = {}
     mine: list[Record] = []
     differences: dict[Device, str] = {}
     for record in records:
@@ -73,30 +76,41 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
             steps.append(f"{tier}: no record for {_what(case, tier)}")
             continue
         for group in groups:
-            choice, told = _from_group(tier, group, case, device, schedules)
+            choice, told = _from_group(tier, group, case, device, schedules, faults)
             steps += [f"{tier}: {said}" for said in told]
             if choice:
-                return msgspec.structs.replace(choice, steps=tuple(steps))
+                return msgspec.structs.replace(choice, steps=tuple(steps), faults=faults)
     steps += [f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()]
-    name, setting, told = untuned(case, device, schedules)
+    name, setting, told = untuned(case, device, schedules, faults)
     steps += told
     if name:
-        return Choice("default", name, knobs_module.to_dict(setting), None, tuple(steps))
-    return Choice("eager", steps=tuple(steps))
+        return Choice("default", name, knobs_module.to_dict(setting), None, tuple(steps), faults=faults)
+    return Choice("eager", steps=tuple(steps), faults=faults)
 
 
-def untuned(case: Case, device: Device, schedules: Mapping[str, Schedule]) -> tuple[str, Any, list[str]]:
+def untuned(case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str] | None = None) -> tuple[str, Any, list[str]]:
     """(schedule, knobs, how it came to that) of what serves a case for which there is no measurement: the default knobs of the first schedule
-    that they fit. The empty string and None where eager mode does.
+    that they fit. The empty string and None where eager mode does. A schedule that fails is passed over, and noted in `faults`.
     """
     steps: list[str] = []
     for schedule in schedules.values():
-        setting = schedule.default(case, device)
-        if unfit := schedule.reason_invalid(setting, case, device):
+        try:
+            setting = schedule.untuned(case, device)
+            unfit = schedule.reason_invalid(setting, case, device)
+        except ScheduleError as e:
+            steps.append(f"default: {schedule.name} is left out: {e}")
+            _note(faults, schedule, e)
+            continue
+        if unfit:
             steps.append(f"default: {schedule.name} does not fit: {unfit}")
         else:
             return schedule.name, setting, [*steps, f"default: {schedule.name} with its default knobs"]
     return "", None, [*steps, f"eager: no schedule of {case.op} for a {device.kind} fits"]
+
+
+def _note(faults: dict[str, str] | None, schedule: Schedule, error: ScheduleError) -> None:
+    if faults is not None:
+        faults.setdefault(schedule.name, str(error))
 
 
 def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
@@ -166,14 +180,16 @@ def _label(record: Record) -> str:
     return f"record of {record.case} ({record.time})"
 
 
-def _from_group(tier: str, group: Sequence[Record], case: Case, device: Device, schedules: Mapping[str, Schedule]) -> tuple[Choice | None, list[str]]:
+def _from_group(
+    tier: str, group: Sequence[Record], case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str]
+) -> tuple[Choice | None, list[str]]:
     """The choice that the records of one case lead to, or None, and the reasons, with those of later records that were passed over."""
-    best = standing(group, lambda r: _unusable(r, case, device, schedules), lambda r: stale(r, schedules))[0]
+    best = standing(group, lambda r: _unusable(r, case, device, schedules, faults), lambda r: stale(r, schedules))[0]
     told = []
     for later in reversed(group[group.index(best) + 1 :]):
-        why = _unusable(later, case, device, schedules) or (f"was disturbed: {later.disturbance}" if later.disturbance else "is stale")
+        why = _unusable(later, case, device, schedules, faults) or (f"was disturbed: {later.disturbance}" if later.disturbance else "is stale")
         told.append(f"{_label(later)} {why}; passed over for an older one")
-    if reason := _unusable(best, case, device, schedules):
+    if reason := _unusable(best, case, device, schedules, faults):
         return None, [*told, f"{_label(best)} {reason}"]
     old = stale(best, schedules)
     doubts = "; the schedule's source has changed since, measure again" if old else ""
@@ -187,14 +203,18 @@ def _from_group(tier: str, group: Sequence[Record], case: Case, device: Device, 
     return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), [*told, said]
 
 
-def _unusable(record: Record, case: Case, device: Device, schedules: Mapping[str, Schedule]) -> str:
+def _unusable(record: Record, case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str] | None = None) -> str:
     """Why a record's knobs cannot serve a case today, as the rest of a sentence; empty when they can."""
     schedule = schedules.get(record.schedule)
     if schedule is None or schedule.op != case.op:
         return f"is of the schedule {record.schedule!r}, which is not there"
     try:
         setting = knobs_module.from_dict(schedule.knobs, dict(record.knobs))
-    except LntuneError as e:
+    except Exception as e:  # the class may be a user's
         return f"does not fit today's {record.schedule}: {e}"
-    reason = schedule.reason_invalid(setting, case, device)
+    try:
+        reason = schedule.reason_invalid(setting, case, device)
+    except ScheduleError as e:
+        _note(faults, schedule, e)
+        return f"is of a schedule that is left out: {e}"
     return f"has knobs that do not fit here: {reason}" if reason else ""

@@ -74,7 +74,7 @@ def _beyond_default(case: Case, schedule: Schedule, setting: Any, device: Device
     """What a candidate moves again and again, and the default does not: what that does may be all that can be done, as with rows that
     nothing holds.
     """
-    default = schedule.default(case, device)
+    default = schedule.untuned(case, device)
     if _ways(setting) == _ways(default) or not (again := moved(case, schedule, setting, device)):
         return ()
     known = moved(case, schedule, default, device)

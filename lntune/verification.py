@@ -51,7 +51,7 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
         for case in cases:
             for variant in ops.get(case.op).called(case.variant):
                 asked = msgspec.structs.replace(case, variant=variant)
-                choice, kernel = dispatch.choose(asked, place.device), dispatch.kernel_for(asked, there)
+                kernel, choice = dispatch.kernel_for(asked, there), dispatch.choose(asked, place.device)
                 if kernel is None:
                     results.append(Result(asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}))
                     continue

@@ -209,17 +209,6 @@ def test_a_log_that_cannot_be_read_fails(log_dir: Path) -> None:
     assert found.status == "fail" and "layer_norm.jsonl" in found.detail
 
 
-def test_a_broken_schedule_file_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user's schedule file that does not load is named with its error; everything else is still examined."""
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "mine.py").write_text("1 / 0\n")
-    monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
-    schedule._load.cache_clear()
-    found = findings()
-    assert found["schedules"].status == "fail" and "mine.py" in found["schedules"].detail and "ZeroDivisionError" in found["schedules"].detail
-    assert found["tuned cases"].status == "warn"
-
-
 def test_the_command_prints_each_finding_on_a_line() -> None:
     """Without --json: a line each, ok, warn or FAIL first, and the remedy of what is not ok."""
     lines = CliRunner().invoke(app, ["doctor"]).output.splitlines()

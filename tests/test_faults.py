@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, cuda, device, direct, native, paths, records, schedule, toolchain
+from lntune import artifact, cuda, device, direct, native, paths, records, schedule, sources, toolchain
 from lntune.case import Case
 from lntune.cuda import driver, locate
 from lntune.direct import Table
@@ -346,7 +346,7 @@ def test_a_schedule_in_another_encoding(tmp_path: Path, monkeypatch: pytest.Monk
     text = "# -*- coding: latin-1 -*-\n# caf\u00e9\nSCHEDULES = ()\n"
     (tmp_path / "cpu" / "mine.py").write_bytes(text.encode("latin-1"))
     assert schedule.load_file(tmp_path / "cpu" / "mine.py", "cpu") == []
-    assert "caf\u00e9" in schedule._text(tmp_path / "cpu" / "mine.py")
+    assert "caf\u00e9" in sources.text_of(tmp_path / "cpu" / "mine.py")
 
 
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "LNTUNE_NVCC"])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("errors", "interrupts", "callers", "words", "disturbance", "scratch", "patience"),
     ("paths", "device", "case", "locks"),
-    ("knobs", "records", "toolchain", "sealed"),
+    ("knobs", "records", "toolchain", "sealed", "sources"),
     ("native", "exchange"),
     ("ops", "search", "cuda", "emulator"),
     ("gpu",),

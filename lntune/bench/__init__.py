@@ -98,7 +98,7 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
         copies = [_halves(case, given) for given in copies]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        choice, kernel = dispatch.choose(case, place.device), dispatch.kernel_for(case, _tensors(copies[0]))
+        kernel, choice = dispatch.kernel_for(case, _tensors(copies[0])), dispatch.choose(case, place.device)
         left_out: dict[str, str] = {}
         contenders = _given(case, kernel, copies) if given_output else _calls(case, copies, place, with_compile, left_out)
         measured = timing.quietest(lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed))

@@ -93,9 +93,9 @@ def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
     device = device_module.current()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        choice = dispatch.choose(msgspec.structs.replace(case, variant=_VARIANT), device)
         for _ in range(3):  # the first backward may compile the node of autograd's graph, the next ones learn kernels
             contenders["tuned"]()
+        choice = dispatch.choose(msgspec.structs.replace(case, variant=_VARIANT), device)
         measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
     plan = schedule.get(choice.schedule) if choice.schedule else None
     return Record(

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from lntune import doctor, ops, paths, records, schedule, toolchain
+from lntune import doctor, ops, paths, records, schedule, select, toolchain
 from lntune.bringup import known, outcome, place, value
 from lntune.bringup.builders import Builders
 from lntune.bringup.outcome import Found
@@ -139,20 +139,23 @@ class _Bringup:
         return f"{self.found.copy_gbps:,.1f} GB/s"
 
     def smoke(self, helper: Helper) -> str:
-        """Every operator's first schedule with its default knobs, on a small shape: built, loaded, checked against float64."""
+        """What serves every operator where nothing is tuned, on a small shape: built, loaded, checked against float64."""
         wanted = [Case(op, hidden, dtype, SMOKE_ROWS) for dtype, hidden in SMOKE_SIZES.items() for op in dict.fromkeys(c.op for c in self.plan)]
-        plans = {case: next(iter(schedule.for_op(case.op, self.device.kind).values()), None) for case in wanted}
-        defaults = {case: Candidate.of(plan.name, plan.default(case, self.device)) for case, plan in plans.items() if plan is not None}
+        plans = {case: schedule.for_op(case.op, self.device.kind) for case in wanted}
+        served = {case: select.untuned(case, self.device, plans[case]) for case in wanted}
+        defaults = {case: Candidate.of(name, setting) for case, (name, setting, _) in served.items() if name}
         until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
         with (
             Builders(self.device, list(defaults.items()), SMOKE_SECONDS) as builders,
             StepProgress(self.out, "smoke", len(wanted)) as progress,
         ):
-            for case, plan in plans.items():
+            for case, (name, _, steps) in served.items():
                 progress(str(case))
-                if plan is None:
-                    self.found.smoke.append(Smoked(case, "", "invalid", f"{case.op} has no schedule for a {self.device.kind}"))
+                if not name:
+                    why = "; ".join(steps) if plans[case] else f"{case.op} has no schedule for a {self.device.kind}"
+                    self.found.smoke.append(Smoked(case, "", "invalid", why))
                     continue
+                plan = plans[case][name]
                 if self.left() <= 0:
                     break
                 builders.wait(case, defaults[case], until - time.monotonic())

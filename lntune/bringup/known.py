@@ -9,7 +9,7 @@ from pathlib import Path
 from lntune import paths, records, schedule
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import UnknownNameError
+from lntune.errors import ScheduleError, UnknownNameError
 from lntune.records import Record
 
 BENCH = "bench"
@@ -27,10 +27,10 @@ def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: st
 
 
 def _source(name: str) -> str:
-    """The source hash of a schedule as it is now; empty when there is none of that name, or for eager mode."""
+    """The source hash of a schedule as it is now; empty when there is none of that name that can be used, or for eager mode."""
     try:
         return schedule.get(name).source
-    except UnknownNameError:
+    except (UnknownNameError, ScheduleError):
         return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
 from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, WIDE, command, dispatching, integers, names, print_json, show_rows, some, using_logs
-from lntune.errors import InputError, LntuneError, unknown
+from lntune.errors import InputError, unknown
 
 
 @command("ops")
@@ -69,9 +68,7 @@ def report(
     with using_logs(log_dir):
         folders = paths.log_dirs()
         found = records.read(folders, op or None, whose_records, role="final")
-    known: dict[str, schedule.Schedule] = {}
-    with contextlib.suppress(LntuneError):  # a schedule that does not load is the doctor's business
-        known = schedule.all_schedules()
+    known = schedule.all_schedules()
     if whose_records is None:
         groups = [(group[0].device.slug, group) for group in records.by_device(found)]
     else:  # also of folders named before devices told their model
@@ -159,7 +156,7 @@ def show(
         plan = schedules.get(schedule, op, here.kind)
         if plan.kind != here.kind:
             raise InputError(f"--schedule: {schedule} is for a {plan.kind}, expected one for the target {target}, a {here.kind}.")
-        setting = plan.default(asked, here)
+        setting = plan.untuned(asked, here)
     else:
         with dispatching(log_dir) as dispatch:
             choice = dispatch.choose(asked, here)
@@ -208,7 +205,7 @@ def inspect(
     found = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        found.append(inspection.inspect(case, plan, plan.default(case, gpu), gpu, strided))
+        found.append(inspection.inspect(case, plan, plan.untuned(case, gpu), gpu, strided))
     if as_json:
         print_json([{**msgspec.to_builtins(one), "problems": one.problems} for one in found])
     else:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from lntune import artifact, callers, knobs, ops, paths, records, schedule
@@ -18,8 +19,9 @@ from lntune import device as device_module
 from lntune.case import BUCKETS, Case, bucket_label
 from lntune.device import Device
 from lntune.direct import Table
-from lntune.errors import BuildError, LntuneError, LogError, NotTunedError
+from lntune.errors import BuildError, LntuneError, LogError, NotTunedError, ScheduleError
 from lntune.records import LogWarning, Record
+from lntune.schedule import ScheduleWarning
 from lntune.sealed import DamagedWarning
 from lntune.select import Choice, select
 from lntune.torch import devices, untuned
@@ -73,7 +75,7 @@ _again: dict[tuple[Device, Case, devices.Layout], Later] = {}
 _said: set[tuple[object, ...]] = set()
 """What went wrong."""
 _on_reload: list[Callable[[], None]] = []
-_OURS = (UntunedWarning, LogWarning, DamagedWarning, paths.CacheWarning)
+_OURS = (UntunedWarning, LogWarning, DamagedWarning, paths.CacheWarning, ScheduleWarning)
 """Warnings that are errors where the user's filters say so, and then reach the user."""
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
 
@@ -108,15 +110,28 @@ def on_reload(forget: Callable[[], None]) -> None:
 
 def choose(case: Case, device: Device | None = None) -> Choice:
     """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none is given, decided on the logs as they
-    were when first asked.
+    were when first asked. A schedule that fails when it is asked is left out, which is said once.
     """
     case, device = case.typical, device or device_module.current()
     with _lock:
         if (device, case) not in _choices:
             if (device, case.op) not in _records:
                 _records[device, case.op] = _read(case.op, device)
-            _choices[device, case] = select(case, device, _records[device, case.op], schedule.for_op(case.op, device.kind))
+            _choose(case, device, {})
         return _choices[device, case]
+
+
+def _choose(case: Case, device: Device, failed: dict[str, str]) -> None:
+    """Decide on a case without the schedules that have failed, and say which fail."""
+    known = {name: s for name, s in schedule.for_op(case.op, device.kind).items() if name not in failed}
+    choice = select(case, device, _records[device, case.op], known)
+    faults = {**failed, **choice.faults}
+    steps = (*(f"left out: {fault}" for fault in failed.values()), *choice.steps)
+    _choices[device, case] = msgspec.structs.replace(choice, steps=steps, faults=faults)
+    for name, fault in faults.items():
+        if ("schedule", name) not in _said:
+            _said.add(("schedule", name))
+            callers.warn(f"left out: {fault}", ScheduleWarning)
 
 
 def _read(op: str, device: Device) -> list[Record]:
@@ -219,6 +234,9 @@ def _stand_in(case: Case, *values: Any) -> None:
 
 def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
     choice = choose(case, device)
+    if _strict:
+        for reason in (*choice.faults.values(), *(one.reason for one in schedule.left_out() if one.op in ("", case.op))):
+            raise ScheduleError(reason)
     if not choice.measured:
         outlived = choice.stale and choice.tier in ("exact", "eager")
         if _strict:
@@ -230,9 +248,18 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     if choice.tier == "eager":
         return None
     plan = schedule.get(choice.schedule, case.op)
-    setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
-    if setting is None:
-        return None
+    try:
+        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
+        return None if setting is None else _built(case, plan, setting, device, layout)
+    except ScheduleError as e:  # of the schedule itself: another may do
+        if _strict:
+            raise
+        _choose(case, device, {**choice.faults, plan.name: str(e)})
+    return _obtain(device, case, layout)
+
+
+def _built(case: Case, plan: schedule.Schedule, setting: Any, device: Device, layout: devices.Layout) -> Kernel:
+    """The kernel for tensors of a layout."""
     try:
         return artifact.kernel(case, plan, setting, device, layout.strided)
     except LntuneError:

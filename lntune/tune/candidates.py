@@ -20,15 +20,12 @@ def plans(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule
 
 
 def space(plan: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
-    """(default knobs, all valid knobs) of a schedule, which may be a user's and raise anything.
+    """(default knobs, all valid knobs) of a schedule.
 
     Raises:
-        ScheduleError: it did.
+        ScheduleError: it is a user's and fails.
     """
-    try:
-        return plan.default(case, device), plan.space(case, device)
-    except Exception as e:
-        raise ScheduleError(f"{plan.path}: default() or valid() of {plan.name!r} failed on {case}: {type(e).__name__}: {e}") from e
+    return plan.untuned(case, device), plan.space(case, device)
 
 
 class Candidates:
@@ -43,7 +40,12 @@ class Candidates:
         self.rest: list[Candidate] = []
         away: dict[Candidate, int] = {}
         for plan in plans(case, device, only):
-            default, settings = space(plan, case, device)
+            try:
+                default, settings = space(plan, case, device)
+            except ScheduleError:
+                if only:
+                    raise
+                continue  # left out, as `check_settings` has said
             for setting in settings:
                 candidate = Candidate.of(plan.name, setting)
                 away[candidate] = steps(default, setting)

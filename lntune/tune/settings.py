@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lntune import cuda, ops, paths, places, schedule, search, toolchain
+from lntune import callers, cuda, ops, paths, places, schedule, search, toolchain
 from lntune import device as device_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
+from lntune.schedule import ScheduleWarning
 from lntune.tune import candidates
 
 TRIAL_TIMEOUT = 30.0
@@ -47,7 +48,8 @@ class Settings:
 
 
 def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False) -> None:
-    """Complain about everything wrong before the first second is spent; `dry`: the device need not be here and nothing is logged.
+    """Complain about everything wrong before the first second is spent; `dry`: the device need not be here and nothing is logged. A schedule
+    that fails is left out, which is said, unless it is one that was named.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, BuildError, LogError.
@@ -58,7 +60,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         if value is not None and not value > 0:
             raise InputError(got_expected(name, value, "more than 0"))
     search.get(settings.strategy)
-    device = settings.target
+    device, broken = settings.target, set[str]()
     for case in cases:
         ops.get(case.op).check_variant(case.variant)
         if case.rows < 1:
@@ -67,7 +69,14 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
             if schedule.get(name, case.op, device.kind).kind != device.kind:
                 raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
         for plan in candidates.plans(case, device, settings.schedules):
-            candidates.space(plan, case, device)
+            try:
+                candidates.space(plan, case, device)
+            except ScheduleError as e:
+                if settings.schedules:
+                    raise
+                if plan.name not in broken:
+                    broken.add(plan.name)
+                    callers.warn(f"left out: {e}", ScheduleWarning)
     toolchain.compiler()
     if device.kind == "gpu":
         cuda.identity()

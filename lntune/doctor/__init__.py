@@ -10,46 +10,27 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from lntune import __version__, cuda, device, native, paths, records, schedule, sealed, select, toolchain
+from lntune import __version__, cuda, device, native, paths, sealed, toolchain
+from lntune.doctor import content
+from lntune.doctor.finding import SHOWN, Finding, looked
 from lntune.errors import LntuneError
 from lntune.sealed import DamagedError
 from lntune.toolchain import MISSING
 from lntune.words import counted
 
-SHOWN = 3
-"""Skipped lines of the log, records and commands that are quoted."""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. `status` is "ok", "warn" (works, with less) or "fail" (something will not work)."""
-
-    topic: str
-    status: str
-    detail: str
-    remedy: str = ""
+__all__ = ["Finding", "examine"]
 
 
 def examine() -> list[Finding]:
     """Everything worth knowing, the failures among it: whatever goes wrong in looking is a finding too."""
-    found = [*_looked("packages", _versions), *_looked("C++ compiler", _compiler), *_looked("cpu", _cpu), *_looked("threads", _threads)]
-    found += [*_looked("gpu", _gpu), *_looked("CUDA compiler", lambda: _cuda_compiler(_release()))]
-    found += [*_looked("tuning log", _log), *_looked("kernel cache", _cache), *_looked("built kernels", _built), *_looked("schedules", _content)]
+    found = [*looked("packages", _versions), *looked("C++ compiler", _compiler), *looked("cpu", _cpu), *looked("threads", _threads)]
+    found += [*looked("gpu", _gpu), *looked("CUDA compiler", lambda: _cuda_compiler(_release()))]
+    found += [*looked("tuning log", _log), *looked("kernel cache", _cache), *looked("built kernels", _built), *looked("schedules", content.examine)]
     return found
-
-
-def _looked(topic: str, look: Callable[[], Finding | list[Finding]], status: str = "fail") -> list[Finding]:
-    """What looking finds; an error is a finding under the topic."""
-    try:
-        found = look()
-    except Exception as e:
-        reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
-        return [Finding(topic, status, reason, "Mend that; eager mode serves what kernels cannot.")]
-    return found if isinstance(found, list) else [found]
 
 
 def _versions() -> list[Finding]:
@@ -105,9 +86,9 @@ def _threads() -> list[Finding]:
     remedy = "" if pool else "Kernels run on one thread: this PyTorch does not use libgomp."
     return [
         Finding("threads", "ok" if pool else "warn", f"{threads} {state}", remedy),
-        *_looked("direct calls", _direct, "warn"),
-        *_looked("training", _training, "warn"),
-        *_looked("matrix products", _products, "warn"),
+        *looked("direct calls", _direct, "warn"),
+        *looked("training", _training, "warn"),
+        *looked("matrix products", _products, "warn"),
     ]
 
 
@@ -248,58 +229,3 @@ def _built() -> Finding:
         remedy = "They are put aside and built again when they are needed."
         return Finding("built kernels", "warn", f"{detail}; {len(damaged)} damaged: {', '.join(damaged[:SHOWN])}", remedy)
     return Finding("built kernels", "ok", detail)
-
-
-def _content() -> list[Finding]:
-    try:
-        known = schedule.all_schedules()
-    except LntuneError as e:
-        return [Finding("schedules", "fail", str(e), "Mend or remove the file; see LNTUNE_SCHEDULES."), *_looked("tuned cases", lambda: _records({}))]
-    folders = ", ".join(map(str, paths.schedule_dirs()))
-    shipped = paths.content("schedules")
-    names = [name if s.path.is_relative_to(shipped) else f"{name} ({s.path})" for name, s in sorted(known.items())]
-    found = Finding("schedules", "ok" if known else "fail", ", ".join(names) or f"none in {folders}", "Install lntune again.")
-    return [found, *_looked("tuned cases", lambda: _records(known))]
-
-
-def _again(topic: str, found: Sequence[records.Record], of: int, what: str, first: str = "") -> Finding:
-    """Finals that are better measured again, `found` of so many, with the commands that do; `first` is to be done before."""
-    if not found:
-        return Finding(topic, "ok", "none")
-    commands = select.tune_commands(r.case for r in found)
-    more = f" (and {counted(len(commands) - SHOWN, 'command')} more)" if len(commands) > SHOWN else ""
-    return Finding(topic, "warn", f"{len(found)}{f' of {of}' if of else ''}{what}", f"{first}Run: {'; '.join(commands[:SHOWN])}{more}")
-
-
-def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
-    """What is tuned on this device, which of it schedules have outrun since, and the lines nobody can use."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            log = records.read(paths.log_dirs(), device=device.current())
-        except LntuneError as e:
-            return [Finding("tuned cases", "fail", str(e), "Make the file readable, or set LNTUNE_LOG_DIR to another folder.")]
-    skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]
-    mine = select.served(log, known)
-    found = []
-    if mine:
-        hidden = ", ".join(map(str, sorted({r.case.hidden for r in mine.values()})))
-        found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
-    else:
-        found.append(Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm"))
-    stale = [r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))]
-    names = ", ".join(sorted({r.schedule for r in stale}))
-    found.append(_again("stale records", stale, len(mine), f": {names} changed or went since they were measured"))
-    disturbed = [r for r in mine.values() if r.disturbance]
-    found.append(_again("disturbed records", disturbed, len(mine), " were measured while other work used the machine, and there are no others"))
-    latest = records.horizon()
-    future = [r for r in log if r.role == "final" and r.time > latest]
-    said = "; ".join(f"{r.case} of {r.time}" for r in future[:SHOWN])
-    found.append(_again("future records", future, 0, f" dated after today, of a wrong clock, count as old: {said}", "Set the clock. "))
-    if skipped:
-        more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        remedy = "They are left out; remove the lines, or update lntune if it is older than they are."
-        found.append(Finding("skipped records", "warn", f"{len(skipped)}: {' '.join(skipped[:SHOWN])}{more}", remedy))
-    else:
-        found.append(Finding("skipped records", "ok", "none"))
-    return found
