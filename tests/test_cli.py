@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import io
 import json
 import math
@@ -218,6 +220,72 @@ def test_a_mistake_with_json_is_an_object_too() -> None:
     assert done.exit_code == 2
     assert json.loads(done.stdout)["kind"] == "UnknownNameError"
     assert "Did you mean" in done.stderr
+
+
+NEEDED = {
+    "why": ("layer_norm", "--hidden", "64"),
+    "show": ("layer_norm", "--hidden", "64"),
+    "compare": ("a.json", "b.json"),
+}
+"""What commands cannot do without."""
+UNEXPECTED: list[tuple[Exception, int, str]] = [
+    (RuntimeError("no home"), 3, "unexpected RuntimeError: no home; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it."),
+    (KeyError("lanes"), 3, "unexpected KeyError: 'lanes'; "),
+    (ValueError("first\n\n  a program\nlast"), 3, "unexpected ValueError: first ... last; "),
+    (AssertionError(), 3, "unexpected AssertionError; "),
+    (MemoryError(), 3, "unexpected MemoryError; "),
+    (ImportError("libtvm.so: cannot open shared object file"), 3, "unexpected ImportError: libtvm.so"),
+    (OSError(28, "No space left on device", "/there/file"), 2, "/there/file: No space left on device\n"),
+    (OSError(116, "Stale file handle"), 2, "Stale file handle (LNTUNE_TRACEBACK=1 shows where)\n"),
+    (OSError("odd"), 3, "unexpected OSError: odd; "),
+    (InputError("hidden: got -1."), 2, "hidden: got -1.\n"),
+]
+
+
+def failing(name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A command's arguments; in its place something is called that fails."""
+    (info,) = [c for c in app.registered_commands if name in (c.name, c.callback.__name__ if c.callback else "")]
+    callback = info.callback
+    assert callback is not None
+
+    @functools.wraps(callback)
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(info, "callback", fail)
+    return name, *NEEDED.get(name, ())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_ends_in_a_traceback(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in a command is one line on standard error: exit code 2 where the machine is at fault, 3 for what should not happen,
+    with the way to see its traceback; with --json it is an object too.
+    """
+    for error, code, said in UNEXPECTED:
+        with monkeypatch.context() as patch:
+            done = run(*failing(name, error, patch))
+            assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+            assert done.stderr.startswith(f"lntune: {said}")
+    error, code, said = UNEXPECTED[0]
+    arguments = failing(name, error, monkeypatch)
+    done = run(*arguments, "--json")
+    assert json.loads(done.stdout) == {"error": said, "kind": "RuntimeError"}
+    monkeypatch.setenv("LNTUNE_TRACEBACK", "1")
+    done = run(*arguments)
+    assert done.exit_code == code
+    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1] == f"lntune: {said}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_pipe_that_is_closed_ends_every_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads no further, as `head`, is told nothing."""
+    done = run(*failing(name, BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch))
+    assert (done.exit_code, done.output) == (1, "")
+
+
+def test_the_commands_are_those_there_are() -> None:
+    """What holds for all commands is tested with all of them."""
+    assert sorted(COMMANDS) == sorted(c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands)
 
 
 REFUSED = [("tune", "--hiden", "64"), ("why", "layer_norm", "--hidden", "x"), ("why", "layer_norm"), ("tunes",), ("bench", "--seed", str(2**64))]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.core import TyperCommand
 
 from lntune import __version__, interrupts, ops, paths
 from lntune.case import Case
-from lntune.errors import InputError, LntuneError, got_expected, unknown
+from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
 
 if TYPE_CHECKING:
     from lntune.report.rows import Row
@@ -27,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Tune layer-normalization kernels for this machine, and see what came of it.",
+    help="Tune layer-normalization kernels for this machine, and see what came of it.\n\nExit code 1 is a command's own, see its help; 2: an "
+    "argument or the machine is at fault; 3: an error that should not happen (LNTUNE_TRACEBACK=1 shows where it comes from).",
 )
 
 OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
@@ -54,8 +56,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """A command whose own errors become one line, and with --json an object too, and exit code 2. SIGTERM and SIGHUP end it as Ctrl-C
-    does, in order and with what was found, and its exit code is then 143 or 129, as a shell has it of a process that they killed.
+    """A command whose errors become one line, and with --json an object too, see `_told`; LNTUNE_TRACEBACK=1 shows where they come from.
+    SIGTERM and SIGHUP end it as Ctrl-C does, in order and with what was found, and its exit code is then 143 or 129, as a shell has it of a
+    process that they killed.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -71,11 +74,29 @@ class _Command(TyperCommand):
     def _invoke(self, ctx: Any) -> None:
         try:
             super().invoke(ctx)
-        except LntuneError as e:
+        except Exception as e:
+            # Exits and usage errors are typer's business; a pipe that nobody reads any more ends the command, as `head` has it.
+            if isinstance(e, (typer.Exit, typer.Abort, BrokenPipeError)) or hasattr(e, "exit_code"):
+                raise
+            if os.environ.get("LNTUNE_TRACEBACK", "") not in ("", "0"):
+                traceback.print_exc()
+            said, code = _told(e)
             if ctx.params.get("as_json"):
-                print_json({"error": str(e), "kind": type(e).__name__})
-            print(f"lntune: {e}", file=sys.stderr)
-            raise typer.Exit(2) from None
+                print_json({"error": said, "kind": type(e).__name__})
+            print(f"lntune: {said}", file=sys.stderr)
+            raise typer.Exit(code) from None
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """(what is said of an error, exit code): 2 for what an argument or the machine is to blame for, 3 for what should not happen."""
+    if isinstance(error, LntuneError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{files}: {error.strerror}" if files else f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)", 2
+    name = type(error).__name__
+    what = f"{name}: {gist(error)}" if str(error).strip() else name
+    return f"unexpected {what}; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it.", 3
 
 
 def command(name: str | None = None) -> Callable[[Function], Function]:
