@@ -8,7 +8,7 @@ Here a size is cut into whole groups and a tail of falling powers of two, so eve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -247,6 +247,33 @@ def split_vectors(mod: Any) -> Any:
     return tvm.IRModule({"main": func.with_body(walk(func.body, None))})
 
 
+def drop_predicates(mod: Any, kept: Collection[str]) -> Any:
+    """Take the predicates from all stages but those named in `kept`.
+
+    For rows shared among blocks, each of as many groups as there turn out to be: whoever pads the rows to whole groups knows that every
+    row of a stage is there, and a schedule, for which the number of groups is a symbol, guards each stage against one that is not.
+    """
+    import tvm
+    from tvm import tirx
+
+    always = tirx.IntImm("bool", 1)
+
+    def walk(stmt: Any) -> Any:
+        name = type(stmt).__name__
+        if name == "For":
+            return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, walk(stmt.body), stmt.thread_binding, dict(stmt.annotations))
+        if name == "SeqStmt":
+            return tirx.SeqStmt([walk(s) for s in stmt.seq])
+        if name == "SBlockRealize":
+            b = stmt.block
+            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, walk(b.body), b.init, b.alloc_buffers, b.match_buffers, b.annotations)
+            return type(stmt)(stmt.iter_values, stmt.predicate if b.name_hint in kept else always, block)
+        return stmt
+
+    func = mod["main"]
+    return tvm.IRModule({"main": func.with_body(walk(func.body))})
+
+
 PREFETCH = "lntune_prefetch"
 """Loop annotation: the number of elements of a row that one step of the loop covers. Fetching happens in the innermost
 annotated loop; the steps of annotated loops around it say where in the row it is."""
@@ -264,10 +291,10 @@ class Prefetch(msgspec.Struct, frozen=True):
     itemsize: int
 
 
-def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, blocks: int = 0, line: int = 64) -> Any:
+def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, shared: bool = False, line: int = 64) -> Any:
     """Let the loop annotated with PREFETCH bring other rows into the cache while it sums, in groups of `together` rows.
 
-    The outermost loop is over the groups; with `blocks` it is over blocks that take turns, and the next is over a block's groups.
+    The outermost loop is over the groups; where they are `shared` it is over blocks, and the next is over the groups of a block.
 
     Hardware prefetchers stop at a page's end, and rows often are a page: each row then starts cold while its reduction
     has nothing to do; and the lines of an output are otherwise asked for one by one as they are stored to. Fetching past
@@ -283,11 +310,11 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, blocks: 
         return tirx.IntImm("int64", value)
 
     def row_of(outer: Sequence[Any], ahead: int, side: int) -> Any:
-        group = (outer[1] + i64(ahead)) * i64(blocks) + outer[0] if blocks else outer[0] + i64(ahead)
-        return group * i64(together) + i64(side)
+        group = outer[0].loop_var * outer[1].extent + outer[1].loop_var if shared else outer[0].loop_var
+        return (group + i64(ahead)) * i64(together) + i64(side)
 
     def prefetches(outer: Sequence[Any], annotated: Sequence[tuple[Any, int]]) -> list[Any]:
-        """The calls of one step, given the variables of the loops around it, the outermost first, and what annotated ones step by."""
+        """The calls of one step, given the loops around it, the outermost first, and what annotated ones step by."""
         start = sum((variable * i64(step) for variable, step in annotated), i64(0))
         step = annotated[-1][1]
         calls = []
@@ -310,7 +337,7 @@ def prefetch_rows(mod: Any, fetches: Sequence[Prefetch], together: int, blocks: 
         if name == "For":
             marked = PREFETCH in stmt.annotations
             inside = (*annotated, (stmt.loop_var, int(stmt.annotations[PREFETCH]))) if marked else annotated
-            around = (*outer, stmt.loop_var)
+            around = (*outer, stmt)
             body, fetched = rebuild(stmt.body, around, inside)
             if marked and not fetched:
                 done += 1

@@ -50,6 +50,47 @@ def test_golden_loops(name: str) -> None:
     assert text == path.read_text(), "the loops have changed; if that is meant, write them anew with LNTUNE_UPDATE_GOLDEN=1"
 
 
+@pytest.mark.parametrize("op", ["layer_norm_backward", "lnlstm_step_backward"])
+def test_blocks_write_rows_that_lie_together(op: str) -> None:
+    """On a CPU the rows of a block lie one behind the other, and the next block's begin where they end: where cores write rows next
+    to each other, their prefetchers take lines away from one another.
+    """
+    from tvm import sym, tirx
+
+    (plan,) = (s for s in PLANS.values() if s.op == op)
+    case, device = Case(op, 256, "float32", 512), Device("cpu", "two", "x86-64-v3", 2)
+    setting = plan.default(case, device)
+    rows, loops, values = 37, [], []
+    func = build.scheduled(case, plan, setting, device)["main"]
+    count = func.params[0].shape[0]
+
+    def walk(statement: Any) -> None:
+        match type(statement).__name__:
+            case "For":
+                loops.append(statement)
+                walk(statement.body)
+                loops.pop()
+            case "SeqStmt":
+                for one in statement.seq:
+                    walk(one)
+            case "SBlockRealize":
+                if statement.block.name_hint in ("dx", "dc"):
+                    for block, turn in ((0, 0), (0, 1), (1, 0)):
+                        known = sym.Analyzer()
+                        known.bind(count, tirx.IntImm("int64", rows))
+                        for loop in loops[2:]:
+                            known.bind(loop.loop_var, tirx.IntImm("int64", 0))
+                        known.bind(loops[0].loop_var, tirx.IntImm("int64", block))
+                        known.bind(loops[1].loop_var, tirx.IntImm("int64", turn))
+                        values.append(int(known.simplify(statement.iter_values[0])))
+                walk(statement.block.body)
+
+    walk(func.body)
+    a_group = setting.together
+    of_a_block = -(-rows // (2 * a_group)) * a_group
+    assert values[:3] == [0, a_group, of_a_block]
+
+
 def test_golden_files_belong_to_schedules() -> None:
     """No golden file with loops is left of a schedule that is gone."""
     assert {p.stem for p in GOLDEN.glob("*.txt") if "T.prim_func" in p.read_text()} == set(PLANS)

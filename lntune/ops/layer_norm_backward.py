@@ -71,12 +71,12 @@ def arguments(case: Case) -> tuple[Arg, ...]:
     return (*made, *(Arg(t.removesuffix("32"), "out", ("hidden",), kind(t)) for t in tokens if t.startswith(("dgamma", "dbeta"))))
 
 
-def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1) -> Any:
-    """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which take turns of `together` rows.
+def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False) -> Any:
+    """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on groups of `together` rows.
 
-    Stages, in order: dy32, x32 and weight32 (widened inputs), the row's sums, its two scalars c1 and c2, dx, the partial sums
-    of dgamma and dbeta ("blocks"), and what they come to. All stages over rows but dx have them padded to a multiple of
-    blocks x together, the last row repeated; the partial sums take zeros for those.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: dy32, x32 and weight32 (widened inputs), the
+    row's sums, its two scalars c1 and c2, dx, the partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages over rows
+    but dx have them padded to a multiple of blocks x together, the last row repeated; the partial sums take zeros for those.
     """
     from tvm import te, tirx
 
@@ -124,7 +124,8 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1) -> A
         t, side = te.reduce_axis((0, turns), name="turn"), te.reduce_axis((0, i64(together)), name="side")
 
         def partial(b: Any, k: Any) -> Any:
-            i = (t * i64(blocks) + b) * i64(together) + side
+            group = b * turns + t if contiguous else t * i64(blocks) + b
+            i = group * i64(together) + side
             values = tuple(terms[name](i, k) for name in columns)
             if turn > 1:
                 values = tuple(tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values)

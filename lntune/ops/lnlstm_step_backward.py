@@ -74,14 +74,16 @@ def _forward(case: Case) -> Case:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The kernel's inputs and stages over its rows, shared among `blocks` blocks that take turns of `together` rows.
+    """The kernel's inputs and stages over its rows, shared among `blocks` blocks that work on groups of `together` rows.
 
-    Stages have their rows padded to whole turns of all blocks, the last row repeated.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages have their rows padded to as many groups for each
+    block, the last row repeated.
     """
 
     case: Case
     together: int
     blocks: int
+    contiguous: bool
 
     @functools.cached_property
     def count(self) -> Any:
@@ -151,7 +153,8 @@ class _Rows:
         add = sum_of(len(values))
 
         def total(b: Any, k: Any) -> Any:
-            i = (t * _i64(self.blocks) + b) * _i64(self.together) + side
+            group = b * self.turns + t if self.contiguous else t * _i64(self.blocks) + b
+            i = group * _i64(self.together) + side
             terms = tuple(value(i, k) for value in values.values())
             if self.turn > 1:
                 terms = tuple(tirx.Select(i < self.count, term, tirx.const(0.0, "float32")) for term in terms)
@@ -167,17 +170,17 @@ def _i64(value: int) -> Any:
     return tirx.IntImm("int64", value)
 
 
-def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1) -> Any:
-    """The TE definition for schedules that share the rows among `blocks` blocks, which take turns of `together` rows.
+def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False) -> Any:
+    """The TE definition for schedules that share the rows among `blocks` blocks, which work on groups of `together` rows.
 
-    Stages, in order: z, act (the gates after their activations), xhat_c, inner, tanh_inner, dinner, the sums of the cell's row
-    (cell...), dcell, dz, the sums of the gates' row (gates...), the outputs, and the sums over rows "sums_gates" and "sums_hidden", which
-    take zeros for rows that are padding.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: z, act (the gates after their
+    activations), xhat_c, inner, tanh_inner, dinner, the sums of the cell's row (cell...), dcell, dz, the sums of the gates' row
+    (gates...), the outputs, and the sums over rows "sums_gates" and "sums_hidden", which take zeros for rows that are padding.
     """
     from tvm import te, tirx
 
     n, tokens, one = case.hidden, tokens_of(case), tirx.const(1.0, "float32")
-    rows = _Rows(case, together, blocks)
+    rows = _Rows(case, together, blocks, contiguous)
     act, xhat_c, t = _again(rows, tokens)
 
     def gate(number: int, i: Any, k: Any) -> Any:

@@ -1,9 +1,10 @@
 """CPU schedule for layer norm, backward.
 
-`blocked_rows`: the rows are shared among blocks, which take turns; a block reads each of its rows of dy and x from memory once,
-sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its own partial sums of dgamma and dbeta.
-The partial sums of all blocks are added at the end, in order. Several rows side by side share the loads of weight and the
-read-modify-write of the partial sums.
+`blocked_rows`: the rows are shared among blocks, each of rows that lie one behind the other (where cores write rows next to each
+other, their prefetchers take lines away from one another, which can cost several times the kernel's time); a block
+reads each of its rows of dy and x from memory once, sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its
+own partial sums of dgamma and dbeta. The partial sums of all blocks are added at the end, in order. Several rows side by side share the
+loads of weight and the read-modify-write of the partial sums.
 """
 
 from __future__ import annotations
@@ -97,14 +98,14 @@ def default(case: Case, device: Device) -> Blocks:
 
 
 def apply(case: Case, knobs: Blocks, device: Device) -> Any:
-    """Steps: 1 define, 2 widening, 3 one loop over blocks and their turns, 4 sums, 5 dx and partial sums, 6 totals, 7 prefetch, 8 streaming."""
+    """Steps: 1 define, 2 widening, 3 one loop over blocks and groups of rows, 4 sums, 5 dx, partial sums, 6 totals, 7 prefetch, 8 streaming."""
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
     step = knobs.store * vector
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks)
+    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks, contiguous=True)
     sch = s_tir.Schedule(loops.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
@@ -113,7 +114,7 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
         if name in blocks:
             sch.compute_inline(blocks.pop(name))
 
-    # 3. Rows as turn x block x side; dx and the partial sums in one loop over the elements of the rows side by side, and that
+    # 3. Rows as block x turn x side; dx and the partial sums in one loop over the elements of the rows side by side, and that
     # in one loop with all stages over rows.
     totals = {name: blocks.pop(name) for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum") if name in blocks}
     per_row = {name: block for name, block in blocks.items() if name not in ("dx", "blocks")}
@@ -124,8 +125,7 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
             sch.reorder(b, turn, k, side)
             elements.append(k)
         else:
-            turn, b, side = sch.split(sch.get_loops(block)[0], [None, knobs.blocks, knobs.together])
-            sch.reorder(b, turn, side)
+            b, turn, side = sch.split(sch.get_loops(block)[0], [knobs.blocks, None, knobs.together])
             if name == "dx":
                 k = sch.get_loops(block)[3]
                 sch.reorder(k, side)
@@ -158,14 +158,14 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
             sch.reorder(*block_loop, k)
             sch.annotate(sch.get_loops(sch.decompose_reduction(block, block_loop[0]))[-1], loops.VECTORS, step)
 
-    # 7. Rows fetched while others are summed.
+    # 7. Guards that only dx needs; rows fetched while others are summed.
     names = [a.name for a in ops.get(case.op).arguments(case)]
     fetches = [loops.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize) for name in ("dy", "x") if knobs.prefetch]
     if knobs.write == "claimed":
         fetches.append(loops.Prefetch(names.index("dx"), 0, True, case.itemsize))
-    mod = loops.split_vectors(sch.mod)
+    mod = loops.split_vectors(loops.drop_predicates(sch.mod, ("dx",)))
     if fetches:
-        mod = loops.prefetch_rows(mod, fetches, knobs.together, knobs.blocks)
+        mod = loops.prefetch_rows(mod, fetches, knobs.together, shared=True)
 
     # 8. A dx too large for the cache is written without being read first.
     return streaming.request(mod, "dx") if knobs.write == "streamed" else mod

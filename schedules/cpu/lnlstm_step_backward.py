@@ -68,7 +68,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     step = knobs.store * vector
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, blocks_of_rows)
+    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, blocks_of_rows, contiguous=True)
     sch = s_tir.Schedule(loops.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
@@ -82,8 +82,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
             sch.reorder(b, turn, k, side)
             elements[name.removeprefix("sums_")].append(k)
         else:
-            turn, b, side = sch.split(sch.get_loops(block)[0], [None, blocks_of_rows, knobs.together])
-            sch.reorder(b, turn, side)
+            _, _, side = sch.split(sch.get_loops(block)[0], [blocks_of_rows, None, knobs.together])
             if name in outputs:
                 k = sch.get_loops(block)[3]
                 sch.reorder(k, side)
@@ -114,7 +113,8 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
         for name, block in blocks.items():
             if name == f"sums_{size}" or outputs.get(name) == size:
                 sch.unroll(sch.get_loops(block)[-1])
-    return loops.split_vectors(sums.accumulate(sch.mod, ("sums_gates", "sums_hidden")))
+    mod = loops.drop_predicates(sch.mod, tuple(outputs))
+    return loops.split_vectors(sums.accumulate(mod, ("sums_gates", "sums_hidden")))
 
 
 SCHEDULES = (Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply),)
