@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, cuda, device, direct, native, paths, records, schedule, sources, toolchain
+from lntune import artifact, cuda, device, direct, later, native, paths, records, schedule, sources, toolchain
 from lntune.case import Case
 from lntune.cuda import driver, locate
 from lntune.direct import Table
@@ -28,7 +28,7 @@ from lntune.errors import BuildError, LntuneError, LogError
 from lntune.records import LogWarning, Record, Timing
 from lntune.sealed import DamagedWarning
 from lntune.select import Choice
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch, layer_norm_node
 
 X = torch.randn(8, 48)
 CASE = Case("layer_norm", 48, "float32", 8, "plain")
@@ -155,7 +155,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that decides when something is tried again."""
     found = Clock()
-    monkeypatch.setattr(dispatch, "time", found)
+    monkeypatch.setattr(later, "time", found)
     return found
 
 
@@ -211,14 +211,97 @@ def test_what_does_not_pass_is_not_tried_again(clock: Clock, monkeypatch: pytest
 
 def test_trying_again_costs_little(clock: Clock) -> None:
     """What takes long to try waits longer."""
-    later = dispatch.Later()
-    with pytest.raises(OSError, match="busy"), later.trying():
+    again = later.Later()
+    with pytest.raises(OSError, match="busy"), again.trying():
         clock.now += 30
         raise OSError("busy")
     clock.now += 599
-    assert not later.due
+    assert not again.due
     clock.now += 2
-    assert later.due
+    assert again.due
+
+
+def in_the_way(error: OSError) -> Callable[..., Any]:
+    """A function that fails as ours do where the file system does."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        try:
+            raise error
+        except OSError as e:
+            raise BuildError(f"cannot store it: {e}") from e
+
+    return fail
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_node_that_cannot_be_stored_now(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full while the backward's C++ is compiled costs the node until there is room again, not for the life of the process."""
+    asked: list[float] = []
+    assert not layer_norm_node.reason_missing()
+    loaded = layer_norm_node._loaded.copy()
+    monkeypatch.setattr(layer_norm_node, "_loaded", [])
+    monkeypatch.setattr(layer_norm_node, "_missing", [])
+    monkeypatch.setattr(layer_norm_node, "_later", later.Later())
+    monkeypatch.setattr(layer_norm_node, "_load", lambda: asked.append(clock.now) or in_the_way(FULL)())
+    for _ in range(100):
+        assert "No space left" in layer_norm_node.reason_missing()
+        assert not layer_norm_node.compile_once()
+        clock.now += 1
+    assert 3 <= len(asked) <= 6
+    monkeypatch.setattr(layer_norm_node, "_load", lambda: layer_norm_node._loaded.extend(loaded))
+    clock.now += 1e4
+    assert layer_norm_node.compile_once(), "it is there now, and was not before"
+    assert not layer_norm_node.compile_once()
+    assert layer_norm_node.ready()
+
+
+def test_a_node_that_cannot_be_compiled(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not pass, no compiler, is asked once."""
+    asked: list[float] = []
+    monkeypatch.setattr(layer_norm_node, "_loaded", [])
+    monkeypatch.setattr(layer_norm_node, "_missing", [])
+    monkeypatch.setattr(layer_norm_node, "_load", lambda: asked.append(clock.now) or raising(BuildError("no compiler"))())
+    for _ in range(3):
+        assert layer_norm_node.reason_missing() == "no compiler"
+        clock.now += 1e5
+    assert len(asked) == 1
+    monkeypatch.setattr(native, "path_of", raising(RuntimeError("no home")))
+    assert not layer_norm_node.ready()
+
+
+def test_a_driver_that_cannot_be_asked_now(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of files while what asks the driver is compiled leaves a GPU to PyTorch until it is over; said once."""
+    monkeypatch.setattr(driver, "_opened", {})
+    monkeypatch.setattr(driver, "_chosen", ("libm.so.6", driver.CPU))
+    monkeypatch.setattr(devices, "_found", {})
+    monkeypatch.setattr(devices, "_again", {})
+    place, here = torch.device("cuda:0"), device.Device("gpu", "Some", "sm_90", 8)
+    asked: list[float] = []
+    monkeypatch.setattr(driver, "library", lambda: asked.append(clock.now) or in_the_way(FULL)())
+    with pytest.warns(RuntimeWarning, match="do not run on cuda:0.*No space left.*tried again later") as caught:
+        for _ in range(100):
+            assert devices.of(place) is None
+            clock.now += 1
+    assert len(caught) == 1
+    assert 3 <= len(asked) <= 6
+    monkeypatch.setattr(driver.Driver, "__init__", lambda self, path, kind: vars(self).update(missing="", fault=None, count=1, devices=(here,)))
+    clock.now += 1e4
+    assert devices.of(place) == here
+
+
+def test_a_driver_that_is_not_there(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That does not pass, and is asked once."""
+    monkeypatch.setattr(driver, "_opened", {})
+    monkeypatch.setattr(driver, "_chosen", ("/no/such/driver.so", driver.CUDA))
+    monkeypatch.setattr(devices, "_found", {})
+    monkeypatch.setattr(devices, "_again", {})
+    with pytest.warns(RuntimeWarning, match="no NVIDIA driver") as caught:
+        for _ in range(3):
+            assert devices.of(torch.device("cuda:0")) is None
+            clock.now += 1e5
+    assert len(caught) == 1 and "again" not in str(caught[0].message)
 
 
 def test_a_log_of_another_device_that_cannot_be_read(log_dir: Path) -> None:
@@ -256,7 +339,7 @@ def right(hidden):
 warnings.simplefilter("ignore")
 right(48)  # built here: what is imported when first needed may lie where the other user cannot read
 from lntune import paths, records
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch, layer_norm_node
 from lntune.case import Case
 from lntune.cuda import driver, locate
 for name in ("HOME", "LNTUNE_CACHE_DIR", "LNTUNE_LOG_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

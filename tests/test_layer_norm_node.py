@@ -379,8 +379,8 @@ def test_graphs_are_freed() -> None:
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the node cannot be compiled autograd.Function serves, and the reason is kept for `lntune doctor`."""
-    node.reason_missing.cache_clear()
     monkeypatch.setattr(node, "_loaded", [])
+    monkeypatch.setattr(node, "_missing", [])
     record = node.RECORD.value
 
     def none(*_: Any) -> Any:
@@ -397,5 +397,4 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(by_pytorch(x, w, b).sum(), x), atol=1e-5, rtol=1e-5)
     finally:
         node.RECORD.value = record
-        node.reason_missing.cache_clear()
         lntune.reload()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports from the rows above its own; a package counts as one module, and __init__ is the public names (which
 # resolve on first use). Imports for type checkers only are free: they carry a type's name, not code.
 LAYERS = (
-    ("errors", "interrupts", "callers", "words", "disturbance", "scratch", "patience"),
+    ("errors", "interrupts", "callers", "words", "disturbance", "scratch", "patience", "later"),
     ("paths", "device", "case", "locks"),
     ("knobs", "records", "toolchain", "sealed", "sources"),
     ("native", "exchange"),

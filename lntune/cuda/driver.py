@@ -7,12 +7,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import time
 from typing import Any
 
 from lntune import exchange, native, paths
 from lntune.cuda.architectures import ARCHITECTURES, Architecture
 from lntune.device import Device
 from lntune.errors import InputError, LntuneError, ToolchainError, got_expected
+from lntune.later import Later, passes
 
 SOURCE = paths.PACKAGE / "cuda" / "launcher.c"
 LIBRARY = "libcuda.so.1"
@@ -46,12 +48,16 @@ def library() -> ctypes.CDLL:
 
 
 class Driver:
-    """An open driver. `handle` is launcher.c's, null where there is none that can be used; `missing` then says why."""
+    """An open driver. `handle` is launcher.c's, null where there is none that can be used; `missing` then says why, and `fault` is the error of
+    ours, where it is one.
+    """
 
     def __init__(self, path: str, device_type: int) -> None:
         self.path, self.count, self.version, self.missing = path, 0, 0, ""
         self.device_type = device_type
         self.handle: ctypes.c_void_p | None = None
+        self.fault: Exception | None = None
+        self.later = Later()
         try:
             ctypes.CDLL(path)  # where there is no driver, nothing is compiled to ask it
         except OSError as e:
@@ -60,6 +66,7 @@ class Driver:
         try:
             calls = library()
         except Exception as e:
+            self.fault = e
             self.missing = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             return
         why = ctypes.create_string_buffer(1024)
@@ -143,10 +150,17 @@ def use(path: Any = None, device_type: int = CUDA) -> None:
 
 
 def opened() -> Driver:
-    """The driver, opened at the first call; `missing` tells whether it can be used."""
+    """The driver, opened at the first call; `missing` tells whether it can be used. Where that is because of what may pass, it is tried again
+    later.
+    """
     with _lock:
-        if _chosen not in _opened:
-            _opened[_chosen] = Driver(*_chosen)
+        found = _opened.get(_chosen)
+        if found is None or (found.fault is not None and passes(found.fault) and found.later.due):
+            begun, later = time.monotonic(), Later() if found is None else found.later
+            made = _opened[_chosen] = Driver(*_chosen)
+            made.later = later
+            if made.fault is not None:
+                later.failed(time.monotonic() - begun)
         return _opened[_chosen]
 
 
@@ -175,7 +189,7 @@ def device(ordinal: int) -> Device:
     """
     driver = opened()
     if driver.missing:
-        raise ToolchainError(f"no GPU can be used here: {driver.missing}")
+        raise ToolchainError(f"no GPU can be used here: {driver.missing}") from driver.fault
     if not 0 <= ordinal < driver.count:
         raise InputError(got_expected("device", f"cuda:{ordinal}", f"cuda:0 to cuda:{driver.count - 1}", "See CUDA_VISIBLE_DEVICES."))
     found = driver.devices[ordinal]

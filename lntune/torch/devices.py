@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from lntune import device as device_module
 from lntune.cuda import launcher
 from lntune.device import Device
 from lntune.errors import LntuneError
+from lntune.later import Later, passes
 from lntune.torch.constants import constant
 
 WHOLE = 16
@@ -27,20 +27,41 @@ def of(place: torch.device) -> Device | None:
     return _known(place.type, place.index if place.index is not None else -1)
 
 
-@functools.cache
 def _known(kind: str, index: int) -> Device | None:
+    key = kind, index
+    if key not in _found or (key in _again and _again[key].due):
+        _found[key] = _look(key)
+    return _found[key]
+
+
+_found: dict[tuple[str, int], Device | None] = {}
+_again: dict[tuple[str, int], Later] = {}
+"""Devices on which kernels cannot run because of what may pass."""
+
+
+def _look(key: tuple[str, int]) -> Device | None:
+    kind, index = key
     if kind not in ("cpu", "cuda"):
         return None
+    later = _again.get(key) or Later()
     try:
-        if kind == "cpu":
-            return device_module.current()
-        index = torch.cuda.current_device() if index < 0 else index
-        return launcher.device(index)
+        with later.trying():
+            if kind == "cpu":
+                found = device_module.current()
+            else:
+                index = torch.cuda.current_device() if index < 0 else index
+                found = launcher.device(index)
     except Exception as e:
-        name = kind if kind == "cpu" else f"{kind}:{index}"
-        reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
-        callers.warn(f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}", RuntimeWarning)
+        if key not in _again:
+            name = kind if kind == "cpu" else f"{kind}:{index}"
+            reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
+            more = " It is tried again later." if passes(e) else ""
+            callers.warn(f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}{more}", RuntimeWarning)
+        if passes(e):
+            _again[key] = later
         return None
+    _again.pop(key, None)
+    return found
 
 
 def of_tensors(tensors: Sequence[Tensor]) -> Device | None:

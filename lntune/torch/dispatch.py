@@ -7,8 +7,7 @@ import ctypes
 import functools
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from lntune.case import BUCKETS, Case, bucket_label
 from lntune.device import Device
 from lntune.direct import Table
 from lntune.errors import BuildError, LntuneError, LogError, NotTunedError, ScheduleError
+from lntune.later import Later, passes, root
 from lntune.records import LogWarning, Record
 from lntune.schedule import ScheduleWarning
 from lntune.sealed import DamagedWarning
@@ -34,34 +34,6 @@ with contextlib.suppress(Exception):  # what is wrong with it is said when a ker
 __all__ = ["Direct", "Kernel", "UntunedWarning", "choose", "describe", "kernel_for", "on_reload", "reload", "serve", "strict"]
 
 Kernel = Callable[..., None]
-
-
-class Later:
-    """When something that failed is tried again: after a delay that grows with every failure and with the time that trying takes, so that it
-    never costs more than a few per cent.
-    """
-
-    FIRST, GROWTH, MOST, COST = 1.0, 4, 3600.0, 20
-
-    def __init__(self) -> None:
-        self._at, self._delay = 0.0, self.FIRST / self.GROWTH
-
-    @property
-    def due(self) -> bool:
-        """True when it is time."""
-        return time.monotonic() >= self._at
-
-    @contextlib.contextmanager
-    def trying(self) -> Iterator[None]:
-        """The block is an attempt; an exception that leaves it is a failure."""
-        begun = time.monotonic()
-        try:
-            yield
-        except BaseException:
-            now = time.monotonic()
-            self._delay = min(max(self._delay * self.GROWTH, self.COST * (now - begun)), self.MOST)
-            self._at = now + self._delay
-            raise
 
 
 _lock = threading.RLock()
@@ -194,14 +166,11 @@ def _obtained(device: Device, case: Case, layout: devices.Layout) -> Kernel | No
             if isinstance(e, LntuneError):
                 raise
             raise BuildError(f"{untuned.name(case)} has no kernel: {type(e).__name__}: {e}") from e
-        root: BaseException = e
-        while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
-            root = cause
-        passing = isinstance(root, OSError)
+        passing, fault = passes(e), root(e)
         if passing:
             _again[key] = later
         # Once for all cases that have it: their files differ in their names.
-        what = (type(root), root.errno) if isinstance(root, OSError) and root.errno else (type(root), str(root))
+        what = (type(fault), fault.errno) if isinstance(fault, OSError) and fault.errno else (type(fault), str(fault))
         if what not in _said:
             _said.add(what)
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"

@@ -12,6 +12,7 @@ import torch
 from lntune import exchange, native, paths
 from lntune.case import BUCKETS, Case
 from lntune.direct import dtype_number
+from lntune.later import Later, passes
 from lntune.ops.layer_norm_backward import arguments
 from lntune.torch import dispatch
 
@@ -41,32 +42,53 @@ def ensure_library() -> None:
 
 def ready() -> bool:
     """True where nodes can be had without compiling: they are loaded, or lie in the cache and are loaded now."""
-    return bool(_loaded) or (native.path_of(SOURCE, _build()).is_file() and not reason_missing())
+    if _loaded:
+        return True
+    try:
+        there = native.path_of(SOURCE, _build()).is_file()
+    except Exception:  # what is wrong with the cache is said of kernels
+        return False
+    return there and not reason_missing()
 
 
 def compile_once() -> bool:
-    """True where nodes are there now and were not before: the C++ is compiled at the first call in a process, and then never tried again."""
-    tried = reason_missing.cache_info().currsize > 0
-    return not tried and not reason_missing()
+    """True where nodes are there now and were not before: the C++ is compiled at the first call in a process, and not tried again but for a
+    fault that may have passed.
+    """
+    return not _loaded and not reason_missing()
 
 
-@functools.cache
 def reason_missing() -> str:
-    """Why there are no such nodes in this process, so that autograd.Function serves; empty where there are, which are loaded then."""
-    try:
-        exchange.require_table()
-        library = native.load(SOURCE, ctypes.CDLL, _build())
-        functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
-        library.lntune_layer_norm_node_init(*functions)
-    except Exception as e:
-        return str(e)
+    """Why there are no such nodes in this process, so that autograd.Function serves; empty where there are, which are loaded then. What may
+    pass, a full disk, is tried again later.
+    """
+    if _loaded:
+        return ""
+    if not _missing or (passes(_missing[0]) and _later.due):
+        try:
+            with _later.trying():
+                _load()
+        except Exception as e:
+            _missing[:] = [e]
+        else:
+            return ""
+    return str(_missing[0]) or type(_missing[0]).__name__
+
+
+def _load() -> None:
+    exchange.require_table()
+    library = native.load(SOURCE, ctypes.CDLL, _build())
+    functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
+    library.lntune_layer_norm_node_init(*functions)
     RECORD.value = ctypes.cast(library.lntune_layer_norm_node_record, ctypes.c_void_p).value
     number, numbers = ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
     library.lntune_layer_norm_node_remember.argtypes = [ctypes.c_void_p, *[number] * 8, numbers]
     _loaded.append(library)
-    return ""
 
 
+_missing: list[Exception] = []
+"""Why nodes could not be had at the last try."""
+_later = Later()
 _loaded: list[ctypes.CDLL] = []
 
 
