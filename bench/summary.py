@@ -4,7 +4,8 @@
     python bench/summary.py --write    # put it into README.md, between its two marks
 
 Ten cases, and the geometric means over all cases that were measured. A gain is how many times faster lntune is than the better of eager and
-torch.compile in the same run.
+torch.compile in the same run. What other work on the machine disturbed, by the rules of today, is called that in place of figures, and is in
+no mean.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lntune.report.rows import geomean
+import msgspec
+
+from lntune.records import Record
+from lntune.report.rows import geomean, rows_of
+from lntune.report.training import steps_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures of bench/summary.py -->", "<!-- end of the figures -->"
@@ -37,11 +42,12 @@ CASES = (
     ("lnlstm_step", "float32", 512, 32),
     ("lnlstm_step_backward", "float32", 512, 32),
 )
+DISTURBED = "disturbed"
 ITERATION = ("LN-LSTM training iteration", "float32", 512, 32)
 
 
 class Cpu(NamedTuple):
-    """A CPU's results: operator -> its cases as `lntune bench --output` wrote them; the training iterations of an LN-LSTM by dtype."""
+    """A CPU's results: operator -> its cases, of the records that `lntune bench --output` wrote; training iterations of an LN-LSTM by dtype."""
 
     name: str
     cases: dict[str, list[dict[str, Any]]]
@@ -68,12 +74,13 @@ def read(results: Path) -> Iterator[Cpu]:
         name = ""
         for op in NAMES:
             if (path := folder / f"{op}.json").is_file():
-                facts = json.loads(path.read_text())
-                cases[op], name = facts["cases"], cpu_name(facts["records"][0]["device"])
+                records = msgspec.convert(json.loads(path.read_text())["records"], list[Record])
+                made = steps_of(records) if op == "layer_norm_training" else rows_of(records)
+                cases[op], name = [msgspec.to_builtins(one) for one in made], cpu_name(msgspec.to_builtins(records[0].device))
         for path in sorted(folder.glob("lnlstm_training*.json")):
             facts = json.loads(path.read_text())
             name = cpu_name(facts["device"])
-            iterations |= {r["dtype"]: {row["contender"]: row for row in r["rows"]} for r in facts["results"]}
+            iterations |= {r["dtype"]: {} if r["busy"] else {row["contender"]: row for row in r["rows"]} for r in facts["results"]}
         if cases:
             yield Cpu(name, cases, iterations)
 
@@ -88,7 +95,11 @@ def micros(value: float) -> str:
 def cell(cpu: Cpu, op: str, dtype: str, hidden: int, rows: int) -> str:
     """Our time and gain in a case, or nothing."""
     for c in cpu.cases.get(op, ()):
-        if (c["dtype"], c["hidden"], c["rows"]) == (dtype, hidden, rows) and c["over_better"]:
+        if (c["dtype"], c["hidden"], c["rows"]) != (dtype, hidden, rows):
+            continue
+        if c["disturbed"]:
+            return DISTURBED
+        if c["over_better"]:
             return f"{micros(c['tuned_us'])}, {c['over_better']:.2f}x"
     return ""
 
@@ -97,16 +108,23 @@ def iteration(cpu: Cpu, dtype: str) -> str:
     """Our time and gain in a training iteration, over the best of PyTorch's ways that others know."""
     if (rows := cpu.iterations.get(dtype)) is None:
         return ""
+    if not rows:
+        return DISTURBED
     return f"{micros(1e3 * rows['lntune']['ms'])}, {min(rows[n]['ratio'] for n in ('eager modules', 'torch.compile')):.2f}x"
 
 
 def means(cpu: Cpu, op: str) -> str:
-    """The geometric mean over all cases, how many they are, and in how many eager was faster."""
+    """The geometric mean over all cases, how many they are, in how many eager was faster, and how many do not count."""
     if not (found := cpu.cases.get(op)):
         return ""
+    sound = [c for c in found if not c["disturbed"]]
     ratios = "speedup" if "speedup" in found[0] else "over_eager"
-    slower = sum(c[ratios] is not None and c[ratios] < 1 for c in found)
-    return f"{geomean(c['over_better'] for c in found):.2f}x of {len(found)}" + (f", eager faster in {slower}" if slower else "")
+    slower = sum(c[ratios] is not None and c[ratios] < 1 for c in sound)
+    mean = geomean(c["over_better"] for c in sound)
+    said = [f"{mean:.2f}x of {len(sound)}"] if mean else []
+    said += [f"eager faster in {slower}"] if slower else []
+    said += [f"{len(found) - len(sound)} {DISTURBED}"] if len(sound) < len(found) else []
+    return ", ".join(said)
 
 
 def markdown(results: Path = ROOT / "bench" / "results") -> str:
