@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -22,9 +23,11 @@ class Place(NamedTuple):
 
 
 def _passed_over() -> tuple[str, ...]:
-    """How the names of files begin whose lines are not the user's: ours, PyTorch's, and those of code that PyTorch generates."""
+    """How the names of files begin whose lines are not the user's: ours, PyTorch's, those of code that PyTorch generates, and where Python
+    enters and leaves the block of a `with`.
+    """
     torch = getattr(sys.modules.get("torch"), "__file__", None)
-    return (_HERE, *([f"{Path(torch).parent}{os.sep}"] if torch else []), "<eval_with_key>", "<frozen ")
+    return (_HERE, contextlib.__file__, *([f"{Path(torch).parent}{os.sep}"] if torch else []), "<eval_with_key>", "<frozen ")
 
 
 def place() -> Place:

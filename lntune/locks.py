@@ -6,11 +6,10 @@ import contextlib
 import errno
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from lntune import interrupts
+from lntune import callers, interrupts
 
 SAID_AFTER = 1.0
 """Seconds of waiting after which it is said. What is done under a lock takes milliseconds."""
@@ -74,7 +73,7 @@ def _wait(lock: object, name: Path) -> None:
             raise LockedError(errno.EAGAIN, f"another process has held {name} for {waited:.0f} s. {remedy}")
         if waited >= SAID_AFTER and not said:
             said = True
-            warnings.warn(f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most. {remedy}.", LockWarning, stacklevel=2)
+            callers.warn(f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most. {remedy}.", LockWarning)
         time.sleep(_PAUSE)
 
 

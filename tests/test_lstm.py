@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell
+from lntune.torch.lstm_weights import from_lstm
 
 pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -259,3 +261,23 @@ def test_repr() -> None:
         "LayerNormLSTM(3, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True, eps=0.001)"
     )
     assert repr(LayerNormLSTMCell(3, 5, bias=False, carried=True)) == "LayerNormLSTMCell(3, 5, bias=False, carried=True)"
+
+
+def test_a_dropout_without_a_layer_to_follow() -> None:
+    """As in PyTorch it is warned of, at the line that makes the layer, whatever of ours or PyTorch's makes it for the caller."""
+
+    class Own(LayerNormLSTM):
+        pass
+
+    theirs = nn.LSTM(FEATURES, HIDDEN)
+    theirs.dropout = 0.5
+    makers: list[Callable[[], object]] = [
+        lambda: LayerNormLSTM(FEATURES, HIDDEN, dropout=0.5),
+        lambda: Own(FEATURES, HIDDEN, dropout=0.5),
+        lambda: from_lstm(theirs),
+        lambda: torch.nn.utils.skip_init(LayerNormLSTM, FEATURES, HIDDEN, dropout=0.5),
+    ]
+    for make in makers:
+        with pytest.warns(UserWarning, match=r"num_layers greater than 1, but got dropout=0\.5 and num_layers=1") as caught:
+            make()
+        assert [w.filename for w in caught] == [__file__]

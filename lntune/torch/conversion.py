@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import types
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from lntune import callers
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.modules import LayerNorm
 
@@ -70,7 +70,7 @@ def convert(model: Model) -> Model:
     after = conversion(model)
     changed = len(after.converted) - len(before.converted)
     if not after.converted:
-        warnings.warn(f"lntune.convert changed nothing in {type(model).__name__}: {after}", UserWarning, stacklevel=2)
+        callers.warn(f"lntune.convert changed nothing in {type(model).__name__}: {after}", UserWarning)
     else:
         level = logging.WARNING if after.left else logging.INFO
         _log.log(level, "lntune.convert changed %d layer norm%s of %s: %s", changed, "" if changed == 1 else "s", type(model).__name__, after)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from lntune import callers
 from lntune.errors import InputError, got_expected
 from lntune.torch.constants import constant
 from lntune.torch.layer_norm import layer_norm
@@ -247,11 +247,8 @@ class LayerNormLSTM(_Base):
         self.batch_first, self.bidirectional = _flag("batch_first", batch_first), _flag("bidirectional", bidirectional)
         self.dropout = _number("dropout", dropout, 0, 1, "a probability from 0 to 1")
         if self.dropout > 0 and self.num_layers == 1:
-            warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
-                f"but got dropout={dropout} and num_layers={num_layers}",
-                stacklevel=2,
-            )
+            what = "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
+            callers.warn(f"{what}but got dropout={dropout} and num_layers={num_layers}", UserWarning)
         for k, suffix in self.suffixes():
             self._add(suffix, self.input_size if k == 0 else self.hidden_size * (1 + self.bidirectional), self.bias, device, dtype)
         self.reset_parameters()
