@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch._functorch.aot_autograd import aot_export_module
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import lntune
 from lntune.errors import InputError
@@ -71,14 +76,152 @@ def test_exported_programs_are_short(strict: bool, any_length: bool) -> None:
     close(program.module()(other), module(other))
 
 
+class Padded(nn.Module):
+    """Padded sequences of some lengths, packed for a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0])[0]
+
+
+LAYERS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"per_gate": True, "bias": False, "norm_bias": False},
+    {"batch_first": True, "carried": True, "forget_bias": 1.0},
+]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"per_gate": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("options", LAYERS, ids=str)
 def test_traced_layers(options: dict[str, Any]) -> None:
-    """torch.jit.trace records PyTorch's operators for the length it was shown."""
-    module = lntune.LayerNormLSTM(4, 3, **options)
-    traced = torch.jit.trace(module, torch.randn(6, 2, 4))
-    x = torch.randn(6, 2, 4)
-    close(traced(x), module(x))
+    """torch.jit.trace records PyTorch's operators, which take sequences of any length and batches of any size, and train."""
+    module = lntune.LayerNormLSTM(4, 3, dtype=torch.float64, **options)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, torch.randn(6, 2, 4, dtype=torch.float64)), file)
+    assert b"lntune::" not in file.getvalue()
+    file.seek(0)
+    traced = torch.jit.load(file)
+    for shape in ((6, 2, 4), (9, 5, 4), (1, 1, 4)):
+        x = torch.randn(shape, dtype=torch.float64)
+        found = []
+        for f in (traced, module):
+            f.zero_grad()
+            output, (h, c) = f(x)
+            (output.sum() + h.sum() + c.square().sum()).backward()
+            grads = {name: p.grad for name, p in f.named_parameters()}
+            found.append([output.detach(), h.detach(), c.detach(), *(grads[name] for name, _ in module.named_parameters())])
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_traced_layers_with_a_state(batch_first: bool) -> None:
+    """A state that is given is an argument of the trace; kernels and the trace agree."""
+    module, state = lntune.LayerNormLSTM(4, 8, batch_first=batch_first), torch.randn(1, 2, 8)
+    short, long = ((torch.randn((2, time, 4) if batch_first else (time, 2, 4)), (state, -state)) for time in (3, 7))
+    close(torch.jit.trace(module, short)(*long), module(*long))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=str)
+def test_traced_layers_of_packed_sequences(options: dict[str, Any]) -> None:
+    """How long each sequence is may be another with each call of a trace."""
+    model = Padded(lntune.LayerNormLSTM(4, 3, **options))
+    traced = torch.jit.trace(model, (torch.randn(6, 3, 4), torch.tensor([3, 6, 2])))
+    for lengths in ([3, 6, 2], [5, 1, 9, 2, 5], [4]):
+        given = torch.randn(max(lengths), len(lengths), 4), torch.tensor(lengths)
+        close(traced(*given), model(*given))
+
+
+@pytest.mark.parametrize("options", [{"tracing_mode": "real"}, {"tracing_mode": "symbolic"}, {"pre_dispatch": True}], ids=str)
+def test_graphs_of_make_fx(options: dict[str, Any]) -> None:
+    """make_fx records one operator for a direction of a layer, forward and backward, however long the sequence, and sizes stay symbols."""
+    module, x = lntune.LayerNormLSTM(4, 8, bidirectional=True), torch.randn(100, 3, 4)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def function(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        output = torch.func.functional_call(module, parameters, (x,))[0]
+        return output.detach(), torch.autograd.grad(output.square().sum(), x)[0]
+
+    graph = make_fx(function, **options)(parameters, x)
+    names = [str(node.target) for node in graph.graph.nodes if "lnlstm" in str(node.target)]
+    assert names.count("lntune.lnlstm_sequence.default") == names.count("lntune.lnlstm_sequence_backward.default") == 2
+    assert len(graph.graph.nodes) < 150
+    other = torch.randn(37, 5, 4) if "symbolic" in options.values() else x
+    close(graph(parameters, other), function(parameters, other))
+
+
+def test_graphs_that_kernels_do_not_serve() -> None:
+    """Where the operator is not for the call, as in transforms of functions and other dtypes, make_fx records PyTorch's operators."""
+    module, x = lntune.LayerNormLSTM(4, 3), torch.randn(5, 2, 4)
+
+    def squares(x: Tensor) -> Tensor:
+        return module(x)[0].square().sum()
+
+    wide = copy.deepcopy(module).double()
+    for f, given in ((torch.func.grad(squares), x), (torch.func.vmap(squares), torch.stack((x, -x))), (lambda x: wide(x)[0], x.double())):
+        graph = make_fx(f)(given)
+        assert not any("lnlstm" in str(node.target) for node in graph.graph.nodes)
+        close(graph(given), f(given))
+
+
+def test_graphs_of_aot_export() -> None:
+    """aot_export_module keeps a layer as one operator, and counts its multiplications as a graph of PyTorch's operators does."""
+    module, x = lntune.LayerNormLSTM(4, 8).eval(), torch.randn(100, 3, 4)
+    graph, _ = aot_export_module(module, (x,), trace_joint=False)
+    assert len(graph.graph.nodes) < 60
+    given = *module.parameters(), x
+    close(graph(*given)[0], module(x)[0])
+    with FlopCounterMode(display=False) as of_graph:
+        graph(*given)
+    with FlopCounterMode(display=False) as of_module:
+        module(x)
+    assert of_graph.get_total_flops() == of_module.get_total_flops()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", ["strict", "non-strict", "traced"])
+@pytest.mark.parametrize("name", ["layers", "cell", "norm"])
+def test_programs_written_without_gradients(name: str, way: str) -> None:
+    """A program written without gradients has them later, once they are asked for, as such of PyTorch's modules do."""
+    modules = {"layers": lntune.LayerNormLSTM(4, 3, 2), "cell": lntune.LayerNormLSTMCell(4, 3), "norm": lntune.LayerNorm(4)}
+    shape = (5, 2, 4) if name == "layers" else (2, 4)
+    module, x = modules[name], torch.randn(shape)
+    with torch.no_grad():
+        if way == "traced":
+            program: Any = torch.jit.trace(module, x)
+        else:
+            program = torch.export.export(module, (x,), strict=way == "strict").module()
+    grads = []
+    for f in (program, module):
+        given = x.clone().requires_grad_()
+        y = f(given)
+        while not isinstance(y, Tensor):
+            y = y[0]
+        y.square().sum().backward()
+        grads.append(given.grad)
+    close(*grads)
+
+
+def test_operators_that_kept_nothing() -> None:
+    """The operators of a graph that was written without gradients have the gradients of those which kept what a backward takes."""
+    ops = torch.ops.lntune
+    x, h, c, gain, gain_c = (torch.randn(n) for n in ((6, 12), (2, 3), (2, 3), (12,), (3,)))
+    calls: list[Callable[[Tensor, bool], Tensor]] = [
+        lambda x, keep: ops.layer_norm(x[:, :4], [4], gain[:4], gain[4:8], 1e-3, keep)[0],
+        lambda x, keep: ops.lnlstm_step(x, x.flip(0), x[:, :3], gain, gain, gain_c, gain, gain_c, 1e-3, False, keep)[0],
+        lambda x, keep: ops.lnlstm_sequence(x, h, c, x[:, :3].repeat(2, 1), gain, gain, gain_c, gain, gain_c, [], 1e-3, False, True, keep)[0],
+    ]
+    for f in calls:
+        given = x.clone().requires_grad_()
+        grads = [torch.autograd.grad(f(given, keep).sin().sum(), given)[0] for keep in (True, False)]
+        assert torch.equal(*grads) and grads[0].any()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._device import DeviceContext
 
@@ -84,6 +86,25 @@ transformed: Callable[[], bool] = constant(lambda: _transforms() > 0)
 """True inside vmap, grad and jvp of compiled code. Dynamo asks while it traces, where these are under way, and traces again where they change;
 what is asked here it knows by itself only since PyTorch 2.13 or so.
 """
+
+
+_mode = torch._C._get_dispatch_mode
+_early_modes: Callable[[], int] = torch._ops._len_torch_dispatch_stack_pre_dispatch
+_RECORDERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL, torch._C._TorchDispatchModeKey.FAKE)
+_RECORDED = _PLAIN | {FakeTensor, FunctionalTensor}
+
+
+def recording(*tensors: Tensor) -> bool:
+    """True where make_fx, or what is built on it, records a graph or prepares that, no other mode watches, and nothing but gradients in
+    reverse is to go through the tensors.
+    """
+    modes = _modes()
+    return (
+        modes + _early_modes() > 0
+        and modes == sum(_mode(key) is not None for key in _RECORDERS)
+        and all(type(t) in _RECORDED and not _legacy_batched(t) for t in tensors)
+        and not _forward_ad(*tensors)
+    )
 
 
 def batched(*tensors: Tensor | None) -> bool:

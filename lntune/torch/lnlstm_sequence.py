@@ -9,7 +9,7 @@ loop becomes a CUDA graph when its shapes repeat (see graphs.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
-from lntune.errors import InputError
-from lntune.ops.lnlstm_step import formula
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import NAMES, batched, rebuilt, recorded, served, served_unwatched, transformed
+from lntune.torch.arguments import NAMES, batched, plain, rebuilt, recorded, recording, served, served_unwatched, transformed
+from lntune.torch.constants import constant
 from lntune.torch.lnlstm_backward import recorded_backward
+from lntune.torch.lnlstm_steps import by_steps, each, in_a_trace
 
-_tracing = torch._C._is_tracing
+_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+_to_onnx: Callable[[], bool] = constant(lambda: bool(torch.onnx.is_in_onnx_export()))
+"""True while a model is exported to ONNX, which has no such operator and no such loop."""
 
 
 def lnlstm_sequence(
@@ -36,7 +38,7 @@ def lnlstm_sequence(
     weight_c: Tensor,  # (hidden,)
     bias: Tensor | None,  # (4 * hidden,)
     bias_c: Tensor | None,  # (hidden,)
-    sizes: Sequence[int],
+    sizes: Sequence[int] | Tensor,
     eps: float,
     carried: bool,
     per_gate: bool,
@@ -46,22 +48,28 @@ def lnlstm_sequence(
 
     Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the steps before; without sizes every step has
     all of them, so that a compiled graph is one for sequences of any length. `reverse` begins at the last step. A sequence's state is taken
-    up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last.
+    up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last. `sizes` is a tensor where torch.jit.trace shall not
+    take it for a constant.
     """
     tensors = (gates_x, h_0, c_0, weight_x, weight_h, weight_c, bias, bias_c)
     there = [t for t in (*tensors, matrix) if t is not None]
     hidden = h_0.shape[-1]
+    if _tracing() and plain(*there) and not transformed() and not _to_onnx():
+        given = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes) if sizes else None
+        loop = in_a_trace()
+        return loop(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, given, eps, carried, per_gate, reverse)
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
     if (
         per_gate
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (_compiled(h_0.device) if torch.compiler.is_compiling() else not _tracing() and _served(there, hidden))
+        or not (_compiled(there) if torch.compiler.is_compiling() or recording(*there) else not _tracing() and _served(there, hidden))
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
     op = torch.ops.lntune.lnlstm_sequence
-    out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, list(sizes), eps, carried, reverse, keep)
+    out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, reverse, keep)
     return out, h_n, c_n
 
 
@@ -71,52 +79,9 @@ def _served(there: Sequence[Tensor], hidden: int) -> bool:
     return all(serves(t, None, None, hidden) for t in there)
 
 
-def _compiled(place: torch.device) -> bool:
-    """True where compiled code may have the operator; transforms of functions inside it want PyTorch's own formulas."""
-    return devices.serves(place.type) and not transformed()
-
-
-def _each(sizes: Sequence[int], gates_x: Tensor, h_0: Tensor) -> list[int]:
-    """How many sequences each step has."""
-    rows, batch = int(gates_x.shape[0]), int(h_0.shape[0])
-    return list(sizes) or [batch] * (rows // batch if batch else 1)
-
-
-def by_steps(
-    gates_x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    matrix: Tensor,
-    weight_x: Tensor | None,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    bias: Tensor | None,
-    bias_c: Tensor | None,
-    sizes: Sequence[int],
-    eps: float,
-    carried: bool,
-    per_gate: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in PyTorch's operators, in any dtype and on any device, differentiable as often as those are."""
-    sizes = _each(sizes, gates_x, h_0)
-    gates = gates_x.split(sizes)
-    order = range(len(sizes))[:: -1 if reverse else 1]
-    out, ended = list(gates), []
-    h, c = h_0[: sizes[order[0]]], c_0[: sizes[order[0]]]
-    for t in order:
-        now, n = h.shape[0], sizes[t]
-        if n < now:  # forwards, the shorter sequences end
-            ended.append((h[n:], c[n:]))
-            h, c = h[:n], c[:n]
-        elif n > now:  # backwards, they begin
-            h, c = torch.cat((h, h_0[now:n])), torch.cat((c, c_0[now:n]))
-        gates_h = torch.nn.functional.linear(h, matrix).to(c.dtype)
-        h, c = formula(gates[t].to(c.dtype), gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps, carried, per_gate)
-        out[t] = h
-    if ended:
-        h, c = (torch.cat((last, *(e[i] for e in reversed(ended)))) for i, last in enumerate((h, c)))
-    return torch.cat(out), h, c
+def _compiled(there: Sequence[Tensor]) -> bool:
+    """True where a graph may have the operator; for transforms of functions in it, and for ONNX, PyTorch's own formulas are wanted."""
+    return devices.serves(there[0].device.type) and not transformed() and not _to_onnx()
 
 
 @torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types=("cpu", "cuda"))
@@ -138,7 +103,7 @@ def lnlstm_sequence_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps and for the backward."""
     tensors = (gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return graphs.run(lnlstm_loops.forward, tensors, (_each(sizes, gates_x, h_0), eps, carried, reverse, keep))  # type: ignore[return-value]
+    return graphs.run(lnlstm_loops.forward, tensors, (each(sizes, gates_x.shape[0], h_0.shape[0]), eps, carried, reverse, keep))  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
@@ -181,7 +146,7 @@ def lnlstm_sequence_backward_op(
     """The gradients of the tensors from gates_x on that are there, in order."""
     kept = (dout, dh_n, dc_n, out, gates_h, cells, stats)
     tensors = (*kept, gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return list(graphs.run(lnlstm_loops.backward, tensors, (_each(sizes, gates_x, h_0), carried, reverse)))
+    return list(graphs.run(lnlstm_loops.backward, tensors, (each(sizes, gates_x.shape[0], h_0.shape[0]), carried, reverse)))
 
 
 @lnlstm_sequence_backward_op.register_fake
@@ -207,8 +172,6 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
     like = (kept[0], tensors[1], tensors[2])
     dout, dh_n, dc_n = (torch.zeros_like(t) if g is None else g for g, t in zip(grads_out, like, strict=False))
     sizes, eps, carried, reverse = ctx.sizes_and_options
-    if not ctx.keep:
-        raise InputError("keep: got False, expected True where a gradient is wanted; what the backward needs was not kept.")
     wanted = ctx.needs_input_grad[:_TENSORS]
     if torch.is_grad_enabled() or batched(dout, dh_n, dc_n, *tensors):
 
@@ -216,6 +179,9 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
             return by_steps(*(*given, sizes, eps, carried, False, reverse))
 
         return *recorded_backward(function, tensors, (dout, dh_n, dc_n), wanted), *[None] * 5
+    if not ctx.keep:  # a program that was written without gradients: what the backward takes is made now
+        *_, gates_h, cells, stats = torch.ops.lntune.lnlstm_sequence(*tensors, sizes, eps, carried, reverse, True)
+        kept = (kept[0], gates_h, cells, stats)
     op = torch.ops.lntune.lnlstm_sequence_backward
     made = iter(op(dout, dh_n, dc_n, *kept, *tensors, sizes, carried, reverse))
     grads = [None if t is None else next(made) for t in tensors]

@@ -33,6 +33,7 @@ from lntune.torch.products import linear
 
 # A constant to dynamo, which cannot trace the question before PyTorch 2.13 or so. A function of our own, since it is marked.
 _castable: Callable[[str], bool] = constant(lambda kind: bool(torch.amp.is_autocast_available(kind)))
+_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 _DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
 
 
@@ -282,7 +283,7 @@ class LayerNormLSTM(_Base):
         like, many = self.weight_ih_l0, len(self.suffixes())
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "input.data", (2,), like)
-            sizes: list[int] = input.batch_sizes.tolist()
+            sizes: Any = input.batch_sizes if _tracing() else input.batch_sizes.tolist()  # a list is a constant to torch.jit.trace
             h_0, c_0 = self._state(hx, (many, sizes[0], self.hidden_size), like)
             if input.sorted_indices is not None:
                 h_0, c_0 = h_0.index_select(1, input.sorted_indices), c_0.index_select(1, input.sorted_indices)
@@ -307,7 +308,7 @@ class LayerNormLSTM(_Base):
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
-    def _layers(self, flat: Tensor, sizes: list[int], h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _layers(self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All layers over the rows of all time steps, sizes[t] of them at t, without sizes one a sequence: (rows of the output, h_n, c_n)."""
         last: list[tuple[Tensor, Tensor]] = []
         ways: list[Tensor] = []
@@ -321,7 +322,7 @@ class LayerNormLSTM(_Base):
                 flat, ways = torch.cat(ways, -1) if self.bidirectional else out, []
         return flat, torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
 
-    def _direction(self, flat: Tensor, sizes: list[int], h_0: Tensor, c_0: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _direction(self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
         """One layer in one direction. Sequences are sorted by length, so that those with a step t are the first sizes[t]."""
         names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
         weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
