@@ -305,7 +305,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "bias of integers": ("bias", {"bias": torch.zeros(4 * HIDDEN, dtype=torch.int32)}),
     "bias_c a number": ("bias_c", {"bias_c": 0.5}),
     "c without elements": ("c", {"c": torch.zeros(6, 0)}),
-    "eps negative": ("eps", {"eps": -1e-5}),
+    "eps a word": ("eps", {"eps": "small"}),
 }
 
 
@@ -317,6 +317,33 @@ def test_bad_arguments(what: str) -> None:
         with pytest.raises(lntune.LntuneError, match=f"^{argument}: got"):
             lnlstm_step(**{**made(), **change})
         check(made())
+
+
+@pytest.mark.parametrize("eps", [-0.01, -9.0, float("nan"), float("inf"), torch.tensor(0.5)], ids=repr)
+def test_any_eps_is_pytorchs(eps: Any) -> None:
+    """An eps that PyTorch's layer norm takes gives the formula's result and gradients, NaN where a variance and eps are below zero."""
+    check(made())
+    for _ in range(2):
+        results = []
+        for f in (lnlstm_step, formula):
+            given = {name: t.clone().requires_grad_() for name, t in made().items() if isinstance(t, Tensor)}
+            values = [given.get(name) for name in NAMES]
+            with torch.no_grad():
+                plain = f(*values, eps, False)
+            h, c = f(*values, eps, False)
+            results.append([*plain, h.detach(), c.detach(), *torch.autograd.grad((h + c).sum(), list(given.values()))])
+        torch.testing.assert_close(*results, equal_nan=True, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("module", "rows"), [(lntune.LayerNormLSTMCell, 5), (lntune.LayerNormLSTM, 1)])
+def test_a_module_with_a_negative_eps(module: Any, rows: int) -> None:
+    """A module takes one too, and computes the same compiled."""
+    lstm, x, state = module(3, 8, eps=-1e-9), torch.randn(5, 3), (torch.randn(rows, 8), torch.randn(rows, 8))
+    usual = module(3, 8, eps=1e-9)
+    usual.load_state_dict(lstm.state_dict())
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
+    for f in (usual, compiled):
+        torch.testing.assert_close(lstm(x, state)[0], f(x, state)[0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])

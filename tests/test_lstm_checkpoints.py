@@ -268,7 +268,7 @@ def test_bad_state_dicts() -> None:
         ({"bidirectional": 2}, "bidirectional: got 2"),
         ({"dropout": 1.5}, "dropout: got 1.5, expected a probability from 0 to 1"),
         ({"dropout": True}, "dropout: got True"),
-        ({"eps": -1.0}, "eps: got -1.0, expected a finite number, 0 or more"),
+        ({"eps": float("inf")}, "eps: got inf, expected a finite number"),
         ({"forget_bias": float("nan")}, "forget_bias: got nan, expected a finite number"),
         ({"carried": "yes"}, "carried: got 'yes'"),
     ],

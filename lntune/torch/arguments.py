@@ -61,9 +61,14 @@ def check_arguments(input: Tensor, normalized_shape: Any, weight: Tensor | None,
             raise InputError(got_expected(name, str(vector.dtype), f"the input's {expected}", f"Convert it: {name}.to(input.dtype)."))
         if vector.device != input.device:
             raise InputError(got_expected(name, f"device {vector.device}", f"the input's {input.device}", f"Move it: {name}.to(input.device)."))
+    check_number(eps)
+    return shape  # type: ignore[return-value]  # a symbol is an integer to all that follows
+
+
+def check_number(eps: Any) -> None:
+    """InputError unless PyTorch's layer norm takes it for an eps."""
     if not isinstance(eps, numbers.Real) and not (isinstance(eps, Tensor) and eps.ndim == 0):
         raise InputError(got_expected("eps", repr(eps), "a number"))
-    return shape
 
 
 def usual(eps: float) -> bool:
@@ -72,7 +77,7 @@ def usual(eps: float) -> bool:
 
 
 def check_eps(eps: float) -> None:
-    """InputError unless it is a finite number, 0 or more, as operators ask that are not PyTorch's as well."""
+    """InputError unless it is a finite number, 0 or more, as operators ask that have nothing but kernels."""
     if not usual(eps):
         raise InputError(got_expected("eps", repr(eps), "a finite number, 0 or more"))
 

@@ -21,7 +21,19 @@ from lntune.case import MAX_HIDDEN
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES, batched, check_eps, overridden, rebuilt, recorded, served, served_unwatched, transformed
+from lntune.torch.arguments import (
+    NAMES,
+    batched,
+    check_eps,
+    check_number,
+    overridden,
+    rebuilt,
+    recorded,
+    served,
+    served_unwatched,
+    transformed,
+    usual,
+)
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -58,13 +70,14 @@ def lnlstm_step(
     four gates is normalized by itself, as in TensorFlow's LayerNormBasicLSTMCell (PyTorch's operators serve that).
 
     Raises:
-        InputError: a shape, dtype or eps that does not fit, naming the argument.
+        InputError: a shape or dtype that does not fit, or an eps that is no number, naming the argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
     tensors: Any = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
     if _dynamo_compiling():
         if (
             per_gate
+            or not usual(eps)
             or len({t.dtype for t in tensors if t is not None}) > 1
             or not devices.serves(c.device.type)
             or c.dtype not in NAMES
@@ -93,7 +106,7 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     values: Any = [there.get(name) for name in given]
     watched = rebuilt(*values)
     serves = served_unwatched if watched else served
-    if not rows or per_gate or hidden > MAX_HIDDEN // 4 or not all(serves(t, None, None, hidden) for t in there.values()):
+    if not rows or per_gate or not usual(eps) or hidden > MAX_HIDDEN // 4 or not all(serves(t, None, None, hidden) for t in there.values()):
         return formula(*(*values, eps, carried, per_gate))
     stats = recorded(*values)
     case = case_of(NAME, there, rows, carried, stats)
@@ -188,7 +201,7 @@ def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
             raise InputError(got_expected(name, f"shape {tuple(t.shape)}", f"{(*leading, size)} beside a cell of shape {tuple(c.shape)}"))
         if t.device != c.device:
             raise InputError(got_expected(name, f"device {t.device}", f"the cell's {c.device}", f"Move it: {name}.to(c.device)."))
-    check_eps(eps)
+    check_number(eps)
     return c
 
 
@@ -209,6 +222,7 @@ def lnlstm_step_op(
     """What torch.compile puts into a graph: (h, c, statistics), the last empty without `stats`."""
     given = dict(zip(TENSORS, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c), strict=True))
     _check(given, eps)
+    check_eps(eps)
     return _run({name: t for name, t in given.items() if t is not None}, eps, carried, stats)
 
 

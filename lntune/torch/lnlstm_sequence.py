@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import NAMES, batched, plain, rebuilt, recorded, recording, served, served_unwatched, transformed
+from lntune.torch.arguments import NAMES, batched, plain, rebuilt, recorded, recording, served, served_unwatched, transformed, usual
 from lntune.torch.constants import constant
 from lntune.torch.lnlstm_backward import recorded_backward
 from lntune.torch.lnlstm_steps import by_steps, each, in_a_trace
@@ -61,6 +61,7 @@ def lnlstm_sequence(
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
     if (
         per_gate
+        or not usual(eps)
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)

@@ -45,7 +45,7 @@ class _Base(nn.Module):
         self.input_size, self.hidden_size = _count("input_size", input_size), _count("hidden_size", hidden_size)
         self.norm_bias, self.carried, self.per_gate = (_flag(name, options[name]) for name in ("norm_bias", "carried", "per_gate"))
         self.forget_bias = _number("forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number")
-        self.eps = _number("eps", options["eps"], 0, math.inf, "a finite number, 0 or more")
+        self.eps = _number("eps", options["eps"], -math.inf, math.inf, "a finite number")
 
     def _add(self, suffix: str, input_size: int, bias: bool, device: Any, dtype: Any) -> None:
         """Register the parameters of one layer and direction; those the options leave out are None."""
