@@ -10,6 +10,7 @@ from rich.console import Console
 from lntune import device, paths, records
 from lntune.case import Case
 from lntune.ops.layer_norm import NAME
+from lntune.report.columns import say, whole
 from lntune.report.progress import TuningProgress
 from lntune.report.rows import Row, rows_of
 from lntune.report.tables import cases_table, console, show, summary_lines
@@ -55,27 +56,27 @@ def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None,
     out = out or console()
     cpu = device.current()
     on = f"{cpu.name} ({counted(cpu.cores, 'core')}, {cpu.isa})"
-    out.print(f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then timed.")
+    say(out, f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then timed.")
     with TuningProgress(out) as progress:
         summary = tune(grid, Settings(seconds=seconds), progress)
     if summary.interrupted or not summary.finals:
-        out.print("interrupted" if summary.interrupted else f"nothing was tuned: {summary.untuned}")
+        say(out, "interrupted" if summary.interrupted else f"nothing was tuned: {summary.untuned}")
         return Tour(summary.trials, [], [], str(summary.log_dir))
-    out.print("2. Loading the winners in PyTorch and checking them against eager on real tensors.")
+    say(out, "2. Loading the winners in PyTorch and checking them against eager on real tensors.")
     lntune.reload()
     agreements = [_agreement(case) for case in grid]
     for a in agreements:
-        out.print(
-            f"   {a.case}: {'agrees' if a.agrees else 'DIFFERS'}; largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
-        )
+        differences = f"largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
+        say(out, f"   {a.case}: {'agrees' if a.agrees else 'DIFFERS'}; {differences}")
     right = sum(a.agrees for a in agreements)
-    out.print("   all tuned ops agree with eager" if right == len(agreements) else f"   {len(agreements) - right} DIFFER from eager")
-    out.print("3. The report (`lntune report` shows it again):")
+    say(out, "   all tuned ops agree with eager" if right == len(agreements) else f"   {len(agreements) - right} DIFFER from eager")
+    say(out, "3. The report (`lntune report` shows it again):")
     found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
     rows = rows_of(found[key] for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid) if key in found)
     show(console(out.stderr, wide) if wide else out, cases_table(rows, f"{NAME}, medians; every call allocates its output"), summary_lines(rows))
     example = grid[0]
-    out.print(f"The log is in {summary.log_dir}. Next: lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}")
+    command = f"lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}"
+    say(out, f"The log is in {whole(summary.log_dir)}. Next: {whole(command)}")
     return Tour(summary.trials, rows, agreements, str(summary.log_dir))
 
 

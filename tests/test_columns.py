@@ -274,3 +274,42 @@ def test_sentences_behind_a_lead() -> None:
     columns.hanging(Console(file=pipe, width=20), "  - ", "not used: [red] records, another-device")
     assert out.getvalue() == "  - not used: [red]\n    records,\n    another-device\n"
     assert pipe.getvalue() == "  - not used: [red] records, another-device\n"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_sentences_on_a_terminal(width: int) -> None:
+    """They are broken between words, never within one: a path and a command stay whole on one line, however long they are and whatever spaces
+    they have, so that they can be copied; each line of a text begins where it began.
+    """
+    path = "/home/some one/" + "long_name/" * 12
+    command = "lntune tune layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype bfloat16,float32 --rows 1,8,32,512,4096"
+    out = io.StringIO()
+    screen = Console(file=out, width=width, force_terminal=True, color_system=None)
+    text = f"3 trials (3 ok) in 12 s; log in {columns.whole(path)} (interrupted)\n  stale: [red] {'word ' * 30}Run: {command}; {command} (and more)"
+    columns.say(screen, text)
+    lines = out.getvalue().splitlines()
+    assert path in "\n".join(lines)
+    assert sum(command in line for line in lines) == 2
+    assert all(cell_len(line) <= width for line in lines if command not in line and "long_name" not in line)
+    assert [line for line in lines if not line.startswith(" ")] == [lines[0]]
+    assert out.getvalue().split() == text.replace("\u00a0", " ").split(), "no word is broken or lost"
+    pipe = io.StringIO()
+    columns.say(Console(file=pipe, width=width), text)
+    assert pipe.getvalue() == text.replace("\u00a0", " ") + "\n"
+
+
+def test_a_lead_that_leaves_no_room() -> None:
+    """A sentence behind a lead of more than half a line is broken as any other."""
+    out = io.StringIO()
+    columns.hanging(Console(file=out, width=20, force_terminal=True, color_system=None), "a lead of many words: ", "what it says of it")
+    assert out.getvalue() == "a lead of many\n  words: what it\n  says of it\n"
+
+
+def test_a_long_path_in_a_block() -> None:
+    """A cell that holds a path longer than the terminal is not broken, cut or folded."""
+    table = Table("files", [*key("name"), Column("path", right=False)])
+    path = "/tmp/" + "folder/" * 20
+    table.add("one", path)
+    out = io.StringIO()
+    tables.show(Console(file=out, width=40, force_terminal=True, color_system=None), table)
+    assert path in out.getvalue()

@@ -26,6 +26,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.records import Record
 from lntune.report.bringup import Smoked, Stage, Summary
+from lntune.report.columns import say
 from lntune.report.progress import StepProgress, TuningProgress
 from lntune.trial import Candidate, Job, Outcome, measured
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
@@ -102,7 +103,7 @@ class _Bringup:
 
     def everything(self) -> None:
         """All stages, the cheapest and most telling first."""
-        self.out.print(f"{self.device.name}, {self.device.slug}{': ' + self.note if self.note else ''}", markup=False)
+        say(self.out, f"{self.device.name}, {self.device.slug}{': ' + self.note if self.note else ''}")
         self.stage("doctor", self.examine)
         with Helper() as helper:
             self.stage("copy", lambda: self.copy(helper))
@@ -118,7 +119,7 @@ class _Bringup:
         begun = time.monotonic()
         detail = do()
         self.found.stages.append(Stage(name, detail, round(time.monotonic() - begun, 2)))
-        self.out.print(f"{name}: {detail} ({self.found.stages[-1].seconds:.1f} s)", markup=False)
+        say(self.out, f"{name}: {detail} ({self.found.stages[-1].seconds:.1f} s)")
         if self.settings.output is not None:
             outcome.write(self.summary(), self.settings.output)
 
@@ -167,7 +168,7 @@ class _Bringup:
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
-            self.out.print(f"smoke: {one}", markup=False)
+            say(self.out, f"smoke: {one}")
         self.found.not_smoked = len(wanted) - len(self.found.smoke)
         rest = f", {self.found.not_smoked} not reached" if self.found.not_smoked else ""
         return f"{len(self.found.smoke) - len(failed)} of {len(self.found.smoke)} work{rest}"

@@ -83,7 +83,7 @@ class _Command(TyperCommand):
             said, code = _told(e)
             if ctx.params.get("as_json"):
                 print_json({"error": said, "kind": type(e).__name__})
-            print(f"lntune: {said}", file=sys.stderr)
+            tell(f"lntune: {said}")
             raise typer.Exit(code) from None
 
 
@@ -113,7 +113,18 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     # Warnings of ours are one line; Python's form with source lines is for programmers.
-    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, category, *_: tell(f"warning: {message}")
+
+
+def tell(text: str) -> None:
+    """A sentence on standard error, broken between words where that is a terminal; see `columns.say` and `columns.whole`."""
+    if not sys.stderr.isatty():
+        print(text.replace("\u00a0", " "), file=sys.stderr)
+        return
+    from lntune.report.columns import say
+    from lntune.report.tables import console
+
+    say(console(stderr=True), text)
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,23 @@ import typer
 from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
-from lntune.cli.base import DTYPE, HIDDEN, JSON, LOG_DIR, OP, WIDE, command, dispatching, integers, names, print_json, show_rows, some, using_logs
+from lntune.cli.base import (
+    DTYPE,
+    HIDDEN,
+    JSON,
+    LOG_DIR,
+    OP,
+    WIDE,
+    command,
+    dispatching,
+    integers,
+    names,
+    print_json,
+    show_rows,
+    some,
+    tell,
+    using_logs,
+)
 from lntune.errors import InputError, unknown
 
 
@@ -60,6 +75,7 @@ def report(
     from lntune import schedule, select
     from lntune.cuda import launcher
     from lntune.cuda.targets import device_of
+    from lntune.report.columns import whole
     from lntune.report.rows import rows_of, summary
 
     if op:
@@ -83,7 +99,7 @@ def report(
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
         here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
         remedy = f"{'Run' if here else 'Run where it is'}: lntune tune {op or 'layer_norm'}{_target(target if here else 'cuda')}"
-        print(f"no measurements of {whose} in {', '.join(map(str, folders))}. {remedy}", file=sys.stderr)
+        tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
         raise typer.Exit(1)
 
 
@@ -262,7 +278,7 @@ def compare(
         show(console(wide=wide), comparison.table(result), comparison.lines(result))
     if fail_on and (failing := result.failing(fail_on)):
         for line in failing:
-            print(f"fails: {line}", file=sys.stderr)
+            tell(f"fails: {line}")
         raise typer.Exit(1)
 
 

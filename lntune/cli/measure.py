@@ -77,10 +77,11 @@ def tune(
     take; exit code 1 when one of them is wrong or a run would measure none.
     """
     from lntune.cuda.targets import device_of
+    from lntune.report.columns import whole
     from lntune.report.failures import lines
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
     from lntune.tune import Settings
     from lntune.tune import tune as run
 
@@ -122,13 +123,11 @@ def tune(
         statuses = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items())) or "none"
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
-        print(f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}; log in {summary.log_dir}{interrupted}")
-        for line in lines(summary.failures.reasons()):
-            print(f"failed: {line}")
-        for name, reason in summary.untuned.items():
-            print(f"not tuned: {name}: {reason}")
-        for note in summary.notes:
-            print(f"note: {note}")
+        counts = f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}"
+        said = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
+        said += [f"failed: {line}" for line in lines(summary.failures.reasons())]
+        said += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
+        show(console(), None, [*said, *(f"note: {note}" for note in summary.notes)])
     if not table:
         raise typer.Exit(1)
 
@@ -269,7 +268,7 @@ def bench(
     from lntune import bench as benchmark
     from lntune.cuda.targets import device_of
     from lntune.report.rows import peer_lines, rows_of, summary
-    from lntune.report.tables import console
+    from lntune.report.tables import console, show
 
     length = seconds("--time", time_per_case)
     _write(output)
@@ -315,8 +314,7 @@ def bench(
         print_json(facts_of(result))
     else:
         show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth, wide)
-        for line in peer_lines(result.records):
-            print(line)
+        show(console(), None, peer_lines(result.records))
 
 
 def _training(

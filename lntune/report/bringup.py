@@ -11,7 +11,7 @@ from lntune import ops
 from lntune.case import Case
 from lntune.records import Record
 from lntune.report import tables
-from lntune.report.columns import Column, Table, key
+from lntune.report.columns import Column, Table, key, whole
 from lntune.report.rows import Row, geomean, rows_of
 from lntune.report.tables import cases_table, number, percent
 from lntune.words import counted
@@ -159,7 +159,7 @@ def lines(s: Summary) -> list[str]:
     made.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
     made += [f"  {one}" for one in s.wrong]
     made += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
-    made.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s" + (" (interrupted)" if s.interrupted else "") + f"; log in {s.log_dir}")
+    made.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s" + (" (interrupted)" if s.interrupted else "") + f"; log in {whole(s.log_dir)}")
     return [*made, *(f"next: {step}" for step in s.next)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lntune.case import bucket_label
-from lntune.report.columns import Column, Table, key
+from lntune.report.columns import Column, Table, key, whole
 from lntune.report.tables import plan_text
 from lntune.words import counted
 
@@ -34,6 +34,6 @@ def lines(found: Sequence[Built], folder: Path | None) -> list[str]:
     there = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
     said = [f"{counted(count['built'], 'kernel')} built, {there}" + (f", {count['eager']} left to eager mode" if count["eager"] else "")]
     if folder:
-        said.append(f"in {folder}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of these kinds that have no compiler")
+        said.append(f"in {whole(folder)}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of these kinds that have no compiler")
     failed = [f"{one.case} for {one.arch} failed: {one.message}" for one in found if one.status == "failed"]
     return [*said, *failed]

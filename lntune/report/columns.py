@@ -6,6 +6,7 @@ key columns do not fit, rows become blocks of `name value`. In a pipe or a file 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -120,15 +121,47 @@ class Table:
                     line.append(GAP)
                 line.append_text(pair)
             made.append(line)
+        for line in made:
+            if max(map(cell_len, line.plain.split()), default=0) > width:  # a path, which is to be copied
+                line.no_wrap, line.overflow = True, "ignore"
         return made
 
 
+_UNBROKEN = "\u00a0"
+"""In place of a space: no line ends there."""
+_COMMAND = re.compile(r"(?:(?<=Run: )|(?<=; ))lntune [^;()]*[^;()\s]")
+
+
+def whole(text: object) -> str:
+    """A path or a command for a sentence, to be copied: it stays on one line, however long, and however many spaces are in it."""
+    return str(text).replace(" ", _UNBROKEN)
+
+
+def say(out: Console, text: str) -> None:
+    """Print lines of text; on a terminal they are broken between words, and go on below where they began, a little further in."""
+    for line in text.splitlines() or [""]:
+        indent = line[: len(line) - len(line.lstrip())]
+        _lines(out, Text(indent), line.lstrip(), f"{indent}  ")
+
+
 def hanging(out: Console, lead: Cell, text: str) -> None:
-    """Print a sentence behind a lead; on a terminal its further lines stand below its first word."""
+    """Print a sentence behind a lead; on a terminal its further lines stand below its first word, where the lead leaves room for that."""
     first = Text(lead) if isinstance(lead, str) else lead
-    room = out.width - first.cell_len
+    if first.cell_len > out.width // 2:
+        say(out, first.plain + text)
+    else:
+        _lines(out, first, text, " " * first.cell_len)
+
+
+def _lines(out: Console, lead: Text, text: str, indent: str) -> None:
+    """Print text behind a lead, its further lines behind the indent. A word longer than a line is left to the terminal, which breaks it only for
+    the eye.
+    """
     lines = [text]
-    if out.is_terminal and room >= first.cell_len:
-        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    if out.is_terminal:
+        kept, first = _COMMAND.sub(lambda found: whole(found[0]), text), " " * lead.cell_len
+        wrapper = textwrap.TextWrapper(out.width, first, indent, break_long_words=False, break_on_hyphens=False)
+        lines = wrapper.wrap(kept) or [""]
+        lines[0] = lines[0][lead.cell_len :]
     for i, line in enumerate(lines):
-        out.print(Text.assemble(" " * first.cell_len if i else first, line), soft_wrap=not out.is_terminal)
+        out.print(Text.assemble("" if i else lead, line.replace(_UNBROKEN, " ")), soft_wrap=True)

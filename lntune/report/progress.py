@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from lntune.report.columns import say
 from lntune.report.tables import micros
 from lntune.words import counted
 
@@ -79,7 +80,7 @@ class _Shown:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._console.print(line, markup=False)
+            say(self._console, line)
 
 
 class TuningProgress(_Shown):
@@ -93,7 +94,7 @@ class TuningProgress(_Shown):
         """Show the state of the run."""
         self.pace(progress, time.monotonic())
         if progress.phase == "done":
-            self._console.print(self._finished(progress), markup=False)
+            say(self._console, self._finished(progress))
         else:
             self._show(self._line(progress))
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lntune import knobs
-from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key
+from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key, say
 from lntune.report.rows import Row, summary
 from lntune.words import counted
 
@@ -26,11 +26,11 @@ def console(stderr: bool = False, wide: bool = False) -> Console:
 
 
 def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
-    """Print a table and the sentences below it."""
+    """Print a table and the sentences below it. What is longer than a line is left to the terminal."""
     if table is not None:
-        out.print(table)
+        out.print(table, crop=False)
     for line in lines:
-        out.print(line, markup=False)
+        say(out, line)
 
 
 def plan_text(schedule: str, setting: Mapping[str, knobs.Value], strided: bool = False) -> str:
