@@ -9,19 +9,16 @@ import hashlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from lntune import paths, sealed, toolchain
+from lntune import paths, scratch, sealed, toolchain
 from lntune.errors import BuildError
 from lntune.sealed import DamagedError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
 Made = TypeVar("Made")
-ABANDONED = 3600.0
-"""Seconds after which a temporary file that nobody has written to is thought to be left by a process that was killed."""
 FORMAT = 2
 """Of built files, part of their names: since 2 they carry a digest."""
 
@@ -114,46 +111,13 @@ def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> M
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not.
-
-    Where it cannot take the name because another process has put its own file there in the meantime, that one stays: it has the same name
-    because it is made of the same.
+    """A file of the cache, made as `scratch.whole` has it.
 
     Raises:
         BuildError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = _which(path)
-        _sweep(path)
-        temporary.touch()  # what cannot be stored need not be made
-        yield temporary
-        try:
-            temporary.replace(path)
-        except OSError:
-            if _which(path) in (None, before):
-                raise
+        with scratch.whole(path) as temporary:
+            yield temporary
     except OSError as e:
         raise BuildError(f"cannot store {path}: {e.strerror or e}. Free some space, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove temporary files of the same name that a process which was killed has left."""
-    for other in path.parent.iterdir():
-        if other.name.startswith(f".{path.name}."):
-            with contextlib.suppress(OSError):
-                if time.time() - other.stat().st_mtime > ABANDONED:
-                    other.unlink()
-
-
-def _which(path: Path) -> tuple[int, ...] | None:
-    """Which of all files that had a name is there; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,16 +53,33 @@ def compiler() -> str:
     return shlex.join(command())
 
 
-def run(words: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark. What it
-    leaves in its temporary folder when it is killed, as an interrupt does, is removed.
+def run(words: Sequence[str], timeout: float | None = None, output: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark. When it is
+    killed, as an interrupt does, or this process is, all it has started ends, and what it leaves in its temporary folder is removed; where
+    this process is killed, the `output` that it is making too.
 
     Raises:
         OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
     """
     own = scratch.Scratch()
+    # A worker's compilers are of its group, and end with it.
+    alone = scratch.SYSTEM not in os.environ
+    if alone and output is not None:
+        own.takes(output)
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout, env=own.environment)
+        with subprocess.Popen(
+            words, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=own.environment, start_new_session=alone
+        ) as process:
+            if alone:
+                own.serves(process.pid)
+            try:
+                said, wrong = process.communicate(timeout=timeout)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL) if alone else process.kill()
+                raise
+        return subprocess.CompletedProcess(words, process.returncode, said, wrong)
     finally:
         own.remove()
 
@@ -74,7 +93,7 @@ def run_compiler(arguments: Sequence[str], output: Path) -> None:
     """
     words = [*command(), *arguments, "-o", str(output)]
     try:
-        done = run(words)
+        done = run(words, output=output)
     except OSError as e:
         raise ToolchainError(f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works.") from e
     if done.returncode:

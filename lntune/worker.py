@@ -85,6 +85,7 @@ class Worker:
                 env=self._scratch.environment,
                 start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
             )
+            self._scratch.serves(self._process.pid)
         except OSError as e:
             os.close(read_end)
             errors.close()

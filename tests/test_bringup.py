@@ -1,4 +1,6 @@
-"""The first minutes with a device, on the CPU: order of value, going on after kill -9, a budget that is kept, failures that are said."""
+"""The first minutes with a device, on the CPU: order of value, a budget that is kept, failures that are said. For kill -9 see
+test_killed_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -255,20 +255,12 @@ class InProcess:
         return steps.perform(step)
 
 
-QUICK: tuple[tuple[Any, str, Any], ...] = (
-    (yardstick, "_LARGEST", 1 << 24),
-    (yardstick, "SECONDS", 0.05),
-    (loop, "FINAL_SHARE", 1e-4),
-    (bringup, "BENCH_SECONDS", 0.05),
-)
-"""(module, name, value): whatever the budget, what is measured at the end of a stage is measured briefly."""
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How good figures are is no matter here, only that they are there."""
-    for module, name, value_ in QUICK:
+    """How good figures are is no matter here, only that they are there: whatever the budget, what ends a stage is measured briefly."""
+    for module, name, value_ in ((yardstick, "_LARGEST", 1 << 24), (yardstick, "SECONDS", 0.05), (loop, "FINAL_SHARE", 1e-4)):
         monkeypatch.setattr(module, name, value_)
+    monkeypatch.setattr(bringup, "BENCH_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -469,50 +461,6 @@ def test_a_log_that_cannot_be_written(in_process: None, tmp_path: Path, monkeypa
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(tmp_path / "file" / "log"))
     with pytest.raises(LogError, match="--log-dir"):
         go()
-
-
-# ------------------------------------------------------------------------------------------------------------- killed
-
-
-RUN = "".join(f"import {module.__name__}; {module.__name__}.{name} = {value_!r}\n" for module, name, value_ in QUICK)
-RUN += "from lntune.cli import main; main()"
-
-
-def command(log_dir: Path, *more: str) -> subprocess.Popen[str]:
-    """The command as a user runs it, but for QUICK, in a process group of its own."""
-    arguments = ["--target", "cpu", "--grid", "small", "--ops", "layer_norm", "--no-compile", "--budget", "600s", *more]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    run = [sys.executable, "-c", RUN, "bringup", *arguments, "--log-dir", str(log_dir), "--json"]
-    return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-
-
-@pytest.mark.slow
-def test_kill_9_and_going_on(log_dir: Path) -> None:
-    """kill -9 in the middle of tuning loses at most the trial in flight: the log is whole, and the same command tunes what is left and ends
-    well with every trial of before in its log.
-    """
-    killed = command(log_dir)
-    try:
-        until = time.monotonic() + 300
-        while time.monotonic() < until:
-            tuning = [r for r in records.read([log_dir]) if r.role == "trial" and r.case in SMALL]
-            if len(tuning) >= 3:
-                break
-            assert killed.poll() is None, killed.communicate()
-            time.sleep(0.05)
-    finally:
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-    before = records.read([log_dir])  # a LogWarning is an error in tests
-    assert len([r for r in before if r.case in SMALL]) >= 3
-    assert all(r.status == "ok" for r in before)
-    went_on = command(log_dir, "--trials", "2")
-    stdout, stderr = went_on.communicate(timeout=400)
-    assert went_on.returncode == 0, stderr
-    facts = json.loads(stdout)
-    assert facts["ok"] and facts["left"] == [] and facts["tuned"] + facts["known"] >= 1
-    after = records.read([log_dir])
-    assert [r for r in after if r in before] == before
 
 
 # ----------------------------------------------------------------------------------------------------------- the summary

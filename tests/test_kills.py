@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lntune import native, records
+from lntune import native, records, scratch
 from lntune.case import Case
 from lntune.device import Device
 from lntune.records import LogWarning, Record, Timing
@@ -109,8 +109,10 @@ def test_a_record_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["begun", "half written", "before the name", "after the name"])
-def test_a_built_file_is_whole_or_not_there(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while it is stored, a built file has its name with all its content or not at all; what is left is removed by a later build."""
+def test_a_built_file_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
+    """Killed while it is stored, a built file has its name with all its content or not at all; what is left is removed by the next build in
+    that folder, of whatever kernel.
+    """
     path = tmp_path / "kernel.so"
 
     def work() -> None:
@@ -130,7 +132,23 @@ def test_a_built_file_is_whole_or_not_there(moment: str, tmp_path: Path, monkeyp
     killed_in(work)
     assert path.exists() == (moment == "after the name")
     assert not path.exists() or path.read_bytes() == b"half and half"
-    monkeypatch.setattr(native, "ABANDONED", -1.0)
-    with native.atomic(path) as temporary:
+    with native.atomic(tmp_path / "other.so") as temporary:
         temporary.write_bytes(b"new")
-    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("kernel.so", b"new")]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [*(["kernel.so"] if moment == "after the name" else []), "other.so"]
+
+
+def test_what_others_write_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporary file of a process that lives is no leftover, nor is a young one of another machine, of whose processes nothing is known."""
+    with native.atomic(tmp_path / "kernel.so"):
+        (ours,) = tmp_path.iterdir()
+        monkeypatch.setattr(scratch, "_alive", lambda pid: pid == os.getpid())
+        elsewhere, old, dead = (
+            ours.with_name(ours.name.replace(scratch._host(), host).replace(str(os.getpid()), pid))
+            for host, pid in (("0" * 8, "77"), ("0" * 8, "78"), (scratch._host(), "79"))
+        )
+        for one in (elsewhere, old, dead):
+            one.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        with native.atomic(tmp_path / "other.so"):
+            pass
+        assert {*tmp_path.iterdir()} == {ours, elsewhere, tmp_path / "other.so"}

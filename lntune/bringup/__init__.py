@@ -70,7 +70,7 @@ class Settings:
 def run(settings: Settings, out: Console) -> Summary:
     """A bringup of about `settings.seconds`. `out` shows how it goes; the summary, also of a run that was interrupted, is the caller's to show.
 
-    With `settings.output` the summary as it stands is written there after every stage.
+    With `settings.output` the summary as it stands is written there after every stage, and when the run ends or is ended.
 
     Raises:
         InputError, UnknownNameError: a target, operator or grid that is not there.
@@ -83,7 +83,7 @@ def run(settings: Settings, out: Console) -> Summary:
         bringup.everything()
     except KeyboardInterrupt:
         bringup.found.interrupted = True
-    return bringup.summary()
+    return bringup.summed_up()
 
 
 class _Bringup:
@@ -120,8 +120,7 @@ class _Bringup:
         detail = do()
         self.found.stages.append(Stage(name, detail, round(time.monotonic() - begun, 2)))
         say(self.out, f"{name}: {detail} ({self.found.stages[-1].seconds:.1f} s)")
-        if self.settings.output is not None:
-            outcome.write(self.summary(), self.settings.output)
+        self.summed_up()
 
     def examine(self) -> str:
         """The doctor; what it does not like is kept."""
@@ -264,7 +263,10 @@ class _Bringup:
         done = len(telling) - len(self.found.not_benchmarked)
         return f"{done} of {counted(len(telling), 'case')}, {len(have)} of them known before"
 
-    def summary(self) -> Summary:
-        """The summary as things stand."""
+    def summed_up(self) -> Summary:
+        """The summary as things stand, which is also written where that was asked for."""
         seconds = time.monotonic() - self.begun
-        return outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
+        found = outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
+        if self.settings.output is not None:
+            outcome.write(found, self.settings.output)
+        return found

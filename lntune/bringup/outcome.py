@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from lntune import paths
+from lntune import paths, scratch
 from lntune.bringup import known
 from lntune.case import Case
 from lntune.device import Device
@@ -107,10 +107,8 @@ def write(found: Summary, folder: Path) -> None:
     show(found, console)
     contents = {"summary.json": msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n", "summary.txt": console.export_text().encode()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            temporary = folder / f".{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            with scratch.whole(folder / name) as temporary:
+                temporary.write_bytes(content)
     except OSError as e:
         raise InputError(got_expected("--output", folder, "a folder that can be written", e.strerror or str(e))) from e

@@ -19,7 +19,7 @@ def bringup(
     trials: Annotated[int | None, typer.Option(help="At most this many candidates per case, for trying out: nothing is tuned again.")] = None,
     with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
     seed: SEED = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder for summary.txt and summary.json, written again after every stage.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for summary.txt and summary.json, written after every stage and at the end.")] = None,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     as_json: JSON = False,
