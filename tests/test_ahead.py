@@ -49,7 +49,12 @@ class FakeWorker:
     def __init__(self, threads: int | None = None) -> None:
         self.killed = threading.Event()
         self.stopped = False
+        self.pid: int | None = None
         type(self).made.append(self)
+
+    def start(self) -> None:
+        """It comes up at once."""
+        self.pid = 1
 
     def run(self, job: Job, timeout: float) -> Outcome:
         """What `answer` says."""

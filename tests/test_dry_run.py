@@ -45,9 +45,15 @@ def worker(monkeypatch: pytest.MonkeyPatch, compiler: None) -> Iterator[type]:
     class Fake:
         jobs: list[Job]
         answer: Any = staticmethod(lambda job: Outcome("ok", facts=facts(), seconds=2.0))
+        starting: Any = staticmethod(lambda: None)
 
         def __init__(self, threads: int | None = None) -> None:
-            pass
+            self.pid: int | None = None
+
+        def start(self) -> None:
+            """The process comes up."""
+            type(self).starting()
+            self.pid = 1
 
         def run(self, job: Job, timeout: float) -> Outcome:
             """What `answer` says."""
@@ -133,16 +139,53 @@ def test_the_order_by_rank(worker: Any) -> None:
 
 @pytest.mark.parametrize(("seconds", "build", "each"), [(None, 0.0, 0.19), (60.0, 0.01, 0.19), (60.0, 38.0, 38.0)])
 def test_the_time_a_run_would_take(worker: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, build: float, each: float) -> None:
-    """The device's time for each candidate, or the builders' where it is longer, and the finals; a budget says how many fit in."""
+    """The device's time for each candidate, or the builders' where it is longer, and the finals, in which four are made again; a budget says how
+    many fit in.
+    """
     monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
     worker.answer = staticmethod(lambda job: Outcome("ok", facts=facts(), seconds=build))
     found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=seconds))
     for plan in found.plans:
         assert plan.measured == plan.candidates
-        assert plan.seconds == pytest.approx(plan.measured * each + dry.FINAL_SECONDS, abs=0.1)
-        assert plan.within == (plan.measured if seconds is None else max(1, min(plan.measured, round(30 * 0.7 / each))))
-    assert found.run_seconds == pytest.approx(sum(p.seconds for p in found.plans))
+        assert plan.seconds == pytest.approx(plan.measured * each + 4 * dry.DEVICE_SECONDS + 1.0, abs=0.1)
+    if seconds is None:
+        assert [p.within for p in found.plans] == [p.measured for p in found.plans]
+    elif each < 1:  # of 30 s some 9 are for the final, and what that does not take goes to the next case
+        assert [p.within for p in found.plans] == [pytest.approx((30 - 9) / each, abs=2), pytest.approx((60 - 21 - 2.6) * 0.7 / each, abs=2)]
+    else:
+        assert [p.within for p in found.plans] == [1, 1]
+    assert found.run_seconds == pytest.approx(sum(p.seconds for p in found.plans), abs=0.1)
     assert f"{dry.DEVICE_SECONDS + 0.04:.2f} s of the GPU for a candidate (assumed" in found.assumption
+
+
+def test_the_start_of_the_process_that_measures(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no part of what a candidate takes, and one of what a run takes: what is left of a budget is shared, and who comes when the time is
+    over has nothing.
+    """
+    clock = [0.0]
+
+    class Time:
+        @staticmethod
+        def monotonic() -> float:
+            """Seconds."""
+            return clock[0]
+
+    def takes(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
+    monkeypatch.setattr(ahead, "time", Time)
+    cpu = device_of("cpu")
+    worker.starting = staticmethod(lambda: takes(7.0))
+    worker.answer = staticmethod(lambda job: takes(0.96) or Outcome("ok"))
+    cases = [Case("layer_norm", hidden, "float32", 8) for hidden in (64, 96, 128, 160)]
+    found = dry.run(cases, Settings(device=cpu, seconds=13.0, trials=2))
+    assert (found.start, found.builders) == (7.0, 1)
+    assert "0.96 s to build and check a candidate" in found.assumption and "7.0 s for the start" in found.assumption
+    assert [p.seconds for p in found.plans] == [pytest.approx(2 * 1.0 + 3 * 0.96 + 1.0, abs=0.1)] * 4
+    assert found.run_seconds == pytest.approx(7 + 4 * 5.88, abs=0.1)
+    assert [p.within for p in found.plans] == [1, 1, 0, 0], "6 s are left, and a case takes 2 at least"
+    assert found.within == 2
 
 
 def test_the_time_there_is(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

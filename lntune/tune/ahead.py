@@ -47,7 +47,9 @@ class Ahead:
         self._changed = threading.Condition()
         self._closed, self._failure = False, ""
         self.seconds: list[float] = []
-        """What each job took."""
+        """What each job took, once its process was there."""
+        self.starts: list[float] = []
+        """What the start of each process took."""
         self.count = count or max(1, min(MOST, usable_cores() - 1))
         self._workers = [Worker(1) for _ in range(self.count)]
         self._threads = [threading.Thread(target=self._build, args=(worker,), daemon=True) for worker in self._workers]
@@ -83,8 +85,12 @@ class Ahead:
 
     def _one(self, worker: Worker, key: _Key) -> bool:
         """Build one; False where no child comes up to do it."""
-        begun = time.monotonic()
         try:
+            if worker.pid is None:
+                begun = time.monotonic()
+                worker.start()
+                self.starts.append(time.monotonic() - begun)
+            begun = time.monotonic()
             outcome = worker.run(Job(key[0], self._device, (key[1],), 0.0, only=self._only), self._timeout)
         except Exception as e:
             with self._changed:

@@ -19,17 +19,16 @@ from lntune import cuda, knobs
 from lntune.case import Case
 from lntune.device import Device
 from lntune.trial import Candidate, Outcome
+from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.settings import Settings, check_settings
-from lntune.tune.times import FINAL_SHARE, TRIAL_SECONDS
+from lntune.tune.times import TRIAL_SECONDS
 
 TRIALS = 8
 """Candidates built of each case, unless told otherwise."""
 DEVICE_SECONDS = 0.15
 """Assumed of a GPU: loading a kernel, checking it and finding out how to time it, before it is timed. Not measured on one yet."""
-FINAL_SECONDS = 2.0
-"""The finalists' measurement of a case."""
 SHOWN = 3
 
 
@@ -49,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     """One case. `candidates` are all valid knob settings; of the `built` ones (as many as there were time and trials for) `pruned` have a
     problem that keeps them from being measured, by reason, and `failed` did not come out right: status and message -> which; `verified` are right.
     `first` are the first by rank. A run without a budget would measure `measured` of them (the share of the built ones that would
-    be, of all) in `seconds`, and one with the budget about `within` of these.
+    be, of all) in `seconds`, its final included, and one with the budget about `within` of these.
     """
 
     case: Case
@@ -65,7 +64,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class DryRun(msgspec.Struct, frozen=True):
-    """What came of it; `assumption` says what the times of a real run were reckoned from."""
+    """What came of it; `assumption` says what the times of a real run were reckoned from, `start` is what its process takes to be there."""
 
     device: Device
     compiler: str
@@ -74,6 +73,7 @@ class DryRun(msgspec.Struct, frozen=True):
     assumption: str
     seconds: float
     interrupted: bool = False
+    start: float = 0.0
 
     @property
     def measured(self) -> int:
@@ -87,8 +87,8 @@ class DryRun(msgspec.Struct, frozen=True):
 
     @property
     def run_seconds(self) -> float:
-        """What a run without a budget would take."""
-        return sum(p.seconds for p in self.plans)
+        """What a run without a budget would take, from the command to its last line."""
+        return self.start + sum(p.seconds for p in self.plans)
 
     @property
     def wrong(self) -> int:
@@ -125,9 +125,9 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         except KeyboardInterrupt:
             interrupted = True
         pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds])
-    plans = [pace.reckoned(plan, settings, len(cases)) for plan in plans]
+    plans = pace.reckoned(plans, settings, len(cases))
     compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
-    return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted)
+    return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted, round(pace.start, 2))
 
 
 def _built(ahead: Ahead, case: Case, known: list[Candidate], end: float | None, tell: Callable[[int], None]) -> dict[Candidate, Outcome]:
@@ -181,22 +181,31 @@ class _Pace:
         self._gpu, self._builders = device.kind == "gpu", ahead.count
         measured = builds if self._gpu else ahead.seconds  # a CPU's check is that of a real run
         self._build = statistics.median(measured) if measured else 0.0
-        self.each = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
-        final = f"{FINAL_SECONDS:.0f} s for each case's final"
+        self.start = statistics.median(ahead.starts) if ahead.starts else 0.0
+        self.again = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
+        rest = f"as much for each of a final's, which are measured for up to {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
         if self._gpu:
             made = f"{self._build:.2f} s to build one, as here, by {self._builders} processes, whichever is longer"
-            self.assumption = f"{self.each:.2f} s of the GPU for a candidate (assumed, not measured), or {made}; {final}"
+            self.assumption = f"{self.again:.2f} s of the GPU for a candidate (assumed, not measured), or {made}; {rest}"
         else:
-            self.assumption = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it; {final}"
+            self.assumption = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it; {rest}"
 
-    def reckoned(self, plan: Plan, settings: Settings, cases: int) -> Plan:
-        """The plan with its times."""
-        refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
-        share = 1 - refused / plan.built if plan.built else 1.0
-        to_build = plan.measured / max(share, 0.1)
-        each = max(self.each, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.each
-        seconds = plan.measured * each + FINAL_SECONDS if plan.measured else 0.0
-        within = plan.measured
-        if settings.seconds is not None:
-            within = min(within, max(1, round(settings.seconds / cases * (1 - FINAL_SHARE) / each)))
-        return msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within)
+    def reckoned(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
+        """The plans of the first of so many cases, with their times. In a run with a budget each case has its share of what is left; those that
+        come when it is over have nothing.
+        """
+        left, made = None if settings.seconds is None else settings.seconds - self.start, []
+        for index, plan in enumerate(plans):
+            refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
+            share = 1 - refused / plan.built if plan.built else 1.0
+            to_build = plan.measured / max(share, 0.1)
+            each = max(self.again, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.again
+            seconds = times.reckoned(None, each, self.again, plan.measured)[1] if plan.measured else 0.0
+            within = plan.measured
+            if left is not None and plan.measured:
+                within, took = times.reckoned(max(0.0, left) / (cases - index), each, self.again, plan.measured)
+                if index and left < 2 * self.again + times.SHORT_FINAL:
+                    within, took = 0, 0.0
+                left -= took
+            made.append(msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within))
+        return made

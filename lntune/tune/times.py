@@ -71,6 +71,28 @@ def measuring(wanted: float | None, left: float | None, fixed: float) -> tuple[f
     return share, max(0.0, min(wanted, there) - share)
 
 
+def reckoned(seconds: float | None, each: float, again: float, most: int) -> tuple[int, float]:
+    """(trials, seconds) of a case that has so many seconds (None: no limit) and at most so many candidates: as many trials as leave time for
+    the final, one at least. A trial takes `each`, a candidate of the final `again`, beside measuring.
+    """
+    times = Times()
+    times.tried(again)
+
+    def final(trials: int) -> tuple[int, float]:
+        """(candidates of the final, what it takes at least)."""
+        return (count := min(FINALISTS, trials) + 1), times.final(count, math.inf)
+
+    trials = most
+    if seconds is not None:
+        trials = 1
+        while trials < most and (trials + 1) * each + max(seconds * FINAL_SHARE, final(trials)[1]) < seconds:
+            trials += 1
+    fixed = times.fixed(final(trials)[0] if trials > 1 else 1, math.inf)
+    left = None if seconds is None else seconds - trials * each
+    share, _ = measuring(None if seconds is None else seconds * FINAL_SHARE, left, fixed)
+    return trials, trials * each + fixed + share
+
+
 def too_short(seconds: float, started: float) -> str:
     """What is said of a budget of which next to nothing is left when the first trial begins."""
     least = math.ceil(2 * started + 5)
