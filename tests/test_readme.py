@@ -19,9 +19,13 @@ from typing import NamedTuple
 import pytest
 from typer.testing import CliRunner
 
+from lntune import paths, records
 from lntune.cli import app
+from lntune.cli.base import cases
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+BUDGET = "6s"
+"""Of a tuning run: its process is there after some 4 s, and however late that is the first case gets a trial and a final."""
 LANGUAGES = ("bash", "console", "sh", "shell", "python")
 
 
@@ -59,7 +63,7 @@ def commands(text: str) -> list[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
         if words[:1] == ["lntune"]:
-            short = {"--budget": "3s", "--time": "50ms"}
+            short = {"--budget": BUDGET, "--time": "50ms"}
             found.append([short.get(before, word) for before, word in itertools.pairwise(words)])
     return found
 
@@ -81,6 +85,29 @@ def run_lntune(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, f"lntune {shlex.join(arguments)}\n{done.output[-3000:]}\n{done.exception!r}"
     assert done.stdout
+    if arguments[0] == "tune" and "--dry-run" not in arguments:
+        assert_tuned(arguments, done.stdout)
+
+
+def assert_tuned(arguments: list[str], shown: str) -> None:
+    """What a tuning command promises: trials in the log, and a winner of a case that was asked for, with its time beside eager's, in the log and
+    in the table.
+    """
+    given = dict(zip(arguments[2::2], arguments[3::2], strict=False))
+    asked = cases(arguments[1], *(given.get(name, "") for name in ("--hidden", "--dtype", "--rows")))
+    log = records.read(paths.log_dirs(), arguments[1])
+    run = [r for r in log if r.run == log[-1].run]
+    trials, finals = ([r for r in run if r.role == role and r.status == "ok"] for role in ("trial", "final"))
+    assert trials
+    assert finals
+    for final in finals:
+        assert final.case in asked and final.median() and final.median("eager")
+        assert final.schedule == given.get("--schedule", final.schedule)
+        assert any((r.case, r.schedule, r.knobs) == (final.case, final.schedule, final.knobs) for r in trials)
+    table = shown[shown.index("\ntuned\n") :]
+    assert len(re.findall(rf"^{arguments[1]}  ", table, re.MULTILINE)) == len(finals)
+    said = [line for line in shown.splitlines() if line.startswith("not tuned: ")]
+    assert len(finals) + len(said) == len(asked), "every case has a winner, or the reason why not"
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +153,7 @@ def test_how_blocks_are_read() -> None:
     first, second = blocks(text)
     assert (first.line, first.language, first.skipped) == (2, "bash", "")
     assert (second.language, second.text, second.skipped) == ("python", "1/0", "slow")
-    assert commands(first.text) == [["tune", "x", "--budget", "3s", "--time=1s", "--time", "50ms"]]
+    assert commands(first.text) == [["tune", "x", "--budget", BUDGET, "--time=1s", "--time", "50ms"]]
 
 
 def test_the_figures_are_those_of_the_results() -> None:

@@ -124,7 +124,7 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
                 plans.append(_plan(case, known, found[case], scores, settings))
         except KeyboardInterrupt:
             interrupted = True
-        pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds])
+        pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds], len(found))
     plans = pace.reckoned(plans, settings, len(cases))
     compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
     return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted, round(pace.start, 2))
@@ -177,18 +177,24 @@ def _ranked(candidate: Candidate, outcome: Outcome, score: float) -> Ranked:
 class _Pace:
     """How long things take in a real run: what was measured here, and of a GPU what is assumed."""
 
-    def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float]) -> None:
+    def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float], cases: int) -> None:
         self._gpu, self._builders = device.kind == "gpu", ahead.count
         measured = builds if self._gpu else ahead.seconds  # a CPU's check is that of a real run
         self._build = statistics.median(measured) if measured else 0.0
         self.start = statistics.median(ahead.starts) if ahead.starts else 0.0
+        # The first candidate of a case waits for the inputs, and for what is true of them.
+        excess = 0.0 if self._gpu else sum(measured) - len(measured) * self._build
+        self.once = max(0.0, excess) / max(1, cases)
         self.again = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
-        rest = f"as much for each of a final's, which are measured for up to {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
+        rest = (
+            f"a quiet machine; as much for each of a final's, which are measured for up to {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
+        )
         if self._gpu:
             made = f"{self._build:.2f} s to build one, as here, by {self._builders} processes, whichever is longer"
             self.assumption = f"{self.again:.2f} s of the GPU for a candidate (assumed, not measured), or {made}; {rest}"
         else:
-            self.assumption = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it; {rest}"
+            made = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it"
+            self.assumption = f"{made}, {self.once:.1f} s for the inputs of a case; {rest}"
 
     def reckoned(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
         """The plans of the first of so many cases, with their times. In a run with a budget each case has its share of what is left; those that
@@ -200,12 +206,12 @@ class _Pace:
             share = 1 - refused / plan.built if plan.built else 1.0
             to_build = plan.measured / max(share, 0.1)
             each = max(self.again, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.again
-            seconds = times.reckoned(None, each, self.again, plan.measured)[1] if plan.measured else 0.0
+            seconds = self.once + times.reckoned(None, each, self.again, plan.measured)[1] if plan.measured else 0.0
             within = plan.measured
             if left is not None and plan.measured:
-                within, took = times.reckoned(max(0.0, left) / (cases - index), each, self.again, plan.measured)
+                within, took = times.reckoned(max(0.0, left / (cases - index) - self.once), each, self.again, plan.measured)
                 if index and left < 2 * self.again + times.SHORT_FINAL:
                     within, took = 0, 0.0
-                left -= took
+                left -= took + self.once
             made.append(msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within))
         return made
