@@ -157,6 +157,24 @@ def test_graphs_of_make_fx(options: dict[str, Any]) -> None:
     close(graph(parameters, other), function(parameters, other))
 
 
+def test_a_cell_is_exported_without_operators_of_ours() -> None:
+    """A program of a cell, or of a step, holds PyTorch's operators alone, whichever way it is exported, and runs where lntune is not."""
+    cell, x = lntune.LayerNormLSTMCell(4, 3), torch.randn(2, 4)
+    for strict in (True, False):
+        program = torch.export.export(cell, (x,), strict=strict)
+        assert "lntune." not in str(program.graph)
+        close(program.module()(x), cell(x))
+
+
+def test_no_empty_list_is_in_a_program() -> None:
+    """AOTInductor hands None to an operator for an empty list; a program says in another way that each step has the whole batch."""
+    module, x = lntune.LayerNormLSTM(4, 3), torch.randn(5, 2, 4)
+    graph = torch.export.export(module, (x,)).graph
+    (node,) = (node for node in graph.nodes if node.target is torch.ops.lntune.lnlstm_sequence.default)
+    assert [] not in node.args
+    assert node.args[9] == [-1]
+
+
 def test_graphs_that_kernels_do_not_serve() -> None:
     """Where the operator is not for the call, as in transforms of functions and other dtypes, make_fx records PyTorch's operators."""
     module, x = lntune.LayerNormLSTM(4, 3), torch.randn(5, 2, 4)

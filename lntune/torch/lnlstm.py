@@ -37,6 +37,7 @@ from lntune.torch.arguments import (
 from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backward
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
+_exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
@@ -78,6 +79,7 @@ def lnlstm_step(
         if (
             per_gate
             or not usual(eps)
+            or _exporting()  # a program that runs where lntune is not
             or len({t.dtype for t in tensors if t is not None}) > 1
             or not devices.serves(c.device.type)
             or c.dtype not in NAMES

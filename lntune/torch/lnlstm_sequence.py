@@ -21,7 +21,7 @@ from lntune.torch import devices, graphs, lnlstm_loops
 from lntune.torch.arguments import NAMES, batched, plain, rebuilt, recorded, recording, served, served_unwatched, transformed, usual
 from lntune.torch.constants import constant
 from lntune.torch.lnlstm_backward import recorded_backward
-from lntune.torch.lnlstm_steps import by_steps, each, in_a_trace
+from lntune.torch.lnlstm_steps import WHOLE, by_steps, each, in_a_trace
 
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 _to_onnx: Callable[[], bool] = constant(lambda: bool(torch.onnx.is_in_onnx_export()))
@@ -69,6 +69,7 @@ def lnlstm_sequence(
     ):
         return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
     keep = recorded(*there)
+    sizes = sizes or WHOLE
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, reverse, keep)
     return out, h_n, c_n

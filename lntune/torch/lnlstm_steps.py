@@ -16,9 +16,13 @@ Sequence = tuple[Tensor, Tensor, Tensor]
 """h of all steps, h_n and c_n."""
 
 
+WHOLE = [-1]
+"""Sizes that stand for the whole batch at each step, as none do: AOTInductor calls an operator with None for an empty list."""
+
+
 def each(sizes: list[int], rows: int, batch: int) -> list[int]:
-    """How many sequences each step has: `sizes`, or where that is empty the whole batch."""
-    if len(sizes) > 0:
+    """How many sequences each step has: `sizes`, or where that is empty or WHOLE the whole batch."""
+    if len(sizes) > 0 and sizes[0] >= 0:
         return sizes
     return [batch] * (rows // batch if batch > 0 else 1)
 
