@@ -20,9 +20,13 @@ __all__ = ["fake_gpu"]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONGEST = ("gpu_kernels", "gpu_pass", "bringup", "kernel_options", "kernels", "on_gpu_torch", "tune_gpu", "runtime", "lnlstm", "worker")
-LONGEST += ("build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
+LONGEST = ("gpu_kernels", "gpu_pass", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch", "killed_commands", "lnlstm")
+LONGEST += ("worker", "build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
 """Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
+QUICK = ("bench_summary", "capture", "case", "check", "columns", "cuda_headers", "device", "disturbance", "doctor", "errors")
+QUICK += ("failures", "interrupts", "kills", "knobs", "layers", "locks", "log_dir", "lowering", "paths", "patience", "records")
+QUICK += ("report", "schedule", "scratch", "search_budget", "timing", "toolchain", "words")
+"""Files whose tests build no kernel, nor start processes that do: the tier of the first two minutes. Every test of the others is `slow`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,6 +60,14 @@ def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tuning_logs"
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is not slow builds no kernel."""
+    if not request.node.get_closest_marker("slow"):
+        said = f"{request.path.name} builds a kernel: mark the test slow, or take the file from QUICK in tests/conftest.py"
+        monkeypatch.setattr("lntune.build._compile", lambda *_: pytest.fail(said))
 
 
 @pytest.fixture
@@ -99,9 +111,14 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files. Skip what needs a GPU where there is none; torch is imported only if some test asks for one."""
+    """Begin with the longest files; mark what builds kernels. Skip what needs a GPU where there is none; torch is imported only if some
+    test asks for one.
+    """
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        if item.path.stem.removeprefix("test_") not in QUICK:
+            item.add_marker(pytest.mark.slow)
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

@@ -19,10 +19,12 @@ PLANS = {name: s for name, s in all_schedules().items() if s.kind == DEVICE.kind
 LAYER_NORMS = [name for name, s in PLANS.items() if s.op == "layer_norm"]
 
 # Below a vector; primes; exactly one vector and several; a tail of every width (100 = 64 + 32 + 4, 1000 = 7 x 128 + 64 + 32
-# + 8); one more than a power of two. They cost a build each, so every dtype gets all of them.
+# + 8); one more than a power of two. They cost a build each.
 SHORT = (1, 2, 3, 7, 31, 64, 100, 769, 1000, 1024, 4097)
-# The steps of an LSTM take longer to build and are made of the same loops; their float16 differs from bfloat16 in the conversions alone.
-STEP_SIZES = {"float32": (1, 7, 100, 1000), "bfloat16": (1, 7, 100, 1000), "float16": (7, 1000)}
+# float16 differs from bfloat16 in the conversions alone: a row below a vector, whole vectors, tails, a long one.
+SHORT_HALF = (1, 3, 64, 100, 1000, 4097)
+# The steps of an LSTM take longer to build and are made of the same loops.
+STEP_SIZES = {"float32": (1, 7, 100, 1000), "bfloat16": (7, 100, 1000), "float16": (1, 1000)}
 # A long row costs seconds of float64 reference and takes no other path than a short one, but offsets and sums are larger:
 # the longest, and a vocabulary's odd one, each in one dtype.
 LONG = ((50257, "float32"), (65536, "bfloat16"), (50257, "float16"))
@@ -39,8 +41,8 @@ def schedule_cases(dtypes: tuple[str, ...] = tuple(DTYPES), short: tuple[int, ..
     """(schedule, case) for all that have valid knobs, with readable ids."""
     made = []
     for name, plan in PLANS.items():
-        steps = short is SHORT and plan.op.startswith("lnlstm")
-        for case in cases(plan.op, (*((h, d) for d in dtypes for h in (STEP_SIZES[d] if steps else short)), *long)):
+        every = STEP_SIZES if plan.op.startswith("lnlstm") else {"float16": SHORT_HALF}
+        for case in cases(plan.op, (*((h, d) for d in dtypes for h in (every.get(d, short) if short is SHORT else short)), *long)):
             if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
                 made.append(pytest.param(name, case, id=f"{name}-{case.dtype}-{case.hidden}"))
     return made

@@ -47,6 +47,7 @@ def final(hidden: int = 1024, **fields: Any) -> Record:
     return Record(case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **made)
 
 
+@pytest.mark.slow
 def test_a_sound_machine() -> None:
     """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records; nothing fails here."""
     found = findings()

@@ -58,9 +58,11 @@ def test_variants_in_other_dtypes(dtype: str) -> None:
                 assert_right(case, built(name, case))
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000, 1024), long=()))
+@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000,), long=()))
 def test_sampled_knobs_are_right(name: str, case: Case) -> None:
-    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case."""
+    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case. Rows of whole
+    vectors have every value of every knob below.
+    """
     plan = PLANS[name]
     space = plan.space(case, DEVICE)
     count = 1 if plan.op.startswith("lnlstm") else 4  # they take longer to build

@@ -263,8 +263,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@every_dtype
+def lstms() -> list[Any]:
+    """(GPU, dtype, options): all on a device; on the imagined one every dtype and every option, but not all of their pairs."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    every = [(dtype, name) for dtype in dtypes for name in OPTIONS]
+    some = [*((dtype, "default") for dtype in dtypes), *zip(dtypes, list(OPTIONS)[1:], strict=True)]
+    given = [("imagined", some, ()), ("cuda", every, pytest.mark.gpu)]
+    return [
+        pytest.param(where, dtype, OPTIONS[name], id=f"{where}-{dtype}-{name}", marks=marks)
+        for where, chosen, marks in given
+        for dtype, name in chosen
+    ]
+
+
+@pytest.mark.parametrize(("here", "dtype", "options"), lstms(), indirect=["here"])
 def test_lstm_against_float64(here: Here, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Outputs, states and every gradient of the layers, again and again (from the second call on as a CUDA graph), against the same layers
     in float64, which PyTorch's operators serve.

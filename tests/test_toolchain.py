@@ -32,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cxx", ["cache real++", "real++ -O0", "real++ ", " real++", "cache real++ -O1 '-DSAID=\"two words\"'"])
 def test_cxx_is_split_as_a_shell_does(cxx: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher before the compiler, options behind it and stray blanks are understood, and all words are used for every library."""

@@ -196,7 +196,8 @@ def test_the_command(device: Device, log_dir: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c(device: Device, log_dir: Path) -> None:
     """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of its processes is left."""
-    command = [sys.executable, "-m", "lntune", "tune", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--target", "cuda", "--budget", "10m"]
+    brief = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    command = [sys.executable, "-c", brief, "tune", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--target", "cuda", "--budget", "10m"]
     command += ["--schedule", "shared_row"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         try:
