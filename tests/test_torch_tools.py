@@ -200,6 +200,36 @@ def test_onnx(dynamo: bool) -> None:
     assert [n.op_type for n in graph.node] == ["Gemm", "LayerNormalization", "Gemm"]
 
 
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+def test_onnx_of_an_lstm(dynamo: bool) -> None:
+    """Either exporter writes an LSTM in ONNX's own operators, which compute the same."""
+    for package in ("onnx", *(["onnxscript"] if dynamo else [])):
+        pytest.importorskip(package, reason="the test's extra leaves the 40 MB of onnx out; pip install onnx onnxscript runs this")
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    lstm, x, file = lntune.LayerNormLSTM(4, 8, bidirectional=True).eval(), torch.randn(3, 2, 4), io.BytesIO()
+    if dynamo:
+        program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
+        assert program is not None
+        model = program.model_proto
+    else:
+        torch.onnx.export(lstm, (x,), file, dynamo=False)
+        model = onnx.load_from_string(file.getvalue())
+    session = ReferenceEvaluator(model)
+    output = session.run(None, {session.input_names[0]: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(output), lstm(x)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_lstm_on_its_way_to_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a model is exported to ONNX, which knows neither operators of ours nor a loop, an LSTM is PyTorch's operators step by step."""
+    lstm, x = lntune.LayerNormLSTM(4, 8), torch.randn(3, 2, 4)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    for strict in (True, False):
+        assert "lntune." not in str(torch.export.export(lstm, (x,), strict=strict).graph)
+    assert not torch.jit.trace(lstm, x).inlined_graph.findAllNodes("prim::Loop")
+
+
 def test_static_quantization() -> None:
     """Eager-mode static quantization puts the quantized norm in the place of ours as in that of PyTorch's, with the same result."""
     results = []
