@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import cuda, native, paths, runtime, sealed, toolchain
+from lntune import cuda, native, paths, runtime, sealed, sources, toolchain
 from lntune import knobs as knobs_module
 from lntune.case import Case
 from lntune.cuda import launcher
@@ -20,6 +20,7 @@ from lntune.device_code import Binary
 from lntune.errors import BuildError, ScheduleError, ToolchainError
 from lntune.schedule import Schedule
 from lntune.sealed import DamagedError
+from lntune.versions import Code
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ class Key(msgspec.Struct, frozen=True):
     variant: str
     bucket: int  # kernels take any number of rows, but a schedule may look at the bucket it is for
     schedule: str
-    source: str
+    code: Code
     knobs: dict[str, Any]
     target: dict[str, Any]
     abi: str
@@ -52,7 +53,7 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided
     target = {**device.target(), "blocks": case.blocks(device.cores)}
     target.pop("num-cores", None)
     if strided:
-        target["strided"] = native.source_hash(paths.PACKAGE / "strides.py")
+        target["strided"] = True
     return Key(
         case.op,
         case.hidden,
@@ -60,7 +61,7 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided
         case.variant,
         case.bucket,
         schedule.name,
-        schedule.source,
+        schedule.code,
         knobs_module.to_dict(setting),
         target,
         toolchain.COMPATIBLE["apache-tvm-ffi"],
@@ -79,10 +80,16 @@ def _tools(kind: str) -> sealed.Facts:
     return {name: tool for name, tool in tools.items() if tool not in ("", toolchain.MISSING)}
 
 
-def _outdated(facts: sealed.Facts, kind: str) -> bool:
-    """True for a kernel that was built by other tools than this machine has, where it has all that it takes to build it anew."""
+def _outdated(facts: sealed.Facts, kind: str, schedule: Schedule) -> bool:
+    """True for a kernel that was built by other tools than this machine has, or of code that was edited since without a new version, where
+    this machine has all that it takes to build it anew.
+    """
     tools = _tools(kind)
-    if tools.items() <= facts.items() or "apache-tvm" not in tools or (kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
+    if "apache-tvm" not in tools or (kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
+        return False
+    if not sources.unchanged(facts, schedule.path):
+        return True
+    if tools.items() <= facts.items():
         return False
     # The same CUDA compiler may lie elsewhere; what it is takes long to ask, and is asked only then.
     return tools["apache-tvm"] != facts.get("apache-tvm") or cuda.identity() != facts.get("compiler")
@@ -90,16 +97,16 @@ def _outdated(facts: sealed.Facts, kind: str) -> bool:
 
 def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> bool:
     """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as prepare's."""
-    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), device.kind, archs)
+    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), device.kind, schedule, archs)
 
 
-def _holds(path: Path, kind: str, archs: tuple[str, ...]) -> bool:
+def _holds(path: Path, kind: str, schedule: Schedule, archs: tuple[str, ...]) -> bool:
     """True when a sound file is there, and has code for some architectures beside that of its own."""
     try:
         facts = sealed.read(path).facts
     except (DamagedError, OSError):
         return False
-    return not _outdated(facts, kind) and (not archs or _architectures(path) >= set(archs))
+    return not _outdated(facts, kind, schedule) and (not archs or _architectures(path) >= set(archs))
 
 
 def _architectures(path: Path) -> set[str]:
@@ -130,7 +137,7 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
                 sealed.read(path)
             except DamagedError as e:
                 sealed.put_aside(path, str(e))
-    if not _holds(path, device.kind, archs):
+    if not _holds(path, device.kind, schedule, archs):
         _build(key, case, schedule, setting, device, archs, strided, path)
     return path
 
@@ -139,7 +146,7 @@ def _build(key: Key, case: Case, schedule: Schedule, setting: Any, device: Devic
     """Build a kernel and store it under its name; arguments as prepare's."""
     from lntune import build  # the compiler is imported only when something must be built
 
-    facts = {**_tools(device.kind), "key": msgspec.json.encode(key, order="sorted").decode()}
+    facts = {**_tools(device.kind), **sources.stamp(schedule.path), "key": msgspec.json.encode(key, order="sorted").decode()}
     if device.kind == "gpu":
         kept = _architectures(path)  # what one call asked for is not lost when another asks for more
         with native.atomic(path) as temporary:
@@ -174,15 +181,17 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided
     def make() -> None:
         _build(key, case, schedule, setting, device, (), strided, path)
 
-    if not _there(path, device.kind, make):
+    if not _there(path, device.kind, schedule, make):
         make()
     return native.fetch(path, load, make)
 
 
-def _there(path: Path, kind: str, make: Callable[[], None]) -> bool:
-    """True when a file is there for `native.fetch`. One of other tools than this machine's is made anew before, where that succeeds."""
+def _there(path: Path, kind: str, schedule: Schedule, make: Callable[[], None]) -> bool:
+    """True when a file is there for `native.fetch`. One of other tools than this machine's, or of other code, is made anew before, where that
+    succeeds.
+    """
     try:
-        outdated = _outdated(sealed.facts(path), kind)
+        outdated = _outdated(sealed.facts(path), kind, schedule)
     except DamagedError:
         return path.is_file()
     if outdated:

@@ -20,9 +20,12 @@ from lntune import callers, disturbance, locks
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
+from lntune.versions import Code, of_hash
 
-SCHEMA = 2
-"""Raised when a field changes its meaning; readers skip records of a newer schema and say so. Since 2 `busy` may be null."""
+SCHEMA = 3
+"""Raised when a field changes its meaning; readers skip records of a newer schema and say so. Since 2 `busy` may be null; since 3 `code` has
+versions where `source` was a hash of files.
+"""
 AHEAD = datetime.timedelta(days=1)
 """How far a record's time may lie in the future before it is thought to be of a wrong clock."""
 
@@ -69,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     device: Device
     threads: int
     schedule: str
-    source: str
+    code: Code = Code()
     knobs: dict[str, int | bool | str]
     status: str
     message: str = ""
@@ -174,9 +177,22 @@ def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
                 continue
             if roles and head.role not in roles:
                 continue
-            yield msgspec.json.decode(line, type=Record)
+            record = msgspec.json.decode(line, type=Record)
+            yield record if head.schema >= _VERSIONS else _with_versions(record, line)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
             callers.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning)
+
+
+_VERSIONS = 3  # the schema that has them
+
+
+class _Source(msgspec.Struct):
+    source: str = ""
+
+
+def _with_versions(record: Record, line: bytes) -> Record:
+    """A record of an earlier schema with the versions that its hash of source files stood for."""
+    return msgspec.structs.replace(record, code=of_hash(msgspec.json.decode(line, type=_Source).source))
 
 
 class _Head(msgspec.Struct):

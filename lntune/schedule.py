@@ -21,6 +21,7 @@ from lntune import callers, knobs, ops, paths, sources
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, ScheduleError, UnknownNameError, got_expected, unknown
+from lntune.versions import LOWERING, Code
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,11 @@ class Schedule:
     """(knobs, case, device) -> why they do not fit, or None."""
     apply: Callable[[Case, Any, Device], Any]
     """(case, knobs, device) -> the scheduled IRModule. Pure: the same arguments give the same code."""
+    version: int = 0
+    """Raised when the code that `apply` makes changes; 0 where none is declared, and a hash of the file serves instead."""
     path: Path = field(default=Path(), compare=False)
-    source: str = field(default="", compare=False)
-    """Hash of everything the generated code depends on; filled in by the loader."""
+    code: Code = field(default=Code(), compare=False)
+    """What tells the code it makes from that of other versions; filled in by the loader."""
 
     def untuned(self, case: Case, device: Device) -> Any:
         """The default knobs for a case.
@@ -107,7 +110,7 @@ def _import(path: Path, kind: str) -> ModuleType:
 
 
 def load_file(path: Path, kind: str) -> list[Schedule]:
-    """The schedules of one file, with their source hashes."""
+    """The schedules of one file, with what tells their code from that of other versions."""
     module = _import(path, kind)
     found = getattr(module, "SCHEDULES", None)
     if not isinstance(found, tuple) or not all(isinstance(s, Schedule) and isinstance(s.name, str) for s in found):
@@ -119,8 +122,13 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
             ops.get(s.op)
         except UnknownNameError as e:
             raise ScheduleError(f"{path}: schedule {s.name!r}: {e}") from e
+        if not isinstance(s.version, int) or s.version < 0:
+            raise ScheduleError(f"{path}: {got_expected(f'version of schedule {s.name!r}', repr(s.version), 'a whole number from 1 on, or none')}")
 
-    return [replace(s, path=path, source=sources.source_hash(path, s.op, kind)) for s in found]
+    def code(s: Schedule) -> Code:
+        return Code(s.version or sources.file_hash(path), ops.get(s.op).version, LOWERING[kind])
+
+    return [replace(s, path=path, code=code(s)) for s in found]
 
 
 KINDS = ("cpu", "gpu")

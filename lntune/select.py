@@ -116,7 +116,7 @@ def _note(faults: dict[str, str] | None, schedule: Schedule, error: ScheduleErro
 def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
     """True when the record's schedule is there and has changed since the measurement."""
     schedule = schedules.get(record.schedule)
-    return schedule is not None and schedule.source != record.source
+    return schedule is not None and schedule.code != record.code
 
 
 def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
@@ -192,7 +192,7 @@ def _from_group(
     if reason := _unusable(best, case, device, schedules, faults):
         return None, [*told, f"{_label(best)} {reason}"]
     old = stale(best, schedules)
-    doubts = "; the schedule's source has changed since, measure again" if old else ""
+    doubts = "; the schedule's code has changed since, measure again" if old else ""
     doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
     tuned, eager = best.median(), best.median("eager")
     if tuned and eager and tuned > eager * MARGIN:

@@ -1,23 +1,22 @@
-"""The hash of everything that a schedule's kernels are made of: change it, and its records are stale and its kernels built anew."""
+"""Whether the files that a kernel was built of are still what they were: what makes a checkout's cached kernels follow each change of its code.
+
+A release is told by its versions (`lntune/versions.py`); somebody who works on a schedule does not raise a number at each attempt.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import io
-import re
 import tokenize
+from collections.abc import Mapping
 from pathlib import Path
 
 from lntune import paths
 
-MAKES_CODE: tuple[str, ...] = ("loops.py", "gpu/threads.py", "gpu/columns.py", "gpu/gates.py", "gpu/turns.py", "streaming.py", "sums.py")
-MAKES_CODE += ("gpu/functions.py", "gpu/lowering.py", "gpu/phases.py", "gpu/ragged.py", "cuda/hints.py", "cuda/private.py")
-MAKES_CODE += ("ops/activations.py", "ops/dtypes.py", "ops/moments.py")
-"""Modules whose content decides what kernels are made of, where a schedule, an operator or another of them imports them."""
-_EVERY_GPU_KERNEL = ("gpu/threads.py", "gpu/lowering.py", "device_code.py")
-"""What every kernel of a GPU goes through."""
-_IMPORTS = re.compile(r"^\s*from lntune\S* import (?:\([^)]*\)|.*)", re.MULTILINE)
+_MAKE_CODE = ("ops/*.py", "gpu/*.py", "cuda/*.py", "loops.py", "streaming.py", "strides.py", "sums.py", "device_code.py", "build.py")
+"""Where in the package the code of kernels comes from, besides schedules: more than any one of them uses."""
+_TEXTS, _CODE = "texts", "code"
 
 
 def text_of(path: Path) -> str:
@@ -26,38 +25,47 @@ def text_of(path: Path) -> str:
         return file.read()
 
 
-def source_hash(path: Path, op: str, kind: str) -> str:
-    """Hash of the schedule's file, its operator's file, the transformations that they import, directly or not, and for GPUs the way to CUDA
-    source.
-    """
-    package = paths.PACKAGE
-    texts = [text_of(part) for part in (path, package / "ops" / f"{op}.py") if part.is_file()]
-    used: dict[str, str] = {}
+def file_hash(path: Path) -> str:
+    """Hash of a Python file's code; of its content where that is no Python."""
+    try:
+        return hashlib.sha256(code_of(text_of(path)).encode()).hexdigest()[:12]
+    except (SyntaxError, UnicodeError, tokenize.TokenError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
-    def use(name: str) -> None:
-        if name not in used:
-            used[name] = (package / name).read_text(encoding="utf-8")
-            follow(used[name])
 
-    def follow(text: str) -> None:
-        imports = "\n".join(_IMPORTS.findall(text))
-        for name in MAKES_CODE:
-            if re.search(rf"\b{Path(name).stem}\b", imports):
-                use(name)
+def _files(schedule: Path) -> list[Path]:
+    own = [schedule] if schedule.is_file() else []
+    return [*own, *sorted(path for pattern in _MAKE_CODE for path in paths.PACKAGE.glob(pattern))]
 
-    for text in texts:
-        follow(text)
-    for name in _EVERY_GPU_KERNEL if kind == "gpu" else ():
-        use(name)
+
+@functools.cache
+def _texts(schedule: Path) -> str:
+    """Hash of the files as they are: quickly made, and another one after any change."""
     digest = hashlib.sha256()
-    for text in [*texts, *(used[name] for name in dict.fromkeys((*MAKES_CODE, *_EVERY_GPU_KERNEL)) if name in used)]:
-        digest.update(code_of(text).encode())
+    for path in _files(schedule):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-@functools.cache  # most of the files are in several schedules' hashes
+@functools.cache
+def _code(schedule: Path) -> str:
+    """Hash of the files' code; words in them may change."""
+    return hashlib.sha256("".join(file_hash(path) for path in _files(schedule)).encode()).hexdigest()[:12]
+
+
+def stamp(schedule: Path) -> dict[str, str]:
+    """What to keep with a kernel of the schedule in this file, for `unchanged`."""
+    return {_TEXTS: _texts(schedule), _CODE: _code(schedule)}
+
+
+def unchanged(kept: Mapping[str, str], schedule: Path) -> bool:
+    """True when the code is what it was when `kept` was made by `stamp`."""
+    return kept.get(_TEXTS) == _texts(schedule) or kept.get(_CODE) == _code(schedule)
+
+
+@functools.cache
 def code_of(text: str) -> str:
-    """Python source without comments, docstrings and blank lines, so that rewording does not make measurements stale.
+    """Python source without comments, docstrings and blank lines.
 
     Cut out by position: the text of tokens and syntax trees differs between Python versions.
     """

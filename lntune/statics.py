@@ -88,7 +88,7 @@ def _ways(setting: Any) -> dict[str, knobs.Value]:
 
 def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
     """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more than once; asked once per machine."""
-    key = [_FORMAT, case.op, case.dtype, case.variant, schedule.name, schedule.source, device.isa, _ways(setting)]
+    key = [_FORMAT, case.op, case.dtype, case.variant, schedule.name, schedule.code, device.isa, _ways(setting)]
     name = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:24]
     path = paths.cached("statics", f"{name}.json")
     with contextlib.suppress(OSError, msgspec.MsgspecError):

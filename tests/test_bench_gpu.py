@@ -66,7 +66,7 @@ def test_everyone_on_the_gpu(here: Here, op: str) -> None:
     assert {"eager", "tuned", "copy"} <= set(record.timings)
     assert len({len(t.samples_us) for t in record.timings.values()}) == 1
     assert (record.role, record.status, record.case, record.device) == ("bench", "ok", case, here.device)
-    assert record.message.startswith("default: ") and record.schedule and record.source
+    assert record.message.startswith("default: ") and record.schedule and record.code.schedule
     assert record.errors and max(record.errors.values()) <= 1
     assert result.bandwidth is not None and result.bandwidth > 0
     assert result.outputs == "allocated by every call and held for a turn"
@@ -159,7 +159,7 @@ def test_tables_with_the_cards_bandwidth() -> None:
     """The table has a column for the share of the card's bandwidth where that is known, and sentences about others' kernels."""
     timings = {"tuned": Timing((10.0, 10.0), 10.0), "copy": Timing((11.0, 11.0), 11.0), "liger": Timing((15.0, 15.0), 15.0)}
     case = Case("layer_norm", 1024, "float32", 4096)
-    record = Record(case=case, device=places.of(None).device, threads=1, schedule="s", source="", knobs={}, status="ok", timings=timings)
+    record = Record(case=case, device=places.of(None).device, threads=1, schedule="s", knobs={}, status="ok", timings=timings)
     rows = rows_of([record])
     plain, told = cases_table(rows, "t"), cases_table(rows, "t", bandwidth=4e12)
     assert len(told.columns) == len(plain.columns) + 1

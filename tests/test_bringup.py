@@ -35,6 +35,7 @@ from lntune.report import bringup as report
 from lntune.report import progress
 from lntune.trial import Job, Outcome, measured
 from lntune.tune import loop
+from lntune.versions import Code
 
 __all__ = ["here"]
 
@@ -42,7 +43,7 @@ FAULTY = Path(__file__).parent / "faulty"
 CPU = device_module.current()
 GPU = device_of("nvidia/nvidia-h100")
 SMALL = value.cases(CPU, (), "small")
-SOURCE = schedule.get("cached_rows").source
+CODE = schedule.get("cached_rows").code
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def final(case: Case, at: str = "2026-01-01T00:00:00", tuned: float = 10.0, **fields: Any) -> Record:
     """A final of this CPU: eager takes 20 us, a copy 15."""
     timings = {"tuned": Timing((tuned,), tuned), "eager": Timing((20.0,), 20.0), "copy": Timing((15.0,), 15.0)}
-    given = {"role": "final", "device": CPU, "schedule": "cached_rows", "source": SOURCE, "status": "ok", "timings": timings, "time": at, **fields}
+    given = {"role": "final", "device": CPU, "schedule": "cached_rows", "code": CODE, "status": "ok", "timings": timings, "time": at, **fields}
     return Record(case=case, threads=1, knobs={}, **given)
 
 
@@ -124,7 +125,7 @@ def test_the_log_is_the_memory(log_dir: Path) -> None:
     """A case counts as tuned when the log has a final of this device and of the schedule as it is now, in whatever row of its bucket."""
     case, stale, foreign, missing = (Case("layer_norm", hidden, "float32", 24) for hidden in (192, 193, 194, 195))
     records.append(log_dir, final(msgspec.structs.replace(case, rows=100)))
-    records.append(log_dir, final(stale, source="of yesterday"))
+    records.append(log_dir, final(stale, code=Code("of yesterday")))
     records.append(log_dir, final(foreign, device=msgspec.structs.replace(CPU, cores=CPU.cores + 1)))
     assert list(known.finals(CPU, [case, stale, foreign, missing])) == [case]
 
@@ -134,7 +135,7 @@ def test_a_benchmark_is_known_until_the_case_is_tuned_again(log_dir: Path) -> No
     case, eager = SMALL[0], SMALL[1]
     records.append(log_dir, final(case, "2026-01-01T00:00:00"))
     records.append(log_dir, final(case, "2026-01-02T00:00:00", role=known.BENCH))
-    records.append(log_dir, final(eager, "2026-01-02T00:00:00", role=known.BENCH, schedule="eager", source=""))
+    records.append(log_dir, final(eager, "2026-01-02T00:00:00", role=known.BENCH, schedule="eager", code=Code()))
     assert list(known.benchmarked(CPU, SMALL)) == [case, eager]
     records.append(log_dir, final(case, "2026-01-03T00:00:00"))
     assert list(known.benchmarked(CPU, SMALL)) == [eager]

@@ -26,6 +26,7 @@ from lntune.torch import dispatch
 from lntune.torch.untuned import UntunedWarning
 from lntune.tune import settings
 from lntune.tune.candidates import Candidates
+from lntune.versions import Code
 
 X = torch.randn(8, 48)
 CASE = Case("layer_norm", 48, "float32", 8, "plain")
@@ -86,13 +87,13 @@ def forget() -> None:
     lntune.reload()
 
 
-def won(log_dir: Path, name: str, knobs: dict[str, Any], source: str = "") -> None:
+def won(log_dir: Path, name: str, knobs: dict[str, Any], code: Code | None = None) -> None:
     """A final in the log that a schedule has won."""
     known = schedule.all_schedules()
     timings = {"tuned": Timing((1.0,), 1.0), "eager": Timing((2.0,), 2.0)}
-    source = source or (known[name].source if name in known else "")
+    code = code or (known[name].code if name in known else Code())
     record = Record(
-        role="final", case=CASE, device=device.current(), threads=1, schedule=name, source=source, knobs=knobs, status="ok", timings=timings,
+        role="final", case=CASE, device=device.current(), threads=1, schedule=name, code=code, knobs=knobs, status="ok", timings=timings,
         busy=False, time="2026-01-01T00:00:00.000+00:00",
     )  # fmt: skip
     records.append(log_dir, record)

@@ -527,7 +527,7 @@ def states() -> list[Progress]:
         return Progress(CASE, 0, 2, **fields)
 
     timings = {name: Timing((t,), t) for name, t in (("tuned", 2.0), ("eager", 4.0), ("default", 3.0))}
-    final = Record(role="final", case=CASE, device=HERE, threads=1, schedule="s", source="", knobs={}, status="ok", timings=timings)
+    final = Record(role="final", case=CASE, device=HERE, threads=1, schedule="s", knobs={}, status="ok", timings=timings)
     failed = Counter(timeout=1)
     return [
         at(),

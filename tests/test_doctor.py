@@ -21,6 +21,7 @@ from lntune.cuda import driver
 from lntune.doctor import Finding
 from lntune.records import Record, Timing
 from lntune.torch import layer_norm_node, products
+from lntune.versions import Code
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def final(hidden: int = 1024, **fields: Any) -> Record:
     name = fields.setdefault("schedule", "cached_rows")
     known = schedule.all_schedules()
     made: dict[str, Any] = {"role": "final", "threads": 1, "knobs": {}, "status": "ok", "timings": {"tuned": Timing((1.0,), 1.0)}}
-    made |= {"source": known[name].source if name in known else "", **fields}
+    made |= {"code": known[name].code if name in known else Code(), **fields}
     return Record(case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **made)
 
 
@@ -164,7 +165,7 @@ def test_tuned_cases_are_counted(log_dir: Path) -> None:
 
 def test_stale_records_are_a_warning(log_dir: Path) -> None:
     """Records whose schedule has changed since, or is gone, are counted; they still serve, so it is no failure."""
-    for record in (final(64), final(128, source="old"), final(256, schedule="gone")):
+    for record in (final(64), final(128, code=Code("old")), final(256, schedule="gone")):
         records.append(log_dir, record)
     found = findings()["stale records"]
     assert found.status == "warn" and found.detail == "2 of 3: cached_rows, gone changed or went since they were measured"

@@ -310,7 +310,7 @@ def test_a_log_of_another_device_that_cannot_be_read(log_dir: Path) -> None:
     here, timings = device.current(), {"tuned": Timing((1.0,), 1.0), "eager": Timing((2.0,), 2.0)}
     knobs = msgspec.to_builtins(plan.default(CASE, here))
     record = Record(
-        role="final", case=CASE, device=here, threads=1, schedule=plan.name, source=plan.source, knobs=knobs, status="ok", timings=timings,
+        role="final", case=CASE, device=here, threads=1, schedule=plan.name, code=plan.code, knobs=knobs, status="ok", timings=timings,
         busy=False, time="2026-01-01T00:00:00.000+00:00",
     )  # fmt: skip
     records.append(log_dir, record)

@@ -24,9 +24,7 @@ def a_record(message: str) -> Record:
     """A record of some length."""
     timings = {"tuned": Timing(tuple(map(float, range(300))), 1.0)}
     case = Case("layer_norm", 1024, "float32", 64)
-    return Record(
-        case=case, device=DEVICE, threads=2, schedule="s", source="0", knobs={}, status="ok", timings=timings, message=message, time=message
-    )
+    return Record(case=case, device=DEVICE, threads=2, schedule="s", knobs={}, status="ok", timings=timings, message=message, time=message)
 
 
 def killed_in(work: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("errors", "interrupts", "callers", "words", "disturbance", "scratch", "patience", "later"),
     ("paths", "device", "case", "locks"),
+    ("versions",),
     ("knobs", "records", "toolchain", "sealed", "sources"),
     ("native", "exchange"),
     ("ops", "search", "cuda", "emulator"),

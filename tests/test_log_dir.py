@@ -16,6 +16,7 @@ from lntune.case import Case
 from lntune.cli import app, base
 from lntune.errors import InputError
 from lntune.records import Record, Timing
+from lntune.versions import Code
 
 HERE = device.current()
 CASE = Case("layer_norm", 96, "float32", 8)
@@ -35,7 +36,7 @@ def final(hidden: int = CASE.hidden, **changes: Any) -> Record:
     plan = schedule.get("cached_rows")
     timings = {name: Timing((us,), us) for name, us in (("tuned", 1.0), ("eager", 2.0))}
     setting = knobs.to_dict(plan.default(case, HERE))
-    made = {"source": plan.source, "knobs": setting, "device": HERE, "time": "2026-01-01", **changes}
+    made = {"code": plan.code, "knobs": setting, "device": HERE, "time": "2026-01-01", **changes}
     return Record(role="final", case=case, threads=1, schedule="cached_rows", status="ok", timings=timings, **made)
 
 
@@ -141,7 +142,7 @@ def test_report_shows_this_device_only(log_dir: Path) -> None:
 
 def test_report_marks_what_is_stale(log_dir: Path) -> None:
     """A record whose schedule has changed since carries a mark that a line explains, and says so to machines; what serves is what is shown."""
-    records.append(log_dir, final(64, source="0123456789ab"))
+    records.append(log_dir, final(64, code=Code("0123456789ab")))
     records.append(log_dir, final(96))
     records.append(log_dir, final(96, time="2026-05-01", busy=True, knobs={}))
     (table,) = json.loads(run("report", "--json", "--log-dir", log_dir).stdout)

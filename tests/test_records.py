@@ -21,6 +21,7 @@ from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.errors import LogError
 from lntune.records import SCHEMA, STATUSES, LogWarning, Record, Setting, Timing
+from lntune.versions import Code
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
 
@@ -32,7 +33,7 @@ def a_record(index: int = 0, **fields: Any) -> Record:
         "device": DEVICE,
         "threads": 2,
         "schedule": "cached_rows",
-        "source": "0123456789ab",
+        "code": Code(3, 1, 2),
         "knobs": {"lanes": 4, "parallel": True, "mode": "a"},
         "status": "ok",
         "timings": {"tuned": Timing((10.0, 11.5, 12.25), 11.5)},
@@ -77,7 +78,7 @@ any_record = st.builds(
     device=any_device,
     threads=st.integers(1, 512),
     schedule=names,
-    source=names,
+    code=st.builds(Code, st.integers(0, 99) | names, st.integers(0, 99), st.integers(0, 99)),
     knobs=st.dictionaries(names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6),
     status=st.sampled_from(STATUSES),
     message=any_text,

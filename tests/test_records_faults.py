@@ -35,7 +35,6 @@ def a_record(index: int = 0, run: str = "", samples: int = 3) -> Record:
         device=DEVICE,
         threads=2,
         schedule="cached_rows",
-        source="0123456789ab",
         knobs={"lanes": 4, "parallel": True},
         status="ok",
         timings={"tuned": Timing(tuple(float(i) for i in range(samples)), 1.0)},

@@ -39,7 +39,7 @@ def timing(*samples: float) -> Timing:
 def record(hidden: int = 1024, rows: int = 512, dtype: str = "float32", device: Device = HERE, **fields: Any) -> Record:
     """A final record, measured by default as eager 100, tuned 50, copy 40, default 60 us."""
     timings = fields.pop("timings", {"eager": timing(100), "tuned": timing(50), "copy": timing(40), "default": timing(60)})
-    made: dict[str, Any] = {"role": "final", "threads": 2, "schedule": "cached_rows", "source": "s", "knobs": {"lanes": 4, "parallel": True}}
+    made: dict[str, Any] = {"role": "final", "threads": 2, "schedule": "cached_rows", "knobs": {"lanes": 4, "parallel": True}}
     made |= {"status": "ok", "time": "2026-01-02T03:04:05+00:00", **fields}
     return Record(case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **made)
 

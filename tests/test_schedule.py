@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from lntune import ops, paths, schedule, sources
+from lntune import ops, paths, schedule, sources, versions
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError, UnknownNameError
 from lntune.schedule import ScheduleWarning
+from lntune.versions import Code
 
 CASE = Case("layer_norm", 64, "float32", 4)
 DEVICE = Device("cpu", "Test", "x86-64-v3", 2)
@@ -84,15 +85,15 @@ def left_out() -> list[str]:
 
 
 def test_shipped_schedules_load() -> None:
-    """Every shipped schedule is known by its own name, lies in its kind's folder, is for an operator there is, and has a
-    source hash.
+    """Every shipped schedule is known by its own name, lies in its kind's folder, is for an operator there is, and declares a
+    version.
     """
     found = shipped()
     assert {"cached_rows", "widened_rows"} <= set(found)
     for name, s in found.items():
         assert (s.name, s.kind) == (name, s.path.parent.name)
         assert s.op in ops.OPS
-        assert re.fullmatch(r"[0-9a-f]{12}", s.source)
+        assert s.version >= 1 and s.code.schedule == s.version
 
 
 @pytest.mark.parametrize("op", ops.OPS)
@@ -127,14 +128,14 @@ def test_space_and_reasons(write: WriteFile) -> None:
 
 
 def test_a_users_schedule_wins_over_a_shipped_one(write: WriteFile) -> None:
-    """A schedule in the user's folder takes the place of the shipped one of the same name, which is said, and has another source hash."""
+    """A schedule in the user's folder takes the place of the shipped one of the same name, which is said, and is told from it."""
     theirs = shipped()["cached_rows"]
     schedule._load.cache_clear()
     path = write("cpu/mine.py", name="cached_rows")
     with pytest.warns(ScheduleWarning) as said:
         assert schedule.get("cached_rows").path == path
     assert [str(w.message) for w in said] == [f"schedule 'cached_rows' is taken from {path}, not from {theirs.path}"]
-    assert schedule.get("cached_rows").source != theirs.source
+    assert schedule.get("cached_rows").code != theirs.code
     assert schedule.get("widened_rows").path == theirs.path
 
 
@@ -356,16 +357,38 @@ def test_another_operators_schedule() -> None:
         schedule.get("cached_rows", "no_such_op")
 
 
-def test_the_source_hash_follows_the_file(write: WriteFile) -> None:
-    """The source hash is that of the code: it changes with it, and not with the file's place or time, nor with what it says."""
-    one = schedule.load_file(write("cpu/a.py"), "cpu")[0].source
-    assert schedule.load_file(write("cpu/a.py"), "cpu")[0].source == one
-    assert schedule.load_file(write("cpu/b.py", folder="elsewhere"), "cpu")[0].source == one
-    assert schedule.load_file(write("cpu/a.py", text=MINE + "EXTRA = 1\n"), "cpu")[0].source != one
-    assert schedule.load_file(write("cpu/a.py", text=f'"""Another word."""\n# and one more\n{MINE}\n\n'), "cpu")[0].source == one
+def test_a_file_without_versions_is_known_by_its_code(write: WriteFile) -> None:
+    """A schedule that declares no version is told by a hash of its code: another one with it, and not with the file's place or time, nor with
+    what it says.
+    """
+    one = schedule.load_file(write("cpu/a.py"), "cpu")[0].code
+    assert isinstance(one.schedule, str) and one.op == one.lowering == 1
+    assert schedule.load_file(write("cpu/a.py"), "cpu")[0].code == one
+    assert schedule.load_file(write("cpu/b.py", folder="elsewhere"), "cpu")[0].code == one
+    assert schedule.load_file(write("cpu/a.py", text=MINE + "EXTRA = 1\n"), "cpu")[0].code != one
+    assert schedule.load_file(write("cpu/a.py", text=f'"""Another word."""\n# and one more\n{MINE}\n\n'), "cpu")[0].code == one
 
 
-def test_the_source_hash_leaves_out_words_only() -> None:
+def test_a_declared_version_is_what_counts(write: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule with a version is told by it, by its operator's and by the lowering's, whatever else its file says."""
+    text = MINE.replace('"module")', '"module", version=3)')
+    assert text != MINE
+    one = schedule.load_file(write("cpu/a.py", text=text), "cpu")[0].code
+    assert one == Code(3, 1, 1)
+    assert schedule.load_file(write("cpu/a.py", text=text + "EXTRA = 1\n"), "cpu")[0].code == one
+    assert schedule.load_file(write("cpu/a.py", text=text.replace("version=3", "version=4")), "cpu")[0].code == Code(4, 1, 1)
+    monkeypatch.setitem(versions.LOWERING, "cpu", 9)
+    assert schedule.load_file(write("cpu/a.py", text=text), "cpu")[0].code == Code(3, 1, 9)
+
+
+@pytest.mark.parametrize("version", ["-1", "'2'", "1.5"])
+def test_versions_are_whole_numbers(write: WriteFile, version: str) -> None:
+    """Another version than a number from 1 on is an error that says so."""
+    path = write("cpu/odd.py", text=MINE.replace('"module")', f'"module", version={version})'))
+    assert left_out() == [f"{path}: version of schedule 'mine': got {version}, expected a whole number from 1 on, or none."]
+
+
+def test_code_leaves_out_words_only() -> None:
     """Comments, docstrings and blank lines go, wherever they stand; strings that are values, and indentation, stay."""
     text = '''"""Module."""
 # comment
@@ -391,37 +414,20 @@ docstring"""'''
     assert sources.code_of(text) == expected
 
 
-@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py", "streaming.py"])
-def test_the_source_hash_follows_what_code_is_made_of(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """The source hash changes with the operator's definition and the transformations a file imports, which decide the code as well."""
-    package = tmp_path / "package"
-    shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    path, apart = write("cpu/a.py", text="from lntune import (\n    loops,\n    streaming,\n)\n" + MINE), write("cpu/b.py", name="apart")
-    before, apart_before = (schedule.load_file(p, "cpu")[0].source for p in (path, apart))
-    monkeypatch.setattr(paths, "PACKAGE", package)
-    assert schedule.load_file(path, "cpu")[0].source == before
-    (package / part).write_text((package / part).read_text() + "ANOTHER = 1\n")
-    assert schedule.load_file(path, "cpu")[0].source != before
-    assert (schedule.load_file(apart, "cpu")[0].source != apart_before) == part.startswith("ops/")  # it does not import the others
-
-
-def test_the_source_hash_follows_imports_of_imports(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only another transformation imports decides the code too: gpu/threads.py of whoever imports gpu/columns.py, on whatever device."""
+@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py", "gpu/threads.py", "cuda/hints.py", "mine"])
+def test_edits_are_seen(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """What a kernel was built of counts as changed when the code of the schedule, of an operator or of a transformation is edited, and not
+    when only words in it are.
+    """
     package = tmp_path / "package"
     shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(paths, "PACKAGE", package)
-    path = write("cpu/a.py", text="from lntune.gpu import columns\n" + MINE)
-    for part in ("gpu/threads.py", "ops/dtypes.py"):
-        before = schedule.load_file(path, "cpu")[0].source
-        (package / part).write_text((package / part).read_text() + "ANOTHER = 1\n")
-        assert schedule.load_file(path, "cpu")[0].source != before
-
-
-def test_the_source_hash_knows_every_module_that_makes_gpu_code() -> None:
-    """Whatever transformation of lntune.gpu there is, and what GPU schedules import of lntune.cuda to change their source, is among its parts."""
-    known = set(sources.MAKES_CODE)
-    assert {f"gpu/{path.name}" for path in (paths.PACKAGE / "gpu").glob("*.py")} - {"gpu/__init__.py"} <= known
-    texts = [plan.path.read_text() for plan in schedule.all_schedules().values() if plan.kind == "gpu"]
-    imported = {name for text in texts for line in re.findall(r"^from lntune\.cuda import (.*)$", text, re.MULTILINE) for name in line.split(", ")}
-    assert imported
-    assert {f"cuda/{name}.py" for name in imported} <= known
+    mine = write("cpu/a.py")
+    edited = mine if part == "mine" else package / part
+    kept = sources.stamp(mine)
+    text = edited.read_text()
+    for addition, same in (("", True), ("# word\n", True), ("ANOTHER = 1\n", False)):
+        edited.write_text(text + addition)
+        sources._texts.cache_clear()
+        sources._code.cache_clear()
+        assert sources.unchanged(kept, mine) == same

@@ -20,7 +20,9 @@ from lntune.errors import NotTunedError
 from lntune.records import Record, Timing
 from lntune.select import TIERS, Choice, select, served, tune_commands
 from lntune.torch import dispatch
+from lntune.versions import Code
 
+OLD = Code("0123456789ab")
 HIDDEN = 192
 CASE = Case("layer_norm", HIDDEN, "float32", 8)
 HERE = device.current()
@@ -51,7 +53,7 @@ def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: 
         device=HERE,
         threads=1,
         schedule=name,
-        source=plan.source,
+        code=plan.code,
         knobs=setting,
         status="ok",
         timings=timings,
@@ -158,13 +160,13 @@ def test_records_that_no_longer_fit() -> None:
         assert any(reason in s and s.startswith("exact: ") for s in choice.steps)
 
 
-def test_a_stale_source_is_mentioned() -> None:
-    """A record of an older schedule source still serves, says that it wants to be measured again, and does not count as measured."""
-    choice = choose(final(source="0123456789ab"))
-    assert choice.tier == "exact" and "source has changed" in choice.steps[-1]
+def test_a_stale_record_is_mentioned() -> None:
+    """A record of an older version of the schedule still serves, says that it wants to be measured again, and does not count as measured."""
+    choice = choose(final(code=OLD))
+    assert choice.tier == "exact" and "code has changed" in choice.steps[-1]
     assert (choice.stale, choice.measured) == (True, False)
-    assert "source has changed" not in choose(final()).steps[-1]
-    eager = choose(final(source="0123456789ab", eager=0.5))
+    assert "code has changed" not in choose(final()).steps[-1]
+    eager = choose(final(code=OLD, eager=0.5))
     assert (eager.tier, eager.stale, eager.measured) == ("eager", True, False)
 
 
@@ -195,7 +197,7 @@ def test_a_disturbed_final_does_not_replace_a_quiet_one() -> None:
 
 def test_stale_before_disturbed() -> None:
     """What was measured in quiet, of a schedule that has changed since, still says more than what was measured in turns of the scheduler."""
-    old, disturbed = final(source="0123456789ab"), final(time="2026-06-01", busy=True)
+    old, disturbed = final(code=OLD), final(time="2026-06-01", busy=True)
     assert choose(old, disturbed).record == old
     assert choose(old, final(time="2026-05-01"), old).record == final(time="2026-05-01")
 
@@ -213,7 +215,7 @@ def of(number: int, kind: Any) -> Record:
     changes, source, busy, time = kind
     made = final(run=str(number), busy=busy, time=time, **{k: v for k, v in changes.items() if k != "knobs"})
     made = msgspec.structs.replace(made, knobs={**made.knobs, **changes.get("knobs", {})})
-    return made if source == "now" else msgspec.structs.replace(made, source="0123456789ab")
+    return made if source == "now" else msgspec.structs.replace(made, code=OLD)
 
 
 def usable(kind: Any) -> bool:
@@ -347,7 +349,7 @@ def test_eager_is_called_where_it_won(log_dir: Path) -> None:
 
 def test_strict_wants_what_is_not_stale(log_dir: Path) -> None:
     """A record whose schedule has changed since is no measurement of what would run: an error in strict mode, else said once and served."""
-    records.append(log_dir, final(source="0123456789ab"))
+    records.append(log_dir, final(code=OLD))
     with pytest.warns(lntune.UntunedWarning, match="was tuned before its schedule changed; served by that record. Run: lntune tune"):
         call()
     assert dispatch.describe(CASE)["stale"] is True

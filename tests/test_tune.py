@@ -24,6 +24,7 @@ from lntune.errors import BuildError, InputError, LntuneError, LogError, Schedul
 from lntune.records import Record, Timing
 from lntune.trial import Candidate, Job, Outcome
 from lntune.tune import Progress, Settings, loop
+from lntune.versions import Code
 
 FAULTY = Path(__file__).parent / "faulty"
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -131,7 +132,7 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: floa
         assert record.status == "ok"
         assert record.device == device_module.current()
         assert record.versions == toolchain.versions()
-        assert record.source == schedule.get(record.schedule).source
+        assert record.code == schedule.get(record.schedule).code
         assert record.threads >= 1
         assert record.run == trials[0].run != ""
         assert "T" in record.time
@@ -210,7 +211,7 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
     tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
     assert len(tried) == 2 and tried[1] == before.knobs
     assert before.knobs in [c.knobs for c in fake.jobs[-1].candidates]
-    for changes in ({"source": "of yesterday"}, {"device": msgspec.structs.replace(before.device, cores=99)}):
+    for changes in ({"code": Code("of yesterday")}, {"device": msgspec.structs.replace(before.device, cores=99)}):
         other = tmp_path / str(changes)
         records.append(other, msgspec.structs.replace(before, **changes))
         fake.jobs.clear()

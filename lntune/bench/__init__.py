@@ -18,6 +18,7 @@ from lntune.heap import kept_heap
 from lntune.places import Place
 from lntune.records import Record
 from lntune.torch import dispatch
+from lntune.versions import Code
 
 Progress = Callable[[int, int, Case], None]
 Calls = dict[str, Sequence[Callable[[], Any]]]
@@ -112,7 +113,7 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
         device=place.device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
-        source=plan.source if plan else "",
+        code=plan.code if plan else Code(),
         knobs=choice.knobs,
         status="wrong" if verdict and not verdict.ok else "ok",
         message=said + (f"; not as a graph: {', '.join(measured.uncaptured)}" if measured.uncaptured else ""),

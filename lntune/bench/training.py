@@ -22,6 +22,7 @@ from lntune.ops import layer_norm
 from lntune.records import Record
 from lntune.torch import dispatch
 from lntune.torch.modules import LayerNorm
+from lntune.versions import Code
 
 ROLE = "bench-training"
 FORWARD = " forward"
@@ -104,7 +105,7 @@ def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
         device=device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
-        source=plan.source if plan else "",
+        code=plan.code if plan else Code(),
         knobs=choice.knobs,
         status="ok",
         message=f"{choice.tier}: {knobs.describe(choice.knobs)}",

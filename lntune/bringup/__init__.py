@@ -163,7 +163,7 @@ class _Bringup:
                 seconds = min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic()))
                 answer = helper.do(Smoke(job), seconds, patient=True)
                 came = answer.outcome or Outcome("run", answer.error)
-                self.log(case, role="trial", schedule=plan.name, source=plan.source, knobs=defaults[case].knobs, **measured(came))
+                self.log(case, role="trial", schedule=plan.name, code=plan.code, knobs=defaults[case].knobs, **measured(came))
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
@@ -257,7 +257,7 @@ class _Bringup:
                 if answer.record is None:
                     self.found.not_benchmarked[str(case)] = answer.error
                     continue
-                served = {name: getattr(answer.record, name) for name in ("schedule", "source", "knobs")}
+                served = {name: getattr(answer.record, name) for name in ("schedule", "code", "knobs")}
                 self.log(case, role=known.BENCH, **served, **measured(answer.record))
                 self.found.wrong += [f"{case}: {answer.record.schedule}: {answer.record.message}"] if answer.record.status == "wrong" else []
         done = len(telling) - len(self.found.not_benchmarked)

@@ -11,27 +11,28 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError, UnknownNameError
 from lntune.records import Record
+from lntune.versions import Code
 
 BENCH = "bench"
 """The role of a record that `lntune bringup` benchmarked: what serves the case against eager, torch.compile and the others."""
 
 
 def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()) -> list[Record]:
-    """The records of this device, oldest first, for the operators of the cases, whose schedule's source is today's; also those without one."""
+    """The records of this device, oldest first, for the operators of the cases, whose schedule is as it was; also those without one."""
     found = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
-            if record.source in ("", _source(record.schedule)):
+            if record.code in (Code(), _code(record.schedule)):
                 found.append(record)
     return found
 
 
-def _source(name: str) -> str:
-    """The source hash of a schedule as it is now; empty when there is none of that name that can be used, or for eager mode."""
+def _code(name: str) -> Code:
+    """What tells a schedule's code as it is now; Code() when there is none of that name that can be used, or for eager mode."""
     try:
-        return schedule.get(name).source
+        return schedule.get(name).code
     except (UnknownNameError, ScheduleError):
-        return ""
+        return Code()
 
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:

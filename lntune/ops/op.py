@@ -85,6 +85,8 @@ class Op:
     tolerance: Callable[[Case, str], Tolerance]
     grid: tuple[Case, ...]
     """Default cases to tune, the most valuable first."""
+    version: int = 1
+    """Raised when the code that kernels have from `define` changes."""
     compiled: Callable[[Case, Tensors], Callable[[], Any]] | None = None
     """What torch.compile is given to compile where that is not the baseline, bound to its inputs."""
 

@@ -78,7 +78,7 @@ class _Run:
             folders = [self.folder] if self.settings.log_dir else paths.log_dirs()
             found = records.read(folders, case.op, self.device, role="final")
             known = schedule.for_op(case.op, self.device.kind)
-            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.source == known[r.schedule].source)
+            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.code == known[r.schedule].code)
         record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
         return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
 
@@ -98,7 +98,7 @@ class _Run:
             role=role,
             case=case,
             schedule=candidate.schedule,
-            source=schedule.get(candidate.schedule).source,
+            code=schedule.get(candidate.schedule).code,
             knobs=candidate.knobs,
             default=None if default is None else Setting(default.schedule, default.knobs),
             **measured(outcome),

@@ -180,6 +180,6 @@ def apply_widened(case: Case, knobs: Rows, device: Device) -> Any:
 
 
 SCHEDULES = (
-    Schedule("cached_rows", "layer_norm", "cpu", Rows, default, valid, apply_cached),
-    Schedule("widened_rows", "layer_norm", "cpu", Rows, default, valid_widened, apply_widened),
+    Schedule("cached_rows", "layer_norm", "cpu", Rows, default, valid, apply_cached, version=1),
+    Schedule("widened_rows", "layer_norm", "cpu", Rows, default, valid_widened, apply_widened, version=1),
 )

@@ -171,4 +171,4 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
     return streaming.request(mod, "dx") if knobs.write == "streamed" else mod
 
 
-SCHEDULES = (Schedule("blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply),)
+SCHEDULES = (Schedule("blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply, version=2),)

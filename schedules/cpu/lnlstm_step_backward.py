@@ -117,4 +117,4 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     return loops.split_vectors(sums.accumulate(mod, ("sums_gates", "sums_hidden")))
 
 
-SCHEDULES = (Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply),)
+SCHEDULES = (Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply, version=2),)

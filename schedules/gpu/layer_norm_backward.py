@@ -295,4 +295,4 @@ def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
         columns.add_sides_within(sch, block, thread, knobs.rows)
 
 
-SCHEDULES = (Schedule("shared_row_backward", "layer_norm_backward", "gpu", Knobs, default, valid, apply),)
+SCHEDULES = (Schedule("shared_row_backward", "layer_norm_backward", "gpu", Knobs, default, valid, apply, version=1),)

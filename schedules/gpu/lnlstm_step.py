@@ -151,4 +151,4 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     return phases.by_access(private.declare(made), PHASES) if knobs.stages == "again" else made
 
 
-SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply),)
+SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply, version=1),)

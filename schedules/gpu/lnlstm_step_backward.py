@@ -235,4 +235,4 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     return turns.trim(made)
 
 
-SCHEDULES = (Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply),)
+SCHEDULES = (Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1),)
