@@ -50,7 +50,7 @@ def test_everyone_who_allocates() -> None:
     assert set(record.timings) == {"eager", "tuned", "compile", "copy"}
     assert len({len(t.samples_us) for t in record.timings.values()}) == 1, "interleaved: each is in every round"
     assert (record.role, record.status, record.case, record.threads) == ("bench", "ok", CASE, torch.get_num_threads())
-    assert record.schedule == "cached_rows" and record.knobs and record.source and record.message.startswith("default: ")
+    assert record.schedule == "cached_rows" and record.knobs and record.code.schedule and record.message.startswith("default: ")
     assert record.errors and max(record.errors.values()) <= 1
     assert record.versions["torch"] and record.time
     assert result.outputs == "allocated by every call with page faults"
