@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import random
 import time
-import uuid
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
-from lntune import interrupts, knobs, paths, records, schedule, search, select, toolchain
+from lntune import interrupts, knobs, schedule, search, select
 from lntune.case import Case
 from lntune.errors import ToolchainError
-from lntune.records import Record, Setting, Timing
+from lntune.records import Record, Timing
 from lntune.report.failures import Failures, said
 from lntune.search import Budget, Space
-from lntune.trial import Candidate, Job, Outcome, measured
+from lntune.trial import Candidate, Job, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
+from lntune.tune.journal import Journal
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
 from lntune.tune.times import FINAL_SHARE, FINALISTS, TRIAL_SECONDS, Times
@@ -37,28 +35,17 @@ class _TimeOver(Exception):
 
 
 class _Run:
-    """One tuning run: what all its records share."""
+    """One tuning run."""
 
     def __init__(self, settings: Settings, worker: Worker, observer: Observer, summary: Summary, ahead: Ahead | None) -> None:
-        import torch
-
         self.settings, self.worker, self.observer, self.summary, self.ahead = settings, worker, observer, summary, ahead
         self.device = settings.target
-        self.threads = settings.threads or torch.get_num_threads()
-        self.folder = settings.log_dir or paths.log_dir()
-        self.id = uuid.uuid4().hex[:12]
+        self.journal = Journal(settings)
         self.times = Times()
         self.end = math.inf
         """When the run's time is over, on time.monotonic's clock."""
-        self._finals: dict[str, dict[tuple[str, int, str, int], Record]] = {}
         self._candidates: dict[Case, Candidates] = {}
-        summary.log_dir = self.folder
-
-    def log(self, **fields: Any) -> Record:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        record = Record(device=self.device, threads=self.threads, versions=toolchain.versions(), run=self.id, time=now, **fields)
-        records.append(self.folder, record)
-        return record
+        summary.log_dir = self.journal.folder
 
     def candidates(self, case: Case) -> Candidates:
         """What there is to try. Kept for the next case, which is begun early: to list thousands takes a while."""
@@ -72,16 +59,6 @@ class _Run:
         if self.ahead:
             self.ahead.begin(case, self.candidates(case), (then, list(self.candidates(then))) if then else None)
 
-    def had(self, case: Case) -> Candidate | None:
-        """The winner of the case's latest final in the log, of this device and of its schedule as it is."""
-        if case.op not in self._finals:
-            folders = [self.folder] if self.settings.log_dir else paths.log_dirs()
-            found = records.read(folders, case.op, self.device, role="final")
-            known = schedule.for_op(case.op, self.device.kind)
-            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.code == known[r.schedule].code)
-        record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
-        return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
-
     def untuned(self, case: Case) -> Candidate | None:
         """What serves the case where nothing is tuned, whichever schedules are tuned; None where eager mode does."""
         name, setting, _ = select.untuned(case.typical, self.device, schedule.for_op(case.op, self.device.kind))
@@ -91,18 +68,6 @@ class _Run:
         """Measure finalists against each other in `share` seconds, and `spare` more where other work disturbs that; not logged."""
         job = Job(case, self.device, tuple(finalists), share, spare, final=True, seed=self.settings.seed + 1, default=default)
         return self.worker.run(job, self.settings.timeout + 4 * share + spare)
-
-    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial", default: Candidate | None = None) -> Record:
-        """Log what came of a candidate; in a final `default` is what the contender of that name was."""
-        return self.log(
-            role=role,
-            case=case,
-            schedule=candidate.schedule,
-            code=schedule.get(candidate.schedule).code,
-            knobs=candidate.knobs,
-            default=None if default is None else Setting(default.schedule, default.knobs),
-            **measured(outcome),
-        )
 
     def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
         """Why a candidate that was built ahead is not measured, as what is logged of it; None when it is, or there is no building ahead.
@@ -174,7 +139,7 @@ class _Run:
                 budget.count()  # what was refused has cost no time of the device
             cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
             with interrupts.held():
-                self.record(case, candidate, outcome)
+                self.journal.record(case, candidate, outcome)
                 costs[candidate] = cost
                 self.summary.statuses[outcome.status] += 1
                 progress.trials += 1
@@ -192,7 +157,7 @@ class _Run:
             ahead = self.ahead
             space = Space(tuple(known), known.neighbours, lambda preferred, others: ahead.choose(case, preferred, others))
         search.get(self.settings.strategy)(space, evaluate, budget, random.Random(self.settings.seed))
-        had = self.had(case)
+        had = self.journal.had(case)
         if had is not None and had in known and had not in costs:
             evaluate(had)  # no case is tuned to something slower than what it had
 
@@ -250,7 +215,7 @@ class _Run:
             alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
             for candidate, failed in alone.items():
                 if failed.status != "ok":
-                    self.record(case, candidate, failed, role="final")
+                    self.journal.record(case, candidate, failed, role="final")
             sound = [c for c in finalists if alone[c].status == "ok"]
             if len(sound) == 1 or (sound == finalists and default is None):  # the best; or each works, but not together
                 return self._winner(case, sound[:1], alone[sound[0]], progress)
@@ -264,7 +229,7 @@ class _Run:
         timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
         with interrupts.held():
             default = default if "default" in timings else None
-            record = self.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), "final", default)
+            record = self.journal.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), "final", default)
             self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)

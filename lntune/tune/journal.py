@@ -1,0 +1,54 @@
+"""The tuning log as a run sees it: what it appends, and what a case had before."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+
+from lntune import paths, records, schedule, toolchain
+from lntune.case import Case
+from lntune.records import Record, Setting
+from lntune.trial import Candidate, Outcome, measured
+from lntune.tune.settings import Settings
+
+
+class Journal:
+    """What all records of a run share, and its way into the log."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        self.device = settings.target
+        self.threads = settings.threads or torch.get_num_threads()
+        self.folder = settings.log_dir or paths.log_dir()
+        self._folders = [self.folder] if settings.log_dir else paths.log_dirs()
+        self._run = uuid.uuid4().hex[:12]
+        self._finals: dict[str, dict[records.Key, Record]] = {}
+
+    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial", default: Candidate | None = None) -> Record:
+        """Log what came of a candidate; in a final `default` is what the contender of that name was."""
+        record = Record(
+            role=role,
+            case=case,
+            device=self.device,
+            threads=self.threads,
+            schedule=candidate.schedule,
+            code=schedule.get(candidate.schedule).code,
+            knobs=candidate.knobs,
+            default=None if default is None else Setting(default.schedule, default.knobs),
+            versions=toolchain.versions(),
+            run=self._run,
+            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            **measured(outcome),
+        )
+        records.append(self.folder, record)
+        return record
+
+    def had(self, case: Case) -> Candidate | None:
+        """The winner of the case's latest final in the log, of this device and of its schedule as it is."""
+        if case.op not in self._finals:
+            found = records.read(self._folders, case.op, self.device, role="final")
+            known = schedule.for_op(case.op, self.device.kind)
+            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.code == known[r.schedule].code)
+        record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
+        return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
