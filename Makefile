@@ -1,9 +1,10 @@
 # make demo: set up, tune a small grid for this machine, use it, report.   make test: every check.
-# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to, WORKERS the processes that test.
+# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to, WORKERS the processes that test:
+# one more than there are cores, since a test often waits for a process that it started.
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= auto
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))')
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

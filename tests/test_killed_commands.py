@@ -41,7 +41,7 @@ from lntune.cli import main
 main()
 """
 COMMANDS = {
-    "tune": ["tune", "layer_norm", "--hidden", "65", "--dtype", "float32", "--rows", "8,64", "--trials", "3", "--budget", "300s"],
+    "tune": ["tune", "layer_norm", "--hidden", "65", "--dtype", "float32", "--rows", "8", "--trials", "2", "--budget", "300s"],
     "bringup": ["bringup", "--target", "cpu", "--grid", "small", "--ops", "layer_norm", "--no-compile", "--trials", "2", "--budget", "300s"],
 }
 
