@@ -17,12 +17,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lntune.errors import LntuneError as LntuneError
+    from lntune.errors import NotTunedError as NotTunedError
     from lntune.torch.conversion import conversion as conversion
     from lntune.torch.conversion import convert as convert
     from lntune.torch.conversion import revert as revert
     from lntune.torch.dispatch import reload as reload
     from lntune.torch.dispatch import strict as strict
+    from lntune.torch.explanation import explain as explain
     from lntune.torch.layer_norm import layer_norm as layer_norm
+    from lntune.torch.layer_norm import layer_norm_forward as layer_norm_forward
     from lntune.torch.layer_norm_backward import layer_norm_backward as layer_norm_backward
     from lntune.torch.lnlstm import lnlstm_step as lnlstm_step
     from lntune.torch.lstm import LayerNormLSTM as LayerNormLSTM
@@ -37,11 +40,14 @@ _HOME = {
     "LayerNormLSTM": "lntune.torch.lstm",
     "LayerNormLSTMCell": "lntune.torch.lstm",
     "LntuneError": "lntune.errors",
+    "NotTunedError": "lntune.errors",
     "UntunedWarning": "lntune.torch.untuned",
     "conversion": "lntune.torch.conversion",
     "convert": "lntune.torch.conversion",
+    "explain": "lntune.torch.explanation",
     "layer_norm": "lntune.torch.layer_norm",
     "layer_norm_backward": "lntune.torch.layer_norm_backward",
+    "layer_norm_forward": "lntune.torch.layer_norm",
     "lnlstm_step": "lntune.torch.lnlstm",
     "reload": "lntune.torch.dispatch",
     "revert": "lntune.torch.conversion",
@@ -54,12 +60,15 @@ __all__ = [
     "LayerNormLSTM",
     "LayerNormLSTMCell",
     "LntuneError",
+    "NotTunedError",
     "UntunedWarning",
     "__version__",
     "conversion",
     "convert",
+    "explain",
     "layer_norm",
     "layer_norm_backward",
+    "layer_norm_forward",
     "lnlstm_step",
     "reload",
     "revert",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from torch import Tensor
 import lntune
 from lntune import build, check, device, ops, schedule
 from lntune.case import Case
+from lntune.errors import InputError
 from lntune.ops.layer_norm_backward import VARIANTS, reference, variant
-from lntune.torch import dispatch
 from lntune.torch import layer_norm_backward as module
 from lntune.torch.layer_norm_backward import layer_norm_backward
 
@@ -249,5 +250,35 @@ def test_names_of_variants() -> None:
 
 def test_why_says_what_serves() -> None:
     """The choice for a case is explained like any other operator's."""
-    told = dispatch.describe(Case("layer_norm_backward", 1000, "float16", 7))
-    assert told["tier"] == "default" and told["schedule"] == "blocked_rows"
+    told = lntune.explain("layer_norm_backward", 1000, "float16", 7)
+    assert told.tier == "default" and told.schedule == "blocked_rows"
+
+
+@pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 48), (48,), (0, 48), (4, 3, 16)])
+def test_the_forward_with_its_statistics(shape: tuple[int, ...], dtype: torch.dtype, affine: bool) -> None:
+    """layer_norm_forward gives PyTorch's y, mean and rstd, which layer_norm_backward takes as they are; y is differentiable."""
+    normalized = shape[-2:] if shape[-1] == 16 else shape[-1:]
+    x = (torch.randn(shape, dtype=torch.float64) * 3 + 2).to(dtype).requires_grad_()
+    weight, bias = ((torch.randn(normalized, dtype=torch.float64) + 1).to(dtype) for _ in range(2)) if affine else (None, None)
+    y, mean, rstd = lntune.layer_norm_forward(x, normalized, weight, bias)
+    wide = [None if t is None else t.double() for t in (x, weight, bias)]
+    expected = torch.native_layer_norm(wide[0], list(normalized), wide[1], wide[2], 1e-5)
+    rows = x.numel() // math.prod(normalized)
+    assert mean.shape == rstd.shape == (rows,) and mean.dtype == torch.promote_types(dtype, torch.float32)
+    loose = {"atol": 3e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    for ours, theirs in zip((y, mean, rstd), expected, strict=True):
+        torch.testing.assert_close(ours.double().flatten(), theirs.flatten(), **loose)
+    dy = torch.ones_like(y)
+    dx, *_ = lntune.layer_norm_backward(dy, x.detach(), normalized, mean.detach(), rstd.detach(), weight, bias)
+    (through,) = torch.autograd.grad(y, x, dy)
+    assert dx is not None
+    torch.testing.assert_close(dx, through)
+
+
+def test_the_forward_refuses_what_layer_norm_refuses() -> None:
+    """A shape that does not fit is an error that names it."""
+    with pytest.raises(InputError, match="normalized_shape"):
+        lntune.layer_norm_forward(torch.randn(3, 48), (47,))

@@ -379,7 +379,7 @@ def test_the_custom_op() -> None:
 
 def test_why_and_limits() -> None:
     """The choice for a case is explained; gates longer than any row of a kernel are PyTorch's."""
-    told = dispatch.describe(Case("lnlstm_step", 400, "float16", 32))
-    assert told["tier"] == "default" and told["schedule"] == "fused_step"
+    told = lntune.explain("lnlstm_step", 400, "float16", 32)
+    assert told.tier == "default" and told.schedule == "fused_step"
     given = made((1,), hidden=16_400)
     check(given, calls=1)

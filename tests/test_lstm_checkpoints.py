@@ -150,7 +150,7 @@ def test_dropout_of_one_layer_warns() -> None:
 def test_from_lstm(bias: bool) -> None:
     """Sizes, options, mode, dtype and weights are the LSTM's; without its layer norms the cell would compute the same."""
     lstm = randomize(nn.LSTM(FEATURES, HIDDEN, 2, bias, True, 0.5, True, dtype=torch.float64)).eval()
-    ours = from_lstm(lstm, carried=True, eps=1e-3)
+    ours = LayerNormLSTM.from_lstm(lstm, carried=True, eps=1e-3)
     assert repr(ours) == "LayerNormLSTM" + repr(lstm).removeprefix("LSTM").removesuffix(")") + ", carried=True, eps=0.001)"
     assert not ours.training and ours.weight_ih_l0.dtype == torch.float64
     for suffix in ("_l0", "_l0_reverse", "_l1", "_l1_reverse"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import lntune
 from lntune import device, knobs, paths, records, schedule
 from lntune.case import TYPICAL_ROWS, Case
-from lntune.errors import NotTunedError
+from lntune.errors import NotTunedError, UnknownNameError
 from lntune.records import Record, Timing
 from lntune.select import TIERS, Choice, select, served, tune_commands
 from lntune.torch import dispatch
@@ -332,8 +332,8 @@ def test_a_measured_case_is_silent_and_served(log_dir: Path) -> None:
     records.append(log_dir, final())
     y = [call() for _ in range(2)][-1]
     torch.testing.assert_close(y, torch.nn.functional.layer_norm(X, (HIDDEN,)), atol=1e-5, rtol=1e-5)
-    told = dispatch.describe(CASE)
-    assert (told["tier"], told["tuned_us"], told["eager_us"]) == ("exact", 1.0, 2.0)
+    told = lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows)
+    assert (told.tier, told.tuned_us, told.eager_us) == ("exact", 1.0, 2.0)
     assert dispatch.kernel_for(CASE) is not None
 
 
@@ -352,7 +352,7 @@ def test_strict_wants_what_is_not_stale(log_dir: Path) -> None:
     records.append(log_dir, final(code=OLD))
     with pytest.warns(lntune.UntunedWarning, match="was tuned before its schedule changed; served by that record. Run: lntune tune"):
         call()
-    assert dispatch.describe(CASE)["stale"] is True
+    assert lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows).stale is True
     lntune.strict()
     with pytest.raises(NotTunedError, match=r"measured on this device before its schedule changed.*lntune tune layer_norm"):
         call()
@@ -374,6 +374,33 @@ def test_strict(log_dir: Path) -> None:
     lntune.layer_norm(X.double(), (HIDDEN,))
     lntune.strict(False)
     call()
+
+
+@pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+def test_strict_in_a_block() -> None:
+    """With `with` the mode ends with the block, however it ends, and is again what it was before, nested too."""
+    with pytest.raises(lntune.NotTunedError), lntune.strict():
+        call()
+    call()
+    with lntune.strict():
+        with lntune.strict(False):
+            call()
+        with pytest.raises(NotTunedError):
+            call()
+    call()
+
+
+def test_explain(log_dir: Path) -> None:
+    """What serves a call, as facts and in words; dtypes of PyTorch are understood, and what is not built is eager's."""
+    records.append(log_dir, final())
+    lntune.reload()
+    told = lntune.explain("layer_norm", HIDDEN, torch.float32, 8)
+    assert (told.tier, told.schedule, told.case["dtype"]) == ("exact", final().schedule, "float32")
+    assert str(told).splitlines()[0] == f"layer_norm hidden {HIDDEN} float32 rows 8: served by its own record"
+    assert str(told).splitlines()[1].startswith(f"  {told.schedule} ")
+    assert lntune.explain("layer_norm", HIDDEN, torch.float64).tier == "eager"
+    with pytest.raises(UnknownNameError, match="layer_norn"):
+        lntune.explain("layer_norn", HIDDEN)
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from lntune import case as case_module
 from lntune import knobs, ops, paths, records
 from lntune.case import Case
 from lntune.cli.base import (
@@ -114,35 +113,21 @@ def why(
     as_json: JSON = False,
 ) -> None:
     """Explain which kernel serves a call, and why."""
-    from lntune.cuda.targets import device_of
     from lntune.report.columns import hanging
     from lntune.report.tables import console
 
-    ops.get(op)
-    where, dtype = device_of(target), case_module.dtype_name(dtype)
-    if dtype == "float64" or hidden > case_module.MAX_HIDDEN:
-        what = "float64" if dtype == "float64" else f"hidden {hidden}, above {case_module.MAX_HIDDEN},"
-        facts: dict[str, Any] = {"tier": "eager", "steps": [f"eager: {what} is not built; PyTorch serves it"], "schedule": "", "knobs": {}}
-    else:
-        asked = Case(op, hidden, dtype, rows)
-        with dispatching(log_dir) as dispatch:
-            facts = dispatch.describe(asked, where)
+    with dispatching(log_dir):
+        from lntune.torch.explanation import SERVED_BY, explain
+
+        told = explain(op, hidden, dtype, rows, target)
     if as_json:
-        print_json(facts)
+        print_json(told)
         return
-    served = {
-        "exact": "its own record",
-        "bucket": "a record of another row bucket",
-        "near": "the record of a nearby hidden size",
-        "default": "the schedule's default knobs (not measured here)",
-        "eager": "eager mode",
-    }
-    on = "" if target == "cpu" else f" on {where.name}"
     out = console()
-    hanging(out, f"{op} hidden {hidden} {dtype} rows {rows}{on}: ", f"served by {served[facts['tier']]}")
-    if facts["schedule"]:
-        hanging(out, "  ", f"{facts['schedule']} {knobs.describe(facts['knobs'])}")
-    for step in facts["steps"]:
+    hanging(out, f"{told.title}: ", f"served by {SERVED_BY[told.tier]}")
+    if told.schedule:
+        hanging(out, "  ", f"{told.schedule} {knobs.describe(told.knobs)}")
+    for step in told.steps:
         hanging(out, "  - ", step)
 
 

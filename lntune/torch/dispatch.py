@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lntune import artifact, callers, knobs, ops, paths, records, schedule
 from lntune import device as device_module
-from lntune.case import BUCKETS, Case, bucket_label
+from lntune.case import BUCKETS, Case
 from lntune.device import Device
 from lntune.direct import Table
 from lntune.errors import BuildError, LntuneError, LogError, NotTunedError, ScheduleError
@@ -31,7 +31,7 @@ from lntune.torch.untuned import UntunedWarning
 with contextlib.suppress(Exception):  # what is wrong with it is said when a kernel is loaded
     import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
 
-__all__ = ["Direct", "Kernel", "UntunedWarning", "choose", "describe", "kernel_for", "on_reload", "reload", "serve", "strict"]
+__all__ = ["Direct", "Kernel", "UntunedWarning", "choose", "kernel_for", "on_reload", "reload", "serve", "strict"]
 
 Kernel = Callable[..., None]
 
@@ -52,14 +52,28 @@ _OURS = (UntunedWarning, LogWarning, DamagedWarning, paths.CacheWarning, Schedul
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")
 
 
-def strict(enabled: bool = True) -> None:
+class _Before:
+    """What `strict` gives: a context manager at whose end the mode is again what it was before."""
+
+    def __init__(self, before: bool) -> None:
+        self._before = before
+
+    def __enter__(self) -> None:
+        """The mode is set already."""
+
+    def __exit__(self, *_: object) -> None:
+        strict(self._before)
+
+
+def strict(enabled: bool = True) -> _Before:
     """From now on raise NotTunedError for a call whose case was not measured on this device, instead of stepping down.
 
-    `LNTUNE_STRICT=1` in the environment does the same from the start.
+    `with lntune.strict():` does so in a block, in all threads. `LNTUNE_STRICT=1` in the environment does the same from the start.
     """
-    global _strict  # noqa: PLW0603 (a process-wide switch, like torch.set_num_threads)
-    _strict = enabled
+    global _strict
+    before, _strict = _strict, enabled
     reload()
+    return _Before(before)
 
 
 def reload() -> None:
@@ -294,20 +308,3 @@ class Direct:
 
 def _unknown(*_: Any) -> None:
     """The direct call before the first kernel is known."""
-
-
-def describe(case: Case, device: Device | None = None) -> dict[str, Any]:
-    """The choice for a case on a device as plain data, for `lntune why` and for machines."""
-    choice = choose(case, device)
-    record = choice.record
-    return {
-        "case": {"op": case.op, "hidden": case.hidden, "dtype": case.dtype, "rows": case.rows, "bucket": bucket_label(case.bucket)},
-        "tier": choice.tier,
-        "schedule": choice.schedule,
-        "knobs": choice.knobs,
-        "steps": list(choice.steps),
-        "tuned_us": record.median() if record else None,
-        "eager_us": record.median("eager") if record else None,
-        "stale": choice.stale,
-        "disturbed": bool(record and record.disturbance),
-    }

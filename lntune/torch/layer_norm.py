@@ -89,6 +89,32 @@ def layer_norm(
 for_torchscript(layer_norm, "aten::layer_norm")
 
 
+def layer_norm_forward(
+    input: Tensor,  # (..., *normalized_shape)
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,  # normalized_shape
+    bias: Tensor | None = None,  # normalized_shape
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, rstd): layer normalization with the statistics of its rows, which `lntune.layer_norm_backward` takes.
+
+    The arguments of torch.native_layer_norm. mean and rstd = 1 / sqrt(variance + eps) have the shape (rows,); they are float32 whatever the
+    dtype of the input, float64 for one in float64. y can be differentiated, the statistics of a kernel's call cannot.
+
+    Raises:
+        InputError, NotTunedError: as layer_norm.
+    """
+    if overridden(input, weight, bias):
+        return torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
+    shape = check_arguments(input, normalized_shape, weight, bias, eps)
+    if served(input, weight, bias, math.prod(shape)) and usual(eps):
+        made: tuple[Tensor, Tensor, Tensor] = torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)
+        return made
+    y, *stats = native(input, shape, weight, bias, eps)
+    mean, rstd = (s.to(torch.promote_types(s.dtype, torch.float32)).flatten() for s in stats)
+    return y, mean, rstd
+
+
 def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Every call that is not ready to go: checked, and prepared for the next time."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own

@@ -254,6 +254,22 @@ class LayerNormLSTM(_Base):
             self._add(suffix, self.input_size if k == 0 else self.hidden_size * (1 + self.bidirectional), self.bias, device, dtype)
         self.reset_parameters()
 
+    @classmethod
+    def from_lstm(cls, lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
+        """A layer-normalized LSTM to go on training from a torch.nn.LSTM: its sizes, options and matrices, b = bias_ih + bias_hh, gains 1,
+        biases of the layer norms 0; device, dtype and mode are the LSTM's. It does not compute the same, since it normalizes.
+
+        Args:
+            lstm: the LSTM, which stays as it is; without proj_size.
+            options: the keyword-only arguments of LayerNormLSTM.
+
+        Raises:
+            InputError: not an LSTM, or one with projections.
+        """
+        from lntune.torch.lstm_weights import made_of  # which imports this module
+
+        return made_of(cls, lstm, options)
+
     def suffixes(self) -> list[tuple[int, str]]:
         """(layer, suffix of its parameters' names) in the order of h_n."""
         return [(k, f"_l{k}{way}") for k in range(self.num_layers) for way in (("", "_reverse") if self.bidirectional else ("",))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +11,23 @@ from torch import Tensor, nn
 from lntune.errors import InputError, got_expected
 from lntune.torch.lstm import LayerNormLSTM
 
+Kind = TypeVar("Kind", bound=LayerNormLSTM)
+
 
 def from_lstm(lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
-    """A LayerNormLSTM to go on training from a torch.nn.LSTM: its sizes, options and matrices, b = bias_ih + bias_hh, gains 1, biases of
-    the layer norms 0; device, dtype and mode are the LSTM's. It does not compute the same, since it normalizes.
+    """`LayerNormLSTM.from_lstm`."""
+    return LayerNormLSTM.from_lstm(lstm, **options)
 
-    Args:
-        lstm: the LSTM, which stays as it is; without proj_size.
-        options: the keyword-only arguments of LayerNormLSTM.
 
-    Raises:
-        InputError: not an LSTM, or one with projections.
-    """
+def made_of(kind: type[Kind], lstm: nn.LSTM, options: Mapping[str, Any]) -> Kind:
+    """What `kind.from_lstm` is documented to give."""
     if not isinstance(lstm, nn.LSTM):
         raise InputError(got_expected("lstm", type(lstm).__name__, "a torch.nn.LSTM"))
     if lstm.proj_size:
         raise InputError(got_expected("lstm.proj_size", lstm.proj_size, "0", "LayerNormLSTM has no projections."))
     same = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
     weight = next(lstm.parameters())
-    made = LayerNormLSTM(**{name: getattr(lstm, name) for name in same}, device=weight.device, dtype=weight.dtype, **options)
+    made = kind(**{name: getattr(lstm, name) for name in same}, device=weight.device, dtype=weight.dtype, **options)
     with torch.no_grad():
         for _, suffix in made.suffixes():
             for name in ("weight_ih", "weight_hh"):

@@ -1,0 +1,89 @@
+"""Which kernel serves a call, and why: what `lntune why` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lntune import knobs as knobs_module
+from lntune import ops
+from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
+from lntune.cuda.targets import device_of
+from lntune.torch import dispatch
+
+SERVED_BY = {
+    "exact": "its own record",
+    "bucket": "a record of another row bucket",
+    "near": "the record of a nearby hidden size",
+    "default": "the schedule's default knobs (not measured here)",
+    "eager": "eager mode",
+}
+"""Tier of a choice -> what serves, in words."""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune why`.
+
+    `tier` is a key of SERVED_BY, `schedule` and `knobs` are the kernel's (empty for eager mode), `steps` what was looked at, in order;
+    `tuned_us` and `eager_us` are the medians of the record that it rests on, `stale` and `disturbed` say what speaks against that record.
+    """
+
+    case: dict[str, Any]
+    device: str
+    tier: str
+    schedule: str = ""
+    knobs: dict[str, knobs_module.Value] = {}
+    steps: tuple[str, ...] = ()
+    tuned_us: float | None = None
+    eager_us: float | None = None
+    stale: bool = False
+    disturbed: bool = False
+
+    @property
+    def title(self) -> str:
+        """The case, in words."""
+        return f"{self.case['op']} hidden {self.case['hidden']} {self.case['dtype']} rows {self.case['rows']}{self.device and f' on {self.device}'}"
+
+    def __str__(self) -> str:
+        kernel = [f"  {self.schedule} {knobs_module.describe(self.knobs)}"] if self.schedule else []
+        return "\n".join([f"{self.title}: served by {SERVED_BY[self.tier]}", *kernel, *(f"  - {step}" for step in self.steps)])
+
+
+def explain(op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = "cpu") -> Explanation:
+    """Which kernel serves calls of an operator, and why: decided on the tuning logs, as a call decides it.
+
+    Args:
+        op: such as "layer_norm"; `lntune ops` lists them.
+        hidden: elements of a row.
+        dtype: of the input: a torch.dtype or its name.
+        rows: number of rows; what serves one number serves its bucket.
+        target: "cpu", or a GPU, which need not be here: "cuda" (the one that is), "cuda:sm_90", "nvidia/nvidia-h100".
+
+    Raises:
+        UnknownNameError: there is no such operator or target.
+        InputError: a size that makes no sense, or a dtype that lntune does not know.
+        ToolchainError: the GPU that is here was asked for, and there is none that can be used.
+    """
+    ops.get(op)
+    device, dtype = device_of(target), dtype_name(str(dtype))
+    where = "" if target == "cpu" else device.name
+    if dtype == "float64" or hidden > MAX_HIDDEN:
+        what = "float64" if dtype == "float64" else f"hidden {hidden}, above {MAX_HIDDEN},"
+        asked = {"op": op, "hidden": hidden, "dtype": dtype, "rows": rows}
+        return Explanation(case=asked, device=where, tier="eager", steps=(f"eager: {what} is not built; PyTorch serves it",))
+    case = Case(op, hidden, dtype, rows)
+    choice = dispatch.choose(case, device)
+    record = choice.record
+    return Explanation(
+        case={"op": op, "hidden": hidden, "dtype": dtype, "rows": rows, "bucket": bucket_label(case.bucket)},
+        device=where,
+        tier=choice.tier,
+        schedule=choice.schedule,
+        knobs=choice.knobs,
+        steps=choice.steps,
+        tuned_us=record.median() if record else None,
+        eager_us=record.median("eager") if record else None,
+        stale=choice.stale,
+        disturbed=bool(record and record.disturbance),
+    )
