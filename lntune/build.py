@@ -62,7 +62,8 @@ def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device, stri
     except LntuneError:
         raise
     except Exception as e:
-        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}: {type(e).__name__}: {gist(e)}") from e
+        what = f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}{schedule.line(e)}"
+        raise ScheduleError(f"{what}: {type(e).__name__}: {gist(e)}") from e
 
 
 def program(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> device_code.Program:

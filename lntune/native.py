@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -120,4 +121,5 @@ def atomic(path: Path) -> Iterator[Path]:
         with scratch.whole(path) as temporary:
             yield temporary
     except OSError as e:
-        raise BuildError(f"cannot store {path}: {e.strerror or e}. Free some space, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+        space = "Free some space, or choose" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+        raise BuildError(f"cannot store {path}: {e.strerror or e}. {space} another cache folder with LNTUNE_CACHE_DIR.") from e

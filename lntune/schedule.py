@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,7 +90,12 @@ class Schedule:
             self._failed(self.knobs.__name__, case, e)
 
     def _failed(self, what: str, case: Case, e: Exception) -> NoReturn:
-        raise ScheduleError(f"{self.path}: {what}() of {self.name!r} failed on {case}: {type(e).__name__}: {e}") from e
+        raise ScheduleError(f"{self.path}: {what}() of {self.name!r} failed on {case}{self.line(e)}: {type(e).__name__}: {e}") from e
+
+    def line(self, e: Exception) -> str:
+        """Where in the schedule's file an error comes from, as " in line 12"; empty where it comes from elsewhere."""
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if Path(frame.filename) == self.path]
+        return f" in line {lines[-1]}" if lines else ""
 
 
 def _import(path: Path, kind: str) -> ModuleType:
@@ -126,7 +132,7 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
             raise ScheduleError(f"{path}: {got_expected(f'version of schedule {s.name!r}', repr(s.version), 'a whole number from 1 on, or none')}")
 
     def code(s: Schedule) -> Code:
-        return Code(s.version or sources.file_hash(path), ops.get(s.op).version, LOWERING[kind])
+        return Code(s.version or sources.code_hash(path), ops.get(s.op).version, LOWERING[kind])
 
     return [replace(s, path=path, code=code(s)) for s in found]
 

@@ -5,9 +5,12 @@ A release is told by its versions (`lntune/versions.py`); somebody who works on 
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
+import importlib.util
 import io
+import sys
 import tokenize
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +28,66 @@ def text_of(path: Path) -> str:
         return file.read()
 
 
-def file_hash(path: Path) -> str:
+def code_hash(schedule: Path) -> str:
+    """Hash of the code of a schedule's file and of the modules of its author that it imports."""
+    return hashlib.sha256("".join(map(_hash_of, [schedule, *imported(schedule)])).encode()).hexdigest()[:12]
+
+
+def imported(path: Path) -> list[Path]:
+    """The files that a Python file imports, directly or not, also inside functions, and that are neither Python's, nor of an installed
+    package, nor lntune's: what the author of a schedule may edit as well.
+    """
+    found: list[Path] = []
+
+    def follow(file: Path, package: str) -> None:
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            return
+        for name in dict.fromkeys(name for node in ast.walk(tree) for name in _names(node, package)):
+            origin, inside = _origin(name)
+            if origin is not None and origin not in (path, *found) and _editable(origin):
+                found.append(origin)
+                follow(origin, inside)
+
+    follow(path, "")
+    return found
+
+
+def _names(node: ast.AST, package: str) -> list[str]:
+    """The modules that a statement may import, by their whole names; `package` is that of the file it is in."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    if not node.level:
+        base = node.module or ""
+    elif package:
+        parents = package.split(".")
+        base = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+    else:
+        return []
+    return [base, *(f"{base}.{alias.name}" for alias in node.names)]
+
+
+def _origin(name: str) -> tuple[Path | None, str]:
+    """(a module's file, the package it is in); no file where there is no such module, or it is no file of Python's."""
+    if name.partition(".")[0] in (*sys.stdlib_module_names, *sys.builtin_module_names, "lntune", "tvm", "torch"):
+        return None, ""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):  # a name in a module, say
+        return None, ""
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None, ""
+    return Path(spec.origin), spec.name if spec.submodule_search_locations is not None else spec.parent or ""
+
+
+def _editable(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"} & set(path.parts) and paths.PACKAGE not in path.parents
+
+
+def _hash_of(path: Path) -> str:
     """Hash of a Python file's code; of its content where that is no Python."""
     try:
         return hashlib.sha256(code_of(text_of(path)).encode()).hexdigest()[:12]
@@ -35,7 +97,7 @@ def file_hash(path: Path) -> str:
 
 def _files(schedule: Path) -> list[Path]:
     own = [schedule] if schedule.is_file() else []
-    return [*own, *sorted(path for pattern in _MAKE_CODE for path in paths.PACKAGE.glob(pattern))]
+    return [*own, *imported(schedule), *sorted(path for pattern in _MAKE_CODE for path in paths.PACKAGE.glob(pattern))]
 
 
 @functools.cache
@@ -50,7 +112,7 @@ def _texts(schedule: Path) -> str:
 @functools.cache
 def _code(schedule: Path) -> str:
     """Hash of the files' code; words in them may change."""
-    return hashlib.sha256("".join(file_hash(path) for path in _files(schedule)).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(map(_hash_of, _files(schedule))).encode()).hexdigest()[:12]
 
 
 def stamp(schedule: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from lntune import ops, records, verification
+from lntune import device, ops, records, verification
 from lntune.build import FORMS
 from lntune.case import Case
 from lntune.cli import app
@@ -624,3 +624,23 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-m", "lntune", "ops"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert "Traceback" not in done.stderr
+
+
+def test_json_of_a_path_that_is_no_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Bytes of a path that are no UTF-8 are escaped, not an error."""
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    done = run("doctor", "--json")
+    assert done.exit_code in (0, 1), done.output
+    assert "\\udcff" in done.stdout and json.loads(done.stdout)["findings"]
+
+
+def test_report_of_a_log_without_winners(tmp_path: Path) -> None:
+    """Where every candidate failed the report says so, and why, and that there is no measurement."""
+    message = "y: error 5.1 is 9 times what is allowed"
+    trial = Record(case=CASE, device=device.current(), threads=1, schedule="mine", knobs={}, status="wrong", message=message)
+    records.append(tmp_path, trial)
+    records.append(tmp_path, trial)
+    done = run("report", "--log-dir", tmp_path)
+    assert done.exit_code == 1
+    assert "2 trials, none of which has won a case" in done.output and "2 wrong: y: error 5.1 is 9 times what is allowed" in done.output
+    assert "no measurements of this device" in done.output

@@ -319,6 +319,24 @@ def test_compiled_autograd() -> None:
     both(compiled)
 
 
+@pytest.mark.parametrize("wanted", ["x", "xwb"])
+def test_compiled_autograd_of_several(wanted: str) -> None:
+    """Two norms in one trace, other gradients in another, and a trace of another shape after it: as with PyTorch's norm."""
+
+    def compiled(f: Callable[..., Tensor]) -> Any:
+        made = []
+        for rows in (3, 5):
+            x, w, b = leaves(rows)
+            w, b = (v if "w" in wanted else v.detach() for v in (w, b))
+            y = f(f(x, w, b).sin(), w, b).pow(3).sum()
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+                y.backward()
+            made += [v.grad for v in (x, w, b) if v.requires_grad]
+        return made
+
+    both(compiled)
+
+
 def test_strict_mode() -> None:
     """In strict mode a backward whose case was not measured is NotTunedError, as a forward is, through autograd's C++."""
     lntune.reload()

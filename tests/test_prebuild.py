@@ -127,6 +127,27 @@ def test_where_there_is_neither_tvm_nor_a_compiler(own_cache: Path, tmp_path: Pa
     assert done.returncode == 1 and "not installed" in done.stdout and "kernel cache" in done.stdout, done.stderr
 
 
+BARE = """
+import sys
+for name in ("numpy", "typer", "rich", "click"):
+    sys.modules[name] = None  # as if it were not installed
+import lntune, torch
+torch.manual_seed(0)
+lstm = lntune.LayerNormLSTM(8, 16)
+assert lstm(torch.randn(3, 2, 8))[0].shape == (3, 2, 16)
+from lntune.__main__ import main
+main()
+"""
+
+
+def test_where_there_is_no_command_line_either() -> None:
+    """Calls from PyTorch need neither NumPy nor what the command line is made of; a command says in a line what it lacks."""
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "lntune: the command line needs the package typer, which is not installed here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_another_tvm_builds_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another release of TVM is installed that fits, kernels are built again with it; where it cannot build, they serve as they are."""
     built = [Path(one["path"]) for one in json.loads(run("--rows", "8", "--json").stdout)]

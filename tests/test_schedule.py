@@ -323,12 +323,16 @@ FAULTS = {
 
 @pytest.mark.parametrize(("said", "change"), FAULTS.items(), ids=lambda v: v[:12] if isinstance(v, str) else "")
 def test_a_schedule_that_fails(write: WriteFile, said: str, change: tuple[str, str]) -> None:
-    """Whatever a user's functions raise, or give that is none of what they are to give, is a ScheduleError that names file and schedule."""
+    """Whatever a user's functions raise, or give that is none of what they are to give, is a ScheduleError that names file and schedule,
+    and the line that raised.
+    """
     path = write("cpu/mine.py", text=MINE.replace(*change))
     mine = schedule.get("mine")
     with pytest.raises(ScheduleError) as caught:
         mine.reason_invalid(mine.untuned(CASE, DEVICE), CASE, DEVICE), mine.space(CASE, DEVICE)
-    assert str(caught.value) == f"{path}: {said}"
+    told = str(caught.value)
+    assert (" in line " in told) == (" failed on " in said)
+    assert re.sub(r" in line \d+", "", told) == f"{path}: {said}"
 
 
 def test_what_is_passed_over(write: WriteFile) -> None:
@@ -431,3 +435,24 @@ def test_edits_are_seen(write: WriteFile, tmp_path: Path, monkeypatch: pytest.Mo
         sources._texts.cache_clear()
         sources._code.cache_clear()
         assert sources.unchanged(kept, mine) == same
+
+
+def test_modules_that_a_schedule_imports_count(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule without a version is told by the code of its author's own modules too, imported inside functions and by one another."""
+    (tmp_path / "mylib").mkdir()
+    (tmp_path / "mylib" / "__init__.py").write_text("")
+    (tmp_path / "mylib" / "tiles.py").write_text("from .sizes import SIZE\n")
+    sizes = tmp_path / "mylib" / "sizes.py"
+    sizes.write_text("SIZE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write("cpu/a.py", text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy, lntune.loops\n")
+    assert [p.name for p in sources.imported(path)] == ["__init__.py", "tiles.py", "sizes.py"]
+    before = schedule.load_file(path, "cpu")[0].code
+    kept = sources.stamp(path)
+    sizes.write_text("# words\nSIZE = 1\n")
+    assert schedule.load_file(path, "cpu")[0].code == before
+    sizes.write_text("SIZE = 2\n")
+    assert schedule.load_file(path, "cpu")[0].code != before
+    sources._texts.cache_clear()
+    sources._code.cache_clear()
+    assert not sources.unchanged(kept, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -128,8 +129,11 @@ def tell(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Facts for a machine, in a form a person can read."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """Facts for a machine, in a form a person can read. Bytes of a path that are no UTF-8 are written as escapes."""
+    try:
+        print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    except UnicodeEncodeError:
+        print(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
 def integers(name: str, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,9 @@ from lntune.cli.base import (
     tell,
     using_logs,
 )
+from lntune.device import Device
 from lntune.errors import InputError, unknown
+from lntune.words import counted
 
 
 @command("ops")
@@ -76,6 +79,8 @@ def report(
     from lntune.cuda.targets import device_of
     from lntune.report.columns import whole
     from lntune.report.rows import rows_of, summary
+    from lntune.report.tables import console
+    from lntune.report.tables import show as table_or_lines
 
     if op:
         ops.get(op)
@@ -97,9 +102,22 @@ def report(
     if not tables:
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
         here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
+        if trials := _failed(folders, op, whose_records):
+            table_or_lines(console(wide=wide), None, trials)
         remedy = f"{'Run' if here else 'Run where it is'}: lntune tune {op or 'layer_norm'}{_target(target if here else 'cuda')}"
         tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
         raise typer.Exit(1)
+
+
+def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str]:
+    """What the log holds where it holds no measurement that counts: trials, and why they failed."""
+    from lntune.report.failures import Failures, lines
+
+    trials, failures = records.read(folders, op or None, device, role="trial"), Failures()
+    for trial in trials:
+        if trial.status != "ok":
+            failures.add(trial.status, trial.message)
+    return [f"{counted(len(trials), 'trial')}, none of which has won a case", *lines(failures.reasons())] if trials else []
 
 
 @command()

@@ -103,7 +103,9 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
     facts = summary(list(rows))
     lines = [counted(facts["cases"], "case")]
     if facts["geomean_over_eager"]:
-        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager"
+        told = sum(r.speedup is not None for r in rows)
+        of = f" in the {told} that nothing disturbed" if facts["disturbed"] else ""
+        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{of}"
     if facts["geomean_over_better_of_eager_and_compile"]:
         lines.append(f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
     if facts["geomean_over_default"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from lntune.report.columns import Column, Table, key
-from lntune.report.tables import number
+from lntune.report.tables import TWICE, number
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -31,4 +31,6 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
     said = [f"{counted(len(results) - eager, 'kernel')} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
+        said.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
     return [*said, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]

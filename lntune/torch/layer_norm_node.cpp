@@ -212,7 +212,8 @@ struct LayerNormBackward : torch::autograd::Node {
     using namespace torch::dynamo::autograd;
     const auto metadata = IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(get_input_metadata(next_edges()));
     const auto &python = getPyCompilerInterface();
-    const auto function = python->bind_function(swap.get_py_compiler(), "LntuneLayerNormBackward", traced, schema, false, true);
+    /* Once a process, as PyTorch's own nodes do: a name can be bound only once, and every node of this kind is the same function. */
+    static const std::string function = python->bind_function(swap.get_py_compiler(), "LntuneLayerNormBackward", traced, schema, false, true);
     auto made = python->call_function(swap.get_py_compiler(), "apply_functional", function, gradients, packed.vec(), metadata);
     for (SavedVariable *one : all) swap.after(*one);
     return made;

@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -380,7 +380,8 @@ def _count(name: str, value: Any) -> int:
 
 def _flag(name: str, value: Any) -> bool:
     """A truth value, Python's or NumPy's, as Python's."""
-    if not isinstance(value, (bool, np.bool_)):
+    numpy = sys.modules.get("numpy")  # which PyTorch does without
+    if not isinstance(value, bool) and not (numpy and isinstance(value, numpy.bool_)):
         raise InputError(got_expected(name, repr(value), "True or False"))
     return bool(value)
 
