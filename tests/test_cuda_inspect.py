@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lntune.cuda import ARCHITECTURES, Inspection, available, inspect_kernel, locate, nvrtc, ptx, resources, sass, to_cubin, to_fatbin
+from lntune.cuda import ARCHITECTURES, Inspection, available, inspect_kernel, locate, nvrtc, ptx, resources, sass, to_cubin
 from lntune.cuda.compiler import find
 from lntune.cuda.nvcc import Nvcc
 from lntune.cuda.occupancy import Occupancy, occupancy
@@ -497,23 +497,3 @@ def test_a_source_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert to_cubin(COPY, "sm_90").ptx == first.ptx
         assert len(stored.read_bytes()) > 100 and stored.read_bytes() != damaged
     assert [p.name for p in (tmp_path / "cuda").iterdir()] == [stored.name]
-
-
-def entries(fatbin: bytes) -> list[tuple[str, int]]:
-    """Kind and architecture of what a fat binary holds, by its headers: a file's, then one before each entry."""
-    found, at = [], 16
-    while at < len(fatbin):
-        kind, header, size, arch = (int.from_bytes(fatbin[at + a : at + b], "little") for a, b in ((0, 2), (4, 8), (8, 16), (28, 32)))
-        found.append(({1: "ptx", 2: "cubin"}[kind], arch))
-        at += header + size
-    return found
-
-
-@compiles
-def test_a_fat_binary_holds_every_architecture() -> None:
-    """Machine code for both architectures, and PTX of the last, from which a driver makes code for newer ones."""
-    if not isinstance(find(), Nvcc):
-        pytest.skip("only nvcc makes fat binaries")
-    assert sorted(entries(to_fatbin(COPY, ["sm_80", "sm_90", "sm_80"]))) == [("cubin", 80), ("cubin", 90), ("ptx", 90)]
-    with pytest.raises(InputError, match="archs: got none"):
-        to_fatbin(COPY, [])

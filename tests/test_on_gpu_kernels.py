@@ -108,7 +108,7 @@ def test_no_rows(plan: Schedule, here: Here) -> None:
     values, outputs = arguments(case, 0, here)
     default(plan, case, here)(*values)
     here.wait()
-    assert all(not out.numel() or out.eq(0).all() or out.isnan().all() for out in outputs.values())
+    assert all(out.eq(0).all() for out in outputs.values()), "sums over no rows are 0, and nothing else has elements"
 
 
 @pytest.mark.parametrize("op", ["layer_norm", "layer_norm_backward"])

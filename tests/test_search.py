@@ -142,7 +142,7 @@ def test_stops_when_the_time_is_over(name: str) -> None:
     budget = Budget(seconds=7.0, clock=clock)
     assert len(replay(name, record_table(3), budget, each=pass_time)) == 4
     assert budget.spent
-    assert budget.seconds_left == 0.0
+    assert budget.fraction == 1.0
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -7,7 +7,7 @@ import msgspec
 from lntune.cuda import ptx, resources, sass
 from lntune.cuda.architectures import ARCHITECTURES, Architecture, architecture
 from lntune.cuda.code import Code
-from lntune.cuda.compiler import Compiled, available, find, identity, stamp, to_cubin, to_fatbin
+from lntune.cuda.compiler import Compiled, available, find, identity, stamp, to_cubin
 from lntune.cuda.occupancy import Occupancy, occupancy
 from lntune.cuda.resources import Resources
 from lntune.errors import BuildError, InputError, got_expected, unknown
@@ -26,7 +26,6 @@ __all__ = [
     "inspect_kernel",
     "stamp",
     "to_cubin",
-    "to_fatbin",
 ]
 
 

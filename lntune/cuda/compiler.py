@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,10 +17,10 @@ from lntune.cuda.architectures import ARCHITECTURES, architecture
 from lntune.cuda.compiled import Compiled
 from lntune.cuda.nvcc import Nvcc
 from lntune.cuda.nvrtc import Nvrtc
-from lntune.errors import InputError, ToolchainError, got_expected
+from lntune.errors import ToolchainError
 from lntune.sealed import DamagedError
 
-__all__ = ["ARCHITECTURES", "Compiled", "available", "find", "identity", "stamp", "to_cubin", "to_fatbin"]
+__all__ = ["ARCHITECTURES", "Compiled", "available", "find", "identity", "stamp", "to_cubin"]
 
 _FORMAT = 2
 """Of the files in the cache; part of their names. Since 2 they carry a digest."""
@@ -88,24 +88,6 @@ def to_cubin(source: str, arch: str) -> Compiled:
     """
     target, tool = architecture(arch), find()
     return _cached(["cubin", tool.identity, arch, source], Compiled, lambda: tool.cubin(source, target))
-
-
-def to_fatbin(source: str, archs: Sequence[str]) -> bytes:
-    """One file with machine code for each architecture and PTX of the last, which newer GPUs compile when they load it.
-
-    Raises:
-        InputError: no architecture is given.
-        UnknownNameError: one is not in ARCHITECTURES.
-        ToolchainError: there is no nvcc, which alone makes such files.
-        BuildError: the source does not compile, or the result cannot be stored.
-    """
-    targets = [architecture(a) for a in dict.fromkeys(archs)]
-    if not targets:
-        raise InputError(got_expected("archs", "none", "at least one", f"Known: {', '.join(ARCHITECTURES)}."))
-    tool = find()
-    if isinstance(tool, Nvrtc):
-        raise ToolchainError(f"only nvcc makes a file for several architectures; {tool.path} is NVRTC. Use to_cubin, or set LNTUNE_NVCC.")
-    return _cached(["fatbin", tool.identity, [a.name for a in targets], source], bytes, lambda: tool.fatbin(source, targets))
 
 
 def _cached(key: list[object], kind: type[Stored], make: Callable[[], Stored]) -> Stored:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -57,14 +56,6 @@ class Nvcc(msgspec.Struct, frozen=True):
             log = self._run(source, ["-cubin", f"-arch={arch.name}", "--keep", "--keep-dir", "."], folder, arch.name)
             ptx = "\n".join(p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.glob("*.ptx")))
             return Compiled((folder / "out").read_bytes(), log, ptx)
-
-    def fatbin(self, source: str, archs: Sequence[Architecture]) -> bytes:
-        """Machine code of each architecture, and PTX of the last for GPUs newer than all of them."""
-        codes = [f"-gencode=arch={a.virtual},code={a.name}" for a in archs]
-        with _folder() as name:
-            arguments = ["-fatbin", *codes, f"-gencode=arch={archs[-1].virtual},code={archs[-1].virtual}", "--threads=0"]
-            self._run(source, arguments, Path(name), ", ".join(a.name for a in archs))
-            return (Path(name) / "out").read_bytes()
 
     def _run(self, source: str, arguments: list[str], folder: Path, archs: str) -> str:
         """Compile kernel.cu in the folder to `out`; its log. Names are relative, so that messages are the same every time."""

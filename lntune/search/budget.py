@@ -49,13 +49,6 @@ class Budget:
         self.trials_done += 1
 
     @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the limit, never below 0; None without a limit in time."""
-        if self._seconds is None:
-            return None
-        return max(0.0, self._start + self._seconds - self._reserve() - self._clock())
-
-    @property
     def spent(self) -> bool:
         """True when no further trial may start. A trial in flight is not cut short by this."""
         return self.fraction >= 1.0
