@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,13 @@ __all__ = ["fake_gpu"]
 # others. OpenMP reads this when PyTorch is loaded, which the tests' files do later, and the processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Who starts the tests behind nohup, or in the background of a script, has signals ignored that tests send, in children too.
+for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, default)
 
-LONGEST = ("gpu_kernels", "gpu_pass", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch", "killed_commands", "lnlstm")
+
+LONGEST = ("gpu_kernels", "gpu_pass", "versions", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch", "killed_commands", "lnlstm")
 LONGEST += ("worker", "build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
 """Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
 QUICK = ("bench_summary", "capture", "case", "check", "columns", "cuda_headers", "device", "disturbance", "doctor", "errors")

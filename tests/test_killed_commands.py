@@ -26,7 +26,7 @@ from lntune.records import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
-KILLS = int(os.environ.get("LNTUNE_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("LNTUNE_TEST_KILLS", "1"))
 """How often each command is killed."""
 GRACE = 60.0
 """Seconds that what a killed command has started may take to end on a machine that is busy; it takes some milliseconds."""
