@@ -26,7 +26,8 @@ for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SI
         signal.signal(ignored, default)
 
 
-LONGEST = ("gpu_kernels", "gpu_pass", "versions", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch", "killed_commands", "lnlstm")
+LONGEST = ("gpu_kernels", "gpu_pass", "versions", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch")
+LONGEST += ("killed_commands", "lnlstm")
 LONGEST += ("worker", "build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
 """Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
 QUICK = ("bench_summary", "capture", "case", "check", "columns", "cuda_headers", "device", "disturbance", "doctor", "errors")
