@@ -80,12 +80,12 @@ def _tools(kind: str) -> sealed.Facts:
     return {name: tool for name, tool in tools.items() if tool not in ("", toolchain.MISSING)}
 
 
-def _outdated(facts: sealed.Facts, kind: str, schedule: Schedule) -> bool:
+def _outdated(facts: sealed.Facts, schedule: Schedule) -> bool:
     """True for a kernel that was built by other tools than this machine has, or of code that was edited since without a new version, where
     this machine has all that it takes to build it anew.
     """
-    tools = _tools(kind)
-    if "apache-tvm" not in tools or (kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
+    tools = _tools(schedule.kind)
+    if "apache-tvm" not in tools or (schedule.kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
         return False
     if not sources.unchanged(facts, schedule.path):
         return True
@@ -97,16 +97,16 @@ def _outdated(facts: sealed.Facts, kind: str, schedule: Schedule) -> bool:
 
 def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> bool:
     """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as prepare's."""
-    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), device.kind, schedule, archs)
+    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), schedule, archs)
 
 
-def _holds(path: Path, kind: str, schedule: Schedule, archs: tuple[str, ...]) -> bool:
+def _holds(path: Path, schedule: Schedule, archs: tuple[str, ...]) -> bool:
     """True when a sound file is there, and has code for some architectures beside that of its own."""
     try:
         facts = sealed.read(path).facts
     except (DamagedError, OSError):
         return False
-    return not _outdated(facts, kind, schedule) and (not archs or _architectures(path) >= set(archs))
+    return not _outdated(facts, schedule) and (not archs or _architectures(path) >= set(archs))
 
 
 def _architectures(path: Path) -> set[str]:
@@ -137,7 +137,7 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
                 sealed.read(path)
             except DamagedError as e:
                 sealed.put_aside(path, str(e))
-    if not _holds(path, device.kind, schedule, archs):
+    if not _holds(path, schedule, archs):
         _build(key, case, schedule, setting, device, archs, strided, path)
     return path
 
@@ -181,17 +181,17 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided
     def make() -> None:
         _build(key, case, schedule, setting, device, (), strided, path)
 
-    if not _there(path, device.kind, schedule, make):
+    if not _there(path, schedule, make):
         make()
     return native.fetch(path, load, make)
 
 
-def _there(path: Path, kind: str, schedule: Schedule, make: Callable[[], None]) -> bool:
+def _there(path: Path, schedule: Schedule, make: Callable[[], None]) -> bool:
     """True when a file is there for `native.fetch`. One of other tools than this machine's, or of other code, is made anew before, where that
     succeeds.
     """
     try:
-        outdated = _outdated(sealed.facts(path), kind, schedule)
+        outdated = _outdated(sealed.facts(path), schedule)
     except DamagedError:
         return path.is_file()
     if outdated:

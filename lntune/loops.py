@@ -254,24 +254,17 @@ def drop_predicates(mod: Any, kept: Collection[str]) -> Any:
     row of a stage is there, and a schedule, for which the number of groups is a symbol, guards each stage against one that is not.
     """
     import tvm
+    import tvm_ffi
     from tvm import tirx
+    from tvm.s_tir import SBlockRealize
 
     always = tirx.IntImm("bool", 1)
 
-    def walk(stmt: Any) -> Any:
-        name = type(stmt).__name__
-        if name == "For":
-            return tirx.For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, walk(stmt.body), stmt.thread_binding, dict(stmt.annotations))
-        if name == "SeqStmt":
-            return tirx.SeqStmt([walk(s) for s in stmt.seq])
-        if name == "SBlockRealize":
-            b = stmt.block
-            block = type(b)(b.iter_vars, b.reads, b.writes, b.name_hint, walk(b.body), b.init, b.alloc_buffers, b.match_buffers, b.annotations)
-            return type(stmt)(stmt.iter_values, stmt.predicate if b.name_hint in kept else always, block)
-        return stmt
+    def unguarded(stage: Any) -> Any:
+        return stage if stage.block.name_hint in kept else type(stage)(stage.iter_values, always, stage.block)
 
     func = mod["main"]
-    return tvm.IRModule({"main": func.with_body(walk(func.body))})
+    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_map(func.body, [(SBlockRealize, unguarded)]))})
 
 
 PREFETCH = "lntune_prefetch"

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import sys
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lntune import paths
@@ -30,7 +30,7 @@ def text_of(path: Path) -> str:
 
 def code_hash(schedule: Path) -> str:
     """Hash of the code of a schedule's file and of the modules of its author that it imports."""
-    return hashlib.sha256("".join(map(_hash_of, [schedule, *imported(schedule)])).encode()).hexdigest()[:12]
+    return _joined([schedule, *imported(schedule)])
 
 
 def imported(path: Path) -> list[Path]:
@@ -87,6 +87,10 @@ def _editable(path: Path) -> bool:
     return not {"site-packages", "dist-packages"} & set(path.parts) and paths.PACKAGE not in path.parents
 
 
+def _joined(files: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(map(_hash_of, files)).encode()).hexdigest()[:12]
+
+
 def _hash_of(path: Path) -> str:
     """Hash of a Python file's code; of its content where that is no Python."""
     try:
@@ -95,24 +99,37 @@ def _hash_of(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def _files(schedule: Path) -> list[Path]:
-    own = [schedule] if schedule.is_file() else []
-    return [*own, *imported(schedule), *sorted(path for pattern in _MAKE_CODE for path in paths.PACKAGE.glob(pattern))]
+def _package() -> list[Path]:
+    return sorted(path for pattern in _MAKE_CODE for path in paths.PACKAGE.glob(pattern))
 
 
-@functools.cache
-def _texts(schedule: Path) -> str:
-    """Hash of the files as they are: quickly made, and another one after any change."""
+def _own(schedule: Path) -> list[Path]:
+    return [*([schedule] if schedule.is_file() else []), *imported(schedule)]
+
+
+def _bytes_hash(files: Sequence[Path]) -> str:
+    """Hash of files as they are: quickly made, and another one after any change."""
     digest = hashlib.sha256()
-    for path in _files(schedule):
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 @functools.cache
+def _package_texts() -> str:
+    return _bytes_hash(_package())
+
+
+@functools.cache
+def _texts(schedule: Path) -> str:
+    """Hash of the files as they are."""
+    return f"{_bytes_hash(_own(schedule))}-{_package_texts()}"
+
+
+@functools.cache
 def _code(schedule: Path) -> str:
     """Hash of the files' code; words in them may change."""
-    return hashlib.sha256("".join(map(_hash_of, _files(schedule))).encode()).hexdigest()[:12]
+    return _joined([*_own(schedule), *_package()])
 
 
 def stamp(schedule: Path) -> dict[str, str]:

@@ -432,8 +432,8 @@ def test_edits_are_seen(write: WriteFile, tmp_path: Path, monkeypatch: pytest.Mo
     text = edited.read_text()
     for addition, same in (("", True), ("# word\n", True), ("ANOTHER = 1\n", False)):
         edited.write_text(text + addition)
-        sources._texts.cache_clear()
-        sources._code.cache_clear()
+        for known in (sources._package_texts, sources._texts, sources._code):
+            known.cache_clear()
         assert sources.unchanged(kept, mine) == same
 
 

@@ -79,8 +79,7 @@ def report(
     from lntune.cuda.targets import device_of
     from lntune.report.columns import whole
     from lntune.report.rows import rows_of, summary
-    from lntune.report.tables import console
-    from lntune.report.tables import show as table_or_lines
+    from lntune.report.tables import console, show
 
     if op:
         ops.get(op)
@@ -103,7 +102,7 @@ def report(
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
         here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
         if trials := _failed(folders, op, whose_records):
-            table_or_lines(console(wide=wide), None, trials)
+            show(console(wide=wide), None, trials)
         remedy = f"{'Run' if here else 'Run where it is'}: lntune tune {op or 'layer_norm'}{_target(target if here else 'cuda')}"
         tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
         raise typer.Exit(1)
@@ -135,18 +134,15 @@ def why(
     from lntune.report.tables import console
 
     with dispatching(log_dir):
-        from lntune.torch.explanation import SERVED_BY, explain
+        from lntune.torch.explanation import explain
 
         told = explain(op, hidden, dtype, rows, target)
     if as_json:
         print_json(told)
         return
     out = console()
-    hanging(out, f"{told.title}: ", f"served by {SERVED_BY[told.tier]}")
-    if told.schedule:
-        hanging(out, "  ", f"{told.schedule} {knobs.describe(told.knobs)}")
-    for step in told.steps:
-        hanging(out, "  - ", step)
+    for lead, sentence in told.lines:
+        hanging(out, lead, sentence)
 
 
 @command()

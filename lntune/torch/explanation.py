@@ -45,9 +45,14 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         """The case, in words."""
         return f"{self.case['op']} hidden {self.case['hidden']} {self.case['dtype']} rows {self.case['rows']}{self.device and f' on {self.device}'}"
 
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """What serves, and how it came to that, in lines: what stands before a sentence, and the sentence."""
+        kernel = [("  ", f"{self.schedule} {knobs_module.describe(self.knobs)}")] if self.schedule else []
+        return [(f"{self.title}: ", f"served by {SERVED_BY[self.tier]}"), *kernel, *(("  - ", step) for step in self.steps)]
+
     def __str__(self) -> str:
-        kernel = [f"  {self.schedule} {knobs_module.describe(self.knobs)}"] if self.schedule else []
-        return "\n".join([f"{self.title}: served by {SERVED_BY[self.tier]}", *kernel, *(f"  - {step}" for step in self.steps)])
+        return "\n".join(lead + sentence for lead, sentence in self.lines)
 
 
 def explain(op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = "cpu") -> Explanation:

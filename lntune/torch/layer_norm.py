@@ -110,9 +110,7 @@ def layer_norm_forward(
     if served(input, weight, bias, math.prod(shape)) and usual(eps):
         made: tuple[Tensor, Tensor, Tensor] = torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)
         return made
-    y, *stats = native(input, shape, weight, bias, eps)
-    mean, rstd = (s.to(torch.promote_types(s.dtype, torch.float32)).flatten() for s in stats)
-    return y, mean, rstd
+    return _native(input, shape, weight, bias, eps)
 
 
 def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -163,6 +161,13 @@ def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
     return functional.layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
 
 
+def _native(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's (y, mean, rstd), the statistics as a kernel gives them: of shape (rows,), in float32 or wider."""
+    y, *stats = native(input, shape, weight, bias, eps)
+    mean, rstd = (s.to(torch.promote_types(s.dtype, torch.float32)).flatten() for s in stats)
+    return y, mean, rstd
+
+
 def _run(
     kernel: Callable[..., None], input: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -188,8 +193,7 @@ class _LayerNorm(torch.autograd.Function):
             _saving.call(input, shape, weight, bias, eps) if kernel is None else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
         )
         if made is None:  # forgotten by another thread since it was asked whether it serves
-            plain, *stats = native(input, shape, weight, bias, eps)
-            made = (plain, *(s.float().flatten() for s in stats))
+            made = _native(input, shape, weight, bias, eps)
         ctx.shape = shape
         ctx.save_for_backward(input, weight, bias, *made[1:])
         y: Tensor = made[0]
@@ -231,8 +235,7 @@ def layer_norm_op(
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        y, mean, rstd = native(input, shape, weight, bias, eps)
-        mean, rstd = mean.float().flatten(), rstd.float().flatten()
+        y, mean, rstd = _native(input, shape, weight, bias, eps)
     if not stats or mean is None or rstd is None:
         mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)
     return y, mean, rstd
