@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lntune
-from lntune import device, timing, toolchain
+from lntune import device, timing
 from lntune.report.columns import WIDE, Column, Table
+from lntune.system import toolchain
 from lntune.torch.lstm_weights import from_lstm
 
 LSTM, EAGER, OURS, MOVED = "nn.LSTM", "LN-LSTM, eager", "lntune.LayerNormLSTM", "LN-LSTM, eager, moved by a rounding"

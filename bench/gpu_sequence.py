@@ -25,11 +25,12 @@ from lnlstm_training import eager_modules, errors, iterate, lntune_module, resul
 from rich.console import Console
 from torch import Tensor, nn
 
-from lntune import timing, toolchain
-from lntune.cuda.capture import record
+from lntune import timing
+from lntune.backends.cuda.capture import record
 from lntune.report import tables
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import geomean
+from lntune.system import toolchain
 from lntune.torch import devices, dispatch
 
 # How far the output, and each gradient, may be from the eager loop's in float64, as |difference| / |float64's| in Euclidean norms, where

@@ -41,12 +41,14 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 import lntune
-from lntune import artifact, device, timing, toolchain
-from lntune.heap import kept_heap
-from lntune.records import Timing
+from lntune import device, timing
+from lntune.kernels import cache as artifact
+from lntune.log.records import Timing
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import spread
 from lntune.report.tables import percent
+from lntune.system import toolchain
+from lntune.system.heap import kept_heap
 from lntune.torch import dispatch, layer_norm_node, products
 
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in Euclidean norms: for everyone where eager

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from lntune.records import Record
+from lntune.log.records import Record
 from lntune.report.rows import geomean, rows_of
 from lntune.report.training import steps_of
 

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lntune
-from lntune import device, timing, toolchain
-from lntune.heap import kept_heap
-from lntune.records import Timing
+from lntune import device, timing
+from lntune.log.records import Timing
 from lntune.report.columns import WIDE, Column, Table, key
+from lntune.system import toolchain
+from lntune.system.heap import kept_heap
 
 HEADS, BETWEEN = 12, 4  # heads of a layer; features between its two last products, over those of the model
 EAGER, OURS = "eager", "lntune"

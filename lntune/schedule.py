@@ -18,10 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
-from lntune import callers, knobs, ops, paths, sources
+from lntune import knobs, ops
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, ScheduleError, UnknownNameError, got_expected, unknown
+from lntune.system import callers, paths, sources
 from lntune.versions import LOWERING, Code
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from lntune import disturbance
-from lntune.records import Timing
+from lntune.log import disturbance
+from lntune.log.records import Timing
 
 SAMPLE_SECONDS = 3e-4
 BUSY_SHARE = 0.15

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from lntune import build, device_code, knobs
+from lntune import knobs
+from lntune.backends.cuda import device_code, lowering
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import private
-from lntune.cuda.targets import device_of
 from lntune.device import Device
-from lntune.gpu import lowering
+from lntune.kernels import compiler
 from lntune.schedule import Schedule
+from lntune.transforms.gpu import private
 
 _CPU = Device("cpu", "golden", "x86-64-v4", 8, l2=1 << 20, l3=32 << 20)
 DEVICES = {"cpu": (_CPU, msgspec.structs.replace(_CPU, isa="x86-64-v3", cores=2)), "gpu": (device_of("cuda:sm_90"), device_of("cuda:sm_80"))}
@@ -58,7 +59,7 @@ def digest(text: str) -> str:
 
 def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
     """The digest of one kernel, before TVM's code generator."""
-    module = build.scheduled(case, plan, setting, device)
+    module = compiler.scheduled(case, plan, setting, device)
     if device.kind == "cpu":
         return digest(normalized(str(module.script())))
     import tvm

@@ -74,7 +74,7 @@ def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A test that is not slow builds no kernel."""
     if not request.node.get_closest_marker("slow"):
         said = f"{request.path.name} builds a kernel: mark the test slow, or take the file from QUICK in tests/conftest.py"
-        monkeypatch.setattr("lntune.build._compile", lambda *_: pytest.fail(said))
+        monkeypatch.setattr("lntune.kernels.compiler._compile", lambda *_: pytest.fail(said))
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lntune import build, check, ops
+from lntune import check, ops
 from lntune import device as device_module
 from lntune.case import DTYPES, Case
 from lntune.device import Device
+from lntune.kernels import compiler
 from lntune.schedule import all_schedules, get
 
 DEVICE = device_module.current()
@@ -52,7 +53,7 @@ def schedule_cases(dtypes: tuple[str, ...] = tuple(DTYPES), short: tuple[int, ..
 def built(name: str, case: Case, device: Device = DEVICE) -> Kernel:
     """The kernel of a schedule's default knobs."""
     plan = get(name)
-    return build.in_memory(case, plan, plan.default(case, device), device)
+    return compiler.in_memory(case, plan, plan.default(case, device), device)
 
 
 def assert_right(case: Case, kernel: Kernel) -> None:

@@ -25,9 +25,12 @@ import host_gpu
 import msgspec
 import pytest
 
-from lntune import cuda, device_code, device_timing, emulator, native, paths, toolchain
-from lntune.cuda import Compiled, driver, launcher
-from lntune.device_code import Binary, Launch
+from lntune.backends import cuda
+from lntune.backends.cuda import Compiled, device_code, driver, launcher
+from lntune.backends.cuda import timing as device_timing
+from lntune.backends.cuda.device_code import Binary, Launch
+from lntune.backends.emulated import emulator
+from lntune.system import native, paths, toolchain
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "fake_driver.c"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from lntune import artifact, check, places, schedule
+from lntune import check, schedule
+from lntune.backends import places
+from lntune.backends.cuda import launcher
 from lntune.case import Case
-from lntune.cuda import launcher
+from lntune.kernels import cache
 
 SIZES = ((64, "bfloat16"), (97, "float32"))
 
@@ -24,7 +26,7 @@ def main() -> None:
         for hidden, dtype in SIZES if plan.kind == "gpu" else ():
             case = Case(plan.op, hidden, dtype, 512)
             for strided in (False, True) if hidden == SIZES[0][0] else (False,):
-                kernel = artifact.kernel(case, plan, plan.default(case, device), device, strided)
+                kernel = cache.kernel(case, plan, plan.default(case, device), device, strided)
                 verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
                 print(f"{case} {plan.name}{', row-strided' if strided else ''}: {verdict.message or 'right'}", flush=True)
                 wrong += not verdict.ok

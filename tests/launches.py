@@ -9,10 +9,11 @@ import torch
 import tvm_ffi
 from fake_gpu import FakeGpu
 
-from lntune import artifact, ops, schedule
+from lntune import ops, schedule
+from lntune.backends.cuda import launcher
+from lntune.backends.cuda.device_code import Argument, Binary, Launch, Scratch
 from lntune.case import Case
-from lntune.cuda import launcher
-from lntune.device_code import Argument, Binary, Launch, Scratch
+from lntune.kernels import cache
 
 CASE = Case("layer_norm", 96, "float32", 8, "weight+bias")
 PLAN = next(iter(schedule.for_op("layer_norm", "gpu").values()))
@@ -22,7 +23,7 @@ def kernel_of(case: Case = CASE, **changed: Any) -> Any:
     """The kernel of a case by the first schedule, with its default knobs or some of them changed."""
     device = launcher.device(0)
     setting = PLAN.default(case.typical, device)
-    return artifact.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device)
+    return cache.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device)
 
 
 def tensors(rows: int = 5, case: Case = CASE) -> dict[str, Any]:

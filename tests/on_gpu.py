@@ -17,10 +17,10 @@ import pytest
 import torch
 from fake_gpu import FakeGpu
 
-from lntune import artifact
+from lntune.backends.cuda import launcher
 from lntune.case import Case
-from lntune.cuda import launcher
 from lntune.device import Device, usable_cores
+from lntune.kernels import cache
 from lntune.schedule import Schedule
 from lntune.torch import devices, dispatch, graphs
 
@@ -46,9 +46,9 @@ class Here:
         """Each case with its schedule's kernel of default knobs. All are built first, on all cores: a GPU's compiler takes seconds for each."""
         wanted = [(case, plan, plan.default(case, self.device), self.device) for plan, case in cases]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            list(pool.map(lambda one: artifact.prepare(*one), wanted))
+            list(pool.map(lambda one: cache.prepare(*one), wanted))
         for one in wanted:
-            yield one[0], artifact.kernel(*one)
+            yield one[0], cache.kernel(*one)
 
     def wait(self) -> None:
         """Until everything launched is done; what went wrong in it is raised here."""

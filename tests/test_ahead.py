@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lntune.backends.cuda import Inspection, Occupancy, Resources
+from lntune.backends.cuda.code import Code
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import Inspection, Occupancy, Resources
-from lntune.cuda.code import Code
-from lntune.cuda.targets import device_of
 from lntune.errors import BuildError
-from lntune.statics import Facts
-from lntune.trial import Candidate, Job, Outcome
+from lntune.kernels.statics import Facts
+from lntune.measure.trial import Candidate, Job, Outcome
 from lntune.tune import ahead as module
 from lntune.tune.ahead import Ahead
 

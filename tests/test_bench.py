@@ -17,14 +17,17 @@ import torch
 from typer.testing import CliRunner
 
 import lntune
-from lntune import bench, check, heap, places, timing
-from lntune.bench import call_cost, training
+from lntune import check, timing
+from lntune.backends import places
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.cli import app
+from lntune.commands import bench
+from lntune.commands.bench import call_cost, training
 from lntune.errors import BuildError, InputError
-from lntune.records import Timing
+from lntune.log.records import Timing
 from lntune.report.training import facts, steps_lines, steps_of
+from lntune.system import heap
 from lntune.torch import dispatch
 
 CASE = Case("layer_norm", 64, "float32", 8)

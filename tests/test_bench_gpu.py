@@ -16,12 +16,15 @@ import torch
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
-from lntune import bench, device_timing, ops, places
-from lntune.bench import peers
+from lntune import ops
+from lntune.backends import places
+from lntune.backends.cuda import launcher
+from lntune.backends.cuda import timing as device_timing
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda import launcher
-from lntune.records import Record, Timing
+from lntune.commands import bench
+from lntune.commands.bench import peers
+from lntune.log.records import Record, Timing
 from lntune.report.rows import peer_lines, rows_of
 from lntune.report.tables import cases_table
 
@@ -108,7 +111,7 @@ def test_the_cpu_has_no_gpus_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others' kernels are there when their packages are, for layer norm with weight and bias alone."""
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.layer_norm", None)
-    monkeypatch.setitem(sys.modules, "lntune.bench.triton_layer_norm", None)
+    monkeypatch.setitem(sys.modules, "lntune.commands.bench.triton_layer_norm", None)
     assert peers.calls(CASE, given()) == {}
     liger(monkeypatch, by_torch)
     assert set(peers.calls(CASE, given())) == {"liger"}
@@ -119,7 +122,7 @@ def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets x, weight, bias and eps, and answers as eager does."""
-    module = ModuleType("lntune.bench.triton_layer_norm")
+    module = ModuleType("lntune.commands.bench.triton_layer_norm")
     module.forward = by_torch  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     liger(monkeypatch, by_torch)
@@ -184,7 +187,7 @@ def test_the_tutorials_kernel(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     code = """
 import torch
-from lntune.bench.triton_layer_norm import forward
+from lntune.commands.bench.triton_layer_norm import forward
 for hidden in (64, 1000):
     x, weight, bias = torch.randn(5, hidden), torch.randn(hidden), torch.randn(hidden)
     torch.testing.assert_close(forward(x, weight, bias, 1e-5), torch.nn.functional.layer_norm(x, (hidden,), weight, bias, 1e-5))

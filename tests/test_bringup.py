@@ -21,19 +21,22 @@ from on_gpu import Here, here
 from rich.console import Console
 from typer.testing import CliRunner
 
-from lntune import bringup, interrupts, ops, paths, records, schedule
 from lntune import device as device_module
-from lntune.bringup import builders, known, outcome, place, steps, value, yardstick
-from lntune.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Verify
+from lntune import ops, schedule
+from lntune.backends.cuda import driver
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda import driver
-from lntune.cuda.targets import device_of
+from lntune.commands import bringup
+from lntune.commands.bringup import builders, known, outcome, place, steps, value, yardstick
+from lntune.commands.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Verify
 from lntune.errors import InputError, LogError, UnknownNameError
-from lntune.records import Record, Timing
+from lntune.log import records
+from lntune.log.records import Record, Timing
+from lntune.measure.trial import Job, Outcome, measured
 from lntune.report import bringup as report
 from lntune.report import progress
-from lntune.trial import Job, Outcome, measured
+from lntune.system import interrupts, paths
 from lntune.tune import loop
 from lntune.versions import Code
 
@@ -190,7 +193,7 @@ def test_steps_in_a_child(faulty: None) -> None:
     case = SMALL[0]
 
     def smoke(name: str) -> Smoke:
-        from lntune.trial import Candidate
+        from lntune.measure.trial import Candidate
 
         return Smoke(Job(case, CPU, (Candidate.of(name, schedule.get(name).default(case, CPU)),), 0.01))
 
@@ -215,7 +218,8 @@ def test_steps_in_a_child(faulty: None) -> None:
 
 def test_a_gpu_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fails and leaves the device's context broken says so, and the next one gets another child; one that fails alone does not."""
-    from lntune import trial, verification
+    from lntune.commands import check as verification
+    from lntune.measure import trial
 
     def fails(*_: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")

@@ -15,12 +15,13 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import lntune
-from lntune import device, records, schedule, tune
+from lntune import device, schedule, tune
 from lntune.case import Case
 from lntune.cli import app
-from lntune.doctor import Finding, content
+from lntune.commands.doctor import Finding, content
 from lntune.errors import LntuneError, ScheduleError
-from lntune.records import Record, Timing
+from lntune.log import records
+from lntune.log.records import Record, Timing
 from lntune.schedule import ScheduleWarning
 from lntune.torch import dispatch
 from lntune.torch.untuned import UntunedWarning

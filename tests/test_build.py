@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from lntune import build, ops, runtime
 from lntune import device as device_module
+from lntune import ops
+from lntune.backends.cpu import runtime
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError
+from lntune.kernels import compiler
 from lntune.schedule import Schedule, all_schedules, get
 
 PLANS = {name: s for name, s in all_schedules().items() if s.kind == "cpu"}
@@ -28,7 +30,7 @@ CASE = Case("layer_norm", 100, "bfloat16", 512)
 def shown(plan: Schedule, case: Case, device: Device, form: str) -> str:
     """The kernel of the default knobs as text."""
     case = for_op(case, plan)
-    return build.show(case, plan, plan.default(case, device), device, form)
+    return compiler.show(case, plan, plan.default(case, device), device, form)
 
 
 def for_op(case: Case, plan: Schedule) -> Case:
@@ -61,7 +63,7 @@ def test_blocks_write_rows_that_lie_together(op: str) -> None:
     case, device = Case(op, 256, "float32", 512), Device("cpu", "two", "x86-64-v3", 2)
     setting = plan.default(case, device)
     rows, loops, values = 37, [], []
-    func = build.scheduled(case, plan, setting, device)["main"]
+    func = compiler.scheduled(case, plan, setting, device)["main"]
     count = func.params[0].shape[0]
 
     def walk(statement: Any) -> None:
@@ -136,7 +138,7 @@ def test_arguments_are_not_taken_to_be_aligned(name: str) -> None:
     assert {int(a) for a in globals_} <= {2}
 
 
-@pytest.mark.parametrize("form", build.FORMS)
+@pytest.mark.parametrize("form", compiler.FORMS)
 @pytest.mark.parametrize("name", PLANS)
 def test_every_form_can_be_shown(name: str, form: str) -> None:
     """Definition, loops, LLVM IR and assembly are texts that look like what they are."""
@@ -148,7 +150,7 @@ def test_cores_and_rows_do_not_matter_to_the_code_of_given_knobs() -> None:
     """Kernels take any number of rows: with the same knobs the code for 512 rows is that for 4096."""
     for plan in PLANS.values():
         setting = plan.default(Case(plan.op, 1024, "bfloat16", 512), FIXED)
-        texts = {build.show(Case(plan.op, 1024, "bfloat16", rows), plan, setting, FIXED, "tir") for rows in (512, 4096)}
+        texts = {compiler.show(Case(plan.op, 1024, "bfloat16", rows), plan, setting, FIXED, "tir") for rows in (512, 4096)}
         assert len(texts) == 1
 
 
@@ -161,7 +163,7 @@ def test_knobs_that_do_not_fit() -> None:
     """Knobs refused by the schedule raise its reason, before the compiler is asked."""
     plan = changed(get("cached_rows"), valid=lambda *_: "the moon is full", apply=None)
     with pytest.raises(ScheduleError, match=r"cached_rows .* does not fit .*100 bfloat16: the moon is full"):
-        build.in_memory(CASE, plan, get("cached_rows").default(CASE, FIXED), FIXED)
+        compiler.in_memory(CASE, plan, get("cached_rows").default(CASE, FIXED), FIXED)
 
 
 def test_a_schedule_that_raises() -> None:
@@ -172,7 +174,7 @@ def test_a_schedule_that_raises() -> None:
 
     plan = changed(get("cached_rows"), apply=apply)
     with pytest.raises(ScheduleError, match=r"cached_rows \(.*lanes=.*\) failed on .*ZeroDivisionError: division by zero") as raised:
-        build.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
+        compiler.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
@@ -180,7 +182,7 @@ def test_a_schedule_that_returns_nonsense() -> None:
     """What TVM cannot compile is a BuildError."""
     plan = changed(get("cached_rows"), apply=lambda *_: "not a module")
     with pytest.raises(LntuneError, match="TVM failed to compile"):
-        build.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
+        compiler.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
 
 
 def test_a_library_on_disk(tmp_path: Path) -> None:
@@ -190,11 +192,11 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         path = tmp_path / plan.name / "kernel.so"
         case = Case(plan.op, 64, "bfloat16", 512)
         setting = plan.default(case, here)
-        build.to_library(case, plan, setting, here, path)
+        compiler.to_library(case, plan, setting, here, path)
         assert [p.name for p in path.parent.iterdir()] == ["kernel.so"]
         given = ops.get(plan.op).inputs(case, 5, "normal", 0)
         outputs = []
-        for kernel in (runtime.load(path), build.in_memory(case, plan, setting, here)):
+        for kernel in (runtime.load(path), compiler.in_memory(case, plan, setting, here)):
             arguments = ops.get(plan.op).arguments(case)
             made = {a.name: torch.empty(a.sizes(5, 64), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
             kernel(*({**given, **made}[a.name] for a in arguments))
@@ -210,7 +212,7 @@ def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", str(linker))
     plan, path = get("cached_rows"), tmp_path / "out" / "kernel.so"
     with pytest.raises(BuildError, match=r"linking kernel\.so(.|\n)*disk on fire"):
-        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, path)
+        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, path)
     assert list(path.parent.iterdir()) == []
 
 
@@ -219,7 +221,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     plan = changed(get("cached_rows"), apply=None)
     with pytest.raises(BuildError, match="LNTUNE_CACHE_DIR"):
-        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so")
+        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so")
 
 
 def test_no_compiler_is_said_before_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,4 +229,4 @@ def test_no_compiler_is_said_before_compiling(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("CXX", "/no/such/compiler")
     plan = changed(get("cached_rows"), apply=None)
     with pytest.raises(ToolchainError):
-        build.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "kernel.so")
+        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "kernel.so")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lntune.cuda import capture
+from lntune.backends.cuda import capture
 
 DEVICE = SimpleNamespace(index=0)
 

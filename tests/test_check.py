@@ -13,7 +13,7 @@ import torch
 from lntune import check, ops
 from lntune import device as device_module
 from lntune.case import DTYPES, Case
-from lntune.records import Record
+from lntune.log.records import Record
 
 OP = ops.get("layer_norm")
 Kernel = Callable[..., None]

@@ -25,14 +25,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from lntune import device, ops, records, verification
-from lntune.build import FORMS
+from lntune import device, ops
 from lntune.case import Case
 from lntune.cli import app
 from lntune.cli.base import cases, integers, seconds
+from lntune.commands import check as verification
 from lntune.device import Device
 from lntune.errors import InputError
-from lntune.records import Record, Timing
+from lntune.kernels.compiler import FORMS
+from lntune.log import records
+from lntune.log.records import Record, Timing
 from lntune.report.columns import WIDE
 from lntune.report.failures import Failures
 from lntune.report.progress import Pace, TuningProgress
@@ -76,7 +78,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def only_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No other log is read: on a machine whose measurements are shipped `check` would go through all of those, for minutes."""
-    monkeypatch.setattr("lntune.paths.log_dirs", lambda: [folder])
+    monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [folder])
 
 
 # --- help, version, JSON
@@ -368,7 +370,7 @@ def test_report_of_the_run(tuned: Path) -> None:
 
 def test_report_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing was measured `report` says so, names the folder and the command to run, and exits with 1."""
-    monkeypatch.setattr("lntune.paths.log_dirs", lambda: [tmp_path])
+    monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [tmp_path])
     done = run("report", "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (1, [])
     assert str(tmp_path) in done.stderr and "Run: lntune tune layer_norm" in done.stderr

@@ -17,20 +17,20 @@ from rich.console import Console
 from rich.text import Text
 
 from lntune import report
+from lntune.backends.cuda import Inspection
+from lntune.backends.cuda.code import Code
+from lntune.backends.cuda.occupancy import Occupancy
+from lntune.backends.cuda.resources import Resources
 from lntune.case import Case
-from lntune.cuda import Inspection
-from lntune.cuda.code import Code
-from lntune.cuda.occupancy import Occupancy
-from lntune.cuda.resources import Resources
+from lntune.commands.build import Built
+from lntune.commands.check import Result
+from lntune.commands.doctor import Finding
 from lntune.device import Device
-from lntune.doctor import Finding
-from lntune.inspection import Inspected
-from lntune.prebuild import Built
+from lntune.kernels.inspection import Inspected
 from lntune.report import bringup, builds, columns, compare, costs, dry_runs, findings, inspections, tables, training, verdicts
 from lntune.report.columns import KEY, WIDE, Column, Table, key
 from lntune.report.rows import Row
 from lntune.tune.dry import DryRun, Plan, Ranked
-from lntune.verification import Result
 
 WIDTHS = (40, 60, 80, 100, 120, 200)
 CASES = [Case("layer_norm", 64, "float32", 1), Case("lnlstm_step_backward", 16_384, "bfloat16", 131_072)]

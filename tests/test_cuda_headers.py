@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lntune import exchange, toolchain
-from lntune.cuda import driver, locate, nvml, nvrtc
+from lntune.backends.cuda import driver, locate, nvml, nvrtc
+from lntune.system import exchange, toolchain
 
 ALIKE = """
 #include <cstddef>

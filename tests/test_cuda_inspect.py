@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lntune.cuda import ARCHITECTURES, Inspection, available, inspect_kernel, locate, nvrtc, ptx, resources, sass, to_cubin
-from lntune.cuda.compiler import find
-from lntune.cuda.nvcc import Nvcc
-from lntune.cuda.occupancy import Occupancy, occupancy
+from lntune.backends.cuda import ARCHITECTURES, Inspection, available, inspect_kernel, locate, nvrtc, ptx, resources, sass, to_cubin
+from lntune.backends.cuda.compiler import find
+from lntune.backends.cuda.nvcc import Nvcc
+from lntune.backends.cuda.occupancy import Occupancy, occupancy
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
 
 WHY_NOT = available()
@@ -411,7 +411,7 @@ def test_nvrtc_is_taken_with_its_own_headers(bare: Path, monkeypatch: pytest.Mon
 
 def test_the_package_imports_no_compiler() -> None:
     """Neither TVM nor torch is loaded by importing it."""
-    code = "import sys, lntune.cuda; print({'tvm', 'tvm_ffi', 'torch'} & set(sys.modules))"
+    code = "import sys, lntune.backends.cuda; print({'tvm', 'tvm_ffi', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 

@@ -15,9 +15,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import lntune
-from lntune import demo, records, tune
+from lntune import tune
 from lntune.case import Case
 from lntune.cli import app
+from lntune.commands import demo
+from lntune.log import records
 from lntune.tune import Summary
 
 GRID = (Case("layer_norm", 64, "float32", 8), Case("layer_norm", 64, "bfloat16", 1))

@@ -11,14 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lntune import build, check, cuda, device_code, emulated, inspection, ops, schedule
+from lntune import check, ops, schedule
+from lntune.backends import cuda
+from lntune.backends.cuda import device_code, lowering
+from lntune.backends.cuda.device_code import Launch, Program, number
+from lntune.backends.cuda.targets import PRODUCTS, device_of, names
+from lntune.backends.emulated import calls as emulated
+from lntune.backends.emulated.emulator import EmulatorError
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda.targets import PRODUCTS, device_of, names
-from lntune.device_code import Launch, Program, number
-from lntune.emulator import EmulatorError
 from lntune.errors import BuildError, UnknownNameError
-from lntune.gpu import lowering
+from lntune.kernels import compiler, inspection
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")
@@ -101,7 +104,7 @@ def backward(hidden: int, dtype: str, **changed: Any) -> Program:
     """Layer norm backward of default knobs, or others: a program of several kernels."""
     plan, case = get("shared_row_backward"), Case("layer_norm_backward", hidden, dtype, 32)
     setting = plan.default(case, GPU)
-    return build.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
+    return compiler.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
 
 
 def test_a_program_of_two_kernels_has_scratch() -> None:
@@ -289,5 +292,5 @@ def test_operators_without_a_schedule_for_gpus_say_so(monkeypatch: pytest.Monkey
 def test_source_for_a_gpu_is_shown() -> None:
     """`show` gives the CUDA source of a GPU's kernel."""
     plan = get("shared_row")
-    text = build.show(WIDE, plan, plan.default(WIDE, GPU), GPU, "source")
+    text = compiler.show(WIDE, plan, plan.default(WIDE, GPU), GPU, "source")
     assert 'extern "C" __global__' in text

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from lntune import device_timing, toolchain
-from lntune.cuda.nvml import Nvml
-from lntune.device_timing import FEW, MOST, SAMPLE_SECONDS, TIMES, Cuda, copies, copy_bandwidth, measure
+from lntune.backends.cuda import timing as device_timing
+from lntune.backends.cuda.nvml import Nvml
+from lntune.backends.cuda.timing import FEW, MOST, SAMPLE_SECONDS, TIMES, Cuda, copies, copy_bandwidth, measure
+from lntune.system import toolchain
 
 LAUNCH = 5e-6
 """What a call from Python costs this GPU: it waits for it."""

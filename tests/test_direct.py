@@ -13,9 +13,10 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lntune import build, device, ops, schedule
+from lntune import device, ops, schedule
 from lntune.case import Case
-from lntune.direct import Table
+from lntune.kernels import compiler
+from lntune.kernels.direct import Table
 from lntune.ops.layer_norm import reference
 
 OP = ops.get("layer_norm")
@@ -28,7 +29,7 @@ DEVICE = device.current()
 def kernel_of(case: Case) -> Any:
     """The kernel of a case with default knobs."""
     plan = next(iter(schedule.for_op(case.op, DEVICE.kind).values()))
-    return build.in_memory(case, plan, plan.default(case, DEVICE), DEVICE)
+    return compiler.in_memory(case, plan, plan.default(case, DEVICE), DEVICE)
 
 
 def make(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -252,10 +253,10 @@ def test_what_cannot_be_remembered(table: Table) -> None:
 
 def test_what_is_refused_is_not_kept(table: Table) -> None:
     """Being asked again and again to remember what cannot be served, as a call of elements that lie apart does, holds on to nothing."""
-    from lntune import direct
+    from lntune.kernels import direct
 
     strided, before = make(3, 2 * HIDDEN)[:, ::2], len(direct._kept)
-    kernel = build.in_memory(FLOAT32, *_plan(), DEVICE)
+    kernel = compiler.in_memory(FLOAT32, *_plan(), DEVICE)
     for _ in range(3):
         assert not table.remember(kernel, OP.arguments(FLOAT32), NAMES, (1, 10), (strided, (HIDDEN,), W, B, 1e-5), FLOAT32)
     assert len(direct._kept) == before

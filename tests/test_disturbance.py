@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune import disturbance, records
+from lntune.log import disturbance, records
 
 LOGS = Path(__file__).parents[1] / "tuning_logs"
 

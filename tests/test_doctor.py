@@ -14,12 +14,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lntune import cuda, device, direct, doctor, native, paths, records, runtime, schedule, sealed, select, toolchain
+from lntune import device, schedule
+from lntune.backends import cuda
+from lntune.backends.cpu import runtime
+from lntune.backends.cuda import driver
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda import driver
-from lntune.doctor import Finding
-from lntune.records import Record, Timing
+from lntune.commands import doctor
+from lntune.commands.doctor import Finding
+from lntune.kernels import direct
+from lntune.log import records, select
+from lntune.log.records import Record, Timing
+from lntune.system import native, paths, sealed, toolchain
 from lntune.torch import layer_norm_node, products
 from lntune.versions import Code
 

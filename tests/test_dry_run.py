@@ -12,13 +12,14 @@ import pytest
 from test_ahead import facts
 from typer.testing import CliRunner, Result
 
-from lntune import cuda, knobs, schedule
+from lntune import knobs, schedule
+from lntune.backends import cuda
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda.targets import device_of
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
+from lntune.measure.trial import Candidate, Job, Outcome
 from lntune.report import dry_runs
-from lntune.trial import Candidate, Job, Outcome
 from lntune.tune import Settings, ahead, dry
 from lntune.tune.candidates import Candidates, steps
 

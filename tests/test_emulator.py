@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lntune import emulator
-from lntune.emulator import BarrierError, BoundsError, EmulatorError, MisalignedError, RaceError, Traffic
-from lntune.emulator.translate import kernels_of
+from lntune.backends.emulated import emulator
+from lntune.backends.emulated.emulator import BarrierError, BoundsError, EmulatorError, MisalignedError, RaceError, Traffic
+from lntune.backends.emulated.translate import kernels_of
 from lntune.errors import InputError
 
 ORDERS = pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])

@@ -9,9 +9,10 @@ import pytest
 from cpu_kernels import DEVICE, assert_right
 from typer.testing import CliRunner
 
-from lntune import build, schedule
+from lntune import schedule
 from lntune.case import MAX_HIDDEN, Case
 from lntune.cli import app
+from lntune.kernels import compiler
 from lntune.schedule import Schedule
 
 README = Path(__file__).resolve().parent.parent / "schedules" / "README.md"
@@ -44,14 +45,14 @@ def test_the_example_is_right(plain: Schedule, hidden: int, dtype: str) -> None:
     """The example passes the check of every candidate at every kind of size up to the largest, with all its knobs."""
     case = Case("layer_norm", hidden, dtype, 64)
     for knobs in plain.space(case, DEVICE) if hidden < 2000 else [plain.default(case, DEVICE)]:
-        assert_right(case, build.in_memory(case, plain, knobs, DEVICE))
+        assert_right(case, compiler.in_memory(case, plain, knobs, DEVICE))
 
 
 def test_the_example_of_one_row(plain: Schedule) -> None:
     """Its default knobs are valid for one row, too, and other knobs say why not."""
     case = Case("layer_norm", 1000, "float32", 1)
     assert plain.reason_invalid(plain.default(case, DEVICE), case, DEVICE) is None
-    assert_right(case, build.in_memory(case, plain, plain.default(case, DEVICE), DEVICE))
+    assert_right(case, compiler.in_memory(case, plain, plain.default(case, DEVICE), DEVICE))
     assert plain.reason_invalid(plain.knobs(parallel=True), case, DEVICE) == "one row cannot be shared among threads"
 
 

@@ -20,14 +20,18 @@ import torch
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, cuda, device, direct, later, native, paths, records, schedule, sources, toolchain
+from lntune import device, schedule
+from lntune.backends import cuda
+from lntune.backends.cuda import driver, locate
 from lntune.case import Case
-from lntune.cuda import driver, locate
-from lntune.direct import Table
 from lntune.errors import BuildError, LntuneError, LogError
-from lntune.records import LogWarning, Record, Timing
-from lntune.sealed import DamagedWarning
-from lntune.select import Choice
+from lntune.kernels import cache, direct
+from lntune.kernels.direct import Table
+from lntune.log import records
+from lntune.log.records import LogWarning, Record, Timing
+from lntune.log.select import Choice
+from lntune.system import later, native, paths, sources, toolchain
+from lntune.system.sealed import DamagedWarning
 from lntune.torch import devices, dispatch, layer_norm_node
 
 X = torch.randn(8, 48)
@@ -74,7 +78,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 # What goes wrong, and where: each of these lies between a call and its kernel.
-PLACES = [(artifact, "kernel"), (records, "read"), (schedule, "for_op"), (dispatch, "select"), (paths, "cached"), (dispatch, "narrowed")]
+PLACES = [(cache, "kernel"), (records, "read"), (schedule, "for_op"), (dispatch, "select"), (paths, "cached"), (dispatch, "narrowed")]
 
 
 @pytest.mark.parametrize("error", ODD, ids=lambda e: type(e).__name__)
@@ -106,7 +110,7 @@ def test_whatever_goes_wrong(module: Any, name: str, error: Exception, monkeypat
 def test_an_interrupt_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a kernel is built ends the program, and the next call begins anew."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(artifact, "kernel", raising(KeyboardInterrupt()))
+        patch.setattr(cache, "kernel", raising(KeyboardInterrupt()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call()
@@ -131,7 +135,7 @@ def test_without_direct_calls(error: Exception, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_error_of_the_users_filters_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who makes lntune's warnings errors gets them."""
-    monkeypatch.setattr(artifact, "kernel", raising(DamagedWarning("a file was damaged")))
+    monkeypatch.setattr(cache, "kernel", raising(DamagedWarning("a file was damaged")))
     with warnings.catch_warnings(), pytest.raises(DamagedWarning):
         warnings.simplefilter("ignore")
         call()
@@ -175,7 +179,7 @@ def test_what_may_pass_is_tried_again(number: int, clock: Clock, monkeypatch: py
             raise BuildError(f"cannot store it: {e}") from e
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "kernel", fails)
+        patch.setattr(cache, "kernel", fails)
         with pytest.warns(lntune.UntunedWarning, match="cannot store it: .* It is tried again later"):
             call()
         for _ in range(4000):
@@ -199,7 +203,7 @@ def test_what_does_not_pass_is_not_tried_again(clock: Clock, monkeypatch: pytest
         raise BuildError("TVM failed to compile")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "kernel", fails)
+        patch.setattr(cache, "kernel", fails)
         with pytest.warns(lntune.UntunedWarning, match="TVM failed to compile$"):
             call()
         clock.now += 1e6
@@ -338,10 +342,11 @@ def right(hidden):
     torch.testing.assert_close(lntune.layer_norm(x, (hidden,)), functional.layer_norm(x, (hidden,)))
 warnings.simplefilter("ignore")
 right(48)  # built here: what is imported when first needed may lie where the other user cannot read
-from lntune import paths, records
+from lntune.log import records
+from lntune.system import paths
 from lntune.torch import devices, dispatch, layer_norm_node
 from lntune.case import Case
-from lntune.cuda import driver, locate
+from lntune.backends.cuda import driver, locate
 for name in ("HOME", "LNTUNE_CACHE_DIR", "LNTUNE_LOG_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ.pop(name, None)
 os.setgroups([]); os.setgid(12345); os.setuid(12345)

@@ -13,12 +13,17 @@ import pytest
 import torch
 from fake_gpu import FakeGpu
 
-from lntune import artifact, build, cuda, doctor, paths, schedule, toolchain
+from lntune import schedule
+from lntune.backends import cuda
+from lntune.backends.cuda import driver, launcher
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import driver, launcher
-from lntune.cuda.targets import device_of
+from lntune.commands import doctor
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
-from lntune.sealed import DamagedWarning
+from lntune.kernels import cache
+from lntune.kernels import compiler as build
+from lntune.system import paths, toolchain
+from lntune.system.sealed import DamagedWarning
 
 CASE = Case("layer_norm", 96, "float32", 8, "weight")
 SM90 = device_of("cuda:sm_90")
@@ -50,34 +55,34 @@ def test_a_kernel_is_built_once(fake_gpu: FakeGpu, own_cache: Path, monkeypatch:
     """What was prepared, by this process or another, is only loaded; preparing needs no GPU."""
     device = launcher.device(0)
     fake_gpu.log()
-    assert not artifact.built(*plan(), device)
-    path = artifact.prepare(*plan(), device)
+    assert not cache.built(*plan(), device)
+    path = cache.prepare(*plan(), device)
     assert fake_gpu.log() == []
     assert files(own_cache) == [path]
-    assert artifact.built(*plan(), device)
+    assert cache.built(*plan(), device)
     monkeypatch.setattr(build, "binary", None)
-    assert artifact.prepare(*plan(), device) == path
-    assert works(artifact.kernel(*plan(), device))
+    assert cache.prepare(*plan(), device) == path
+    assert works(cache.kernel(*plan(), device))
 
 
 def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Architecture, architectures beside it, multiprocessors where sums have a row for each, and all that CPUs' do; not the compiler, which
     those who look for it may not have.
     """
-    one = artifact.path_of(artifact.key_of(*plan(), SM90))
+    one = cache.path_of(cache.key_of(*plan(), SM90))
     others = [
-        artifact.key_of(*plan(), device_of("cuda:sm_80")),
-        artifact.key_of(*plan(), SM90, ("sm_80",)),
-        artifact.key_of(*plan(), msgspec.structs.replace(SM90, cores=4)),
-        artifact.key_of(*plan(Case("layer_norm", 96, "float32", 8, "bias")), SM90),
-        artifact.key_of(*plan(Case("layer_norm", 96, "float16", 8, "weight")), SM90),
-        artifact.key_of(*plan(Case("layer_norm", 96, "float32", 512, "weight")), SM90),
+        cache.key_of(*plan(), device_of("cuda:sm_80")),
+        cache.key_of(*plan(), SM90, ("sm_80",)),
+        cache.key_of(*plan(), msgspec.structs.replace(SM90, cores=4)),
+        cache.key_of(*plan(Case("layer_norm", 96, "float32", 8, "bias")), SM90),
+        cache.key_of(*plan(Case("layer_norm", 96, "float16", 8, "weight")), SM90),
+        cache.key_of(*plan(Case("layer_norm", 96, "float32", 512, "weight")), SM90),
     ]
-    assert len({one, *map(artifact.path_of, others)}) == 1 + len(others)
+    assert len({one, *map(cache.path_of, others)}) == 1 + len(others)
     # The name of a GPU is not among it: an H200 runs an H100's kernels.
-    assert artifact.path_of(artifact.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
+    assert cache.path_of(cache.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
     monkeypatch.setattr(cuda, "stamp", lambda: "another compiler")
-    assert artifact.path_of(artifact.key_of(*plan(), SM90)) == one
+    assert cache.path_of(cache.key_of(*plan(), SM90)) == one
 
 
 def without_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,15 +99,15 @@ def test_what_was_built_elsewhere_serves(compiler: str, tvm: bool, fake_gpu: Fak
     if tvm and compiler == "another":
         pytest.skip("there it is built anew, see below")
     device = launcher.device(0)
-    path = artifact.prepare(*plan(), device)
+    path = cache.prepare(*plan(), device)
     monkeypatch.setattr(cuda, "stamp", lambda: compiler)
     monkeypatch.setattr(cuda, "identity", lambda: compiler)
     if not tvm:
         without_tvm(monkeypatch)
     monkeypatch.setattr(build, "binary", None)
-    assert works(artifact.kernel(*plan(), device))
-    assert artifact.built(*plan(), device)
-    assert artifact.prepare(*plan(), device) == path
+    assert works(cache.kernel(*plan(), device))
+    assert cache.built(*plan(), device)
+    assert cache.prepare(*plan(), device) == path
 
 
 def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +115,7 @@ def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkey
     not; and where building fails what is there serves.
     """
     device, real = launcher.device(0), build.binary
-    path = artifact.prepare(*plan(), device)
+    path = cache.prepare(*plan(), device)
     made: list[int] = []
 
     def binary(*arguments: Any) -> Any:
@@ -119,16 +124,16 @@ def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkey
 
     monkeypatch.setattr(build, "binary", binary)
     monkeypatch.setattr(cuda, "stamp", lambda: "the same, elsewhere")
-    assert artifact.built(*plan(), device)
-    assert works(artifact.kernel(*plan(), device))
+    assert cache.built(*plan(), device)
+    assert works(cache.kernel(*plan(), device))
     monkeypatch.setattr(cuda, "stamp", lambda: "another")
     monkeypatch.setattr(cuda, "identity", lambda: "another compiler")
-    assert not artifact.built(*plan(), device)
+    assert not cache.built(*plan(), device)
     assert made == []
     for _ in range(2):
-        assert works(artifact.kernel(*plan(), device))
+        assert works(cache.kernel(*plan(), device))
     assert made == [1]
-    assert artifact.read(path).compiler == "another compiler"
+    assert cache.read(path).compiler == "another compiler"
 
     def failing(*_: Any) -> Any:
         made.append(1)
@@ -137,7 +142,7 @@ def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkey
     monkeypatch.setattr(build, "binary", failing)
     monkeypatch.setattr(cuda, "stamp", lambda: "a third")
     monkeypatch.setattr(cuda, "identity", lambda: "a third compiler")
-    assert works(artifact.kernel(*plan(), device))
+    assert works(cache.kernel(*plan(), device))
     assert made == [1, 1]
 
 
@@ -145,51 +150,52 @@ def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkey
 def test_damaged_files_are_built_again(fake_gpu: FakeGpu, own_cache: Path, content: bytes | None) -> None:
     """A file that is damaged in any way is put aside, which is said, and replaced by a whole one; reading it says what it is."""
     device = launcher.device(0)
-    path = artifact.prepare(*plan(), device)
+    path = cache.prepare(*plan(), device)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(BuildError, match=r"cannot load the kernel .*\.gpu is damaged"):
-        artifact.read(path)
+        cache.read(path)
     with pytest.warns(DamagedWarning, match=r"kept as .*\.gpu\.damaged"):
-        assert works(artifact.kernel(*plan(), device))
+        assert works(cache.kernel(*plan(), device))
     assert path.read_bytes() == whole
 
 
 def test_one_flipped_bit_is_damage(fake_gpu: FakeGpu, own_cache: Path) -> None:
     """Device code that was changed anywhere is not given to the driver."""
-    path = artifact.prepare(*plan(), SM90)
+    path = cache.prepare(*plan(), SM90)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(BuildError, match="damaged"):
-        artifact.read(path)
+        cache.read(path)
     with pytest.raises(BuildError, match="cannot load the kernel"):
-        artifact.read(own_cache / "missing.gpu")
+        cache.read(own_cache / "missing.gpu")
 
 
 def test_what_the_driver_refuses_is_not_built_again(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole file that the driver cannot load is told as that, and kept; and where no GPU can be used nothing is built for it."""
     device = launcher.device(0)
-    path = artifact.prepare(*plan(), device)
+    path = cache.prepare(*plan(), device)
     monkeypatch.setattr(build, "binary", None)
     fake_gpu.fail("cuLibraryLoadData", 222)
     with pytest.raises(BuildError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*older than the compiler"):
-        artifact.kernel(*plan(), device)
+        cache.kernel(*plan(), device)
     assert path.is_file()
     fake_gpu.setup(count=0)
     path.unlink()
     with pytest.raises(ToolchainError, match="no GPU can be used here"):
-        artifact.kernel(*plan(), device)
+        cache.kernel(*plan(), device)
 
 
 LOAD = """
 import sys, torch
-from lntune import artifact, schedule
+from lntune import schedule
+from lntune.kernels import cache
 from lntune.case import Case
-from lntune.cuda import launcher
+from lntune.backends.cuda import launcher
 device = launcher.device(0)
 case, found = Case("layer_norm", 96, "float32", 8, "weight"), schedule.get("shared_row")
-kernel = artifact.kernel(case, found, found.default(case.typical, device), device)
+kernel = cache.kernel(case, found, found.default(case.typical, device), device)
 x, w, y = torch.randn(3, 96), torch.randn(96), torch.empty(3, 96)
 kernel(x, w, 1e-5, y)
 torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (96,), w))
@@ -199,7 +205,7 @@ print("tvm" in sys.modules)
 
 def test_loading_needs_nothing_of_tvm(fake_gpu: FakeGpu) -> None:
     """A fresh process loads a cached kernel and runs it without importing TVM."""
-    artifact.prepare(*plan(), launcher.device(0))
+    cache.prepare(*plan(), launcher.device(0))
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(paths.PACKAGE.parent)])
     done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
@@ -207,8 +213,8 @@ def test_loading_needs_nothing_of_tvm(fake_gpu: FakeGpu) -> None:
 
 def test_a_file_holds_several_architectures(fake_gpu: FakeGpu, own_cache: Path) -> None:
     """Device code for each, in the order of the architectures, PTX of the last; and every GPU among them runs its own."""
-    path = artifact.prepare(*plan(), SM90, ("sm_120", "sm_80"))
-    stored = artifact.read(path)
+    path = cache.prepare(*plan(), SM90, ("sm_120", "sm_80"))
+    stored = cache.read(path)
     assert list(stored.images) == ["sm_80", "sm_90", "sm_120"]
     assert stored.ptx
     assert works(launcher.load(stored))
@@ -217,7 +223,7 @@ def test_a_file_holds_several_architectures(fake_gpu: FakeGpu, own_cache: Path) 
 def test_an_unknown_architecture_is_refused_before_anything_is_built(fake_gpu: FakeGpu) -> None:
     """The near miss is named."""
     with pytest.raises(UnknownNameError, match="sm_91"):
-        artifact.prepare(*plan(), SM90, ("sm_91",))
+        cache.prepare(*plan(), SM90, ("sm_91",))
 
 
 @needs_compiler
@@ -296,7 +302,7 @@ def absent(fake_gpu: FakeGpu, why: str) -> None:
     with pytest.raises(ToolchainError, match=why):
         launcher.device(0)
     with pytest.raises(ToolchainError, match=rf"layer_norm 8x96 float32 weight \(shared_row\): .*{why}"):
-        artifact.kernel(*plan(), SM90)
+        cache.kernel(*plan(), SM90)
 
 
 def test_an_old_driver(fake_gpu: FakeGpu) -> None:

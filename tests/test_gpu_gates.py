@@ -9,12 +9,15 @@ import msgspec
 import pytest
 import torch
 
-from lntune import build, cuda, emulated, ops
+from lntune import ops
+from lntune.backends import cuda
+from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
-from lntune.cuda.targets import device_of
-from lntune.device_code import Program
-from lntune.gpu import functions, gates, turns
+from lntune.kernels import compiler
 from lntune.schedule import get
+from lntune.transforms.gpu import functions, gates, turns
 
 GPU = device_of("cuda:sm_90")
 FORWARD, BACKWARD = Case("lnlstm_step", 96, "float32", 512), Case("lnlstm_step_backward", 96, "float32", 8)
@@ -27,7 +30,7 @@ def program(case: Case, **changed: Any) -> Program:
     """The case's program with its default knobs, or others."""
     plan = get(PLANS[case.op])
     setting = plan.default(case, GPU)
-    return build.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
+    return compiler.program(case, plan, type(setting)(**{**vars(setting), **changed}), GPU)
 
 
 @pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)

@@ -10,13 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from lntune import build, check, cuda, emulated, statics, trial
+from lntune import check
+from lntune.backends import cuda
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
-from lntune.cuda import hints
-from lntune.cuda.targets import device_of
 from lntune.device import Device
 from lntune.errors import BuildError
+from lntune.kernels import compiler, statics
+from lntune.measure import trial
 from lntune.schedule import Schedule, get
+from lntune.transforms.gpu import hints
 
 GPU = device_of("cuda:sm_90")
 UNCACHED = msgspec.structs.replace(GPU, cores=3, l2=0)
@@ -39,7 +43,7 @@ def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
     case = Case(plan.op, hidden, dtype, 512)
     setting = marked(plan, case)
     assert plan.valid(setting, case, UNCACHED) is None
-    made = build.program(case, plan, setting, UNCACHED)
+    made = compiler.program(case, plan, setting, UNCACHED)
     first = made.source[made.source.rindex(" main_kernel(") :].split("\n}\n")[0]
     body = first[first.index("{") :]
     for pointer in PLANS[name]:
@@ -54,7 +58,7 @@ def test_a_row_in_shared_memory(name: str) -> None:
     """What is copied to shared memory is read once as well."""
     plan = get(name)
     case = Case(plan.op, 1000, "float32", 512)
-    made = build.program(case, plan, marked(plan, case, keep="shared", threads=128, rows=1), UNCACHED)
+    made = compiler.program(case, plan, marked(plan, case, keep="shared", threads=128, rows=1), UNCACHED)
     assert "__ldcs((float4*)(x_ptr" in made.source
     assert check.verify(case, emulated.kernel(case, made), check.ALIGNED, cores=UNCACHED.cores).ok
 
@@ -68,7 +72,7 @@ def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
     for hidden in (1024, 1023):
         case, found = Case("layer_norm", hidden, dtype, 512), []
         for setting in (plan.default(case, UNCACHED), marked(plan, case)):
-            made = build.program(case, plan, setting, msgspec.structs.replace(UNCACHED, isa=arch))
+            made = compiler.program(case, plan, setting, msgspec.structs.replace(UNCACHED, isa=arch))
             launch = made.launches[0]
             found.append(cuda.inspect_kernel(made.source, arch, launch.threads, launch.shared, launch.kernel))
         plain, hinted = found

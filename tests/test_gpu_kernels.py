@@ -10,12 +10,14 @@ import msgspec
 import pytest
 import torch
 
-from lntune import build, check, emulated, knobs, ops
+from lntune import check, knobs, ops
+from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.emulated import calls as emulated
+from lntune.backends.emulated.emulator import Traffic
 from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
-from lntune.cuda.targets import device_of
 from lntune.device import Device
-from lntune.device_code import Program
-from lntune.emulator import Traffic
+from lntune.kernels import compiler
 from lntune.schedule import Schedule, all_schedules, get
 
 DEVICE = device_of("cuda:sm_90")
@@ -49,7 +51,7 @@ def case_of(op: str, hidden: int, dtype: str, variant: str = "") -> Case:
 def program(name: str, case: Case, setting: Any = None, device: Device = DEVICE) -> Program:
     """The program of a schedule, with its default knobs where none are given."""
     plan = get(name)
-    return build.program(case, plan, setting or plan.default(case, device), device)
+    return compiler.program(case, plan, setting or plan.default(case, device), device)
 
 
 def cases(sizes: tuple[int, ...] = (), long: bool = True) -> list[Any]:

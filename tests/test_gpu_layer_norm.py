@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from lntune import build, check, cuda, emulated, inspection
+from lntune import check
+from lntune.backends import cuda
+from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.emulated import calls as emulated
 from lntune.case import DTYPES, Case
-from lntune.cuda.targets import device_of
-from lntune.device_code import Program
+from lntune.kernels import compiler, inspection
 from lntune.schedule import get
 
 DEVICE = device_of("cuda:sm_90")
@@ -21,7 +24,7 @@ needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA com
 def made(case: Case, **changed: Any) -> Program:
     """The program of default knobs with some changed; they must fit."""
     setting = PLAN.default(case, DEVICE)
-    return build.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
+    return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
 
 
 @pytest.mark.parametrize("keep", ["shared", "again"])

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lntune import build, check, emulated, ops
+from lntune import check, ops
+from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
-from lntune.cuda.targets import device_of
-from lntune.device_code import Program
+from lntune.kernels import compiler
 from lntune.schedule import get
 
 DEVICE = device_of("cuda:sm_90")
@@ -20,7 +22,7 @@ PLAN = get("shared_row_backward")
 def made(case: Case, **changed: Any) -> Program:
     """The program of default knobs with some changed; they must fit."""
     setting = PLAN.default(case, DEVICE)
-    return build.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
+    return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
 
 
 @pytest.mark.parametrize("rows", [1, 8])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lntune import interrupts
+from lntune.system import interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ import random
 import pytest
 from cpu_kernels import DEVICE, PLANS, assert_right, built, schedule_cases
 
-from lntune import build, check, knobs, ops
+from lntune import check, knobs, ops
 from lntune.case import Case
+from lntune.kernels import compiler
 from lntune.ops.op import Op
 
 
@@ -67,7 +68,7 @@ def test_sampled_knobs_are_right(name: str, case: Case) -> None:
     space = plan.space(case, DEVICE)
     count = 1 if plan.op.startswith("lnlstm") else 4  # they take longer to build
     for setting in random.Random(str(case)).sample(space, min(count, len(space))):
-        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+        verdict = check.verify(case, compiler.in_memory(case, plan, setting, DEVICE))
         assert verdict.ok, f"{setting}: {verdict.message}"
 
 
@@ -85,7 +86,7 @@ def test_each_knob_value_is_right(name: str) -> None:
                 if plan.reason_invalid(setting, case, DEVICE) is None:
                     if setting != default:
                         tried += 1
-                        verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+                        verdict = check.verify(case, compiler.in_memory(case, plan, setting, DEVICE))
                         assert verdict.ok, f"{setting}: {verdict.message}"
                     break
     assert tried >= len(knobs.values_of(plan.knobs))

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from lntune import records
-from lntune.records import Record
+from lntune.log import records
+from lntune.log.records import Record
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
@@ -33,8 +33,8 @@ GRACE = 60.0
 MARK = "LNTUNE_TEST_PLACE"
 # Whatever the budget, what is measured at the end of a stage is measured briefly.
 BRIEF = """
-from lntune import bringup
-from lntune.bringup import yardstick
+from lntune.commands import bringup
+from lntune.commands.bringup import yardstick
 from lntune.tune import loop
 yardstick._LARGEST, yardstick.SECONDS, loop.FINAL_SHARE, bringup.BENCH_SECONDS = 1 << 24, 0.05, 1e-4, 0.05
 from lntune.cli import main
@@ -124,7 +124,8 @@ def place(tmp_path: Path, cache_dir: Path) -> Iterator[Place]:
 @pytest.fixture(scope="module", autouse=True)
 def compiled(cache_dir: Path) -> None:
     """What is compiled of ours, in the run's cache."""
-    from lntune import direct, runtime
+    from lntune.backends.cpu import runtime
+    from lntune.kernels import direct
     from lntune.torch import layer_norm_node
 
     runtime.ensure_library()

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from lntune import native, records, scratch
 from lntune.case import Case
 from lntune.device import Device
-from lntune.records import LogWarning, Record, Timing
+from lntune.log import records
+from lntune.log.records import LogWarning, Record, Timing
+from lntune.system import native, scratch
 
 DEVICE = Device("cpu", "Test CPU", "x86-64-v3", 2)
 

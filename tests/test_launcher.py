@@ -11,11 +11,12 @@ import tvm_ffi
 from fake_gpu import FakeGpu
 from launches import CASE, PLAN, X, Y, call, kernel_of, launches, raw, right, tensors, two
 
-from lntune import artifact, check, device_code, direct, ops, schedule
+from lntune import check, ops, schedule
+from lntune.backends.cuda import device_code, launcher
+from lntune.backends.cuda.device_code import Argument, Launch, Scratch
 from lntune.case import DTYPES, Case
-from lntune.cuda import launcher
-from lntune.device_code import Argument, Launch, Scratch
 from lntune.errors import BuildError, InputError
+from lntune.kernels import cache, direct
 
 # What is launched.
 
@@ -33,7 +34,7 @@ def test_every_schedule_goes_through_the_launcher(fake_gpu: FakeGpu, name: str) 
     """A kernel of every GPU schedule is stored, loaded, launched and right; scratch and several kernels included."""
     plan, device = schedule.get(name), launcher.device(0)
     case = Case(plan.op, 64, "float32", 8)
-    verdict = check.verify(case, artifact.kernel(case, plan, plan.default(case, device), device), check.ALIGNED, cores=device.cores)
+    verdict = check.verify(case, cache.kernel(case, plan, plan.default(case, device), device), check.ALIGNED, cores=device.cores)
     assert verdict.ok, verdict.message
 
 

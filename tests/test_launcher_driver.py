@@ -13,8 +13,8 @@ import tvm_ffi
 from fake_gpu import FakeGpu
 from launches import TWO, Tensor, call, kernel_of, raw, right, tensors, two
 
-from lntune.cuda import driver, launcher
-from lntune.device_code import Launch
+from lntune.backends.cuda import driver, launcher
+from lntune.backends.cuda.device_code import Launch
 from lntune.errors import BuildError, InputError, LaunchError, ToolchainError
 
 # What the driver refuses.

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import lntune
-from lntune import build, check, device, ops, schedule
+from lntune import check, device, ops, schedule
 from lntune.case import Case
 from lntune.errors import InputError
+from lntune.kernels import compiler
 from lntune.ops.layer_norm_backward import VARIANTS, reference, variant
 from lntune.torch import layer_norm_backward as module
 from lntune.torch.layer_norm_backward import layer_norm_backward
@@ -81,7 +82,7 @@ def test_blocks_and_rows_side_by_side(blocks: int, together: int, hidden: int) -
     machine = machine_with(cores=8)
     setting = dataclasses.replace(PLAN.default(case, machine), blocks=blocks, together=together, lanes=1, store=1)
     assert PLAN.reason_invalid(setting, case, machine) is None
-    verdict = check.verify(case, build.in_memory(case, PLAN, setting, machine))
+    verdict = check.verify(case, compiler.in_memory(case, PLAN, setting, machine))
     assert verdict.ok, verdict.message
 
 
@@ -98,7 +99,7 @@ def test_every_set_of_gradients(name: str, dtype: str) -> None:
     """Every variant is right in the dtypes that the general tests leave out, for a row shorter than a vector and a longer one."""
     for hidden in (7, 130):
         case = Case("layer_norm_backward", hidden, dtype, 32, name)
-        verdict = check.verify(case, build.in_memory(case, PLAN, PLAN.default(case, DEVICE), DEVICE))
+        verdict = check.verify(case, compiler.in_memory(case, PLAN, PLAN.default(case, DEVICE), DEVICE))
         assert verdict.ok, verdict.message
 
 

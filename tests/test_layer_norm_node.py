@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import lntune
-from lntune import native
 from lntune.errors import NotTunedError, ToolchainError
+from lntune.system import native
 from lntune.torch import layer_norm as module
 from lntune.torch import layer_norm_backward as backward_module
 from lntune.torch import layer_norm_node as node

@@ -15,29 +15,26 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports from the rows above its own; a package counts as one module, and __init__ is the public names (which
 # resolve on first use). Imports for type checkers only are free: they carry a type's name, not code.
 LAYERS = (
-    ("errors", "interrupts", "callers", "words", "disturbance", "scratch", "patience", "later"),
-    ("paths", "device", "case", "locks"),
-    ("versions",),
-    ("knobs", "records", "toolchain", "sealed", "sources"),
-    ("native", "exchange"),
-    ("ops", "search", "cuda", "emulator"),
-    ("gpu",),
-    ("schedule", "loops", "streaming", "strides", "sums", "device_code", "runtime", "direct"),
-    ("build", "emulated", "check", "timing", "heap", "select"),
-    ("artifact", "inspection", "device_timing"),
-    ("places", "statics"),
-    ("trial", "torch", "report", "ranking"),
-    ("__init__", "worker", "bench", "verification", "prebuild", "doctor"),
-    ("tune",),
-    ("demo", "bringup"),
+    ("errors", "words"),
+    ("system",),
+    ("architectures", "device", "versions", "case", "knobs"),
+    ("ops", "search"),
+    ("schedule", "transforms"),
+    ("log",),
+    ("check", "timing"),
+    ("backends",),
+    ("kernels",),
+    ("measure", "torch", "report"),
+    ("__init__", "tune"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
-TVM = {"build", "device_code", "gpu", "loops", "ops", "streaming", "strides", "sums"}
-TVM_FFI = {"cuda", "device_code", "direct", "exchange", "gpu", "loops", "runtime", "streaming", "strides", "torch"}
-ABOVE_SCHEDULES = RANK["build"]
+TVM = {"backends", "kernels", "ops", "transforms"}
+TVM_FFI = {"backends", "kernels", "system", "torch", "transforms"}
+ABOVE_SCHEDULES = RANK["log"]
 """Schedule files may use what lies below the compiler."""
 
 FILES = sorted(p.relative_to(ROOT) for folder in ("lntune", "schedules") for p in (ROOT / folder).rglob("*.py") if "_bundled" not in p.parts)

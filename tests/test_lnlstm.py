@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 import lntune
-from lntune import build, device, loops, ops
+from lntune import device, ops
 from lntune.case import Case
+from lntune.kernels import compiler
 from lntune.ops.lnlstm_step import VARIANTS, formula, variant
 from lntune.torch import dispatch
 from lntune.torch import lnlstm as module
 from lntune.torch.lnlstm import lnlstm_step
+from lntune.transforms.cpu import loops
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -42,7 +44,7 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
         made = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
         sch = s_tir.Schedule(loops.element_aligned(te.create_prim_func([given, made])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
-        with build._lock:  # the compiler is used by one thread at a time
+        with compiler._lock:  # the compiler is used by one thread at a time
             kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))["main"]
         padded = np.resize(x.astype(np.float32), (-(-x.size // 16), 16))
         out = np.empty_like(padded)

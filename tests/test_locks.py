@@ -15,8 +15,8 @@ from pathlib import Path
 import filelock
 import pytest
 
-from lntune import interrupts, locks
-from lntune.locks import LockedError, LockWarning
+from lntune.system import interrupts, locks
+from lntune.system.locks import LockedError, LockWarning
 
 
 class Clock:
@@ -88,7 +88,7 @@ def test_a_short_wait_is_not_said(tmp_path: Path, clock: Clock, held: filelock.F
         pass  # a LockWarning is an error in tests
 
 
-@pytest.mark.filterwarnings("ignore::lntune.locks.LockWarning")
+@pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
 def test_a_limit(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
     """Who does not get the lock in a minute gets an error that names the file and what to do."""
     with pytest.raises(LockedError, match=r"held .*log\.lock for 60 s\. End or continue"), locks.locked(tmp_path / "log"):
@@ -96,7 +96,7 @@ def test_a_limit(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
     assert 60 <= clock.now - 1000 < 61
 
 
-@pytest.mark.filterwarnings("ignore::lntune.locks.LockWarning")
+@pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
 def test_an_interrupt_that_is_held_back_ends_the_wait(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
     """Ctrl-C in a block that holds it back, while a lock is waited for there, arrives in moments, not after the limit."""
     clock.at, clock.then = clock.now + 5, lambda: signal.raise_signal(signal.SIGINT)

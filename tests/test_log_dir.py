@@ -11,11 +11,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from lntune import device, knobs, paths, records, schedule
+from lntune import device, knobs, schedule
 from lntune.case import Case
 from lntune.cli import app, base
 from lntune.errors import InputError
-from lntune.records import Record, Timing
+from lntune.log import records
+from lntune.log.records import Record, Timing
+from lntune.system import paths
 from lntune.versions import Code
 
 HERE = device.current()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from lntune import build, device_code
+from lntune.backends.cuda import device_code, lowering, source_only
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import private, source_only
-from lntune.cuda.targets import device_of
-from lntune.gpu import lowering
+from lntune.kernels import compiler
 from lntune.schedule import get
+from lntune.transforms.gpu import private
 
 GPU = device_of("cuda:sm_90")
 
@@ -44,7 +44,7 @@ def module_of(name: str, hidden: int, dtype: str, variant: str = "", **changed: 
     """The scheduled module of a schedule's default knobs, or others."""
     plan = get(name)
     case = Case(plan.op, hidden, dtype, 512, variant)
-    return build.scheduled(case, plan, dataclasses.replace(plan.default(case, GPU), **changed), GPU)
+    return compiler.scheduled(case, plan, dataclasses.replace(plan.default(case, GPU), **changed), GPU)
 
 
 def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], Any]:

@@ -11,10 +11,11 @@ import torch
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
-from lntune import artifact, check, ops, schedule
+from lntune import check, ops, schedule
 from lntune.case import DTYPES, TYPICAL_ROWS, Case
 from lntune.cli import app
 from lntune.errors import InputError, LaunchError
+from lntune.kernels import cache
 from lntune.schedule import Schedule
 
 __all__ = ["here"]
@@ -26,7 +27,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 def default(plan: Schedule, case: Case, here: Here) -> Callable[..., None]:
     """The kernel of a schedule with its default knobs."""
-    return artifact.kernel(case, plan, plan.default(case, here.device), here.device)
+    return cache.kernel(case, plan, plan.default(case, here.device), here.device)
 
 
 def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from on_gpu import Here, here
 
-from lntune.cuda import locate
+from lntune.backends.cuda import locate
 from lntune.schedule import all_schedules
 
 __all__ = ["here"]
@@ -77,7 +77,7 @@ IMAGINE = """
 import warnings
 warnings.simplefilter("ignore")
 import fake_gpu
-from lntune.cuda import launcher
+from lntune.backends.cuda import launcher
 from lntune.torch import devices
 devices._known = lambda kind, index: launcher.device(0)
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lntune import paths
 from lntune.errors import InputError
+from lntune.system import paths
 
 VARIABLES = ("LNTUNE_SHIPPED_LOGS", "LNTUNE_SCHEDULES", "LNTUNE_LOG_DIR", "LNTUNE_CACHE_DIR")
 

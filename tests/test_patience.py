@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lntune import patience, worker
-from lntune.patience import Starvation
-from lntune.trial import Outcome
-from lntune.worker import Worker
+from lntune.measure import worker
+from lntune.measure.trial import Outcome
+from lntune.measure.worker import Worker
+from lntune.system import patience
+from lntune.system.patience import Starvation
 
 TICK = os.sysconf("SC_CLK_TCK")
 

@@ -12,12 +12,15 @@ from fake_gpu import FakeGpu
 from host_gpu import HostGpu
 
 from lntune import device as device_module
-from lntune import device_timing, ops, places, trial
+from lntune import ops
+from lntune.backends import places
+from lntune.backends.cuda import launcher
+from lntune.backends.cuda import timing as device_timing
+from lntune.backends.cuda.targets import device_of
+from lntune.backends.places import Place
 from lntune.case import Case
-from lntune.cuda import launcher
-from lntune.cuda.targets import device_of
 from lntune.errors import InputError, LntuneError
-from lntune.places import Place
+from lntune.measure import trial
 
 GPU = device_of("cuda:sm_90")
 

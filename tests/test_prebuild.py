@@ -19,12 +19,15 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import lntune
-from lntune import artifact, build, device, native, paths, prebuild, sealed, toolchain
+from lntune import device
+from lntune.backends.cuda import launcher
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda import launcher
+from lntune.commands import build as prebuild
 from lntune.errors import BuildError
-from lntune.select import Choice
+from lntune.kernels import cache, compiler
+from lntune.log.select import Choice
+from lntune.system import native, paths, sealed, toolchain
 from lntune.torch import dispatch
 
 CASE = Case("layer_norm", 40, "float32", 8)
@@ -54,7 +57,7 @@ def test_what_serves_cases_is_listed_once() -> None:
 def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was built serves calls, forward and for training, contiguous and strided, where nothing can be built any more."""
     assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
-    monkeypatch.setattr(build, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
     monkeypatch.setattr(toolchain, "run_compiler", lambda *_: pytest.fail("compiled"))
     dispatch.reload()
     x, w = torch.randn(5, 40), torch.ones(40)
@@ -85,7 +88,9 @@ SERVED = """
 import importlib.metadata, shutil, warnings
 import torch, lntune
 from torch.nn import functional
-from lntune import cuda, runtime, toolchain
+from lntune.backends import cuda
+from lntune.backends.cpu import runtime
+from lntune.system import toolchain
 from lntune.torch import dispatch, layer_norm as module
 for nothing in (lambda: __import__("tvm"), lambda: importlib.metadata.version("apache-tvm"), toolchain.command):
     try:
@@ -155,7 +160,7 @@ def test_another_tvm_builds_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(toolchain, "installed", lambda name: "0.27.9" if name == "apache-tvm" else real(name))
     assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["built", "built"]
     assert [sealed.facts(path)["apache-tvm"] for path in built] == ["0.27.9"] * 2
-    monkeypatch.setattr(build, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
     monkeypatch.setattr(toolchain, "installed", lambda name: "0.28.0" if name == "apache-tvm" else real(name))
     assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["there", "there"]
 
@@ -178,15 +183,15 @@ def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
         found = prebuild.build_case(CASE.typical, gpu, archs)
         asked |= set(archs)
         assert found.status == status
-        assert set(artifact.read(Path(found.path)).images) == asked
+        assert set(cache.read(Path(found.path)).images) == asked
     Path(found.path).write_bytes(b"damaged")
     with pytest.warns(sealed.DamagedWarning):
         assert prebuild.build_case(CASE.typical, gpu, ("sm_80",)).status == "built"
-    assert set(artifact.read(Path(found.path)).images) == {"sm_90", "sm_80"}
+    assert set(cache.read(Path(found.path)).images) == {"sm_90", "sm_80"}
     x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
-    launcher.load(artifact.read(Path(found.path)))(x, w, w, 1e-5, y)
+    launcher.load(cache.read(Path(found.path)))(x, w, w, 1e-5, y)
     torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
-    kernel = artifact.kernel(CASE, *_plan(found), gpu)
+    kernel = cache.kernel(CASE, *_plan(found), gpu)
     assert len(list(Path(found.path).parent.glob("*.gpu"))) == 1
     kernel(x, w, w, 1e-5, y.zero_())
     torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
@@ -216,14 +221,14 @@ def test_what_eager_mode_serves_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are built, the reason is told, and the exit code is 1."""
-    real = build.to_library
+    real = compiler.to_library
 
     def failing(case: Case, *rest: Any) -> None:
         if "stats" in case.variant:
             raise BuildError("the disk is full")
         real(case, *rest)
 
-    monkeypatch.setattr(build, "to_library", failing)
+    monkeypatch.setattr(compiler, "to_library", failing)
     done = run("--rows", "8")
     assert done.exit_code == 1
     assert "1 kernel built, 0 were there" in done.output
@@ -252,7 +257,7 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
 )
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(dispatch, "choose"), (artifact, "prepare"), (build, "to_library"), (build, "_tvm"), (native, "compiled"), (native, "path_of")],
+    [(dispatch, "choose"), (cache, "prepare"), (compiler, "to_library"), (compiler, "_tvm"), (native, "compiled"), (native, "path_of")],
 )
 def test_whatever_goes_wrong_is_told(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault is the finding of each case that it strikes, or one line and exit code 2 where nothing can be built at all; no traceback."""

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from lntune import paths, records
 from lntune.cli import app
 from lntune.cli.base import cases
+from lntune.log import records
+from lntune.system import paths
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BUDGET = "6s"
@@ -128,7 +129,7 @@ def test_a_block_runs(block: Block, folders: Path, monkeypatch: pytest.MonkeyPat
     """The block's commands end with exit code 0, its Python without an exception."""
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(folders / "logs"))
     # Not the shipped ones: on a machine that they are of, `lntune check` would go through all its cases, for minutes.
-    monkeypatch.setattr("lntune.paths.log_dirs", lambda: [folders / "logs"])
+    monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [folders / "logs"])
     if block.language == "python":
         run_python(block.text, folders)
         return

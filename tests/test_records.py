@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lntune import records
 from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.errors import LogError
-from lntune.records import SCHEMA, STATUSES, LogWarning, Record, Setting, Timing
+from lntune.log import records
+from lntune.log.records import SCHEMA, STATUSES, LogWarning, Record, Setting, Timing
 from lntune.versions import Code
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)

@@ -18,13 +18,14 @@ import filelock
 import msgspec
 import pytest
 
-from lntune import locks, records
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
-from lntune.records import LogWarning, Record, Timing
+from lntune.log import records
+from lntune.log.records import LogWarning, Record, Timing
+from lntune.system import locks
 
-ROOT = Path(records.__file__).parents[1]
+ROOT = Path(records.__file__).parents[2]
 DEVICE = Device("cpu", "Test CPU", "x86-64-v3", 2)
 
 
@@ -149,7 +150,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import msgspec
-from lntune import locks, records
+from lntune.log import records
+from lntune.system import locks
 folder, count, who = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 record = msgspec.json.decode(sys.stdin.buffer.read(), type=records.Record)
 print("ready", flush=True)
@@ -199,7 +201,7 @@ def test_appending_waits_for_the_lock(tmp_path: Path) -> None:
     assert [r.run for r in records.read([tmp_path])] == ["patient"]
 
 
-@pytest.mark.filterwarnings("ignore::lntune.locks.LockWarning")
+@pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
 def test_a_lock_that_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the log's lock is not to be had the record is refused with a LogError that names the log, the lock and what to do."""
     path = records.log_path(tmp_path, DEVICE, "layer_norm")

@@ -14,17 +14,17 @@ import pytest
 from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
-from lntune import records
 from lntune.case import Case
 from lntune.cli import app
+from lntune.commands.check import Result
 from lntune.device import Device
 from lntune.errors import InputError, LogError
-from lntune.records import Record, Timing
+from lntune.log import records
+from lntune.log.records import Record, Timing
 from lntune.report import compare
 from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
 from lntune.report.tables import cases_table, console, micros, number, percent, ratio_text, show, summary_lines
 from lntune.report.verdicts import verdict_lines, verdict_table
-from lntune.verification import Result
 
 GOLDEN = Path(__file__).parent / "golden"
 HERE = Device("cpu", "Some CPU", "x86-64-v3", 4)

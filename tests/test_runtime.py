@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import lntune
-from lntune import native, paths, runtime, toolchain
+from lntune.backends.cpu import runtime
 from lntune.errors import BuildError
-from lntune.sealed import DamagedError
+from lntune.system import native, paths, toolchain
+from lntune.system.sealed import DamagedError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -85,7 +86,8 @@ def test_the_pool_is_found_where_it_is_nobody_elses() -> None:
     code = """
         import ctypes, importlib.util, os
         from pathlib import Path
-        from lntune import native, runtime
+        from lntune.backends.cpu import runtime
+        from lntune.system import native
 
         ours = native.load(runtime.SOURCE, ctypes.CDLL)
         assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
@@ -228,10 +230,12 @@ def test_no_scratch_memory() -> None:
     """A kernel that gets no scratch memory raises, on one thread and on several, and works again when there is some."""
     done = process("""
         import ctypes
-        from lntune import build, device, runtime, schedule
+        from lntune import device, schedule
+        from lntune.backends.cpu import runtime
+        from lntune.kernels import compiler
         from lntune.case import Case
         case, plan = Case("layer_norm", 4096, "float16", 512), schedule.get("widened_rows")
-        kernel = build.in_memory(case, plan, plan.default(case, device.current()), device.current())
+        kernel = compiler.in_memory(case, plan, plan.default(case, device.current()), device.current())
         allocate, free = runtime._own().lntune_workspace_alloc, runtime._own().lntune_workspace_free
         allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         free.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
@@ -263,7 +267,7 @@ def test_fork(parent: str) -> None:
     done = process(f"""
         torch.set_num_threads(2)
         def runtime_ready():
-            from lntune import runtime
+            from lntune.backends.cpu import runtime
             runtime.has_pool()
         {parent}
         child = os.fork()
@@ -346,7 +350,7 @@ def test_tvm_modules_of_the_user() -> None:
         right(torch.randn(700, 320))
         second = parallel_add(); second(); first(); right()
         import ctypes
-        from lntune import runtime
+        from lntune.backends.cpu import runtime
         theirs = ctypes.cast(runtime._tvm_runtime().TVMBackendParallelLaunch, ctypes.c_void_p).value
         registered = []
         real, runtime._register = runtime._register, lambda name, library, function: (registered.append(function), real(name, library, function))[1]

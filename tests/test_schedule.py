@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from lntune import ops, paths, schedule, sources, versions
+from lntune import ops, schedule, versions
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError, UnknownNameError
 from lntune.schedule import ScheduleWarning
+from lntune.system import paths, sources
 from lntune.versions import Code
 
 CASE = Case("layer_norm", 64, "float32", 4)
@@ -445,7 +446,7 @@ def test_modules_that_a_schedule_imports_count(write: WriteFile, tmp_path: Path,
     sizes = tmp_path / "mylib" / "sizes.py"
     sizes.write_text("SIZE = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = write("cpu/a.py", text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy, lntune.loops\n")
+    path = write("cpu/a.py", text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy, lntune.transforms.cpu.loops\n")
     assert [p.name for p in sources.imported(path)] == ["__init__.py", "tiles.py", "sizes.py"]
     before = schedule.load_file(path, "cpu")[0].code
     kept = sources.stamp(path)

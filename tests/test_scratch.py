@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from lntune import paths, scratch, toolchain
 from lntune.errors import BuildError
-from lntune.scratch import Scratch
-from lntune.worker import Worker
+from lntune.measure.worker import Worker
+from lntune.system import paths, scratch, toolchain
+from lntune.system.scratch import Scratch
 
 KEPT = "import os, signal, tempfile; tempfile.mkstemp(prefix='cc'); tempfile.mkdtemp(prefix='tmpxft'); os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -76,7 +76,7 @@ def test_a_worker_leaves_nothing(temporary: Path) -> None:
 def test_folders_that_last_are_the_systems(temporary: Path) -> None:
     """A child's private cache and what torch.compile built lie in the system's temporary folder, not in the child's own."""
     own = Scratch()
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lntune import paths, scratch; print(scratch.system()); print(paths.private())"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from lntune.system import paths, scratch; print(scratch.system()); print(paths.private())"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", own.environment)
         said = toolchain.subprocess.run([sys.executable, "-c", code], env=own.environment, capture_output=True, text=True, check=True).stdout
@@ -144,7 +144,7 @@ with Busy() as worker:
 COMPILES = """
 import os, pathlib, subprocess, sys
 sys.path[:] = sys.argv[3:]
-from lntune import scratch
+from lntune.system import scratch
 with scratch.whole(pathlib.Path(os.environ["CACHE"], "kernel.so")):
     compiler = subprocess.Popen(["sleep", "600"])
     os.write(int(sys.argv[1]), b"ready\\n")
@@ -153,7 +153,7 @@ with scratch.whole(pathlib.Path(os.environ["CACHE"], "kernel.so")):
 ITSELF = """
 import os, pathlib, sys
 sys.path[:] = sys.argv[2:]
-from lntune import scratch, toolchain
+from lntune.system import scratch, toolchain
 cache = pathlib.Path(os.environ["CACHE"])
 cache.mkdir()
 os.environ["CXX"] = "sh -c 'sleep 600 & touch $TMPDIR/cc1.s $CACHE/kernel.so; echo $$ >$CACHE/../group; wait'"

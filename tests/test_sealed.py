@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from lntune import artifact, device, native, paths, runtime, schedule, sealed
+from lntune import device, schedule
+from lntune.backends.cpu import runtime
+from lntune.backends.emulated.emulator import _runtime
 from lntune.case import Case
-from lntune.emulator import _runtime
 from lntune.errors import BuildError, ToolchainError
-from lntune.sealed import DamagedError, DamagedWarning
+from lntune.kernels import cache
+from lntune.system import native, paths, sealed
+from lntune.system.sealed import DamagedError, DamagedWarning
 
 CASE = Case("layer_norm", 96, "float32", 8, "weight")
 
@@ -41,7 +44,7 @@ def works(kernel: Callable[..., None]) -> bool:
 @pytest.fixture(scope="module")
 def kernel(cache_dir: Path) -> Path:
     """A built kernel that is only looked at."""
-    return artifact.prepare(*wanted())
+    return cache.prepare(*wanted())
 
 
 def flip(path: Path, bit: int) -> None:
@@ -84,30 +87,30 @@ def test_a_flipped_bit_anywhere_is_found(kernel: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.999])
 def test_a_damaged_kernel_is_put_aside_and_built_again(place: float, own_cache: Path, kernel: Path) -> None:
     """It never runs; it is kept beside under a name that says what it is, the warning has name and reason, and the new one is right."""
-    path = artifact.path_of(artifact.key_of(*wanted()))
+    path = cache.path_of(cache.key_of(*wanted()))
     path.parent.mkdir(parents=True)
     shutil.copy(kernel, path)
     flip(path, int(8 * path.stat().st_size * place))
     bad = path.read_bytes()
     with pytest.warns(DamagedWarning, match=rf"{path.name} is damaged: .*; it is kept as {path.name}\.damaged") as caught:
-        assert works(artifact.kernel(*wanted()))
+        assert works(cache.kernel(*wanted()))
     assert caught[0].filename == __file__
     assert path.with_name(f"{path.name}.damaged").read_bytes() == bad
     assert bytes(sealed.read(path).content[:4]) == b"\x7fELF"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert works(artifact.kernel(*wanted()))
+        assert works(cache.kernel(*wanted()))
 
 
 def test_a_damaged_kernel_that_cannot_be_built_again(own_cache: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not loaded: the reason why nothing can be built is the error."""
-    path = artifact.path_of(artifact.key_of(*wanted()))
+    path = cache.path_of(cache.key_of(*wanted()))
     path.parent.mkdir(parents=True)
     shutil.copy(kernel, path)
     flip(path, 40_000)
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.warns(DamagedWarning), pytest.raises(ToolchainError, match="no C\\+\\+ compiler"):
-        artifact.kernel(*wanted())
+        cache.kernel(*wanted())
 
 
 def test_damaged_files_do_not_pile_up(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lntune
-from lntune import device, knobs, paths, records, schedule
+from lntune import device, knobs, schedule
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.errors import NotTunedError, UnknownNameError
-from lntune.records import Record, Timing
-from lntune.select import TIERS, Choice, select, served, tune_commands
+from lntune.log import records
+from lntune.log.records import Record, Timing
+from lntune.log.select import TIERS, Choice, select, served, tune_commands
+from lntune.system import paths
 from lntune.torch import dispatch
 from lntune.versions import Code
 

@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from lntune import build, schedule, toolchain
+from lntune import schedule
+from lntune.backends.cuda import source_only
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import source_only
-from lntune.cuda.targets import device_of
+from lntune.kernels import compiler
+from lntune.system import toolchain
 
 CHILD = """
 import ctypes, hashlib, sys
 import tvm
-from lntune import build, schedule
+from lntune import schedule
+from lntune.kernels import compiler
 from lntune.case import Case
-from lntune.cuda.targets import device_of
+from lntune.backends.cuda.targets import device_of
 case, device = Case("layer_norm", 96, "bfloat16", 8), device_of("cuda:sm_90")
 plan = next(iter(schedule.for_op("layer_norm", "gpu").values()))
-sys.stdout.write(build.program(case, plan, plan.default(case, device), device).source)
+sys.stdout.write(compiler.program(case, plan, plan.default(case, device), device).source)
 sys.stderr.write(open("/proc/self/maps").read())
 """
 
@@ -53,7 +56,7 @@ def test_where_tvm_finds_cuda(tmp_path: Path) -> None:
     assert "libtvm_runtime_cuda.so" in done.stderr
     case, device = Case("layer_norm", 96, "bfloat16", 8), device_of("cuda:sm_90")
     plan = next(iter(schedule.for_op("layer_norm", "gpu").values()))
-    assert done.stdout == build.program(case, plan, plan.default(case, device), device).source
+    assert done.stdout == compiler.program(case, plan, plan.default(case, device), device).source
 
 
 def test_other_compilations_are_left_alone() -> None:
@@ -63,7 +66,7 @@ def test_other_compilations_are_left_alone() -> None:
     import tvm_ffi
 
     name = "tvm_callback_cuda_compile"
-    build.warm_up()
+    compiler.warm_up()
     before = tvm_ffi.get_global_func(name, allow_missing=True)
     asked: list[str] = []
     tvm_ffi.register_global_func(name, lambda code: asked.append(code) or b"compiled", override=True)

@@ -8,12 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from lntune import cuda, inspection, ranking, schedule, statics
+from lntune import schedule
+from lntune.backends import cuda
+from lntune.backends.cuda import Inspection
+from lntune.backends.cuda.device_code import Launch, Program
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
-from lntune.cuda import Inspection
-from lntune.cuda.targets import device_of
-from lntune.device_code import Launch, Program
-from lntune.statics import Facts, facts, moved, shortened
+from lntune.kernels import inspection, statics
+from lntune.kernels.statics import Facts, facts, moved, shortened
+from lntune.tune import ranking
 
 DEVICE = device_of("cuda:sm_90")
 CASE = Case("layer_norm", 1024, "float32", 4096)

@@ -9,9 +9,11 @@ import msgspec
 import pytest
 import torch
 
-from lntune import build, check, device, ops, schedule, streaming
+from lntune import check, device, ops, schedule
 from lntune.case import Case
 from lntune.errors import BuildError
+from lntune.kernels import compiler
+from lntune.transforms.cpu import streaming
 
 # Every size is beyond a cache of one byte, so that the knob may be used on small data.
 DEVICE = msgspec.structs.replace(device.current(), l3=1)
@@ -64,7 +66,7 @@ def kernel_of(case: Case, name: str, **knobs: Any) -> Any:
     plan = schedule.get(name, case.op)
     setting = dataclasses.replace(plan.default(case, DEVICE), write="streamed", parallel=True, **knobs)
     assert plan.reason_invalid(setting, case, DEVICE) is None
-    return build.in_memory(case, plan, setting, DEVICE)
+    return compiler.in_memory(case, plan, setting, DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,8 @@ def test_the_instructions(name: str, op: str, isa: str, instruction: str) -> Non
     machine = device.Device("cpu", "other", isa, 4, l3=1)
     case, plan = Case(op, 1024, "float32", 4096), schedule.get(name, op)
     setting = dataclasses.replace(plan.default(case, machine), write="streamed")
-    assert instruction in build.show(case, plan, setting, machine, "asm")
-    assert instruction not in build.show(case, plan, dataclasses.replace(setting, write="plain"), machine, "asm")
+    assert instruction in compiler.show(case, plan, setting, machine, "asm")
+    assert instruction not in compiler.show(case, plan, dataclasses.replace(setting, write="plain"), machine, "asm")
 
 
 def test_streamed_backward() -> None:
@@ -109,16 +111,16 @@ def test_streamed_backward() -> None:
     for together in (1, 2, 4):
         setting = dataclasses.replace(plan.default(case, DEVICE), write="streamed", blocks=2, together=together)
         if plan.reason_invalid(setting, case, DEVICE) is None:
-            verdict = check.verify(case, build.in_memory(case, plan, setting, DEVICE))
+            verdict = check.verify(case, compiler.in_memory(case, plan, setting, DEVICE))
             assert verdict.ok, verdict.message
 
 
 def test_a_library_of_its_own(tmp_path: Any) -> None:
     """A streamed kernel is stored and loaded like any other."""
-    from lntune import runtime
+    from lntune.backends.cpu import runtime
 
     case, plan = Case("layer_norm", 1024, "bfloat16", 512, "weight+bias"), schedule.get("cached_rows", "layer_norm")
-    build.to_library(case, plan, dataclasses.replace(plan.default(case, DEVICE), write="streamed"), DEVICE, tmp_path / "kernel.so")
+    compiler.to_library(case, plan, dataclasses.replace(plan.default(case, DEVICE), write="streamed"), DEVICE, tmp_path / "kernel.so")
     assert check.verify(case, runtime.load(tmp_path / "kernel.so")).ok
 
 

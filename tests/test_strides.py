@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 import lntune
-from lntune import artifact, build, check, device, emulated, ops, schedule, strides
+from lntune import check, device, ops, schedule
+from lntune.backends.cuda import launcher
+from lntune.backends.emulated import calls as emulated
+from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
-from lntune.cuda import launcher
-from lntune.emulator import Traffic
 from lntune.errors import BuildError, InputError
+from lntune.kernels import cache, compiler
 from lntune.torch import dispatch, layer_norm, lnlstm
+from lntune.transforms import strides
 
 CPU = device.current()
 WHOLE = 8
@@ -56,7 +59,7 @@ WHERE = [(name, dtype, hidden) for name in PLANS for dtype, hidden in (("float32
 def test_rows_may_lie_anywhere(name: str, dtype: str, hidden: int) -> None:
     """With the distances of rows as arguments every schedule passes the check that every candidate has to pass, whatever the distances."""
     case = case_of(PLANS[name].op, hidden, dtype)
-    kernel = emulated.kernel(case, build.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True), "shuffled")
+    kernel = emulated.kernel(case, compiler.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True), "shuffled")
     verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
     assert verdict.ok, verdict.message
 
@@ -70,7 +73,7 @@ def test_rows_may_lie_anywhere_on_cpus(name: str, dtype: str, hidden: int) -> No
     plan = schedule.get(name)
     case = Case(plan.op, hidden, dtype, 32)
     setting = plan.default(case, CPU)
-    kernel = with_rows_apart(case, build.in_memory(case, plan, setting, CPU, strided=True), step=3)
+    kernel = with_rows_apart(case, compiler.in_memory(case, plan, setting, CPU, strided=True), step=3)
     verdict = check.verify(case, kernel, check.FENCE, cores=CPU.cores)
     assert verdict.ok, verdict.message
 
@@ -80,7 +83,7 @@ def test_whatever_the_knobs(name: str) -> None:
     """So it is with other knobs: rows kept in registers, in shared memory, read again."""
     case = case_of(PLANS[name].op, 96, "bfloat16")
     for setting in sample(PLANS[name], case, SMALL)[:3]:
-        kernel = emulated.kernel(case, build.program(case, PLANS[name], setting, SMALL, strided=True), "backward")
+        kernel = emulated.kernel(case, compiler.program(case, PLANS[name], setting, SMALL, strided=True), "backward")
         verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
         assert verdict.ok, f"{setting}: {verdict.message}"
 
@@ -92,7 +95,7 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
     rows, found = 32, []
     for strided in (False, True):
         seen = list[Traffic]()
-        kernel = emulated.kernel(case, build.program(case, plan, plan.default(case, DEVICE), DEVICE, strided=strided), seen=seen)
+        kernel = emulated.kernel(case, compiler.program(case, plan, plan.default(case, DEVICE), DEVICE, strided=strided), seen=seen)
         given = ops.get(case.op).inputs(case, rows, "normal", 0)
         for a in ops.get(case.op).arguments(case):
             if a.role in ("out", "sum"):
@@ -110,7 +113,7 @@ def kernel_of(case: Case = CASE, strided: bool = True, **changed: Any) -> Callab
     """The kernel of a layer norm whose rows may lie apart."""
     device = launcher.device(0)
     setting = PLAN.default(case.typical, device)
-    return artifact.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device, strided)
+    return cache.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device, strided)
 
 
 def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
@@ -159,7 +162,7 @@ def test_an_argument_without_rows_has_no_stride(fake_gpu: FakeGpu) -> None:
     """A stored kernel that says otherwise is refused when it is loaded."""
     case = CASE
     device = launcher.device(0)
-    binary = build.binary(case, PLAN, PLAN.default(case.typical, device), device, strided=True)
+    binary = compiler.binary(case, PLAN, PLAN.default(case.typical, device), device, strided=True)
     wrong = [type(a)(a.name, a.role, a.dtype, a.shape, "weight_stride" if a.name == "weight" else a.stride) for a in binary.arguments]
     with pytest.raises(BuildError, match="argument weight is of a form the launcher does not know"):
         launcher.load(type(binary)(**{**{f: getattr(binary, f) for f in binary.__struct_fields__}, "arguments": tuple(wrong)}))
@@ -260,7 +263,7 @@ def test_where_nothing_can_be_built_rows_are_copied(monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         lntune.layer_norm(x.contiguous(), (72,), w)  # is in the cache from now on
         dispatch.reload()
-        monkeypatch.setattr(build, "to_library", lambda *_: (_ for _ in ()).throw(BuildError("there is no compiler")))
+        monkeypatch.setattr(compiler, "to_library", lambda *_: (_ for _ in ()).throw(BuildError("there is no compiler")))
         monkeypatch.setattr(functional, "layer_norm", lambda *_: pytest.fail("eager mode served it"))
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lntune import timing
-from lntune.records import Timing
+from lntune.log.records import Timing
 
 
 class Clock:

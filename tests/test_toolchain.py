@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lntune import build, schedule, toolchain
+from lntune import schedule
 from lntune.case import Case
 from lntune.device import current
 from lntune.errors import BuildError, ToolchainError
+from lntune.kernels import compiler
+from lntune.system import toolchain
 
 
 def program(path: Path, text: str) -> Path:
@@ -42,7 +44,7 @@ def test_cxx_is_split_as_a_shell_does(cxx: str, folder: Path, tmp_path: Path, mo
     toolchain.run_compiler(["-shared", "-fPIC", str(source)], tmp_path / "some.so")
     assert (tmp_path / "some.so").read_bytes()[:4] == b"\x7fELF"
     case, plan, device = Case("layer_norm", 32, "float32", 8), schedule.get("cached_rows"), current()
-    build.to_library(case, plan, plan.default(case, device), device, tmp_path / "kernel.so")
+    compiler.to_library(case, plan, plan.default(case, device), device, tmp_path / "kernel.so")
     assert (tmp_path / "kernel.so").read_bytes()[:4] == b"\x7fELF"
     asked = (tmp_path / "asked").read_text().splitlines() if "cache" in cxx else ["real++", "real++"]
     assert [line.split()[0] for line in asked] == ["real++", "real++"]

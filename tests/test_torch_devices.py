@@ -12,8 +12,8 @@ from torch import Tensor
 
 import lntune
 from lntune import knobs
+from lntune.backends.cuda.targets import device_of
 from lntune.case import DTYPES, Case
-from lntune.cuda.targets import device_of
 from lntune.schedule import all_schedules, get
 from lntune.torch import devices, dispatch
 from lntune.torch.narrow import ACCESS, narrowed

@@ -18,11 +18,13 @@ import msgspec
 import pytest
 
 from lntune import device as device_module
-from lntune import records, schedule, search, toolchain, tune
+from lntune import schedule, search, tune
 from lntune.case import Case
 from lntune.errors import BuildError, InputError, LntuneError, LogError, ScheduleError, ToolchainError, UnknownNameError
-from lntune.records import Record, Timing
-from lntune.trial import Candidate, Job, Outcome
+from lntune.log import records
+from lntune.log.records import Record, Timing
+from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop
 from lntune.versions import Code
 

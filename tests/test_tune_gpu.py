@@ -16,15 +16,19 @@ import pytest
 from fake_gpu import FakeGpu
 from typer.testing import CliRunner
 
-from lntune import artifact, knobs, places, records, schedule, trial, tune
+from lntune import knobs, schedule, tune
+from lntune.backends import places
+from lntune.backends.cuda import launcher
+from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cuda import launcher
-from lntune.cuda.targets import device_of
 from lntune.device import Device
 from lntune.errors import InputError
-from lntune.records import Record
-from lntune.trial import Candidate, Job
+from lntune.kernels import cache
+from lntune.log import records
+from lntune.log.records import Record
+from lntune.measure import trial
+from lntune.measure.trial import Candidate, Job
 from lntune.tune import Progress, Settings, loop
 
 FAULTY = Path(__file__).parent / "faulty_gpu"
@@ -103,7 +107,7 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     for final in finals:
         assert set(final.timings) == {"tuned", "default", "eager", "copy"}
         plan = schedule.get(final.schedule)
-        assert artifact.built(final.case, plan, knobs.from_dict(plan.knobs, final.knobs), device)
+        assert cache.built(final.case, plan, knobs.from_dict(plan.knobs, final.knobs), device)
     first = schedule.get("shared_row")
     assert trials[0].knobs == Candidate.of("shared_row", first.default(CASE, device)).knobs
     assert ("final", 0) in seen and ("done", 1) in seen
@@ -157,8 +161,8 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
     assert built.status == "ok" and built.facts is not None and built.seconds > 0
     (kernel,) = built.facts.kernels
     assert (kernel.resources.registers, built.facts.problems) == (32, ())
-    assert artifact.built(CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device)
-    monkeypatch.setattr("lntune.build.binary", lambda *_: pytest.fail("built again"))
+    assert cache.built(CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device)
+    monkeypatch.setattr("lntune.kernels.compiler.binary", lambda *_: pytest.fail("built again"))
     outcome = trial.run(job("sound", device))
     assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
 

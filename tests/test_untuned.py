@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import lntune
-from lntune import callers, device, paths
+from lntune import device
 from lntune.case import Case
+from lntune.system import callers, paths
 from lntune.torch import untuned
 
 HERE = device.current()
@@ -126,7 +127,7 @@ def test_where_a_warning_is_an_error_each_case_is_one() -> None:
 
 END = """
 import warnings, torch, lntune
-from lntune import paths
+from lntune.system import paths
 paths.log_dirs = lambda: []
 {filters}
 def use(*sizes):

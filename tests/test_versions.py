@@ -12,12 +12,16 @@ import code_digests
 import msgspec
 import pytest
 
-from lntune import artifact, device, device_code, loops, ops, paths, records, schedule, sources, streaming, toolchain, versions
+from lntune import device, ops, schedule, versions
+from lntune.backends.cuda import device_code
 from lntune.case import Case
-from lntune.cuda import hints
-from lntune.gpu import threads
-from lntune.records import Record
+from lntune.kernels import cache
+from lntune.log import records
+from lntune.log.records import Record
 from lntune.schedule import Schedule
+from lntune.system import paths, sources, toolchain
+from lntune.transforms.cpu import loops, streaming
+from lntune.transforms.gpu import hints, threads
 from lntune.versions import Code
 
 GOLDEN = Path(__file__).parent / "golden" / "code.json"
@@ -196,9 +200,9 @@ def test_a_cached_kernel_follows_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel built of code that was edited since, under the same versions, is not taken for built, where it can be built anew."""
     plan, case, here = PLANS["cached_rows"], Case("layer_norm", 48, "float32", 8), device.current()
     setting = plan.untuned(case, here)
-    artifact.prepare(case, plan, setting, here)
-    assert artifact.built(case, plan, setting, here)
+    cache.prepare(case, plan, setting, here)
+    assert cache.built(case, plan, setting, here)
     monkeypatch.setattr(sources, "unchanged", lambda kept, schedule: False)
-    assert not artifact.built(case, plan, setting, here)
+    assert not cache.built(case, plan, setting, here)
     monkeypatch.setattr(toolchain, "installed", lambda name: toolchain.MISSING)
-    assert artifact.built(case, plan, setting, here), "what cannot be built anew serves"
+    assert cache.built(case, plan, setting, here), "what cannot be built anew serves"

@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 
 import lntune
-from lntune import paths, schedule
+from lntune import schedule
+from lntune.system import paths
 from lntune.case import Case
 from lntune.torch import dispatch
 
@@ -107,7 +108,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(built: Path) -> None:
     """Package, C runtime, type marker, schedules and logs are in; tests, lock files and built libraries are not."""
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    content = {"_bundled/schedules/cpu/layer_norm.py", "_bundled/schedules/README.md", "_bundled/tuning_logs/README.md", "runtime.c", "py.typed"}
+    content = {"_bundled/schedules/cpu/layer_norm.py", "_bundled/schedules/README.md", "_bundled/tuning_logs/README.md", "backends/cpu/runtime.c", "py.typed"}
     assert {f"lntune/{name}" for name in content} <= names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lntune").rglob("*.py")}
     assert modules <= names
@@ -153,7 +154,8 @@ def test_an_editable_install_reads_the_checkout(tree: Path, tmp_path: Path) -> N
     (target / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # its packages; .pth files found there have no effect
     install = ["--python", python, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", "-e", tree]
     run([sys.executable, "-m", "pip", *install], tmp_path)
-    show = "import lntune; from lntune import paths; print(lntune.__file__, *map(paths.content, ('schedules', 'tuning_logs')), paths.is_checkout())"
+    show = "import lntune; from lntune.system import paths; "
+    show += "print(lntune.__file__, *map(paths.content, ('schedules', 'tuning_logs')), paths.is_checkout())"
     printed = run([python, "-c", show], tmp_path).split()
     assert printed == [str(tree / part) for part in ("lntune/__init__.py", "schedules", "tuning_logs")] + ["True"]
     assert not [name for name in files_below(target) if name.startswith("lntune/")]

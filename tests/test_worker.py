@@ -20,8 +20,8 @@ from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.trial import Candidate, Job
-from lntune.worker import Worker
+from lntune.measure.trial import Candidate, Job
+from lntune.measure.worker import Worker
 
 FAULTY = Path(__file__).parent / "faulty"
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -230,7 +230,7 @@ class Lost(Worker):
     """A worker whose child says of every job that it lost its GPU."""
 
     program = (
-        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.trial import Outcome; from lntune.worker import serve; "
+        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.trial import Outcome; from lntune.measure.worker import serve; "
         "serve(int(sys.argv[1]), int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error', lost=True)))"
     )
 

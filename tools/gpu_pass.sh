@@ -170,7 +170,7 @@ LNTUNE_LOG_DIR=$logs step sequence "$(left 5)" "$python" bench/gpu_sequence.py "
 
 if [[ $target == cpu ]]; then
   skip sanitizer "the target is the CPU"
-elif ! "$python" -c 'import sys; from lntune.cuda.locate import program; sys.exit(not program("compute-sanitizer"))'; then
+elif ! "$python" -c 'import sys; from lntune.backends.cuda.locate import program; sys.exit(not program("compute-sanitizer"))'; then
   skip sanitizer "there is no compute-sanitizer"
 elif "$python" -c 'import pytest' 2>/dev/null; then
   step sanitizer "$(left)" "$python" -m pytest -v -p no:cacheprovider -m "gpu and sanitizer" --junitxml "$out/sanitizer.xml" "${files[@]}"

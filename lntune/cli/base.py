@@ -17,9 +17,10 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
-from lntune import __version__, interrupts, ops, paths
+from lntune import __version__, ops
 from lntune.case import Case
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
+from lntune.system import interrupts, paths
 
 if TYPE_CHECKING:
     from lntune.report.rows import Row

@@ -30,7 +30,7 @@ def bringup(
     and of today's schedules is not tuned again before everything else is. Exit code 0 when the smoke check passed, something
     is tuned and nothing that serves calls is wrong, else 1.
     """
-    from lntune import bringup as first_minutes
+    from lntune.commands import bringup as first_minutes
     from lntune.report import bringup as report
     from lntune.report.tables import console
 

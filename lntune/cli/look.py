@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from lntune import knobs, ops, paths, records
+from lntune import knobs, ops
 from lntune.case import Case
 from lntune.cli.base import (
     DTYPE,
@@ -30,6 +30,8 @@ from lntune.cli.base import (
 )
 from lntune.device import Device
 from lntune.errors import InputError, unknown
+from lntune.log import records
+from lntune.system import paths
 from lntune.words import counted
 
 
@@ -74,9 +76,10 @@ def report(
 
     Exit code 1 when there is none.
     """
-    from lntune import schedule, select
-    from lntune.cuda import launcher
-    from lntune.cuda.targets import device_of
+    from lntune import schedule
+    from lntune.backends.cuda import launcher
+    from lntune.backends.cuda.targets import device_of
+    from lntune.log import select
     from lntune.report.columns import whole
     from lntune.report.rows import rows_of, summary
     from lntune.report.tables import console, show
@@ -159,12 +162,12 @@ def show(
     as_json: JSON = False,
 ) -> None:
     """Print the kernel that serves a call: definition, scheduled loops, the compiler's source or assembly."""
-    from lntune import build
     from lntune import schedule as schedules
-    from lntune.cuda.targets import device_of
+    from lntune.backends.cuda.targets import device_of
+    from lntune.kernels import compiler
 
-    if form not in build.FORMS:
-        raise unknown("form", form, build.FORMS)
+    if form not in compiler.FORMS:
+        raise unknown("form", form, compiler.FORMS)
     asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     here = device_of(target)
     if schedule:
@@ -179,7 +182,7 @@ def show(
             raise InputError(f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel all the same.")
         plan = schedules.get(choice.schedule, op)
         setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
-    text = build.show(asked, plan, setting, here, form)
+    text = compiler.show(asked, plan, setting, here, form)
     if as_json:
         print_json({"case": asked, "schedule": plan.name, "knobs": knobs.to_dict(setting), "form": form, "text": text})
     else:
@@ -203,9 +206,9 @@ def inspect(
 
     Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be launched, or moves something twice.
     """
-    from lntune import inspection
     from lntune import schedule as schedules
-    from lntune.cuda.targets import device_of
+    from lntune.backends.cuda.targets import device_of
+    from lntune.kernels import inspection
     from lntune.report import inspections
     from lntune.report.tables import console, show
 
@@ -284,7 +287,7 @@ def compare(
 @command()
 def doctor(as_json: JSON = False) -> None:
     """Look at versions, compiler, CPU, threads, GPU, folders and logs; exit code 1 when something will not work."""
-    from lntune import doctor as examination
+    from lntune.commands import doctor as examination
 
     found = examination.examine()
     failed = any(f.status == "fail" for f in found)

@@ -76,7 +76,7 @@ def tune(
     of each case (--trials; 8), verifies them (a GPU's in an emulator), and says what a run would measure and how long it would
     take; exit code 1 when one of them is wrong or a run would measure none.
     """
-    from lntune.cuda.targets import device_of
+    from lntune.backends.cuda.targets import device_of
     from lntune.report.columns import whole
     from lntune.report.failures import lines
     from lntune.report.progress import TuningProgress
@@ -165,8 +165,8 @@ def check(
 
     Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where none is.
     """
-    from lntune import verification
-    from lntune.cuda.targets import device_of
+    from lntune.backends.cuda.targets import device_of
+    from lntune.commands import check as verification
     from lntune.report.tables import console, show
     from lntune.report.verdicts import verdict_lines, verdict_table
 
@@ -201,8 +201,9 @@ def build(
     What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where the first call would have put it. Exit
     code 1 when something cannot be built.
     """
-    from lntune import cuda, prebuild
-    from lntune.cuda.targets import device_of
+    from lntune.backends import cuda
+    from lntune.backends.cuda.targets import device_of
+    from lntune.commands import build as prebuild
     from lntune.report import builds
     from lntune.report.tables import console, show
 
@@ -265,8 +266,8 @@ def bench(
 
     --output is written after every case; Ctrl-C ends with the cases that are done.
     """
-    from lntune import bench as benchmark
-    from lntune.cuda.targets import device_of
+    from lntune.backends.cuda.targets import device_of
+    from lntune.commands import bench as benchmark
     from lntune.report.rows import peer_lines, rows_of, summary
     from lntune.report.tables import console, show
 
@@ -320,8 +321,8 @@ def bench(
 def _training(
     asked: list[Case], length: float, with_compile: bool, seed: int, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool
 ) -> None:
-    from lntune.bench import training
-    from lntune.records import Record
+    from lntune.commands.bench import training
+    from lntune.log.records import Record
     from lntune.report.tables import console, show
     from lntune.report.training import facts, steps_lines, steps_of, steps_table
 
@@ -344,7 +345,7 @@ def _training(
 
 
 def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool) -> None:
-    from lntune.bench import call_cost
+    from lntune.commands.bench import call_cost
     from lntune.report.costs import costs_lines, costs_table
     from lntune.report.tables import console, show
 
@@ -385,7 +386,7 @@ def demo(
 
     Exit code 1 when a tuned op does not agree with eager, or nothing was tuned.
     """
-    from lntune import demo as tour
+    from lntune.commands import demo as tour
     from lntune.report.tables import console
 
     length = seconds("--budget", budget)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lntune import ops
 from lntune.case import Case
-from lntune.records import Record
+from lntune.log.records import Record
 from lntune.report import tables
 from lntune.report.columns import Column, Table, key, whole
 from lntune.report.rows import Row, geomean, rows_of

@@ -13,7 +13,7 @@ from lntune.report.tables import plan_text
 from lntune.words import counted
 
 if TYPE_CHECKING:
-    from lntune.prebuild import Built
+    from lntune.commands.build import Built
 
 
 def table(found: Sequence[Built]) -> Table:

@@ -24,11 +24,11 @@ from typing import Any
 import msgspec
 from rich.text import Text
 
-from lntune import records
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, LogError, got_expected
-from lntune.records import Record
+from lntune.log import records
+from lntune.log.records import Record
 from lntune.report.columns import Column, Table, key
 from lntune.report.rows import geomean
 from lntune.report.tables import micros, number

@@ -11,7 +11,7 @@ from rich.text import Text
 from lntune.report.columns import hanging
 
 if TYPE_CHECKING:
-    from lntune.doctor import Finding
+    from lntune.commands.doctor import Finding
 
 MARKS = {"ok": Text("ok  ", style="green"), "warn": Text("warn", style="yellow"), "fail": Text("FAIL", style="red")}
 

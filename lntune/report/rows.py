@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import ops, select, timing
+from lntune import ops, timing
 from lntune.case import Case, bucket_label
 from lntune.knobs import describe
-from lntune.records import Record, Timing
+from lntune.log import select
+from lntune.log.records import Record, Timing
 
 if TYPE_CHECKING:
     from lntune.schedule import Schedule

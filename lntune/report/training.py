@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from lntune.records import Record
+from lntune.log.records import Record
 from lntune.report.columns import KEY, Column, Table, key
 from lntune.report.rows import geomean, pairwise
 from lntune.report.tables import micros, ratio_text

@@ -12,7 +12,7 @@ from lntune.report.tables import TWICE, number
 from lntune.words import counted
 
 if TYPE_CHECKING:
-    from lntune.verification import Result
+    from lntune.commands.check import Result
 
 
 def verdict_table(results: Sequence[Result]) -> Table:

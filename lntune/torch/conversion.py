@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from lntune import callers
+from lntune.system import callers
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.modules import LayerNorm
 

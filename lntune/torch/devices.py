@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lntune import callers
 from lntune import device as device_module
-from lntune.cuda import launcher
+from lntune.backends.cuda import launcher
 from lntune.device import Device
 from lntune.errors import LntuneError
-from lntune.later import Later, passes
+from lntune.system import callers
+from lntune.system.later import Later, passes
 from lntune.torch.constants import constant
 
 WHOLE = 16

@@ -13,17 +13,20 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from lntune import artifact, callers, knobs, ops, paths, records, schedule
 from lntune import device as device_module
+from lntune import knobs, ops, schedule
 from lntune.case import BUCKETS, Case
 from lntune.device import Device
-from lntune.direct import Table
 from lntune.errors import BuildError, LntuneError, LogError, NotTunedError, ScheduleError
-from lntune.later import Later, passes, root
-from lntune.records import LogWarning, Record
+from lntune.kernels import cache
+from lntune.kernels.direct import Table
+from lntune.log import records
+from lntune.log.records import LogWarning, Record
+from lntune.log.select import Choice, select
 from lntune.schedule import ScheduleWarning
-from lntune.sealed import DamagedWarning
-from lntune.select import Choice, select
+from lntune.system import callers, paths
+from lntune.system.later import Later, passes, root
+from lntune.system.sealed import DamagedWarning
 from lntune.torch import devices, untuned
 from lntune.torch.narrow import narrowed
 from lntune.torch.untuned import UntunedWarning
@@ -244,12 +247,12 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
 def _built(case: Case, plan: schedule.Schedule, setting: Any, device: Device, layout: devices.Layout) -> Kernel:
     """The kernel for tensors of a layout."""
     try:
-        return artifact.kernel(case, plan, setting, device, layout.strided)
+        return cache.kernel(case, plan, setting, device, layout.strided)
     except LntuneError:
         if not layout.strided:
             raise
     # Where nothing can be built, the kernel for contiguous rows may be there.
-    return functools.partial(_with_copies, artifact.kernel(case, plan, setting, device))
+    return functools.partial(_with_copies, cache.kernel(case, plan, setting, device))
 
 
 def _with_copies(kernel: Kernel, *values: Any) -> None:
@@ -258,7 +261,7 @@ def _with_copies(kernel: Kernel, *values: Any) -> None:
 
 
 class Direct:
-    """The direct calls of one operator: a `lntune.direct.Table` made when the first kernel is there, forgotten on reload.
+    """The direct calls of one operator: a `lntune.kernels.direct.Table` made when the first kernel is there, forgotten on reload.
 
     `names` says which argument of the kernels each argument of a call is. Where a table cannot be made every call takes the
     general path, which is slower by some microseconds and otherwise the same; `lntune doctor` says so. `record` is as Table's.

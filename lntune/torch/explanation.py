@@ -8,8 +8,8 @@ import msgspec
 
 from lntune import knobs as knobs_module
 from lntune import ops
+from lntune.backends.cuda.targets import device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
-from lntune.cuda.targets import device_of
 from lntune.torch import dispatch
 
 SERVED_BY = {

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lntune import callers
-from lntune.cuda.capture import record
+from lntune.backends.cuda.capture import record
+from lntune.system import callers
 from lntune.torch import devices, dispatch
 
 CAPACITY = 8

@@ -50,7 +50,7 @@ _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
-# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
 _direct = dispatch.Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)

@@ -23,7 +23,7 @@ from lntune.torch.arguments import NAMES, check_arguments, in_float32, kind, mix
 Wanted = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names. The bias is looked at only
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names. The bias is looked at only
 # for its dtype, which is that of dbeta.
 _SIGNATURE, _NAMES = "ttnttoo", ("dy", "x", "normalized_shape", "mean", "rstd", "weight", "bias")
 _direct = {wanted: dispatch.Direct(_SIGNATURE, _NAMES) for wanted in itertools.product((True, False), repeat=3)}

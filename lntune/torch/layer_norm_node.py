@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from lntune import exchange, native, paths
 from lntune.case import BUCKETS, Case
-from lntune.direct import dtype_number
-from lntune.later import Later, passes
+from lntune.kernels.direct import dtype_number
 from lntune.ops.layer_norm_backward import arguments
+from lntune.system import exchange, native, paths
+from lntune.system.later import Later, passes
 from lntune.torch import dispatch
 
 SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"

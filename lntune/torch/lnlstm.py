@@ -40,7 +40,7 @@ _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
-# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
 _SIGNATURE = "tttottoof"
 _NAMES = (*TENSORS, "eps")
 _direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}

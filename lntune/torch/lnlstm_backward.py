@@ -18,7 +18,7 @@ from lntune.torch.arguments import NAMES
 
 Given = dict[str, Tensor]
 
-# The arguments of a call, as lntune.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
 _SUMS = tuple(op.sums(("raw", "bias", "bias_c")))
 _NAMES = ("dh", "dc_new", *TENSORS, *statistics(("raw",)), *_SUMS)
 _SIGNATURE = "".join("o" if name in ("weight_x", "bias", "bias_c", "mean_x", "rstd_x", "dweight_x", "dbias", "dbias_c") else "t" for name in _NAMES)

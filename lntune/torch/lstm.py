@@ -23,8 +23,8 @@ from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from lntune import callers
 from lntune.errors import InputError, got_expected
+from lntune.system import callers
 from lntune.torch.constants import constant
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.lnlstm import lnlstm_step

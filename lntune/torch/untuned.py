@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from lntune import callers
 from lntune.case import Case, bucket_label
 from lntune.device import Device
+from lntune.system import callers
 from lntune.words import counted
 
 

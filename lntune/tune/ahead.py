@@ -15,12 +15,12 @@ from types import TracebackType
 
 import msgspec
 
-from lntune import ranking
 from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
-from lntune.trial import Candidate, Job, Outcome
-from lntune.worker import Worker
+from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.worker import Worker
+from lntune.tune import ranking
 
 MOST = 32
 """Builders at most, whatever the cores: each holds a compiler of some hundred MB."""

@@ -9,8 +9,8 @@ from lntune import knobs, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError
+from lntune.measure.trial import Candidate
 from lntune.schedule import Schedule
-from lntune.trial import Candidate
 
 
 def plans(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from lntune import cuda, knobs
+from lntune import knobs
+from lntune.backends import cuda
 from lntune.case import Case
 from lntune.device import Device
-from lntune.trial import Candidate, Outcome
+from lntune.measure.trial import Candidate, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import uuid
 
-from lntune import paths, records, schedule, toolchain
+from lntune import schedule
 from lntune.case import Case
-from lntune.records import Record, Setting
-from lntune.trial import Candidate, Outcome, measured
+from lntune.log import records
+from lntune.log.records import Record, Setting
+from lntune.measure.trial import Candidate, Outcome, measured
+from lntune.system import paths, toolchain
 from lntune.tune.settings import Settings
 
 

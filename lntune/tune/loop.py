@@ -10,13 +10,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lntune import interrupts, knobs, schedule, search, select
+from lntune import knobs, schedule, search
 from lntune.case import Case
 from lntune.errors import ToolchainError
-from lntune.records import Record, Timing
+from lntune.log import select
+from lntune.log.records import Record, Timing
+from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.worker import START_SECONDS, Worker
 from lntune.report.failures import Failures, said
 from lntune.search import Budget, Space
-from lntune.trial import Candidate, Job, Outcome
+from lntune.system import interrupts
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
@@ -24,7 +27,6 @@ from lntune.tune.journal import Journal
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
 from lntune.tune.times import FINAL_SHARE, FINALISTS, TRIAL_SECONDS, Times
-from lntune.worker import START_SECONDS, Worker
 
 LATE_SECONDS = 5.0
 """What a trial may take where the run's time is over, before it is cut short."""

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lntune import callers, cuda, ops, paths, places, schedule, search, toolchain
 from lntune import device as device_module
+from lntune import ops, schedule, search
+from lntune.backends import cuda, places
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
 from lntune.schedule import ScheduleWarning
+from lntune.system import callers, paths, toolchain
 from lntune.tune import candidates
 
 TRIAL_TIMEOUT = 30.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lntune.case import Case
-from lntune.records import Record
+from lntune.log.records import Record
 from lntune.report.failures import Failures
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import loops, ops, streaming
+from lntune import ops
 from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
+from lntune.transforms.cpu import loops, streaming
 
 SERIAL_LIMIT = 1 << 16
 """Elements above which one thread is never worth trying."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune import loops, ops
+from lntune import ops
 from lntune.case import MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
+from lntune.transforms.cpu import loops
 
 SERIAL_LIMIT = 1 << 14
 """Elements of the cell above which one thread is never worth trying; each costs five exponentials."""

@@ -14,14 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.case import Case
-from lntune.cuda import hints
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import threads
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
+from lntune.transforms.gpu import hints, threads
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
 WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 keeps them as float32

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
+from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.case import Case
-from lntune.cuda import private
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
 from lntune.device import Device
-from lntune.gpu import functions, gates, phases, ragged, threads
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
+from lntune.transforms.gpu import functions, gates, phases, private, ragged, threads
 
 PHASES = "lntune_row"  # annotation of the loop over rows
 OTHERS = 36  # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and does not

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
+from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.case import Case
-from lntune.cuda import private
-from lntune.cuda.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.device import Device
-from lntune.gpu import functions, gates, phases, ragged, threads, turns
 from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
+from lntune.transforms.gpu import functions, gates, phases, private, ragged, threads, turns
 
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
 OVER_ROWS = ("sums_gates", "sums_hidden")

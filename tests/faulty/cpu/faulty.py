@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lntune import loops, ops
+from lntune import ops
 from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
+from lntune.transforms.cpu import loops
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 from lntune import ops, schedule
 from lntune.case import Case
 from lntune.device import Device
-from lntune.gpu import threads
 from lntune.knobs import knob
 from lntune.schedule import Schedule
+from lntune.transforms.gpu import threads
 
 
 @dataclass(frozen=True)

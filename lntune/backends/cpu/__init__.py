@@ -1,0 +1,1 @@
+"""CPUs: code by LLVM, shared libraries, time by the clock."""

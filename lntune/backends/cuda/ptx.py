@@ -1,0 +1,72 @@
+"""A kernel's PTX, which is read where there is no disassembler: an approximation of the machine code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lntune.backends.cuda.code import Code, Instruction, Kinds, count
+
+_SPACES = ("global", "shared", "local", "param", "const")
+_MUFU = ("rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "div")
+_TYPES = {f"{letter}{bits}": bits for letter in "busf" for bits in (8, 16, 32, 64)} | {"b128": 128, "bf16": 16, "f16x2": 32, "bf16x2": 32}
+_KINDS = Kinds(
+    global_load=frozenset({"ld.global"}),
+    global_store=frozenset({"st.global"}),
+    shared_load=frozenset({"ld.shared"}),
+    shared_store=frozenset({"st.shared"}),
+    local_load=frozenset({"ld.local"}),
+    local_store=frozenset({"st.local"}),
+    generic=frozenset({"ld", "st"}),
+    atomic=frozenset({"atom", "atom.global", "atom.shared", "red", "red.global", "red.shared"}),
+    asynchronous=frozenset({"cp.shared", "cp.global"}),
+    shuffle=frozenset({"shfl"}),
+    barrier=frozenset({"bar", "barrier"}),
+    mufu=frozenset(f"{name}.float" for name in _MUFU),
+    plain=frozenset({"v2", "v4", "v8"}),
+    widths=_TYPES,
+)
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_INSTRUCTION = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][a-z0-9_]*)((?:(?:\.|::)[A-Za-z0-9_]+)*)(?=\s|$)")
+_LABEL = re.compile(r"^[$%\w]+:(?!:)\s*")
+
+
+def _body(text: str, start: int) -> str:
+    """What stands between the braces that open after `start`."""
+    opened = text.find("{", start)
+    depth = 0
+    for brace in re.finditer(r"[{}]", text[opened:] if opened >= 0 else ""):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return text[opened + 1 : opened + brace.start()]
+    return ""
+
+
+def _instructions(body: str) -> Iterator[Instruction]:
+    """The instructions of a function; directives, labels and braces of inline assembly are passed over."""
+    for statement in body.split(";"):
+        text = statement.strip(" \t\r\n{}")
+        while label := _LABEL.match(text):
+            text = text[label.end() :].lstrip(" \t\r\n{}")
+        m = _INSTRUCTION.match(text)
+        if not m:
+            continue
+        op, modifiers = m[2], m[3].split(".")[1:]
+        spaces = [s.partition("::")[0] for s in modifiers if s.partition("::")[0] in _SPACES]
+        if op in ("ld", "st", "atom", "red", "cp") and spaces:
+            modifiers = [s for s in modifiers if s.partition("::")[0] not in _SPACES]
+            op = f"{op}.{spaces[0]}"
+        elif op in _MUFU and modifiers and modifiers[-1] in ("f16", "bf16", "f16x2", "bf16x2", "f32", "f64"):
+            op = f"{op}.float"
+        elif op in ("bar", "barrier") and modifiers[:1] == ["warp"]:
+            op = f"{op}.warp"
+        yield Instruction(op, tuple(modifiers), m[1] is not None)
+
+
+def parse(text: str, reason: str) -> dict[str, Code]:
+    """Kernel -> counts, from PTX; `reason` says why it is not the machine code that is read."""
+    plain = _COMMENT.sub("", text)
+    # The closing parenthesis ends the parameters, before which braces of alignment do not occur.
+    origin = f"PTX ({reason})" if reason else "PTX"
+    return {m[1]: count(m[1], origin, False, _KINDS, _instructions(_body(plain, m.end()))) for m in _ENTRY.finditer(plain)}

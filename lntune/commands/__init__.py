@@ -1,0 +1,1 @@
+"""What the commands do; a module has the name of its command. Parsing and printing is in `cli/`."""

@@ -1,0 +1,75 @@
+"""What the tuning log already holds of a plan. There is no other memory: a run that was killed goes on from here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from lntune import schedule
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import ScheduleError, UnknownNameError
+from lntune.log import records
+from lntune.log.records import Record
+from lntune.system import paths
+from lntune.versions import Code
+
+BENCH = "bench"
+"""The role of a record that `lntune bringup` benchmarked: what serves the case against eager, torch.compile and the others."""
+
+
+def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()) -> list[Record]:
+    """The records of this device, oldest first, for the operators of the cases, whose schedule is as it was; also those without one."""
+    found = []
+    for op in dict.fromkeys(case.op for case in cases):
+        for record in records.read(folders, op, device, role):
+            if record.code in (Code(), _code(record.schedule)):
+                found.append(record)
+    return found
+
+
+def _code(name: str) -> Code:
+    """What tells a schedule's code as it is now; Code() when there is none of that name that can be used, or for eager mode."""
+    try:
+        return schedule.get(name).code
+    except (UnknownNameError, ScheduleError):
+        return Code()
+
+
+def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
+    """The latest final of each case that has one: measured on this device, with the schedules as they are."""
+    return _finals(cases, _of(device, cases, paths.log_dirs(), "final"))
+
+
+def _finals(cases: Sequence[Case], found: Sequence[Record]) -> dict[Case, Record]:
+    """Those of the cases, among records given oldest first."""
+    latest = records.finals(found)
+    keys = {case: (case.op, case.hidden, case.dtype, case.bucket) for case in cases}
+    return {case: latest[key] for case, key in keys.items() if key in latest}
+
+
+def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
+    """The latest benchmark of each case that has one which is not older than the case's final."""
+    log = _of(device, cases, paths.log_dirs(), ("final", BENCH))
+    place = {id(record): number for number, record in enumerate(log)}
+    newest = {case: place[id(record)] for case, record in _finals(cases, log).items()}
+    found: dict[Case, Record] = {}
+    for record in log:
+        if record.role == BENCH and record.case in cases and record.status == "ok" and place[id(record)] >= newest.get(record.case, 0):
+            found[record.case] = record
+    return found
+
+
+def failures(device: Device, cases: Sequence[Case]) -> tuple[Counter[str], dict[str, str]]:
+    """(trials by status, an example of each failure in words) of the folder that is written to, for the operators of the cases."""
+    counted: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for record in _of(device, cases, [paths.log_dir()]):
+        if record.role == BENCH:
+            continue
+        if record.role == "trial" or record.status != "ok":
+            counted[record.status] += 1
+        if record.status != "ok":
+            examples[record.status] = f"{record.case} {record.schedule}: {record.message}"
+    return counted, examples

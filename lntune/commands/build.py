@@ -1,0 +1,106 @@
+"""`lntune build`: the kernels that will serve calls, put into the cache beforehand; for devices that need not be here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from lntune import knobs, ops, schedule
+from lntune.backends.cpu import runtime
+from lntune.backends.cuda import driver
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import BuildError, LntuneError
+from lntune.kernels import cache, direct
+from lntune.torch import dispatch, layer_norm_node
+
+
+class Built(msgspec.Struct, frozen=True):
+    """One kernel, its rows being those that stand for their bucket. `status` is "built", "there" (it lay in the cache), "eager" (eager mode
+    serves the case) or "failed", with the reason in `message`; `path` is the file, empty where there is none.
+    """
+
+    case: Case
+    device: str
+    arch: str
+    tier: str
+    schedule: str
+    knobs: dict[str, knobs.Value]
+    strided: bool
+    status: str
+    path: str = ""
+    bytes: int = 0
+    message: str = ""
+
+
+def kernels(cases: Sequence[Case]) -> list[Case]:
+    """The kernels that serve cases: one for each row bucket, and the variants that PyTorch calls most where none is given."""
+    found = (msgspec.structs.replace(case.typical, variant=variant) for case in cases for variant in ops.get(case.op).called(case.variant))
+    return list(dict.fromkeys(found))
+
+
+def build_case(case: Case, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Built:
+    """Build what serves a case on a device, by the tuning logs as they are, unless it is in the cache.
+
+    `archs` are architectures whose code a GPU's file holds beside that of the device's own; `strided`: the kernel for matrices whose rows lie
+    apart, instead of the one for contiguous rows.
+    """
+    known: tuple[Case, str, str, str, str, dict[str, knobs.Value], bool] = (case, device.name, device.isa, "", "", {}, strided)
+    try:
+        choice = dispatch.choose(case, device)
+        if choice.tier == "eager":
+            return Built(case, device.name, device.isa, choice.tier, "", {}, strided, "eager")
+        known = (case, device.name, device.isa, choice.tier, choice.schedule, dict(choice.knobs), strided)
+        plan = schedule.get(choice.schedule, case.op)
+        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+        there = cache.built(case, plan, setting, device, archs, strided)
+        path = cache.prepare(case, plan, setting, device, archs, strided)
+    except Exception as e:
+        return Built(*known, "failed", message=_reason(e))
+    return Built(*known, "there" if there else "built", str(path), path.stat().st_size)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, LntuneError) else f"{type(error).__name__}: {error}"
+
+
+def build(
+    cases: Sequence[Case],
+    devices: Sequence[Device],
+    archs: tuple[str, ...] = (),
+    strided: bool = False,
+    on_kernel: Callable[[int, int, Case, Device], None] = lambda *_: None,
+) -> list[Built]:
+    """Build `kernels(cases)` for each of the devices, and what loads and calls them, which takes a C compiler. `on_kernel` is told number,
+    how many, case and device before each.
+
+    Raises:
+        ToolchainError, BuildError: there is no C compiler, or it fails.
+    """
+    try:
+        for kind, ensure in (("cpu", runtime.ensure_library), ("gpu", driver.ensure_library)):
+            if any(device.kind == kind for device in devices):
+                ensure()
+        direct.ensure_library()
+    except LntuneError:
+        raise
+    except Exception as e:
+        raise BuildError(f"what loads kernels cannot be built: {_reason(e)}. See lntune doctor.") from e
+    if any(device.kind == "cpu" for device in devices):
+        with contextlib.suppress(Exception):  # an older compiler: autograd.Function serves, as `lntune doctor` says
+            layer_norm_node.ensure_library()
+    wanted = kernels(cases)
+    todo = [(case, device) for device in devices for case in wanted]
+    made = []
+    for number, (case, device) in enumerate(todo):
+        on_kernel(number, len(todo), case, device)
+        made.append(build_case(case, device, archs if device.kind == "gpu" else (), strided))
+    return made
+
+
+def folder(found: Sequence[Built]) -> Path | None:
+    """The cache's folder that the files lie in."""
+    return next((Path(one.path).parents[2] for one in found if one.path), None)

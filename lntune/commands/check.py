@@ -1,0 +1,66 @@
+"""`lntune check`: the kernels that serve calls, checked as candidates are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import msgspec
+
+from lntune import check, ops
+from lntune import device as device_module
+from lntune.backends import places
+from lntune.case import Case
+from lntune.device import Device
+from lntune.log import records
+from lntune.system import paths
+from lntune.torch import dispatch
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The check of one case: what serves it, whether it is right, and its errors (see check.Verdict)."""
+
+    case: Case
+    tier: str
+    schedule: str
+    ok: bool
+    message: str
+    errors: dict[str, float]
+    versus_eager: dict[str, float]
+
+
+def tuned_cases(op: str, device: Device | None = None) -> list[Case]:
+    """The cases tuned on a device, this machine's CPU if none is given, or the operator's default grid where there are none."""
+    grid = ops.get(op).grid
+    finals = records.finals(records.read(paths.log_dirs(), op, device or device_module.current(), role="final"))
+    return sorted(r.case for r in finals.values()) or list(grid)
+
+
+def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
+    """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded for PyTorch, with and without saved
+    statistics.
+
+    Raises:
+        InputError: the GPU is not here.
+    """
+    import torch
+
+    place = places.of(device)
+    there = [] if place.gpu is None else [torch.empty(0, device=place.name)]
+    dispatch.reload()
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dispatch.UntunedWarning)
+        for case in cases:
+            for variant in ops.get(case.op).called(case.variant):
+                asked = msgspec.structs.replace(case, variant=variant)
+                kernel, choice = dispatch.kernel_for(asked, there), dispatch.choose(asked, place.device)
+                if kernel is None:
+                    results.append(Result(asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}))
+                    continue
+                try:
+                    verdict = place.verify(asked, kernel)
+                except Exception as e:
+                    verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
+                results.append(Result(asked, choice.tier, choice.schedule, verdict.ok, verdict.message, verdict.errors, verdict.versus_eager))
+    return results

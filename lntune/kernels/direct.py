@@ -1,0 +1,135 @@
+"""Direct calls: tables that lead from Python arguments to a kernel in one step of C (`direct.c` says how and why)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lntune.case import Case
+from lntune.ops.op import Arg
+from lntune.system import exchange, native, paths
+
+SOURCE = paths.PACKAGE / "kernels" / "direct.c"
+_DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
+_MAX_ARGUMENTS, _MAX_OUTPUTS, _MAX_DIMS = 24, 8, 2  # as in direct.c
+_ROWS = -1
+
+
+def dtype_number(name: str) -> int:
+    """The number that our C has for a dtype."""
+    return _DTYPES[name]
+
+
+def _place(record: ctypes.c_void_p | None) -> ctypes.c_void_p:
+    """Where C finds a function's address."""
+    return ctypes.c_void_p(None if record is None else ctypes.addressof(record))
+
+
+@functools.cache
+def _library() -> tuple[ctypes.PyDLL, bool]:
+    """The compiled C, connected to torch and tvm_ffi, and whether torch's shim was found.
+
+    Raises:
+        BuildError: it cannot be compiled, stored or loaded.
+        LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
+    """
+    import torch
+
+    table = exchange.require_table()
+    library = native.load(SOURCE, ctypes.PyDLL, native.Build(tuple(exchange.includes())))
+    functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    torch_libraries = [os.fsencode(Path(torch.__file__).parent / "lib" / f"lib{name}.{suffix}") for name in ("torch_cpu", "torch_python")]
+    shim = bool(library.lntune_direct_init(table, *functions, *torch_libraries))
+    library.lntune_direct_table.restype = ctypes.py_object
+    library.lntune_direct_table.argtypes = [ctypes.c_char_p, *[ctypes.py_object] * 5, ctypes.c_int, ctypes.c_void_p]
+    return library, shim
+
+
+def has_shim() -> bool:
+    """True when torch's C shim makes the outputs; otherwise DLPack does."""
+    return _library()[1]
+
+
+def ensure_library() -> None:
+    """Compile the C if it is not there yet (once per machine)."""
+    native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
+
+
+class Table:
+    """Kernels by what a call looks like: which tensors are there, their dtypes, the hidden size, the bit length of the rows.
+
+    `signature` has a letter for each argument of a call: "t" a tensor, "o" a tensor or None, "f" a float that is not negative,
+    "n" a normalized_shape. Leading dimensions of the first tensor are rows, its last is hidden.
+
+    `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no kernel is known, an argument
+    is unusual (another device or dtype, a subclass, strided but for rows evenly apart, on a GPU not aligned to 16 bytes, negated, requiring
+    gradients while they are recorded) or a torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would
+    serve them if no gradients were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there. `record` is the
+    place, empty so far maybe, for the address of a function that makes an output part of the autograd graph (`Record` in direct.c).
+
+    Raises:
+        BuildError: the C cannot be compiled, stored or loaded.
+        LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
+    """
+
+    def __init__(self, signature: str, shim: bool = True, record: ctypes.c_void_p | None = None) -> None:
+        import torch
+
+        quiet = (
+            torch.is_autocast_enabled,  # without arguments a GPU's, where PyTorch's layer norm is then another
+            torch._C._is_torch_function_mode_enabled,
+            torch._C._len_torch_dispatch_stack,
+            torch._C._is_tracing,
+            torch._C._functorch.peek_interpreter_stack,
+        )
+        library, found = _library()
+        known = (torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.autograd.forward_ad)
+        made = library.lntune_direct_table(signature.encode(), *known, quiet, int(shim and found), _place(record))
+        self.call: Callable[..., Any] = made[0]
+        self.serves: Callable[..., bool] = made[1]
+        self._remember: Callable[..., bool] = made[2]
+        self.forget: Callable[[], None] = made[3]
+
+    def remember(
+        self,
+        kernel: Any,
+        arguments: Sequence[Arg],
+        names: Sequence[str],
+        bits: tuple[int, int],
+        call: Sequence[Any],
+        case: Case,
+        recorded: bool = False,
+    ) -> bool:
+        """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to bits[1].
+
+        `arguments` are the kernel's, `names` say which of them each argument of a call is. Where rows in `call` do not lie one behind the
+        other, it is a kernel that takes them so. `recorded`: those whose gradients are recorded, instead of those whose are not. False where
+        `call` is itself of the kind that a table does not serve.
+        """
+        outputs = [a for a in arguments if a.role == "out"]
+        order = [-1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments]
+        if len(order) > _MAX_ARGUMENTS or len(outputs) > _MAX_OUTPUTS:
+            return False
+        matrices = sum(1 << i for i, a in enumerate(arguments) if a.shape == arguments[0].shape)
+        numbers = [0, 0, kernel.__chandle__(), matrices, len(order), *order, *[0] * (_MAX_ARGUMENTS - len(order)), len(outputs)]
+        for out in outputs:
+            like_first = out.shape == arguments[0].shape
+            dims = [] if like_first else [_ROWS if axis == "rows" else size for axis, size in zip(out.shape, out.sizes(1, case.hidden), strict=True)]
+            if len(dims) > _MAX_DIMS:
+                return False
+            numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]
+        numbers += [0] * (_MAX_OUTPUTS - len(outputs)) * (2 + _MAX_DIMS)
+        known = self._remember(struct.pack(f"{len(numbers)}q", *numbers), *bits, recorded, *call)
+        if known:
+            _kept[kernel.__chandle__()] = kernel
+        return known
+
+
+_kept: dict[int, Any] = {}  # kernels that tables point to

@@ -1,0 +1,125 @@
+"""What is known of a candidate for a GPU before the device's time is spent on it, found at the price of compiling it.
+
+From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a multiprocessor holds. From the PTX: the widths of
+accesses. From the emulator: whether a matrix is moved more than once. That takes longer than a trial on a device, and what decides it are the
+schedule and those of its knobs that choose between ways (words and switches), hardly ever the numbers; so it is asked once for each of
+these, on a row as short as the knobs allow. `inspection` looks closer, at one candidate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import Any
+
+import msgspec
+
+from lntune import knobs
+from lntune.backends import cuda
+from lntune.backends.cuda import Inspection
+from lntune.backends.cuda.device_code import Program
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import BuildError, InputError, LntuneError, got_expected
+from lntune.kernels import compiler, inspection
+from lntune.schedule import Schedule
+from lntune.system import native, paths
+
+_FORMAT = 1
+_SHORT = (1024, 2048, 4096, 8192, 16384)
+ROWS = 32
+"""Rows at least that the emulator counts the bytes of; no fewer than all blocks work on at a time, or those without a row would count, too."""
+MOST_ROWS = 1024
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """The kernels of a candidate as compiled, with the number of their blocks for the case's rows; `moved` names what is moved again and
+    again, and is empty for a good candidate.
+    """
+
+    kernels: tuple[Inspection, ...]
+    blocks: tuple[int, ...]
+    moved: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps a candidate from being measured."""
+        return (*(problem for kernel in self.kernels for problem in kernel.problems), *self.moved)
+
+
+def shortened(case: Case, schedule: Schedule, setting: Any, device: Device) -> Case:
+    """The case with the shortest row that the knobs fit and that ends as raggedly as the case's own; for the emulator, which is slow."""
+    for unit in _SHORT:
+        hidden = case.hidden % unit + unit
+        short = msgspec.structs.replace(case, hidden=hidden)
+        if hidden < case.hidden and schedule.reason_invalid(setting, short, device) is None:
+            return short
+    return case
+
+
+def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program: Program | None = None) -> Facts:
+    """Compile a candidate (`program`, where TVM has made it already) for a GPU, which need not be here.
+
+    Raises:
+        ScheduleError, BuildError: it cannot be made; ToolchainError: there is no CUDA compiler.
+        EmulatorError: it does what would be an error on a device.
+    """
+    program = program or compiler.program(case.typical, schedule, setting, device)  # as it is stored
+    kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel, machine=False) for one in program.launches)
+    blocks = []
+    for one in program.launches:
+        x, y, z = one.blocks(case.rows)
+        blocks.append(x * y * z)
+    return Facts(kernels, tuple(blocks), _beyond_default(case, schedule, setting, device))
+
+
+def _beyond_default(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
+    """What a candidate moves again and again, and the default does not: what that does may be all that can be done, as with rows that
+    nothing holds.
+    """
+    default = schedule.untuned(case, device)
+    if _ways(setting) == _ways(default) or not (again := moved(case, schedule, setting, device)):
+        return ()
+    known = moved(case, schedule, default, device)
+    return tuple(one for one in again if one not in known)
+
+
+def _ways(setting: Any) -> dict[str, knobs.Value]:
+    """The knobs that choose between ways to do it."""
+    return {name: value for name, value in knobs.to_dict(setting).items() if not isinstance(value, int) or isinstance(value, bool)}
+
+
+def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
+    """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more than once; asked once per machine."""
+    key = [_FORMAT, case.op, case.dtype, case.variant, schedule.name, schedule.code, device.isa, _ways(setting)]
+    name = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:24]
+    path = paths.cached("statics", f"{name}.json")
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
+    try:
+        found = _emulated(case, schedule, setting, device)
+    except LntuneError:
+        return ()  # what is wrong with it shows when it is verified
+    with contextlib.suppress(BuildError), native.atomic(path) as temporary:
+        temporary.write_bytes(msgspec.json.encode(found))
+    return found
+
+
+def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
+    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks go over the rows in turns, few rows then fill them.
+
+    Raises:
+        LntuneError: it cannot be built or run, or would take too long.
+    """
+    for cores in (1, 8, device.cores):
+        small = msgspec.structs.replace(device, cores=cores, l2=0)  # what is asked of matrices that a cache does not hold
+        short = shortened(case, schedule, setting, small)
+        if schedule.reason_invalid(setting, short, small) is None:
+            break
+    program = compiler.program(short, schedule, setting, small)
+    turn = program.launches[0].blocks(1)[0] * int(knobs.to_dict(setting).get("rows", 1))
+    rows = -(-ROWS // turn) * turn
+    if rows > MOST_ROWS:
+        raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
+    read, written, *_ = inspection.moves(msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores))
+    return inspection.repeated(read, written)

@@ -1,0 +1,125 @@
+"""Our own C files as shared libraries: compiled once per machine, stored in one step, checked before they are mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from lntune.errors import BuildError
+from lntune.system import paths, scratch, sealed, toolchain
+from lntune.system.sealed import DamagedError
+
+Library = TypeVar("Library", bound=ctypes.CDLL)
+Made = TypeVar("Made")
+FORMAT = 2
+"""Of built files, part of their names: since 2 they carry a digest."""
+
+
+class Build(NamedTuple):
+    """How one of our files is compiled, beside what all are."""
+
+    includes: tuple[str, ...] = ()
+    """Folders of headers."""
+    flags: tuple[str, ...] = ()
+    """The compiler's flags."""
+    libraries: tuple[str, ...] = ()
+    """The linker's flags."""
+    against: str = ""
+    """The release whose binary interface it uses, which makes it a file of its own; empty where that does not matter."""
+
+
+PLAIN = Build()
+_making: dict[Path, threading.RLock] = {}
+os.register_at_fork(after_in_child=_making.clear)  # who made it then is not in the child
+
+
+@functools.cache
+def source_hash(source: Path) -> str:
+    """Hash of a C file."""
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+
+
+def path_of(source: Path, build: Build = PLAIN) -> Path:
+    """Where the compiled form of a C or C++ file of ours is cached."""
+    against = f"-{hashlib.sha256(build.against.encode()).hexdigest()[:8]}" if build.against else ""
+    return paths.cached("runtime", f"{source.stem}-{source_hash(source)}{against}.{FORMAT}.so")
+
+
+def compiled(source: Path, build: Build = PLAIN) -> Path:
+    """The library of a C or C++ file, compiled now if it is not there yet.
+
+    Raises:
+        BuildError: it cannot be compiled or stored.
+    """
+    path = path_of(source, build)
+    if not path.is_file():
+        with _making.setdefault(path, threading.RLock()):  # threads that come at the same time wait for the first
+            if not path.is_file():
+                _compile(source, build, path)
+    return path
+
+
+def _compile(source: Path, build: Build, path: Path) -> None:
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    flags = ["-O2", "-shared", "-fPIC", *build.flags, *(f"-I{i}" for i in build.includes), *undefined]
+    with atomic(path) as temporary:
+        toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
+        sealed.seal(temporary, {"source": source.name})
+
+
+def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:
+    """The loaded library of a C or C++ file; a damaged file is put aside and compiled once more.
+
+    Raises:
+        BuildError: it cannot be compiled, stored or loaded.
+    """
+    path = compiled(source, build)
+    return fetch(path, lambda: sealed.loaded(path, lambda: kind(str(path))), lambda: _compile(source, build, path))
+
+
+def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> Made:
+    """What `load` makes of a built file, which it checks (`sealed.loaded`, `sealed.read`). The file is made again by `make` where it is
+    damaged, and then put aside, or where the system refuses to load it: it was built where there is another C library, or half of what it
+    needs is gone.
+
+    Raises:
+        BuildError: it cannot be made, or not be loaded when it is new either.
+    """
+    try:
+        return load()
+    except DamagedError as e:
+        sealed.put_aside(path, str(e))
+        make()
+    except OSError as refused:
+        try:
+            make()
+        except BuildError as e:  # what was there is what counts: nothing can be built here
+            raise BuildError(f"cannot load {path}: {refused}. Nor can it be built again: {e}") from refused
+    try:
+        return load()
+    except OSError as e:
+        raise BuildError(f"cannot load {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file of the cache, made as `scratch.whole` has it.
+
+    Raises:
+        BuildError: the folder cannot be written or the disk is full.
+    """
+    try:
+        with scratch.whole(path) as temporary:
+            yield temporary
+    except OSError as e:
+        space = "Free some space, or choose" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+        raise BuildError(f"cannot store {path}: {e.strerror or e}. {space} another cache folder with LNTUNE_CACHE_DIR.") from e

@@ -1,0 +1,167 @@
+"""Where things lie: schedules, tuning logs, built kernels.
+
+`schedules/` and `tuning_logs/` are content the engine reads by path. In a wheel they sit in `lntune/_bundled/`, in a
+checkout beside the package; a user's own folders come on top and are searched first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from lntune.errors import InputError, got_expected
+from lntune.system import callers, scratch
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class CacheWarning(UserWarning):
+    """Kernels are kept elsewhere than in the cache."""
+
+
+def is_checkout() -> bool:
+    """True when the package runs from a source tree (its content folders lie beside it)."""
+    return not (PACKAGE / "_bundled").is_dir() and (PACKAGE.parent / "schedules").is_dir()
+
+
+def content(name: str) -> Path:
+    """The shipped folder `name` ("schedules" or "tuning_logs"): bundled first, then beside the package.
+
+    Bundled first, so that a stranger's `site-packages/schedules` is never picked up by an installed lntune.
+    """
+    bundled = PACKAGE / "_bundled" / name
+    return bundled if bundled.is_dir() else PACKAGE.parent / name
+
+
+def _distinct(folders: list[Path]) -> list[Path]:
+    """The folders without those that are another one's second name; the first stays."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def schedule_dirs() -> list[Path]:
+    """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH); they need not be there."""
+    extra = [expanded(p) for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
+    return _distinct([*extra, content("schedules")])
+
+
+def expanded(value: str) -> Path:
+    """A path of the environment's with the home folder in the place of `~`; as it stands, which is nothing, where the user has none."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        return Path(value)
+
+
+def _wish(variable: str, value: str) -> Path:
+    """The folder that a variable names.
+
+    Raises:
+        InputError: it is in a home folder, and there is none.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as e:
+        remedy = "Set HOME, or give the whole path."
+        raise InputError(got_expected(variable, value, "a folder that exists; the user has no home folder", remedy)) from e
+
+
+def _homes(kind: Callable[..., Path]) -> Path | None:
+    """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an account, as in containers."""
+    try:
+        found = kind("lntune")
+    except RuntimeError:
+        return None
+    return found if found.is_absolute() else None  # "~/.cache" as it stands, by older releases of platformdirs
+
+
+def log_dir() -> Path:
+    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder; where there is no home, or
+    it is not the user's, the user's private temporary folder.
+
+    Raises:
+        InputError: `LNTUNE_LOG_DIR` is in a home folder, and there is none.
+    """
+    if env := os.environ.get("LNTUNE_LOG_DIR"):
+        return _wish("LNTUNE_LOG_DIR", env)
+    if is_checkout():
+        return content("tuning_logs")
+    home = _homes(platformdirs.user_data_path)
+    return (home if home and (_there(home) or _writable(home)) else private()) / "tuning_logs"
+
+
+def log_dirs() -> list[Path]:
+    """Folders read for measurements: the one written to, and the shipped one, unless `LNTUNE_SHIPPED_LOGS` is 0."""
+    shipped = os.environ.get("LNTUNE_SHIPPED_LOGS", "") != "0"
+    return _distinct([log_dir(), *([content("tuning_logs")] if shipped else [])])
+
+
+def cache_dir() -> Path:
+    """Where built kernels are kept: `LNTUNE_CACHE_DIR` or the user's cache folder; where there is no home, the user's private temporary
+    folder. Safe to delete at any time.
+    """
+    if env := os.environ.get("LNTUNE_CACHE_DIR"):
+        with contextlib.suppress(InputError):
+            return _wish("LNTUNE_CACHE_DIR", env)
+        return private(f"LNTUNE_CACHE_DIR={env} is in a home folder, which the user does not have")
+    return _homes(platformdirs.user_cache_path) or private("the user has no home folder")
+
+
+def cached(*parts: str) -> Path:
+    """Where a built file lies, or is to be put: in the cache; where that has it not and is a default that cannot be written (a container's
+    read-only file system, a home that is another's), in the user's private temporary folder.
+    """
+    path = cache_dir().joinpath(*parts)
+    if os.environ.get("LNTUNE_CACHE_DIR") or _there(path) or _writable(path.parent):
+        return path
+    return private(f"the cache {cache_dir()} cannot be written").joinpath(*parts)
+
+
+def _there(path: Path) -> bool:
+    """True where there is a file or folder that this user may know of."""
+    try:
+        return path.exists()
+    except PermissionError:  # another's home
+        return False
+
+
+def _writable(folder: Path) -> bool:
+    """True where files can be made in a folder, or the folder itself can."""
+    there = next((f for f in (folder, *folder.parents) if _there(f)), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def private(why: str = "") -> Path:
+    """A folder below the system's temporary one that is this user's alone, the same for all of the user's processes. With a reason, it is
+    said once why kernels are there.
+    """
+    folder = _private(scratch.system())
+    if why:
+        _say(f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts.")
+    return folder
+
+
+@functools.cache
+def _say(message: str) -> None:
+    callers.warn(message, CacheWarning)
+
+
+@functools.cache
+def _private(temporary: str) -> Path:
+    """Code is run out of it, so a folder that another user made is not taken."""
+    folder = Path(temporary) / f"lntune-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if hasattr(os, "getuid") and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077):
+        return Path(tempfile.mkdtemp(prefix="lntune-"))
+    return folder

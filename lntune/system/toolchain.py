@@ -1,0 +1,131 @@
+"""The C++ compiler and the versions of what generates code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from lntune.errors import BuildError, ToolchainError
+from lntune.system import scratch
+
+# Newer tvm-ffi releases import and compile beside TVM 0.27 and then crash inside MetaSchedule and IRModule pickling.
+COMPATIBLE = {"apache-tvm": "0.27.", "apache-tvm-ffi": "0.1.14"}
+"""Package -> the version prefix lntune is tested with."""
+MISSING = "not installed"
+"""What `installed` says of a package that is not there."""
+
+
+def command() -> tuple[str, ...]:
+    """How a C++ compiler is called: the words of `CXX`, split as a shell does ("ccache g++", "c++ -m64"), else the first of c++, g++,
+    clang++ on PATH.
+
+    Raises:
+        ToolchainError: there is none. Kernels built before still load.
+    """
+    asked = os.environ.get("CXX", "").strip()
+    try:
+        # A path with spaces in it is one word when there is such a program.
+        wishes = [[asked] if shutil.which(asked) else shlex.split(asked)] if asked else [["c++"], ["g++"], ["clang++"]]
+    except ValueError as e:  # a quote that is not closed
+        raise ToolchainError(f"CXX: got {asked}, expected the command of a C++ compiler ({e}). Correct it or unset it.") from e
+    for first, *rest in filter(None, wishes):
+        if path := shutil.which(first):
+            return path, *rest
+    looked = f"CXX={asked}" if asked else "c++, g++ or clang++"
+    raise ToolchainError(f"no C++ compiler found ({looked} on PATH); building a kernel needs one. Install g++ or clang, or set CXX.")
+
+
+def compiler() -> str:
+    """`command` as one text, for messages.
+
+    Raises:
+        ToolchainError: there is no compiler.
+    """
+    return shlex.join(command())
+
+
+def run(words: Sequence[str], timeout: float | None = None, output: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark. When it is
+    killed, as an interrupt does, or this process is, all it has started ends, and what it leaves in its temporary folder is removed; where
+    this process is killed, the `output` that it is making too.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
+    """
+    own = scratch.Scratch()
+    # A worker's compilers are of its group, and end with it.
+    alone = scratch.SYSTEM not in os.environ
+    if alone and output is not None:
+        own.takes(output)
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(
+            words, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=own.environment, start_new_session=alone
+        ) as process:
+            if alone:
+                own.serves(process.pid)
+            try:
+                said, wrong = process.communicate(timeout=timeout)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL) if alone else process.kill()
+                raise
+        return subprocess.CompletedProcess(words, process.returncode, said, wrong)
+    finally:
+        own.remove()
+
+
+def run_compiler(arguments: Sequence[str], output: Path) -> None:
+    """Run the C++ compiler.
+
+    Raises:
+        ToolchainError: there is none, or it cannot be run.
+        BuildError: it fails; its own words are in the message.
+    """
+    words = [*command(), *arguments, "-o", str(output)]
+    try:
+        done = run(words, output=output)
+    except OSError as e:
+        raise ToolchainError(f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works.") from e
+    if done.returncode:
+        raise BuildError(f"{shlex.join(words)} failed:\n{(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}")
+
+
+@functools.cache
+def installed(package: str) -> str:
+    """Version of an installed package, or MISSING."""
+    try:
+        # None where the package's metadata is there and damaged
+        return importlib.metadata.version(package) or MISSING
+    except importlib.metadata.PackageNotFoundError:
+        return MISSING
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a record and a built kernel depend on, by package."""
+    from lntune import __version__
+
+    packages = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch"}
+    return {"lntune": __version__, **{k: installed(p) for k, p in packages.items()}, "python": platform.python_version()}
+
+
+def incompatible() -> list[str]:
+    """What is wrong with the installed TVM packages, one sentence each."""
+    problems = []
+    for package, prefix in COMPATIBLE.items():
+        version = installed(package)
+        if version == MISSING:
+            problems.append(f"{package} is not installed; install {package}=={prefix}*")
+        elif not version.startswith(prefix):
+            problems.append(f"{package} {version} is not {prefix}*, the only release known not to crash here; install {package}=={prefix}*")
+    return problems

@@ -1,0 +1,1 @@
+"""Loop transformations for CPUs, and stores past their cache."""
