@@ -1,11 +1,14 @@
-"""An LN-LSTM of one layer over a sequence of many steps on a GPU: lntune's layer, under CUDA graphs, against the eager loop.
+"""An LN-LSTM of one layer over a sequence of many steps on a GPU: lntune's layer, under CUDA
+graphs, against the eager loop.
 
-    python bench/gpu_sequence.py [--target cuda] [--batch 64,256,1024] [--hidden 512,1024,2048] [--output FOLDER]
+    python bench/gpu_sequence.py [--target cuda] [--batch 64,256,1024] [--hidden 512,1024,2048]
+                                 [--output FOLDER]
 
-A loop of small kernels on a GPU is bound by launches: eager mode takes some ten of them a step. `lntune.LayerNormLSTM` takes two (a matrix
-product and a fused step) and captures the loop in a CUDA graph when shapes repeat. To tell the two apart the eager loop is measured under
-a CUDA graph, too. All have the same parameters and are compared before they are timed; times are by the wall clock, from an idle device
-to an idle device. Every case is written as soon as it is measured.
+A loop of small kernels on a GPU is bound by launches: eager mode takes some ten of them a step.
+`lntune.LayerNormLSTM` takes two (a matrix product and a fused step) and captures the loop in a CUDA
+graph when shapes repeat. To tell the two apart the eager loop is measured under a CUDA graph, too.
+All have the same parameters and are compared before they are timed; times are by the wall clock,
+from an idle device to an idle device. Every case is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ from lntune.report.rows import geomean
 from lntune.system import toolchain
 from lntune.torch import devices, dispatch
 
-# How far the output, and each gradient, may be from the eager loop's in float64, as |difference| / |float64's| in Euclidean norms, where
-# the eager loop's own distance is less than half of it (else twice that).
+# How far the output, and each gradient, may be from the eager loop's in float64, as |difference| /
+# |float64's| in Euclidean norms, where the eager loop's own distance is less than half of it (else
+# twice that).
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 MODES = ("inference", "training")
 OURS, EAGER, GRAPH = "lntune", "eager loop", "eager loop in a CUDA graph"
@@ -62,7 +66,9 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """Milliseconds of a sequence by contender, how many times faster lntune is than each, and what was left out and why."""
+    """Milliseconds of a sequence by contender, how many times faster lntune is than each, and what
+    was left out and why.
+    """
 
     case: Case
     ms: dict[str, float]
@@ -93,7 +99,8 @@ def graphed(call: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
     """
     stream = torch.cuda.Stream(place)
     stream.wait_stream(torch.cuda.current_stream(place))
-    with torch.cuda.stream(stream):  # whatever is allocated or chosen at first calls is behind before the recording
+    # whatever is allocated or chosen at first calls is behind before the recording
+    with torch.cuda.stream(stream):
         for _ in range(3):
             call()
     torch.cuda.current_stream(place).wait_stream(stream)
@@ -101,7 +108,9 @@ def graphed(call: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
         return record(call, stream)
 
 
-def checked(modules: dict[str, nn.Module], source: nn.Module, x: Tensor, case: Case) -> dict[str, float]:
+def checked(
+    modules: dict[str, nn.Module], source: nn.Module, x: Tensor, case: Case
+) -> dict[str, float]:
     """The largest distance from float64 of each contender's output and, in training, gradients.
 
     Raises:
@@ -121,7 +130,9 @@ def checked(modules: dict[str, nn.Module], source: nn.Module, x: Tensor, case: C
     allowed = [max(TOLERANCES[case.dtype], 2 * e) for e in off[EAGER]]
     for name, each in off.items():
         if name != EAGER and any(e > limit for e, limit in zip(each, allowed, strict=True)):
-            raise AssertionError(f"{name} is {max(each):.1e} from float64 in {case}, more than {max(allowed):.1e}")
+            raise AssertionError(
+                f"{name} is {max(each):.1e} from float64 in {case}, more than {max(allowed):.1e}"
+            )
     return {name: max(each) for name, each in off.items()}
 
 
@@ -140,7 +151,13 @@ def measure(case: Case, settings: Settings, place: torch.device) -> Result:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         off = checked(modules, source, x, case)
-        notes += sorted({str(w.message) for w in caught if issubclass(w.category, (dispatch.UntunedWarning, RuntimeWarning))})
+        notes += sorted(
+            {
+                str(w.message)
+                for w in caught
+                if issubclass(w.category, (dispatch.UntunedWarning, RuntimeWarning))
+            }
+        )
     step = iterate if case.mode == "training" else _infer
     calls = {name: functools.partial(step, module, x) for name, module in modules.items()}
     contenders = {name: synchronized(call, place) for name, call in calls.items()}
@@ -152,7 +169,15 @@ def measure(case: Case, settings: Settings, place: torch.device) -> Result:
     measured = timing.measure(contenders, settings.seconds, settings.rounds, settings.seed)
     times = measured.timings
     faster = {name: timing.ratio(t, times[OURS]) for name, t in times.items() if name != OURS}
-    return Result(case, {name: t.median_us / 1e3 for name, t in times.items()}, faster, off, notes, times, measured.busy)
+    return Result(
+        case,
+        {name: t.median_us / 1e3 for name, t in times.items()},
+        faster,
+        off,
+        notes,
+        times,
+        measured.busy,
+    )
 
 
 def _infer(module: nn.Module, x: Tensor) -> None:
@@ -162,8 +187,14 @@ def _infer(module: nn.Module, x: Tensor) -> None:
 
 def table(results_: list[Result], settings: Settings) -> Table:
     """One line per comparison."""
-    figures = [Column(name) for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph")]
-    made = Table(f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle", [*key("mode", "dtype"), *figures])
+    figures = [
+        Column(name)
+        for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph")
+    ]
+    made = Table(
+        f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle",
+        [*key("mode", "dtype"), *figures],
+    )
     for r in results_:
         times = [f"{r.ms[name]:.3f}" if name in r.ms else "-" for name in (EAGER, GRAPH, OURS)]
         ratios = [f"{r.faster[name]:.2f}x" if name in r.faster else "-" for name in (EAGER, GRAPH)]
@@ -171,7 +202,13 @@ def table(results_: list[Result], settings: Settings) -> Table:
     return made
 
 
-def write(folder: Path, results_: list[Result], failed: dict[str, str], settings: Settings, place: torch.device) -> None:
+def write(
+    folder: Path,
+    results_: list[Result],
+    failed: dict[str, str],
+    settings: Settings,
+    place: torch.device,
+) -> None:
     """gpu_sequence.json and gpu_sequence.txt as things stand."""
     screen = Console(record=True, file=sys.stderr, width=WIDE, highlight=False)
     screen.print(table(results_, settings))
@@ -179,7 +216,10 @@ def write(folder: Path, results_: list[Result], failed: dict[str, str], settings
     for name, ratio in overall.items():
         if ratio is not None:
             screen.print(f"geomean {ratio:.2f}x over the {name}")
-    for what, why in (*failed.items(), *((str(r.case), note) for r in results_ for note in r.notes)):
+    for what, why in (
+        *failed.items(),
+        *((str(r.case), note) for r in results_ for note in r.notes),
+    ):
         screen.print(f"{what}: {why}", markup=False)
     facts = {
         "device": devices.of(place),
@@ -192,7 +232,9 @@ def write(folder: Path, results_: list[Result], failed: dict[str, str], settings
         "failed": failed,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu_sequence.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    (folder / "gpu_sequence.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
+    )
     (folder / "gpu_sequence.txt").write_text(screen.export_text())
 
 
@@ -201,22 +243,32 @@ def main(
     batch: str = "256,64,1024",
     hidden: str = "1024,512,2048",
     dtype: str = "float32,bfloat16",
-    mode: Annotated[str, typer.Option(help="inference, training or both, separated by a comma.")] = ",".join(MODES),
+    mode: Annotated[
+        str, typer.Option(help="inference, training or both, separated by a comma.")
+    ] = ",".join(MODES),
     sequence: int = Settings().sequence,
-    seconds: Annotated[float, typer.Option(help="Time for the timing of each case.")] = Settings().seconds,
+    seconds: Annotated[
+        float, typer.Option(help="Time for the timing of each case.")
+    ] = Settings().seconds,
     rounds: Annotated[int, typer.Option(help="At least.")] = Settings().rounds,
     seed: int = Settings().seed,
-    output: Annotated[Path | None, typer.Option(help="Folder for gpu_sequence.json and gpu_sequence.txt.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for gpu_sequence.json and gpu_sequence.txt.")
+    ] = None,
 ) -> None:
     """Sequences of an LN-LSTM on a GPU, lntune against the eager loop."""
     place = torch.device(target)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("there is no CUDA device (torch.cuda.is_available() is False)", param_hint="--target")
+        raise typer.BadParameter(
+            "there is no CUDA device (torch.cuda.is_available() is False)", param_hint="--target"
+        )
     settings = Settings(sequence, seconds, rounds, seed)
     sizes = [(b, h) for h in map(int, hidden.split(",")) for b in map(int, batch.split(","))]
     done: list[Result] = []
     failed: dict[str, str] = {}
-    for case in (Case(m, d, b, h) for b, h in sizes for m in mode.split(",") for d in dtype.split(",")):
+    for case in (
+        Case(m, d, b, h) for b, h in sizes for m in mode.split(",") for d in dtype.split(",")
+    ):
         print(f"{case} ...", file=sys.stderr, flush=True)
         try:
             done.append(measure(case, settings, place))

@@ -3,9 +3,9 @@
     python bench/summary.py            # print it
     python bench/summary.py --write    # put it into README.md, between its two marks
 
-Ten cases, and the geometric means over all cases that were measured. A gain is how many times faster lntune is than the better of eager and
-torch.compile in the same run. What other work on the machine disturbed, by the rules of today, is called that in place of figures, and is in
-no mean.
+Ten cases, and the geometric means over all cases that were measured. A gain is how many times
+faster lntune is than the better of eager and torch.compile in the same run. What other work on the
+machine disturbed, by the rules of today, is called that in place of figures, and is in no mean.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ ITERATION = ("LN-LSTM training iteration", "float32", 512, 32)
 
 
 class Cpu(NamedTuple):
-    """A CPU's results: operator -> its cases, of the records that `lntune bench --output` wrote; training iterations of an LN-LSTM by dtype."""
+    """A CPU's results: operator -> its cases, of the records that `lntune bench --output` wrote;
+    training iterations of an LN-LSTM by dtype.
+    """
 
     name: str
     cases: dict[str, list[dict[str, Any]]]
@@ -55,15 +57,24 @@ class Cpu(NamedTuple):
 
 
 def cpu_name(device: Mapping[str, Any]) -> str:
-    """A CPU as a person knows it: clouds tell no more than the family, so what tells generations apart is added."""
+    """A CPU as a person knows it: clouds tell no more than the family, so what tells generations
+    apart is added.
+    """
     vectors = {"x86-64-v4": "AVX-512", "x86-64-v3": "AVX2"}.get(device["isa"], device["isa"])
     name = device["name"].replace("(R)", "").removesuffix(" Processor")
-    return f"{name}, {vectors}, " + (_generation(device.get("model", "")) or f"L1 {device['l1'] // 1024} KiB, L2 {device['l2'] // 1024} KiB")
+    return f"{name}, {vectors}, " + (
+        _generation(device.get("model", ""))
+        or f"L1 {device['l1'] // 1024} KiB, L2 {device['l2'] // 1024} KiB"
+    )
 
 
 def _generation(model: str) -> str:
     """Family and model, which tell generations apart, of what a fingerprint says."""
-    return model[model.find("family") :].split(" stepping", maxsplit=1)[0] if "family" in model else model
+    return (
+        model[model.find("family") :].split(" stepping", maxsplit=1)[0]
+        if "family" in model
+        else model
+    )
 
 
 def read(results: Path) -> Iterator[Cpu]:
@@ -76,11 +87,17 @@ def read(results: Path) -> Iterator[Cpu]:
             if (path := folder / f"{op}.json").is_file():
                 records = msgspec.convert(json.loads(path.read_text())["records"], list[Record])
                 made = steps_of(records) if op == "layer_norm_training" else rows_of(records)
-                cases[op], name = [msgspec.to_builtins(one) for one in made], cpu_name(msgspec.to_builtins(records[0].device))
+                cases[op], name = (
+                    [msgspec.to_builtins(one) for one in made],
+                    cpu_name(msgspec.to_builtins(records[0].device)),
+                )
         for path in sorted(folder.glob("lnlstm_training*.json")):
             facts = json.loads(path.read_text())
             name = cpu_name(facts["device"])
-            iterations |= {r["dtype"]: {} if r["busy"] else {row["contender"]: row for row in r["rows"]} for r in facts["results"]}
+            iterations |= {
+                r["dtype"]: {} if r["busy"] else {row["contender"]: row for row in r["rows"]}
+                for r in facts["results"]
+            }
         if cases:
             yield Cpu(name, cases, iterations)
 
@@ -105,16 +122,23 @@ def cell(cpu: Cpu, op: str, dtype: str, hidden: int, rows: int) -> str:
 
 
 def iteration(cpu: Cpu, dtype: str) -> str:
-    """Our time and gain in a training iteration, over the best of PyTorch's ways that others know."""
+    """Our time and gain in a training iteration, over the best of PyTorch's ways that others
+    know.
+    """
     if (rows := cpu.iterations.get(dtype)) is None:
         return ""
     if not rows:
         return DISTURBED
-    return f"{micros(1e3 * rows['lntune']['ms'])}, {min(rows[n]['ratio'] for n in ('eager modules', 'torch.compile')):.2f}x"
+    return (
+        f"{micros(1e3 * rows['lntune']['ms'])},"
+        f" {min(rows[n]['ratio'] for n in ('eager modules', 'torch.compile')):.2f}x"
+    )
 
 
 def means(cpu: Cpu, op: str) -> str:
-    """The geometric mean over all cases, how many they are, in how many eager was faster, and how many do not count."""
+    """The geometric mean over all cases, how many they are, in how many eager was faster, and how
+    many do not count.
+    """
     if not (found := cpu.cases.get(op)):
         return ""
     sound = [c for c in found if not c["disturbed"]]
@@ -130,12 +154,19 @@ def means(cpu: Cpu, op: str) -> str:
 def markdown(results: Path = ROOT / "bench" / "results") -> str:
     """The table."""
     cpus = list(read(results))
-    lines = ["| case | " + " | ".join(cpu.name for cpu in cpus) + " |", "|---|" + "--:|" * len(cpus)]
+    lines = [
+        "| case | " + " | ".join(cpu.name for cpu in cpus) + " |",
+        "|---|" + "--:|" * len(cpus),
+    ]
     for op, dtype, hidden, rows in CASES:
         cells = [cell(cpu, op, dtype, hidden, rows) for cpu in cpus]
         lines.append(f"| {NAMES[op]}, {dtype}, {rows}x{hidden} | " + " | ".join(cells) + " |")
     name, dtype, hidden, rows = ITERATION
-    lines.append(f"| {name}, {dtype}, {rows}x{hidden} | " + " | ".join(iteration(cpu, dtype) for cpu in cpus) + " |")
+    lines.append(
+        f"| {name}, {dtype}, {rows}x{hidden} | "
+        + " | ".join(iteration(cpu, dtype) for cpu in cpus)
+        + " |"
+    )
     for op, name in NAMES.items():
         lines.append(f"| geomean, {name} | " + " | ".join(means(cpu, op) for cpu in cpus) + " |")
     return "\n".join(lines)

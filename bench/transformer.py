@@ -1,11 +1,15 @@
-"""What a whole transformer gains by lntune.convert: BERT-base with random weights, before and after.
+"""What a whole transformer gains by lntune.convert: BERT-base with random weights, before and
+after.
 
-    python bench/transformer.py [--dtype float32,bfloat16] [--batch 8] [--sequence 128] [--layers 12] [--output FOLDER]
+    python bench/transformer.py [--dtype float32,bfloat16] [--batch 8] [--sequence 128]
+                                [--layers 12] [--output FOLDER]
 
-The encoder of Devlin, Chang, Lee, Toutanova: *BERT*, 2018, arXiv:1810.04805 (hidden 768, 12 heads, 3072 features between, GELU, layer norm
-behind each residual addition), as the usual libraries write it: linear layers, scaled_dot_product_attention, torch.nn.LayerNorm. Measured
-are inference, and a training iteration without an optimizer's step, of the same weights in PyTorch and converted, interleaved. Matrix
-products are nearly all of the time, so that little is to be gained: that is what the table shows.
+The encoder of Devlin, Chang, Lee, Toutanova: *BERT*, 2018, arXiv:1810.04805 (hidden 768, 12 heads,
+3072 features between, GELU, layer norm behind each residual addition), as the usual libraries write
+it: linear layers, scaled_dot_product_attention, torch.nn.LayerNorm. Measured are inference, and a
+training iteration without an optimizer's step, of the same weights in PyTorch and converted,
+interleaved. Matrix products are nearly all of the time, so that little is to be gained: that is
+what the table shows.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from lntune.report.columns import WIDE, Column, Table, key
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 
-HEADS, BETWEEN = 12, 4  # heads of a layer; features between its two last products, over those of the model
+# heads of a layer; features between its two last products, over those of the model
+HEADS, BETWEEN = 12, 4
 EAGER, OURS = "eager", "lntune"
 
 
@@ -42,7 +47,10 @@ class Layer(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.qkv, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
-        self.wide, self.narrow = nn.Linear(hidden, BETWEEN * hidden), nn.Linear(BETWEEN * hidden, hidden)
+        self.wide, self.narrow = (
+            nn.Linear(hidden, BETWEEN * hidden),
+            nn.Linear(BETWEEN * hidden, hidden),
+        )
         self.norm1, self.norm2 = nn.LayerNorm(hidden, eps=1e-12), nn.LayerNorm(hidden, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,8 +62,9 @@ class Layer(nn.Module):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Inference or training in one dtype: milliseconds (medians), how many times faster the converted model is (the median over rounds), the
-    norms' share of eager's time (those of the layers' shape alone, measured beside), the largest difference of outputs over their scale.
+    """Inference or training in one dtype: milliseconds (medians), how many times faster the
+    converted model is (the median over rounds), the norms' share of eager's time (those of the
+    layers' shape alone, measured beside), the largest difference of outputs over their scale.
     """
 
     what: str
@@ -81,7 +90,9 @@ def train(model: nn.Module, x: Tensor) -> None:
     model(x).float().square().mean().backward()
 
 
-def rows(dtype: str, batch: int, sequence: int, layers: int, hidden: int, seconds: float, seed: int) -> list[Row]:
+def rows(
+    dtype: str, batch: int, sequence: int, layers: int, hidden: int, seconds: float, seed: int
+) -> list[Row]:
     """Inference and training in one dtype."""
     torch.manual_seed(seed)
     eager = nn.Sequential(*(Layer(hidden) for _ in range(layers))).to(getattr(torch, dtype))
@@ -92,10 +103,16 @@ def rows(dtype: str, batch: int, sequence: int, layers: int, hidden: int, second
     norms = nn.Sequential(*(nn.LayerNorm(hidden) for _ in range(2 * layers))).to(x.dtype)
     made = []
     for what, call in (("inference", infer), ("training", train)):
-        calls = {EAGER: functools.partial(call, eager, x), OURS: functools.partial(call, ours, x), "norms": functools.partial(call, norms, x)}
+        calls = {
+            EAGER: functools.partial(call, eager, x),
+            OURS: functools.partial(call, ours, x),
+            "norms": functools.partial(call, norms, x),
+        }
         for _ in range(3):  # kernels are built, and learnt by the backward
             calls[OURS]()
-        measured = timing.quietest(functools.partial(timing.measure, calls, seconds, rounds=7, seed=seed), attempts=2)
+        measured = timing.quietest(
+            functools.partial(timing.measure, calls, seconds, rounds=7, seed=seed), attempts=2
+        )
         times = measured.timings
         ms = [times[name].median_us / 1e3 for name in (EAGER, OURS)]
         share = times["norms"].median_us / times[EAGER].median_us
@@ -106,27 +123,49 @@ def rows(dtype: str, batch: int, sequence: int, layers: int, hidden: int, second
 
 def table(found: list[Row]) -> Table:
     """A line for each kind of use and dtype."""
-    columns = [Column("eager ms", 1), Column("lntune ms"), Column("over eager"), Column("eager's norms", 2), Column("difference", 3)]
-    made = Table("BERT's encoder with random weights, in PyTorch and converted", [*key("what", "dtype"), *columns])
+    columns = [
+        Column("eager ms", 1),
+        Column("lntune ms"),
+        Column("over eager"),
+        Column("eager's norms", 2),
+        Column("difference", 3),
+    ]
+    made = Table(
+        "BERT's encoder with random weights, in PyTorch and converted",
+        [*key("what", "dtype"), *columns],
+    )
     for r in found:
-        figures = f"{r.eager_ms:.1f}", f"{r.lntune_ms:.1f}{'*' * r.disturbed}", f"{r.ratio:.3f}x", f"{100 * r.norms:.1f}%", f"{r.difference:.0e}"
+        figures = (
+            f"{r.eager_ms:.1f}",
+            f"{r.lntune_ms:.1f}{'*' * r.disturbed}",
+            f"{r.ratio:.3f}x",
+            f"{100 * r.norms:.1f}%",
+            f"{r.difference:.0e}",
+        )
         made.add(r.what, r.dtype, *figures)
     return made
 
 
 def main(
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; several with commas.")] = "float32,bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; several with commas.")
+    ] = "float32,bfloat16",
     batch: int = 8,
     sequence: int = 128,
     layers: int = 12,
     hidden: int = 768,
     seconds: Annotated[float, typer.Option(help="Time for each use and dtype.")] = 20.0,
     seed: int = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder for transformer.json and transformer.txt.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for transformer.json and transformer.txt.")
+    ] = None,
 ) -> None:
     """Inference and training of BERT's encoder, before and after lntune.convert."""
     screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    screen.print(f"{device.current().slug}, {torch.get_num_threads()} threads; {layers} layers, {batch} x {sequence} tokens, hidden {hidden}")
+    screen.print(
+        f"{device.current().slug}, {torch.get_num_threads()} threads; {layers} layers, {batch} x"
+        f" {sequence} tokens, hidden {hidden}"
+    )
     found: list[Row] = []
     with kept_heap(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", lntune.UntunedWarning)
@@ -134,7 +173,9 @@ def main(
             found += rows(name, batch, sequence, layers, hidden, seconds, seed)
     screen.print(table(found))
     if any(r.disturbed for r in found):
-        screen.print("* disturbed by other work on the machine: neither times nor ratios hold, measure again")
+        screen.print(
+            "* disturbed by other work on the machine: neither times nor ratios hold, measure again"
+        )
     for warning in caught:
         if issubclass(warning.category, lntune.UntunedWarning):
             screen.print(str(warning.message))
@@ -145,11 +186,19 @@ def main(
             "threads": torch.get_num_threads(),
             "versions": toolchain.versions(),
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "settings": {"batch": batch, "sequence": sequence, "layers": layers, "hidden": hidden, "seed": seed},
+            "settings": {
+                "batch": batch,
+                "sequence": sequence,
+                "layers": layers,
+                "hidden": hidden,
+                "seed": seed,
+            },
             "results": found,
         }
         output.mkdir(parents=True, exist_ok=True)
-        (output / "transformer.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+        (output / "transformer.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
+        )
         (output / "transformer.txt").write_text(screen.export_text())
 
 

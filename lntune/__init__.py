@@ -80,7 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lntune' has no attribute {name!r}")
-    # What is imported stays; a collection in the middle would walk over all of torch's objects (0.1 s) and find nothing.
+    # What is imported stays; a collection in the middle would walk over all of torch's objects (0.1
+    # s) and find nothing.
     collecting = gc.isenabled()
     gc.disable()
     try:

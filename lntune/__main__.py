@@ -6,7 +6,9 @@ import sys
 
 
 def main() -> None:
-    """Entry point. Ends with exit code 2 where what the command line is made of is not installed; calls from PyTorch need none of that."""
+    """Entry point. Ends with exit code 2 where what the command line is made of is not installed;
+    calls from PyTorch need none of that.
+    """
     try:
         from lntune import cli
     except ModuleNotFoundError as e:
@@ -17,8 +19,14 @@ def main() -> None:
 
 
 def _missing(module: str) -> int:
-    what = f"lntune: the command line needs the package {module}, which is not installed here; calls from PyTorch do not. "
-    sys.stderr.write(what + "Install lntune with all that it asks for: pip install typer rich numpy, beside apache-tvm for tuning and building.\n")
+    what = (
+        f"lntune: the command line needs the package {module}, which is not installed here; calls"
+        " from PyTorch do not. "
+    )
+    sys.stderr.write(
+        what + "Install lntune with all that it asks for: pip install typer rich numpy, beside"
+        " apache-tvm for tuning and building.\n"
+    )
     return 2
 
 

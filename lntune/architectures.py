@@ -20,10 +20,12 @@ _KB = 1024
 
 
 class Architecture(msgspec.Struct, frozen=True):
-    """One architecture: `warps`, `blocks`, `shared` and `barriers` are what a multiprocessor holds at once.
+    """One architecture: `warps`, `blocks`, `shared` and `barriers` are what a multiprocessor holds
+    at once.
 
-    `shared_block` is the most one block may ask for (beyond 48 KB it has to be dynamic and opted into);
-    `shared_unit` is the granularity of its allocation, `shared_reserved` what the system takes of each block. Bytes all.
+    `shared_block` is the most one block may ask for (beyond 48 KB it has to be dynamic and opted
+    into); `shared_unit` is the granularity of its allocation, `shared_reserved` what the system
+    takes of each block. Bytes all.
     """
 
     name: str
@@ -47,8 +49,9 @@ class Architecture(msgspec.Struct, frozen=True):
         return self.warps * WARP
 
 
-# The first four numbers are from the table "Technical Specifications per Compute Capability" of the CUDA C++ Programming
-# Guide 13.0, the last three from cuda_occupancy.h of the same release, which also agrees on the first four.
+# The first four numbers are from the table "Technical Specifications per Compute Capability" of the
+# CUDA C++ Programming Guide 13.0, the last three from cuda_occupancy.h of the same release, which
+# also agrees on the first four.
 ARCHITECTURES = {
     a.name: a
     for a in (

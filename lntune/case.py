@@ -16,17 +16,29 @@ _SHORT |= {"f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
 
 MAX_HIDDEN = 65_536
 
-# One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A record serves its bucket. The
-# last is for data beyond every cache, whose output is best written around it.
-BUCKETS: tuple[tuple[int, int], ...] = ((1, 1), (2, 15), (16, 127), (128, 1023), (1024, 16_383), (16_384, 2**62))
+# One schedule rarely suits one row and 16k rows alike; within a factor of eight or so it does. A
+# record serves its bucket. The last is for data beyond every cache, whose output is best written
+# around it.
+BUCKETS: tuple[tuple[int, int], ...] = (
+    (1, 1),
+    (2, 15),
+    (16, 127),
+    (128, 1023),
+    (1024, 16_383),
+    (16_384, 2**62),
+)
 """Row buckets as (first, last), both included."""
 
 TYPICAL_ROWS = (1, 8, 32, 512, 4096, 32_768)
-"""For each bucket the number of rows that stands for it: what is tuned by default and what an untuned call is planned as."""
+"""For each bucket the number of rows that stands for it: what is tuned by default and what an
+untuned call is planned as.
+"""
 
 
 def dtype_name(name: str) -> str:
-    """A dtype by PyTorch's name: "bfloat16" for "bf16", "BFloat16" or "torch.bfloat16"; what is not known stays as it is."""
+    """A dtype by PyTorch's name: "bfloat16" for "bf16", "BFloat16" or "torch.bfloat16"; what is not
+    known stays as it is.
+    """
     plain = name.strip().lower().removeprefix("torch.")
     plain = _SHORT.get(plain, plain)
     return plain if plain in DTYPES or plain == "float64" else name
@@ -51,9 +63,9 @@ def bucket_label(bucket: int) -> str:
 class Case(msgspec.Struct, frozen=True, order=True):
     """One problem to build, check or measure.
 
-    `rows` is the number of rows measured (kernels themselves take any number). `variant` names what is compiled in
-    beside the shape, in the operator's own words (see its op file); the empty string is the operator's default. A short
-    name of a dtype ("bf16") is taken for the whole one.
+    `rows` is the number of rows measured (kernels themselves take any number). `variant` names what
+    is compiled in beside the shape, in the operator's own words (see its op file); the empty string
+    is the operator's default. A short name of a dtype ("bf16") is taken for the whole one.
     """
 
     op: str
@@ -78,7 +90,14 @@ class Case(msgspec.Struct, frozen=True, order=True):
         """Put PyTorch's name in the place of another name of a dtype."""
         name = dtype_name(dtype)
         if name == "float64":
-            raise InputError(got_expected("dtype", name, ", ".join(DTYPES), "No kernel is built for it: eager mode serves it."))
+            raise InputError(
+                got_expected(
+                    "dtype",
+                    name,
+                    ", ".join(DTYPES),
+                    "No kernel is built for it: eager mode serves it.",
+                )
+            )
         if name not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         msgspec.structs.force_setattr(self, "dtype", name)
@@ -90,13 +109,17 @@ class Case(msgspec.Struct, frozen=True, order=True):
 
     @property
     def typical(self) -> Case:
-        """The case that stands for this one's row bucket: what is decided or built for one is for all of them."""
+        """The case that stands for this one's row bucket: what is decided or built for one is for
+        all of them.
+        """
         return msgspec.structs.replace(self, rows=TYPICAL_ROWS[self.bucket])
 
     def blocks(self, cores: int) -> int:
-        """Blocks of rows that keep sums of their own from call to call: one for each core, no more than the rows that are typical.
+        """Blocks of rows that keep sums of their own from call to call: one for each core, no more
+        than the rows that are typical.
 
-        The same for all of a row bucket, so that whoever keeps the sums knows their shape without knowing the kernel.
+        The same for all of a row bucket, so that whoever keeps the sums knows their shape without
+        knowing the kernel.
         """
         return max(1, min(cores, TYPICAL_ROWS[self.bucket]))
 

@@ -1,7 +1,8 @@
 """Is a kernel right? Its outputs against float64 mathematics, over inputs chosen to break it.
 
-Inputs sit between NaNs and outputs between fences, both one element off any alignment, so a read or a write outside its
-buffer shows. The bar for each output is the operator's own (see ops.op.Tolerance).
+Inputs sit between NaNs and outputs between fences, both one element off any alignment, so a read or
+a write outside its buffer shows. The bar for each output is the operator's own (see
+ops.op.Tolerance).
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 
 FENCE = 67  # elements on each side; odd, so that what follows is aligned to one element only
 ALIGNED = 64  # the same where kernels ask for whole accesses of 16 bytes, as a GPU's do
-_POISON = 0xFF  # a NaN in every dtype: an element that is never written shows, whatever belongs there
+# a NaN in every dtype: an element that is never written shows, whatever belongs there
+_POISON = 0xFF
 ROWS = (1, 21)
 """Row counts checked: a single row; and an odd number to be shared unevenly among threads."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Outcome of a check. `errors`: largest error per output in units of the bar (1 is the limit); `versus_eager`: largest
-    error per output divided by eager's own on plain random inputs. `message` is empty when everything is right.
+    """Outcome of a check. `errors`: largest error per output in units of the bar (1 is the limit);
+    `versus_eager`: largest error per output divided by eager's own on plain random inputs.
+    `message` is empty when everything is right.
     """
 
     message: str
@@ -59,12 +62,17 @@ def _largest(values: torch.Tensor, where: torch.Tensor | None = None) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-@functools.lru_cache(maxsize=2)  # cases come one after another, and a long row's problems take 200 MB
+# cases come one after another, and a long row's problems take 200 MB
+@functools.lru_cache(maxsize=2)
 def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Problem, ...]:
-    """Inputs, float64 truth, eager's errors and the bars; the same for every candidate of a case."""
+    """Inputs, float64 truth, eager's errors and the bars; the same for every candidate of a
+    case.
+    """
     op = ops.get(op_name)
     made = []
-    for seed, (style, rows) in enumerate((s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1):
+    for seed, (style, rows) in enumerate(
+        (s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1
+    ):
         case = Case(op_name, hidden, dtype, rows, variant)
         given = op.inputs(case, rows, style, seed)
         truth, eager = op.reference(case, given), op.eager(case, given)
@@ -78,16 +86,23 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
             eager_error[name] = _largest(eager[name].double() - truth[name], both)
             tolerance = op.tolerance(case, name)
             of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
-            scale = max(tolerance.least, *(_largest({**truth, **given}[tensor].double()) for tensor in of))
+            scale = max(
+                tolerance.least, *(_largest({**truth, **given}[tensor].double()) for tensor in of)
+            )
             bar[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
         made.append(_Problem(style, rows, given, truth, finite, bar, eager_error))
     return tuple(made)
 
 
 def fenced(
-    shape: tuple[int, ...], dtype: torch.dtype, fill: float | None = None, fence: int = FENCE, place: str = "cpu"
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    fill: float | None = None,
+    fence: int = FENCE,
+    place: str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(view, whole): a contiguous view inside a larger buffer, `fence` elements from either end, on PyTorch's device `place`.
+    """(view, whole): a contiguous view inside a larger buffer, `fence` elements from either end, on
+    PyTorch's device `place`.
 
     The rest holds `fill`, or a byte pattern when it is None.
     """
@@ -109,8 +124,17 @@ def _fence_broken(whole: torch.Tensor, fence: int) -> bool:
     return bool((edges != _POISON).any())
 
 
-def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fence: int, place: str, cores: int) -> tuple[dict[str, Any], str]:
-    """The kernel's outputs on the CPU, and what it did to memory that is not its own (empty: nothing).
+def _run(
+    op: Op,
+    case: Case,
+    kernel: Callable[..., Any],
+    problem: _Problem,
+    fence: int,
+    place: str,
+    cores: int,
+) -> tuple[dict[str, Any], str]:
+    """The kernel's outputs on the CPU, and what it did to memory that is not its own (empty:
+    nothing).
 
     Sums begin with small whole numbers, a kernel's part in them is what is given.
     """
@@ -125,7 +149,10 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
         if arg.role == "scalar":
             values.append(problem.given[arg.name])
             continue
-        dtype, sizes = getattr(torch, arg.dtype), arg.sizes(problem.rows, case.hidden, case.blocks(cores))
+        dtype, sizes = (
+            getattr(torch, arg.dtype),
+            arg.sizes(problem.rows, case.hidden, case.blocks(cores)),
+        )
         if arg.role == "in":
             view, _ = fenced(sizes, dtype, float("nan"), fence, place)
             view.copy_(problem.given[arg.name])
@@ -140,9 +167,14 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
     kernel(*values)
     for name, held in before.items():
         outputs[name] = (outputs[name].double() - held).sum(0)
-    outputs = {name: out.cpu() for name, out in outputs.items()}  # waits for a GPU, whose errors show here
+    # waits for a GPU, whose errors show here
+    outputs = {name: out.cpu() for name, out in outputs.items()}
     broken = [name for name, whole in fences.items() if _fence_broken(whole, fence)]
-    changed = [name for name, view, original in originals if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))]
+    changed = [
+        name
+        for name, view, original in originals
+        if not torch.equal(view.view(torch.uint8), original.view(torch.uint8))
+    ]
     message = ""
     if broken:
         message = f"wrote outside {', '.join(broken)}"
@@ -151,11 +183,18 @@ def _run(op: Op, case: Case, kernel: Callable[..., Any], problem: _Problem, fenc
     return outputs, message
 
 
-def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE, place: str = "cpu", cores: int | None = None) -> Verdict:
+def verify(
+    case: Case,
+    kernel: Callable[..., Any],
+    fence: int = FENCE,
+    place: str = "cpu",
+    cores: int | None = None,
+) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input.
 
-    `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's that the kernel's tensors are on, "cuda:1".
-    `cores`: those of the lntune device the kernel is for, which decide how many blocks of rows keep sums; None: this machine's CPU.
+    `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
+    that the kernel's tensors are on, "cuda:1". `cores`: those of the lntune device the kernel is
+    for, which decide how many blocks of rows keep sums; None: this machine's CPU.
 
     Raises:
         Exception: whatever the kernel itself raised; the caller records it as a failed run.
@@ -174,15 +213,22 @@ def verify(case: Case, kernel: Callable[..., Any], fence: int = FENCE, place: st
             finite = problem.finite[name]
             wrong_kind = int((out.isfinite() != finite).sum())
             if wrong_kind and not message:
-                message = f"{name}: {counted(wrong_kind, 'element')} finite where eager has none, or the other way round ({at})"
+                message = (
+                    f"{name}: {counted(wrong_kind, 'element')} finite where eager has none, or the"
+                    f" other way round ({at})"
+                )
             both = finite & out.isfinite() & problem.truth[name].isfinite()
             error = _largest(out.double() - problem.truth[name], both)
             bar = problem.bar[name]
-            share = error / bar if bar else (0.0 if error == 0 else sys.float_info.max)  # JSON has no infinity
+            # JSON has no infinity
+            share = error / bar if bar else (0.0 if error == 0 else sys.float_info.max)
             errors[name] = max(errors.get(name, 0.0), share)
             if share > 1 and not message:
                 allowed = f"{share:.3g} times what is allowed, {bar:.3g}"
-                message = f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is {problem.eager_error[name]:.3g})"
+                message = (
+                    f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is"
+                    f" {problem.eager_error[name]:.3g})"
+                )
             if problem.style == "normal" and problem.eager_error[name]:
                 versus[name] = max(versus.get(name, 0.0), error / problem.eager_error[name])
     return Verdict(message, errors, versus)

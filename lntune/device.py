@@ -13,27 +13,41 @@ from pathlib import Path
 
 import msgspec
 
-# The x86-64 microarchitecture levels, by the flags Linux shows. The CPU's marketing name is not used: a virtual machine
-# often hides features that the named CPU has, and code built for the name then dies of an illegal instruction. For the same
-# reason a level counts only when those below it are complete. ("abm" is lzcnt, which without the flag silently runs as bsr.)
+# The x86-64 microarchitecture levels, by the flags Linux shows. The CPU's marketing name is not
+# used: a virtual machine often hides features that the named CPU has, and code built for the name
+# then dies of an illegal instruction. For the same reason a level counts only when those below it
+# are complete. ("abm" is lzcnt, which without the flag silently runs as bsr.)
 _X86_LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
     ("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
-    ("x86-64-v3", frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"})),
+    (
+        "x86-64-v3",
+        frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
+    ),
     ("x86-64-v2", frozenset({"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"})),
 )
-_VECTOR_BYTES = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64-v2": 16, "x86-64": 16, "aarch64": 16, "arm64": 16}
-# Single features beyond a level that LLVM makes good use of here: (flag in /proc/cpuinfo, LLVM attribute).
+_VECTOR_BYTES = {
+    "x86-64-v4": 64,
+    "x86-64-v3": 32,
+    "x86-64-v2": 16,
+    "x86-64": 16,
+    "aarch64": 16,
+    "arm64": 16,
+}
+# Single features beyond a level that LLVM makes good use of here: (flag in /proc/cpuinfo, LLVM
+# attribute).
 _EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
 
 
 class Device(msgspec.Struct, frozen=True):
     """A CPU or GPU as a target and as a fingerprint.
 
-    `kind` is "cpu" or "gpu"; `name`, `model` and `cores` tell two machines apart in the log; `isa` and `features` decide what code may
-    be built; `l1`, `l2`, `l3` are cache sizes in bytes (0: not known), `l1` and `l2` per core. `model` is what a CPU tells of its silicon,
-    since many generations share a name in virtual machines: "AuthenticAMD family 25 model 17 stepping 1" on x86, "implementer 0x41 part
-    0xd0c variant 0x3" on Arm; empty where nothing is told, and for a GPU, whose name is its own. Of a GPU, `isa` is the architecture
-    ("sm_90"), `cores` are the multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
+    `kind` is "cpu" or "gpu"; `name`, `model` and `cores` tell two machines apart in the log; `isa`
+    and `features` decide what code may be built; `l1`, `l2`, `l3` are cache sizes in bytes (0: not
+    known), `l1` and `l2` per core. `model` is what a CPU tells of its silicon, since many
+    generations share a name in virtual machines: "AuthenticAMD family 25 model 17 stepping 1" on
+    x86, "implementer 0x41 part 0xd0c variant 0x3" on Arm; empty where nothing is told, and for a
+    GPU, whose name is its own. Of a GPU, `isa` is the architecture ("sm_90"), `cores` are the
+    multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
     """
 
     kind: str
@@ -55,36 +69,56 @@ class Device(msgspec.Struct, frozen=True):
     def slug(self) -> str:
         """Folder name of this device's logs: "amd-epyc-f25m17s1-x86-64-v4-2c"."""
         words = re.sub(r"\((?:r|tm|c)\)|\bcpu\b|@.*", " ", self.name.lower())
-        model = "".join(name[0] + number for name, number in re.findall(r"([a-z]+) (0x[0-9a-f]+|[0-9]+)\b", self.model))
+        model = "".join(
+            name[0] + number
+            for name, number in re.findall(r"([a-z]+) (0x[0-9a-f]+|[0-9]+)\b", self.model)
+        )
         return re.sub(r"[^a-z0-9]+", "-", f"{words} {model} {self.isa} {self.cores}c").strip("-")
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Folder names under which logs of this device may lie: its own, and that of records written before they named the model."""
+        """Folder names under which logs of this device may lie: its own, and that of records
+        written before they named the model.
+        """
         return tuple(dict.fromkeys((self.slug, msgspec.structs.replace(self, model="").slug)))
 
     def differences(self, other: Device) -> list[str]:
-        """What keeps a record of `other` from serving this device, field by field; empty when it may.
+        """What keeps a record of `other` from serving this device, field by field; empty when it
+        may.
 
-        Two CPUs of which one does not tell its model (an old record) are told apart by the caches of a core, where both know them: these
-        differ from generation to generation. What may differ: the last cache, of which virtual machines get any share, and for GPUs all
-        caches, which their name decides.
+        Two CPUs of which one does not tell its model (an old record) are told apart by the caches
+        of a core, where both know them: these differ from generation to generation. What may
+        differ: the last cache, of which virtual machines get any share, and for GPUs all caches,
+        which their name decides.
         """
         fields = ["kind", "name", "isa", "cores", "features"]
         if self.model and other.model:
             fields.append("model")
         elif self.kind == "cpu":
             fields += [f for f in ("l1", "l2") if getattr(self, f) and getattr(other, f)]
-        return [f"{f}: {getattr(other, f)!r} there, {getattr(self, f)!r} here" for f in fields if getattr(self, f) != getattr(other, f)]
+        return [
+            f"{f}: {getattr(other, f)!r} there, {getattr(self, f)!r} here"
+            for f in fields
+            if getattr(self, f) != getattr(other, f)
+        ]
 
     def target(self) -> dict[str, object]:
         """The TVM target of this device, as the dictionary tvm.target.Target takes."""
         if self.kind == "gpu":
-            return {"kind": "cuda", "arch": self.isa, "max_threads_per_block": 1024, "thread_warp_size": 32}
+            return {
+                "kind": "cuda",
+                "arch": self.isa,
+                "max_threads_per_block": 1024,
+                "thread_warp_size": 32,
+            }
         target: dict[str, object] = {"kind": "llvm", "num-cores": self.cores}
         if self.isa.startswith("x86-64"):
-            # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has them.
-            target |= {"mcpu": self.isa, "mattr": ["-prefer-256-bit", *(f"+{f}" for f in self.features)]}
+            # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has
+            # them.
+            target |= {
+                "mcpu": self.isa,
+                "mattr": ["-prefer-256-bit", *(f"+{f}" for f in self.features)],
+            }
         elif self.isa in ("aarch64", "arm64"):
             triple = "aarch64-linux-gnu" if self.isa == "aarch64" else "arm64-apple-macosx"
             target |= {"mtriple": triple, "mattr": ["+neon"]}
@@ -104,7 +138,14 @@ def _cpuinfo() -> dict[str, str]:
 def _sysctl(name: str) -> str:
     """One macOS sysctl value, or the empty string."""
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, errors="replace", check=False, timeout=5).stdout.strip()
+        return subprocess.run(
+            ["sysctl", "-n", name],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=5,
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -124,14 +165,19 @@ def _cache_bytes() -> tuple[int, int, int]:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: those it may run on, and no more than the CPU time that its control group may have."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it may run on, and no more than the CPU time that its
+    control group may have.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, math.ceil(min(cores, _quota(Path("/")))))
 
 
 def _quota(root: Path) -> float:
-    """CPU time per second that control groups leave to this process, the least of its own group and those above it; infinite without a
-    limit. A container is told of its limit in no other way: it sees all cores of its host.
+    """CPU time per second that control groups leave to this process, the least of its own group and
+    those above it; infinite without a limit. A container is told of its limit in no other way: it
+    sees all cores of its host.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -142,7 +188,10 @@ def _quota(root: Path) -> float:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mounts = [root / "sys/fs/cgroup" / name for name in (["cpu", "cpu,cpuacct"] if controllers else ["", "unified"])]
+        mounts = [
+            root / "sys/fs/cgroup" / name
+            for name in (["cpu", "cpu,cpuacct"] if controllers else ["", "unified"])
+        ]
         for mount in mounts:
             group = mount / path.strip("/")
             for folder in (group, *(p for p in group.parents if p.is_relative_to(mount))):
@@ -151,7 +200,9 @@ def _quota(root: Path) -> float:
 
 
 def _limit(group: Path) -> float:
-    """CPU time per second that one control group may use, of version 2 or 1; infinite where it has no limit."""
+    """CPU time per second that one control group may use, of version 2 or 1; infinite where it has
+    no limit.
+    """
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((group / name).read_text() for name in names).split()
@@ -171,28 +222,49 @@ def _x86_level(flags: frozenset[str]) -> str:
 
 
 def _arm_name(info: dict[str, str]) -> str:
-    """Linux on Arm tells the designer and the core by number only; better than one name for all of them."""
+    """Linux on Arm tells the designer and the core by number only; better than one name for all of
+    them.
+    """
     implementer, part = info.get("CPU implementer"), info.get("CPU part")
     return f"arm {implementer} {part}" if implementer and part else ""
 
 
 def _told(pairs: dict[str, str]) -> str:
     """Those of some numbered facts that are told, in words: "family 25 model 17"."""
-    return " ".join(f"{name} {number.lower()}" for name, number in pairs.items() if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", number))
+    return " ".join(
+        f"{name} {number.lower()}"
+        for name, number in pairs.items()
+        if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", number)
+    )
 
 
 def _model(info: dict[str, str]) -> str:
-    """What /proc/cpuinfo, or on a Mac with an Intel CPU sysctl, tells of the silicon; see Device.model."""
+    """What /proc/cpuinfo, or on a Mac with an Intel CPU sysctl, tells of the silicon; see
+    Device.model.
+    """
     if "CPU implementer" in info:
-        return _told({name: info.get(f"CPU {name}", "") for name in ("implementer", "part", "variant")})
+        return _told(
+            {name: info.get(f"CPU {name}", "") for name in ("implementer", "part", "variant")}
+        )
     names = {"family": "cpu family", "model": "model", "stepping": "stepping"}
-    told = _told({name: info.get(entry, "") if info else _sysctl(f"machdep.cpu.{name}") for name, entry in names.items()})
-    return f"{info.get('vendor_id', '') if info else _sysctl('machdep.cpu.vendor')} {told}".strip() if told else ""
+    told = _told(
+        {
+            name: info.get(entry, "") if info else _sysctl(f"machdep.cpu.{name}")
+            for name, entry in names.items()
+        }
+    )
+    return (
+        f"{info.get('vendor_id', '') if info else _sysctl('machdep.cpu.vendor')} {told}".strip()
+        if told
+        else ""
+    )
 
 
 @functools.cache
 def vendor() -> str:
-    """Who made this machine's x86 CPU, as it says of itself ("GenuineIntel", "AuthenticAMD"); empty where that is not known."""
+    """Who made this machine's x86 CPU, as it says of itself ("GenuineIntel", "AuthenticAMD"); empty
+    where that is not known.
+    """
     return _cpuinfo().get("vendor_id", "")
 
 
@@ -204,9 +276,19 @@ def current() -> Device:
     flags = frozenset(info.get("flags", "").split())
     if machine in ("x86_64", "amd64"):
         isa = _x86_level(flags)
-        features = tuple(llvm for flag, llvm in _EXTRAS if flag in flags) if isa == "x86-64-v4" else ()
+        features = (
+            tuple(llvm for flag, llvm in _EXTRAS if flag in flags) if isa == "x86-64-v4" else ()
+        )
     else:
         isa, features = machine, ()
-    name = info.get("model name") or _arm_name(info) or _sysctl("machdep.cpu.brand_string") or platform.processor() or machine
+    name = (
+        info.get("model name")
+        or _arm_name(info)
+        or _sysctl("machdep.cpu.brand_string")
+        or platform.processor()
+        or machine
+    )
     l1, l2, l3 = _cache_bytes()
-    return Device("cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3, _model(info))
+    return Device(
+        "cpu", " ".join(name.split()), isa, usable_cores(), features, l1, l2, l3, _model(info)
+    )

@@ -1,4 +1,6 @@
-"""Every error lntune raises on purpose; each message names what was got, what was expected and the remedy."""
+"""Every error lntune raises on purpose; each message names what was got, what was expected and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +59,8 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> UnknownNameError:
 
 
 def gist(error: Exception) -> str:
-    """An error without the program TVM prints in it: its first and its last line, which says what is wrong."""
+    """An error without the program TVM prints in it: its first and its last line, which says what
+    is wrong.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"

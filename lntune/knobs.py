@@ -22,7 +22,9 @@ Valid = Callable[[Any], str | None]
 
 
 def knob(default: Value, values: tuple[Value, ...], doc: str) -> Any:
-    """A dataclass field that is one knob: its default, every value it may take (in order), and what it means."""
+    """A dataclass field that is one knob: its default, every value it may take (in order), and what
+    it means.
+    """
     if default not in values:
         raise InputError(got_expected("default", default, f"one of {values}"))
     return dataclasses.field(default=default, metadata={"values": values, "doc": doc})
@@ -49,7 +51,8 @@ def from_dict(cls: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name not in known:
             raise unknown(f"{cls.__name__} knob", name, known)
-        if not any(type(value) is type(v) and value == v for v in known[name]):  # 1, True and 1.0 are equal, but not the same knob
+        # 1, True and 1.0 are equal, but not the same knob
+        if not any(type(value) is type(v) and value == v for v in known[name]):
             raise InputError(got_expected(f"knob {name}", repr(value), f"one of {known[name]}"))
     return cls(**given)
 

@@ -1,8 +1,9 @@
 """The Schedule contract, and how schedule files are found and loaded.
 
-A schedule file lies in a folder named after the device kind (`schedules/cpu/`) and exports `SCHEDULES`, a tuple of
-Schedule. It imports from lntune only what lies below this module, and does nothing when imported. A file of the user's may do anything
-else: what cannot be used is left out, which is said once, and the others serve.
+A schedule file lies in a folder named after the device kind (`schedules/cpu/`) and exports
+`SCHEDULES`, a tuple of Schedule. It imports from lntune only what lies below this module, and does
+nothing when imported. A file of the user's may do anything else: what cannot be used is left out,
+which is said once, and the others serve.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class Schedule:
     valid: Callable[[Any, Case, Device], str | None]
     """(knobs, case, device) -> why they do not fit, or None."""
     apply: Callable[[Case, Any, Device], Any]
-    """(case, knobs, device) -> the scheduled IRModule. Pure: the same arguments give the same code."""
+    """(case, knobs, device) -> the scheduled IRModule. Pure: the same arguments give the same
+    code.
+    """
     version: int = 0
-    """Raised when the code that `apply` makes changes; 0 where none is declared, and a hash of the file serves instead."""
+    """Raised when the code that `apply` makes changes; 0 where none is declared, and a hash of the
+    file serves instead.
+    """
     path: Path = field(default=Path(), compare=False)
     code: Code = field(default=Code(), compare=False)
     """What tells the code it makes from that of other versions; filled in by the loader."""
@@ -59,7 +64,10 @@ class Schedule:
         except Exception as e:
             self._failed("default", case, e)
         if not isinstance(setting, self.knobs):
-            raise ScheduleError(f"{self.path}: default() of {self.name!r} gave {setting!r} for {case}, expected {self.knobs.__name__}.")
+            raise ScheduleError(
+                f"{self.path}: default() of {self.name!r} gave {setting!r} for {case}, expected"
+                f" {self.knobs.__name__}."
+            )
         return setting
 
     def reason_invalid(self, setting: Any, case: Case, device: Device) -> str | None:
@@ -74,7 +82,10 @@ class Schedule:
             self._failed("valid", case, e)
         if reason is not None and not isinstance(reason, str):
             expected = "why the knobs do not fit, or None"
-            raise ScheduleError(f"{self.path}: valid() of {self.name!r} gave {reason!r} for {case}, expected {expected}.")
+            raise ScheduleError(
+                f"{self.path}: valid() of {self.name!r} gave {reason!r} for {case}, expected"
+                f" {expected}."
+            )
         return reason
 
     def space(self, case: Case, device: Device) -> list[Any]:
@@ -84,18 +95,29 @@ class Schedule:
             ScheduleError: the settings cannot be made, or `valid` fails.
         """
         try:
-            return list(knobs.enumerate_space(self.knobs, lambda k: self.reason_invalid(k, case, device)))
+            return list(
+                knobs.enumerate_space(self.knobs, lambda k: self.reason_invalid(k, case, device))
+            )
         except ScheduleError:
             raise
         except Exception as e:
             self._failed(self.knobs.__name__, case, e)
 
     def _failed(self, what: str, case: Case, e: Exception) -> NoReturn:
-        raise ScheduleError(f"{self.path}: {what}() of {self.name!r} failed on {case}{self.line(e)}: {type(e).__name__}: {e}") from e
+        raise ScheduleError(
+            f"{self.path}: {what}() of {self.name!r} failed on {case}{self.line(e)}:"
+            f" {type(e).__name__}: {e}"
+        ) from e
 
     def line(self, e: Exception) -> str:
-        """Where in the schedule's file an error comes from, as " in line 12"; empty where it comes from elsewhere."""
-        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if Path(frame.filename) == self.path]
+        """Where in the schedule's file an error comes from, as " in line 12"; empty where it comes
+        from elsewhere.
+        """
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(e.__traceback__)
+            if Path(frame.filename) == self.path
+        ]
         return f" in line {lines[-1]}" if lines else ""
 
 
@@ -112,7 +134,9 @@ def _import(path: Path, kind: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         sys.modules.pop(name, None)
-        raise ScheduleError(f"{path}: the schedule file does not load: {type(e).__name__}: {e}") from e
+        raise ScheduleError(
+            f"{path}: the schedule file does not load: {type(e).__name__}: {e}"
+        ) from e
     return module
 
 
@@ -120,17 +144,23 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
     """The schedules of one file, with what tells their code from that of other versions."""
     module = _import(path, kind)
     found = getattr(module, "SCHEDULES", None)
-    if not isinstance(found, tuple) or not all(isinstance(s, Schedule) and isinstance(s.name, str) for s in found):
+    if not isinstance(found, tuple) or not all(
+        isinstance(s, Schedule) and isinstance(s.name, str) for s in found
+    ):
         raise ScheduleError(f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule.")
     for s in found:
         if s.kind != kind:
-            raise ScheduleError(f"{path}: schedule {s.name!r} is for {s.kind!r} but lies in the folder {kind!r}.")
+            raise ScheduleError(
+                f"{path}: schedule {s.name!r} is for {s.kind!r} but lies in the folder {kind!r}."
+            )
         try:
             ops.get(s.op)
         except UnknownNameError as e:
             raise ScheduleError(f"{path}: schedule {s.name!r}: {e}") from e
         if not isinstance(s.version, int) or s.version < 0:
-            raise ScheduleError(f"{path}: {got_expected(f'version of schedule {s.name!r}', repr(s.version), 'a whole number from 1 on, or none')}")
+            expected = "a whole number from 1 on, or none"
+            what = got_expected(f"version of schedule {s.name!r}", repr(s.version), expected)
+            raise ScheduleError(f"{path}: {what}")
 
     def code(s: Schedule) -> Code:
         return Code(s.version or sources.code_hash(path), ops.get(s.op).version, LOWERING[kind])
@@ -147,7 +177,9 @@ class ScheduleWarning(UserWarning):
 
 
 class LeftOut(NamedTuple):
-    """What cannot be used of the schedule folders: a folder, a file, or one schedule of a file, whose operator and name are known then."""
+    """What cannot be used of the schedule folders: a folder, a file, or one schedule of a file,
+    whose operator and name are known then.
+    """
 
     path: Path
     reason: str
@@ -192,17 +224,27 @@ def _load(folders: tuple[Path, ...]) -> _Loaded:
             continue
         if not files:
             loaded.empty.append(folder)
-            loaded.unsaid.append(got_expected("LNTUNE_SCHEDULES", f"{folder}, in which there is no schedule file", _EXPECTED))
+            loaded.unsaid.append(
+                got_expected(
+                    "LNTUNE_SCHEDULES", f"{folder}, in which there is no schedule file", _EXPECTED
+                )
+            )
         for path in files:
             try:
                 found = load_file(path, path.parent.name)
             except Exception as e:
-                reason = str(e) if isinstance(e, LntuneError) else f"{path}: the schedule file does not load: {type(e).__name__}: {e}"
+                reason = (
+                    str(e)
+                    if isinstance(e, LntuneError)
+                    else f"{path}: the schedule file does not load: {type(e).__name__}: {e}"
+                )
                 loaded.leave_out(path, reason)
                 continue
             for s in found:
                 if s.name in here:
-                    reason = f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}."
+                    reason = (
+                        f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}."
+                    )
                     loaded.leave_out(path, reason, s.op, s.name)
                 else:
                     here[s.name] = s
@@ -212,8 +254,9 @@ def _load(folders: tuple[Path, ...]) -> _Loaded:
 
 
 def _add(s: Schedule, loaded: _Loaded) -> None:
-    """Take in a schedule. The folders come in order of precedence, so one of the user's hides a later one of its name; but not one that is for
-    something else, which nobody can have meant: then the user's is left out.
+    """Take in a schedule. The folders come in order of precedence, so one of the user's hides a
+    later one of its name; but not one that is for something else, which nobody can have meant: then
+    the user's is left out.
     """
     known = loaded.schedules
     wins = known.setdefault(s.name, s)
@@ -223,7 +266,10 @@ def _add(s: Schedule, loaded: _Loaded) -> None:
         loaded.unsaid.append(f"schedule {s.name!r} is taken from {wins.path}, not from {s.path}")
         return
     what = f"{s.op} on a {s.kind}, and this one is for {wins.op} on a {wins.kind}"
-    reason = f"{wins.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it another name."
+    reason = (
+        f"{wins.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it"
+        " another name."
+    )
     loaded.leave_out(wins.path, reason, wins.op, wins.name)
     known[s.name] = s
 
@@ -238,9 +284,15 @@ def _files(folder: Path) -> list[Path]:
         ScheduleError: it is not such a folder, with the one that was probably meant.
     """
     if folder.is_file():
-        raise ScheduleError(got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", _EXPECTED, _meant(folder)))
+        raise ScheduleError(
+            got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", _EXPECTED, _meant(folder))
+        )
     if not folder.is_dir():
-        remedy = "Install lntune again." if folder == paths.content("schedules") else "Correct LNTUNE_SCHEDULES."
+        remedy = (
+            "Install lntune again."
+            if folder == paths.content("schedules")
+            else "Correct LNTUNE_SCHEDULES."
+        )
         if folder.parts[:1] == ("~",):
             remedy = "The user has no home folder: set HOME, or give the whole path."
         raise ScheduleError(f"the folder of schedules {folder} does not exist. {remedy}")
@@ -248,18 +300,26 @@ def _files(folder: Path) -> list[Path]:
         for pattern in ("[!_]*.py", *(f"*/{kind}/[!_]*.py" for kind in KINDS), "*/[!_]*.py"):
             if elsewhere := next(folder.glob(pattern), None):
                 got = f"{folder}, which has {elsewhere.relative_to(folder)}"
-                raise ScheduleError(got_expected("LNTUNE_SCHEDULES", got, _EXPECTED, _meant(elsewhere)))
+                raise ScheduleError(
+                    got_expected("LNTUNE_SCHEDULES", got, _EXPECTED, _meant(elsewhere))
+                )
     return sorted(path for kind in KINDS for path in folder.glob(f"{kind}/[!_]*.py"))
 
 
 def _meant(file: Path) -> str:
     """Where a schedule file lies as it should, the folder to name."""
     right = file.parent.name in KINDS
-    return f"Did you mean {file.parent.parent}?" if right else f"Put {file.name} into a folder cpu or gpu, and name the folder above."
+    return (
+        f"Did you mean {file.parent.parent}?"
+        if right
+        else f"Put {file.name} into a folder cpu or gpu, and name the folder above."
+    )
 
 
 def _current() -> _Loaded:
-    """What the schedule folders hold; read again when something that was left out has changed since."""
+    """What the schedule folders hold; read again when something that was left out has changed
+    since.
+    """
     folders = tuple(paths.schedule_dirs())
     found = _load(folders)
     if any(_state(one.path) != one.state for one in found.left_out):
@@ -271,7 +331,9 @@ def _current() -> _Loaded:
 
 
 def all_schedules() -> dict[str, Schedule]:
-    """Every schedule by name, from all schedule folders. What cannot be used is left out, which is said once."""
+    """Every schedule by name, from all schedule folders. What cannot be used is left out, which is
+    said once.
+    """
     return _current().schedules
 
 
@@ -297,7 +359,8 @@ def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
 
     Raises:
         ScheduleError: it is left out, with the reason.
-        UnknownNameError: there is none (for `op`), with the near miss, of those for `kind` where it is given.
+        UnknownNameError: there is none (for `op`), with the near miss, of those for `kind` where it
+            is given.
     """
     known = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
     if name not in known:

@@ -1,9 +1,10 @@
 """The one way time is measured.
 
-Contenders are interleaved: every round times each of them once, in a new random order, after one untimed call, so a
-machine that changes its speed changes it for all, and nobody always follows the most cache-hungry. A sample is as many
-calls as make it long against the clock; what is reported is the median over rounds, with all samples kept. The garbage
-collector is off. Nothing is flushed: on a CPU the input of a layer has just been written by the layer before.
+Contenders are interleaved: every round times each of them once, in a new random order, after one
+untimed call, so a machine that changes its speed changes it for all, and nobody always follows the
+most cache-hungry. A sample is as many calls as make it long against the clock; what is reported is
+the median over rounds, with all samples kept. The garbage collector is off. Nothing is flushed: on
+a CPU the input of a layer has just been written by the layer before.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ ATTEMPTS = 3
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Timings by contender; `others` is the share of all cores that other processes (or the hypervisor) used meanwhile, None where the
-    system does not say or the time was too short; `busy` when that is too much to trust or the samples themselves show a disturbance, None
-    when neither can be said. Of a GPU also `clocks`, in MHz before, in and
-    after the measurement, and the contenders that were not recorded as a graph though they are short, `uncaptured`.
+    """Timings by contender; `others` is the share of all cores that other processes (or the
+    hypervisor) used meanwhile, None where the system does not say or the time was too short; `busy`
+    when that is too much to trust or the samples themselves show a disturbance, None when neither
+    can be said. Of a GPU also `clocks`, in MHz before, in and after the measurement, and the
+    contenders that were not recorded as a graph though they are short, `uncaptured`.
     """
 
     timings: dict[str, Timing]
@@ -53,17 +55,25 @@ class Contention:
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
-        """(seconds all cores were busy or stolen, CPU seconds of this process, wall clock), None off Linux."""
+        """(seconds all cores were busy or stolen, CPU seconds of this process, wall clock), None
+        off Linux.
+        """
         try:
             ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         except (OSError, ValueError):
             return None
         user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
         mine = os.times()
-        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system, time.monotonic()
+        return (
+            (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"),
+            mine.user + mine.system,
+            time.monotonic(),
+        )
 
     def share(self) -> float | None:
-        """Share of all cores used by others, 0..1; None where unknown or the interval is too short to say."""
+        """Share of all cores used by others, 0..1; None where unknown or the interval is too short
+        to say.
+        """
         now = self._read()
         if now is None or self._start is None or now[2] - self._start[2] < 0.2:  # noqa: PLR2004 (ticks are 10 ms)
             return None
@@ -72,10 +82,15 @@ class Contention:
 
 
 def disturbed(timings: Mapping[str, Timing], others: float | None) -> bool | None:
-    """Whether timings cannot be trusted, given the share of the device that others used, where that is known; None when nothing is."""
+    """Whether timings cannot be trusted, given the share of the device that others used, where that
+    is known; None when nothing is.
+    """
     if others is not None and others > BUSY_SHARE:
         return True
-    shown = disturbance.why({name: t.samples_us for name, t in timings.items()}, {name: t.median_us for name, t in timings.items()})
+    shown = disturbance.why(
+        {name: t.samples_us for name, t in timings.items()},
+        {name: t.median_us for name, t in timings.items()},
+    )
     return True if shown else None if others is None else False
 
 
@@ -88,11 +103,17 @@ def _calls_per_sample(function: Callable[[], Any]) -> int:
             function()
         elapsed = time.perf_counter() - start
         if elapsed >= SAMPLE_SECONDS or calls >= 4096:  # noqa: PLR2004
-            return calls if elapsed < 2 * SAMPLE_SECONDS else max(1, int(calls * SAMPLE_SECONDS / elapsed))
+            return (
+                calls
+                if elapsed < 2 * SAMPLE_SECONDS
+                else max(1, int(calls * SAMPLE_SECONDS / elapsed))
+            )
         calls = max(calls * 2, int(calls * SAMPLE_SECONDS / max(elapsed, 1e-9)))
 
 
-def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds: int = 5, seed: int = 0) -> Measured:
+def measure(
+    contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds: int = 5, seed: int = 0
+) -> Measured:
     """Time the contenders for about `seconds` in all, at least `rounds` rounds."""
     order = random.Random(seed)
     names = list(contenders)
@@ -121,12 +142,19 @@ def measure(contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds:
         if collecting:
             gc.enable()
     others = contention.share()
-    timings = {name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4)) for name, values in samples.items()}
+    timings = {
+        name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4))
+        for name, values in samples.items()
+    }
     return Measured(timings, others, disturbed(timings, others))
 
 
-def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: float = math.inf) -> Measured:
-    """Measure until nothing disturbs it, at most `attempts` times and as often as `seconds` allow; the least disturbed measurement."""
+def quietest(
+    again: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: float = math.inf
+) -> Measured:
+    """Measure until nothing disturbs it, at most `attempts` times and as often as `seconds` allow;
+    the least disturbed measurement.
+    """
     begun = time.monotonic()
     best = again()
     each = time.monotonic() - begun
@@ -138,11 +166,19 @@ def quietest(again: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: f
 
 
 def _disturbance(m: Measured) -> tuple[bool, float, float]:
-    """How much a measurement was disturbed, to compare with others of the same contenders: what waits takes longer."""
-    return bool(m.busy), math.inf if m.others is None else m.others, sum(t.median_us for t in m.timings.values())
+    """How much a measurement was disturbed, to compare with others of the same contenders: what
+    waits takes longer.
+    """
+    return (
+        bool(m.busy),
+        math.inf if m.others is None else m.others,
+        sum(t.median_us for t in m.timings.values()),
+    )
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times faster `fast` is: the median of the ratios of samples taken in the same round."""
+    """How many times faster `fast` is: the median of the ratios of samples taken in the same
+    round.
+    """
     pairs = list(zip(slow.samples_us, fast.samples_us, strict=False))
     return statistics.median(a / b for a, b in pairs) if pairs else slow.median_us / fast.median_us

@@ -1,7 +1,9 @@
-"""What code a schedule's name stands for: three numbers that are raised when it changes, kept with every record and cached kernel.
+"""What code a schedule's name stands for: three numbers that are raised when it changes, kept with
+every record and cached kernel.
 
-A number says more than a hash: which of two records is older, and that moving, renaming and rewording change nothing. That
-the numbers are honest is held by tests/test_versions.py, which compares digests of the code that schedules make with committed ones.
+A number says more than a hash: which of two records is older, and that moving, renaming and
+rewording change nothing. That the numbers are honest is held by tests/test_versions.py, which
+compares digests of the code that schedules make with committed ones.
 """
 
 from __future__ import annotations
@@ -9,16 +11,19 @@ from __future__ import annotations
 import msgspec
 
 LOWERING = {"cpu": 1, "gpu": 1}
-"""For each kind of device the version of what every scheduled module of its goes through on the way to machine code: transformations that
-schedules share, passes, edits of LLVM IR and CUDA source. Raised where a change of them changes the code of kernels.
+"""For each kind of device the version of what every scheduled module of its goes through on the way
+to machine code: transformations that schedules share, passes, edits of LLVM IR and CUDA source.
+Raised where a change of them changes the code of kernels.
 """
 
 
 class Code(msgspec.Struct, frozen=True):
-    """What a kernel's code was made by. Two kernels of one schedule, case, knobs and target whose `Code` is equal are the same.
+    """What a kernel's code was made by. Two kernels of one schedule, case, knobs and target whose
+    `Code` is equal are the same.
 
-    `schedule` is the version that a schedule declares, or the hash of its file where it declares none; `op` that of the operator's
-    definition; `lowering` that of LOWERING. 0 stands for what is not known, and for PyTorch's operators.
+    `schedule` is the version that a schedule declares, or the hash of its file where it declares
+    none; `op` that of the operator's definition; `lowering` that of LOWERING. 0 stands for what is
+    not known, and for PyTorch's operators.
     """
 
     schedule: int | str = 0
@@ -43,5 +48,7 @@ _EARLIER = dict.fromkeys(
 
 
 def of_hash(source: str) -> Code:
-    """The versions that a hash of source files stood for, by which records were told apart before schema 3."""
+    """The versions that a hash of source files stood for, by which records were told apart before
+    schema 3.
+    """
     return _EARLIER.get(source, Code())

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 
 def counted(count: int, noun: str, many: str = "") -> str:
-    """A number with its noun: "1 kernel", "2 kernels", "no kernels" never; `many` is a plural that is not the noun and an s."""
+    """A number with its noun: "1 kernel", "2 kernels", "no kernels" never; `many` is a plural that
+    is not the noun and an s.
+    """
     return f"{count} {noun if count == 1 else many or noun + 's'}"

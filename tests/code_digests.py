@@ -1,4 +1,6 @@
-"""Digests of the code that schedules make, by which tests see whether a version had to be raised."""
+"""Digests of the code that schedules make, by which tests see whether a version had to be
+raised.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,13 @@ from lntune.schedule import Schedule
 from lntune.transforms.gpu import private
 
 _CPU = Device("cpu", "golden", "x86-64-v4", 8, l2=1 << 20, l3=32 << 20)
-DEVICES = {"cpu": (_CPU, msgspec.structs.replace(_CPU, isa="x86-64-v3", cores=2)), "gpu": (device_of("cuda:sm_90"), device_of("cuda:sm_80"))}
-"""For each kind: what schedules are asked for, and one more for a look at what depends on the device."""
+DEVICES = {
+    "cpu": (_CPU, msgspec.structs.replace(_CPU, isa="x86-64-v3", cores=2)),
+    "gpu": (device_of("cuda:sm_90"), device_of("cuda:sm_80")),
+}
+"""For each kind: what schedules are asked for, and one more for a look at what depends on the
+device.
+"""
 
 _BINDINGS = (
     re.compile(r"^\s*for ([\w, ]+) in ", re.MULTILINE),
@@ -33,7 +40,9 @@ _NAMED = re.compile(r'(T\.sblock\(|"global_symbol": |T\.\w*call_\w*packed\w*\()"
 
 
 def normalized(script: str) -> str:
-    """TVMScript of a module without what does not change its code: names, the order of its functions and of what they allocate."""
+    """TVMScript of a module without what does not change its code: names, the order of its
+    functions and of what they allocate.
+    """
     functions = re.split(r"(?=^ *@T\.prim_func)", script, flags=re.MULTILINE)[1:]
     return "\n".join(sorted(map(_function, functions)))
 
@@ -42,14 +51,25 @@ def _function(text: str) -> str:
     text = re.sub(r"\s*#.*", "", text)
     text = _NAMED.sub(lambda m: m[1], text)
     text = re.sub(r"def \w+\(", "def f(", text)
-    bound = {name.strip() for pattern in _BINDINGS for match in pattern.findall(text) for name in match.split(",")} | {"rows"}
+    bound = {
+        name.strip()
+        for pattern in _BINDINGS
+        for match in pattern.findall(text)
+        for name in match.split(",")
+    } | {"rows"}
     numbers: dict[str, str] = {}
 
     def renamed(part: str) -> str:
-        return re.sub(r"(?<![\w.\"])[A-Za-z_]\w*", lambda m: numbers.setdefault(m[0], f"v{len(numbers)}") if m[0] in bound else m[0], part)
+        return re.sub(
+            r"(?<![\w.\"])[A-Za-z_]\w*",
+            lambda m: numbers.setdefault(m[0], f"v{len(numbers)}") if m[0] in bound else m[0],
+            part,
+        )
 
     body = renamed(_ALLOCATION.sub("", text))
-    return body + "".join(sorted(renamed(line).strip() + "\n" for line in _ALLOCATION.findall(text)))
+    return body + "".join(
+        sorted(renamed(line).strip() + "\n" for line in _ALLOCATION.findall(text))
+    )
 
 
 def digest(text: str) -> str:
@@ -67,19 +87,37 @@ def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
     goal = tvm.target.Target(device_code._with_bfloat16(device.target()))
     with goal, tvm.transform.PassContext(disabled_pass=private.needless(module)):
         host, kernels = lowering.lower(module, goal)
-    asked = [str(module["main"].attrs[name]) for name in sorted(map(str, module["main"].attrs.keys())) if name.startswith("lntune_")]
-    return digest("\n".join([*asked, *sorted(normalized(str(f.script())) for f in host), normalized(str(kernels.script()))]))
+    asked = [
+        str(module["main"].attrs[name])
+        for name in sorted(map(str, module["main"].attrs.keys()))
+        if name.startswith("lntune_")
+    ]
+    return digest(
+        "\n".join(
+            [
+                *asked,
+                *sorted(normalized(str(f.script())) for f in host),
+                normalized(str(kernels.script())),
+            ]
+        )
+    )
 
 
 def spread(plan: Schedule) -> Iterator[tuple[str, Case, Any, Device]]:
-    """(label, case, knobs, device) of the kernels that are compared: every dtype, short and ragged rows, few and many of them, another
-    device, and of the middle of these as many settings as it takes to have every value of every knob that fits it.
+    """(label, case, knobs, device) of the kernels that are compared: every dtype, short and ragged
+    rows, few and many of them, another device, and of the middle of these as many settings as it
+    takes to have every value of every knob that fits it.
     """
     here, other = DEVICES[plan.kind]
     middle = Case(plan.op, 1024, "bfloat16", 512)
-    cases = [(middle, here), (Case(plan.op, 1024, "float32", 4096), other), (Case(plan.op, 100, "float16", 512), here)]
+    cases = [
+        (middle, here),
+        (Case(plan.op, 1024, "float32", 4096), other),
+        (Case(plan.op, 100, "float16", 512), here),
+    ]
     cases += [(Case(plan.op, 1000, "float32", 1), here)]
-    for case, device in cases if plan.op != "lnlstm_step_backward" else cases[:2]:  # which take seconds each
+    # which take seconds each
+    for case, device in cases if plan.op != "lnlstm_step_backward" else cases[:2]:
         setting = plan.default(case, device)
         if plan.valid(setting, case, device) is None:
             yield f"{case} default {device.isa}", case, setting, device

@@ -1,4 +1,6 @@
-"""What every test gets: folders of its own for kernels, logs and schedules, and a reason where a GPU is missing."""
+"""What every test gets: folders of its own for kernels, logs and schedules, and a reason where a
+GPU is missing.
+"""
 
 from __future__ import annotations
 
@@ -16,39 +18,92 @@ from fake_gpu import fake_gpu
 
 __all__ = ["fake_gpu"]
 
-# A thread without work sleeps. Several processes test at a time, and one whose threads spin while they wait takes the cores from the
-# others. OpenMP reads this when PyTorch is loaded, which the tests' files do later, and the processes that tests start inherit it.
+# A thread without work sleeps. Several processes test at a time, and one whose threads spin while
+# they wait takes the cores from the others. OpenMP reads this when PyTorch is loaded, which the
+# tests' files do later, and the processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Who starts the tests behind nohup, or in the background of a script, has signals ignored that tests send, in children too.
-for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+# Who starts the tests behind nohup, or in the background of a script, has signals ignored that
+# tests send, in children too.
+for ignored, default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, default)
 
 
-LONGEST = ("gpu_kernels", "gpu_pass", "versions", "kernel_options", "kernels", "bringup", "tune_gpu", "runtime", "on_gpu_torch")
+LONGEST = (
+    "gpu_kernels",
+    "gpu_pass",
+    "versions",
+    "kernel_options",
+    "kernels",
+    "bringup",
+    "tune_gpu",
+    "runtime",
+    "on_gpu_torch",
+)
 LONGEST += ("killed_commands", "lnlstm")
-LONGEST += ("worker", "build", "readme", "on_gpu_kernels", "lnlstm_sequence", "tune", "torch_compile", "wheel")
-"""Files that take longest, begun first: a long one begun last keeps one process busy while the others have nothing left to do."""
-QUICK = ("bench_summary", "capture", "case", "check", "columns", "cuda_headers", "device", "disturbance", "doctor", "errors")
-QUICK += ("failures", "interrupts", "kills", "knobs", "layers", "locks", "log_dir", "lowering", "paths", "patience", "records")
+LONGEST += (
+    "worker",
+    "build",
+    "readme",
+    "on_gpu_kernels",
+    "lnlstm_sequence",
+    "tune",
+    "torch_compile",
+    "wheel",
+)
+"""Files that take longest, begun first: a long one begun last keeps one process busy while the
+others have nothing left to do.
+"""
+QUICK = (
+    "bench_summary",
+    "capture",
+    "case",
+    "check",
+    "columns",
+    "cuda_headers",
+    "device",
+    "disturbance",
+    "doctor",
+    "errors",
+)
+QUICK += (
+    "failures",
+    "interrupts",
+    "kills",
+    "knobs",
+    "layers",
+    "locks",
+    "log_dir",
+    "lowering",
+    "paths",
+    "patience",
+    "records",
+)
 QUICK += ("report", "schedule", "scratch", "search_budget", "timing", "toolchain", "words")
-"""Files whose tests build no kernel, nor start processes that do: the tier of the first two minutes. Every test of the others is `slow`."""
+"""Files whose tests build no kernel, nor start processes that do: the tier of the first two
+minutes. Every test of the others is `slow`.
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Files are dealt out in the order in which they are collected, not those with most tests first (pytest -n, --dist loadfile)."""
+    """Files are dealt out in the order in which they are collected, not those with most tests first
+    (pytest -n, --dist loadfile).
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The kernel cache of the whole run: a kernel is built once and shared by the tests and by the processes that run them (pytest -n),
-    and the user's cache stays untouched.
+    """The kernel cache of the whole run: a kernel is built once and shared by the tests and by the
+    processes that run them (pytest -n), and the user's cache stays untouched.
 
-    The log folder is set too, so that a fixture of a wider scope than one test cannot write into the checkout's, and shipped logs are not read:
-    whether they serve depends on the machine.
+    The log folder is set too, so that a fixture of a wider scope than one test cannot write into
+    the checkout's, and shipped logs are not read: whether they serve depends on the machine.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
@@ -73,7 +128,10 @@ def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is not slow builds no kernel."""
     if not request.node.get_closest_marker("slow"):
-        said = f"{request.path.name} builds a kernel: mark the test slow, or take the file from QUICK in tests/conftest.py"
+        said = (
+            f"{request.path.name} builds a kernel: mark the test slow, or take the file from QUICK"
+            " in tests/conftest.py"
+        )
         monkeypatch.setattr("lntune.kernels.compiler._compile", lambda *_: pytest.fail(said))
 
 
@@ -91,7 +149,9 @@ def own_cache(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: hundreds of tiny matrix products wait for each other's threads on a machine that is in use."""
+    """PyTorch on one thread: hundreds of tiny matrix products wait for each other's threads on a
+    machine that is in use.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -104,7 +164,9 @@ def one_thread() -> Iterator[None]:
 def script(request: pytest.FixtureRequest) -> ModuleType:
     """The script of bench/ that a file test_bench_{name}.py tests; it is no part of the package."""
     name = request.path.stem.removeprefix("test_bench_")
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", Path(__file__).parents[1] / "bench" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"bench_{name}", Path(__file__).parents[1] / "bench" / f"{name}.py"
+    )
     assert spec is not None and spec.loader is not None
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -112,14 +174,16 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def pytest_collection_finish() -> None:
-    """What importing PyTorch and the tests has left stays for good; each look for garbage among its million objects takes a tenth of a second."""
+    """What importing PyTorch and the tests has left stays for good; each look for garbage among its
+    million objects takes a tenth of a second.
+    """
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files; mark what builds kernels. Skip what needs a GPU where there is none; torch is imported only if some
-    test asks for one.
+    """Begin with the longest files; mark what builds kernels. Skip what needs a GPU where there is
+    none; torch is imported only if some test asks for one.
     """
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
@@ -133,4 +197,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False")
+            )

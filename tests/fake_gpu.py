@@ -1,14 +1,17 @@
-"""A GPU that is imagined: everything above the driver runs as on a machine with one, and kernels run in the emulator on CPU tensors.
+"""A GPU that is imagined: everything above the driver runs as on a machine with one, and kernels
+run in the emulator on CPU tensors.
 
     def test_something(fake_gpu: FakeGpu) -> None:
         device = launcher.device(0)                             # an sm_90 with 132 multiprocessors
         kernel = artifact.kernel(case, schedule, setting, device)
         kernel(*tensors_of_the_cpu)                             # launched through launcher.c, run by the emulator
 
-In the test `launcher.count()` is 1; kernels are built without a CUDA compiler (device code is the CUDA source itself) and stored in the
-cache under names of their own. `fake_gpu.log()` has the driver's calls, `fake_gpu.fail(function, status)` makes one fail,
-`fake_gpu.setup(count=2)` imagines more. What the emulator finds wrong with a kernel (a race, an access out of bounds) is a launch error,
-and fails the test when it ends, unless the test takes it out of `fake_gpu.errors`. Processes that the test starts have the GPU too.
+In the test `launcher.count()` is 1; kernels are built without a CUDA compiler (device code is the
+CUDA source itself) and stored in the cache under names of their own. `fake_gpu.log()` has the
+driver's calls, `fake_gpu.fail(function, status)` makes one fail, `fake_gpu.setup(count=2)` imagines
+more. What the emulator finds wrong with a kernel (a race, an access out of bounds) is a launch
+error, and fails the test when it ends, unless the test takes it out of `fake_gpu.errors`. Processes
+that the test starts have the GPU too.
 """
 
 from __future__ import annotations
@@ -57,13 +60,23 @@ def library() -> Path:
 
 
 def to_cubin(source: str, arch: str) -> Compiled:
-    """The source in the place of device code, with a log and PTX in which each kernel takes 32 registers and loads and stores 16 bytes."""
+    """The source in the place of device code, with a log and PTX in which each kernel takes 32
+    registers and loads and stores 16 bytes.
+    """
     cuda.architecture(arch)
     names = re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", source)
-    used = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 32 registers, used 1 barriers\n"
+    used = (
+        "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 32 registers, used 1"
+        " barriers\n"
+    )
     log = "".join(f"Compiling entry function '{name}' for '{arch}'\n{used}" for name in names)
-    body = "{\nld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];\nst.global.v4.f32 [%rd1], {%f1, %f2, %f3, %f4};\n}\n"
-    return Compiled(source.encode() + b"\0", log, "".join(f".visible .entry {name}()\n{body}" for name in names))
+    body = (
+        "{\nld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];\nst.global.v4.f32 [%rd1], {%f1, %f2,"
+        " %f3, %f4};\n}\n"
+    )
+    return Compiled(
+        source.encode() + b"\0", log, "".join(f".visible .entry {name}()\n{body}" for name in names)
+    )
 
 
 class FakeGpu:
@@ -78,15 +91,21 @@ class FakeGpu:
         self._launched = _LAUNCHED(self._launch)
         self._known: dict[tuple[str, str], tuple[Binary, Launch]] = {}
 
-    def setup(self, count: int = 1, version: int = 13000, capabilities: tuple[tuple[int, int], ...] = ()) -> None:
-        """Another machine from now on: GPUs, the CUDA release their driver is for, compute capabilities (9.0 where not given)."""
+    def setup(
+        self, count: int = 1, version: int = 13000, capabilities: tuple[tuple[int, int], ...] = ()
+    ) -> None:
+        """Another machine from now on: GPUs, the CUDA release their driver is for, compute
+        capabilities (9.0 where not given).
+        """
         self.calls.fake_set(version, count, self._launched)
         for i, (major, minor) in enumerate(capabilities):
             self.calls.fake_capability(i, major, minor)
         driver._opened.pop((str(self.path), driver.CPU), None)
 
     def fail(self, function: str = "", status: int = 0) -> None:
-        """Every call of one of the driver's functions gives this CUresult from now on; without arguments none does."""
+        """Every call of one of the driver's functions gives this CUresult from now on; without
+        arguments none does.
+        """
         self.calls.fake_fail(function.encode(), status)
 
     def log(self) -> list[str]:
@@ -105,16 +124,23 @@ class FakeGpu:
         return int(self.calls.fake_depth())
 
     def install(self, put: Callable[[Any, str, Any], None]) -> None:
-        """Take the place of the driver and of the CUDA compiler; `put` is setattr, or a monkeypatch's."""
+        """Take the place of the driver and of the CUDA compiler; `put` is setattr, or a
+        monkeypatch's.
+        """
         load = launcher.load
 
         def known(binary: Binary) -> Callable[..., None]:
-            """The kernel, whose launches are told the number of rows and their strides: sizes of buffers follow from these."""
+            """The kernel, whose launches are told the number of rows and their strides: sizes of
+            buffers follow from these.
+            """
             for launch in binary.launches:
                 for image in binary.images.values():
                     self._known[image.rstrip(b"\0").decode(), launch.kernel] = binary, launch
             numbers = ("rows", *(a.stride for a in binary.arguments if a.stride))
-            told = tuple(msgspec.structs.replace(launch, arguments=(*launch.arguments, *numbers)) for launch in binary.launches)
+            told = tuple(
+                msgspec.structs.replace(launch, arguments=(*launch.arguments, *numbers))
+                for launch in binary.launches
+            )
             return load(msgspec.structs.replace(binary, launches=told))
 
         put(launcher, "load", known)
@@ -128,17 +154,36 @@ class FakeGpu:
         host_gpu.broken.clear()
         self.setup()
 
-    def _launch(self, _device: int, image: bytes, kernel: bytes, sizes: Any, shared: int, _stream: int, parameters: Any) -> int:
+    def _launch(
+        self,
+        _device: int,
+        image: bytes,
+        kernel: bytes,
+        sizes: Any,
+        shared: int,
+        _stream: int,
+        parameters: Any,
+    ) -> int:
         """A launch, run by the emulator on the memory that its parameters point to."""
         try:
             source = image.decode()
             binary, launch = self._known[source, kernel.decode()]
             count, strided = len(launch.arguments), sum(bool(a.stride) for a in binary.arguments)
-            rows, *apart = (ctypes.cast(parameters[i], ctypes.POINTER(ctypes.c_int64))[0] for i in range(count, count + 1 + strided))
-            strides = dict(zip((a.stride for a in binary.arguments if a.stride), apart, strict=True))
-            values = [self._value(binary, name, rows, strides, parameters[i]) for i, name in enumerate(launch.arguments)]
+            rows, *apart = (
+                ctypes.cast(parameters[i], ctypes.POINTER(ctypes.c_int64))[0]
+                for i in range(count, count + 1 + strided)
+            )
+            strides = dict(
+                zip((a.stride for a in binary.arguments if a.stride), apart, strict=True)
+            )
+            values = [
+                self._value(binary, name, rows, strides, parameters[i])
+                for i, name in enumerate(launch.arguments)
+            ]
             got = list(sizes[0:6])
-            emulator.compile(source).launch(kernel.decode(), tuple(got[:3]), tuple(got[3:]), values, shared, self.order)
+            emulator.compile(source).launch(
+                kernel.decode(), tuple(got[:3]), tuple(got[3:]), values, shared, self.order
+            )
             return 0
         except Exception as e:
             self.errors.append(e)
@@ -147,16 +192,25 @@ class FakeGpu:
 
     @staticmethod
     def _value(binary: Binary, name: str, rows: int, strides: dict[str, int], at: int) -> Any:
-        """A parameter as the emulator takes it: a tensor of the memory a pointer leads to, or a number."""
+        """A parameter as the emulator takes it: a tensor of the memory a pointer leads to, or a
+        number.
+        """
         import torch
 
         argument = next((a for a in (*binary.arguments, *binary.scratch) if a.name == name), None)
         if argument is None:
             found = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
-            assert found == device_code.number(name, rows, strides), f"{name} of {rows} rows, {strides}: {found}"
+            assert found == device_code.number(name, rows, strides), (
+                f"{name} of {rows} rows, {strides}: {found}"
+            )
             return found
         if getattr(argument, "role", "") == "scalar":
-            kind = {"float32": ctypes.c_float, "float64": ctypes.c_double, "int32": ctypes.c_int32, "int64": ctypes.c_int64}[argument.dtype]
+            kind = {
+                "float32": ctypes.c_float,
+                "float64": ctypes.c_double,
+                "int32": ctypes.c_int32,
+                "int64": ctypes.c_int64,
+            }[argument.dtype]
             return ctypes.cast(at, ctypes.POINTER(kind))[0]
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_void_p))[0]
         shape = [device_code.number(size, rows) for size in argument.shape]
@@ -167,17 +221,27 @@ class FakeGpu:
         span = (shape[0] - 1) * apart + math.prod(shape[1:]) if shape else 1
         memory = (ctypes.c_char * (span * dtype.itemsize)).from_address(pointer)
         whole = torch.frombuffer(memory, dtype=dtype)
-        return whole.as_strided(shape, (apart, *torch.empty(shape[1:], device="meta").stride())) if shape else whole.reshape(shape)
+        return (
+            whole.as_strided(shape, (apart, *torch.empty(shape[1:], device="meta").stride()))
+            if shape
+            else whole.reshape(shape)
+        )
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGpu]:
-    """A machine with one imagined sm_90, whose kernels run on tensors of the CPU; see the module."""
+def fake_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FakeGpu]:
+    """A machine with one imagined sm_90, whose kernels run on tensors of the CPU; see the
+    module.
+    """
     found = FakeGpu()
     found.install(monkeypatch.setattr)
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(SITE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
     yield found
     found.fail()
     assert not found.errors, found.errors

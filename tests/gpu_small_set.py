@@ -1,7 +1,9 @@
-"""A small set of kernels, each right on adversarial inputs: `python tests/gpu_small_set.py`, made to be run under compute-sanitizer.
+"""A small set of kernels, each right on adversarial inputs: `python tests/gpu_small_set.py`, made
+to be run under compute-sanitizer.
 
-Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd one, with sums and statistics; the first of
-them by the kernel for rows that lie apart as well. Exit code 0 when all are right; whatever else a tool finds is its own to say.
+Every operator with its default knobs on a GPU that is here: a size of whole accesses and an odd
+one, with sums and statistics; the first of them by the kernel for rows that lie apart as well. Exit
+code 0 when all are right; whatever else a tool finds is its own to say.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ def main() -> None:
             for strided in (False, True) if hidden == SIZES[0][0] else (False,):
                 kernel = cache.kernel(case, plan, plan.default(case, device), device, strided)
                 verdict = check.verify(case, kernel, check.ALIGNED, place, device.cores)
-                print(f"{case} {plan.name}{', row-strided' if strided else ''}: {verdict.message or 'right'}", flush=True)
+                print(
+                    f"{case} {plan.name}{', row-strided' if strided else ''}:"
+                    f" {verdict.message or 'right'}",
+                    flush=True,
+                )
                 wrong += not verdict.ok
     sys.exit(1 if wrong else 0)
 

@@ -1,4 +1,6 @@
-"""A GPU for measuring that is this machine: the clock is the CPU's, a graph is its calls, and nothing is cached that must not be."""
+"""A GPU for measuring that is this machine: the clock is the CPU's, a graph is its calls, and
+nothing is cached that must not be.
+"""
 
 from __future__ import annotations
 

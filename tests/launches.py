@@ -1,4 +1,6 @@
-"""What the launcher's tests share: kernels written by hand, tensors as C passes them, and the kernel of a small layer norm."""
+"""What the launcher's tests share: kernels written by hand, tensors as C passes them, and the
+kernel of a small layer norm.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PLAN = next(iter(schedule.for_op("layer_norm", "gpu").values()))
 
 
 def kernel_of(case: Case = CASE, **changed: Any) -> Any:
-    """The kernel of a case by the first schedule, with its default knobs or some of them changed."""
+    """The kernel of a case by the first schedule, with its default knobs or some of them
+    changed.
+    """
     device = launcher.device(0)
     setting = PLAN.default(case.typical, device)
     return cache.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device)
@@ -30,13 +34,19 @@ def tensors(rows: int = 5, case: Case = CASE) -> dict[str, Any]:
     """Arguments by name, in the order of the operator's."""
     given = ops.get(case.op).inputs(case, rows, "normal", 0)
     listed = ops.get(case.op).arguments(case)
-    made = {a.name: torch.full(a.sizes(rows, case.hidden), torch.nan, dtype=getattr(torch, a.dtype)) for a in listed if a.role == "out"}
+    made = {
+        a.name: torch.full(a.sizes(rows, case.hidden), torch.nan, dtype=getattr(torch, a.dtype))
+        for a in listed
+        if a.role == "out"
+    }
     return {a.name: {**given, **made}[a.name] for a in listed}
 
 
 def right(values: dict[str, Any]) -> bool:
     """True when y is the layer norm of x."""
-    truth = torch.nn.functional.layer_norm(values["x"], values["x"].shape[1:], values["weight"], values["bias"], values["eps"])
+    truth = torch.nn.functional.layer_norm(
+        values["x"], values["x"].shape[1:], values["weight"], values["bias"], values["eps"]
+    )
     return torch.allclose(values["y"], truth, atol=1e-5)
 
 
@@ -54,17 +64,25 @@ extern "C" __global__ void second(float* part, float* total, float factor, float
   y[blockIdx.x] = factor * part[blockIdx.x] + total[0];
 }
 """
-X, FACTOR, Y = Argument("x", "in", "float32", ("rows", "2")), Argument("factor", "scalar", "float32", ()), Argument("y", "out", "float32", ("rows",))
+X, FACTOR, Y = (
+    Argument("x", "in", "float32", ("rows", "2")),
+    Argument("factor", "scalar", "float32", ()),
+    Argument("y", "out", "float32", ("rows",)),
+)
 
 
 def two(**changed: Any) -> Binary:
-    """y = factor times the sums of rows of two, plus a number, in two kernels with scratch between them."""
+    """y = factor times the sums of rows of two, plus a number, in two kernels with scratch between
+    them.
+    """
     made = Binary(
         title="two kernels",
         arguments=(X, FACTOR, Y),
         access=1,
         launches=(
-            Launch("first", ("x", "part", "total", "((rows + 3) // 4)"), ("rows", "1", "1"), (32, 1, 1)),
+            Launch(
+                "first", ("x", "part", "total", "((rows + 3) // 4)"), ("rows", "1", "1"), (32, 1, 1)
+            ),
             Launch("second", ("part", "total", "factor", "y"), ("rows", "1", "1"), (1, 1, 1)),
         ),
         scratch=(Scratch("part", ("rows",), "float32"), Scratch("total", ("1",), "float32")),
@@ -95,12 +113,25 @@ class AnyView(ctypes.Structure):
     _fields_ = (("type", ctypes.c_int), ("padding", ctypes.c_uint), ("value", ctypes.c_uint64))
 
 
-def raw(data: torch.Tensor | None, shape: tuple[int, ...], device: tuple[int, int] = (1, 0), offset: int = 0) -> Tensor:
+def raw(
+    data: torch.Tensor | None,
+    shape: tuple[int, ...],
+    device: tuple[int, int] = (1, 0),
+    offset: int = 0,
+) -> Tensor:
     """A DLTensor of float32 made by hand, without strides."""
     dims = (ctypes.c_int64 * len(shape))(*shape)
     dtype = (ctypes.c_ubyte * 4)(2, 32, 1, 0)
     pointer = data.data_ptr() - offset if data is not None else 0
-    return Tensor(pointer, (ctypes.c_int * 2)(*device), len(shape), dtype, ctypes.cast(dims, ctypes.POINTER(ctypes.c_int64)), None, offset)
+    return Tensor(
+        pointer,
+        (ctypes.c_int * 2)(*device),
+        len(shape),
+        dtype,
+        ctypes.cast(dims, ctypes.POINTER(ctypes.c_int64)),
+        None,
+        offset,
+    )
 
 
 def call(kernel: Any, *values: Tensor | float) -> str:
@@ -109,10 +140,18 @@ def call(kernel: Any, *values: Tensor | float) -> str:
     packed = (AnyView * len(values))()
     for one, value in zip(packed, values, strict=True):
         one.type = 3 if isinstance(value, float) else 7
-        one.value = int.from_bytes(ctypes.c_double(value), "little") if isinstance(value, float) else ctypes.addressof(value)
-    if not ffi.TVMFFIFunctionCall(ctypes.c_void_p(kernel.__chandle__()), packed, len(values), ctypes.byref(AnyView())):
+        one.value = (
+            int.from_bytes(ctypes.c_double(value), "little")
+            if isinstance(value, float)
+            else ctypes.addressof(value)
+        )
+    if not ffi.TVMFFIFunctionCall(
+        ctypes.c_void_p(kernel.__chandle__()), packed, len(values), ctypes.byref(AnyView())
+    ):
         return ""
     error = ctypes.c_void_p()
     ffi.TVMFFIErrorMoveFromRaised(ctypes.byref(error))
     size = ctypes.cast((error.value or 0) + 24 + 24, ctypes.POINTER(ctypes.c_size_t))[0]
-    return ctypes.string_at(ctypes.cast((error.value or 0) + 24 + 16, ctypes.POINTER(ctypes.c_void_p))[0], size).decode()
+    return ctypes.string_at(
+        ctypes.cast((error.value or 0) + 24 + 16, ctypes.POINTER(ctypes.c_void_p))[0], size
+    ).decode()

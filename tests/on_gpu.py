@@ -1,8 +1,10 @@
 """A GPU for the tests of tests/test_on_gpu_*.py: the real one, or one that is imagined on the CPU.
 
-What only a GPU can show carries the marker `gpu` and is skipped where there is none. But a test that was never executed is worth little,
-so each runs on the imagined GPU of tests/fake_gpu.py too, on sizes that an emulator can bear: that shows that the test itself works, and
-everything above the driver. `here.real` tells which it is; streams and graphs, which the imagined GPU does not have, are then plain calls.
+What only a GPU can show carries the marker `gpu` and is skipped where there is none. But a test
+that was never executed is worth little, so each runs on the imagined GPU of tests/fake_gpu.py too,
+on sizes that an emulator can bear: that shows that the test itself works, and everything above the
+driver. `here.real` tells which it is; streams and graphs, which the imagined GPU does not have, are
+then plain calls.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from lntune.torch import devices, dispatch, graphs
 
 @dataclass
 class Here:
-    """The GPU: `name` is what PyTorch calls the device of its tensors, `fake` the imagined machine."""
+    """The GPU: `name` is what PyTorch calls the device of its tensors, `fake` the imagined
+    machine.
+    """
 
     name: str
     device: Device
@@ -42,9 +46,15 @@ class Here:
         """One of two sizes, lists of cases, names."""
         return real if self.real else imagined
 
-    def kernels(self, cases: Iterable[tuple[Schedule, Case]]) -> Iterator[tuple[Case, Callable[..., None]]]:
-        """Each case with its schedule's kernel of default knobs. All are built first, on all cores: a GPU's compiler takes seconds for each."""
-        wanted = [(case, plan, plan.default(case, self.device), self.device) for plan, case in cases]
+    def kernels(
+        self, cases: Iterable[tuple[Schedule, Case]]
+    ) -> Iterator[tuple[Case, Callable[..., None]]]:
+        """Each case with its schedule's kernel of default knobs. All are built first, on all cores:
+        a GPU's compiler takes seconds for each.
+        """
+        wanted = [
+            (case, plan, plan.default(case, self.device), self.device) for plan, case in cases
+        ]
         with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(lambda one: cache.prepare(*one), wanted))
         for one in wanted:
@@ -56,11 +66,15 @@ class Here:
             torch.cuda.synchronize(self.name)
 
     def stream(self) -> contextlib.AbstractContextManager[Any]:
-        """In the block a new stream is the current one; behind it the default stream waits for it."""
+        """In the block a new stream is the current one; behind it the default stream waits for
+        it.
+        """
         return _stream(self.name) if self.real else contextlib.nullcontext()
 
     def graph(self, call: Callable[[], None]) -> Callable[[], None]:
-        """A call recorded as a CUDA graph, to be replayed; what it computes has to go to tensors that stay."""
+        """A call recorded as a CUDA graph, to be replayed; what it computes has to go to tensors
+        that stay.
+        """
         if not self.real:
             return call
         with self.stream():
@@ -73,12 +87,22 @@ class Here:
         return graph.replay
 
     def launches(self) -> int:
-        """Kernels launched by lntune since it was asked last; only the imagined driver counts them, a real one says at least one."""
-        return 1 if self.fake is None else sum(line.startswith("cuLaunchKernel") for line in self.fake.log())
+        """Kernels launched by lntune since it was asked last; only the imagined driver counts them,
+        a real one says at least one.
+        """
+        return (
+            1
+            if self.fake is None
+            else sum(line.startswith("cuLaunchKernel") for line in self.fake.log())
+        )
 
 
-def recorded(call: Callable[[], tuple[torch.Tensor, ...]], _: torch.device) -> tuple[tuple[torch.Tensor, ...], Callable[[], None]]:
-    """What lntune.torch.graphs.capture gives, without a graph: the outputs of a call, and the call made again into the same outputs."""
+def recorded(
+    call: Callable[[], tuple[torch.Tensor, ...]], _: torch.device
+) -> tuple[tuple[torch.Tensor, ...], Callable[[], None]]:
+    """What lntune.torch.graphs.capture gives, without a graph: the outputs of a call, and the call
+    made again into the same outputs.
+    """
     outputs = call()
 
     def replay() -> None:
@@ -106,8 +130,8 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @contextlib.contextmanager
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    """The GPU that a fixture's parameter names. On the imagined one, tensors of the CPU are that GPU's: lntune's calls on them go to its
-    kernels.
+    """The GPU that a fixture's parameter names. On the imagined one, tensors of the CPU are that
+    GPU's: lntune's calls on them go to its kernels.
     """
     if request.param == "cuda":
         torch.cuda.init()

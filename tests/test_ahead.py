@@ -1,4 +1,6 @@
-"""Building ahead: in which order, what comes of crashes, and that it ends; with workers of the tests' own in place of processes."""
+"""Building ahead: in which order, what comes of crashes, and that it ends; with workers of the
+tests' own in place of processes.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,26 @@ def number(of: Candidate) -> int:
 
 def facts(registers: int = 32, spills: int = 0) -> Facts:
     """A kernel that takes so many registers."""
-    code = Code("main", "PTX", False, 10, 0, {128: 2}, {128: 1}, {}, {}, 0, 0, 0, 0, 0, 0, 0, 0, {}, {})
+    code = Code(
+        "main", "PTX", False, 10, 0, {128: 2}, {128: 1}, {}, {}, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}
+    )
     blocks = 65536 // (registers * 128)
     room = Occupancy(blocks, 4 * blocks, 64, ("registers",))
-    return Facts((Inspection("main", "sm_90", 128, 0, "nvcc", Resources("main", "sm_90", registers, 0, spills, spills), code, room),), (4096,))
+    return Facts(
+        (
+            Inspection(
+                "main",
+                "sm_90",
+                128,
+                0,
+                "nvcc",
+                Resources("main", "sm_90", registers, 0, spills, spills),
+                code,
+                room,
+            ),
+        ),
+        (4096,),
+    )
 
 
 class FakeWorker:
@@ -79,7 +97,9 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
 
 
 def test_built_in_order(worker: type[FakeWorker]) -> None:
-    """A builder takes the candidates as they were given: the ones that are hurried, the first of the case, the first of the next, the others."""
+    """A builder takes the candidates as they were given: the ones that are hurried, the first of
+    the case, the first of the next, the others.
+    """
     order: list[tuple[Case, int]] = []
     go = threading.Event()
 
@@ -98,22 +118,37 @@ def test_built_in_order(worker: type[FakeWorker]) -> None:
         go.set()
         while len(order) < 11:
             time.sleep(0.001)
-    assert order == [*((CASE, n) for n in (0, 7, 8, 1, 2, 3)), (OTHER, 0), (OTHER, 1), *((CASE, n) for n in (4, 5, 6))]
+    assert order == [
+        *((CASE, n) for n in (0, 7, 8, 1, 2, 3)),
+        (OTHER, 0),
+        (OTHER, 1),
+        *((CASE, n) for n in (4, 5, 6)),
+    ]
 
 
 @pytest.mark.parametrize(("count", "own", "after"), [(1, 4, 2), (15, 22, 15), (32, 48, 32)])
-def test_the_next_case_does_not_begin_by_waiting(count: int, own: int, after: int, worker: type[FakeWorker]) -> None:
-    """However many candidates a case has, those of the next come early enough for all builders to have one."""
+def test_the_next_case_does_not_begin_by_waiting(
+    count: int, own: int, after: int, worker: type[FakeWorker]
+) -> None:
+    """However many candidates a case has, those of the next come early enough for all builders to
+    have one.
+    """
     ahead = Ahead(DEVICE, 10.0, count=count)  # not entered: nobody takes from the queue
     ahead.begin(CASE, map(candidate, range(1000)), (OTHER, [candidate(i) for i in range(1000)]))
     queue = [(case, number(c)) for case, c in ahead._queue]
-    assert queue == [*((CASE, n) for n in range(own)), *((OTHER, n) for n in range(after)), *((CASE, n) for n in range(own, 1000))]
+    assert queue == [
+        *((CASE, n) for n in range(own)),
+        *((OTHER, n) for n in range(after)),
+        *((CASE, n) for n in range(own, 1000)),
+    ]
     for made in worker.made:
         made.stop()
 
 
 def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:
-    """What was built ahead of the next case is not built again when its turn comes; what is of no more use is forgotten."""
+    """What was built ahead of the next case is not built again when its turn comes; what is of no
+    more use is forgotten.
+    """
     built: list[int] = []
 
     def answer(job: Job) -> Outcome:
@@ -134,9 +169,15 @@ def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:
 
 @pytest.mark.parametrize("status", ["run", "timeout", "compile", "invalid"])
 def test_what_goes_wrong_is_the_candidates(status: str, worker: type[FakeWorker]) -> None:
-    """A builder that dies has met a candidate that does not compile; whatever it is, it is that candidate's, and the others are built."""
+    """A builder that dies has met a candidate that does not compile; whatever it is, it is that
+    candidate's, and the others are built.
+    """
     worker.answer = staticmethod(
-        lambda job: Outcome(status, "the worker died (SIGSEGV)") if number(job.candidates[0]) == 1 else Outcome("ok", facts=facts())
+        lambda job: (
+            Outcome(status, "the worker died (SIGSEGV)")
+            if number(job.candidates[0]) == 1
+            else Outcome("ok", facts=facts())
+        )
     )
     with Ahead(DEVICE, 10.0, count=2) as ahead:
         ahead.begin(CASE, map(candidate, range(3)))
@@ -146,7 +187,9 @@ def test_what_goes_wrong_is_the_candidates(status: str, worker: type[FakeWorker]
 
 
 def test_the_best_of_what_is_built(worker: type[FakeWorker]) -> None:
-    """Chosen is the best by rank of the preferred ones that are built, then of the others; what is not worth measuring comes first."""
+    """Chosen is the best by rank of the preferred ones that are built, then of the others; what is
+    not worth measuring comes first.
+    """
     late = threading.Event()
 
     def answer(job: Job) -> Outcome:
@@ -154,7 +197,12 @@ def test_the_best_of_what_is_built(worker: type[FakeWorker]) -> None:
         if it == 9:
             late.wait(10)
         return (
-            Outcome("compile", "no") if it == 5 else Outcome("ok", facts=facts(registers={0: 128, 1: 32, 2: 255}.get(it, 64), spills=8 * (it == 6)))
+            Outcome("compile", "no")
+            if it == 5
+            else Outcome(
+                "ok",
+                facts=facts(registers={0: 128, 1: 32, 2: 255}.get(it, 64), spills=8 * (it == 6)),
+            )
         )
 
     worker.answer = staticmethod(answer)
@@ -167,7 +215,8 @@ def test_the_best_of_what_is_built(worker: type[FakeWorker]) -> None:
         ahead.begin(CASE, [candidate(9)])
         assert ahead.choose(CASE, [], [candidate(i) for i in (0, 1, 2, 9)]) == candidate(1)
         assert ahead.choose(CASE, [candidate(2), candidate(0)], [candidate(1)]) == candidate(0)
-        assert ahead.choose(CASE, [candidate(9)], [candidate(2)]) == candidate(2)  # is not waited for
+        # is not waited for
+        assert ahead.choose(CASE, [candidate(9)], [candidate(2)]) == candidate(2)
         late.set()
         assert ahead.choose(CASE, [candidate(9)], []) == candidate(9)
         ahead.begin(CASE, [candidate(5), candidate(6)])
@@ -177,7 +226,9 @@ def test_the_best_of_what_is_built(worker: type[FakeWorker]) -> None:
 
 
 def test_the_end_does_not_wait(worker: type[FakeWorker]) -> None:
-    """Closing kills what is being built, forgets the rest, and comes back with all threads ended."""
+    """Closing kills what is being built, forgets the rest, and comes back with all threads
+    ended.
+    """
     started = threading.Barrier(3)
 
     def run(self: FakeWorker, job: Job, timeout: float) -> Outcome:
@@ -198,7 +249,9 @@ def test_the_end_does_not_wait(worker: type[FakeWorker]) -> None:
 
 
 def test_builders_that_do_not_come_up(worker: type[FakeWorker]) -> None:
-    """When no builder's process starts, who waits for a candidate gets the reason instead of waiting for ever."""
+    """When no builder's process starts, who waits for a candidate gets the reason instead of
+    waiting for ever.
+    """
 
     def answer(job: Job) -> Outcome:
         raise BuildError("the worker process did not start: no memory.")

@@ -1,4 +1,6 @@
-"""The benchmark: who is measured and how, a heap that keeps its pages, a busy machine, and what surrounds a kernel."""
+"""The benchmark: who is measured and how, a heap that keeps its pages, a busy machine, and what
+surrounds a kernel.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from lntune.system import heap
 from lntune.torch import dispatch
 
 CASE = Case("layer_norm", 64, "float32", 8)
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap can be told to keep its pages")
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's heap can be told to keep its pages"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +50,28 @@ def fresh_decisions() -> Iterator[None]:
 
 
 def test_everyone_who_allocates() -> None:
-    """By default eager, the op as a user calls it, torch.compile and a clone are measured, and the kernel is checked."""
+    """By default eager, the op as a user calls it, torch.compile and a clone are measured, and the
+    kernel is checked.
+    """
     seen = []
     result = bench.run([CASE], 0.02, page_faults=True, on_case=lambda *a: seen.append(a))
     (record,) = result.records
     assert set(record.timings) == {"eager", "tuned", "compile", "copy"}
-    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, "interleaved: each is in every round"
-    assert (record.role, record.status, record.case, record.threads) == ("bench", "ok", CASE, torch.get_num_threads())
-    assert record.schedule == "cached_rows" and record.knobs and record.code.schedule and record.message.startswith("default: ")
+    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, (
+        "interleaved: each is in every round"
+    )
+    assert (record.role, record.status, record.case, record.threads) == (
+        "bench",
+        "ok",
+        CASE,
+        torch.get_num_threads(),
+    )
+    assert (
+        record.schedule == "cached_rows"
+        and record.knobs
+        and record.code.schedule
+        and record.message.startswith("default: ")
+    )
     assert record.errors and max(record.errors.values()) <= 1
     assert record.versions["torch"] and record.time
     assert result.outputs == "allocated by every call with page faults"
@@ -61,11 +79,17 @@ def test_everyone_who_allocates() -> None:
 
 
 def test_training_steps() -> None:
-    """Modules are measured as they train: forward and backward, and the forward alone; the step's gradients are eager's."""
+    """Modules are measured as they train: forward and backward, and the forward alone; the step's
+    gradients are eager's.
+    """
     seen: list[int] = []
-    (record,) = training.run([CASE], 0.02, with_compile=False, on_result=lambda sofar: seen.append(len(sofar)))
+    (record,) = training.run(
+        [CASE], 0.02, with_compile=False, on_result=lambda sofar: seen.append(len(sofar))
+    )
     assert set(record.timings) == {"eager", "tuned", "eager forward", "tuned forward"}
-    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, "interleaved: each is in every round"
+    assert len({len(t.samples_us) for t in record.timings.values()}) == 1, (
+        "interleaved: each is in every round"
+    )
     assert (record.role, record.case, record.schedule) == ("bench-training", CASE, "cached_rows")
     assert seen == [1]
     x, dy = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
@@ -83,36 +107,64 @@ def test_training_is_of_layer_norm() -> None:
 
 
 def test_training_figures() -> None:
-    """The table and the sentences tell the ratios of a step, between 8 and 512 rows apart, and where eager is faster; a disturbed case has none."""
-    times = {"eager": (30.0, 30.0), "compile": (20.0, 20.0), "tuned": (15.0, 10.0), "eager forward": (6.0, 6.0), "tuned forward": (3.0, 3.0)}
+    """The table and the sentences tell the ratios of a step, between 8 and 512 rows apart, and
+    where eager is faster; a disturbed case has none.
+    """
+    times = {
+        "eager": (30.0, 30.0),
+        "compile": (20.0, 20.0),
+        "tuned": (15.0, 10.0),
+        "eager forward": (6.0, 6.0),
+        "tuned forward": (3.0, 3.0),
+    }
     timings = {name: Timing(samples, samples[0]) for name, samples in times.items()}
     slow = timings | {"tuned": Timing((60.0, 60.0), 60.0)}
     base = training.run([CASE], 0.01, with_compile=False)[0]
     made = [
-        msgspec.structs.replace(base, case=Case("layer_norm", 64, "float32", rows), timings=t, busy=busy)
+        msgspec.structs.replace(
+            base, case=Case("layer_norm", 64, "float32", rows), timings=t, busy=busy
+        )
         for rows, t, busy in ((8, timings, False), (1, slow, False), (32, timings, True))
     ]
     steps = steps_of(made)
-    assert [(s.rows, s.over_eager, s.over_better) for s in steps] == [(1, 0.5, 20 / 60), (8, 2.5, (20 / 15 + 2) / 2), (32, None, None)]
+    assert [(s.rows, s.over_eager, s.over_better) for s in steps] == [
+        (1, 0.5, 20 / 60),
+        (8, 2.5, (20 / 15 + 2) / 2),
+        (32, None, None),
+    ]
     found = facts(steps)
     assert found["geomean_over_eager_8_to_512_rows"] == pytest.approx(2.5)
     assert found["geomean_forward_over_eager"] == pytest.approx(2)
     assert found["slower_than_eager"] == ["1x64 float32: 0.50x"]
     text = "\n".join(steps_lines(steps))
-    assert "8 to 512 rows: geomean 2.50x over eager" in text and "slower than eager in 1" in text and "1 disturbed" in text
+    assert (
+        "8 to 512 rows: geomean 2.50x over eager" in text
+        and "slower than eager in 1" in text
+        and "1 disturbed" in text
+    )
 
 
 def test_kernel_against_copy() -> None:
-    """With given outputs only the kernel and a copy are measured, and the record cannot be mistaken for the other kind."""
+    """With given outputs only the kernel and a copy are measured, and the record cannot be mistaken
+    for the other kind.
+    """
     result = bench.run([CASE], 0.01, given_output=True)
     assert set(result.records[0].timings) == {"tuned", "copy"}
     assert (result.outputs, result.records[0].role) == ("given", "bench-given-output")
 
 
 def test_rows_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `strided` everyone is given inputs whose rows are halves of wider ones, and the record cannot be mistaken for another kind."""
+    """With `strided` everyone is given inputs whose rows are halves of wider ones, and the record
+    cannot be mistaken for another kind.
+    """
     seen = []
-    monkeypatch.setattr(bench, "_calls", lambda case, copies, *rest, calls=bench._calls: seen.append(copies[0]) or calls(case, copies, *rest))
+    monkeypatch.setattr(
+        bench,
+        "_calls",
+        lambda case, copies, *rest, calls=bench._calls: (
+            seen.append(copies[0]) or calls(case, copies, *rest)
+        ),
+    )
     result = bench.run([CASE], 0.01, with_compile=False, strided=True)
     assert (result.records[0].role, result.records[0].status) == ("bench-strided", "ok")
     assert result.outputs.endswith(", inputs half of wider rows")
@@ -123,7 +175,10 @@ def test_rows_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_calls_answer_as_eager_does() -> None:
     """What is timed is layer norm, for every contender: the same result from the same input."""
     given = bench.ops.get("layer_norm").inputs(CASE, 8, "normal", 0)
-    contenders = {name: call for name, (call,) in bench._calls(CASE, [given], places.of(None), with_compile=True).items()}
+    contenders = {
+        name: call
+        for name, (call,) in bench._calls(CASE, [given], places.of(None), with_compile=True).items()
+    }
     with torch.inference_mode():
         for name in ("tuned", "compile"):
             torch.testing.assert_close(contenders[name](), contenders["eager"]())
@@ -141,7 +196,9 @@ def test_where_eager_serves_there_is_no_kernel_to_time(monkeypatch: pytest.Monke
 
 def test_a_wrong_kernel_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is measured and found wrong is recorded as wrong, with the reason."""
-    monkeypatch.setattr(check, "verify", lambda case, kernel, *_: Verdict("y: too far off", {"y": 3.0}, {}))
+    monkeypatch.setattr(
+        check, "verify", lambda case, kernel, *_: Verdict("y: too far off", {"y": 3.0}, {})
+    )
     record = bench.run([CASE], 0.01, with_compile=False).records[0]
     assert (record.status, record.message, record.errors) == ("wrong", "y: too far off", {"y": 3.0})
 
@@ -151,7 +208,9 @@ def test_a_wrong_kernel_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(others: float | None, name: str = "") -> timing.Measured:
     """A measurement during which others used this share of the machine."""
-    return timing.Measured({name: Timing((1.0,), 1.0)}, others, others is not None and others > timing.BUSY_SHARE)
+    return timing.Measured(
+        {name: Timing((1.0,), 1.0)}, others, others is not None and others > timing.BUSY_SHARE
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +224,9 @@ def measured(others: float | None, name: str = "") -> timing.Measured:
         ([0.5, None, 0.0], 2, None),
     ],
 )
-def test_a_busy_measurement_is_made_again(shares: list[float | None], attempts: int, kept: float | None) -> None:
+def test_a_busy_measurement_is_made_again(
+    shares: list[float | None], attempts: int, kept: float | None
+) -> None:
     """Until one is quiet, at most three times; the least busy is kept."""
     left = iter(shares)
     done = []
@@ -180,13 +241,19 @@ def test_a_busy_measurement_is_made_again(shares: list[float | None], attempts: 
 
 def test_of_measurements_that_wait_the_one_that_waited_least_is_kept() -> None:
     """Where nothing is known of others the times tell: what has waited for its turn took longer."""
-    left = iter([timing.Measured({"f": Timing((us,), us)}, None, True) for us in (7993.0, 31.0, 4001.0)])
+    left = iter(
+        [timing.Measured({"f": Timing((us,), us)}, None, True) for us in (7993.0, 31.0, 4001.0)]
+    )
     assert timing.quietest(lambda: next(left)).timings["f"].median_us == 31.0
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(1.0, 1), (2.5, 2), (9.0, 3)])
-def test_no_longer_than_there_is_time(monkeypatch: pytest.MonkeyPatch, seconds: float, count: int) -> None:
-    """A disturbed measurement is made again as often as the time allows, and three times at most."""
+def test_no_longer_than_there_is_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, count: int
+) -> None:
+    """A disturbed measurement is made again as often as the time allows, and three times at
+    most.
+    """
     now = [0.0]
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     done = []
@@ -205,15 +272,21 @@ def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = timing.measure
 
-    def busy(contenders: dict[str, Callable[[], Any]], seconds: float, *options: Any) -> timing.Measured:
+    def busy(
+        contenders: dict[str, Callable[[], Any]], seconds: float, *options: Any
+    ) -> timing.Measured:
         calls.append(seconds)
         return msgspec.structs.replace(real(contenders, 0.001, *options), others=0.9, busy=True)
 
     monkeypatch.setattr(timing, "measure", busy)
-    done = CliRunner().invoke(app, ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile"])
+    done = CliRunner().invoke(
+        app, ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile"]
+    )
     assert done.exit_code == 0, done.output
     assert len(calls) == timing.ATTEMPTS
-    assert "* 1 disturbed by other work on the machine: neither times nor ratios hold" in done.output
+    assert (
+        "* 1 disturbed by other work on the machine: neither times nor ratios hold" in done.output
+    )
 
 
 # --- the heap
@@ -239,8 +312,12 @@ with heap.kept_heap() as kept:
 
 @glibc
 def test_a_kept_heap_does_not_fault() -> None:
-    """Outputs of 64 MB are faulted in page by page at each call by default, and not at all once a kept heap has grown."""
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    """Outputs of 64 MB are faulted in page by page at each call by default, and not at all once a
+    kept heap has grown.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
     loud, quiet = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
     assert (loud[0], quiet[0]) == (0, 1)
     assert loud[1] >= 10 * 32, "pages of 2 MB, where the system hands such out; of 4 kB elsewhere"
@@ -251,7 +328,10 @@ def test_elsewhere_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another C library is left alone, and the benchmark says that its outputs fault."""
     monkeypatch.setattr(heap, "_mallopt", lambda *_: pytest.fail("called"))
     monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
-    assert bench.run([CASE], 0.01, with_compile=False).outputs == "allocated by every call with page faults"
+    assert (
+        bench.run([CASE], 0.01, with_compile=False).outputs
+        == "allocated by every call with page faults"
+    )
 
 
 @glibc
@@ -264,10 +344,26 @@ def test_elsewhere_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["kept", "faults", "given"],
 )
-def test_the_command_says_where_outputs_come_from(options: list[str], outputs: str, tmp_path: Path) -> None:
+def test_the_command_says_where_outputs_come_from(
+    options: list[str], outputs: str, tmp_path: Path
+) -> None:
     """Both the table and the file written with --output name how outputs are allocated."""
     file = tmp_path / "b.json"
-    command = ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--no-compile", "--time", "10ms", "--output", str(file), *options]
+    command = [
+        "bench",
+        "--hidden",
+        "64",
+        "--dtype",
+        "float32",
+        "--rows",
+        "8",
+        "--no-compile",
+        "--time",
+        "10ms",
+        "--output",
+        str(file),
+        *options,
+    ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"outputs {outputs}")
@@ -278,13 +374,28 @@ def test_the_command_says_where_outputs_come_from(options: list[str], outputs: s
 
 
 def test_call_cost(tmp_path: Path) -> None:
-    """`bench --call-cost`: a call with 2-D and 3-D input, eager and tuned; loading in a fresh process, without TVM; importing."""
+    """`bench --call-cost`: a call with 2-D and 3-D input, eager and tuned; loading in a fresh
+    process, without TVM; importing.
+    """
     file = tmp_path / "costs.json"
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(call_cost, "PROCESSES", 1)
         patch.setattr(call_cost.measure, "__defaults__", (1,))
-        done = CliRunner().invoke(app, ["bench", "--call-cost", "--hidden", "64", "--time", "20ms", "--output", str(file), "--json"])
+        done = CliRunner().invoke(
+            app,
+            [
+                "bench",
+                "--call-cost",
+                "--hidden",
+                "64",
+                "--time",
+                "20ms",
+                "--output",
+                str(file),
+                "--json",
+            ],
+        )
     assert done.exit_code == 0, done.output
     (costs,) = json.loads(done.stdout)
     assert json.loads(file.read_text()) == [costs]
@@ -298,7 +409,11 @@ def test_call_cost(tmp_path: Path) -> None:
 
     told = [msgspec.convert(costs, Costs)]
     assert len(costs_table(told).rows) == 1
-    assert costs_lines(told) == (["* disturbed by other work on the machine: neither times nor ratios hold"] if costs["busy"] else [])
+    assert costs_lines(told) == (
+        ["* disturbed by other work on the machine: neither times nor ratios hold"]
+        if costs["busy"]
+        else []
+    )
 
 
 def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +423,12 @@ def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch)
         call_cost._fresh(CASE, CASE)
 
 
-def test_results_come_case_by_case_and_an_interrupt_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every case there is a result of all so far; an interrupt ends the run with those, and before the first with nothing."""
+def test_results_come_case_by_case_and_an_interrupt_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After every case there is a result of all so far; an interrupt ends the run with those, and
+    before the first with nothing.
+    """
     one, seen = bench._one, []
 
     def interrupted(case: Case, *rest: Any) -> Any:
@@ -319,7 +438,12 @@ def test_results_come_case_by_case_and_an_interrupt_keeps_them(monkeypatch: pyte
 
     monkeypatch.setattr(bench, "_one", interrupted)
     cases = [Case("layer_norm", 64, "float32", rows) for rows in (1, 2, 3, 4)]
-    result = bench.run(cases, 0.01, with_compile=False, on_result=lambda r: seen.append([record.case for record in r.records]))
+    result = bench.run(
+        cases,
+        0.01,
+        with_compile=False,
+        on_result=lambda r: seen.append([record.case for record in r.records]),
+    )
     assert [record.case for record in result.records] == cases[:2]
     assert seen == [cases[:1], cases[:2]]
     with pytest.raises(KeyboardInterrupt):

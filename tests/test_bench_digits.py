@@ -1,4 +1,6 @@
-"""The benchmark on handwritten digits: data without overlap, equal beginnings, the same curve up to rounding, files, a word on what is missing."""
+"""The benchmark on handwritten digits: data without overlap, equal beginnings, the same curve up to
+rounding, files, a word on what is missing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from typer.testing import CliRunner
 
 import lntune
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 HIDDEN, UPDATES, RATE = 16, 30, 0.001
 
@@ -29,7 +34,9 @@ def curves(script: ModuleType, models: dict[str, Any], seed: int = 3) -> dict[st
 
 
 def test_split(script: ModuleType) -> None:
-    """A seed always gives the same split, of all images and without overlap, a fifth of every class for validation; images are read row by row."""
+    """A seed always gives the same split, of all images and without overlap, a fifth of every class
+    for validation; images are read row by row.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -48,7 +55,9 @@ def test_split(script: ModuleType) -> None:
 
 def test_batches(script: ModuleType) -> None:
     """A seed's batches repeat; within an epoch no image comes twice, and epochs differ."""
-    first, again = (torch.stack(list(itertools.islice(script.batches(100, 32, 5), 6))) for _ in range(2))
+    first, again = (
+        torch.stack(list(itertools.islice(script.batches(100, 32, 5), 6))) for _ in range(2)
+    )
     assert torch.equal(first, again)
     epochs = first.view(2, -1)
     assert all(len(set(e.tolist())) == 96 for e in epochs)
@@ -56,8 +65,8 @@ def test_batches(script: ModuleType) -> None:
 
 
 def test_equal_beginnings(script: ModuleType) -> None:
-    """Everyone starts from nn.LSTM's matrices and one classifier; LSTMs with layer normalization have all parameters in common, but for
-    those that are moved, each to a neighbouring float.
+    """Everyone starts from nn.LSTM's matrices and one classifier; LSTMs with layer normalization
+    have all parameters in common, but for those that are moved, each to a neighbouring float.
     """
     models = script.classifiers(HIDDEN, 3)
     lstm, ours = models[script.LSTM].rnn, models[script.OURS].rnn
@@ -66,18 +75,24 @@ def test_equal_beginnings(script: ModuleType) -> None:
     for name in (script.EAGER, script.OURS):
         for matrix in ("weight_ih_l0", "weight_hh_l0"):
             assert torch.equal(getattr(models[name].rnn, matrix), getattr(lstm, matrix))
-        torch.testing.assert_close(models[name].head.state_dict(), models[script.LSTM].head.state_dict(), atol=0, rtol=0)
+        torch.testing.assert_close(
+            models[name].head.state_dict(), models[script.LSTM].head.state_dict(), atol=0, rtol=0
+        )
     eager, moved = models[script.EAGER].state_dict(), models[script.MOVED].state_dict()
     torch.testing.assert_close(models[script.OURS].state_dict(), eager, atol=0, rtol=0)
     assert eager.keys() == moved.keys()
     for name, p in eager.items():
         steps = [torch.nextafter(p, torch.full_like(p, way)) for way in (math.inf, -math.inf)]
         assert ((moved[name] == steps[0]) | (moved[name] == steps[1])).all(), name
-    assert len({id(p) for model in models.values() for p in model.parameters()}) == sum(len(list(m.parameters())) for m in models.values())
+    assert len({id(p) for model in models.values() for p in model.parameters()}) == sum(
+        len(list(m.parameters())) for m in models.values()
+    )
 
 
 def test_same_curve(script: ModuleType) -> None:
-    """lntune's curve is eager's within what rounding does, and repeats; another eps is not within it, nor is nn.LSTM."""
+    """lntune's curve is eager's within what rounding does, and repeats; another eps is not within
+    it, nor is nn.LSTM.
+    """
     models = script.classifiers(HIDDEN, 3)
     other = script.classifiers(HIDDEN, 3)[script.OURS]
     other.rnn.eps = 1e-4
@@ -89,14 +104,18 @@ def test_same_curve(script: ModuleType) -> None:
     assert 0 < apart[script.MOVED] < allowed
     assert apart["other eps"] > 10 * allowed
     assert apart[script.LSTM] > 1000 * allowed
-    assert all(len(c.losses) == len(c.accuracies) == UPDATES // script.EVERY + 1 for c in found.values())
+    assert all(
+        len(c.losses) == len(c.accuracies) == UPDATES // script.EVERY + 1 for c in found.values()
+    )
     assert eager.losses[-1] < eager.losses[0]
     alone = script.classifiers(HIDDEN, 3)  # who else takes part changes nothing
     assert curves(script, {script.EAGER: alone[script.EAGER]})[script.EAGER].losses == eager.losses
 
 
 def test_reached(script: ModuleType) -> None:
-    """The first evaluation at or below the target counts, in updates and in seconds; never is infinite; differences are of the part asked for."""
+    """The first evaluation at or below the target counts, in updates and in seconds; never is
+    infinite; differences are of the part asked for.
+    """
     curve = script.Curve(losses=[2.0, 1.0, 0.5, 0.7], seconds=[1.0, 2.0, 4.0])
     assert [curve.reached(t) for t in (3, 1, 0.6, 0.1)] == [0, 10, 20, math.inf]
     assert [curve.seconds_to(t) for t in (3, 1, 0.6, 0.1)] == [0, 1, 3, math.inf]
@@ -106,19 +125,28 @@ def test_reached(script: ModuleType) -> None:
 
 
 def test_choice(script: ModuleType) -> None:
-    """Everyone gets the learning rate that did best for it; LSTMs with layer normalization share one."""
+    """Everyone gets the learning rate that did best for it; LSTMs with layer normalization share
+    one.
+    """
     tried = [
-        script.Tried(n, rate, loss, []) for n, losses in ((script.LSTM, (3, 1, 2)), (script.EAGER, (1, 2, 3))) for rate, loss in enumerate(losses)
+        script.Tried(n, rate, loss, [])
+        for n, losses in ((script.LSTM, (3, 1, 2)), (script.EAGER, (1, 2, 3)))
+        for rate, loss in enumerate(losses)
     ]
     chosen = script.choose(tried, script.Settings())
     assert chosen == {script.LSTM: 1, script.EAGER: 0, script.OURS: 0, script.MOVED: 0}
 
 
 def test_command(script: ModuleType, tmp_path: Path) -> None:
-    """The command prints the table and leaves it, its facts and a plot; what was not reached says so."""
+    """The command prints the table and leaves it, its facts and a plot; what was not reached says
+    so.
+    """
     app = typer.Typer()
     app.command()(script.main)
-    given = f"--seeds 2 --hidden {HIDDEN} --updates 20 --rates 0.001,0.01 --sweep-seeds 1 --targets 2.2,1e-6 --output {tmp_path / 'out'}"
+    given = (
+        f"--seeds 2 --hidden {HIDDEN} --updates 20 --rates 0.001,0.01 --sweep-seeds 1 --targets"
+        f" 2.2,1e-6 --output {tmp_path / 'out'}"
+    )
     done = CliRunner().invoke(app, given.split())
     assert done.exit_code == 0, done.output
     text = (tmp_path / "out" / "digits.txt").read_text(encoding="utf-8")
@@ -142,7 +170,9 @@ def test_command(script: ModuleType, tmp_path: Path) -> None:
 def test_missing_package(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scikit-learn the command says what to install."""
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sklearn" else find(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "sklearn" else find(name, *a)
+    )
     app = typer.Typer()
     app.command()(script.main)
     done = CliRunner().invoke(app, [])

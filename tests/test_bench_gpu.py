@@ -1,4 +1,6 @@
-"""The benchmark on a GPU, imagined: who is measured, on how many copies, against which bandwidth; and others' kernels."""
+"""The benchmark on a GPU, imagined: who is measured, on how many copies, against which bandwidth;
+and others' kernels.
+"""
 
 from __future__ import annotations
 
@@ -60,15 +62,24 @@ def by_torch(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-@pytest.mark.parametrize("op", ["layer_norm", "layer_norm_backward", "lnlstm_step", "lnlstm_step_backward"])
+@pytest.mark.parametrize(
+    "op", ["layer_norm", "layer_norm_backward", "lnlstm_step", "lnlstm_step_backward"]
+)
 def test_everyone_on_the_gpu(here: Here, op: str) -> None:
-    """Eager, the op as a user calls it and a copy are measured on the GPU's clock, the kernel is checked there, and the record is the GPU's."""
+    """Eager, the op as a user calls it and a copy are measured on the GPU's clock, the kernel is
+    checked there, and the record is the GPU's.
+    """
     case = Case(op, 64, "float32", 8)
     result = bench.run([case], 0.01, with_compile=False, device=here.device)
     (record,) = result.records
     assert {"eager", "tuned", "copy"} <= set(record.timings)
     assert len({len(t.samples_us) for t in record.timings.values()}) == 1
-    assert (record.role, record.status, record.case, record.device) == ("bench", "ok", case, here.device)
+    assert (record.role, record.status, record.case, record.device) == (
+        "bench",
+        "ok",
+        case,
+        here.device,
+    )
     assert record.message.startswith("default: ") and record.schedule and record.code.schedule
     assert record.errors and max(record.errors.values()) <= 1
     assert result.bandwidth is not None and result.bandwidth > 0
@@ -78,19 +89,37 @@ def test_everyone_on_the_gpu(here: Here, op: str) -> None:
 
 
 def test_kernel_against_copy(here: Here) -> None:
-    """With given outputs the kernel and a copy are measured, each with an output for each copy of the inputs."""
+    """With given outputs the kernel and a copy are measured, each with an output for each copy of
+    the inputs.
+    """
     (record,) = bench.run([CASE], 0.01, given_output=True, device=here.device).records
     assert set(record.timings) == {"tuned", "copy"}
     assert record.role == "bench-given-output"
 
 
 def test_the_command(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`lntune bench --target cuda` shows the share of what a large copy reaches, and how it compares with others' kernels."""
+    """`lntune bench --target cuda` shows the share of what a large copy reaches, and how it
+    compares with others' kernels.
+    """
     liger(monkeypatch, by_torch)
-    monkeypatch.setattr(Record, "disturbance", property(lambda _: ""))  # of which no figure is made, and who knows what else runs here
+    # of which no figure is made, and who knows what else runs here
+    monkeypatch.setattr(Record, "disturbance", property(lambda _: ""))
     file = tmp_path / "b.json"
     sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
-    done = CliRunner().invoke(app, ["bench", *sizes, "--target", "cuda", "--no-compile", "--time", "10ms", "--output", str(file)])
+    done = CliRunner().invoke(
+        app,
+        [
+            "bench",
+            *sizes,
+            "--target",
+            "cuda",
+            "--no-compile",
+            "--time",
+            "10ms",
+            "--output",
+            str(file),
+        ],
+    )
     assert done.exit_code == 0, done.output
     facts = json.loads(file.read_text())
     assert facts["copy_bandwidth"] > 0
@@ -109,14 +138,21 @@ def test_the_cpu_has_no_gpus_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others' kernels are there when their packages are, for layer norm with weight and bias alone."""
+    """Others' kernels are there when their packages are, for layer norm with weight and bias
+    alone.
+    """
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.layer_norm", None)
     monkeypatch.setitem(sys.modules, "lntune.commands.bench.triton_layer_norm", None)
     assert peers.calls(CASE, given()) == {}
     liger(monkeypatch, by_torch)
     assert set(peers.calls(CASE, given())) == {"liger"}
-    assert set(peers.calls(Case("layer_norm", 64, "float32", 8, "weight+bias"), given())) == {"liger"}
-    for other in (Case("layer_norm", 64, "float32", 8, "plain"), Case("lnlstm_step", 64, "float32", 8)):
+    assert set(peers.calls(Case("layer_norm", 64, "float32", 8, "weight+bias"), given())) == {
+        "liger"
+    }
+    for other in (
+        Case("layer_norm", 64, "float32", 8, "plain"),
+        Case("lnlstm_step", 64, "float32", 8),
+    ):
         assert peers.calls(other, given(other)) == {}
 
 
@@ -131,7 +167,9 @@ def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(call(), ops.get("layer_norm").baseline(CASE, values)())
 
 
-def test_who_does_not_take_the_case_is_left_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_take_the_case_is_left_out(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel of others' that refuses the case is not measured, and does not end the benchmark."""
 
     def refuses(*_: Any) -> Any:
@@ -143,11 +181,15 @@ def test_who_does_not_take_the_case_is_left_out(here: Here, monkeypatch: pytest.
 
 
 def test_without_a_torch_compile_that_works(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch.compile fails, as without a C compiler for Triton, the others are measured, and the record says why it is missing."""
+    """Where torch.compile fails, as without a C compiler for Triton, the others are measured, and
+    the record says why it is missing.
+    """
 
     def compiled(*_: Any) -> Any:
         def call() -> Any:
-            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+            raise RuntimeError(
+                "Failed to find C compiler. Please specify via CC environment variable."
+            )
 
         return [call] * 8
 
@@ -155,19 +197,38 @@ def test_without_a_torch_compile_that_works(here: Here, monkeypatch: pytest.Monk
     (record,) = bench.run([CASE], 0.01, with_compile=True, device=here.device).records
     assert record.status == "ok" and {"eager", "tuned", "copy"} <= set(record.timings)
     assert "compile" not in record.timings
-    assert record.message.endswith("; torch.compile left out: RuntimeError: Failed to find C compiler. Please specify via CC environment variable.")
+    assert record.message.endswith(
+        "; torch.compile left out: RuntimeError: Failed to find C compiler. Please specify via CC"
+        " environment variable."
+    )
 
 
 def test_tables_with_the_cards_bandwidth() -> None:
-    """The table has a column for the share of the card's bandwidth where that is known, and sentences about others' kernels."""
-    timings = {"tuned": Timing((10.0, 10.0), 10.0), "copy": Timing((11.0, 11.0), 11.0), "liger": Timing((15.0, 15.0), 15.0)}
+    """The table has a column for the share of the card's bandwidth where that is known, and
+    sentences about others' kernels.
+    """
+    timings = {
+        "tuned": Timing((10.0, 10.0), 10.0),
+        "copy": Timing((11.0, 11.0), 11.0),
+        "liger": Timing((15.0, 15.0), 15.0),
+    }
     case = Case("layer_norm", 1024, "float32", 4096)
-    record = Record(case=case, device=places.of(None).device, threads=1, schedule="s", knobs={}, status="ok", timings=timings)
+    record = Record(
+        case=case,
+        device=places.of(None).device,
+        threads=1,
+        schedule="s",
+        knobs={},
+        status="ok",
+        timings=timings,
+    )
     rows = rows_of([record])
     plain, told = cases_table(rows, "t"), cases_table(rows, "t", bandwidth=4e12)
     assert len(told.columns) == len(plain.columns) + 1
     (column,) = [i for i, c in enumerate(told.columns) if c.name == "of 4000 GB/s"]
-    assert [cells[column].plain for cells in told.rows] == [f"{100 * ops.get('layer_norm').bytes(case) / 10e-6 / 4e12:.0f}%"]
+    assert [cells[column].plain for cells in told.rows] == [
+        f"{100 * ops.get('layer_norm').bytes(case) / 10e-6 / 4e12:.0f}%"
+    ]
     assert peer_lines([record]) == ["geomean 1.50x over liger (1 case)"]
     assert peer_lines([]) == []
 
@@ -177,13 +238,20 @@ def test_tables_with_the_cards_bandwidth() -> None:
 def test_others_agree_with_eager(dtype: str) -> None:
     """On a GPU, those of others' kernels that are installed are layer norm."""
     case = Case("layer_norm", 1000, dtype, 64)
-    (values, *_) = places.of(launcher.device(0)).inputs(case)
+    values, *_ = places.of(launcher.device(0)).inputs(case)
     for call in peers.calls(case, values).values():
-        torch.testing.assert_close(call(), ops.get("layer_norm").baseline(case, values)(), rtol=2e-2, atol=2e-2 if dtype == "bfloat16" else 1e-4)
+        torch.testing.assert_close(
+            call(),
+            ops.get("layer_norm").baseline(case, values)(),
+            rtol=2e-2,
+            atol=2e-2 if dtype == "bfloat16" else 1e-4,
+        )
 
 
 def test_the_tutorials_kernel(tmp_path: Path) -> None:
-    """Where triton is installed its tutorial's kernel answers as eager does, in triton's interpreter."""
+    """Where triton is installed its tutorial's kernel answers as eager does, in triton's
+    interpreter.
+    """
     pytest.importorskip("triton")
     code = """
 import torch
@@ -192,7 +260,13 @@ for hidden in (64, 1000):
     x, weight, bias = torch.randn(5, hidden), torch.randn(hidden), torch.randn(hidden)
     torch.testing.assert_close(forward(x, weight, bias, 1e-5), torch.nn.functional.layer_norm(x, (hidden,), weight, bias, 1e-5))
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("this triton's interpreter does not go with a NumPy of 2.4 or newer")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""The benchmark of sequences on a GPU: equal contenders, every case written as it comes, one that fails costs itself."""
+"""The benchmark of sequences on a GPU: equal contenders, every case written as it comes, one that
+fails costs itself.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from typer.testing import CliRunner
 
 __all__ = ["here"]
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,12 +34,22 @@ def beside_the_script() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_contenders_agree_and_are_timed(here: Here, script: ModuleType, mode: str, dtype: str) -> None:
-    """Everyone is near float64, output and in training every gradient, before anyone is timed; on a GPU the eager loop is in a graph, too."""
+def test_contenders_agree_and_are_timed(
+    here: Here, script: ModuleType, mode: str, dtype: str
+) -> None:
+    """Everyone is near float64, output and in training every gradient, before anyone is timed; on a
+    GPU the eager loop is in a graph, too.
+    """
     case = script.Case(mode, dtype, 2, here.pick(64, 16))
-    result = script.measure(case, script.Settings(sequence=4, seconds=0.02, rounds=2), torch.device(here.name))
-    assert set(result.ms) == {script.EAGER, script.OURS} | ({script.GRAPH} if here.real else set()), result.notes
-    assert all(ms > 0 for ms in result.ms.values()) and set(result.faster) == set(result.ms) - {script.OURS}
+    result = script.measure(
+        case, script.Settings(sequence=4, seconds=0.02, rounds=2), torch.device(here.name)
+    )
+    assert set(result.ms) == {script.EAGER, script.OURS} | (
+        {script.GRAPH} if here.real else set()
+    ), result.notes
+    assert all(ms > 0 for ms in result.ms.values()) and set(result.faster) == set(result.ms) - {
+        script.OURS
+    }
     assert set(result.off) == {script.EAGER, script.OURS}
     assert result.off[script.OURS] <= max(script.TOLERANCES[dtype], 2 * result.off[script.EAGER])
 
@@ -56,14 +71,33 @@ def test_a_contender_that_loses_a_parameter_is_refused(script: ModuleType, name:
 
 
 def test_the_command(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Table and JSON have every case that was measured; one that fails is named, the others are kept, and the exit code says so."""
+    """Table and JSON have every case that was measured; one that fails is named, the others are
+    kept, and the exit code says so.
+    """
     app = typer.Typer()
     app.command()(script.main)
-    options = ["--target", "cpu", "--batch", "2", "--hidden", "8", "--dtype", "float32", "--sequence", "3", "--seconds", "0.01", "--rounds", "2"]
+    options = [
+        "--target",
+        "cpu",
+        "--batch",
+        "2",
+        "--hidden",
+        "8",
+        "--dtype",
+        "float32",
+        "--sequence",
+        "3",
+        "--seconds",
+        "0.01",
+        "--rounds",
+        "2",
+    ]
     done = CliRunner().invoke(app, [*options, "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "gpu_sequence.json").read_text())
-    assert [r["case"]["mode"] for r in facts["results"]] == list(script.MODES) and facts["failed"] == {}
+    assert [r["case"]["mode"] for r in facts["results"]] == list(script.MODES) and facts[
+        "failed"
+    ] == {}
     assert facts["geomean"][script.EAGER] > 0 and facts["device"]["kind"] == "cpu"
     assert "geomean" in (tmp_path / "gpu_sequence.txt").read_text()
     measure = script.measure
@@ -88,4 +122,6 @@ def test_without_a_gpu(script: ModuleType) -> None:
     app = typer.Typer()
     app.command()(script.main)
     done = CliRunner().invoke(app, [])
-    assert done.exit_code == 2 and "torch.cuda.is_available() is False" in " ".join(done.output.split())
+    assert done.exit_code == 2 and "torch.cuda.is_available() is False" in " ".join(
+        done.output.split()
+    )

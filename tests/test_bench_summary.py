@@ -1,4 +1,6 @@
-"""The README's table of gains: what other work disturbed is not quoted, whatever was thought of it when it was measured."""
+"""The README's table of gains: what other work disturbed is not quoted, whatever was thought of it
+when it was measured.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +32,33 @@ def change(results: Path, name: str, how: Any) -> None:
 
 def line(script: ModuleType, results: Path, begins: str) -> str:
     """A line of the table, without its name."""
-    (found,) = [row for row in script.markdown(results).splitlines() if row.startswith(f"| {begins} |")]
+    (found,) = [
+        row for row in script.markdown(results).splitlines() if row.startswith(f"| {begins} |")
+    ]
     return str(found.split("|")[2].strip())
 
 
 def stretched(facts: dict[str, Any]) -> None:
-    """Half of eager's samples of 1x1024 in float32 are of a scheduler's turn, as where others have the cores."""
-    record = next(r for r in facts["records"] if (r["case"]["hidden"], r["case"]["rows"], r["case"]["dtype"]) == (1024, 1, "float32"))
+    """Half of eager's samples of 1x1024 in float32 are of a scheduler's turn, as where others have
+    the cores.
+    """
+    record = next(
+        r
+        for r in facts["records"]
+        if (r["case"]["hidden"], r["case"]["rows"], r["case"]["dtype"]) == (1024, 1, "float32")
+    )
     samples = record["timings"]["eager"]["samples_us"]
-    record["timings"]["eager"] = {"samples_us": [8000.0 if i % 3 else s for i, s in enumerate(samples)], "median_us": 8000.0}
+    record["timings"]["eager"] = {
+        "samples_us": [8000.0 if i % 3 else s for i, s in enumerate(samples)],
+        "median_us": 8000.0,
+    }
     assert not record["busy"]
 
 
 def test_a_disturbed_case_is_not_quoted(script: ModuleType, results: Path) -> None:
-    """It is named as that in place of its figures, and is in no mean: the records count, not what was made of them when they were taken."""
+    """It is named as that in place of its figures, and is in no mean: the records count, not what
+    was made of them when they were taken.
+    """
     case, mean = "layer norm, float32, 1x1024", "geomean, layer norm"
     assert "x" in line(script, results, case)
     before = line(script, results, mean)
@@ -55,7 +70,9 @@ def test_a_disturbed_case_is_not_quoted(script: ModuleType, results: Path) -> No
 
 def test_all_are_disturbed(script: ModuleType, results: Path) -> None:
     """Then there is no mean, and the others' stays."""
-    change(results, "layer_norm.json", lambda facts: [r.update(busy=True) for r in facts["records"]])
+    change(
+        results, "layer_norm.json", lambda facts: [r.update(busy=True) for r in facts["records"]]
+    )
     assert line(script, results, "geomean, layer norm") == "48 disturbed"
     assert line(script, results, "geomean, layer norm backward").endswith("x of 36")
 

@@ -1,5 +1,5 @@
-"""The first minutes with a device, on the CPU: order of value, a budget that is kept, failures that are said. For kill -9 see
-test_killed_commands.py.
+"""The first minutes with a device, on the CPU: order of value, a budget that is kept, failures that
+are said. For kill -9 see test_killed_commands.py.
 """
 
 from __future__ import annotations
@@ -59,19 +59,37 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     schedule._load.cache_clear()
 
 
-def final(case: Case, at: str = "2026-01-01T00:00:00", tuned: float = 10.0, **fields: Any) -> Record:
+def final(
+    case: Case, at: str = "2026-01-01T00:00:00", tuned: float = 10.0, **fields: Any
+) -> Record:
     """A final of this CPU: eager takes 20 us, a copy 15."""
-    timings = {"tuned": Timing((tuned,), tuned), "eager": Timing((20.0,), 20.0), "copy": Timing((15.0,), 15.0)}
-    given = {"role": "final", "device": CPU, "schedule": "cached_rows", "code": CODE, "status": "ok", "timings": timings, "time": at, **fields}
+    timings = {
+        "tuned": Timing((tuned,), tuned),
+        "eager": Timing((20.0,), 20.0),
+        "copy": Timing((15.0,), 15.0),
+    }
+    given = {
+        "role": "final",
+        "device": CPU,
+        "schedule": "cached_rows",
+        "code": CODE,
+        "status": "ok",
+        "timings": timings,
+        "time": at,
+        **fields,
+    }
     return Record(case=case, threads=1, knobs={}, **given)
 
 
-# ------------------------------------------------------------------------------------------------------------------ order of value
+# --------------------------------------------------------------------------------------------------
+# order of value
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "gpu"])
 def test_the_plan_is_every_default_grid(device: Any) -> None:
-    """Each case of each operator's default grid is in the plan once, and what is dearer is never before what is worth more."""
+    """Each case of each operator's default grid is in the plan once, and what is dearer is never
+    before what is worth more.
+    """
     plan = value.cases(device)
     assert len(set(plan)) == len(plan)
     assert {case for op in ops.OPS.values() for case in op.grid} <= set(plan)
@@ -80,11 +98,16 @@ def test_the_plan_is_every_default_grid(device: Any) -> None:
 
 
 def test_what_comes_first_on_a_gpu() -> None:
-    """First layer norm's forward in bfloat16 and float32 on many rows of 1024 and 4096, then backward, then the LSTM's step."""
+    """First layer norm's forward in bfloat16 and float32 on many rows of 1024 and 4096, then
+    backward, then the LSTM's step.
+    """
     plan = value.cases(GPU)
     first = plan[:8]
     assert {(c.op, c.hidden, c.dtype, c.rows) for c in first} == {
-        ("layer_norm", hidden, dtype, rows) for hidden in (1024, 4096) for dtype in ("bfloat16", "float32") for rows in (4096, 32768)
+        ("layer_norm", hidden, dtype, rows)
+        for hidden in (1024, 4096)
+        for dtype in ("bfloat16", "float32")
+        for rows in (4096, 32768)
     }
     at = [next(i for i, case in enumerate(plan) if case.op == op) for op in value.OPS]
     assert at == sorted(at)
@@ -92,7 +115,9 @@ def test_what_comes_first_on_a_gpu() -> None:
 
 
 def test_every_size_has_its_step() -> None:
-    """Every hidden size and number of rows of a plan is in the tables: none falls to the last place because nobody thought of it."""
+    """Every hidden size and number of rows of a plan is in the tables: none falls to the last place
+    because nobody thought of it.
+    """
     for device in (CPU, GPU):
         for case in value.cases(device):
             family = value._FAMILY.get(case.op, case.op)
@@ -112,7 +137,9 @@ def test_choosing_operators_and_grids() -> None:
 
 
 def test_the_telling_cases() -> None:
-    """On a GPU the benchmark begins with what moves the most data and has every operator; of a plan without any of them it has the first."""
+    """On a GPU the benchmark begins with what moves the most data and has every operator; of a plan
+    without any of them it has the first.
+    """
     telling = value.telling(value.cases(GPU))
     assert len(telling) == len(value.TELLING)
     assert telling[0] == Case("layer_norm", 4096, "bfloat16", 32768)
@@ -121,32 +148,51 @@ def test_the_telling_cases() -> None:
     assert value.telling(SMALL) == SMALL
 
 
-# ----------------------------------------------------------------------------------------------------------- what the log knows
+# --------------------------------------------------------------------------------------------------
+# what the log knows
 
 
 def test_the_log_is_the_memory(log_dir: Path) -> None:
-    """A case counts as tuned when the log has a final of this device and of the schedule as it is now, in whatever row of its bucket."""
-    case, stale, foreign, missing = (Case("layer_norm", hidden, "float32", 24) for hidden in (192, 193, 194, 195))
+    """A case counts as tuned when the log has a final of this device and of the schedule as it is
+    now, in whatever row of its bucket.
+    """
+    case, stale, foreign, missing = (
+        Case("layer_norm", hidden, "float32", 24) for hidden in (192, 193, 194, 195)
+    )
     records.append(log_dir, final(msgspec.structs.replace(case, rows=100)))
     records.append(log_dir, final(stale, code=Code("of yesterday")))
-    records.append(log_dir, final(foreign, device=msgspec.structs.replace(CPU, cores=CPU.cores + 1)))
+    records.append(
+        log_dir, final(foreign, device=msgspec.structs.replace(CPU, cores=CPU.cores + 1))
+    )
     assert list(known.finals(CPU, [case, stale, foreign, missing])) == [case]
 
 
 def test_a_benchmark_is_known_until_the_case_is_tuned_again(log_dir: Path) -> None:
-    """A benchmark in the log is not measured again, unless there is a newer final; one that eager mode serves has no schedule."""
+    """A benchmark in the log is not measured again, unless there is a newer final; one that eager
+    mode serves has no schedule.
+    """
     case, eager = SMALL[0], SMALL[1]
     records.append(log_dir, final(case, "2026-01-01T00:00:00"))
     records.append(log_dir, final(case, "2026-01-02T00:00:00", role=known.BENCH))
-    records.append(log_dir, final(eager, "2026-01-02T00:00:00", role=known.BENCH, schedule="eager", code=Code()))
+    records.append(
+        log_dir,
+        final(eager, "2026-01-02T00:00:00", role=known.BENCH, schedule="eager", code=Code()),
+    )
     assert list(known.benchmarked(CPU, SMALL)) == [case, eager]
     records.append(log_dir, final(case, "2026-01-03T00:00:00"))
     assert list(known.benchmarked(CPU, SMALL)) == [eager]
 
 
 def test_failures_are_counted_by_kind(log_dir: Path) -> None:
-    """Trials are counted by status and each kind of failure has an example; finals and benchmarks that went well are no trials."""
-    for status, message in (("ok", ""), ("wrong", "y: error 1"), ("wrong", "y: error 2"), ("timeout", "no answer")):
+    """Trials are counted by status and each kind of failure has an example; finals and benchmarks
+    that went well are no trials.
+    """
+    for status, message in (
+        ("ok", ""),
+        ("wrong", "y: error 1"),
+        ("wrong", "y: error 2"),
+        ("timeout", "no answer"),
+    ):
         records.append(log_dir, final(SMALL[0], role="trial", status=status, message=message))
     records.append(log_dir, final(SMALL[0]))
     records.append(log_dir, final(SMALL[0], status="run", message="died"))
@@ -156,11 +202,14 @@ def test_failures_are_counted_by_kind(log_dir: Path) -> None:
     assert "y: error 2" in examples["wrong"] and str(SMALL[0]) in examples["wrong"]
 
 
-# ------------------------------------------------------------------------------------------------------------------- the target
+# --------------------------------------------------------------------------------------------------
+# the target
 
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU by name or, with a note, where there is no GPU; a GPU that is not here, and one by its architecture, are refused with a reason."""
+    """The CPU by name or, with a note, where there is no GPU; a GPU that is not here, and one by
+    its architecture, are refused with a reason.
+    """
     monkeypatch.setattr(driver, "count", lambda: 0)
     monkeypatch.setattr(driver, "missing", lambda: "libcuda.so.1 is not there")
     assert place.find("cpu") == (CPU, "")
@@ -179,23 +228,34 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="built for CUDA"):
         place.find("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(driver, "device", lambda ordinal: msgspec.structs.replace(GPU, name=f"number {ordinal}"))
-    assert [place.find(target)[0].name for target in ("", "cuda", "cuda:1")] == ["number 0", "number 0", "number 1"]
+    monkeypatch.setattr(
+        driver, "device", lambda ordinal: msgspec.structs.replace(GPU, name=f"number {ordinal}")
+    )
+    assert [place.find(target)[0].name for target in ("", "cuda", "cuda:1")] == [
+        "number 0",
+        "number 0",
+        "number 1",
+    ]
     with pytest.raises(InputError, match="there are 2"):
         place.find("cuda:2")
 
 
-# ----------------------------------------------------------------------------------------------------------------- the steps
+# --------------------------------------------------------------------------------------------------
+# the steps
 
 
 def test_steps_in_a_child(faulty: None) -> None:
-    """Each step gives its answer from a process of its own; one that kills the process, hangs or raises costs itself and nothing else."""
+    """Each step gives its answer from a process of its own; one that kills the process, hangs or
+    raises costs itself and nothing else.
+    """
     case = SMALL[0]
 
     def smoke(name: str) -> Smoke:
         from lntune.measure.trial import Candidate
 
-        return Smoke(Job(case, CPU, (Candidate.of(name, schedule.get(name).default(case, CPU)),), 0.01))
+        return Smoke(
+            Job(case, CPU, (Candidate.of(name, schedule.get(name).default(case, CPU)),), 0.01)
+        )
 
     with Helper() as helper:
         right = helper.do(smoke("cached_rows"), 60).outcome
@@ -208,16 +268,22 @@ def test_steps_in_a_child(faulty: None) -> None:
         ):
             failed = helper.do(smoke(name), 0.5 if name == "hangs" else 60).outcome
             assert failed is not None and failed.status == status and says in failed.message
-        (verified,) = helper.do(Verify(msgspec.structs.replace(case, variant="plain"), CPU), 60).results
+        (verified,) = helper.do(
+            Verify(msgspec.structs.replace(case, variant="plain"), CPU), 60
+        ).results
         assert verified.ok and verified.case.variant == "plain"
-        assert helper.do(Verify(msgspec.structs.replace(case, variant="plane"), CPU), 60).error.startswith("UnknownNameError")
+        assert helper.do(
+            Verify(msgspec.structs.replace(case, variant="plane"), CPU), 60
+        ).error.startswith("UnknownNameError")
         assert not helper.do(Copy(CPU), 60).error
         record = helper.do(Bench(case, CPU, 0.05, False), 60).record
         assert record is not None and {"eager", "tuned", "copy"} <= set(record.timings)
 
 
 def test_a_gpu_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that fails and leaves the device's context broken says so, and the next one gets another child; one that fails alone does not."""
+    """A step that fails and leaves the device's context broken says so, and the next one gets
+    another child; one that fails alone does not.
+    """
     from lntune.commands import check as verification
     from lntune.measure import trial
 
@@ -238,7 +304,8 @@ def test_a_gpu_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(stopped) is bool(broken)
 
 
-# ---------------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------------------
+# whole runs
 
 
 class InProcess:
@@ -262,8 +329,14 @@ class InProcess:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How good figures are is no matter here, only that they are there: whatever the budget, what ends a stage is measured briefly."""
-    for module, name, value_ in ((yardstick, "_LARGEST", 1 << 24), (yardstick, "SECONDS", 0.05), (loop, "FINAL_SHARE", 1e-4)):
+    """How good figures are is no matter here, only that they are there: whatever the budget, what
+    ends a stage is measured briefly.
+    """
+    for module, name, value_ in (
+        (yardstick, "_LARGEST", 1 << 24),
+        (yardstick, "SECONDS", 0.05),
+        (loop, "FINAL_SHARE", 1e-4),
+    ):
         monkeypatch.setattr(module, name, value_)
     monkeypatch.setattr(bringup, "BENCH_SECONDS", 0.05)
 
@@ -275,46 +348,88 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go(seconds: float = 300, **changes: Any) -> tuple[report.Summary, str]:
-    """A bringup of the small grid on the CPU, two candidates a case, without torch.compile: (summary, what it printed). It is done long before
-    its time is over, unless the machine is very busy.
+    """A bringup of the small grid on the CPU, two candidates a case, without torch.compile:
+    (summary, what it printed). It is done long before its time is over, unless the machine is very
+    busy.
     """
     out = io.StringIO()
-    given = {"seconds": seconds, "target": "cpu", "ops": ("layer_norm",), "grid": "small", "trials": 2, "with_compile": False, **changes}
-    return bringup.run(bringup.Settings(**given), Console(file=out, width=200, highlight=False)), out.getvalue()
+    given = {
+        "seconds": seconds,
+        "target": "cpu",
+        "ops": ("layer_norm",),
+        "grid": "small",
+        "trials": 2,
+        "with_compile": False,
+        **changes,
+    }
+    return (
+        bringup.run(bringup.Settings(**given), Console(file=out, width=200, highlight=False)),
+        out.getvalue(),
+    )
 
 
 @pytest.mark.slow
-def test_a_bringup_and_the_same_again(log_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage is done and in the log: smoke check, tuning, verification, benchmark, summary in both forms. The same command then finds
-    the case and its benchmark known, and checks again what serves it.
+def test_a_bringup_and_the_same_again(
+    log_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage is done and in the log: smoke check, tuning, verification, benchmark, summary in
+    both forms. The same command then finds the case and its benchmark known, and checks again what
+    serves it.
     """
     found, text = go(ops=("layer_norm", "layer_norm_backward"), output=tmp_path / "out")
     assert found.ok, text
-    assert [stage.name for stage in found.stages] == ["doctor", "copy", "smoke", "tune", "verify", "bench"]
+    assert [stage.name for stage in found.stages] == [
+        "doctor",
+        "copy",
+        "smoke",
+        "tune",
+        "verify",
+        "bench",
+    ]
     assert found.copy_gbps is not None and found.copy_gbps > 0
     assert len(found.smoke) == 4 and all(one.works for one in found.smoke)
     assert (found.tuned, found.known, found.left) == (2, 0, [])
     assert (found.verified, found.not_verified, found.wrong) == (2 + 1 + 2, 0, [])
-    assert {row.op for row in found.benchmarks} == {"layer_norm", "layer_norm_backward"} and not found.not_benchmarked
-    assert all(o.tuned == o.planned == o.benchmarked == 1 and (o.over_eager or o.disturbed) for o in found.operators)
+    assert {row.op for row in found.benchmarks} == {
+        "layer_norm",
+        "layer_norm_backward",
+    } and not found.not_benchmarked
+    assert all(
+        o.tuned == o.planned == o.benchmarked == 1 and (o.over_eager or o.disturbed)
+        for o in found.operators
+    )
     logged = records.read([log_dir])
     assert {"trial", "final", known.BENCH} == {record.role for record in logged}
-    assert sum(record.role == "trial" for record in logged) == sum(found.trials.values()) == 4 + 2 * 2
-    written = msgspec.json.decode((tmp_path / "out" / "summary.json").read_bytes(), type=report.Summary)
+    assert (
+        sum(record.role == "trial" for record in logged) == sum(found.trials.values()) == 4 + 2 * 2
+    )
+    written = msgspec.json.decode(
+        (tmp_path / "out" / "summary.json").read_bytes(), type=report.Summary
+    )
     assert written.stages == found.stages and written.operators == found.operators
     text = (tmp_path / "out" / "summary.txt").read_text()
-    assert "layer_norm" in text and "next: lntune report" in text and str(log_dir / CPU.slug) in text
+    assert (
+        "layer_norm" in text and "next: lntune report" in text and str(log_dir / CPU.slug) in text
+    )
 
     monkeypatch.setattr(bringup, "Helper", InProcess)
     again, _ = go()
     assert again.ok
     assert (again.tuned, again.known, again.left, again.verified) == (0, 1, [], 2)
-    assert [r.role for r in records.read([log_dir]) if r not in logged] == ["trial", "trial"], "the smoke check, and no more"
+    assert [r.role for r in records.read([log_dir]) if r not in logged] == [
+        "trial",
+        "trial",
+    ], "the smoke check, and no more"
 
 
-def tuned(monkeypatch: pytest.MonkeyPatch, takes: float, settings: bringup.Settings, works: tuple[str, ...]) -> list[list[Case]]:
-    """The calls of the tuner that a run makes on a clock of its own, on which every case takes `takes` seconds of those it is given; none
-    waits.
+def tuned(
+    monkeypatch: pytest.MonkeyPatch,
+    takes: float,
+    settings: bringup.Settings,
+    works: tuple[str, ...],
+) -> list[list[Case]]:
+    """The calls of the tuner that a run makes on a clock of its own, on which every case takes
+    `takes` seconds of those it is given; none waits.
     """
     clock = [0.0]
     calls: list[list[Case]] = []
@@ -326,8 +441,17 @@ def tuned(monkeypatch: pytest.MonkeyPatch, takes: float, settings: bringup.Setti
         return types.SimpleNamespace(finals=[], trials=0, interrupted=False)
 
     monkeypatch.setattr(bringup, "tune", fake)
-    made = bringup._Bringup(settings, CPU, "", value.cases(CPU, settings.ops, settings.grid), Console(file=io.StringIO()))
-    made.found.smoke = [report.Smoked(Case(op, 8, "float32", 1), "s", "ok" if op in works else "run", "") for op in ops.OPS]
+    made = bringup._Bringup(
+        settings,
+        CPU,
+        "",
+        value.cases(CPU, settings.ops, settings.grid),
+        Console(file=io.StringIO()),
+    )
+    made.found.smoke = [
+        report.Smoked(Case(op, 8, "float32", 1), "s", "ok" if op in works else "run", "")
+        for op in ops.OPS
+    ]
     helper = types.SimpleNamespace(start_seconds=2.0)
     made.tune(helper)  # type: ignore[arg-type]
     kept = (bringup.SHARES["verify"] + bringup.SHARES["bench"]) * settings.seconds
@@ -336,15 +460,19 @@ def tuned(monkeypatch: pytest.MonkeyPatch, takes: float, settings: bringup.Setti
 
 
 def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
-    """New cases come first and the most valuable first, no more of them than there is time for; what a case does not use goes on to further
-    ones; those of an operator that failed the smoke check come last; known ones are tuned again when all are done.
+    """New cases come first and the most valuable first, no more of them than there is time for;
+    what a case does not use goes on to further ones; those of an operator that failed the smoke
+    check come last; known ones are tuned again when all are done.
     """
-    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])  # not the shipped logs, which may be of this CPU
+    # not the shipped logs, which may be of this CPU
+    monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
     plan = value.cases(CPU)
     settings = bringup.Settings(seconds=100)
     (only,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, tuple(ops.OPS))
     assert only == plan[: int((100 - 30 - 2) / bringup.CASE_SECONDS[CPU.kind])]
-    first, second, *_ = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind] / 2, settings, tuple(ops.OPS))
+    first, second, *_ = tuned(
+        monkeypatch, bringup.CASE_SECONDS[CPU.kind] / 2, settings, tuple(ops.OPS)
+    )
     assert first == only and second == plan[len(first) : len(first) + len(second)] and second
     (without,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, ("lnlstm_step",))
     assert {case.op for case in without} == {"lnlstm_step"}
@@ -352,14 +480,18 @@ def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_d
         records.append(log_dir, final(case))
     new, again, *_ = tuned(monkeypatch, 1.0, settings, tuple(ops.OPS))
     assert new == plan[:5] and again[0] == plan[5]
-    assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=100, trials=2), tuple(ops.OPS)) == [plan[:5]]
+    assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=100, trials=2), tuple(ops.OPS)) == [
+        plan[:5]
+    ]
     assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=5), tuple(ops.OPS)) == []
 
 
 @pytest.mark.slow
-def test_an_operator_that_fails(faulty: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
-    """An operator whose default knobs crash is named in the first seconds, logged, and tuned after the others; the
-    others are tuned, and the whole is no success.
+def test_an_operator_that_fails(
+    faulty: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path
+) -> None:
+    """An operator whose default knobs crash is named in the first seconds, logged, and tuned after
+    the others; the others are tuned, and the whole is no success.
     """
     plans = schedule.for_op
 
@@ -376,7 +508,11 @@ def test_an_operator_that_fails(faulty: None, monkeypatch: pytest.MonkeyPatch, l
     assert [o.tuned for o in found.operators if o.op == "layer_norm_backward"] == [1]
     assert found.trials["run"] >= 1 and "aborts" in found.failures["run"]
     assert any("failed the smoke check" in step for step in found.next)
-    tried = [r.case.op for r in sorted(records.read([log_dir]), key=lambda r: r.time) if r.case in SMALL and r.role == "trial"]
+    tried = [
+        r.case.op
+        for r in sorted(records.read([log_dir]), key=lambda r: r.time)
+        if r.case in SMALL and r.role == "trial"
+    ]
     assert tried == sorted(tried, reverse=True), "layer_norm_backward first"
 
 
@@ -386,15 +522,23 @@ def test_nothing_works(in_process: None, faulty: None, monkeypatch: pytest.Monke
     found, _ = go()
     assert not found.ok and found.tuned == 0
     assert [stage.name for stage in found.stages] == ["doctor", "copy", "smoke"]
-    assert found.next == ["nothing works on this device yet: see lntune doctor and the messages above"]
+    assert found.next == [
+        "nothing works on this device yet: see lntune doctor and the messages above"
+    ]
     assert "cannot schedule this" in found.smoke[0].message
 
 
 def test_too_little_time(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget that is over before the smoke check is done ends it there, says how much was not reached, and is no success."""
+    """A budget that is over before the smoke check is done ends it there, says how much was not
+    reached, and is no success.
+    """
     clock = iter(range(1000))
     left = bringup._Bringup.left
-    monkeypatch.setattr(bringup._Bringup, "left", lambda self, reserved=0.0: left(self, reserved) - 150 * next(clock))
+    monkeypatch.setattr(
+        bringup._Bringup,
+        "left",
+        lambda self, reserved=0.0: left(self, reserved) - 150 * next(clock),
+    )
     found, text = go()
     assert 0 < len(found.smoke) < 2 and found.not_smoked == 2 - len(found.smoke)
     assert not found.ok and "1 not reached" in text
@@ -405,10 +549,14 @@ def test_no_schedule_for_the_device(in_process: None, monkeypatch: pytest.Monkey
     """An operator without a schedule for the device fails its smoke check with that reason."""
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {})
     found, _ = go()
-    assert {(one.status, one.message) for one in found.smoke} == {("invalid", "layer_norm has no schedule for a cpu")}
+    assert {(one.status, one.message) for one in found.smoke} == {
+        ("invalid", "layer_norm has no schedule for a cpu")
+    }
 
 
-def test_a_wrong_kernel_is_found(in_process: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path) -> None:
+def test_a_wrong_kernel_is_found(
+    in_process: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path
+) -> None:
     """A kernel that serves calls and is wrong is named in the summary, which then is no success."""
     records.append(log_dir, final(SMALL[0]))
     do = InProcess.do
@@ -416,7 +564,13 @@ def test_a_wrong_kernel_is_found(in_process: None, monkeypatch: pytest.MonkeyPat
     def spoiled(self: InProcess, step: steps.Step, seconds: float, patient: bool = False) -> Answer:
         answer = do(self, step, seconds, patient)
         if isinstance(step, Verify):
-            return msgspec.structs.replace(answer, results=[msgspec.structs.replace(r, ok=False, message="y: far off") for r in answer.results])
+            return msgspec.structs.replace(
+                answer,
+                results=[
+                    msgspec.structs.replace(r, ok=False, message="y: far off")
+                    for r in answer.results
+                ],
+            )
         return answer
 
     monkeypatch.setattr(InProcess, "do", spoiled)
@@ -426,8 +580,12 @@ def test_a_wrong_kernel_is_found(in_process: None, monkeypatch: pytest.MonkeyPat
     assert "wrong" in found.next[0]
 
 
-def test_a_busy_machine_is_no_fault_of_a_kernel(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps whose limit is to find what hangs get more time where others take the cores; those that the budget limits do not."""
+def test_a_busy_machine_is_no_fault_of_a_kernel(
+    in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps whose limit is to find what hangs get more time where others take the cores; those that
+    the budget limits do not.
+    """
     asked: dict[type, set[bool]] = {}
 
     def do(self: InProcess, step: steps.Step, seconds: float, patient: bool = False) -> Answer:
@@ -435,17 +593,29 @@ def test_a_busy_machine_is_no_fault_of_a_kernel(in_process: None, monkeypatch: p
         return Answer("not done")
 
     monkeypatch.setattr(InProcess, "do", do)
-    monkeypatch.setattr(bringup._Bringup, "tune", lambda self, helper: self.found.tuned.update({SMALL[0]: final(SMALL[0])}) or "")
-    monkeypatch.setattr(bringup.known, "finals", lambda device, cases: {case: final(case) for case in cases})
+    monkeypatch.setattr(
+        bringup._Bringup,
+        "tune",
+        lambda self, helper: self.found.tuned.update({SMALL[0]: final(SMALL[0])}) or "",
+    )
+    monkeypatch.setattr(
+        bringup.known, "finals", lambda device, cases: {case: final(case) for case in cases}
+    )
     monkeypatch.setattr(bringup.Smoked, "works", True)
     go()
     assert asked == {Copy: {False}, Smoke: {True}, Verify: {True}, Bench: {False}}
 
 
 def test_an_interrupt_leaves_a_summary(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C, and SIGTERM and SIGHUP as a command takes them, end the run with a summary of what was found."""
+    """Ctrl-C, and SIGTERM and SIGHUP as a command takes them, end the run with a summary of what
+    was found.
+    """
     for sent in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        monkeypatch.setattr(bringup._Bringup, "smoke", lambda self, helper, sent=sent: os.kill(os.getpid(), sent) or time.sleep(5) or "")
+        monkeypatch.setattr(
+            bringup._Bringup,
+            "smoke",
+            lambda self, helper, sent=sent: os.kill(os.getpid(), sent) or time.sleep(5) or "",
+        )
         with interrupts.as_ctrl_c() as came:
             found, _ = go()
         assert found.interrupted and not found.ok
@@ -460,7 +630,9 @@ def test_a_summary_that_cannot_be_written(in_process: None, tmp_path: Path) -> N
         go(output=tmp_path / "file" / "out")
 
 
-def test_a_log_that_cannot_be_written(in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_written(
+    in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first record shows it, with the remedy."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(tmp_path / "file" / "log"))
@@ -468,7 +640,8 @@ def test_a_log_that_cannot_be_written(in_process: None, tmp_path: Path, monkeypa
         go()
 
 
-# ----------------------------------------------------------------------------------------------------------- the summary
+# --------------------------------------------------------------------------------------------------
+# the summary
 
 
 def a_summary(**changes: Any) -> report.Summary:
@@ -478,11 +651,23 @@ def a_summary(**changes: Any) -> report.Summary:
 
 
 def test_the_summary_in_words(log_dir: Path) -> None:
-    """What a person needs is said: copy, smoke, failures by kind, slower cases, wrong kernels, what was not reached, the log, what next."""
+    """What a person needs is said: copy, smoke, failures by kind, slower cases, wrong kernels, what
+    was not reached, the log, what next.
+    """
     records.append(log_dir, final(SMALL[0], tuned=25.0))
     records.append(log_dir, final(SMALL[0], role="trial", status="wrong", message="y: error 1"))
-    smoke = [report.Smoked(SMALL[0], "cached_rows", "ok", ""), report.Smoked(SMALL[1], "x", "run", "SIGSEGV")]
-    found = outcome.Found(copy_gbps=1234.5, smoke=smoke, wrong=["a case: y"], verified=3, not_verified=2, not_benchmarked={"a case": "over"})
+    smoke = [
+        report.Smoked(SMALL[0], "cached_rows", "ok", ""),
+        report.Smoked(SMALL[1], "x", "run", "SIGSEGV"),
+    ]
+    found = outcome.Found(
+        copy_gbps=1234.5,
+        smoke=smoke,
+        wrong=["a case: y"],
+        verified=3,
+        not_verified=2,
+        not_benchmarked={"a case": "over"},
+    )
     made = outcome.summary(CPU, "a note", SMALL, found, 1, 12.0, 60.0)
     text = "\n".join(report.lines(made))
     for part in (
@@ -505,33 +690,66 @@ def test_the_summary_in_words(log_dir: Path) -> None:
 
 
 def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
-    """A kernel is held against a copy where the data is far beyond the last cache, and only there."""
+    """A kernel is held against a copy where the data is far beyond the last cache, and only
+    there.
+    """
     device = msgspec.structs.replace(CPU, l3=1 << 20)
-    cached, beyond = Case("layer_norm", 256, "float32", 32), Case("layer_norm", 4096, "float32", 4096)
-    made = report.operator("layer_norm", 2, [final(case, device=device) for case in (cached, beyond)], [])
+    cached, beyond = (
+        Case("layer_norm", 256, "float32", 32),
+        Case("layer_norm", 4096, "float32", 4096),
+    )
+    made = report.operator(
+        "layer_norm", 2, [final(case, device=device) for case in (cached, beyond)], []
+    )
     assert made.of_copy == made.smallest_of_copy == pytest.approx(1.5)
     assert report.operator("layer_norm", 2, [final(cached, device=device)], []).of_copy is None
 
 
 def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
-    """A final and a benchmark whose times are those of other work on the machine, 10752 times eager's, make no figure, and a line says so."""
+    """A final and a benchmark whose times are those of other work on the machine, 10752 times
+    eager's, make no figure, and a line says so.
+    """
     sound, wrong = Case("layer_norm", 256, "float32", 32), Case("layer_norm", 4096, "float32", 4096)
-    far = {"tuned": Timing((0.744,), 0.744), "eager": Timing((8000.0,), 8000.0), "copy": Timing((15.0,), 15.0)}
+    far = {
+        "tuned": Timing((0.744,), 0.744),
+        "eager": Timing((8000.0,), 8000.0),
+        "copy": Timing((15.0,), 15.0),
+    }
     records_ = [final(sound), final(wrong, timings=far)]
     made = report.operator(
-        "layer_norm", 2, records_, [final(sound, role="bench", busy=True, timings={**records_[0].timings, "compile": far["copy"]})]
+        "layer_norm",
+        2,
+        records_,
+        [
+            final(
+                sound,
+                role="bench",
+                busy=True,
+                timings={**records_[0].timings, "compile": far["copy"]},
+            )
+        ],
     )
-    assert (made.tuned, made.over_eager, made.slower_than_eager, made.disturbed) == (2, pytest.approx(2.0), [], 2)
+    assert (made.tuned, made.over_eager, made.slower_than_eager, made.disturbed) == (
+        2,
+        pytest.approx(2.0),
+        [],
+        2,
+    )
     assert (made.benchmarked, made.over_better, made.of_copy) == (1, None, None)
     for record in records_:
         records.append(log_dir, record)
     summed = outcome.summary(CPU, "", [sound, wrong], outcome.Found(), 0, 1.0, 1.0)
-    assert "1 measurement was disturbed by other work on the machine and left out: neither times nor ratios of these hold" in report.lines(summed)
+    assert (
+        "1 measurement was disturbed by other work on the machine and left out: neither times nor"
+        " ratios of these hold" in report.lines(summed)
+    )
 
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_the_command(ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Options become settings, the log folder holds during the run, the exit code is 0 or 1, and --json has the whole summary."""
+    """Options become settings, the log folder holds during the run, the exit code is 0 or 1, and
+    --json has the whole summary.
+    """
     seen: list[Any] = []
 
     def fake(settings: bringup.Settings, out: Console) -> report.Summary:
@@ -556,7 +774,12 @@ def test_the_command(ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ]
     done = CliRunner().invoke(app, ["bringup", *options, "--log-dir", str(tmp_path), "--json"])
     assert done.exit_code == (0 if ok else 1)
-    assert seen == [(bringup.Settings(120, "cpu", ("layer_norm", "lnlstm_step"), "small", 4, False, 3), str(tmp_path))]
+    assert seen == [
+        (
+            bringup.Settings(120, "cpu", ("layer_norm", "lnlstm_step"), "small", 4, False, 3),
+            str(tmp_path),
+        )
+    ]
     assert json.loads(done.stdout)["ok"] is ok
     assert "tuned" in CliRunner().invoke(app, ["bringup"]).stdout
 
@@ -567,9 +790,12 @@ def test_outcomes_are_records(log_dir: Path) -> None:
     assert set(measured(outcome_)) <= set(Record.__struct_fields__)
 
 
-def test_a_bringup_on_an_imagined_gpu(in_process: None, here: Here, log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage works with a GPU as the target: kernels are built ahead for it, run by the tuner's own processes, verified and benchmarked
-    as they serve calls on its tensors, and logged as its own.
+def test_a_bringup_on_an_imagined_gpu(
+    in_process: None, here: Here, log_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage works with a GPU as the target: kernels are built ahead for it, run by the
+    tuner's own processes, verified and benchmarked as they serve calls on its tensors, and logged
+    as its own.
     """
     if here.real:
         found, text = go(target="cuda", ops=(), with_compile=True)
@@ -579,19 +805,32 @@ def test_a_bringup_on_an_imagined_gpu(in_process: None, here: Here, log_dir: Pat
     assert found.ok, f"{text}\n{found}"
     assert found.target == here.device.isa and found.left == []
     assert all(one.works for one in found.smoke)
-    assert found.tuned == len(found.operators) and found.verified >= 2 * found.tuned and found.wrong == []
+    assert (
+        found.tuned == len(found.operators)
+        and found.verified >= 2 * found.tuned
+        and found.wrong == []
+    )
     assert len(found.benchmarks) == found.tuned and not found.not_benchmarked
     assert {record.device for record in records.read([log_dir])} == {here.device}
-    assert "cuda" in {record.case.op: record.device.target()["kind"] for record in records.read([log_dir])}.values()
+    assert (
+        "cuda"
+        in {
+            record.case.op: record.device.target()["kind"] for record in records.read([log_dir])
+        }.values()
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_of_steps(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal one live line, removed at the end; elsewhere plain lines, no more than one in five seconds."""
+    """On a terminal one live line, removed at the end; elsewhere plain lines, no more than one in
+    five seconds.
+    """
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     out = io.StringIO()
-    with progress.StepProgress(Console(file=out, width=100, force_terminal=terminal, highlight=False), "verify", 3) as step:
+    with progress.StepProgress(
+        Console(file=out, width=100, force_terminal=terminal, highlight=False), "verify", 3
+    ) as step:
         for what in ("first", "second", "third"):
             step(what)
             clock[0] += 3

@@ -1,4 +1,6 @@
-"""One schedule of the user's that is broken, in whatever way: it is said once and left out, and everything else goes on."""
+"""One schedule of the user's that is broken, in whatever way: it is said once and left out, and
+everything else goes on.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,20 @@ SCHEDULES = (Schedule("mine", "layer_norm", "cpu", Knobs, default, valid, apply)
 """
 DIVIDED = r"failed on layer_norm .*: ZeroDivisionError"
 BROKEN = {
-    "import": (MINE + "1 / 0\n", "the schedule file does not load: ZeroDivisionError: division by zero"),
+    "import": (
+        MINE + "1 / 0\n",
+        "the schedule file does not load: ZeroDivisionError: division by zero",
+    ),
     "exit": (MINE + "raise SystemExit(1)\n", "the schedule file does not load: SystemExit: 1"),
-    "default": (MINE.replace("return Knobs()", "return 1 / 0"), rf"default\(\) of 'mine' {DIVIDED}"),
+    "default": (
+        MINE.replace("return Knobs()", "return 1 / 0"),
+        rf"default\(\) of 'mine' {DIVIDED}",
+    ),
     "valid": (MINE.replace("return None", "return 1 / 0"), rf"valid\(\) of 'mine' {DIVIDED}"),
-    "space": (MINE.replace("return None", "return 1 / 0 if knobs.lanes == 4 else None"), rf"valid\(\) of 'mine' {DIVIDED}"),
+    "space": (
+        MINE.replace("return None", "return 1 / 0 if knobs.lanes == 4 else None"),
+        rf"valid\(\) of 'mine' {DIVIDED}",
+    ),
     "apply": (MINE, r"mine \(lanes=2\) failed on layer_norm .*: ValueError: applied"),
 }
 """What is broken: the file, and what is said of it."""
@@ -66,7 +77,9 @@ BROKEN = {
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """`broken("valid")` puts a schedule into the user's folder whose `valid` fails and gives the expression that what is said of it matches."""
+    """`broken("valid")` puts a schedule into the user's folder whose `valid` fails and gives the
+    expression that what is said of it matches.
+    """
     file = tmp_path / "schedules" / "cpu" / "mine.py"
     file.parent.mkdir(parents=True)
 
@@ -110,8 +123,12 @@ def heard(call: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["import", "exit", "valid", "apply"])
-def test_calls_are_served_by_the_others(what: str, broken: Callable[[str], str], log_dir: Path) -> None:
-    """A record of a schedule that is broken now is passed over, and so is the schedule: a shipped one serves, on its kernel. Said once."""
+def test_calls_are_served_by_the_others(
+    what: str, broken: Callable[[str], str], log_dir: Path
+) -> None:
+    """A record of a schedule that is broken now is passed over, and so is the schedule: a shipped
+    one serves, on its kernel. Said once.
+    """
     said = broken(what)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +137,12 @@ def test_calls_are_served_by_the_others(what: str, broken: Callable[[str], str],
 
     def calls() -> None:
         for x in (X, X, torch.randn(8, 56)):
-            torch.testing.assert_close(lntune.layer_norm(x, x.shape[-1:]), functional.layer_norm(x, x.shape[-1:]), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                lntune.layer_norm(x, x.shape[-1:]),
+                functional.layer_norm(x, x.shape[-1:]),
+                rtol=1e-5,
+                atol=1e-5,
+            )
 
     (told,) = heard(calls)
     assert re.match(f"left out: {said}", told)
@@ -144,8 +166,12 @@ def test_strict_mode_names_it(what: str, broken: Callable[[str], str], log_dir: 
                 lntune.layer_norm(X, (48,))
 
 
-def test_a_default_that_fails_where_no_other_schedule_fits(broken: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for its default knobs it is passed over as one that does not fit; eager mode is what is left."""
+def test_a_default_that_fails_where_no_other_schedule_fits(
+    broken: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for its default knobs it is passed over as one that does not fit; eager mode is what is
+    left.
+    """
     said = broken("default")
     mine = schedule.get("mine")
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {"mine": mine})
@@ -156,7 +182,9 @@ def test_a_default_that_fails_where_no_other_schedule_fits(broken: Callable[[str
 
 @pytest.mark.parametrize("what", ["import", "exit", "default", "valid", "space"])
 def test_tuning_goes_on_without_it(what: str, broken: Callable[[str], str]) -> None:
-    """A run that does not name it tunes the others and says once that it is left out; one that names it is refused, with the reason."""
+    """A run that does not name it tunes the others and says once that it is left out; one that
+    names it is refused, with the reason.
+    """
     said = broken(what)
     wide = Case("layer_norm", 96, "float32", 8)
     (told,) = heard(lambda: settings.check_settings(tune.Settings(), [CASE, wide]))
@@ -168,7 +196,9 @@ def test_tuning_goes_on_without_it(what: str, broken: Callable[[str], str]) -> N
 
 @pytest.mark.parametrize("what", ["import", "default", "valid", "space"])
 def test_the_doctor_lists_it(what: str, broken: Callable[[str], str]) -> None:
-    """`doctor` has it with its reason as a failure, the schedules that can be used beside it, and says it once."""
+    """`doctor` has it with its reason as a failure, the schedules that can be used beside it, and
+    says it once.
+    """
     said = broken(what)
     found: dict[str, Finding] = {}
     assert heard(lambda: found.update({f.topic: f for f in content.examine()})) == []
@@ -185,7 +215,10 @@ def test_the_doctor_lists_an_empty_folder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
     forget()
     found = {f.topic: f for f in content.examine()}
-    assert found["schedule folders"].status == "warn" and str(tmp_path) in found["schedule folders"].detail
+    assert (
+        found["schedule folders"].status == "warn"
+        and str(tmp_path) in found["schedule folders"].detail
+    )
     assert "left out" not in found
     monkeypatch.undo()
     forget()
@@ -201,7 +234,9 @@ def test_the_doctor_lists_an_empty_folder(tmp_path: Path, monkeypatch: pytest.Mo
     ids=lambda c: c[0],
 )
 @pytest.mark.parametrize("what", ["import", "valid"])
-def test_commands_go_on(what: str, command: list[str], broken: Callable[[str], str], log_dir: Path) -> None:
+def test_commands_go_on(
+    what: str, command: list[str], broken: Callable[[str], str], log_dir: Path
+) -> None:
     """Commands that do not name it say it on standard error and answer as without it."""
     said = broken(what)
     with warnings.catch_warnings():

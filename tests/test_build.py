@@ -1,4 +1,6 @@
-"""Building: the code each instruction set gets, the loops a schedule makes, and what goes wrong on the way."""
+"""Building: the code each instruction set gets, the loops a schedule makes, and what goes wrong on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from lntune.schedule import Schedule, all_schedules, get
 PLANS = {name: s for name, s in all_schedules().items() if s.kind == "cpu"}
 GOLDEN = Path(__file__).parent / "golden"
 FIXED = Device("cpu", "golden", "x86-64-v3", 8)
-# bfloat16 is widened and rounded, and every schedule takes it; 100 = three vectors of x86-64-v3 by four, and a tail.
+# bfloat16 is widened and rounded, and every schedule takes it; 100 = three vectors of x86-64-v3 by
+# four, and a tail.
 CASE = Case("layer_norm", 100, "bfloat16", 512)
 
 
@@ -40,8 +43,9 @@ def for_op(case: Case, plan: Schedule) -> Case:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_golden_loops(name: str) -> None:
-    """The loops a schedule makes at its default knobs, for a fixed device, are those last approved of: a change of them must
-    be meant. To approve, run with LNTUNE_UPDATE_GOLDEN=1 and look at the difference.
+    """The loops a schedule makes at its default knobs, for a fixed device, are those last approved
+    of: a change of them must be meant. To approve, run with LNTUNE_UPDATE_GOLDEN=1 and look at the
+    difference.
     """
     path = GOLDEN / f"{name}.txt"
     text = shown(PLANS[name], CASE, FIXED, "tir").rstrip() + "\n"
@@ -49,13 +53,16 @@ def test_golden_loops(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.is_file(), f"{path} is missing; write it with LNTUNE_UPDATE_GOLDEN=1"
-    assert text == path.read_text(), "the loops have changed; if that is meant, write them anew with LNTUNE_UPDATE_GOLDEN=1"
+    assert text == path.read_text(), (
+        "the loops have changed; if that is meant, write them anew with LNTUNE_UPDATE_GOLDEN=1"
+    )
 
 
 @pytest.mark.parametrize("op", ["layer_norm_backward", "lnlstm_step_backward"])
 def test_blocks_write_rows_that_lie_together(op: str) -> None:
-    """On a CPU the rows of a block lie one behind the other, and the next block's begin where they end: where cores write rows next
-    to each other, their prefetchers take lines away from one another.
+    """On a CPU the rows of a block lie one behind the other, and the next block's begin where they
+    end: where cores write rows next to each other, their prefetchers take lines away from one
+    another.
     """
     from tvm import sym, tirx
 
@@ -115,21 +122,29 @@ def test_the_same_code_every_time(name: str) -> None:
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", PLANS)
-def test_vectors_are_as_wide_as_the_machine(name: str, dtype: str, isa: str, has: str, has_not: str | None) -> None:
-    """Every level of instruction set, another family's too, gets assembly with vectors of just its width, in arithmetic."""
+def test_vectors_are_as_wide_as_the_machine(
+    name: str, dtype: str, isa: str, has: str, has_not: str | None
+) -> None:
+    """Every level of instruction set, another family's too, gets assembly with vectors of just its
+    width, in arithmetic.
+    """
     device, case = Device("cpu", "other", isa, 4), Case(PLANS[name].op, 1024, dtype, 512)
     if PLANS[name].reason_invalid(PLANS[name].default(case, device), case, device):
         pytest.skip(f"{name} does not take {dtype}")
     text = shown(PLANS[name], case, device, "asm")
-    arithmetic = "\n".join(line for line in text.splitlines() if re.search(r"(add|sub|mul)ps\b|fmadd|f(add|sub|mul|mla)\b", line))
+    arithmetic = "\n".join(
+        line
+        for line in text.splitlines()
+        if re.search(r"(add|sub|mul)ps\b|fmadd|f(add|sub|mul|mla)\b", line)
+    )
     assert re.search(has, arithmetic)
     assert has_not is None or not re.search(has_not, text)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_arguments_are_not_taken_to_be_aligned(name: str) -> None:
-    """No move of assembly demands an address that is a multiple of a vector for what a caller passes: in LLVM IR every access
-    to an argument is aligned to no more than an element.
+    """No move of assembly demands an address that is a multiple of a vector for what a caller
+    passes: in LLVM IR every access to an argument is aligned to no more than an element.
     """
     case = Case(PLANS[name].op, 1024, "bfloat16", 512)
     text = shown(PLANS[name], case, FIXED, "source")
@@ -143,14 +158,21 @@ def test_arguments_are_not_taken_to_be_aligned(name: str) -> None:
 def test_every_form_can_be_shown(name: str, form: str) -> None:
     """Definition, loops, LLVM IR and assembly are texts that look like what they are."""
     text = shown(PLANS[name], CASE, FIXED, form)
-    assert {"te": "T.sblock", "tir": "T.sblock", "source": "target triple", "asm": ".text"}[form] in text
+    assert {"te": "T.sblock", "tir": "T.sblock", "source": "target triple", "asm": ".text"}[
+        form
+    ] in text
 
 
 def test_cores_and_rows_do_not_matter_to_the_code_of_given_knobs() -> None:
-    """Kernels take any number of rows: with the same knobs the code for 512 rows is that for 4096."""
+    """Kernels take any number of rows: with the same knobs the code for 512 rows is that for
+    4096.
+    """
     for plan in PLANS.values():
         setting = plan.default(Case(plan.op, 1024, "bfloat16", 512), FIXED)
-        texts = {compiler.show(Case(plan.op, 1024, "bfloat16", rows), plan, setting, FIXED, "tir") for rows in (512, 4096)}
+        texts = {
+            compiler.show(Case(plan.op, 1024, "bfloat16", rows), plan, setting, FIXED, "tir")
+            for rows in (512, 4096)
+        }
         assert len(texts) == 1
 
 
@@ -162,18 +184,25 @@ def changed(plan: Schedule, **fields: Any) -> Schedule:
 def test_knobs_that_do_not_fit() -> None:
     """Knobs refused by the schedule raise its reason, before the compiler is asked."""
     plan = changed(get("cached_rows"), valid=lambda *_: "the moon is full", apply=None)
-    with pytest.raises(ScheduleError, match=r"cached_rows .* does not fit .*100 bfloat16: the moon is full"):
+    with pytest.raises(
+        ScheduleError, match=r"cached_rows .* does not fit .*100 bfloat16: the moon is full"
+    ):
         compiler.in_memory(CASE, plan, get("cached_rows").default(CASE, FIXED), FIXED)
 
 
 def test_a_schedule_that_raises() -> None:
-    """What a schedule raises becomes a ScheduleError with the schedule, the knobs, the case and the cause."""
+    """What a schedule raises becomes a ScheduleError with the schedule, the knobs, the case and the
+    cause.
+    """
 
     def apply(*_: Any) -> Any:
         raise ZeroDivisionError("division by zero")
 
     plan = changed(get("cached_rows"), apply=apply)
-    with pytest.raises(ScheduleError, match=r"cached_rows \(.*lanes=.*\) failed on .*ZeroDivisionError: division by zero") as raised:
+    with pytest.raises(
+        ScheduleError,
+        match=r"cached_rows \(.*lanes=.*\) failed on .*ZeroDivisionError: division by zero",
+    ) as raised:
         compiler.in_memory(CASE, plan, plan.default(CASE, FIXED), FIXED)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
@@ -186,7 +215,9 @@ def test_a_schedule_that_returns_nonsense() -> None:
 
 
 def test_a_library_on_disk(tmp_path: Path) -> None:
-    """A kernel written as a library, loaded again, gives bitwise what the one in memory gives; no other file is left."""
+    """A kernel written as a library, loaded again, gives bitwise what the one in memory gives; no
+    other file is left.
+    """
     here = device_module.current()
     for plan in PLANS.values():
         path = tmp_path / plan.name / "kernel.so"
@@ -198,7 +229,11 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         outputs = []
         for kernel in (runtime.load(path), compiler.in_memory(case, plan, setting, here)):
             arguments = ops.get(plan.op).arguments(case)
-            made = {a.name: torch.empty(a.sizes(5, 64), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}
+            made = {
+                a.name: torch.empty(a.sizes(5, 64), dtype=getattr(torch, a.dtype))
+                for a in arguments
+                if a.role == "out"
+            }
             kernel(*({**given, **made}[a.name] for a in arguments))
             outputs.append(made)
         assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
@@ -217,14 +252,20 @@ def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    """A library that cannot be stored is a BuildError that names the remedy, found before anything is compiled."""
+    """A library that cannot be stored is a BuildError that names the remedy, found before anything
+    is compiled.
+    """
     (tmp_path / "file").write_text("in the way")
     plan = changed(get("cached_rows"), apply=None)
     with pytest.raises(BuildError, match="LNTUNE_CACHE_DIR"):
-        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so")
+        compiler.to_library(
+            CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so"
+        )
 
 
-def test_no_compiler_is_said_before_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_compiler_is_said_before_compiling(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Without a linker nothing is compiled first."""
     monkeypatch.setenv("CXX", "/no/such/compiler")
     plan = changed(get("cached_rows"), apply=None)

@@ -1,4 +1,6 @@
-"""Recording work as a CUDA graph, with a PyTorch that is imagined: it keeps account of streams, recordings and pools as PyTorch's own does."""
+"""Recording work as a CUDA graph, with a PyTorch that is imagined: it keeps account of streams,
+recordings and pools as PyTorch's own does.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DEVICE = SimpleNamespace(index=0)
 
 
 class Imagined:
-    """What torch.cuda and its allocator know; `count` has for each pool how many graphs use it, as CUDACachingAllocator.cpp does."""
+    """What torch.cuda and its allocator know; `count` has for each pool how many graphs use it, as
+    CUDACachingAllocator.cpp does.
+    """
 
     def __init__(self) -> None:
         self.current: Any = "default"
@@ -41,7 +45,9 @@ class Imagined:
         self.count[pool] -= 1
 
     def graph_type(self) -> type:
-        """torch.cuda.CUDAGraph: pools are taken when a recording begins and given back with the graph whose recording ended well."""
+        """torch.cuda.CUDAGraph: pools are taken when a recording begins and given back with the
+        graph whose recording ended well.
+        """
         outer = self
 
         class Graph:
@@ -58,13 +64,17 @@ class Imagined:
 
             def capture_end(self) -> None:
                 if outer.breaks:
-                    raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+                    raise RuntimeError(
+                        "CUDA error: operation failed due to a previous error during capture"
+                    )
                 outer.end(0, self.used)
                 self.ended = True
 
             def pool(self) -> int:
                 if not self.ended:
-                    raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+                    raise RuntimeError(
+                        "Called CUDAGraph::pool() without a preceding successful capture."
+                    )
                 return self.used
 
             def replay(self) -> None:
@@ -78,7 +88,9 @@ class Imagined:
 
     @contextlib.contextmanager
     def graph(self, graph: Any, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        """torch.cuda.graph: like it, this restores the stream only after a recording that ended well."""
+        """torch.cuda.graph: like it, this restores the stream only after a recording that ended
+        well.
+        """
         assert capture_error_mode in ("global", "thread_local", "relaxed")
         before, self.current = self.current, stream
         graph.capture_begin(pool)
@@ -115,10 +127,14 @@ def stream() -> Any:
 
 
 def test_a_recording(imagined: Imagined) -> None:
-    """Work is done once, on the stream given; what comes back replays it, and its memory stays until that is gone."""
+    """Work is done once, on the stream given; what comes back replays it, and its memory stays
+    until that is gone.
+    """
     seen: list[Any] = []
     chosen = stream()
-    replay: Callable[[], None] | None = capture.record(lambda: seen.append(imagined.current), chosen)
+    replay: Callable[[], None] | None = capture.record(
+        lambda: seen.append(imagined.current), chosen
+    )
     assert replay is not None and seen == [chosen]
     assert imagined.count == {1: 1}
     replay()
@@ -132,7 +148,9 @@ def fails() -> None:
 
 
 def test_work_that_fails_in_python(imagined: Imagined) -> None:
-    """The recording itself ends well; the graph gives its pool back, and nobody else does: PyTorch would end the process for that."""
+    """The recording itself ends well; the graph gives its pool back, and nobody else does: PyTorch
+    would end the process for that.
+    """
     with pytest.raises(ValueError, match="wrong shape"):
         capture.record(fails, stream())
     assert capture._failed == []
@@ -140,7 +158,9 @@ def test_work_that_fails_in_python(imagined: Imagined) -> None:
 
 @pytest.mark.parametrize("work", [fails, lambda: None], ids=["and Python's", "CUDA's alone"])
 def test_a_recording_that_breaks_off(imagined: Imagined, work: Callable[[], None]) -> None:
-    """Where CUDA gives the recording up PyTorch gives nothing back: that is done here, and the graph is kept, since it may be asked later."""
+    """Where CUDA gives the recording up PyTorch gives nothing back: that is done here, and the
+    graph is kept, since it may be asked later.
+    """
     imagined.breaks = True
     with pytest.raises(RuntimeError, match="previous error during capture"):
         capture.record(work, stream())

@@ -16,7 +16,16 @@ from lntune.errors import InputError, UnknownNameError
 GOOD: dict[str, Any] = {"op": "layer_norm", "hidden": 768, "dtype": "float32", "rows": 64}
 
 
-@pytest.mark.parametrize("change", [{"hidden": 1}, {"hidden": MAX_HIDDEN}, {"rows": 0}, {"rows": 2**40}, *({"dtype": d} for d in DTYPES)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden": 1},
+        {"hidden": MAX_HIDDEN},
+        {"rows": 0},
+        {"rows": 2**40},
+        *({"dtype": d} for d in DTYPES),
+    ],
+)
 def test_the_limits_are_included(change: dict[str, Any]) -> None:
     """The smallest and the largest sizes and every dtype make a case."""
     case = Case(**{**GOOD, **change})
@@ -28,7 +37,13 @@ def test_the_limits_are_included(change: dict[str, Any]) -> None:
     [
         ({"hidden": 0}, f"hidden: got 0, expected 1 to {MAX_HIDDEN}."),
         ({"hidden": -5}, f"hidden: got -5, expected 1 to {MAX_HIDDEN}."),
-        ({"hidden": MAX_HIDDEN + 1}, f"hidden: got {MAX_HIDDEN + 1}, expected 1 to {MAX_HIDDEN}. Larger rows are left to eager mode."),
+        (
+            {"hidden": MAX_HIDDEN + 1},
+            (
+                f"hidden: got {MAX_HIDDEN + 1}, expected 1 to {MAX_HIDDEN}. Larger rows are left to"
+                " eager mode."
+            ),
+        ),
         ({"rows": -1}, "rows: got -1, expected 0 or more."),
         ({"hidden": 768.0}, "hidden: got 768.0, expected a whole number."),
         ({"hidden": "768"}, "hidden: got '768', expected a whole number."),
@@ -37,27 +52,42 @@ def test_the_limits_are_included(change: dict[str, Any]) -> None:
     ],
 )
 def test_sizes_that_make_no_sense(change: dict[str, Any], message: str) -> None:
-    """A size outside its limits, or no whole number, is an InputError (a ValueError) saying argument, got and expected."""
+    """A size outside its limits, or no whole number, is an InputError (a ValueError) saying
+    argument, got and expected.
+    """
     with pytest.raises(InputError) as caught:
         Case(**{**GOOD, **change})
     assert str(caught.value) == message
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize(("dtype", "meant"), [("float23", "float32"), ("bfloat", "bfloat16"), ("fp31", "")])
+@pytest.mark.parametrize(
+    ("dtype", "meant"), [("float23", "float32"), ("bfloat", "bfloat16"), ("fp31", "")]
+)
 def test_a_dtype_that_is_none(dtype: str, meant: str) -> None:
     """An unknown dtype is answered with the one that was probably meant and all there are."""
     hint = rf" Did you mean '{meant}'\?" if meant else ""
-    with pytest.raises(UnknownNameError, match=rf"unknown dtype '{dtype}'.{hint} Known: bfloat16, float16, float32"):
+    with pytest.raises(
+        UnknownNameError, match=rf"unknown dtype '{dtype}'.{hint} Known: bfloat16, float16, float32"
+    ):
         Case(**{**GOOD, "dtype": dtype})
 
 
 @pytest.mark.parametrize(
     ("dtype", "meant"),
-    [("bf16", "bfloat16"), ("fp32", "float32"), ("fp16", "float16"), ("half", "float16"), ("Float16", "float16"), ("torch.bfloat16", "bfloat16")],
+    [
+        ("bf16", "bfloat16"),
+        ("fp32", "float32"),
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("Float16", "float16"),
+        ("torch.bfloat16", "bfloat16"),
+    ],
 )
 def test_a_dtype_by_another_name(dtype: str, meant: str) -> None:
-    """What people call a dtype is understood: the case is the one of PyTorch's name, also as a key."""
+    """What people call a dtype is understood: the case is the one of PyTorch's name, also as a
+    key.
+    """
     assert Case(**{**GOOD, "dtype": dtype}) == Case(**{**GOOD, "dtype": meant})
     assert {Case(**{**GOOD, "dtype": dtype}): 1}[Case(**{**GOOD, "dtype": meant})]
 
@@ -67,7 +97,11 @@ def test_float64_is_eagers(dtype: str) -> None:
     """float64 is no typing mistake: the error says who serves it."""
     with pytest.raises(InputError) as caught:
         Case(**{**GOOD, "dtype": dtype})
-    assert str(caught.value) == "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for it: eager mode serves it."
+    assert (
+        str(caught.value)
+        == "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for it:"
+        " eager mode serves it."
+    )
 
 
 def test_a_decoded_case_is_checked_too() -> None:
@@ -87,7 +121,9 @@ def test_buckets_are_a_partition() -> None:
 
 @given(rows=st.integers(1, 2**62) | st.integers(1, 3000))
 def test_rows_lie_in_their_bucket(rows: int) -> None:
-    """Any number of rows lies between the ends of the bucket it is said to be in, and in no other."""
+    """Any number of rows lies between the ends of the bucket it is said to be in, and in no
+    other.
+    """
     first, last = BUCKETS[bucket_of(rows)]
     assert first <= rows <= last
     assert sum(a <= rows <= b for a, b in BUCKETS) == 1

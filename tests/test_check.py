@@ -1,4 +1,6 @@
-"""The check, checked: kernels written in PyTorch that are right pass, and each way of being wrong is caught."""
+"""The check, checked: kernels written in PyTorch that are right pass, and each way of being wrong
+is caught.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ def case_of(dtype: str = "float32", hidden: int = 100, variant: str = "weight+bi
     return Case("layer_norm", hidden, dtype, 8, variant)
 
 
-def kernel_of(case: Case, compute: Body, after: Callable[[dict[str, Any]], None] = lambda _: None) -> Kernel:
-    """A kernel in PyTorch: `compute` makes y, mean and rstd from the named arguments; `after` may do harm."""
+def kernel_of(
+    case: Case, compute: Body, after: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Kernel:
+    """A kernel in PyTorch: `compute` makes y, mean and rstd from the named arguments; `after` may
+    do harm.
+    """
 
     def kernel(*values: Any) -> None:
         named = dict(zip((a.name for a in OP.arguments(case)), values, strict=True))
@@ -62,20 +68,23 @@ def neighbours(tensor: torch.Tensor, elements: int) -> torch.Tensor:
 @pytest.mark.parametrize("variant", OP.variants)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
-    """Layer norm in float64 passes for every dtype and variant, on every style of input, well within the bar."""
+    """Layer norm in float64 passes for every dtype and variant, on every style of input, well
+    within the bar.
+    """
     case = case_of(dtype, 7, variant)
     verdict = check.verify(case, kernel_of(case, right))
     assert verdict.ok, verdict.message
     assert set(verdict.errors) == {a.name for a in OP.arguments(case) if a.role == "out"}
     assert all(0 <= error <= 1 for error in verdict.errors.values())
-    assert all(ratio <= 1.01 for ratio in verdict.versus_eager.values())  # nothing rounds less than once
+    # nothing rounds less than once
+    assert all(ratio <= 1.01 for ratio in verdict.versus_eager.values())
 
 
 @pytest.mark.parametrize("hidden", [1, 1000, 4097])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eager_itself_passes(dtype: str, hidden: int) -> None:
-    """PyTorch's own layer norm passes: the bar asks for nothing that eager does not give. Its error is what others are
-    compared with.
+    """PyTorch's own layer norm passes: the bar asks for nothing that eager does not give. Its error
+    is what others are compared with.
     """
     case = case_of(dtype, hidden)
     verdict = check.verify(case, kernel_of(case, lambda a: dict(OP.eager(case, a))))
@@ -91,9 +100,16 @@ def test_a_long_row_in_float32_passes(hidden: int) -> None:
         x = named["x"].float()
         mean0 = x.mean(-1, keepdim=True)
         delta = (x - mean0).mean(-1, keepdim=True)
-        rstd = (((x - mean0).square().mean(-1, keepdim=True) - delta.square()).clamp(min=0) + named["eps"]).rsqrt()
+        rstd = (
+            ((x - mean0).square().mean(-1, keepdim=True) - delta.square()).clamp(min=0)
+            + named["eps"]
+        ).rsqrt()
         rstd = torch.where(x.isfinite().all(-1, keepdim=True), rstd, torch.nan)
-        return {"y": affine((x - mean0) * rstd - delta * rstd, named), "mean": mean0 + delta, "rstd": rstd}
+        return {
+            "y": affine((x - mean0) * rstd - delta * rstd, named),
+            "mean": mean0 + delta,
+            "rstd": rstd,
+        }
 
     case = case_of("float32", hidden)
     verdict = check.verify(case, kernel_of(case, two_pass))
@@ -125,7 +141,12 @@ def rounded_statistics(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Right, but mean and rstd are kept in the dtype of x."""
     x = named["x"].double()
     mean = x.mean(-1, keepdim=True).to(named["x"].dtype).double()
-    rstd = ((x - mean).square().mean(-1, keepdim=True) + named["eps"]).rsqrt().to(named["x"].dtype).double()
+    rstd = (
+        ((x - mean).square().mean(-1, keepdim=True) + named["eps"])
+        .rsqrt()
+        .to(named["x"].dtype)
+        .double()
+    )
     return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
 
 
@@ -146,7 +167,9 @@ def _running(x: torch.Tensor) -> torch.Tensor:
 
 
 def rounded_twice(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """y is rounded to the dtype of x before the affine, after its multiplication and after its addition."""
+    """y is rounded to the dtype of x before the affine, after its multiplication and after its
+    addition.
+    """
     made, low = right(named), named["x"].dtype
     x = named["x"].double()
     y = ((x - made["mean"]) * made["rstd"]).to(low)
@@ -160,7 +183,9 @@ def without_eps(named: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def eps_outside(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """eps added to sigma, not to the variance (what the paper's text suggests and PyTorch does not do)."""
+    """eps added to sigma, not to the variance (what the paper's text suggests and PyTorch does not
+    do).
+    """
     x = named["x"].double()
     mean = x.mean(-1, keepdim=True)
     rstd = 1 / ((x - mean).square().mean(-1, keepdim=True).sqrt() + named["eps"])
@@ -181,7 +206,9 @@ def swallowed_nan(named: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def clamped_variance(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """rstd by way of a maximum that forgets NaN, as fmaxf does: an Inf in the row then leaves a finite rstd."""
+    """rstd by way of a maximum that forgets NaN, as fmaxf does: an Inf in the row then leaves a
+    finite rstd.
+    """
     made = right(named)
     return {**made, "rstd": torch.fmin(made["rstd"], torch.tensor(1e30, dtype=torch.float64))}
 
@@ -212,7 +239,9 @@ def squares_overflow(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     x = named["x"].double()
     mean = x.mean(-1, keepdim=True)
     variance = (x - mean).square()
-    variance = torch.where(variance > (65504 if named["x"].dtype == torch.float16 else 1e30), torch.inf, variance).mean(-1, keepdim=True)
+    variance = torch.where(
+        variance > (65504 if named["x"].dtype == torch.float16 else 1e30), torch.inf, variance
+    ).mean(-1, keepdim=True)
     rstd = (variance + named["eps"]).rsqrt()
     return {"y": affine((x - mean) * rstd, named), "mean": mean, "rstd": rstd}
 
@@ -238,9 +267,13 @@ WRONG: dict[str, tuple[Body, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("how", "dtype"), [(how, dtype) for how, (_, dtypes) in WRONG.items() for dtype in dtypes])
+@pytest.mark.parametrize(
+    ("how", "dtype"), [(how, dtype) for how, (_, dtypes) in WRONG.items() for dtype in dtypes]
+)
 def test_a_wrong_kernel_is_caught(how: str, dtype: str) -> None:
-    """Each way of computing something else is caught, and the message says which output and on which inputs."""
+    """Each way of computing something else is caught, and the message says which output and on
+    which inputs.
+    """
     case = case_of(dtype)
     verdict = check.verify(case, kernel_of(case, WRONG[how][0]))
     assert not verdict.ok
@@ -262,22 +295,30 @@ def test_a_wrong_kernel_is_caught(how: str, dtype: str) -> None:
     ],
 )
 def test_y_alone_gives_it_away(how: str, dtype: str) -> None:
-    """A kernel that keeps no statistics is caught by its y: some style of input brings the fault out of the rounding."""
+    """A kernel that keeps no statistics is caught by its y: some style of input brings the fault
+    out of the rounding.
+    """
     case = case_of(dtype, 1000, "weight+bias")
     assert not check.verify(case, kernel_of(case, WRONG[how][0])).ok
 
 
 def test_one_pass_is_caught_by_the_shifted_style() -> None:
-    """E[x^2] - mean^2 is right on plain inputs, so it is the style with a large mean that must catch it."""
+    """E[x^2] - mean^2 is right on plain inputs, so it is the style with a large mean that must
+    catch it.
+    """
     case = case_of()
     assert "shifted" in check.verify(case, kernel_of(case, one_pass)).message
 
 
 def unwritten(elements: slice) -> Callable[[dict[str, Any]], None]:
-    """The case in which some elements of y keep what was there before; called in place of a computation."""
+    """The case in which some elements of y keep what was there before; called in place of a
+    computation.
+    """
 
     def skip(named: dict[str, Any]) -> None:
-        made = affine((named["x"].double() - right(named)["mean"]) * right(named)["rstd"], named).to(named["y"].dtype)
+        made = affine(
+            (named["x"].double() - right(named)["mean"]) * right(named)["rstd"], named
+        ).to(named["y"].dtype)
         keep = named["y"].view(-1)[elements].clone()
         named["y"].copy_(made.reshape(named["y"].shape))
         named["y"].view(-1)[elements] = keep
@@ -286,7 +327,11 @@ def unwritten(elements: slice) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("elements", [slice(-1, None), slice(0, 1), slice(96, 100), slice(None)], ids=["last", "first", "tail of a row", "all"])
+@pytest.mark.parametrize(
+    "elements",
+    [slice(-1, None), slice(0, 1), slice(96, 100), slice(None)],
+    ids=["last", "first", "tail of a row", "all"],
+)
 def test_an_element_that_is_not_written_is_caught(dtype: str, elements: slice) -> None:
     """Outputs start as NaN, so what a kernel leaves out shows even where the right value is 0."""
     case = case_of(dtype, 100, "plain")
@@ -302,14 +347,18 @@ def test_an_element_that_is_not_written_is_caught(dtype: str, elements: slice) -
 def test_a_statistic_that_is_not_written_is_caught() -> None:
     """The same for the statistics: a kernel that forgets rstd is wrong."""
     case = case_of()
-    verdict = check.verify(case, kernel_of(case, lambda a: {k: v for k, v in right(a).items() if k != "rstd"}))
+    verdict = check.verify(
+        case, kernel_of(case, lambda a: {k: v for k, v in right(a).items() if k != "rstd"})
+    )
     assert verdict.message.startswith("rstd: ")
 
 
 @pytest.mark.parametrize("output", ["y", "mean", "rstd"])
 @pytest.mark.parametrize("at", [0, -1, 1, -2])
 def test_a_write_outside_is_caught(output: str, at: int) -> None:
-    """One element written before or behind any output is seen, whatever is written there and though all results are right."""
+    """One element written before or behind any output is seen, whatever is written there and though
+    all results are right.
+    """
     case = case_of("bfloat16")
 
     def spill(named: dict[str, Any]) -> None:
@@ -328,13 +377,17 @@ def test_a_changed_input_is_caught(argument: str) -> None:
         flat = named[argument].view(-1)
         flat[3] = -0.0 if flat[3] == 0 else flat[3] * (1 + 2.0**-20)
 
-    assert check.verify(case, kernel_of(case, right, harm)).message.startswith(f"changed its input {argument}")
+    assert check.verify(case, kernel_of(case, right, harm)).message.startswith(
+        f"changed its input {argument}"
+    )
 
 
 @pytest.mark.parametrize("argument", ["x", "weight", "bias"])
 @pytest.mark.parametrize("side", [0, -1], ids=["before", "behind"])
 def test_a_read_outside_is_caught(argument: str, side: int) -> None:
-    """What lies beside an input is NaN: a kernel that adds 0 times its neighbour to the result is seen."""
+    """What lies beside an input is NaN: a kernel that adds 0 times its neighbour to the result is
+    seen.
+    """
     case = case_of()
 
     def compute(named: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -347,7 +400,9 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
 
 
 def test_arguments_are_misaligned_and_contiguous() -> None:
-    """Kernels are checked on contiguous tensors whose addresses are multiples of one element only."""
+    """Kernels are checked on contiguous tensors whose addresses are multiples of one element
+    only.
+    """
     case, seen = case_of("bfloat16"), []
 
     def kernel(*values: Any) -> None:
@@ -355,7 +410,11 @@ def test_arguments_are_misaligned_and_contiguous() -> None:
 
     check.verify(case, kernel)
     assert all(v.is_contiguous() for v in seen)
-    assert all(v.data_ptr() % (2 * v.element_size()) == v.element_size() for v in seen if v.numel() > 1 or v.ndim > 1)
+    assert all(
+        v.data_ptr() % (2 * v.element_size()) == v.element_size()
+        for v in seen
+        if v.numel() > 1 or v.ndim > 1
+    )
 
 
 def test_what_a_kernel_raises_comes_through() -> None:
@@ -369,7 +428,9 @@ def test_what_a_kernel_raises_comes_through() -> None:
 
 
 def test_a_kernel_that_does_nothing_is_wrong() -> None:
-    """Nothing done is nothing right, and the verdict is still made of numbers that a log can hold."""
+    """Nothing done is nothing right, and the verdict is still made of numbers that a log can
+    hold.
+    """
     verdict = check.verify(case_of(), lambda *_: None)
     assert not verdict.ok
     assert all(error <= sys.float_info.max for error in verdict.errors.values())
@@ -377,9 +438,15 @@ def test_a_kernel_that_does_nothing_is_wrong() -> None:
 
 
 def test_errors_are_in_units_of_the_bar() -> None:
-    """`errors` is 1 at the bar: an error of twice the bar reads 2, and the message has both numbers."""
+    """`errors` is 1 at the bar: an error of twice the bar reads 2, and the message has both
+    numbers.
+    """
     case = case_of()
-    (problem,) = (p for p in check._problems("layer_norm", 100, "float32", case.variant) if p.style == "normal" and p.rows > 1)
+    (problem,) = (
+        p
+        for p in check._problems("layer_norm", 100, "float32", case.variant)
+        if p.style == "normal" and p.rows > 1
+    )
     largest = max(p.bar["y"] for p in check._problems("layer_norm", 100, "float32", case.variant))
     verdict = check.verify(case, kernel_of(case, off_by(-3 * largest, "y")))
     assert not verdict.ok
@@ -394,12 +461,19 @@ def test_records_take_any_verdict() -> None:
     assert fields["errors"] == fields["versus_eager"] == dict[str, float]
 
 
-SUMS = {"added": "", "set": "dweight_h: error", "left": "dweight_h: error", "outside": "wrote outside dweight_h"}
+SUMS = {
+    "added": "",
+    "set": "dweight_h: error",
+    "left": "dweight_h: error",
+    "outside": "wrote outside dweight_h",
+}
 
 
 @pytest.mark.parametrize("how", SUMS)
 def test_sums_are_added_to(how: str) -> None:
-    """A kernel has to add to the sums that it is given, in any of their rows; setting them, leaving them or writing beside them is seen."""
+    """A kernel has to add to the sums that it is given, in any of their rows; setting them, leaving
+    them or writing beside them is seen.
+    """
     plan = ops.get("lnlstm_step_backward")
     case = Case(plan.name, 5, "float32", 512)
     arguments = plan.arguments(case)
@@ -424,13 +498,17 @@ def test_sums_are_added_to(how: str) -> None:
 
 @pytest.mark.parametrize("cores", [None, 1, 132])
 def test_sums_are_those_of_the_device(cores: int | None) -> None:
-    """There are as many blocks of sums as the kernel's device has cores for, this CPU's unless told otherwise."""
+    """There are as many blocks of sums as the kernel's device has cores for, this CPU's unless told
+    otherwise.
+    """
     plan = ops.get("lnlstm_step_backward")
     case = Case(plan.name, 5, "float32", 512)
     seen: set[int] = set()
 
     def kernel(*values: Any) -> None:
-        seen.update(v.shape[0] for a, v in zip(plan.arguments(case), values, strict=True) if a.role == "sum")
+        seen.update(
+            v.shape[0] for a, v in zip(plan.arguments(case), values, strict=True) if a.role == "sum"
+        )
 
     check.verify(case, kernel, cores=cores)
     assert seen == {case.blocks(cores or device_module.current().cores)}

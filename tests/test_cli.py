@@ -1,4 +1,6 @@
-"""The command line: help, JSON, errors of one line, and a whole tuning run looked at by every other command."""
+"""The command line: help, JSON, errors of one line, and a whole tuning run looked at by every other
+command.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,21 @@ from lntune.report.tables import console
 from lntune.torch import dispatch
 from lntune.tune import Progress
 
-COMMANDS = ("ops", "tune", "report", "why", "show", "check", "build", "bench", "compare", "doctor", "inspect", "demo", "bringup")
+COMMANDS = (
+    "ops",
+    "tune",
+    "report",
+    "why",
+    "show",
+    "check",
+    "build",
+    "bench",
+    "compare",
+    "doctor",
+    "inspect",
+    "demo",
+    "bringup",
+)
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
 
@@ -64,7 +80,18 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
-        done = run("tune", "layer_norm", *TINY, "--trials", 2, "--budget", "60s", "--log-dir", folder, "--json")
+        done = run(
+            "tune",
+            "layer_norm",
+            *TINY,
+            "--trials",
+            2,
+            "--budget",
+            "60s",
+            "--log-dir",
+            folder,
+            "--json",
+        )
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["trials"] == 2
@@ -77,7 +104,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other log is read: on a machine whose measurements are shipped `check` would go through all of those, for minutes."""
+    """No other log is read: on a machine whose measurements are shipped `check` would go through
+    all of those, for minutes.
+    """
     monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [folder])
 
 
@@ -88,7 +117,9 @@ def test_every_command_is_listed() -> None:
     """`lntune --help` names each command and says what it does; no other exists."""
     text = run("--help").output
     assert all(f"\n  {name} " in text for name in COMMANDS)
-    assert {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} == set(COMMANDS)
+    assert {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} == set(
+        COMMANDS
+    )
     assert run().exit_code == 2 and "Usage" in run().output
 
 
@@ -99,7 +130,11 @@ def test_every_command_explains_itself(command: str) -> None:
     assert done.exit_code == 0
     text = done.output.split("\n\n", 1)[1]
     assert len(text.split("Options:")[0].split()) > 5, "no description"
-    entry = next(c for c in app.registered_commands if command in (c.name, c.callback and c.callback.__name__))
+    entry = next(
+        c
+        for c in app.registered_commands
+        if command in (c.name, c.callback and c.callback.__name__)
+    )
     hints = entry.callback.__annotations__ if entry.callback else {}
     assert "--json" in text and hints
     for line in text.split("Options:")[1].splitlines():
@@ -107,7 +142,10 @@ def test_every_command_explains_itself(command: str) -> None:
             assert len(line.split()) > 2 or len(line) > 25, f"{line!r} has no help"
 
 
-@pytest.mark.parametrize("command", ["tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"])
+@pytest.mark.parametrize(
+    "command",
+    ["tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"],
+)
 def test_tables_can_be_had_whole(command: str) -> None:
     """Every command that prints a table can print all of its columns."""
     assert "--wide" in run(command, "--help").output
@@ -148,7 +186,9 @@ def test_version() -> None:
     ],
     ids=lambda a: a[0],
 )
-def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_parses(
+    arguments: tuple[str, ...], tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With --json stdout is JSON and nothing else, and exit code 0 says that all is well."""
     only_log(tuned, monkeypatch)
     done = run(*(a.replace("{log}", str(tuned)) for a in arguments), "--json")
@@ -166,27 +206,87 @@ def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytes
         (("report", "layer_nrm"), "Did you mean 'layer_norm'?"),
         (("check", "layernorm"), "Did you mean 'layer_norm'?"),
         (("tune", "--schedule", "cached_row"), "Did you mean 'cached_rows'?"),
-        (("show", "layer_norm", "--hidden", 64, "--schedule", "cachd_rows"), "Did you mean 'cached_rows'?"),
+        (
+            ("show", "layer_norm", "--hidden", 64, "--schedule", "cachd_rows"),
+            "Did you mean 'cached_rows'?",
+        ),
         (("show", "layer_norm", "--hidden", 64, "--variant", "weigth"), "Did you mean 'weight'?"),
         (("tune", "--search", "locl"), "unknown search 'locl'. Did you mean 'local'?"),
         (("tune", "--dtype", "floa32"), "unknown dtype 'floa32'. Did you mean 'float32'?"),
-        (("tune", "layer_norm_backward", "--schedule", "cached_row"), "Did you mean 'blocked_rows'? Known: blocked_rows."),
-        (("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90", "--schedule", "shared_rows"), "'shared_row'? Known: shared_row."),
-        (("tune", "--dtype", "float64"), "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for it: eager mode serves it."),
+        (
+            ("tune", "layer_norm_backward", "--schedule", "cached_row"),
+            "Did you mean 'blocked_rows'? Known: blocked_rows.",
+        ),
+        (
+            (
+                "show",
+                "layer_norm",
+                "--hidden",
+                64,
+                "--target",
+                "cuda:sm_90",
+                "--schedule",
+                "shared_rows",
+            ),
+            "'shared_row'? Known: shared_row.",
+        ),
+        (
+            ("tune", "--dtype", "float64"),
+            (
+                "dtype: got float64, expected float32, float16, bfloat16. No kernel is built for"
+                " it: eager mode serves it."
+            ),
+        ),
         (("build", "--dtype", "fp32,double"), "dtype: got float64"),
-        (("tune", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"), "rows: got 99999999999999 of layer_norm"),
-        (("bench", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"), "rows: got 99999999999999 of layer_norm"),
+        (
+            ("tune", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"),
+            "rows: got 99999999999999 of layer_norm",
+        ),
+        (
+            ("bench", "--hidden", 1024, "--dtype", "fp32", "--rows", "99999999999999"),
+            "rows: got 99999999999999 of layer_norm",
+        ),
         (("why", "layer_norm", "--hidden", 64, "--dtype", "bfloat"), "Did you mean 'bfloat16'?"),
-        (("show", "layer_norm", "--hidden", 64, "--as", "asmm"), "unknown form 'asmm'. Did you mean 'asm'?"),
+        (
+            ("show", "layer_norm", "--hidden", 64, "--as", "asmm"),
+            "unknown form 'asmm'. Did you mean 'asm'?",
+        ),
         (("compare", ".", ".", "--fail-on", "slow"), "Did you mean 'slower'?"),
         (("tune", "--hidden", "many"), "--hidden: got 'many', expected integers"),
         (("bench", "--hidden", ","), "--hidden: got ','"),
         (("inspect", "--hidden", ""), "--hidden: got ''"),
         (("inspect", "--dtype", ","), "--dtype: got ','"),
         (("inspect", "--target", ""), "--target: got ''"),
-        (("show", "lnlstm_step", "--hidden", 16385, "--target", "cuda:sm_90"), "(eager: no schedule of lnlstm_step for a gpu fits)"),
-        (("show", "lnlstm_step", "--hidden", 16385, "--target", "cuda:sm_90", "--schedule", "gated_row"), "65540, more than the 65536"),
-        (("show", "lnlstm_step_backward", "--hidden", 16385, "--target", "cuda:sm_90", "--schedule", "gated_turns"), "65540, more than the 65536"),
+        (
+            ("show", "lnlstm_step", "--hidden", 16385, "--target", "cuda:sm_90"),
+            "(eager: no schedule of lnlstm_step for a gpu fits)",
+        ),
+        (
+            (
+                "show",
+                "lnlstm_step",
+                "--hidden",
+                16385,
+                "--target",
+                "cuda:sm_90",
+                "--schedule",
+                "gated_row",
+            ),
+            "65540, more than the 65536",
+        ),
+        (
+            (
+                "show",
+                "lnlstm_step_backward",
+                "--hidden",
+                16385,
+                "--target",
+                "cuda:sm_90",
+                "--schedule",
+                "gated_turns",
+            ),
+            "65540, more than the 65536",
+        ),
         (("check", "--hidden", "0"), "hidden: got 0, expected 1 to 65536"),
         (("tune", "--hidden", "65537"), "hidden: got 65537"),
         (("tune", "--rows", "-4"), "--rows: got '-4'"),
@@ -207,7 +307,9 @@ def test_json_parses(arguments: tuple[str, ...], tuned: Path, monkeypatch: pytes
     ids=lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else "",
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[object, ...], said: str) -> None:
-    """What a user can get wrong is answered in one line that names it, and the near miss; never with a traceback."""
+    """What a user can get wrong is answered in one line that names it, and the near miss; never
+    with a traceback.
+    """
     done = run(*arguments)
     assert done.exit_code == 2, done.output
     assert isinstance(done.exception, SystemExit)
@@ -231,13 +333,28 @@ NEEDED = {
 }
 """What commands cannot do without."""
 UNEXPECTED: list[tuple[Exception, int, str]] = [
-    (RuntimeError("no home"), 3, "unexpected RuntimeError: no home; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it."),
+    (
+        RuntimeError("no home"),
+        3,
+        (
+            "unexpected RuntimeError: no home; LNTUNE_TRACEBACK=1 shows where it comes from. Please"
+            " report it."
+        ),
+    ),
     (KeyError("lanes"), 3, "unexpected KeyError: 'lanes'; "),
     (ValueError("first\n\n  a program\nlast"), 3, "unexpected ValueError: first ... last; "),
     (AssertionError(), 3, "unexpected AssertionError; "),
     (MemoryError(), 3, "unexpected MemoryError; "),
-    (ImportError("libtvm.so: cannot open shared object file"), 3, "unexpected ImportError: libtvm.so"),
-    (OSError(28, "No space left on device", "/there/file"), 2, "/there/file: No space left on device\n"),
+    (
+        ImportError("libtvm.so: cannot open shared object file"),
+        3,
+        "unexpected ImportError: libtvm.so",
+    ),
+    (
+        OSError(28, "No space left on device", "/there/file"),
+        2,
+        "/there/file: No space left on device\n",
+    ),
     (OSError(116, "Stale file handle"), 2, "Stale file handle (LNTUNE_TRACEBACK=1 shows where)\n"),
     (OSError("odd"), 3, "unexpected OSError: odd; "),
     (InputError("hidden: got -1."), 2, "hidden: got -1.\n"),
@@ -246,7 +363,11 @@ UNEXPECTED: list[tuple[Exception, int, str]] = [
 
 def failing(name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """A command's arguments; in its place something is called that fails."""
-    (info,) = [c for c in app.registered_commands if name in (c.name, c.callback.__name__ if c.callback else "")]
+    (info,) = [
+        c
+        for c in app.registered_commands
+        if name in (c.name, c.callback.__name__ if c.callback else "")
+    ]
     callback = info.callback
     assert callback is not None
 
@@ -260,8 +381,9 @@ def failing(name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_ends_in_a_traceback(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong in a command is one line on standard error: exit code 2 where the machine is at fault, 3 for what should not happen,
-    with the way to see its traceback; with --json it is an object too.
+    """Whatever goes wrong in a command is one line on standard error: exit code 2 where the machine
+    is at fault, 3 for what should not happen, with the way to see its traceback; with --json it is
+    an object too.
     """
     for error, code, said in UNEXPECTED:
         with monkeypatch.context() as patch:
@@ -279,7 +401,9 @@ def test_no_command_ends_in_a_traceback(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_pipe_that_is_closed_ends_every_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_is_closed_ends_every_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who reads no further, as `head`, is told nothing."""
     done = run(*failing(name, BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch))
     assert (done.exit_code, done.output) == (1, "")
@@ -287,22 +411,34 @@ def test_a_pipe_that_is_closed_ends_every_command(name: str, monkeypatch: pytest
 
 def test_the_commands_are_those_there_are() -> None:
     """What holds for all commands is tested with all of them."""
-    assert sorted(COMMANDS) == sorted(c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands)
+    assert sorted(COMMANDS) == sorted(
+        c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands
+    )
 
 
-REFUSED = [("tune", "--hiden", "64"), ("why", "layer_norm", "--hidden", "x"), ("why", "layer_norm"), ("tunes",), ("bench", "--seed", str(2**64))]
+REFUSED = [
+    ("tune", "--hiden", "64"),
+    ("why", "layer_norm", "--hidden", "x"),
+    ("why", "layer_norm"),
+    ("tunes",),
+    ("bench", "--seed", str(2**64)),
+]
 
 
 @pytest.mark.parametrize("arguments", REFUSED, ids=str)
 def test_what_the_parser_refuses(arguments: tuple[str, ...]) -> None:
-    """Unknown options and commands, missing ones and text for a number: usage, the reason, exit code 2."""
+    """Unknown options and commands, missing ones and text for a number: usage, the reason, exit
+    code 2.
+    """
     done = run(*arguments)
     assert done.exit_code == 2
     assert "Error" in done.stderr and "Traceback" not in done.output
 
 
 def test_an_unwritable_log_folder_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    """A log folder that cannot be made (a file is in its place) is said at once, with the remedy."""
+    """A log folder that cannot be made (a file is in its place) is said at once, with the
+    remedy.
+    """
     (tmp_path / "file").write_text("")
     done = run("tune", *TINY, "--trials", 1, "--log-dir", tmp_path / "file")
     assert done.exit_code == 2
@@ -314,13 +450,25 @@ def test_the_process_says_the_same() -> None:
     process = start("show", "layer_norm", "--hidden", "64", "--as", "ams")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert err.startswith("lntune: unknown form 'ams'. Did you mean 'asm'?") and err.count("\n") == 1
+    assert (
+        err.startswith("lntune: unknown form 'ams'. Did you mean 'asm'?") and err.count("\n") == 1
+    )
 
 
 # --- text to cases
 
 
-DURATIONS = {"90": 90, "300ms": 0.3, "90s": 90, "1.5m": 90, " 1h ": 3600, "1m30s": 90, "1h 2m 3s": 3723, "2min": 120, "1s500ms": 1.5}
+DURATIONS = {
+    "90": 90,
+    "300ms": 0.3,
+    "90s": 90,
+    "1.5m": 90,
+    " 1h ": 3600,
+    "1m30s": 90,
+    "1h 2m 3s": 3723,
+    "2min": 120,
+    "1s500ms": 1.5,
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), DURATIONS.items())
@@ -329,7 +477,24 @@ def test_durations(text: str, expected: float) -> None:
     assert seconds("--budget", text) == pytest.approx(expected)
 
 
-NOT_DURATIONS = ["", "s", "-1s", "1d", "1 s s", "1e3", "0ms", "\u0661s", "inf", "30s1m", "1m1m", "1m30", "1.5.5s", "0m0s", "481h", "9" * 400 + "s"]
+NOT_DURATIONS = [
+    "",
+    "s",
+    "-1s",
+    "1d",
+    "1 s s",
+    "1e3",
+    "0ms",
+    "\u0661s",
+    "inf",
+    "30s1m",
+    "1m1m",
+    "1m30",
+    "1.5.5s",
+    "0m0s",
+    "481h",
+    "9" * 400 + "s",
+]
 
 
 @pytest.mark.parametrize("text", NOT_DURATIONS)
@@ -340,7 +505,9 @@ def test_not_durations(text: str) -> None:
 
 
 def test_integers_and_cases() -> None:
-    """Lists are split at commas; axes left out are the default grid's; a case asked for twice is one case."""
+    """Lists are split at commas; axes left out are the default grid's; a case asked for twice is
+    one case.
+    """
     assert integers("--rows", "1, 4_096,") == [1, 4096]
     made = cases("layer_norm", "64,64", "float16", "")
     assert {c.hidden for c in made} == {64} and {c.dtype for c in made} == {"float16"}
@@ -349,11 +516,24 @@ def test_integers_and_cases() -> None:
 
 
 def test_the_grid_of_the_paper() -> None:
-    """`--grid paper` takes the hidden sizes of the paper's experiments for every operator; other axes narrow it; typos are told."""
+    """`--grid paper` takes the hidden sizes of the paper's experiments for every operator; other
+    axes narrow it; typos are told.
+    """
     for op in ops.OPS:
-        assert {c.hidden for c in cases(op, "", "", "", "paper")} == {240, 256, 400, 1000, 1024, 2400}
-        assert {c.dtype for c in cases(op, "", "", "", "paper")} == {c.dtype for c in cases(op, "", "", "")}
-    assert {(c.hidden, c.rows) for c in cases("layer_norm", "", "float32", "7", "paper")} == {(h, 7) for h in (240, 256, 400, 1000, 1024, 2400)}
+        assert {c.hidden for c in cases(op, "", "", "", "paper")} == {
+            240,
+            256,
+            400,
+            1000,
+            1024,
+            2400,
+        }
+        assert {c.dtype for c in cases(op, "", "", "", "paper")} == {
+            c.dtype for c in cases(op, "", "", "")
+        }
+    assert {(c.hidden, c.rows) for c in cases("layer_norm", "", "float32", "7", "paper")} == {
+        (h, 7) for h in (240, 256, 400, 1000, 1024, 2400)
+    }
     assert {c.hidden for c in cases("layer_norm", "64", "", "", "paper")} == {64}
     assert "paper" in run("tune", "layer_norm", "--grid", "papper").stderr
 
@@ -365,11 +545,17 @@ def test_report_of_the_run(tuned: Path) -> None:
     """`report` shows the tuned case with its speedup."""
     done = run("report", "--log-dir", tuned)
     assert done.exit_code == 0
-    assert "64" in done.output and "float32" in done.output and ("geomean" in done.output or "disturbed" in done.output)
+    assert (
+        "64" in done.output
+        and "float32" in done.output
+        and ("geomean" in done.output or "disturbed" in done.output)
+    )
 
 
 def test_report_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing was measured `report` says so, names the folder and the command to run, and exits with 1."""
+    """Where nothing was measured `report` says so, names the folder and the command to run, and
+    exits with 1.
+    """
     monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [tmp_path])
     done = run("report", "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (1, [])
@@ -377,43 +563,91 @@ def test_report_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_why_of_the_run(tuned: Path) -> None:
-    """`why` says that the case's own record serves it (or that eager won there), and names the time and the knobs."""
-    facts = json.loads(run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned, "--json").stdout)
+    """`why` says that the case's own record serves it (or that eager won there), and names the time
+    and the knobs.
+    """
+    facts = json.loads(
+        run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned, "--json").stdout
+    )
     assert facts["tier"] in ("exact", "eager") and facts["tuned_us"] > 0 and facts["eager_us"] > 0
     text = run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tuned).output
     assert ("served by its own record" in text) == (facts["tier"] == "exact")
     assert "record of layer_norm 8x64 float32" in text
     for dtype in ("float64", "double"):
-        assert "served by eager mode" in run("why", "layer_norm", "--hidden", 64, "--dtype", dtype).output
-    assert "hidden 64 bfloat16 rows 1:" in run("why", "layer_norm", "--hidden", 64, "--dtype", "bf16").output
+        assert (
+            "served by eager mode"
+            in run("why", "layer_norm", "--hidden", 64, "--dtype", dtype).output
+        )
+    assert (
+        "hidden 64 bfloat16 rows 1:"
+        in run("why", "layer_norm", "--hidden", 64, "--dtype", "bf16").output
+    )
 
 
 def test_other_devices_are_asked_about(tuned: Path) -> None:
-    """`why`, `report` and `show` tell of a GPU that is not here: its schedules' default knobs, no record of a CPU; `ops` lists its schedules."""
-    facts = json.loads(run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--target", "cuda:sm_90", "--log-dir", tuned, "--json").stdout)
+    """`why`, `report` and `show` tell of a GPU that is not here: its schedules' default knobs, no
+    record of a CPU; `ops` lists its schedules.
+    """
+    facts = json.loads(
+        run(
+            "why",
+            "layer_norm",
+            "--hidden",
+            64,
+            "--rows",
+            8,
+            "--target",
+            "cuda:sm_90",
+            "--log-dir",
+            tuned,
+            "--json",
+        ).stdout
+    )
     assert (facts["tier"], facts["schedule"], facts["tuned_us"]) == ("default", "shared_row", None)
-    assert "on NVIDIA H100" in run("why", "layer_norm", "--hidden", 64, "--target", "nvidia/nvidia-h100").output
+    assert (
+        "on NVIDIA H100"
+        in run("why", "layer_norm", "--hidden", 64, "--target", "nvidia/nvidia-h100").output
+    )
     none = run("report", "--target", "nvidia/nvidia-h100", "--log-dir", tuned)
     assert none.exit_code == 1
     assert "Run where it is: lntune tune layer_norm --target cuda\n" in none.output
-    assert "threadIdx.x" in run("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90").output
+    assert (
+        "threadIdx.x" in run("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90").output
+    )
     assert run("why", "layer_norm", "--hidden", 64, "--target", "cuda:sm_1").exit_code == 2
     listed = {o["op"]: o for o in json.loads(run("ops", "--json").stdout)}
     assert all(listed[op]["schedules"] and listed[op]["gpu_schedules"] for op in ops.OPS)
 
 
 @pytest.mark.parametrize(
-    ("form", "has"), [("te", "T.sblock"), ("tir", "def main"), ("source", "define "), ("asm", ".text")], ids=lambda v: v if v in FORMS else ""
+    ("form", "has"),
+    [("te", "T.sblock"), ("tir", "def main"), ("source", "define "), ("asm", ".text")],
+    ids=lambda v: v if v in FORMS else "",
 )
 def test_show_in_each_form(form: str, has: str, tuned: Path) -> None:
     """`show` prints the kernel as definition, scheduled loops, LLVM IR and assembly."""
-    done = run("show", "layer_norm", "--hidden", 64, "--rows", 8, "--as", form, "--log-dir", tuned, "--schedule", "cached_rows")
+    done = run(
+        "show",
+        "layer_norm",
+        "--hidden",
+        64,
+        "--rows",
+        8,
+        "--as",
+        form,
+        "--log-dir",
+        tuned,
+        "--schedule",
+        "cached_rows",
+    )
     assert done.exit_code == 0, done.output
     assert has in done.output
 
 
 def test_check_of_the_run(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`check` goes through the tuned cases with all their checked variants, and exits with 0 when all are right."""
+    """`check` goes through the tuned cases with all their checked variants, and exits with 0 when
+    all are right.
+    """
     only_log(tuned, monkeypatch)
     done = run("check", "--log-dir", tuned)
     assert done.exit_code == 0, done.output
@@ -421,27 +655,39 @@ def test_check_of_the_run(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["wrong", "raises"])
-def test_check_finds_a_wrong_kernel(fault: str, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that answers wrongly or raises is WRONG in the table, with the reason, and the exit code is 1."""
+def test_check_finds_a_wrong_kernel(
+    fault: str, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that answers wrongly or raises is WRONG in the table, with the reason, and the exit
+    code is 1.
+    """
 
     def kernel(*values: Any) -> None:
         if fault == "raises":
             raise ValueError("[y] is not what I expect")
         values[4].zero_()
 
-    monkeypatch.setattr(verification.dispatch, "choose", lambda case, *_: dispatch.Choice("exact", "cached_rows"))
+    monkeypatch.setattr(
+        verification.dispatch, "choose", lambda case, *_: dispatch.Choice("exact", "cached_rows")
+    )
     monkeypatch.setattr(verification.dispatch, "kernel_for", lambda case, *_: kernel)
     done = run("check", *TINY, "--log-dir", tuned)
     assert done.exit_code == 1
-    assert "WRONG" in done.output and ("ValueError: [y]" in done.output if fault == "raises" else "y: error" in done.output)
+    assert "WRONG" in done.output and (
+        "ValueError: [y]" in done.output if fault == "raises" else "y: error" in done.output
+    )
     facts = json.loads(run("check", *TINY, "--log-dir", tuned, "--json").stdout)
     assert facts and not any(r["ok"] for r in facts)
 
 
 def test_bench_of_the_run(tuned: Path, tmp_path: Path) -> None:
-    """`bench` measures all contenders, says where outputs come from, and writes the records beside the table."""
+    """`bench` measures all contenders, says where outputs come from, and writes the records beside
+    the table.
+    """
     file = tmp_path / "folder" / "bench.json"
-    done = run("bench", *TINY, "--no-compile", "--time", "20ms", "--log-dir", tuned, "--output", file)
+    done = run(
+        "bench", *TINY, "--no-compile", "--time", "20ms", "--log-dir", tuned, "--output", file
+    )
     assert done.exit_code == 0, done.output
     assert "outputs allocated by every call" in done.stdout and "over eager" in done.stdout
     facts = json.loads(file.read_text())
@@ -452,7 +698,9 @@ def test_bench_of_the_run(tuned: Path, tmp_path: Path) -> None:
 
 
 def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The closing line of `tune` counts trials by status and gives verified trials a second; without a winner the exit code is 1."""
+    """The closing line of `tune` counts trials by status and gives verified trials a second;
+    without a winner the exit code is 1.
+    """
     from lntune import tune as module
     from lntune.tune import Summary
 
@@ -481,7 +729,10 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "tune", fake)
     done = run("tune", *TINY)
     assert done.exit_code == 0
-    assert "3 trials (2 ok, 1 wrong) in 2 s, " in done.output and " verified trials a second; log in there" in done.output
+    assert (
+        "3 trials (2 ok, 1 wrong) in 2 s, " in done.output
+        and " verified trials a second; log in there" in done.output
+    )
     assert "not tuned: that: broken" in done.output
     assert "failed: 1 wrong: y: far off" in done.output and "note: so it is" in done.output
     assert run("tune", "--hidden", 65).exit_code == 1
@@ -490,13 +741,20 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 # --- Ctrl-C
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_path: Path) -> None:
-    """SIGINT, SIGTERM or SIGHUP during a search ends it in order: the case is settled, its records are in the log, and the exit code is as
-    the help says, though SIGTERM comes twice as `timeout` sends it.
+    """SIGINT, SIGTERM or SIGHUP during a search ends it in order: the case is settled, its records
+    are in the log, and the exit code is as the help says, though SIGTERM comes twice as `timeout`
+    sends it.
     """
-    brief = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
-    process = start("tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief))
+    brief = (
+        "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    )
+    process = start(
+        "tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief)
+    )
     threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
     end = time.monotonic() + 60
     try:
@@ -528,20 +786,35 @@ def states() -> list[Progress]:
     def at(**fields: Any) -> Progress:
         return Progress(CASE, 0, 2, **fields)
 
-    timings = {name: Timing((t,), t) for name, t in (("tuned", 2.0), ("eager", 4.0), ("default", 3.0))}
-    final = Record(role="final", case=CASE, device=HERE, threads=1, schedule="s", knobs={}, status="ok", timings=timings)
+    timings = {
+        name: Timing((t,), t) for name, t in (("tuned", 2.0), ("eager", 4.0), ("default", 3.0))
+    }
+    final = Record(
+        role="final",
+        case=CASE,
+        device=HERE,
+        threads=1,
+        schedule="s",
+        knobs={},
+        status="ok",
+        timings=timings,
+    )
     failed = Counter(timeout=1)
     return [
         at(),
         at(trials=1, best_us=2.5, best="s lanes=4", deadline=time.monotonic() + 30),
-        at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, deadline=time.monotonic() + 30),
+        at(
+            trials=2, best_us=2.5, best="s lanes=4", failures=failed, deadline=time.monotonic() + 30
+        ),
         at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, phase="final"),
         at(trials=2, best_us=2.5, best="s lanes=4", failures=failed, phase="done", final=final),
     ]
 
 
 def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a terminal: whole lines without control characters, with trials, failures by kind, best and time left."""
+    """Without a terminal: whole lines without control characters, with trials, failures by kind,
+    best and time left.
+    """
     monkeypatch.setattr("lntune.report.progress.PLAIN_SECONDS", 0)
     out = io.StringIO()
     with TuningProgress(Console(file=out, width=200, force_terminal=False)) as progress:
@@ -550,19 +823,30 @@ def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> N
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
     assert lines[0] == "[1/2] layer_norm 8x64 float32: 0 trials"
-    assert lines[2].startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ") and lines[2].endswith(" s left (s lanes=4)")
+    assert lines[2].startswith(
+        "[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, "
+    ) and lines[2].endswith(" s left (s lanes=4)")
     assert "measuring the finalists again" in lines[3]
-    assert lines[4] == ("[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), without tuning 3.00 us (1.50x); 2 trials, 1 timeout")
+    assert (
+        lines[4]
+        == "[1/2] layer_norm 8x64 float32: tuned 2.00 us, eager 4.00 us (2.00x), without tuning"
+        " 3.00 us (1.50x); 2 trials, 1 timeout"
+    )
 
 
 def test_a_disturbed_final_makes_no_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line of a case whose final other work disturbed has no ratio and says that none would hold."""
+    """The line of a case whose final other work disturbed has no ratio and says that none would
+    hold.
+    """
     out = io.StringIO()
     done = states()[-1]
     assert done.final is not None
     with TuningProgress(Console(file=out, width=200, force_terminal=False)) as progress:
         progress(dataclasses.replace(done, final=msgspec.structs.replace(done.final, busy=True)))
-    assert "tuned 2.00 us, disturbed by other work on the machine: neither times nor ratios hold" in out.getvalue()
+    assert (
+        "tuned 2.00 us, disturbed by other work on the machine: neither times nor ratios hold"
+        in out.getvalue()
+    )
     assert "x)" not in out.getvalue()
 
 
@@ -576,9 +860,13 @@ def test_plain_progress_is_not_a_flood() -> None:
 
 
 def test_progress_is_one_live_line_on_a_terminal() -> None:
-    """On a terminal one line is drawn over and over and removed at the end; only finished cases stay."""
+    """On a terminal one line is drawn over and over and removed at the end; only finished cases
+    stay.
+    """
     out = io.StringIO()
-    with TuningProgress(Console(file=out, width=200, force_terminal=True, highlight=False)) as progress:
+    with TuningProgress(
+        Console(file=out, width=200, force_terminal=True, highlight=False)
+    ) as progress:
         for state in states():
             progress(state)
             progress._live.refresh()  # type: ignore[union-attr]
@@ -589,23 +877,48 @@ def test_progress_is_one_live_line_on_a_terminal() -> None:
 
 
 def test_the_live_line_is_one_line_on_a_narrow_terminal() -> None:
-    """Where it does not fit its end is left out, never what stands first: the case, the trials, the best and the time left."""
+    """Where it does not fit its end is left out, never what stands first: the case, the trials, the
+    best and the time left.
+    """
     out = io.StringIO()
-    with TuningProgress(Console(file=out, width=80, force_terminal=True, color_system=None, highlight=False)) as progress:
+    with TuningProgress(
+        Console(file=out, width=80, force_terminal=True, color_system=None, highlight=False)
+    ) as progress:
         state = states()[2]
         state.best = "cached_rows lanes=4 store=2 unroll=1 together=1 prefetch=1 write=plain"
         progress(state)
         progress._live.refresh()  # type: ignore[union-attr]
-        shown = [line for line in re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", out.getvalue()) if line.strip()]
-    assert shown and all(len(line) <= 80 and line.startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ") for line in shown)
+        shown = [
+            line
+            for line in re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", out.getvalue())
+            if line.strip()
+        ]
+    assert shown and all(
+        len(line) <= 80
+        and line.startswith("[1/2] layer_norm 8x64 float32: 2 trials, 1 timeout, best 2.50 us, ")
+        for line in shown
+    )
 
 
 def test_the_pace_leaves_out_warming_up_and_finals() -> None:
-    """Verified trials a second: after the first trial, failures are not counted as verified, their time is; finals are left out."""
+    """Verified trials a second: after the first trial, failures are not counted as verified, their
+    time is; finals are left out.
+    """
     pace = Pace()
 
     def at(now: float, index: int, trials: int, failed: int = 0, phase: str = "search") -> None:
-        pace(Progress(CASE, index, 2, trials=trials, failures=Counter(run=failed), phase=phase, best_us=math.inf), now)
+        pace(
+            Progress(
+                CASE,
+                index,
+                2,
+                trials=trials,
+                failures=Counter(run=failed),
+                phase=phase,
+                best_us=math.inf,
+            ),
+            now,
+        )
 
     at(0, 0, 0)
     at(10, 0, 1)  # pays for the start
@@ -623,7 +936,13 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     """`lntune ops | head -0` ends quietly."""
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "lntune", "ops"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "lntune", "ops"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -637,12 +956,25 @@ def test_json_of_a_path_that_is_no_utf8(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_report_of_a_log_without_winners(tmp_path: Path) -> None:
-    """Where every candidate failed the report says so, and why, and that there is no measurement."""
+    """Where every candidate failed the report says so, and why, and that there is no
+    measurement.
+    """
     message = "y: error 5.1 is 9 times what is allowed"
-    trial = Record(case=CASE, device=device.current(), threads=1, schedule="mine", knobs={}, status="wrong", message=message)
+    trial = Record(
+        case=CASE,
+        device=device.current(),
+        threads=1,
+        schedule="mine",
+        knobs={},
+        status="wrong",
+        message=message,
+    )
     records.append(tmp_path, trial)
     records.append(tmp_path, trial)
     done = run("report", "--log-dir", tmp_path)
     assert done.exit_code == 1
-    assert "2 trials, none of which has won a case" in done.output and "2 wrong: y: error 5.1 is 9 times what is allowed" in done.output
+    assert (
+        "2 trials, none of which has won a case" in done.output
+        and "2 wrong: y: error 5.1 is 9 times what is allowed" in done.output
+    )
     assert "no measurements of this device" in done.output

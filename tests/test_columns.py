@@ -27,14 +27,37 @@ from lntune.commands.check import Result
 from lntune.commands.doctor import Finding
 from lntune.device import Device
 from lntune.kernels.inspection import Inspected
-from lntune.report import bringup, builds, columns, compare, costs, dry_runs, findings, inspections, tables, training, verdicts
+from lntune.report import (
+    bringup,
+    builds,
+    columns,
+    compare,
+    costs,
+    dry_runs,
+    findings,
+    inspections,
+    tables,
+    training,
+    verdicts,
+)
 from lntune.report.columns import KEY, WIDE, Column, Table, key
 from lntune.report.rows import Row
 from lntune.tune.dry import DryRun, Plan, Ranked
 
 WIDTHS = (40, 60, 80, 100, 120, 200)
-CASES = [Case("layer_norm", 64, "float32", 1), Case("lnlstm_step_backward", 16_384, "bfloat16", 131_072)]
-KNOBS: dict[str, int | bool | str] = {"lanes": 4, "store": 2, "unroll": 1, "together": 2, "prefetch": 1, "write": "streamed", "parallel": True}
+CASES = [
+    Case("layer_norm", 64, "float32", 1),
+    Case("lnlstm_step_backward", 16_384, "bfloat16", 131_072),
+]
+KNOBS: dict[str, int | bool | str] = {
+    "lanes": 4,
+    "store": 2,
+    "unroll": 1,
+    "together": 2,
+    "prefetch": 1,
+    "write": "streamed",
+    "parallel": True,
+}
 
 
 def row(case: Case, **fields: object) -> Row:
@@ -51,65 +74,133 @@ def row(case: Case, **fields: object) -> Row:
 def kernel(arch: str) -> Inspection:
     """A kernel for a GPU as it was compiled."""
     counts = {f.name: 0 for f in msgspec.structs.fields(Code)}
-    code = {**counts, "kernel": "main", "origin": "nvdisasm", "machine": True, "hints": {}, "operations": {}, "shared_loads": {}, "shared_stores": {}}
+    code = {
+        **counts,
+        "kernel": "main",
+        "origin": "nvdisasm",
+        "machine": True,
+        "hints": {},
+        "operations": {},
+        "shared_loads": {},
+        "shared_stores": {},
+    }
     moved = {"global_loads": {128: 6, 32: 1}, "global_stores": {128: 12, 16: 3}}
     resources = Resources("main", arch, 255, 1024, 4096, 4096, 49_152)
-    return Inspection("main", arch, 256, 65_536, "nvcc", resources, Code(**code | moved), Occupancy(1, 8, 64, ("registers",)))  # type: ignore[arg-type]
+    return Inspection(
+        "main",
+        arch,
+        256,
+        65_536,
+        "nvcc",
+        resources,
+        Code(**code | moved),
+        Occupancy(1, 8, 64, ("registers",)),
+    )  # type: ignore[arg-type]
 
 
 def the_compared() -> Table:
     """A comparison with a verdict that an interval cannot give."""
-    made = [compare.Comparison("d", c, 12_345.6, 7_654.3, 1.613, 1.598, 1.621, 1.002, "FASTER", "") for c in CASES]
-    made[1] = msgspec.structs.replace(made[1], verdict="UNSURE", reason="B was measured on a busy machine")
+    made = [
+        compare.Comparison("d", c, 12_345.6, 7_654.3, 1.613, 1.598, 1.621, 1.002, "FASTER", "")
+        for c in CASES
+    ]
+    made[1] = msgspec.structs.replace(
+        made[1], verdict="UNSURE", reason="B was measured on a busy machine"
+    )
     return compare.table(compare.Result(made, [], []))
 
 
 def the_dry_runs() -> Table:
     """A dry run with candidates that failed."""
     first = (Ranked("shared_row", "threads=8 access=16", "ok", 0.5, 128, 1024, 0.5),)
-    plans = [Plan(c, 12_000, 8, 7, {"spills": 1}, {"wrong: y": ["a"]}, first, 10_000, 72_000, 100) for c in CASES]
-    return dry_runs.table(DryRun(Device("gpu", "NVIDIA H100", "sm_90", 132), "nvcc", plans, 1, "that", 10))
+    plans = [
+        Plan(c, 12_000, 8, 7, {"spills": 1}, {"wrong: y": ["a"]}, first, 10_000, 72_000, 100)
+        for c in CASES
+    ]
+    return dry_runs.table(
+        DryRun(Device("gpu", "NVIDIA H100", "sm_90", 132), "nvcc", plans, 1, "that", 10)
+    )
 
 
 def the_operators() -> Table:
     """What a bringup found of two operators."""
-    made = [bringup.Operator(c.op, 300, 299, 12.34, 1.06, 299, 10.11, 1.27, 0.71, []) for c in CASES]
+    made = [
+        bringup.Operator(c.op, 300, 299, 12.34, 1.06, 299, 10.11, 1.27, 0.71, []) for c in CASES
+    ]
     return bringup.operators_table(made)
 
 
 def the_costs() -> Table:
     """What calls cost."""
     calls = {f"{who} {form}": 12.34 for who in ("eager", "tuned") for form in ("2-D", "3-D")}
-    return costs.costs_table([costs.Costs(c, calls, {"2-D": 2.12, "3-D": 1.01}, 206.8, 10.7, True, 63.5, 5, True) for c in CASES])
+    return costs.costs_table(
+        [
+            costs.Costs(c, calls, {"2-D": 2.12, "3-D": 1.01}, 206.8, 10.7, True, 63.5, 5, True)
+            for c in CASES
+        ]
+    )
 
 
 def the_steps() -> Table:
     """Training steps, one of them disturbed."""
-    made = [training.Step("bfloat16", 16384, 131072, 12345.6, 9876.5, 5432.1, 2.27, 1.82, 1234.5, 678.9, 1.82, d) for d in ("", "busy")]
+    made = [
+        training.Step(
+            "bfloat16", 16384, 131072, 12345.6, 9876.5, 5432.1, 2.27, 1.82, 1234.5, 678.9, 1.82, d
+        )
+        for d in ("", "busy")
+    ]
     return training.steps_table(made)
 
 
 def the_builds() -> Table:
     """Kernels that were built for two devices."""
     made = [
-        Built(msgspec.structs.replace(c, variant="weight32+dx+dgamma32"), "d", "x86-64-v4", "default", "cached_rows", KNOBS, True, "there")
+        Built(
+            msgspec.structs.replace(c, variant="weight32+dx+dgamma32"),
+            "d",
+            "x86-64-v4",
+            "default",
+            "cached_rows",
+            KNOBS,
+            True,
+            "there",
+        )
         for c in CASES
     ]
-    return builds.table([made[0], msgspec.structs.replace(made[1], arch="sm_100", status="failed", message="no")])
+    return builds.table(
+        [made[0], msgspec.structs.replace(made[1], arch="sm_100", status="failed", message="no")]
+    )
 
 
 def the_verdicts() -> Table:
     """A right kernel and a wrong one."""
     made = [Result(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES]
-    return verdicts.verdict_table([made[0], msgspec.structs.replace(made[1], ok=False, message="y: error 3 is 4 times what is allowed")])
+    return verdicts.verdict_table(
+        [
+            made[0],
+            msgspec.structs.replace(
+                made[1], ok=False, message="y: error 3 is 4 times what is allowed"
+            ),
+        ]
+    )
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "report": lambda: tables.cases_table([row(c, compile_us=None, over_better=None) for c in CASES], "amd-epyc", details=True),
-    "bench": lambda: tables.cases_table([row(c) for c in CASES], "outputs allocated by every call from a kept heap", details=True),
-    "bench of one operator": lambda: tables.cases_table([row(CASES[1], rows=r) for r in (1, 131_072)], "outputs allocated", details=True),
-    "bench given outputs": lambda: tables.cases_table([row(c, eager_us=None, compile_us=None) for c in CASES], "outputs given", details=True),
-    "bench on a GPU": lambda: tables.cases_table([row(c) for c in CASES], "outputs allocated", details=True, bandwidth=3.35e12),
+    "report": lambda: tables.cases_table(
+        [row(c, compile_us=None, over_better=None) for c in CASES], "amd-epyc", details=True
+    ),
+    "bench": lambda: tables.cases_table(
+        [row(c) for c in CASES], "outputs allocated by every call from a kept heap", details=True
+    ),
+    "bench of one operator": lambda: tables.cases_table(
+        [row(CASES[1], rows=r) for r in (1, 131_072)], "outputs allocated", details=True
+    ),
+    "bench given outputs": lambda: tables.cases_table(
+        [row(c, eager_us=None, compile_us=None) for c in CASES], "outputs given", details=True
+    ),
+    "bench on a GPU": lambda: tables.cases_table(
+        [row(c) for c in CASES], "outputs allocated", details=True, bandwidth=3.35e12
+    ),
     "demo": lambda: tables.cases_table([row(c) for c in CASES], "layer_norm"),
     "bench --call-cost": the_costs,
     "bench --training": the_steps,
@@ -117,7 +208,20 @@ TABLES: dict[str, Callable[[], Table]] = {
     "check": the_verdicts,
     "compare": the_compared,
     "inspect": lambda: inspections.table(
-        [Inspected(c, "sm_100", "shared_row", KNOBS, (kernel("sm_100"),), {"x": 1.0, "dy": 2.0}, {"y": 1.0}, 0.5, 0.25) for c in CASES]
+        [
+            Inspected(
+                c,
+                "sm_100",
+                "shared_row",
+                KNOBS,
+                (kernel("sm_100"),),
+                {"x": 1.0, "dy": 2.0},
+                {"y": 1.0},
+                0.5,
+                0.25,
+            )
+            for c in CASES
+        ]
     ),
     "tune --dry-run": the_dry_runs,
     "bringup": the_operators,
@@ -127,15 +231,17 @@ TABLES: dict[str, Callable[[], Table]] = {
 def shown(table: Table, width: int) -> list[str]:
     """What a terminal of that width shows."""
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False).print(table)
+    Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False).print(
+        table
+    )
     return out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
-    """No line is wider than the terminal, no figure or name is cut, no row broken over two lines but as a block of pairs, the key columns of
-    every row are there, and what is left out is named.
+    """No line is wider than the terminal, no figure or name is cut, no row broken over two lines
+    but as a block of pairs, the key columns of every row are there, and what is left out is named.
     """
     table = TABLES[name]()
     lines = shown(table, width)
@@ -147,11 +253,17 @@ def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
         if column.rank == KEY:
             assert all(cells[i].plain in everything for cells in table.rows)
     names = {column.name for column in table.columns}
-    header = next((n for n, line in enumerate(lines) if set(re.split(r" {2,}", line.strip())) <= names), None)
+    header = next(
+        (n for n, line in enumerate(lines) if set(re.split(r" {2,}", line.strip())) <= names), None
+    )
     assert header is not None or width < 80, "one line a row from 80 columns on"
     if header is not None:
         listed = re.split(r" {2,}", lines[header].strip())
-        keys = [i for i, column in enumerate(table.columns) if column.rank == KEY and column.name in listed]
+        keys = [
+            i
+            for i, column in enumerate(table.columns)
+            if column.rank == KEY and column.name in listed
+        ]
         assert len(lines) >= header + 1 + len(table.rows)
         for line, cells in zip(lines[header + 1 :], table.rows, strict=False):
             assert all(cells[i].plain in line for i in keys)
@@ -159,7 +271,9 @@ def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_in_a_pipe_is_one_line_a_row(name: str) -> None:
-    """Elsewhere than on a terminal: a title, the names, then every cell of every row on one line, split by two spaces or more; no boxes."""
+    """Elsewhere than on a terminal: a title, the names, then every cell of every row on one line,
+    split by two spaces or more; no boxes.
+    """
     table = TABLES[name]()
     out = io.StringIO()
     Console(file=out, width=WIDE, highlight=False).print(table)
@@ -171,13 +285,29 @@ def test_a_table_in_a_pipe_is_one_line_a_row(name: str) -> None:
 
 
 def test_all_tables_are_tried_here() -> None:
-    """Whatever in the reports makes a table makes one of the above, and makes it of these columns."""
+    """Whatever in the reports makes a table makes one of the above, and makes it of these
+    columns.
+    """
     makers = set()
     for module in pkgutil.iter_modules(report.__path__, "lntune.report."):
         loaded = importlib.import_module(module.name)
-        makers |= {f for _, f in inspect.getmembers(loaded, inspect.isfunction) if str(f.__annotations__.get("return")) in ("Table", "Table | None")}
-        assert module.name == "lntune.report.findings" or "rich.table" not in inspect.getsource(loaded)
-    tried = (tables.cases_table, costs.costs_table, builds.table, verdicts.verdict_table, compare.table, inspections.table, dry_runs.table)
+        makers |= {
+            f
+            for _, f in inspect.getmembers(loaded, inspect.isfunction)
+            if str(f.__annotations__.get("return")) in ("Table", "Table | None")
+        }
+        assert module.name == "lntune.report.findings" or "rich.table" not in inspect.getsource(
+            loaded
+        )
+    tried = (
+        tables.cases_table,
+        costs.costs_table,
+        builds.table,
+        verdicts.verdict_table,
+        compare.table,
+        inspections.table,
+        dry_runs.table,
+    )
     assert makers == {*tried, bringup.operators_table, training.steps_table}
 
 
@@ -186,14 +316,18 @@ def test_all_tables_are_tried_here() -> None:
 
 def small() -> Table:
     """Two rows of a word that both share and three figures."""
-    table = Table("title", [*key("op", "case"), Column("time"), Column("first", 1), Column("second", 2)])
+    table = Table(
+        "title", [*key("op", "case"), Column("time"), Column("first", 1), Column("second", 2)]
+    )
     table.add("norm", "a", "1.25", "2.5", "3.75")
     table.add("norm", "bb", Text("10.25", style="red"), "20.5", "")
     return table
 
 
 def test_columns_go_in_their_declared_order() -> None:
-    """What all rows share is said once, then the highest rank goes first and a line says so; at last rows become blocks."""
+    """What all rows share is said once, then the highest rank goes first and a line says so; at
+    last rows become blocks.
+    """
     table = small()
     assert [line.plain for line in table.lines(WIDE)] == [
         "title",
@@ -202,9 +336,17 @@ def test_columns_go_in_their_declared_order() -> None:
         "norm  bb    10.25   20.5       -",
     ]
     assert table.lines(32)[1].plain.startswith("op"), "it just fits"
-    assert [line.plain for line in table.lines(31)][:2] == ["title, op norm", "case   time  first  second"]
+    assert [line.plain for line in table.lines(31)][:2] == [
+        "title, op norm",
+        "case   time  first  second",
+    ]
     narrower = [line.plain for line in table.lines(25)]
-    assert narrower[1:] == ["case   time  first", "a      1.25    2.5", "bb    10.25   20.5", narrower[-1]]
+    assert narrower[1:] == [
+        "case   time  first",
+        "a      1.25    2.5",
+        "bb    10.25   20.5",
+        narrower[-1],
+    ]
     assert narrower[-1] == "not shown for want of width: second; --wide or a pipe shows all"
     assert [line.plain for line in table.lines(10)] == [
         "title, op norm",
@@ -218,7 +360,9 @@ def test_columns_go_in_their_declared_order() -> None:
 
 
 def test_a_table_of_one_row_says_nothing_twice() -> None:
-    """Of a single row all is shared: its words stay in their columns as long as they fit, figures go first."""
+    """Of a single row all is shared: its words stay in their columns as long as they fit, figures
+    go first.
+    """
     table = small()
     table.rows = table.rows[:1]
     assert table.lines(25)[1].plain == "op    case  time  first"
@@ -233,7 +377,12 @@ def test_a_table_without_rows_has_its_names() -> None:
 
 def test_a_column_is_plain_data() -> None:
     """Columns are declared, not computed: name, rank, side, shared."""
-    assert [f.name for f in dataclasses.fields(columns.Column)] == ["name", "rank", "right", "shared"]
+    assert [f.name for f in dataclasses.fields(columns.Column)] == [
+        "name",
+        "rank",
+        "right",
+        "shared",
+    ]
 
 
 # --- doctor
@@ -241,22 +390,35 @@ def test_a_column_is_plain_data() -> None:
 
 FOUND = [
     Finding("python", "ok", "3.11", "not shown"),
-    Finding("C++ compiler", "fail", "does not run: [Errno 13] Permission denied: '/usr/bin/c++'", "Install g++ or clang, or set CXX."),
+    Finding(
+        "C++ compiler",
+        "fail",
+        "does not run: [Errno 13] Permission denied: '/usr/bin/c++'",
+        "Install g++ or clang, or set CXX.",
+    ),
 ]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_findings_on_a_terminal(width: int) -> None:
-    """Topics stand below each other, details are broken between words and stand below their first, and nothing is cut."""
+    """Topics stand below each other, details are broken between words and stand below their first,
+    and nothing is cut.
+    """
     out = io.StringIO()
-    findings.show(FOUND, Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False))
+    findings.show(
+        FOUND,
+        Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False),
+    )
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines) <= width
     assert lines[0] == "ok   python       3.11"
     assert lines[1].startswith("FAIL C++ compiler does not run:")
     assert all(line.startswith(" " * 18) for line in lines[2:])
     words = " ".join(out.getvalue().split())
-    assert words.endswith("does not run: [Errno 13] Permission denied: '/usr/bin/c++' -> Install g++ or clang, or set CXX.")
+    assert words.endswith(
+        "does not run: [Errno 13] Permission denied: '/usr/bin/c++' -> Install g++ or clang, or set"
+        " CXX."
+    )
 
 
 def test_findings_in_a_pipe() -> None:
@@ -267,7 +429,9 @@ def test_findings_in_a_pipe() -> None:
 
 
 def test_sentences_behind_a_lead() -> None:
-    """On a terminal further lines stand below the first word, words that do not fit are left whole; in a pipe it is one line."""
+    """On a terminal further lines stand below the first word, words that do not fit are left whole;
+    in a pipe it is one line.
+    """
     out, pipe = io.StringIO(), io.StringIO()
     screen = Console(file=out, width=20, force_terminal=True, color_system=None)
     columns.hanging(screen, "  - ", "not used: [red] records, another-device")
@@ -278,21 +442,32 @@ def test_sentences_behind_a_lead() -> None:
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_sentences_on_a_terminal(width: int) -> None:
-    """They are broken between words, never within one: a path and a command stay whole on one line, however long they are and whatever spaces
-    they have, so that they can be copied; each line of a text begins where it began.
+    """They are broken between words, never within one: a path and a command stay whole on one line,
+    however long they are and whatever spaces they have, so that they can be copied; each line of a
+    text begins where it began.
     """
     path = "/home/some one/" + "long_name/" * 12
-    command = "lntune tune layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype bfloat16,float32 --rows 1,8,32,512,4096"
+    command = (
+        "lntune tune layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype bfloat16,float32"
+        " --rows 1,8,32,512,4096"
+    )
     out = io.StringIO()
     screen = Console(file=out, width=width, force_terminal=True, color_system=None)
-    text = f"3 trials (3 ok) in 12 s; log in {columns.whole(path)} (interrupted)\n  stale: [red] {'word ' * 30}Run: {command}; {command} (and more)"
+    text = (
+        f"3 trials (3 ok) in 12 s; log in {columns.whole(path)} (interrupted)\n  stale: [red]"
+        f" {'word ' * 30}Run: {command}; {command} (and more)"
+    )
     columns.say(screen, text)
     lines = out.getvalue().splitlines()
     assert path in "\n".join(lines)
     assert sum(command in line for line in lines) == 2
-    assert all(cell_len(line) <= width for line in lines if command not in line and "long_name" not in line)
+    assert all(
+        cell_len(line) <= width for line in lines if command not in line and "long_name" not in line
+    )
     assert [line for line in lines if not line.startswith(" ")] == [lines[0]]
-    assert out.getvalue().split() == text.replace("\u00a0", " ").split(), "no word is broken or lost"
+    assert out.getvalue().split() == text.replace("\u00a0", " ").split(), (
+        "no word is broken or lost"
+    )
     pipe = io.StringIO()
     columns.say(Console(file=pipe, width=width), text)
     assert pipe.getvalue() == text.replace("\u00a0", " ") + "\n"
@@ -301,7 +476,11 @@ def test_sentences_on_a_terminal(width: int) -> None:
 def test_a_lead_that_leaves_no_room() -> None:
     """A sentence behind a lead of more than half a line is broken as any other."""
     out = io.StringIO()
-    columns.hanging(Console(file=out, width=20, force_terminal=True, color_system=None), "a lead of many words: ", "what it says of it")
+    columns.hanging(
+        Console(file=out, width=20, force_terminal=True, color_system=None),
+        "a lead of many words: ",
+        "what it says of it",
+    )
     assert out.getvalue() == "a lead of many\n  words: what it\n  says of it\n"
 
 

@@ -1,8 +1,10 @@
-"""What is declared by hand of NVIDIA's libraries (the driver, NVRTC, NVML) against their real headers, as far as these are here.
+"""What is declared by hand of NVIDIA's libraries (the driver, NVRTC, NVML) against their real
+headers, as far as these are here.
 
-A C++ compiler is told to assert, for every function that is called, that each parameter has the size and kind (pointer, whole number) it has
-in the header, that a name is the one its current declaration stands for (cuCtxPushCurrent is cuCtxPushCurrent_v2), and that structures and
-numbers written down are the header's. Nothing is run.
+A C++ compiler is told to assert, for every function that is called, that each parameter has the
+size and kind (pointer, whole number) it has in the header, that a name is the one its current
+declaration stands for (cuCtxPushCurrent is cuCtxPushCurrent_v2), and that structures and numbers
+written down are the header's. Nothing is run.
 """
 
 from __future__ import annotations
@@ -42,8 +44,13 @@ constexpr bool equal(const char *a, const char *b) { return *a == *b && (!*a || 
 
 
 def header(name: str) -> Path:
-    """The folder of a header: a toolkit's, or a package's of pip; skips the test where there is none."""
-    folders = [*(t / "include" for t in locate.toolkits()), *(w / "include" for w in locate.wheels())]
+    """The folder of a header: a toolkit's, or a package's of pip; skips the test where there is
+    none.
+    """
+    folders = [
+        *(t / "include" for t in locate.toolkits()),
+        *(w / "include" for w in locate.wheels()),
+    ]
     found = next((folder for folder in folders if (folder / name).is_file()), None)
     if found is None:
         pytest.skip(f"{name} is not here: neither a CUDA toolkit nor a package of pip has it")
@@ -56,26 +63,37 @@ def proven(folder: Path, includes: Iterable[str], lines: Iterable[str], tmp_path
     source.write_text("\n".join([ALIKE, *includes, *lines, ""]))
     places = [f"-I{p}" for p in (folder, *exchange.includes())]
     try:
-        toolchain.run_compiler(["-std=c++17", "-fsyntax-only", "-w", *places, str(source)], tmp_path / "nothing")
+        toolchain.run_compiler(
+            ["-std=c++17", "-fsyntax-only", "-w", *places, str(source)], tmp_path / "nothing"
+        )
     except Exception as e:
         return str(e)
     return ""
 
 
 def launcher_calls() -> dict[str, str]:
-    """launcher.c's functions of the driver: the name that is looked up -> the field of its structure."""
+    """launcher.c's functions of the driver: the name that is looked up -> the field of its
+    structure.
+    """
     text = driver.SOURCE.read_text()
-    found = re.findall(r'FIND\((\w+), "(\w+)"\)', text) + re.findall(r'find\(d, &d->(\w+), "(\w+)"', text)
+    found = re.findall(r'FIND\((\w+), "(\w+)"\)', text) + re.findall(
+        r'find\(d, &d->(\w+), "(\w+)"', text
+    )
     return {name: field for field, name in found}
 
 
 def assertions(calls: dict[str, str]) -> list[str]:
-    """That each field is as the driver's function of its name, and that the header means that version by the plain name."""
+    """That each field is as the driver's function of its name, and that the header means that
+    version by the plain name.
+    """
     made = []
     for name, field in calls.items():
         plain = re.sub(r"_v\d+$", "", name)
         made.append(f'static_assert(equal(NAME({plain}), "{name}"), "{plain} is not {name}");')
-        made.append(f'static_assert(calls_alike<decltype(Driver::{field}), decltype(&{plain})>::value, "{name}");')
+        made.append(
+            f"static_assert(calls_alike<decltype(Driver::{field}), decltype(&{plain})>::value,"
+            f' "{name}");'
+        )
     return made
 
 
@@ -85,7 +103,9 @@ def included() -> list[str]:
 
 
 def test_the_driver_s_functions(tmp_path: Path) -> None:
-    """Every function launcher.c looks up has in cuda.h the parameters and the version that launcher.c calls it with."""
+    """Every function launcher.c looks up has in cuda.h the parameters and the version that
+    launcher.c calls it with.
+    """
     calls = launcher_calls()
     assert len(calls) == len(re.findall(r'"cu[A-Z]\w+"', driver.SOURCE.read_text())) >= 19
     assert proven(header("cuda.h"), included(), assertions(calls), tmp_path) == ""
@@ -101,10 +121,12 @@ def test_the_driver_s_functions(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_declaration_shows(name: str, field: str, tmp_path: Path) -> None:
-    """A function with other parameters, and a version that is no longer the current one, do not pass."""
-    assert "static assertion failed" in proven(header("cuda.h"), included(), assertions({name: field}), tmp_path).replace(
-        "static_assert", "static assertion"
-    )
+    """A function with other parameters, and a version that is no longer the current one, do not
+    pass.
+    """
+    assert "static assertion failed" in proven(
+        header("cuda.h"), included(), assertions({name: field}), tmp_path
+    ).replace("static_assert", "static assertion")
 
 
 def test_the_driver_s_numbers(tmp_path: Path) -> None:
@@ -142,7 +164,14 @@ def test_the_driver_s_numbers(tmp_path: Path) -> None:
     }
     text = driver.SOURCE.read_text()
     assert "kernel_attribute(8," in text
-    named = set(map(int, re.findall(r"case (\d+):", text[text.index("*likely") : text.index("static void describe")])))
+    named = set(
+        map(
+            int,
+            re.findall(
+                r"case (\d+):", text[text.index("*likely") : text.index("static void describe")]
+            ),
+        )
+    )
     assert named == {number for name, number in meant.items() if name.startswith("CUDA_ERROR")}
     lines = [f'static_assert(int({name}) == {number}, "{name}");' for name, number in meant.items()]
     assert proven(header("cuda.h"), ["#include <cuda.h>"], lines, tmp_path) == ""
@@ -163,8 +192,12 @@ def in_c(kind: Any, names: dict[type, str]) -> str:
     return {**known, **names}[kind]
 
 
-def by_ctypes(signatures: dict[str, tuple[Any, ...]], names: dict[type, str], answers: dict[str, str]) -> list[str]:
-    """Assertions that functions have the parameters ctypes is told, and answer with an int or what `answers` says."""
+def by_ctypes(
+    signatures: dict[str, tuple[Any, ...]], names: dict[type, str], answers: dict[str, str]
+) -> list[str]:
+    """Assertions that functions have the parameters ctypes is told, and answer with an int or what
+    `answers` says.
+    """
     made = []
     for name, parameters in signatures.items():
         mine = f"{answers.get(name, 'int')} (*)({', '.join(in_c(p, names) for p in parameters)})"
@@ -173,11 +206,16 @@ def by_ctypes(signatures: dict[str, tuple[Any, ...]], names: dict[type, str], an
 
 
 def structure(kind: type[ctypes.Structure], name: str, fields: str) -> list[str]:
-    """Assertions that a structure of ctypes lies in memory as one in C whose fields, in order, are called so."""
+    """Assertions that a structure of ctypes lies in memory as one in C whose fields, in order, are
+    called so.
+    """
     made = [f'static_assert(sizeof({name}) == {ctypes.sizeof(kind)}, "{name}");']
     for (mine, *_), theirs in zip(kind._fields_, fields.split(), strict=True):
         at = getattr(kind, mine)
-        made.append(f'static_assert(offsetof({name}, {theirs}) == {at.offset} && sizeof({name}::{theirs}) == {at.size}, "{name}, {theirs}");')
+        made.append(
+            f"static_assert(offsetof({name}, {theirs}) == {at.offset} && sizeof({name}::{theirs})"
+            f' == {at.size}, "{name}, {theirs}");'
+        )
     return made
 
 
@@ -185,16 +223,27 @@ def test_nvrtc_s_functions(tmp_path: Path) -> None:
     """Every function of NVRTC has in nvrtc.h the parameters it is called with."""
     lines = by_ctypes(nvrtc.SIGNATURES, {}, {"nvrtcGetErrorString": "char *"})
     assert proven(header("nvrtc.h"), ["#include <nvrtc.h>"], lines, tmp_path) == ""
-    used = set(re.findall(r"library(?:\(self\.path\))?\.(nvrtc\w+)", Path(str(nvrtc.__file__)).read_text()))
+    used = set(
+        re.findall(r"library(?:\(self\.path\))?\.(nvrtc\w+)", Path(str(nvrtc.__file__)).read_text())
+    )
     assert used - {"nvrtcGet"} <= set(nvrtc.SIGNATURES)
 
 
 def test_nvml_s_functions_and_structures(tmp_path: Path) -> None:
-    """Every function of NVML has in nvml.h the parameters it is called with, and structures and numbers are those of the header."""
-    names: dict[type, str] = {nvml._Process: "nvmlProcessInfo_v2_t", nvml._Used: "nvmlProcessUtilizationSample_t"}
+    """Every function of NVML has in nvml.h the parameters it is called with, and structures and
+    numbers are those of the header.
+    """
+    names: dict[type, str] = {
+        nvml._Process: "nvmlProcessInfo_v2_t",
+        nvml._Used: "nvmlProcessUtilizationSample_t",
+    }
     lines = by_ctypes(nvml.SIGNATURES, names, {})
-    lines += structure(nvml._Process, "nvmlProcessInfo_v2_t", "pid usedGpuMemory gpuInstanceId computeInstanceId")
-    lines += structure(nvml._Used, "nvmlProcessUtilizationSample_t", "pid timeStamp smUtil memUtil encUtil decUtil")
+    lines += structure(
+        nvml._Process, "nvmlProcessInfo_v2_t", "pid usedGpuMemory gpuInstanceId computeInstanceId"
+    )
+    lines += structure(
+        nvml._Used, "nvmlProcessUtilizationSample_t", "pid timeStamp smUtil memUtil encUtil decUtil"
+    )
     for name, number in {
         "NVML_CLOCK_SM": nvml._SM_CLOCK,
         "NVML_ERROR_NOT_FOUND": nvml._NOT_FOUND,
@@ -202,4 +251,12 @@ def test_nvml_s_functions_and_structures(tmp_path: Path) -> None:
         "NVML_SUCCESS": 0,
     }.items():
         lines.append(f'static_assert(int({name}) == {number}, "{name}");')
-    assert proven(header("nvml.h"), ["#define NVML_NO_UNVERSIONED_FUNC_DEFS", "#include <nvml.h>"], lines, tmp_path) == ""
+    assert (
+        proven(
+            header("nvml.h"),
+            ["#define NVML_NO_UNVERSIONED_FUNC_DEFS", "#include <nvml.h>"],
+            lines,
+            tmp_path,
+        )
+        == ""
+    )

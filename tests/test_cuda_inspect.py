@@ -11,7 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lntune.backends.cuda import ARCHITECTURES, Inspection, available, inspect_kernel, locate, nvrtc, ptx, resources, sass, to_cubin
+from lntune.backends.cuda import (
+    ARCHITECTURES,
+    Inspection,
+    available,
+    inspect_kernel,
+    locate,
+    nvrtc,
+    ptx,
+    resources,
+    sass,
+    to_cubin,
+)
 from lntune.backends.cuda.compiler import find
 from lntune.backends.cuda.nvcc import Nvcc
 from lntune.backends.cuda.occupancy import Occupancy, occupancy
@@ -43,7 +54,8 @@ extern "C" __global__ void indexed(const float* x, const int* at, float* y) {
   y[threadIdx.x] = sum;
 }
 """
-# 1024 threads leave a thread 64 registers, and this one keeps 96 numbers, whose loads may not be moved, until the last is read.
+# 1024 threads leave a thread 64 registers, and this one keeps 96 numbers, whose loads may not be
+# moved, until the last is read.
 SPILLING = """
 extern "C" __global__ void __launch_bounds__(1024) spilling(const volatile float* x, float* y) {
   float kept[96];
@@ -65,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(128) row_sum(const float* __restric
 }
 """
 
-# Recorded from ptxas 13.0 for sm_75 (with an old "+" form of shared memory), sm_90, and from NVRTC 13.5.
+# Recorded from ptxas 13.0 for sm_75 (with an old "+" form of shared memory), sm_90, and from NVRTC
+# 13.5.
 LOG = """kernel.cu(12): warning #1-D: something
 ptxas info    : 0 bytes gmem, 256 bytes cmem[3]
 ptxas info    : Compiling entry function '_Z1bILi3EEvPdi' for 'sm_75'
@@ -181,33 +194,52 @@ $L__BB0_2:
 
 
 def test_resources_are_read_per_kernel() -> None:
-    """Each kernel of a log gets its own registers, memory and barriers; a called function's stack and spills go to its caller."""
+    """Each kernel of a log gets its own registers, memory and barriers; a called function's stack
+    and spills go to its caller.
+    """
     found = resources.parse(LOG)
     assert list(found) == ["_Z1bILi3EEvPdi", "a"]
-    assert found["_Z1bILi3EEvPdi"] == resources.Resources("_Z1bILi3EEvPdi", "sm_75", 24, 0, 0, 0, 1040, 372, 2)
+    assert found["_Z1bILi3EEvPdi"] == resources.Resources(
+        "_Z1bILi3EEvPdi", "sm_75", 24, 0, 0, 0, 1040, 372, 2
+    )
     assert found["a"] == resources.Resources("a", "sm_75", 38, 176, 16, 20, 0, 364, 0)
 
 
 def test_resources_are_read_from_nvrtc() -> None:
-    """NVRTC marks continued lines in its own way, and newer architectures tell no constant memory."""
-    assert resources.parse(LOG_NVRTC)["main_kernel"] == resources.Resources("main_kernel", "sm_90", 255, 208, 228, 284, 0, None, 0)
+    """NVRTC marks continued lines in its own way, and newer architectures tell no constant
+    memory.
+    """
+    assert resources.parse(LOG_NVRTC)["main_kernel"] == resources.Resources(
+        "main_kernel", "sm_90", 255, 208, 228, 284, 0, None, 0
+    )
 
 
-@pytest.mark.parametrize("log", ["", "ptxas info : Compiling entry function 'k' for 'sm_90'\n", "kernel.cu(1): error: no"])
+@pytest.mark.parametrize(
+    "log",
+    ["", "ptxas info : Compiling entry function 'k' for 'sm_90'\n", "kernel.cu(1): error: no"],
+)
 def test_a_log_without_figures_has_no_kernel(log: str) -> None:
     """What is not told is not made up."""
     assert resources.parse(log) == {}
 
 
 def test_sass_is_counted_by_width() -> None:
-    """Global, shared and local accesses are told apart and counted by their bits, with what they say to the caches."""
+    """Global, shared and local accesses are told apart and counted by their bits, with what they
+    say to the caches.
+    """
     code = sass.parse(SASS, "cuobjdump")["main_kernel"]
     assert code.machine and code.origin == "cuobjdump"
     assert code.global_loads == {8: 1, 32: 1, 64: 1, 128: 1, 256: 1}
     assert code.global_stores == {64: 1}
     assert code.shared_loads == {8: 1}
     assert code.shared_stores == {128: 1}
-    assert (code.local_loads, code.local_stores, code.generic, code.atomics, code.asynchronous) == (1, 1, 1, 1, 1)
+    assert (code.local_loads, code.local_stores, code.generic, code.atomics, code.asynchronous) == (
+        1,
+        1,
+        1,
+        1,
+        1,
+    )
     assert (code.shuffles, code.barriers, code.mufu) == (1, 1, 1)
     assert code.hints == {"LDG.CONSTANT": 3, "LDG.LTC128B": 1, "STG.EF": 1}
 
@@ -230,23 +262,39 @@ def test_predicated_instructions_are_counted_in_full() -> None:
 def test_both_disassemblers_are_understood() -> None:
     """nvdisasm names kernels by their section."""
     code = sass.parse(NVDISASM, "nvdisasm")["row_sum"]
-    assert (code.instructions, code.global_loads, code.global_stores, code.shared_loads) == (5, {32: 1}, {32: 1}, {128: 1})
+    assert (code.instructions, code.global_loads, code.global_stores, code.shared_loads) == (
+        5,
+        {32: 1},
+        {32: 1},
+        {128: 1},
+    )
 
 
-@pytest.mark.parametrize("text", ["", "cuobjdump fatal   : not an ELF file", "\t\tFunction : empty\n", "/*0000*/ EXIT ;"])
+@pytest.mark.parametrize(
+    "text", ["", "cuobjdump fatal   : not an ELF file", "\t\tFunction : empty\n", "/*0000*/ EXIT ;"]
+)
 def test_text_without_code_has_no_kernel(text: str) -> None:
     """A disassembler's refusal, or instructions of no kernel, give nothing."""
     assert sass.parse(text, "cuobjdump") == {}
 
 
 def test_ptx_is_counted_by_width() -> None:
-    """PTX gives the same counts as machine code, from its own language, and says that it is not machine code."""
+    """PTX gives the same counts as machine code, from its own language, and says that it is not
+    machine code.
+    """
     code = ptx.parse(PTX, "no cuobjdump")["main_kernel"]
     assert not code.machine and code.origin == "PTX (no cuobjdump)"
     assert code.global_loads == {128: 1, 256: 1}
     assert code.global_stores == {16: 1}
     assert code.shared_stores == {64: 1}
-    assert (code.local_loads, code.shuffles, code.barriers, code.mufu, code.asynchronous, code.atomics) == (1, 1, 1, 1, 1, 1)
+    assert (
+        code.local_loads,
+        code.shuffles,
+        code.barriers,
+        code.mufu,
+        code.asynchronous,
+        code.atomics,
+    ) == (1, 1, 1, 1, 1, 1)
     assert code.hints == {"ld.global.L1::no_allocate": 1, "ld.global.nc": 2, "st.global.cs": 1}
     assert (code.instructions, code.predicated) == (17, 2)
 
@@ -266,10 +314,15 @@ def test_ptx_is_counted_by_width() -> None:
         ("sm_100", 0, 100, 227 * 1024, Occupancy(1, 4, 64, ("shared memory",))),
     ],
 )
-def test_occupancy_is_what_nvidia_documents(arch: str, registers: int, threads: int, shared: int, expected: Occupancy) -> None:
+def test_occupancy_is_what_nvidia_documents(
+    arch: str, registers: int, threads: int, shared: int, expected: Occupancy
+) -> None:
     """Blocks and warps that fit, and every resource that keeps another block out."""
     assert occupancy(arch, registers, threads, dynamic_shared=shared) == expected
-    assert occupancy(arch, registers, threads, shared=shared).share == expected.warps / expected.max_warps
+    assert (
+        occupancy(arch, registers, threads, shared=shared).share
+        == expected.warps / expected.max_warps
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +334,9 @@ def test_occupancy_is_what_nvidia_documents(arch: str, registers: int, threads: 
         (32, 128, 227 * 1024 + 1, "232449 bytes of shared memory a block, at most 232448"),
     ],
 )
-def test_a_block_that_cannot_run_is_refused_with_the_reason(registers: int, threads: int, shared: int, reason: str) -> None:
+def test_a_block_that_cannot_run_is_refused_with_the_reason(
+    registers: int, threads: int, shared: int, reason: str
+) -> None:
     """Zero occupancy says what was asked and what there is."""
     found = occupancy("sm_90", registers, threads, dynamic_shared=shared)
     assert (found.blocks, found.warps, found.share, found.refused) == (0, 0, 0.0, reason)
@@ -322,23 +377,53 @@ int main() {
 
 
 def test_occupancy_agrees_with_nvidias_own_calculator(tmp_path: Path) -> None:
-    """Over all architectures and random kernels the blocks are those of cuda_occupancy.h, where a toolkit has it."""
-    include = next((t / "include" for t in locate.toolkits() if (t / "include" / "cuda_occupancy.h").is_file()), None)
+    """Over all architectures and random kernels the blocks are those of cuda_occupancy.h, where a
+    toolkit has it.
+    """
+    include = next(
+        (
+            t / "include"
+            for t in locate.toolkits()
+            if (t / "include" / "cuda_occupancy.h").is_file()
+        ),
+        None,
+    )
     cxx = shutil.which("c++")
     if include is None or cxx is None:
         pytest.skip("needs a toolkit's cuda_occupancy.h and a C++ compiler")
     (tmp_path / "reference.cpp").write_text(REFERENCE)
-    subprocess.run([cxx, f"-I{include}", str(tmp_path / "reference.cpp"), "-o", str(tmp_path / "reference")], check=True)
+    subprocess.run(
+        [cxx, f"-I{include}", str(tmp_path / "reference.cpp"), "-o", str(tmp_path / "reference")],
+        check=True,
+    )
     rng, asked, ours = random.Random(0), [], []
     for name, a in ARCHITECTURES.items():
         number = int(name.removeprefix("sm_"))
         for _ in range(500):
             regs, threads, bars = rng.randint(1, 255), rng.randint(1, 1024), rng.randint(0, 16)
-            fixed, dynamic = rng.choice([0, 16, rng.randint(0, 48 * 1024)]), rng.choice([0, rng.randint(0, a.shared)])
-            asked.append([*divmod(number, 10), a.threads, a.shared, a.shared_block, a.shared_reserved, regs, threads, fixed, dynamic, bars])
+            fixed, dynamic = (
+                rng.choice([0, 16, rng.randint(0, 48 * 1024)]),
+                rng.choice([0, rng.randint(0, a.shared)]),
+            )
+            asked.append(
+                [
+                    *divmod(number, 10),
+                    a.threads,
+                    a.shared,
+                    a.shared_block,
+                    a.shared_reserved,
+                    regs,
+                    threads,
+                    fixed,
+                    dynamic,
+                    bars,
+                ]
+            )
             ours.append(occupancy(name, regs, threads, fixed, dynamic, bars).blocks)
     lines = "\n".join(" ".join(map(str, row)) for row in asked)
-    done = subprocess.run([str(tmp_path / "reference")], input=lines, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(tmp_path / "reference")], input=lines, capture_output=True, text=True, check=True
+    )
     theirs = [int(x) for x in done.stdout.split()]
     assert len(theirs) == len(ours)
     assert [(a, o, t) for a, o, t in zip(asked, ours, theirs, strict=True) if o != t] == []
@@ -364,20 +449,32 @@ def program(path: Path, text: str = "exit 0") -> str:
 
 
 def test_a_missing_compiler_is_told_with_the_remedies(bare: Path) -> None:
-    """Without nvcc and NVRTC the error names the variables to set and the packages to install, and inspecting fails alike."""
+    """Without nvcc and NVRTC the error names the variables to set and the packages to install, and
+    inspecting fails alike.
+    """
     assert "LNTUNE_NVCC" in available() and "pip install 'lntune[cuda]'" in available()
-    with pytest.raises(ToolchainError, match=r"CUDA_HOME.*nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl"):
+    with pytest.raises(
+        ToolchainError, match=r"CUDA_HOME.*nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl"
+    ):
         inspect_kernel(COPY, "sm_90", 256)
 
 
 def test_nvcc_is_looked_for_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LNTUNE_NVCC is before CUDA_HOME, which is before CUDA_PATH, which is before PATH and the usual place."""
+    """LNTUNE_NVCC is before CUDA_HOME, which is before CUDA_PATH, which is before PATH and the
+    usual place.
+    """
     expected = [program(bare / "none" / "bin" / "nvcc"), program(bare / "nvcc")]
-    expected += [program(bare / name / "bin" / "nvcc") for name in ("path", "home")] + [program(bare / "my-nvcc")]
+    expected += [program(bare / name / "bin" / "nvcc") for name in ("path", "home")] + [
+        program(bare / "my-nvcc")
+    ]
     assert find() == Nvcc(expected[1])
     (bare / "nvcc").unlink()
     assert find() == Nvcc(expected[0])
-    for name, value, found in (("CUDA_PATH", bare / "path", 2), ("CUDA_HOME", bare / "home", 3), ("LNTUNE_NVCC", bare / "my-nvcc", 4)):
+    for name, value, found in (
+        ("CUDA_PATH", bare / "path", 2),
+        ("CUDA_HOME", bare / "home", 3),
+        ("LNTUNE_NVCC", bare / "my-nvcc", 4),
+    ):
         monkeypatch.setenv(name, str(value))
         assert find() == Nvcc(expected[found])
 
@@ -394,17 +491,24 @@ def test_a_wrong_lntune_nvcc_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nvrtc_is_taken_with_its_own_headers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library counts only together with the headers of its release; what is missing is named."""
+    """The library counts only together with the headers of its release; what is missing is
+    named.
+    """
     root = bare / "nvidia" / "cu13"
     (root / "lib").mkdir(parents=True)
     (root / "lib" / "libnvrtc.so.13").touch()
     monkeypatch.setattr(locate, "_package", lambda name: [bare / name])
-    with pytest.raises(ToolchainError, match=r"libnvrtc.so.13 lacks the headers cuda_fp16.h, cuda_bf16.h, cuda/std/cstdint"):
+    with pytest.raises(
+        ToolchainError,
+        match=r"libnvrtc.so.13 lacks the headers cuda_fp16.h, cuda_bf16.h, cuda/std/cstdint",
+    ):
         find()
     for header in ("include/cuda_fp16.h", "include/cuda_bf16.h", "include/cccl/cuda/std/cstdint"):
         (root / header).parent.mkdir(parents=True, exist_ok=True)
         (root / header).touch()
-    assert find() == nvrtc.Nvrtc(root / "lib" / "libnvrtc.so.13", (root / "include", root / "include" / "cccl"))
+    assert find() == nvrtc.Nvrtc(
+        root / "lib" / "libnvrtc.so.13", (root / "include", root / "include" / "cccl")
+    )
     with pytest.raises(ToolchainError, match="cannot load NVRTC"):
         to_cubin(COPY, "sm_90")
 
@@ -412,12 +516,19 @@ def test_nvrtc_is_taken_with_its_own_headers(bare: Path, monkeypatch: pytest.Mon
 def test_the_package_imports_no_compiler() -> None:
     """Neither TVM nor torch is loaded by importing it."""
     code = "import sys, lntune.backends.cuda; print({'tvm', 'tvm_ffi', 'torch'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 @compiles
 def test_a_vectorised_copy_has_only_wide_accesses() -> None:
-    """float4 in, float4 out: one load and one store of 128 bits, no problems; and the facts survive JSON."""
+    """float4 in, float4 out: one load and one store of 128 bits, no problems; and the facts survive
+    JSON.
+    """
     found = inspect_kernel(COPY, "sm_90", 256)
     assert found.code.global_loads == found.code.global_stores == {128: 1}
     assert found.problems == ()
@@ -434,22 +545,32 @@ def test_a_scalar_copy_of_halves_has_only_narrow_accesses() -> None:
 
 @compiles
 def test_a_spilling_kernel_is_a_problem() -> None:
-    """More live values than registers: the bytes spilled are told, and there is a stack frame for them."""
+    """More live values than registers: the bytes spilled are told, and there is a stack frame for
+    them.
+    """
     found = inspect_kernel(SPILLING, "sm_90", 1024)
     assert found.resources.registers <= 64
     spilled = max(found.resources.spill_store_bytes, found.resources.spill_load_bytes)
     assert spilled >= 4 * (96 - 64)
-    assert found.problems == (f"spills {spilled} bytes", f"has a stack frame of {found.resources.stack_bytes} bytes")
+    assert found.problems == (
+        f"spills {spilled} bytes",
+        f"has a stack frame of {found.resources.stack_bytes} bytes",
+    )
     assert not found.code.machine or found.code.local_loads > 0
 
 
 @compiles
 def test_an_array_with_computed_index_is_a_stack_frame() -> None:
-    """It cannot live in registers, although nothing is spilled; a launch that does not fit is told as well."""
+    """It cannot live in registers, although nothing is spilled; a launch that does not fit is told
+    as well.
+    """
     found = inspect_kernel(INDEXED, "sm_90", 128, dynamic_shared=1 << 20)
     assert found.resources.spill_store_bytes == 0
     assert found.code.local_loads > 0 and found.code.local_stores > 0
-    assert found.problems == ("has a stack frame of 2048 bytes", "zero occupancy: 1048576 bytes of shared memory a block, at most 232448")
+    assert found.problems == (
+        "has a stack frame of 2048 bytes",
+        "zero occupancy: 1048576 bytes of shared memory a block, at most 232448",
+    )
 
 
 @compiles
@@ -465,7 +586,9 @@ def test_of_several_kernels_one_is_named() -> None:
     """A source with two kernels wants the name of one, and lists them."""
     both = COPY + ROW_SUM
     assert inspect_kernel(both, "sm_90", 128, kernel="row_sum").code.shuffles == 5
-    with pytest.raises(InputError, match=r"kernel: got none, expected one of the source's 2: .*copy"):
+    with pytest.raises(
+        InputError, match=r"kernel: got none, expected one of the source's 2: .*copy"
+    ):
         inspect_kernel(both, "sm_90", 128)
     with pytest.raises(UnknownNameError, match="Did you mean 'row_sum'"):
         inspect_kernel(both, "sm_90", 128, kernel="rowsum")
@@ -475,9 +598,13 @@ def test_of_several_kernels_one_is_named() -> None:
 
 @compiles
 def test_the_compilers_first_errors_are_told() -> None:
-    """A source that does not compile gives the first of its errors with their lines, and how many there are."""
+    """A source that does not compile gives the first of its errors with their lines, and how many
+    there are.
+    """
     wrong = "\n".join(f"__global__ void k{i}() {{ missing_{i}(); }}" for i in range(20))
-    with pytest.raises(BuildError, match=r"for sm_90; .*errors, the first 5:\nkernel.cu\(1\): error") as caught:
+    with pytest.raises(
+        BuildError, match=r"for sm_90; .*errors, the first 5:\nkernel.cu\(1\): error"
+    ) as caught:
         to_cubin(wrong, "sm_90")
     assert "missing_4" in str(caught.value) and "missing_5" not in str(caught.value)
 

@@ -45,14 +45,21 @@ def fresh_decisions() -> Iterator[None]:
 
 
 def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything of the grid is tuned and logged, agrees with eager forward and backward, and is in the report at the end."""
+    """Everything of the grid is tuned and logged, agrees with eager forward and backward, and is in
+    the report at the end.
+    """
     out = io.StringIO()
-    monkeypatch.setattr(demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4))  # a slow machine has time for both
+    # a slow machine has time for both
+    monkeypatch.setattr(
+        demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4)
+    )
     monkeypatch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
     tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
     text = out.getvalue()
     assert tour.ok
-    assert {(r.hidden, r.dtype, r.rows) for r in tour.rows} == {(c.hidden, c.dtype, c.rows) for c in GRID}
+    assert {(r.hidden, r.dtype, r.rows) for r in tour.rows} == {
+        (c.hidden, c.dtype, c.rows) for c in GRID
+    }
     assert [a.case for a in tour.agreements] == list(GRID) and tour.trials >= len(GRID)
     assert all(0 <= a.output < demo.AGREES[a.case.dtype] for a in tour.agreements)
     assert "all tuned ops agree with eager" in text
@@ -63,7 +70,9 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 def test_a_difference_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An op that is wrong by one percent in float32, in its output or only in its gradient, DIFFERS."""
+    """An op that is wrong by one percent in float32, in its output or only in its gradient,
+    DIFFERS.
+    """
     assert demo._agreement(GRID[0]).agrees
     right = lntune.layer_norm
 
@@ -80,14 +89,22 @@ def test_a_difference_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.output > 1e-3) == (wrong is wrong_output) and found.gradient > 1e-3
     for place in (0, 1):  # NaN, in the output and then in the gradient alone, is no agreement
         factor = torch.tensor(1.0 if place else math.nan)
-        monkeypatch.setattr(lntune, "layer_norm", lambda x, *rest, f=factor: _Nan.apply(right(x, *rest)) if f == 1 else right(x, *rest) * f)
+        monkeypatch.setattr(
+            lntune,
+            "layer_norm",
+            lambda x, *rest, f=factor: (
+                _Nan.apply(right(x, *rest)) if f == 1 else right(x, *rest) * f
+            ),
+        )
         assert not demo._agreement(GRID[0]).agrees
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_nothing_tuned_is_a_failure(interrupted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted tour, and one that tuned nothing, says so and is not a success."""
-    monkeypatch.setattr(demo, "tune", lambda *_: Summary(interrupted=interrupted, untuned={"case": "no compiler"}))
+    monkeypatch.setattr(
+        demo, "tune", lambda *_: Summary(interrupted=interrupted, untuned={"case": "no compiler"})
+    )
     out = io.StringIO()
     assert not demo.run(1, GRID, Console(file=out, width=200)).ok
     assert ("interrupted" if interrupted else "no compiler") in out.getvalue()
@@ -95,7 +112,9 @@ def test_nothing_tuned_is_a_failure(interrupted: bool, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("agrees", [True, False])
 def test_the_command(agrees: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`lntune demo` exits with 0 when all tuned ops agree with eager and with 1 when one does not; --json says which."""
+    """`lntune demo` exits with 0 when all tuned ops agree with eager and with 1 when one does not;
+    --json says which.
+    """
     budgets = []
 
     def fake(seconds: float, **_: Any) -> demo.Tour:
@@ -114,7 +133,9 @@ def test_the_command(agrees: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_the_default_grid_is_one_a_minute_is_enough_for() -> None:
-    """The tour's own grid: two dtypes, one row up to many, each case once, and a bar for each of its dtypes."""
+    """The tour's own grid: two dtypes, one row up to many, each case once, and a bar for each of
+    its dtypes.
+    """
     assert {c.dtype for c in demo.GRID} == {"float32", "bfloat16"} <= set(demo.AGREES)
     assert {c.rows for c in demo.GRID} >= {1, 512}
     assert len(set(demo.GRID)) == len(demo.GRID) <= 16

@@ -1,4 +1,6 @@
-"""CUDA source of scheduled kernels: what is launched, and that each deviation from TVM's pipeline is needed."""
+"""CUDA source of scheduled kernels: what is launched, and that each deviation from TVM's pipeline
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ GPU = device_of("cuda:sm_90")
 WIDE = Case("layer_norm", 4096, "float32", 512)
 """Its default knobs share a row among several warps."""
 
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
+)
 
 
 def scheduled(case: Case = WIDE, **changed: Any) -> Any:
@@ -50,7 +54,9 @@ def stock(module: Any) -> Program:
 
 
 def test_a_launch_says_arguments_and_sizes() -> None:
-    """Arguments by the operator's names, the grid as an expression in rows, the block as numbers, dynamic shared memory in bytes."""
+    """Arguments by the operator's names, the grid as an expression in rows, the block as numbers,
+    dynamic shared memory in bytes.
+    """
     (launch,) = device_code.generate(scheduled(threads=256, rows=2), GPU.target()).launches
     assert set(launch.arguments) >= {"x", "weight", "bias", "y", "eps"}
     assert launch.block == (256, 2, 1)
@@ -75,9 +81,13 @@ def test_an_empty_batch_has_an_empty_grid() -> None:
 
 
 def test_storage_must_not_be_rewritten() -> None:
-    """TVM's default pipeline lets all threads update one shared cell: the emulator sees the race, or float64 the wrong result."""
+    """TVM's default pipeline lets all threads update one shared cell: the emulator sees the race,
+    or float64 the wrong result.
+    """
     module = scheduled()
-    good = check.verify(WIDE, emulated.kernel(WIDE, device_code.generate(module, GPU.target())), check.ALIGNED)
+    good = check.verify(
+        WIDE, emulated.kernel(WIDE, device_code.generate(module, GPU.target())), check.ALIGNED
+    )
     assert good.ok, good.message
     try:
         verdict = check.verify(WIDE, emulated.kernel(WIDE, stock(module)), check.ALIGNED)
@@ -89,13 +99,20 @@ def test_storage_must_not_be_rewritten() -> None:
 
 @needs_compiler
 def test_expressions_must_be_simplified_early() -> None:
-    """By TVM's default pipeline a thread's part of the row lies in a stack frame; by ours in registers."""
+    """By TVM's default pipeline a thread's part of the row lies in a stack frame; by ours in
+    registers.
+    """
     case = Case("layer_norm", 1000, "float16", 512)
     module = scheduled(case)
     frames = {}
-    for name, program in (("ours", device_code.generate(module, GPU.target())), ("stock", stock(module))):
+    for name, program in (
+        ("ours", device_code.generate(module, GPU.target())),
+        ("stock", stock(module)),
+    ):
         (launch,) = program.launches
-        frames[name] = cuda.inspect_kernel(program.source, "sm_90", launch.threads).resources.stack_bytes
+        frames[name] = cuda.inspect_kernel(
+            program.source, "sm_90", launch.threads
+        ).resources.stack_bytes
     assert frames["ours"] == 0
     assert frames["stock"] > 0
 
@@ -108,7 +125,9 @@ def backward(hidden: int, dtype: str, **changed: Any) -> Program:
 
 
 def test_a_program_of_two_kernels_has_scratch() -> None:
-    """What one kernel leaves for the next is named by both, has a size and a dtype, and is no argument of the operator's."""
+    """What one kernel leaves for the next is named by both, has a size and a dtype, and is no
+    argument of the operator's.
+    """
     program = backward(1000, "float16", threads=128, rows=1)
     first, second = program.launches
     assert len(program.scratch) == 2  # partial sums of dgamma and of dbeta
@@ -126,14 +145,29 @@ def test_scratch_is_poisoned() -> None:
     program = backward(64, "float32")
     given = ops.get(case.op).inputs(case, 3, "normal", 0)
     arguments = ops.get(case.op).arguments(case)
-    values = [given[a.name] if a.role == "in" else torch.zeros(a.sizes(3, 64), dtype=torch.float32) for a in arguments]
+    values = [
+        given[a.name] if a.role == "in" else torch.zeros(a.sizes(3, 64), dtype=torch.float32)
+        for a in arguments
+    ]
     emulated.kernel(case, Program(program.source, program.launches[1:], program.scratch))(*values)
-    assert all(v.isnan().all() for v, a in zip(values, arguments, strict=True) if a.name in ("dgamma", "dbeta"))
+    assert all(
+        v.isnan().all()
+        for v, a in zip(values, arguments, strict=True)
+        if a.name in ("dgamma", "dbeta")
+    )
 
 
 def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside dynamic shared memory TVM refuses names for what is loaded, which its reductions of several values give."""
-    assert max(launch.shared for launch in backward(1000, "float32", threads=128, rows=1, keep="shared").launches) >= 2 * 1000 * 4
+    """Beside dynamic shared memory TVM refuses names for what is loaded, which its reductions of
+    several values give.
+    """
+    assert (
+        max(
+            launch.shared
+            for launch in backward(1000, "float32", threads=128, rows=1, keep="shared").launches
+        )
+        >= 2 * 1000 * 4
+    )
     monkeypatch.setattr(lowering, "spelled_out", lambda body: body)
     with pytest.raises(BuildError, match="Load memory in places other than store"):
         backward(1000, "float32", threads=128, rows=1, keep="shared")
@@ -141,12 +175,16 @@ def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPa
 
 @needs_compiler
 def test_guarded_stores_must_be_written_as_such() -> None:
-    """Behind the question whether a row is there nvcc cuts stores of 16 bytes into elements, unless they say that they are stores."""
+    """Behind the question whether a row is there nvcc cuts stores of 16 bytes into elements, unless
+    they say that they are stores.
+    """
     program = backward(256, "float32", threads=32, rows=4)
     plain = re.sub(r"__stwb\(\((\w+)\*\)\((.*)\), (.*)\);", r"*(\1*)(\2) = \3;", program.source)
     launch = program.launches[0]
     narrow = [
-        cuda.inspect_kernel(source, "sm_90", launch.threads, launch.shared, launch.kernel).code.global_stores.get(32, 0)
+        cuda.inspect_kernel(
+            source, "sm_90", launch.threads, launch.shared, launch.kernel
+        ).code.global_stores.get(32, 0)
         for source in (program.source, plain)
     ]
     assert narrow[0] == 0
@@ -160,8 +198,14 @@ def test_the_weight_is_not_kept_in_registers() -> None:
     launch = program.launches[0]
     assert "lntune_again(weight_ptr);" in program.source
     kept = program.source.replace("lntune_again(weight_ptr);", "")
-    used = [cuda.inspect_kernel(source, "sm_90", launch.threads, 0, launch.kernel).resources for source in (program.source, kept)]
-    assert used[0].registers + used[0].spill_store_bytes < used[1].registers + used[1].spill_store_bytes
+    used = [
+        cuda.inspect_kernel(source, "sm_90", launch.threads, 0, launch.kernel).resources
+        for source in (program.source, kept)
+    ]
+    assert (
+        used[0].registers + used[0].spill_store_bytes
+        < used[1].registers + used[1].spill_store_bytes
+    )
 
 
 def test_what_does_not_compile_is_a_build_error() -> None:
@@ -176,13 +220,17 @@ def test_what_does_not_compile_is_a_build_error() -> None:
 
 
 def test_a_stage_that_is_left_to_the_host_is_a_build_error() -> None:
-    """Launches alone would leave what such a stage should have written as it was; TVM compiles it without a word."""
+    """Launches alone would leave what such a stage should have written as it was; TVM compiles it
+    without a word.
+    """
     from tvm import s_tir, te
 
     rows = te.var("rows", "int64")
     x = te.placeholder((rows, 64), "float32", name="x")
     twice = te.compute((rows, 64), lambda i, k: x[i, k] * 2.0, name="twice")
-    sch = s_tir.Schedule(te.create_prim_func([x, te.compute((rows, 64), lambda i, k: twice[i, k] + 1.0, name="y")]))
+    sch = s_tir.Schedule(
+        te.create_prim_func([x, te.compute((rows, 64), lambda i, k: twice[i, k] + 1.0, name="y")])
+    )
     i, k = sch.get_loops(sch.get_sblock("y"))
     sch.bind(i, "blockIdx.x")
     sch.bind(k, "threadIdx.x")
@@ -197,7 +245,9 @@ def test_every_target_is_a_device(name: str) -> None:
     """Each name that --target takes stands for a device with an architecture and memory sizes."""
     found = device_of(name)
     assert found.kind == ("cpu" if name == "cpu" else "gpu")
-    assert found.kind == "cpu" or (found.isa.startswith("sm_") and found.cores and found.l1 and found.l2)
+    assert found.kind == "cpu" or (
+        found.isa.startswith("sm_") and found.cores and found.l1 and found.l2
+    )
     assert name not in PRODUCTS or found.name == PRODUCTS[name][0]
 
 
@@ -211,10 +261,18 @@ def test_an_unknown_target_is_refused(name: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
 def test_inspect_tells_what_is_known_without_a_gpu(strided: bool) -> None:
-    """`lntune inspect` gives registers, spills, bytes; default knobs move nothing twice, spill nothing, and end with exit code 0. So do the
-    kernels for row-strided views.
+    """`lntune inspect` gives registers, spills, bytes; default knobs move nothing twice, spill
+    nothing, and end with exit code 0. So do the kernels for row-strided views.
     """
-    wanted = ["--hidden", "1024,12288", "--dtype", "bfloat16", "--target", "cuda:sm_80", *(["--strided"] if strided else [])]
+    wanted = [
+        "--hidden",
+        "1024,12288",
+        "--dtype",
+        "bfloat16",
+        "--target",
+        "cuda:sm_80",
+        *(["--strided"] if strided else []),
+    ]
     done = CliRunner().invoke(app, ["inspect", "layer_norm", *wanted, "--json"])
     assert done.exit_code == 0, done.output
     for one in json.loads(done.stdout):
@@ -231,7 +289,20 @@ def test_inspect_tells_what_is_known_without_a_gpu(strided: bool) -> None:
 @needs_compiler
 def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
     """Partial sums between two kernels are told apart from the matrices, which are moved once."""
-    done = CliRunner().invoke(app, ["inspect", "layer_norm_backward", "--hidden", "1024", "--dtype", "float32", "--rows", "512", "--json"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "inspect",
+            "layer_norm_backward",
+            "--hidden",
+            "1024",
+            "--dtype",
+            "float32",
+            "--rows",
+            "512",
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     (one,) = json.loads(done.stdout)
     assert len(one["kernels"]) == 2
@@ -244,8 +315,13 @@ def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
 @needs_compiler
 @pytest.mark.parametrize(("sums", "times"), [("registers", 1), ("memory", inspection.TURNS)])
 def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
-    """Sums that a block adds to once are moved once, those that it adds to at every turn as often as it has turns."""
-    plan, case = get("gated_turns"), Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c")
+    """Sums that a block adds to once are moved once, those that it adds to at every turn as often
+    as it has turns.
+    """
+    plan, case = (
+        get("gated_turns"),
+        Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c"),
+    )
     setting = dataclasses.replace(plan.default(case, GPU), sums=sums)
     found = inspection.inspect(case, plan, setting, GPU)
     assert found.read["dweight_h"] == found.written["dweight_h"] == times
@@ -254,12 +330,20 @@ def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("hidden", "variant", "times"), [(32768, "weight+dx+dgamma+dbeta", 3), (64, "dbeta", 1)])
-def test_inspect_counts_rows_and_not_blocks_without_any(hidden: int, variant: str, times: int) -> None:
-    """A kernel of sums alone has more blocks than the few rows that are run; what those without a row repeat is not held against it. The
-    long rows are read twice by the kernel of dx and once by that of the sums.
+@pytest.mark.parametrize(
+    ("hidden", "variant", "times"), [(32768, "weight+dx+dgamma+dbeta", 3), (64, "dbeta", 1)]
+)
+def test_inspect_counts_rows_and_not_blocks_without_any(
+    hidden: int, variant: str, times: int
+) -> None:
+    """A kernel of sums alone has more blocks than the few rows that are run; what those without a
+    row repeat is not held against it. The long rows are read twice by the kernel of dx and once by
+    that of the sums.
     """
-    plan, case = get("shared_row_backward"), Case("layer_norm_backward", hidden, "float32", 4096, variant)
+    plan, case = (
+        get("shared_row_backward"),
+        Case("layer_norm_backward", hidden, "float32", 4096, variant),
+    )
     found = inspection.inspect(case, plan, plan.default(case, GPU), GPU)
     assert found.read["dy"] == times
     assert bool(found.problems) == (times > 1)
@@ -267,23 +351,36 @@ def test_inspect_counts_rows_and_not_blocks_without_any(hidden: int, variant: st
 
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has a row for each kernel, and what is wrong ends with exit code 1."""
-    bad = inspection.Inspected(WIDE, "sm_90", "shared_row", {"threads": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5)
+    bad = inspection.Inspected(
+        WIDE, "sm_90", "shared_row", {"threads": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5
+    )
     monkeypatch.setattr(inspection, "inspect", lambda *_: bad)
-    done = CliRunner().invoke(app, ["inspect", "layer_norm", "--hidden", "4096", "--dtype", "float32"])
+    done = CliRunner().invoke(
+        app, ["inspect", "layer_norm", "--hidden", "4096", "--dtype", "float32"]
+    )
     assert done.exit_code == 1
     assert "reads x 2 times" in done.output
 
 
-@pytest.mark.parametrize("arguments", [["--target", "cpu"], ["--target", "cuda:sm_1"], ["--schedule", "cached_rows"]])
+@pytest.mark.parametrize(
+    "arguments", [["--target", "cpu"], ["--target", "cuda:sm_1"], ["--schedule", "cached_rows"]]
+)
 def test_inspect_refuses_what_is_no_gpu(arguments: list[str]) -> None:
     """A CPU, an unknown architecture and a CPU's schedule are refused with exit code 2."""
-    assert CliRunner().invoke(app, ["inspect", "layer_norm", "--hidden", "64", "--dtype", "float32", *arguments]).exit_code == 2
+    assert (
+        CliRunner()
+        .invoke(app, ["inspect", "layer_norm", "--hidden", "64", "--dtype", "float32", *arguments])
+        .exit_code
+        == 2
+    )
 
 
 def test_operators_without_a_schedule_for_gpus_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names those that have one."""
     there = schedule.for_op
-    monkeypatch.setattr(schedule, "for_op", lambda op, kind: {} if op == "lnlstm_step" else there(op, kind))
+    monkeypatch.setattr(
+        schedule, "for_op", lambda op, kind: {} if op == "lnlstm_step" else there(op, kind)
+    )
     done = CliRunner().invoke(app, ["inspect", "lnlstm_step"])
     assert done.exit_code == 2
     assert "layer_norm" in done.output

@@ -16,7 +16,16 @@ import pytest
 
 from lntune.backends.cuda import timing as device_timing
 from lntune.backends.cuda.nvml import Nvml
-from lntune.backends.cuda.timing import FEW, MOST, SAMPLE_SECONDS, TIMES, Cuda, copies, copy_bandwidth, measure
+from lntune.backends.cuda.timing import (
+    FEW,
+    MOST,
+    SAMPLE_SECONDS,
+    TIMES,
+    Cuda,
+    copies,
+    copy_bandwidth,
+    measure,
+)
 from lntune.system import toolchain
 
 LAUNCH = 5e-6
@@ -25,7 +34,9 @@ MB = 1 << 20
 
 
 class Machine:
-    """A GPU that takes as long as contenders say, and at least LAUNCH for a call that is not part of a graph."""
+    """A GPU that takes as long as contenders say, and at least LAUNCH for a call that is not part
+    of a graph.
+    """
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -44,7 +55,9 @@ class Machine:
         yield
         self.in_use = False
 
-    def contender(self, name: str, takes: float | Callable[[], float], count: int = 1, capturable: bool = True) -> list[Callable[[], Any]]:
+    def contender(
+        self, name: str, takes: float | Callable[[], float], count: int = 1, capturable: bool = True
+    ) -> list[Callable[[], Any]]:
         """A call for each of `count` copies of the inputs, each returning what tells it."""
 
         def bind(number: int) -> Callable[[], Any]:
@@ -112,11 +125,21 @@ def gpu() -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [(1, FEW), (100_000, FEW), (500_000, MOST), (2 * MB, 75), (40 * MB, 4), (50 * MB, TIMES), (150 * MB, 1), (1 << 33, 1)]
+    ("size", "count"),
+    [
+        (1, FEW),
+        (100_000, FEW),
+        (500_000, MOST),
+        (2 * MB, 75),
+        (40 * MB, 4),
+        (50 * MB, TIMES),
+        (150 * MB, 1),
+        (1 << 33, 1),
+    ],
 )
 def test_copies_fill_the_cache(size: int, count: int) -> None:
-    """There are so many copies that together they are TIMES the L2 cache; as many as can be recorded where these still fill it, few where
-    nothing would; and one where one is enough.
+    """There are so many copies that together they are TIMES the L2 cache; as many as can be
+    recorded where these still fill it, few where nothing would; and one where one is enough.
     """
     assert copies(size, 50 * MB) == count
     if count not in (1, FEW, MOST):
@@ -126,7 +149,9 @@ def test_copies_fill_the_cache(size: int, count: int) -> None:
 
 
 def test_every_copy_has_its_turn(gpu: Machine) -> None:
-    """Calls go through the copies in order, turn after turn, and what they return is held for a turn: outputs rotate, too."""
+    """Calls go through the copies in order, turn after turn, and what they return is held for a
+    turn: outputs rotate, too.
+    """
     alive: list[int] = []
     held: set[int] = set()
     most = 0
@@ -158,9 +183,13 @@ def test_every_copy_has_its_turn(gpu: Machine) -> None:
 # --- graphs
 
 
-@pytest.mark.parametrize(("takes", "count"), [(2e-6, 1), (2e-6, 64), (1e-5, 10), (3e-4, 3), (1.9e-3, 1)])
+@pytest.mark.parametrize(
+    ("takes", "count"), [(2e-6, 1), (2e-6, 64), (1e-5, 10), (3e-4, 3), (1.9e-3, 1)]
+)
 def test_a_short_kernel_is_a_graph(gpu: Machine, takes: float, count: int) -> None:
-    """What is reported is the kernel's time and not the launch's; a sample is a replay of whole turns, long against the clock."""
+    """What is reported is the kernel's time and not the launch's; a sample is a replay of whole
+    turns, long against the clock.
+    """
     measured = measure({"a": gpu.contender("a", takes, count)}, 0.0, gpu, rounds=5)
     assert measured.timings["a"].samples_us == pytest.approx([takes * 1e6] * 5, abs=1e-4)
     assert measured.uncaptured == ()
@@ -171,7 +200,9 @@ def test_a_short_kernel_is_a_graph(gpu: Machine, takes: float, count: int) -> No
 
 
 def test_a_graph_of_one_call_too_quick_is_made_longer(gpu: Machine) -> None:
-    """Launches hide how short a kernel is: when the first graph turns out to be too short a longer one is recorded, once."""
+    """Launches hide how short a kernel is: when the first graph turns out to be too short a longer
+    one is recorded, once.
+    """
     measure({"a": gpu.contender("a", 2e-7)}, 0.0, gpu, rounds=1)
     first, second = gpu.graphs
     assert first == pytest.approx(SAMPLE_SECONDS / LAUNCH, abs=1)
@@ -186,8 +217,13 @@ def test_a_long_kernel_is_called(gpu: Machine) -> None:
 
 
 def test_what_cannot_be_recorded_is_called(gpu: Machine) -> None:
-    """A contender that cannot be part of a graph is timed all the same, launches included, and is named; the others are not affected."""
-    contenders = {"a": gpu.contender("a", 2e-6, 4), "b": gpu.contender("b", 2e-6, 4, capturable=False)}
+    """A contender that cannot be part of a graph is timed all the same, launches included, and is
+    named; the others are not affected.
+    """
+    contenders = {
+        "a": gpu.contender("a", 2e-6, 4),
+        "b": gpu.contender("b", 2e-6, 4, capturable=False),
+    }
     measured = measure(contenders, 0.0, gpu, rounds=4)
     assert measured.uncaptured == ("b",)
     assert measured.timings["a"].median_us == pytest.approx(2.0)
@@ -220,12 +256,16 @@ def test_an_error_of_a_contender_is_raised(gpu: Machine) -> None:
 
 
 def test_every_round_has_every_contender_once_in_a_new_order(gpu: Machine) -> None:
-    """Each contender gives a sample a round, right after untimed work of its own; the order changes, and the seed alone decides it."""
+    """Each contender gives a sample a round, right after untimed work of its own; the order
+    changes, and the seed alone decides it.
+    """
 
     def order(seed: int) -> list[tuple[str, ...]]:
         gpu.calls.clear()
         gpu.shares = [0.0, 0.0]
-        measured = measure({name: gpu.contender(name, 5e-3) for name in "abcd"}, 0.0, gpu, rounds=12, seed=seed)
+        measured = measure(
+            {name: gpu.contender(name, 5e-3) for name in "abcd"}, 0.0, gpu, rounds=12, seed=seed
+        )
         assert {len(t.samples_us) for t in measured.timings.values()} == {12}
         sampled = [name for name, _ in gpu.calls[-2 * 4 * 12 :]]
         assert sampled[::2] == sampled[1::2]
@@ -241,7 +281,9 @@ def test_every_round_has_every_contender_once_in_a_new_order(gpu: Machine) -> No
 def test_medians_of_all_samples(gpu: Machine) -> None:
     """All samples are kept, and the median is theirs."""
     pattern = iter([5e-3, 5e-3, *[4e-3, 4e-3, 9e-3, 9e-3, 6e-3, 6e-3, 3e-3, 3e-3, 7e-3, 7e-3]])
-    timing = measure({"a": gpu.contender("a", lambda: next(pattern))}, 0.0, gpu, rounds=5).timings["a"]
+    timing = measure({"a": gpu.contender("a", lambda: next(pattern))}, 0.0, gpu, rounds=5).timings[
+        "a"
+    ]
     assert timing.samples_us == pytest.approx((4000.0, 9000.0, 6000.0, 3000.0, 7000.0))
     assert timing.median_us == pytest.approx(statistics.median(timing.samples_us))
 
@@ -249,21 +291,35 @@ def test_medians_of_all_samples(gpu: Machine) -> None:
 def test_it_goes_on_for_its_seconds(gpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds go on until the time is over, and there are at least as many as asked for."""
     monkeypatch.setattr(device_timing, "time", SimpleNamespace(perf_counter=lambda: gpu.now))
-    assert len(measure({"a": gpu.contender("a", 5e-3)}, 1.0, gpu, rounds=2).timings["a"].samples_us) in (100, 101)
+    assert len(
+        measure({"a": gpu.contender("a", 5e-3)}, 1.0, gpu, rounds=2).timings["a"].samples_us
+    ) in (100, 101)
 
 
 @pytest.mark.parametrize(
-    ("shares", "others", "busy"), [([0.9, 0.0], 0.0, False), ([0.0, 0.14], 0.14, False), ([0.0, 0.16], 0.16, True), ([None, None], None, None)]
+    ("shares", "others", "busy"),
+    [
+        ([0.9, 0.0], 0.0, False),
+        ([0.0, 0.14], 0.14, False),
+        ([0.0, 0.16], 0.16, True),
+        ([None, None], None, None),
+    ],
 )
-def test_others_on_the_gpu(gpu: Machine, shares: list[float | None], others: float | None, busy: bool | None) -> None:
-    """Others' use of the GPU in the measurement marks it busy; what they did before does not, and what nobody tells is not known."""
+def test_others_on_the_gpu(
+    gpu: Machine, shares: list[float | None], others: float | None, busy: bool | None
+) -> None:
+    """Others' use of the GPU in the measurement marks it busy; what they did before does not, and
+    what nobody tells is not known.
+    """
     gpu.shares = shares
     measured = measure({"a": gpu.contender("a", 5e-3)}, 0.0, gpu, rounds=1)
     assert (measured.others, measured.busy) == (others, busy)
 
 
 def test_clocks_are_kept(gpu: Machine) -> None:
-    """The clock before, in and after the measurement is among its facts, and nothing where it is not told."""
+    """The clock before, in and after the measurement is among its facts, and nothing where it is
+    not told.
+    """
     assert measure({"a": gpu.contender("a", 5e-3)}, 0.0, gpu, rounds=2).clocks == (1200, 1980, 1950)
     gpu.shares = [0.0, 0.0]
     assert measure({"a": gpu.contender("a", 5e-3)}, 0.0, gpu, rounds=2).clocks == ()
@@ -290,13 +346,17 @@ def test_the_bandwidth_of_a_copy(gpu: Machine, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.gpu
 def test_a_kernel_on_a_gpu() -> None:
-    """On a GPU a copy of 64 MB is recorded and its bandwidth is between what the slowest card has and what none has; the clock is told."""
+    """On a GPU a copy of 64 MB is recorded and its bandwidth is between what the slowest card has
+    and what none has; the clock is told.
+    """
     import torch
 
     gpu = Cuda(0)
     x = [torch.ones(16 * MB, device="cuda:0") for _ in range(4)]
     y = [torch.empty_like(t) for t in x]
-    measured = measure({"copy": [lambda a=a, b=b: b.copy_(a) for a, b in zip(x, y, strict=True)]}, 0.05, gpu)
+    measured = measure(
+        {"copy": [lambda a=a, b=b: b.copy_(a) for a, b in zip(x, y, strict=True)]}, 0.05, gpu
+    )
     assert measured.uncaptured == ()
     assert 50e9 < 2 * 64 * MB / measured.timings["copy"].median_us * 1e6 < 50e12
     assert all(100 < clock < 5000 for clock in measured.clocks)
@@ -304,12 +364,16 @@ def test_a_kernel_on_a_gpu() -> None:
 
 @pytest.mark.gpu
 def test_after_a_failed_recording_on_a_gpu() -> None:
-    """A call that waits for the GPU cannot be recorded; it is timed all the same, and what comes after it is recorded as ever."""
+    """A call that waits for the GPU cannot be recorded; it is timed all the same, and what comes
+    after it is recorded as ever.
+    """
     import torch
 
     gpu, x = Cuda(0), torch.ones(1 * MB, device="cuda:0")
     for _ in range(2):
-        measured = measure({"waits": [lambda: (x * 2).sum().item()], "plain": [lambda: x * 2]}, 0.0, gpu)
+        measured = measure(
+            {"waits": [lambda: (x * 2).sum().item()], "plain": [lambda: x * 2]}, 0.0, gpu
+        )
         assert measured.uncaptured == ("waits",)
         assert measured.timings["plain"].median_us > 0
     assert float((x * 2).sum()) == 2 * MB
@@ -325,7 +389,9 @@ def test_a_backward_of_autograds_is_recorded_on_a_gpu() -> None:
         x = torch.ones(1024, 1024, device="cuda:0", requires_grad=True)
         y = torch.nn.functional.layer_norm(x, (1024,)).tanh()
         dy = torch.ones_like(y)
-    measured = measure({"backward": [lambda: torch.autograd.grad(y, x, dy, retain_graph=True)]}, 0.0, gpu)
+    measured = measure(
+        {"backward": [lambda: torch.autograd.grad(y, x, dy, retain_graph=True)]}, 0.0, gpu
+    )
     assert measured.uncaptured == ()
 
 
@@ -375,7 +441,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("uuid", "name"), [("GPU-unknown", "library"), ("GPU-known", "libno-such-thing.so")])
+@pytest.mark.parametrize(
+    ("uuid", "name"), [("GPU-unknown", "library"), ("GPU-known", "libno-such-thing.so")]
+)
 def test_nothing_is_made_up(uuid: str, name: str, library: Path) -> None:
     """Without the library, or for a GPU it does not know, every answer is None."""
     nvml = Nvml(uuid, str(library) if name == "library" else name)
@@ -401,17 +469,24 @@ def test_the_clock(library: Path) -> None:
         ([77, 78], [], None),  # and here nobody knows which
         (["me", 77], [], 0.0),  # idle
         (["me", 77], [("me", 90), (77, 40)], 0.4),
-        (["me", 77, 78], [(77, 40), (77, 20), (78, 90)], 1.0),  # the busiest of a process's samples, together no more than all
+        # the busiest of a process's samples, together no more than all
+        (["me", 77, 78], [(77, 40), (77, 20), (78, 90)], 1.0),
         (["me", 77], [(77, 4_000_000_000)], 0.0),  # rubbish
     ],
 )
-def test_who_else_is_there(running: list[Any], used: list[tuple[Any, int]], others: float | None, library: Path) -> None:
-    """The share of the multiprocessors that other processes use, as far as it can be told from this one's."""
+def test_who_else_is_there(
+    running: list[Any], used: list[tuple[Any, int]], others: float | None, library: Path
+) -> None:
+    """The share of the multiprocessors that other processes use, as far as it can be told from this
+    one's.
+    """
     calls, nvml = ctypes.CDLL(str(library)), Nvml("GPU-known", str(library))
     pids = [os.getpid() if p == "me" else p for p in running]
     calls.fake(1000, len(pids), (ctypes.c_uint * 8)(*pids), 0)
     for i, (pid, share) in enumerate(used):
-        calls.fake_used(os.getpid() if pid == "me" else pid, ctypes.c_uint(share), ctypes.c_ulonglong(1000 + i))
+        calls.fake_used(
+            os.getpid() if pid == "me" else pid, ctypes.c_uint(share), ctypes.c_ulonglong(1000 + i)
+        )
     assert nvml.others() == (None if others is None else pytest.approx(others))
 
 

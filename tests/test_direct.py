@@ -1,4 +1,6 @@
-"""Direct calls: what a table serves is right, what it does not serve is left alone, and nothing unusual slips past it."""
+"""Direct calls: what a table serves is right, what it does not serve is left alone, and nothing
+unusual slips past it.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,26 @@ X, W, B = make(3, HIDDEN), make(HIDDEN, seed=1), make(HIDDEN, seed=2)
 FLOAT32 = Case("layer_norm", HIDDEN, "float32", 8, "weight+bias")
 
 
-def remember(table: Table, case: Case, *call: Any, bits: tuple[int, int] = (1, 10), kernel: Any = None) -> None:
+def remember(
+    table: Table, case: Case, *call: Any, bits: tuple[int, int] = (1, 10), kernel: Any = None
+) -> None:
     """Have the table serve calls like this one."""
     assert table.remember(kernel or kernel_of(case), OP.arguments(case), NAMES, bits, call, case)
 
 
-def right(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = W, bias: torch.Tensor | None = B, eps: float = 1e-5) -> bool:
+def right(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weight: torch.Tensor | None = W,
+    bias: torch.Tensor | None = B,
+    eps: float = 1e-5,
+) -> bool:
     """True when y has the form of x and the values of float64's layer norm."""
     wide = [None if v is None else v.double() for v in (weight, bias)]
     truth = torch.nn.functional.layer_norm(x.double(), (HIDDEN,), *wide, eps)
-    return (y.shape, y.dtype, y.is_contiguous()) == (x.shape, x.dtype, True) and torch.allclose(y.double(), truth, rtol=1e-2, atol=1e-2)
+    return (y.shape, y.dtype, y.is_contiguous()) == (x.shape, x.dtype, True) and torch.allclose(
+        y.double(), truth, rtol=1e-2, atol=1e-2
+    )
 
 
 @pytest.fixture(params=[True, False], ids=["shim", "dlpack"])
@@ -68,13 +80,23 @@ def ready(table: Table) -> Iterator[Callable[..., Any]]:
     assert right(X, table.call(X, (HIDDEN,), W, B, 1e-5))  # whatever was refused did no harm
 
 
-@pytest.mark.parametrize("shape", [(3, HIDDEN), (HIDDEN,), (2, 3, HIDDEN), (2, 1, 2, 2, HIDDEN)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, HIDDEN), (HIDDEN,), (2, 3, HIDDEN), (2, 1, 2, 2, HIDDEN)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_known_call_is_served(table: Table, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Any number of leading dimensions, every dtype, tuple, list and torch.Size; weights as Parameters too."""
+    """Any number of leading dimensions, every dtype, tuple, list and torch.Size; weights as
+    Parameters too.
+    """
     x, w, b = make(*shape, dtype=dtype), torch.nn.Parameter(W.to(dtype)), B.to(dtype)
     remember(
-        table, Case("layer_norm", HIDDEN, str(dtype).removeprefix("torch."), 8, "weight+bias"), make(3, HIDDEN, dtype=dtype), (HIDDEN,), w, b, 1e-5
+        table,
+        Case("layer_norm", HIDDEN, str(dtype).removeprefix("torch."), 8, "weight+bias"),
+        make(3, HIDDEN, dtype=dtype),
+        (HIDDEN,),
+        w,
+        b,
+        1e-5,
     )
     with torch.no_grad():
         for normalized in ((HIDDEN,), [HIDDEN], torch.Size([HIDDEN])):
@@ -99,7 +121,9 @@ def test_several_outputs(table: Table) -> None:
 
 
 def test_outputs_are_ordinary_tensors(table: Table) -> None:
-    """An output outlives its inputs and the table, can be written, resized, saved and differentiated through."""
+    """An output outlives its inputs and the table, can be written, resized, saved and
+    differentiated through.
+    """
     remember(table, FLOAT32, make(3, HIDDEN), (HIDDEN,), W, B, 1e-5)
     x = make(3, HIDDEN)
     y = table.call(x, (HIDDEN,), W, B, 1e-5)
@@ -115,14 +139,18 @@ def test_outputs_are_ordinary_tensors(table: Table) -> None:
 
 
 def test_the_key_tells_calls_apart(ready: Callable[..., Any]) -> None:
-    """Another dtype, hidden size, combination of vectors or number of rows is not served by what is known."""
+    """Another dtype, hidden size, combination of vectors or number of rows is not served by what is
+    known.
+    """
     x, n = make(3, HIDDEN), (HIDDEN,)
     assert ready(x.half(), n, W.half(), B.half(), 1e-5) is None
     assert ready(x.double(), n, W.double(), B.double(), 1e-5) is None
     assert ready(x.half(), n, W, B, 1e-5) is None
     assert ready(x, n, None, B, 1e-5) is None
     assert ready(x, n, W, None, 1e-5) is None
-    assert ready(make(3, HIDDEN + 1), (HIDDEN + 1,), make(HIDDEN + 1), make(HIDDEN + 1), 1e-5) is None
+    assert (
+        ready(make(3, HIDDEN + 1), (HIDDEN + 1,), make(HIDDEN + 1), make(HIDDEN + 1), 1e-5) is None
+    )
     assert ready(make(1024, HIDDEN), n, W, B, 1e-5) is None  # 11 bits
     assert ready(make(0, HIDDEN), n, W, B, 1e-5) is None
     assert ready(make(3, 0), (0,), make(0), make(0), 1e-5) is None
@@ -162,7 +190,9 @@ class Subclass(torch.Tensor):
 
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_unusual_arguments(ready: Callable[..., Any], what: str) -> None:
-    """Arguments a kernel does not take are refused without an exception and without reaching the kernel."""
+    """Arguments a kernel does not take are refused without an exception and without reaching the
+    kernel.
+    """
     assert ready(*UNUSUAL[what]()) is None
 
 
@@ -176,7 +206,9 @@ class Dispatching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", [Watching, Dispatching, forward_ad.dual_level], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "mode", [Watching, Dispatching, forward_ad.dual_level], ids=lambda m: m.__name__
+)
 def test_modes_see_the_call(ready: Callable[..., Any], mode: Callable[[], Any]) -> None:
     """Under a torch mode or forward-mode differentiation nothing is served."""
     with mode():
@@ -198,14 +230,18 @@ def test_transforms_see_the_call(ready: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("which", [0, 2, 3], ids=["input", "weight", "bias"])
 def test_gradients_are_never_swallowed(ready: Callable[..., Any], which: int) -> None:
-    """A tensor that requires a gradient is refused while gradients are recorded, and served while not."""
+    """A tensor that requires a gradient is refused while gradients are recorded, and served while
+    not.
+    """
     call = [X.clone(), (HIDDEN,), W.clone(), B.clone(), 1e-5]
     call[which].requires_grad_()  # type: ignore[union-attr]
     assert ready(*call) is None
 
 
 def test_serving_but_for_gradients(table: Table) -> None:
-    """`serves` is true for what is known, gradients or not, and false for everything else that is refused."""
+    """`serves` is true for what is known, gradients or not, and false for everything else that is
+    refused.
+    """
     assert not table.serves(X, (HIDDEN,), W, B, 1e-5)
     remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5)
     assert table.serves(X, (HIDDEN,), W, B, 1e-5)
@@ -218,7 +254,9 @@ def test_serving_but_for_gradients(table: Table) -> None:
 
 
 def test_a_kernel_that_fails(table: Table) -> None:
-    """An error of the kernel is None and not an exception, leaves no error behind, and the next call works."""
+    """An error of the kernel is None and not an exception, leaves no error behind, and the next
+    call works.
+    """
     remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5, kernel=stranger())
     for _ in range(3):
         assert table.call(X, (HIDDEN,), W, B, 1e-5) is None
@@ -233,8 +271,22 @@ def stranger() -> Any:
 
 def test_many_entries_and_forgetting(table: Table) -> None:
     """A table grows, tells its entries apart, and forgets."""
-    for variant, w, b in (("weight+bias", W, B), ("weight", W, None), ("bias", None, B), ("plain", None, None)):
-        remember(table, Case("layer_norm", HIDDEN, "float32", 8, variant), X, (HIDDEN,), w, b, 1e-5, bits=(3, 60))
+    for variant, w, b in (
+        ("weight+bias", W, B),
+        ("weight", W, None),
+        ("bias", None, B),
+        ("plain", None, None),
+    ):
+        remember(
+            table,
+            Case("layer_norm", HIDDEN, "float32", 8, variant),
+            X,
+            (HIDDEN,),
+            w,
+            b,
+            1e-5,
+            bits=(3, 60),
+        )
     for rows in (4, 7, 8, 63, 64, 1000):
         x = make(rows, HIDDEN)
         for w, b in ((W, B), (W, None), (None, B), (None, None)):
@@ -247,18 +299,29 @@ def test_many_entries_and_forgetting(table: Table) -> None:
 def test_what_cannot_be_remembered(table: Table) -> None:
     """A call that would not be served is not remembered either."""
     case = FLOAT32
-    assert not table.remember(kernel_of(case), OP.arguments(case), NAMES, (1, 10), (X.double(), (HIDDEN,), W, B, 1e-5), case)
+    assert not table.remember(
+        kernel_of(case),
+        OP.arguments(case),
+        NAMES,
+        (1, 10),
+        (X.double(), (HIDDEN,), W, B, 1e-5),
+        case,
+    )
     assert table.call(X.double(), (HIDDEN,), W, B, 1e-5) is None
 
 
 def test_what_is_refused_is_not_kept(table: Table) -> None:
-    """Being asked again and again to remember what cannot be served, as a call of elements that lie apart does, holds on to nothing."""
+    """Being asked again and again to remember what cannot be served, as a call of elements that lie
+    apart does, holds on to nothing.
+    """
     from lntune.kernels import direct
 
     strided, before = make(3, 2 * HIDDEN)[:, ::2], len(direct._kept)
     kernel = compiler.in_memory(FLOAT32, *_plan(), DEVICE)
     for _ in range(3):
-        assert not table.remember(kernel, OP.arguments(FLOAT32), NAMES, (1, 10), (strided, (HIDDEN,), W, B, 1e-5), FLOAT32)
+        assert not table.remember(
+            kernel, OP.arguments(FLOAT32), NAMES, (1, 10), (strided, (HIDDEN,), W, B, 1e-5), FLOAT32
+        )
     assert len(direct._kept) == before
     for _ in range(3):
         remember(table, FLOAT32, X, (HIDDEN,), W, B, 1e-5, kernel=kernel)
@@ -271,7 +334,9 @@ def _plan() -> tuple[Any, Any]:
 
 
 def test_no_memory_leaks(table: Table) -> None:
-    """Served and refused calls hold on to nothing: reference counts stay, and so does the number of live tensors."""
+    """Served and refused calls hold on to nothing: reference counts stay, and so does the number of
+    live tensors.
+    """
     import gc
     import sys
 
@@ -291,7 +356,9 @@ def test_no_memory_leaks(table: Table) -> None:
 
 
 def test_threads_and_forgetting_at_once(table: Table) -> None:
-    """Calls from several threads while another remembers and forgets: every answer is right or None."""
+    """Calls from several threads while another remembers and forgets: every answer is right or
+    None.
+    """
     wrong: list[torch.Tensor] = []
     stop = threading.Event()
 

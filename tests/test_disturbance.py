@@ -18,7 +18,9 @@ LOGS = Path(__file__).parents[1] / "tuning_logs"
 
 def why(**samples: list[float]) -> str:
     """Of contenders' samples, whose medians are their own."""
-    return disturbance.why(samples, {name: statistics.median(taken) for name, taken in samples.items()})
+    return disturbance.why(
+        samples, {name: statistics.median(taken) for name, taken in samples.items()}
+    )
 
 
 def around(us: float, count: int = 40, share: float = 0.02) -> list[float]:
@@ -37,9 +39,13 @@ def test_a_quiet_measurement() -> None:
 
 
 def test_most_calls_wait() -> None:
-    """A median of 7,993 us where the quickest call took 5 us is a wait, and so is one of a quarter of the calls."""
+    """A median of 7,993 us where the quickest call took 5 us is a wait, and so is one of a quarter
+    of the calls.
+    """
     assert "7993 us or more, the quickest 5 us" in why(tuned=[5.0, *[7993.0] * 20])
-    assert "a quarter of the calls of 'eager'" in why(tuned=around(30), eager=[*around(40, 25), *around(4000, 15)])
+    assert "a quarter of the calls of 'eager'" in why(
+        tuned=around(30), eager=[*around(40, 25), *around(4000, 15)]
+    )
 
 
 def test_the_median_is_of_more_samples_than_are_kept() -> None:
@@ -49,16 +55,22 @@ def test_the_median_is_of_more_samples_than_are_kept() -> None:
 
 @pytest.mark.parametrize("turns", [1, 2, 5])
 def test_everybody_takes_whole_turns(turns: int) -> None:
-    """Where nobody was ever quick, contenders of different work that take the same whole number of turns have waited."""
+    """Where nobody was ever quick, contenders of different work that take the same whole number of
+    turns have waited.
+    """
     waiting = [around(4000 * turns - offset, share=0.0005) for offset in (2, 6, 11)]
-    assert "turns of the scheduler" in why(tuned=waiting[0], eager=waiting[1], copy=waiting[2], default=waiting[0])
+    assert "turns of the scheduler" in why(
+        tuned=waiting[0], eager=waiting[1], copy=waiting[2], default=waiting[0]
+    )
     assert not why(tuned=waiting[0], eager=around(4000 * turns + 700), copy=waiting[2])
     assert not why(tuned=waiting[0], default=waiting[0])  # one kernel that happens to take so long
     assert not why(tuned=around(4000 * turns, share=0), eager=around(8000 * turns, share=0))
 
 
 def test_calls_of_different_numbers_of_turns() -> None:
-    """Samples of 8, 12 and 16 ms and nothing in between are turns, also of a single contender; one long kernel of any time is not."""
+    """Samples of 8, 12 and 16 ms and nothing in between are turns, also of a single contender; one
+    long kernel of any time is not.
+    """
     waits = [11919.1, 15935.2, 15940.0, 7992.8, 15961.5]
     assert "calls of 'tuned' took 2 to 4 turns of the scheduler" in why(tuned=waits)
     assert not why(tuned=[*waits, 9100.0, 13500.0])
@@ -76,7 +88,13 @@ def test_no_kernel_is_so_much_faster() -> None:
     assert not why(tuned=around(4.5), eager=around(85.3), copy=around(0.4))
 
 
-@given(samples=st.dictionaries(st.sampled_from(["tuned", "eager", "copy"]), st.lists(st.floats(0, 1e9), min_size=1, max_size=9), max_size=3))
+@given(
+    samples=st.dictionaries(
+        st.sampled_from(["tuned", "eager", "copy"]),
+        st.lists(st.floats(0, 1e9), min_size=1, max_size=9),
+        max_size=3,
+    )
+)
 def test_any_samples_can_be_looked_at(samples: dict[str, list[float]]) -> None:
     """Zeros and single samples included; in whatever order they were taken."""
     assert why(**samples) == why(**{name: sorted(taken) for name, taken in samples.items()})

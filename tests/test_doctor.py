@@ -1,4 +1,6 @@
-"""`lntune doctor`: what it finds on a sound machine, and what it says of each thing that can be missing or broken."""
+"""`lntune doctor`: what it finds on a sound machine, and what it says of each thing that can be
+missing or broken.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,22 @@ def final(hidden: int = 1024, **fields: Any) -> Record:
     """A final of this device, of a schedule as it is now."""
     name = fields.setdefault("schedule", "cached_rows")
     known = schedule.all_schedules()
-    made: dict[str, Any] = {"role": "final", "threads": 1, "knobs": {}, "status": "ok", "timings": {"tuned": Timing((1.0,), 1.0)}}
+    made: dict[str, Any] = {
+        "role": "final",
+        "threads": 1,
+        "knobs": {},
+        "status": "ok",
+        "timings": {"tuned": Timing((1.0,), 1.0)},
+    }
     made |= {"code": known[name].code if name in known else Code(), **fields}
     return Record(case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **made)
 
 
 @pytest.mark.slow
 def test_a_sound_machine() -> None:
-    """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records; nothing fails here."""
+    """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records;
+    nothing fails here.
+    """
     found = findings()
     topics = {
         "python",
@@ -88,9 +98,15 @@ def test_a_sound_machine() -> None:
     assert set(found) == topics
     assert not [f for f in found.values() if f.status == "fail"]
     assert found["log folder name"].detail == device.current().slug
-    assert "LNTUNE_LOG_DIR" in found["tuning log"].detail and os.environ["LNTUNE_LOG_DIR"] in found["tuning log"].detail
+    assert (
+        "LNTUNE_LOG_DIR" in found["tuning log"].detail
+        and os.environ["LNTUNE_LOG_DIR"] in found["tuning log"].detail
+    )
     assert "cached_rows" in found["schedules"].detail
-    assert (found["tuned cases"].status, found["tuned cases"].remedy) == ("warn", "Run: lntune tune layer_norm")
+    assert (found["tuned cases"].status, found["tuned cases"].remedy) == (
+        "warn",
+        "Run: lntune tune layer_norm",
+    )
 
 
 def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,7 +117,9 @@ def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     monkeypatch.setattr(toolchain, "installed", lambda package: "not installed")
     bad = [f for f in doctor.examine() if f.status != "ok"]
-    assert {"apache-tvm", "torch", "tuning log", "kernel cache", "C++ compiler", "threads"} <= {f.topic for f in bad}
+    assert {"apache-tvm", "torch", "tuning log", "kernel cache", "C++ compiler", "threads"} <= {
+        f.topic for f in bad
+    }
     assert [f.topic for f in bad if not f.remedy] == []
 
 
@@ -114,10 +132,16 @@ def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("apache-tvm", "0.28.0", {"apache-tvm"}),
     ],
 )
-def test_a_package_that_is_missing_or_does_not_fit(package: str, version: str, failing: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fails under its own name with the version to install; the rest is still examined, and the exit code is 1."""
+def test_a_package_that_is_missing_or_does_not_fit(
+    package: str, version: str, failing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails under its own name with the version to install; the rest is still examined, and the
+    exit code is 1.
+    """
     real = toolchain.installed
-    monkeypatch.setattr(toolchain, "installed", lambda name: version if name == package else real(name))
+    monkeypatch.setattr(
+        toolchain, "installed", lambda name: version if name == package else real(name)
+    )
     found = findings()
     assert {t for t, f in found.items() if f.status == "fail"} == failing
     assert found[package].detail == version and "nstall" in found[package].remedy
@@ -126,23 +150,38 @@ def test_a_package_that_is_missing_or_does_not_fit(package: str, version: str, f
     done = CliRunner().invoke(app, ["doctor", "--json"])
     assert done.exit_code == 1
     facts = json.loads(done.stdout)
-    assert facts["ok"] is False and {f["topic"] for f in facts["findings"] if f["status"] == "fail"} == failing
+    assert (
+        facts["ok"] is False
+        and {f["topic"] for f in facts["findings"] if f["status"] == "fail"} == failing
+    )
 
 
 @pytest.mark.parametrize(
     ("slow", "onednn", "status", "word"),
-    [(False, True, "ok", "own operators"), (True, True, "ok", "by oneDNN"), (True, False, "warn", "by MKL")],
+    [
+        (False, True, "ok", "own operators"),
+        (True, True, "ok", "by oneDNN"),
+        (True, False, "warn", "by MKL"),
+    ],
 )
-def test_matrix_products(slow: bool, onednn: bool, status: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrix_products(
+    slow: bool, onednn: bool, status: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which library multiplies is said, and what to do where only the slow one is there."""
     monkeypatch.setattr(products, "mkl_is_slow", lambda: slow)
     monkeypatch.setattr(products, "_enabled", lambda: onednn)
     found = findings()["matrix products"]
-    assert (found.status, word in found.detail, bool(found.remedy)) == (status, True, status == "warn")
+    assert (found.status, word in found.detail, bool(found.remedy)) == (
+        status,
+        True,
+        status == "warn",
+    )
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a C++ compiler it fails and says that one must be installed or CXX set; one that does not run is named."""
+    """Without a C++ compiler it fails and says that one must be installed or CXX set; one that does
+    not run is named.
+    """
     monkeypatch.setenv("CXX", "/no/such/compiler")
     found = findings()["C++ compiler"]
     assert found.status == "fail" and "/no/such/compiler" in found.remedy and "CXX" in found.remedy
@@ -156,41 +195,71 @@ def test_unwritable_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "file" / "cache"))
     found = findings()
     assert found["tuning log"].status == "ok"
-    assert found["kernel cache"].status == "fail" and "LNTUNE_CACHE_DIR" in found["kernel cache"].remedy
+    assert (
+        found["kernel cache"].status == "fail"
+        and "LNTUNE_CACHE_DIR" in found["kernel cache"].remedy
+    )
 
 
 def test_tuned_cases_are_counted(log_dir: Path) -> None:
     """Cases tuned on this device are counted once each; records of other devices are not."""
     elsewhere = msgspec.structs.replace(device.current(), name="Other")
-    for record in (final(64, time="1"), final(64, time="2"), final(128), msgspec.structs.replace(final(256), device=elsewhere)):
+    for record in (
+        final(64, time="1"),
+        final(64, time="2"),
+        final(128),
+        msgspec.structs.replace(final(256), device=elsewhere),
+    ):
         records.append(log_dir, record)
     found = findings()
-    assert found["tuned cases"].status == "ok" and found["tuned cases"].detail == "2 on this device, hidden 64, 128"
+    assert (
+        found["tuned cases"].status == "ok"
+        and found["tuned cases"].detail == "2 on this device, hidden 64, 128"
+    )
     assert (found["stale records"].status, found["stale records"].detail) == ("ok", "none")
 
 
 def test_stale_records_are_a_warning(log_dir: Path) -> None:
-    """Records whose schedule has changed since, or is gone, are counted; they still serve, so it is no failure."""
+    """Records whose schedule has changed since, or is gone, are counted; they still serve, so it is
+    no failure.
+    """
     for record in (final(64), final(128, code=Code("old")), final(256, schedule="gone")):
         records.append(log_dir, record)
     found = findings()["stale records"]
-    assert found.status == "warn" and found.detail == "2 of 3: cached_rows, gone changed or went since they were measured"
+    assert (
+        found.status == "warn"
+        and found.detail == "2 of 3: cached_rows, gone changed or went since they were measured"
+    )
     assert found.remedy == "Run: lntune tune layer_norm --hidden 128,256 --dtype float32 --rows 512"
 
 
 def test_records_of_a_wrong_clock_are_a_warning(log_dir: Path) -> None:
-    """A final dated 2038 is named, with what to do; one of today is not, nor is one of another generation of the same name."""
+    """A final dated 2038 is named, with what to do; one of today is not, nor is one of another
+    generation of the same name.
+    """
     old = msgspec.structs.replace(device.current(), model="", l1=1, l2=1)
-    for record in (final(64, time="2026-01-01"), final(128, time="2038-01-19"), msgspec.structs.replace(final(256, time="2038-01-19"), device=old)):
+    for record in (
+        final(64, time="2026-01-01"),
+        final(128, time="2038-01-19"),
+        msgspec.structs.replace(final(256, time="2038-01-19"), device=old),
+    ):
         records.append(log_dir, record)
     found = findings()
-    assert found["future records"].status == "warn" and "layer_norm 512x128 float32 of 2038-01-19" in found["future records"].detail
-    assert found["future records"].remedy == "Set the clock. Run: lntune tune layer_norm --hidden 128 --dtype float32 --rows 512"
+    assert (
+        found["future records"].status == "warn"
+        and "layer_norm 512x128 float32 of 2038-01-19" in found["future records"].detail
+    )
+    assert (
+        found["future records"].remedy
+        == "Set the clock. Run: lntune tune layer_norm --hidden 128 --dtype float32 --rows 512"
+    )
     assert found["tuned cases"].detail.startswith("2 on this device")
 
 
 def test_disturbed_records_are_a_warning(log_dir: Path) -> None:
-    """A case that has only a disturbed measurement is named; one that has a quiet one too is not."""
+    """A case that has only a disturbed measurement is named; one that has a quiet one too is
+    not.
+    """
     for record in (final(64, busy=True), final(128, time="1"), final(128, time="2", busy=True)):
         records.append(log_dir, record)
     found = findings()["disturbed records"]
@@ -198,14 +267,20 @@ def test_disturbed_records_are_a_warning(log_dir: Path) -> None:
 
 
 def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:
-    """Corrupt lines and newer schemas are counted and named with file and line; the good records count all the same."""
+    """Corrupt lines and newer schemas are counted and named with file and line; the good records
+    count all the same.
+    """
     records.append(log_dir, final(64))
     path = records.log_path(log_dir, device.current(), "layer_norm")
     path.write_bytes(path.read_bytes() + b'{"half\n' + b'{"schema": 99}\n' + 3 * b"x\n")
     found = findings()
     assert found["tuned cases"].detail.startswith("1 on this device")
     skipped = found["skipped records"]
-    assert skipped.status == "warn" and skipped.detail.startswith(f"5: {path}:2: ") and f"{path}:3: " in skipped.detail
+    assert (
+        skipped.status == "warn"
+        and skipped.detail.startswith(f"5: {path}:2: ")
+        and f"{path}:3: " in skipped.detail
+    )
     assert "newer" in skipped.detail and skipped.detail.endswith("and 2 more")
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
@@ -234,11 +309,17 @@ FAULTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("no home"), OSError(116, "Stale file handle"), ImportError("libtvm.so")], ids=lambda e: type(e).__name__
+    "error",
+    [RuntimeError("no home"), OSError(116, "Stale file handle"), ImportError("libtvm.so")],
+    ids=lambda e: type(e).__name__,
 )
 @pytest.mark.parametrize(("module", "name"), FAULTS, ids=lambda p: p if isinstance(p, str) else "")
-def test_whatever_goes_wrong_is_a_finding(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
-    """No fault ends the examination: it is found under its topic, with a remedy, and all else is examined."""
+def test_whatever_goes_wrong_is_a_finding(
+    module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    """No fault ends the examination: it is found under its topic, with a remedy, and all else is
+    examined.
+    """
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
@@ -246,7 +327,12 @@ def test_whatever_goes_wrong_is_a_finding(module: Any, name: str, error: Excepti
     native.compiled(runtime.SOURCE)
     monkeypatch.setattr(module, name, fail)
     found = findings()
-    wrong = [f for f in found.values() if f.status != "ok" and (str(error) in f.detail or "damaged" in f.detail or str(error.args[-1]) in f.detail)]
+    wrong = [
+        f
+        for f in found.values()
+        if f.status != "ok"
+        and (str(error) in f.detail or "damaged" in f.detail or str(error.args[-1]) in f.detail)
+    ]
     assert wrong
     assert all(f.remedy for f in wrong)
     assert {"python", "schedules", "gpu"} <= set(found) or name == "incompatible"
@@ -266,10 +352,16 @@ def test_built_kernels_are_looked_at(own_cache: Path) -> None:
 
 
 def test_a_cache_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the user's cache cannot be, the temporary folder that serves instead is named with the reason."""
+    """Where the user's cache cannot be, the temporary folder that serves instead is named with the
+    reason.
+    """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("LNTUNE_CACHE_DIR", "~/x")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     found = findings()["kernel cache"]
-    assert found.status == "warn" and f"kernels are kept in {tmp_path}" in found.detail and "LNTUNE_CACHE_DIR" in found.remedy
+    assert (
+        found.status == "warn"
+        and f"kernels are kept in {tmp_path}" in found.detail
+        and "LNTUNE_CACHE_DIR" in found.remedy
+    )

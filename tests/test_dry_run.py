@@ -1,4 +1,6 @@
-"""The tuner without the device: what a dry run builds, checks, prunes, ranks and reckons, and that it logs nothing."""
+"""The tuner without the device: what a dry run builds, checks, prunes, ranks and reckons, and that
+it logs nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from lntune.tune.candidates import Candidates, steps
 
 GPU = device_of("cuda:sm_90")
 CASE, OTHER = Case("layer_norm", 1024, "float32", 4096), Case("layer_norm", 768, "bfloat16", 4096)
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}"
+)
 
 
 def run(*arguments: object) -> Result:
@@ -72,23 +76,43 @@ def worker(monkeypatch: pytest.MonkeyPatch, compiler: None) -> Iterator[type]:
 
 
 def test_what_is_built(worker: Any, log_dir: Path) -> None:
-    """Of each case the default and its surroundings are built and checked, as many as asked for; nothing is logged."""
+    """Of each case the default and its surroundings are built and checked, as many as asked for;
+    nothing is logged.
+    """
     seen: list[tuple[Case, int, int, int]] = []
-    found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=None, trials=5), lambda *told: seen.append(told))
+    found = dry.run(
+        [CASE, OTHER], Settings(device=GPU, seconds=None, trials=5), lambda *told: seen.append(told)
+    )
     assert all((job.device, job.only) == (GPU, "check") for job in worker.jobs)
     for index, case in enumerate((CASE, OTHER)):
         plan = found.plans[index]
         known = Candidates(case, GPU)
-        assert {job.candidates[0] for job in worker.jobs if job.case == case} == set(list(known)[:5])
-        assert (plan.case, plan.candidates, plan.built, plan.verified, plan.pruned, plan.failed) == (case, len(known), 5, 5, {}, {})
+        assert {job.candidates[0] for job in worker.jobs if job.case == case} == set(
+            list(known)[:5]
+        )
+        assert (
+            plan.case,
+            plan.candidates,
+            plan.built,
+            plan.verified,
+            plan.pruned,
+            plan.failed,
+        ) == (case, len(known), 5, 5, {}, {})
         assert plan.measured == 5  # as many as a run with the same options
         assert [s for s in seen if s[0] == case] == [(case, index, 2, n) for n in range(6)]
-    assert (found.device, found.compiler, found.interrupted, found.wrong) == (GPU, "a compiler", False, 0)
+    assert (found.device, found.compiler, found.interrupted, found.wrong) == (
+        GPU,
+        "a compiler",
+        False,
+        0,
+    )
     assert not log_dir.exists()
 
 
 def test_the_surroundings_of_the_default_come_first() -> None:
-    """On a GPU candidates are ordered by steps from the default knobs; on a CPU as their values are written."""
+    """On a GPU candidates are ordered by steps from the default knobs; on a CPU as their values are
+    written.
+    """
     plan = schedule.get("shared_row")
     default = plan.default(CASE, GPU)
     known = Candidates(CASE, GPU)
@@ -99,20 +123,27 @@ def test_the_surroundings_of_the_default_come_first() -> None:
     cpu = Candidates(CASE, device_of("cpu"))
     (name,) = {c.schedule for c in cpu}
     written = [Candidate.of(name, k) for k in schedule.get(name).space(CASE, device_of("cpu"))]
-    assert [c for c in cpu if c not in cpu.defaults] == [c for c in written if c not in cpu.defaults]
+    assert [c for c in cpu if c not in cpu.defaults] == [
+        c for c in written if c not in cpu.defaults
+    ]
 
 
 def test_what_is_pruned_and_what_fails(worker: Any) -> None:
-    """Problems prune all but the default knobs; failures are told with their message; a run would measure the share that is left."""
+    """Problems prune all but the default knobs; failures are told with their message; a run would
+    measure the share that is left.
+    """
     known = list(Candidates(CASE, GPU))
     answers = {
-        known[0]: Outcome("ok", facts=facts(spills=16), seconds=2.0),  # the default is measured nevertheless
+        # the default is measured nevertheless
+        known[0]: Outcome("ok", facts=facts(spills=16), seconds=2.0),
         known[1]: Outcome("ok", facts=facts(spills=8), seconds=2.0),
         known[2]: Outcome("ok", facts=facts(spills=8), seconds=2.0),
         known[3]: Outcome("wrong", "y: off", facts=facts()),
         known[4]: Outcome("compile", "no"),
     }
-    worker.answer = staticmethod(lambda job: answers.get(job.candidates[0], Outcome("ok", facts=facts(), seconds=2.0)))
+    worker.answer = staticmethod(
+        lambda job: answers.get(job.candidates[0], Outcome("ok", facts=facts(), seconds=2.0))
+    )
     found = dry.run([CASE], Settings(device=GPU, seconds=None))
     (plan,) = found.plans
     assert plan.pruned == {"spills 8 bytes": 2}
@@ -126,10 +157,14 @@ def test_what_is_pruned_and_what_fails(worker: Any) -> None:
 
 
 def test_the_order_by_rank(worker: Any) -> None:
-    """The default comes first, as in a run, and then what ranks highest, with what it takes of a multiprocessor."""
+    """The default comes first, as in a run, and then what ranks highest, with what it takes of a
+    multiprocessor.
+    """
     known = list(Candidates(CASE, GPU))
     takes = {known[2]: 32, known[3]: 200}
-    worker.answer = staticmethod(lambda job: Outcome("ok", facts=facts(takes.get(job.candidates[0], 128)), seconds=2.0))
+    worker.answer = staticmethod(
+        lambda job: Outcome("ok", facts=facts(takes.get(job.candidates[0], 128)), seconds=2.0)
+    )
     (plan,) = dry.run([CASE], Settings(device=GPU, seconds=None, trials=4)).plans
     assert [one.registers for one in plan.first] == [128, 32, 128]
     assert plan.first[0].knobs == knobs.describe(known[0].knobs)
@@ -138,30 +173,44 @@ def test_the_order_by_rank(worker: Any) -> None:
     assert plan.first[1].occupancy == 1.0
 
 
-@pytest.mark.parametrize(("seconds", "build", "each"), [(None, 0.0, 0.19), (60.0, 0.01, 0.19), (60.0, 38.0, 38.0)])
-def test_the_time_a_run_would_take(worker: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, build: float, each: float) -> None:
-    """The device's time for each candidate, or the builders' where it is longer, and the finals, in which four are made again; a budget says how
-    many fit in.
+@pytest.mark.parametrize(
+    ("seconds", "build", "each"), [(None, 0.0, 0.19), (60.0, 0.01, 0.19), (60.0, 38.0, 38.0)]
+)
+def test_the_time_a_run_would_take(
+    worker: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, build: float, each: float
+) -> None:
+    """The device's time for each candidate, or the builders' where it is longer, and the finals, in
+    which four are made again; a budget says how many fit in.
     """
     monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
     worker.answer = staticmethod(lambda job: Outcome("ok", facts=facts(), seconds=build))
     found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=seconds))
     for plan in found.plans:
         assert plan.measured == plan.candidates
-        assert plan.seconds == pytest.approx(plan.measured * each + 4 * dry.DEVICE_SECONDS + 1.0, abs=0.1)
+        assert plan.seconds == pytest.approx(
+            plan.measured * each + 4 * dry.DEVICE_SECONDS + 1.0, abs=0.1
+        )
     if seconds is None:
         assert [p.within for p in found.plans] == [p.measured for p in found.plans]
-    elif each < 1:  # of 30 s some 9 are for the final, and what that does not take goes to the next case
-        assert [p.within for p in found.plans] == [pytest.approx((30 - 9) / each, abs=2), pytest.approx((60 - 21 - 2.6) * 0.7 / each, abs=2)]
+    # of 30 s some 9 are for the final, and what that does not take goes to the next case
+    elif each < 1:
+        assert [p.within for p in found.plans] == [
+            pytest.approx((30 - 9) / each, abs=2),
+            pytest.approx((60 - 21 - 2.6) * 0.7 / each, abs=2),
+        ]
     else:
         assert [p.within for p in found.plans] == [1, 1]
     assert found.run_seconds == pytest.approx(sum(p.seconds for p in found.plans), abs=0.1)
-    assert f"{dry.DEVICE_SECONDS + 0.04:.2f} s of the GPU for a candidate (assumed" in found.assumption
+    assert (
+        f"{dry.DEVICE_SECONDS + 0.04:.2f} s of the GPU for a candidate (assumed" in found.assumption
+    )
 
 
-def test_the_start_of_the_process_that_measures(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no part of what a candidate takes, and one of what a run takes: what is left of a budget is shared, and who comes when the time is
-    over has nothing.
+def test_the_start_of_the_process_that_measures(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no part of what a candidate takes, and one of what a run takes: what is left of a
+    budget is shared, and who comes when the time is over has nothing.
     """
     clock = [0.0]
 
@@ -182,10 +231,20 @@ def test_the_start_of_the_process_that_measures(worker: Any, monkeypatch: pytest
     cases = [Case("layer_norm", hidden, "float32", 8) for hidden in (64, 96, 128, 160)]
     found = dry.run(cases, Settings(device=cpu, seconds=13.0, trials=2))
     assert (found.start, found.builders) == (7.0, 1)
-    assert "0.96 s to build and check a candidate" in found.assumption and "7.0 s for the start" in found.assumption
-    assert [p.seconds for p in found.plans] == [pytest.approx(2 * 1.0 + 3 * 0.96 + 1.0, abs=0.1)] * 4
+    assert (
+        "0.96 s to build and check a candidate" in found.assumption
+        and "7.0 s for the start" in found.assumption
+    )
+    assert [p.seconds for p in found.plans] == [
+        pytest.approx(2 * 1.0 + 3 * 0.96 + 1.0, abs=0.1)
+    ] * 4
     assert found.run_seconds == pytest.approx(7 + 4 * 5.88, abs=0.1)
-    assert [p.within for p in found.plans] == [1, 1, 0, 0], "6 s are left, and a case takes 2 at least"
+    assert [p.within for p in found.plans] == [
+        1,
+        1,
+        0,
+        0,
+    ], "6 s are left, and a case takes 2 at least"
     assert found.within == 2
 
 
@@ -209,7 +268,8 @@ def test_the_time_there_is(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None
     worker.answer = staticmethod(answer)
     found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=50.0))
     assert [p.case for p in found.plans] == [CASE, OTHER]
-    assert all(1 <= p.built <= 3 for p in found.plans)  # a builder may be ahead of what is waited for
+    # a builder may be ahead of what is waited for
+    assert all(1 <= p.built <= 3 for p in found.plans)
 
 
 def test_an_interrupt_shows_what_there_is(worker: Any) -> None:
@@ -231,7 +291,9 @@ def test_an_interrupt_shows_what_there_is(worker: Any) -> None:
         ({"schedules": ("cached_rows",)}, Exception, "gpu"),
     ],
 )
-def test_settings_are_checked(worker: Any, changes: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_settings_are_checked(
+    worker: Any, changes: dict[str, Any], error: type[Exception], says: str
+) -> None:
     """What a run would refuse a dry run refuses too, before anything is built."""
     with pytest.raises(error, match=says):
         dry.run([CASE], Settings(device=GPU, **changes))
@@ -254,8 +316,24 @@ def test_without_a_cuda_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 def test_the_command_for_a_gpu(log_dir: Path) -> None:
-    """`lntune tune --target cuda:sm_90 --dry-run`: compiled for the device, verified in the emulator, nothing logged."""
-    done = run("tune", "--hidden", 256, "--dtype", "float32", "--rows", 512, "--target", "cuda:sm_90", "--dry-run", "--trials", 2, "--json")
+    """`lntune tune --target cuda:sm_90 --dry-run`: compiled for the device, verified in the
+    emulator, nothing logged.
+    """
+    done = run(
+        "tune",
+        "--hidden",
+        256,
+        "--dtype",
+        "float32",
+        "--rows",
+        512,
+        "--target",
+        "cuda:sm_90",
+        "--dry-run",
+        "--trials",
+        2,
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     (plan,) = found["plans"]
@@ -269,7 +347,9 @@ def test_the_command_for_a_gpu(log_dir: Path) -> None:
 
 def test_the_command_for_a_cpu(log_dir: Path) -> None:
     """The same for this CPU, on which candidates are checked as they are in a run."""
-    done = run("tune", "--hidden", 64, "--dtype", "float32", "--rows", 8, "--dry-run", "--trials", 2)
+    done = run(
+        "tune", "--hidden", 64, "--dtype", "float32", "--rows", 8, "--dry-run", "--trials", 2
+    )
     assert done.exit_code == 0, done.output
     assert "nothing was measured" in done.stdout
     assert "a run would measure 2 candidates in about" in done.stdout
@@ -279,20 +359,55 @@ def test_the_command_for_a_cpu(log_dir: Path) -> None:
 def test_wrong_candidates_fail_the_command(worker: Any) -> None:
     """Exit code 1 when a candidate is wrong or does not build, which the table counts."""
     worker.answer = staticmethod(lambda job: Outcome("wrong", "y: off"))
-    done = run("tune", "--hidden", 1024, "--dtype", "float32", "--rows", 512, "--target", "cuda:sm_90", "--dry-run")
+    done = run(
+        "tune",
+        "--hidden",
+        1024,
+        "--dtype",
+        "float32",
+        "--rows",
+        512,
+        "--target",
+        "cuda:sm_90",
+        "--dry-run",
+    )
     assert done.exit_code == 1
     assert f"FAILED: layer_norm 512x1024 float32: {dry.TRIALS} x wrong: y: off" in done.stdout
 
 
 def test_a_case_that_no_schedule_fits(worker: Any) -> None:
-    """It takes no time and is told as that, with exit code 1 where a run would measure nothing, as a run has that tunes nothing."""
-    done = run("tune", "lnlstm_step", "--hidden", 16385, "--dtype", "float32", "--rows", 1, "--target", "cuda:sm_90", "--dry-run")
+    """It takes no time and is told as that, with exit code 1 where a run would measure nothing, as
+    a run has that tunes nothing.
+    """
+    done = run(
+        "tune",
+        "lnlstm_step",
+        "--hidden",
+        16385,
+        "--dtype",
+        "float32",
+        "--rows",
+        1,
+        "--target",
+        "cuda:sm_90",
+        "--dry-run",
+    )
     assert done.exit_code == 1
-    assert "no schedule has valid knobs for lnlstm_step 1x16385 float32: eager mode serves it" in done.stdout
+    assert (
+        "no schedule has valid knobs for lnlstm_step 1x16385 float32: eager mode serves it"
+        in done.stdout
+    )
     assert "would measure 0 candidates in about 0 s" in done.stdout
 
 
-@pytest.mark.parametrize(("target", "says"), [("cuda:sm_90", "not here"), ("cuda", "no GPU can be used here"), ("cuda:sm_91", "Did you mean")])
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("cuda:sm_90", "not here"),
+        ("cuda", "no GPU can be used here"),
+        ("cuda:sm_91", "Did you mean"),
+    ],
+)
 def test_a_gpu_that_is_not_here(target: str, says: str) -> None:
     """Without --dry-run a GPU that is not here is an error of one line."""
     done = run("tune", "--hidden", 64, "--dtype", "float32", "--rows", 8, "--target", target)

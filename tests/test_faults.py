@@ -1,4 +1,6 @@
-"""Nothing between a call and its kernel takes a model down: whatever goes wrong is said once and eager mode serves; strict mode raises."""
+"""Nothing between a call and its kernel takes a model down: whatever goes wrong is said once and
+eager mode serves; strict mode raises.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,10 @@ def eager(x: torch.Tensor = X) -> bool:
     """True when eager mode serves a call: it is PyTorch's to the bit. Any warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return torch.equal(call(x), functional.layer_norm(x, x.shape[-1:])) and dispatch.kernel_for(CASE) is None
+        return (
+            torch.equal(call(x), functional.layer_norm(x, x.shape[-1:]))
+            and dispatch.kernel_for(CASE) is None
+        )
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -78,13 +83,24 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 # What goes wrong, and where: each of these lies between a call and its kernel.
-PLACES = [(cache, "kernel"), (records, "read"), (schedule, "for_op"), (dispatch, "select"), (paths, "cached"), (dispatch, "narrowed")]
+PLACES = [
+    (cache, "kernel"),
+    (records, "read"),
+    (schedule, "for_op"),
+    (dispatch, "select"),
+    (paths, "cached"),
+    (dispatch, "narrowed"),
+]
 
 
 @pytest.mark.parametrize("error", ODD, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize(("module", "name"), PLACES, ids=lambda p: p if isinstance(p, str) else "")
-def test_whatever_goes_wrong(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said once, at the line that called, and served by eager mode, forward and backward; an error of ours in strict mode, with its cause."""
+def test_whatever_goes_wrong(
+    module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once, at the line that called, and served by eager mode, forward and backward; an error
+    of ours in strict mode, with its cause.
+    """
     monkeypatch.setattr(module, name, raising(error))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -119,7 +135,9 @@ def test_an_interrupt_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", ODD, ids=lambda e: type(e).__name__)
 def test_without_direct_calls(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a table of direct calls cannot be made, or does not take a kernel, the general path serves, on the kernel."""
+    """Where a table of direct calls cannot be made, or does not take a kernel, the general path
+    serves, on the kernel.
+    """
     monkeypatch.setattr(direct, "_library", raising(error))
     fresh = dispatch.Direct("tnoof", ("x", "normalized_shape", "weight", "bias", "eps"))
     kernel = dispatch.kernel_for(CASE)
@@ -164,9 +182,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ESTALE, errno.ENOSPC, errno.EACCES])
-def test_what_may_pass_is_tried_again(number: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of the file system sends calls to eager mode until it is over, not for the life of the process; the tries become rarer, and
-    the warning says that there will be any.
+def test_what_may_pass_is_tried_again(
+    number: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the file system sends calls to eager mode until it is over, not for the life of
+    the process; the tries become rarer, and the warning says that there will be any.
     """
     asked: list[float] = []
     error = OSError(number, os.strerror(number))
@@ -180,7 +200,9 @@ def test_what_may_pass_is_tried_again(number: int, clock: Clock, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(cache, "kernel", fails)
-        with pytest.warns(lntune.UntunedWarning, match="cannot store it: .* It is tried again later"):
+        with pytest.warns(
+            lntune.UntunedWarning, match="cannot store it: .* It is tried again later"
+        ):
             call()
         for _ in range(4000):
             clock.now += 1
@@ -194,8 +216,12 @@ def test_what_may_pass_is_tried_again(number: int, clock: Clock, monkeypatch: py
     assert dispatch.kernel_for(CASE) is not None
 
 
-def test_what_does_not_pass_is_not_tried_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiler, a schedule that fails: what was asked once is not asked again, until lntune.reload."""
+def test_what_does_not_pass_is_not_tried_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No compiler, a schedule that fails: what was asked once is not asked again, until
+    lntune.reload.
+    """
     asked: list[int] = []
 
     def fails(*_: Any) -> Any:
@@ -241,14 +267,18 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_node_that_cannot_be_stored_now(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full while the backward's C++ is compiled costs the node until there is room again, not for the life of the process."""
+    """A disk that is full while the backward's C++ is compiled costs the node until there is room
+    again, not for the life of the process.
+    """
     asked: list[float] = []
     assert not layer_norm_node.reason_missing()
     loaded = layer_norm_node._loaded.copy()
     monkeypatch.setattr(layer_norm_node, "_loaded", [])
     monkeypatch.setattr(layer_norm_node, "_missing", [])
     monkeypatch.setattr(layer_norm_node, "_later", later.Later())
-    monkeypatch.setattr(layer_norm_node, "_load", lambda: asked.append(clock.now) or in_the_way(FULL)())
+    monkeypatch.setattr(
+        layer_norm_node, "_load", lambda: asked.append(clock.now) or in_the_way(FULL)()
+    )
     for _ in range(100):
         assert "No space left" in layer_norm_node.reason_missing()
         assert not layer_norm_node.compile_once()
@@ -266,7 +296,11 @@ def test_a_node_that_cannot_be_compiled(clock: Clock, monkeypatch: pytest.Monkey
     asked: list[float] = []
     monkeypatch.setattr(layer_norm_node, "_loaded", [])
     monkeypatch.setattr(layer_norm_node, "_missing", [])
-    monkeypatch.setattr(layer_norm_node, "_load", lambda: asked.append(clock.now) or raising(BuildError("no compiler"))())
+    monkeypatch.setattr(
+        layer_norm_node,
+        "_load",
+        lambda: asked.append(clock.now) or raising(BuildError("no compiler"))(),
+    )
     for _ in range(3):
         assert layer_norm_node.reason_missing() == "no compiler"
         clock.now += 1e5
@@ -276,7 +310,9 @@ def test_a_node_that_cannot_be_compiled(clock: Clock, monkeypatch: pytest.Monkey
 
 
 def test_a_driver_that_cannot_be_asked_now(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of files while what asks the driver is compiled leaves a GPU to PyTorch until it is over; said once."""
+    """A fault of files while what asks the driver is compiled leaves a GPU to PyTorch until it is
+    over; said once.
+    """
     monkeypatch.setattr(driver, "_opened", {})
     monkeypatch.setattr(driver, "_chosen", ("libm.so.6", driver.CPU))
     monkeypatch.setattr(devices, "_found", {})
@@ -284,13 +320,21 @@ def test_a_driver_that_cannot_be_asked_now(clock: Clock, monkeypatch: pytest.Mon
     place, here = torch.device("cuda:0"), device.Device("gpu", "Some", "sm_90", 8)
     asked: list[float] = []
     monkeypatch.setattr(driver, "library", lambda: asked.append(clock.now) or in_the_way(FULL)())
-    with pytest.warns(RuntimeWarning, match="do not run on cuda:0.*No space left.*tried again later") as caught:
+    with pytest.warns(
+        RuntimeWarning, match="do not run on cuda:0.*No space left.*tried again later"
+    ) as caught:
         for _ in range(100):
             assert devices.of(place) is None
             clock.now += 1
     assert len(caught) == 1
     assert 3 <= len(asked) <= 6
-    monkeypatch.setattr(driver.Driver, "__init__", lambda self, path, kind: vars(self).update(missing="", fault=None, count=1, devices=(here,)))
+    monkeypatch.setattr(
+        driver.Driver,
+        "__init__",
+        lambda self, path, kind: vars(self).update(
+            missing="", fault=None, count=1, devices=(here,)
+        ),
+    )
     clock.now += 1e4
     assert devices.of(place) == here
 
@@ -364,15 +408,32 @@ for number, environment in enumerate(({}, {"LNTUNE_CACHE_DIR": "~/x"}, {"HOME": 
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to become a user without an account")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0,
+    reason="needs root, to become a user without an account",
+)
 def test_a_user_without_home_and_account() -> None:
-    """Kernels are built and kept in a private temporary folder, which is said once a reason; so are new measurements."""
+    """Kernels are built and kept in a private temporary folder, which is said once a reason; so are
+    new measurements.
+    """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
-        path = os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": folder, "LNTUNE_CACHE_DIR": f"{folder}/first"}
+        path = os.pathsep.join(
+            [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "TMPDIR": folder,
+            "LNTUNE_CACHE_DIR": f"{folder}/first",
+        }
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(HOMELESS)], capture_output=True, text=True, check=False, env=environment, timeout=120
+            [sys.executable, "-c", textwrap.dedent(HOMELESS)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         logs = f"{folder}/lntune-12345/tuning_logs"
@@ -388,7 +449,9 @@ def test_a_user_without_home_and_account() -> None:
 
 
 def test_a_compiler_that_speaks_latin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that fails with bytes that are no UTF-8 is quoted in the warning, and eager mode serves."""
+    """A compiler that fails with bytes that are no UTF-8 is quoted in the warning, and eager mode
+    serves.
+    """
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\nprintf 'erreur: sp\\351cial\\n' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -401,7 +464,9 @@ def test_a_compiler_that_speaks_latin(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_tvm_that_cannot_be_imported(own_cache: Path, tmp_path: Path) -> None:
     """Half an installation of TVM is named with the remedy, and eager mode serves."""
     (tmp_path / "tvm").mkdir()
-    (tmp_path / "tvm" / "__init__.py").write_text("raise ImportError('libtvm.so: cannot open shared object file')\n")
+    (tmp_path / "tvm" / "__init__.py").write_text(
+        "raise ImportError('libtvm.so: cannot open shared object file')\n"
+    )
     code = """
     import warnings, torch, lntune
     with warnings.catch_warnings(record=True) as caught:
@@ -410,9 +475,18 @@ def test_a_tvm_that_cannot_be_imported(own_cache: Path, tmp_path: Path) -> None:
         assert torch.equal(lntune.layer_norm(x, (52,)), torch.nn.functional.layer_norm(x, (52,)))
     print([str(w.message) for w in caught if "no kernel" in str(w.message)])
     """
-    path = os.pathsep.join([str(tmp_path), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(tmp_path), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=120)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "TVM cannot be imported: ImportError: libtvm.so" in done.stdout
     assert "Install apache-tvm again" in done.stdout
@@ -438,16 +512,24 @@ def test_a_schedule_in_another_encoding(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "LNTUNE_NVCC"])
-def test_a_toolkit_in_a_home_that_is_not_there(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_toolkit_in_a_home_that_is_not_there(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not found, as one that is not there; nothing breaks."""
-    monkeypatch.setattr(Path, "expanduser", raising(RuntimeError("Could not determine home directory.")))
+    monkeypatch.setattr(
+        Path, "expanduser", raising(RuntimeError("Could not determine home directory."))
+    )
     monkeypatch.setenv(variable, "~/cuda")
     assert Path("~/cuda") in locate.toolkits() or variable == "LNTUNE_NVCC"
     assert isinstance(cuda.stamp(), str)
     assert isinstance(cuda.available(), str)
 
 
-@pytest.mark.parametrize("error", [ImportError("libtvm_ffi.so"), RuntimeError("no home"), BuildError("no compiler")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("libtvm_ffi.so"), RuntimeError("no home"), BuildError("no compiler")],
+    ids=lambda e: type(e).__name__,
+)
 def test_a_driver_that_cannot_be_asked(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU then, and the reason is kept."""
     monkeypatch.setattr(driver, "library", raising(error))

@@ -1,4 +1,6 @@
-"""The cache of GPU kernels: what is stored, found again, rebuilt, and what it needs to be loaded; and which GPUs are here."""
+"""The cache of GPU kernels: what is stored, found again, rebuilt, and what it needs to be loaded;
+and which GPUs are here.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from lntune.system.sealed import DamagedWarning
 
 CASE = Case("layer_norm", 96, "float32", 8, "weight")
 SM90 = device_of("cuda:sm_90")
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
+)
 
 
 def plan(case: Case = CASE) -> tuple[Case, schedule.Schedule, Any]:
@@ -51,7 +55,9 @@ def files(folder: Path) -> list[Path]:
 # The cache.
 
 
-def test_a_kernel_is_built_once(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_built_once(
+    fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was prepared, by this process or another, is only loaded; preparing needs no GPU."""
     device = launcher.device(0)
     fake_gpu.log()
@@ -65,9 +71,11 @@ def test_a_kernel_is_built_once(fake_gpu: FakeGpu, own_cache: Path, monkeypatch:
     assert works(cache.kernel(*plan(), device))
 
 
-def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Architecture, architectures beside it, multiprocessors where sums have a row for each, and all that CPUs' do; not the compiler, which
-    those who look for it may not have.
+def test_what_a_kernel_depends_on_is_in_its_name(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Architecture, architectures beside it, multiprocessors where sums have a row for each, and
+    all that CPUs' do; not the compiler, which those who look for it may not have.
     """
     one = cache.path_of(cache.key_of(*plan(), SM90))
     others = [
@@ -80,7 +88,9 @@ def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch:
     ]
     assert len({one, *map(cache.path_of, others)}) == 1 + len(others)
     # The name of a GPU is not among it: an H200 runs an H100's kernels.
-    assert cache.path_of(cache.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
+    assert (
+        cache.path_of(cache.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
+    )
     monkeypatch.setattr(cuda, "stamp", lambda: "another compiler")
     assert cache.path_of(cache.key_of(*plan(), SM90)) == one
 
@@ -88,14 +98,22 @@ def test_what_a_kernel_depends_on_is_in_its_name(fake_gpu: FakeGpu, monkeypatch:
 def without_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on there is no apache-tvm, and building fails the test."""
     real = toolchain.installed
-    monkeypatch.setattr(toolchain, "installed", lambda name: toolchain.MISSING if name == "apache-tvm" else real(name))
+    monkeypatch.setattr(
+        toolchain,
+        "installed",
+        lambda name: toolchain.MISSING if name == "apache-tvm" else real(name),
+    )
     monkeypatch.setattr(build, "binary", None)
 
 
 @pytest.mark.parametrize("compiler", ["", "fake", "another"])
 @pytest.mark.parametrize("tvm", [True, False])
-def test_what_was_built_elsewhere_serves(compiler: str, tvm: bool, fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where TVM or a CUDA compiler is missing, a kernel is found and loaded whatever compiler made it."""
+def test_what_was_built_elsewhere_serves(
+    compiler: str, tvm: bool, fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TVM or a CUDA compiler is missing, a kernel is found and loaded whatever compiler made
+    it.
+    """
     if tvm and compiler == "another":
         pytest.skip("there it is built anew, see below")
     device = launcher.device(0)
@@ -110,9 +128,11 @@ def test_what_was_built_elsewhere_serves(compiler: str, tvm: bool, fake_gpu: Fak
     assert cache.prepare(*plan(), device) == path
 
 
-def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all is there that it takes, a kernel of another CUDA compiler is built again, once; one of the same compiler in another place is
-    not; and where building fails what is there serves.
+def test_another_compiler_builds_anew(
+    fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all is there that it takes, a kernel of another CUDA compiler is built again, once; one
+    of the same compiler in another place is not; and where building fails what is there serves.
     """
     device, real = launcher.device(0), build.binary
     path = cache.prepare(*plan(), device)
@@ -146,9 +166,15 @@ def test_another_compiler_builds_anew(fake_gpu: FakeGpu, own_cache: Path, monkey
     assert made == [1, 1]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a kernel", bytes(200), None], ids=["empty", "text", "zeros", "half"])
-def test_damaged_files_are_built_again(fake_gpu: FakeGpu, own_cache: Path, content: bytes | None) -> None:
-    """A file that is damaged in any way is put aside, which is said, and replaced by a whole one; reading it says what it is."""
+@pytest.mark.parametrize(
+    "content", [b"", b"not a kernel", bytes(200), None], ids=["empty", "text", "zeros", "half"]
+)
+def test_damaged_files_are_built_again(
+    fake_gpu: FakeGpu, own_cache: Path, content: bytes | None
+) -> None:
+    """A file that is damaged in any way is put aside, which is said, and replaced by a whole one;
+    reading it says what it is.
+    """
     device = launcher.device(0)
     path = cache.prepare(*plan(), device)
     whole = path.read_bytes()
@@ -172,13 +198,19 @@ def test_one_flipped_bit_is_damage(fake_gpu: FakeGpu, own_cache: Path) -> None:
         cache.read(own_cache / "missing.gpu")
 
 
-def test_what_the_driver_refuses_is_not_built_again(fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole file that the driver cannot load is told as that, and kept; and where no GPU can be used nothing is built for it."""
+def test_what_the_driver_refuses_is_not_built_again(
+    fake_gpu: FakeGpu, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole file that the driver cannot load is told as that, and kept; and where no GPU can be
+    used nothing is built for it.
+    """
     device = launcher.device(0)
     path = cache.prepare(*plan(), device)
     monkeypatch.setattr(build, "binary", None)
     fake_gpu.fail("cuLibraryLoadData", 222)
-    with pytest.raises(BuildError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*older than the compiler"):
+    with pytest.raises(
+        BuildError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*older than the compiler"
+    ):
         cache.kernel(*plan(), device)
     assert path.is_file()
     fake_gpu.setup(count=0)
@@ -207,12 +239,20 @@ def test_loading_needs_nothing_of_tvm(fake_gpu: FakeGpu) -> None:
     """A fresh process loads a cached kernel and runs it without importing TVM."""
     cache.prepare(*plan(), launcher.device(0))
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(paths.PACKAGE.parent)])
-    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 def test_a_file_holds_several_architectures(fake_gpu: FakeGpu, own_cache: Path) -> None:
-    """Device code for each, in the order of the architectures, PTX of the last; and every GPU among them runs its own."""
+    """Device code for each, in the order of the architectures, PTX of the last; and every GPU among
+    them runs its own.
+    """
     path = cache.prepare(*plan(), SM90, ("sm_120", "sm_80"))
     stored = cache.read(path)
     assert list(stored.images) == ["sm_80", "sm_90", "sm_120"]
@@ -228,8 +268,12 @@ def test_an_unknown_architecture_is_refused_before_anything_is_built(fake_gpu: F
 
 @needs_compiler
 def test_device_code_is_embedded() -> None:
-    """Built for a GPU that is not here, a kernel is machine code of each architecture and PTX, and says what it takes."""
-    made = build.binary(*plan(Case("layer_norm", 1000, "float16", 512, "weight+stats")), SM90, ("sm_80", "sm_90"))
+    """Built for a GPU that is not here, a kernel is machine code of each architecture and PTX, and
+    says what it takes.
+    """
+    made = build.binary(
+        *plan(Case("layer_norm", 1000, "float16", 512, "weight+stats")), SM90, ("sm_80", "sm_90")
+    )
     assert all(image.startswith(b"\x7fELF") for image in made.images.values())
     assert ".target sm_90" in made.ptx
     assert [(a.name, a.role, a.dtype, a.shape) for a in made.arguments] == [
@@ -247,7 +291,9 @@ def test_device_code_is_embedded() -> None:
 @needs_compiler
 @pytest.mark.parametrize("op", ["layer_norm", "lnlstm_step_backward"])
 def test_bfloat16_on_turing(op: str) -> None:
-    """Where the hardware has no bfloat16, kernels of it are built all the same, also together with those for newer GPUs."""
+    """Where the hardware has no bfloat16, kernels of it are built all the same, also together with
+    those for newer GPUs.
+    """
     device, found = device_of("cuda:sm_75"), next(iter(schedule.for_op(op, "gpu").values()))
     case = Case(op, 64, "bfloat16", 8)
     made = build.binary(case, found, found.default(case, device), device, ("sm_75", "sm_90"))
@@ -261,7 +307,14 @@ def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
     """By name and number it is a device with the driver's facts, found again by its fingerprint."""
     device = device_of("cuda")
     assert device == device_of("cuda:0") == launcher.device(0)
-    assert (device.kind, device.name, device.isa, device.cores, device.l1, device.l2) == ("gpu", "Imagined GPU", "sm_90", 132, 227 * 1024, 50 << 20)
+    assert (device.kind, device.name, device.isa, device.cores, device.l1, device.l2) == (
+        "gpu",
+        "Imagined GPU",
+        "sm_90",
+        132,
+        227 * 1024,
+        50 << 20,
+    )
     assert launcher.count() == 1
     assert launcher.missing() == ""
     assert launcher.ordinal_of(device) == 0
@@ -271,23 +324,48 @@ def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "arch"), [((7, 5), "sm_75"), ((8, 0), "sm_80"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((10, 3), "sm_100"), ((12, 1), "sm_120")]
+    ("capability", "arch"),
+    [
+        ((7, 5), "sm_75"),
+        ((8, 0), "sm_80"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((10, 3), "sm_100"),
+        ((12, 1), "sm_120"),
+    ],
 )
-def test_the_nearest_architecture(fake_gpu: FakeGpu, capability: tuple[int, int], arch: str) -> None:
+def test_the_nearest_architecture(
+    fake_gpu: FakeGpu, capability: tuple[int, int], arch: str
+) -> None:
     """A GPU that is not in the table is built for as the nearest below it of its family."""
     fake_gpu.setup(capabilities=(capability,))
     assert launcher.device(0).isa == arch
 
 
 @pytest.mark.parametrize(
-    ("capability", "why"), [((7, 0), "7.5 and newer"), ((13, 0), "Update lntune"), ((11, 0), "no architecture kernels are built for")]
+    ("capability", "why"),
+    [
+        ((7, 0), "7.5 and newer"),
+        ((13, 0), "Update lntune"),
+        ((11, 0), "no architecture kernels are built for"),
+    ],
 )
-def test_a_gpu_kernels_cannot_be_built_for(fake_gpu: FakeGpu, capability: tuple[int, int], why: str) -> None:
-    """One too old or of an unknown family is counted, and told with the reason; another beside it is used."""
+def test_a_gpu_kernels_cannot_be_built_for(
+    fake_gpu: FakeGpu, capability: tuple[int, int], why: str
+) -> None:
+    """One too old or of an unknown family is counted, and told with the reason; another beside it
+    is used.
+    """
     fake_gpu.setup(capabilities=(capability,))
     assert launcher.count() == 1
     assert why in launcher.missing()
-    with pytest.raises(ToolchainError, match=rf"Imagined GPU \(cuda:0\) is of compute capability {capability[0]}\.{capability[1]}; .*{why}"):
+    with pytest.raises(
+        ToolchainError,
+        match=(
+            rf"Imagined GPU \(cuda:0\) is of compute capability {capability[0]}\.{capability[1]};"
+            rf" .*{why}"
+        ),
+    ):
         launcher.device(0)
     fake_gpu.setup(2, capabilities=(capability, (9, 0)))
     assert launcher.missing() == ""
@@ -301,7 +379,9 @@ def absent(fake_gpu: FakeGpu, why: str) -> None:
     assert why in launcher.missing()
     with pytest.raises(ToolchainError, match=why):
         launcher.device(0)
-    with pytest.raises(ToolchainError, match=rf"layer_norm 8x96 float32 weight \(shared_row\): .*{why}"):
+    with pytest.raises(
+        ToolchainError, match=rf"layer_norm 8x96 float32 weight \(shared_row\): .*{why}"
+    ):
         cache.kernel(*plan(), SM90)
 
 
@@ -324,7 +404,9 @@ def test_no_gpu(fake_gpu: FakeGpu) -> None:
 
 
 def test_no_driver(fake_gpu: FakeGpu, tmp_path: Path) -> None:
-    """Without the driver's library, or with another in its place, the loader's words or what is missing in it."""
+    """Without the driver's library, or with another in its place, the loader's words or what is
+    missing in it.
+    """
     launcher.use(tmp_path / "libcuda.so.1", driver.CPU)
     absent(fake_gpu, "no NVIDIA driver")
     launcher.use("libm.so.6", driver.CPU)
@@ -332,10 +414,15 @@ def test_no_driver(fake_gpu: FakeGpu, tmp_path: Path) -> None:
 
 
 def test_the_doctor_knows_the_gpu(fake_gpu: FakeGpu) -> None:
-    """It tells each GPU, the driver, and that this PyTorch does not use them; and why one cannot be used."""
+    """It tells each GPU, the driver, and that this PyTorch does not use them; and why one cannot be
+    used.
+    """
     fake_gpu.setup(2, capabilities=((9, 0), (7, 0)))
     (gpu,) = [f for f in doctor.examine() if f.topic == "gpu"]
-    assert "Imagined GPU (cuda:0, sm_90, 132 multiprocessors); Imagined GPU (cuda:1) is of compute capability 7.0" in gpu.detail
+    assert (
+        "Imagined GPU (cuda:0, sm_90, 132 multiprocessors); Imagined GPU (cuda:1) is of compute"
+        " capability 7.0" in gpu.detail
+    )
     assert "driver for CUDA 13.0" in gpu.detail
     assert gpu.status == "warn"
     assert gpu.remedy
@@ -345,16 +432,28 @@ def test_the_doctor_knows_the_gpu(fake_gpu: FakeGpu) -> None:
 
 
 def test_the_doctor_knows_the_compiler(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a GPU it warns of no CUDA compiler, or one too new for the driver, and says what to install; without there is nothing to warn of."""
-    monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found; pip install 'lntune[cuda]'")
+    """With a GPU it warns of no CUDA compiler, or one too new for the driver, and says what to
+    install; without there is nothing to warn of.
+    """
+    monkeypatch.setattr(
+        cuda, "available", lambda: "no CUDA compiler found; pip install 'lntune[cuda]'"
+    )
     (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
     assert (found.status, found.detail) == ("warn", "none")
     assert "lntune[cuda]" in found.remedy
     monkeypatch.setattr(cuda, "available", lambda: "")
-    for name, status in (("nvcc 13.0.88 -O3", "ok"), ("nvrtc 13.5 -O3", "ok"), ("nvcc 12.9.1", "ok"), ("nvcc 14.0.1", "warn")):
+    for name, status in (
+        ("nvcc 13.0.88 -O3", "ok"),
+        ("nvrtc 13.5 -O3", "ok"),
+        ("nvcc 12.9.1", "ok"),
+        ("nvcc 14.0.1", "warn"),
+    ):
         monkeypatch.setattr(cuda, "identity", lambda name=name: name)
         (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
-        assert (found.status, "nvidia-cuda-nvrtc-cu13" in found.remedy) == (status, status == "warn")
+        assert (found.status, "nvidia-cuda-nvrtc-cu13" in found.remedy) == (
+            status,
+            status == "warn",
+        )
     monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found")
     fake_gpu.setup(count=0)
     (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]

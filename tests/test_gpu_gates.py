@@ -1,4 +1,6 @@
-"""What GPU schedules of the LN-LSTM step do to definitions: the device's own activations, turns that end with the rows, sums added to."""
+"""What GPU schedules of the LN-LSTM step do to definitions: the device's own activations, turns
+that end with the rows, sums added to.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,15 @@ from lntune.schedule import get
 from lntune.transforms.gpu import functions, gates, turns
 
 GPU = device_of("cuda:sm_90")
-FORWARD, BACKWARD = Case("lnlstm_step", 96, "float32", 512), Case("lnlstm_step_backward", 96, "float32", 8)
+FORWARD, BACKWARD = (
+    Case("lnlstm_step", 96, "float32", 512),
+    Case("lnlstm_step_backward", 96, "float32", 8),
+)
 PLANS = {"lnlstm_step": "gated_row", "lnlstm_step_backward": "gated_turns"}
 
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
+)
 
 
 def program(case: Case, **changed: Any) -> Program:
@@ -35,7 +42,9 @@ def program(case: Case, **changed: Any) -> Program:
 
 @pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
 def test_activations_are_the_devices_own(case: Case) -> None:
-    """No polynomial of the CPU's is left, nor an exponential that is only fast: expf, tanhf, and a division of two units' error."""
+    """No polynomial of the CPU's is left, nor an exponential that is only fast: expf, tanhf, and a
+    division of two units' error.
+    """
     source = program(case).source
     called = set(re.findall(r"\b(\w*exp\w*f|\w*tanh\w*f|__fdividef)\(", source))
     assert called == {"expf", "tanhf", "__fdividef"}
@@ -44,19 +53,29 @@ def test_activations_are_the_devices_own(case: Case) -> None:
 
 
 def test_only_activations_are_replaced() -> None:
-    """Every sigmoid and tanh of the definition is found, and no other quotient: those of the rows' moments stay divisions."""
+    """Every sigmoid and tanh of the definition is found, and no other quotient: those of the rows'
+    moments stay divisions.
+    """
     definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
     text = str(functions.native(definition).script())
     assert len(re.findall(r'"expf"', text)) == 3
     assert len(re.findall(r'"tanhf"', text)) == 2
-    assert len(re.findall(r" / T\.float32\((?:384|96)", text)) == len(re.findall(r" / T\.float32\((?:384|96)", str(definition.script()))) == 6
+    assert (
+        len(re.findall(r" / T\.float32\((?:384|96)", text))
+        == len(re.findall(r" / T\.float32\((?:384|96)", str(definition.script())))
+        == 6
+    )
 
 
 def test_rows_beyond_the_last_are_not_asked_about() -> None:
-    """A block's turns end with its rows, so nothing in them depends on the number of rows: no guard, no row read again."""
+    """A block's turns end with its rows, so nothing in them depends on the number of rows: no
+    guard, no row read again.
+    """
     source = program(BACKWARD).source
     loops = re.findall(r"for \(int64_t \w+ = \(int64_t\)0; \w+ < (.*?); \+\+\w+\)", source)
-    assert [loop for loop in loops if "rows" in loop] == ["(((rows + (int64_t)7) - ((int64_t)blockIdx.x)) >> (int64_t)3)"]
+    assert [loop for loop in loops if "rows" in loop] == [
+        "(((rows + (int64_t)7) - ((int64_t)blockIdx.x)) >> (int64_t)3)"
+    ]
     body = source.rsplit("main_kernel(", 1)[1].split("{", 1)[1]
     assert body.count("rows") == 1
 
@@ -64,7 +83,9 @@ def test_rows_beyond_the_last_are_not_asked_about() -> None:
 @pytest.mark.parametrize("where", ["registers", "shared", "memory"])
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 24])
 def test_sums_are_added_to(rows: int, where: str) -> None:
-    """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and nothing to it where it has none."""
+    """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and
+    nothing to it where it has none.
+    """
     op, blocks = ops.get(BACKWARD.op), BACKWARD.blocks(GPU.cores)
     given = op.inputs(BACKWARD, rows, "normal", 0)
     by_row = {a.name for a in op.arguments(BACKWARD) if a.shape[:1] == ("rows",)}
@@ -76,10 +97,15 @@ def test_sums_are_added_to(rows: int, where: str) -> None:
     made = dict(zip((a.name for a in op.arguments(BACKWARD)), values, strict=True))
     for block in range(blocks):
         own = slice(block, None, blocks)
-        truth = op.reference(BACKWARD, {name: value[own] if name in by_row else value for name, value in given.items()})
+        truth = op.reference(
+            BACKWARD,
+            {name: value[own] if name in by_row else value for name, value in given.items()},
+        )
         for a in op.arguments(BACKWARD):
             if a.role == "sum" and block < rows:
-                assert torch.allclose(made[a.name][block].double(), truth[a.name] + 2, atol=1e-5), a.name
+                assert torch.allclose(made[a.name][block].double(), truth[a.name] + 2, atol=1e-5), (
+                    a.name
+                )
             elif a.role == "sum":
                 assert bool((made[a.name][block] == 2).all()), a.name
 
@@ -93,16 +119,21 @@ def test_a_store_that_is_not_there_is_an_error() -> None:
         turns.add(tvm.IRModule({"main": definition}), ["nothing_of_the_sort"])
 
 
-@pytest.mark.parametrize(("hidden", "dtype"), [(31, "float32"), (1000, "bfloat16"), (5003, "float16"), (6000, "float32")])
+@pytest.mark.parametrize(
+    ("hidden", "dtype"), [(31, "float32"), (1000, "bfloat16"), (5003, "float16"), (6000, "float32")]
+)
 @pytest.mark.parametrize("op", PLANS)
 def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) -> None:
-    """No array of a thread is longer than what it holds of a row of gates, also where the last turn has no work for some threads: TVM
-    gives room for all of a row where it does not see which part an index is in.
+    """No array of a thread is longer than what it holds of a row of gates, also where the last turn
+    has no work for some threads: TVM gives room for all of a row where it does not see which part
+    an index is in.
     """
     case = Case(op, hidden, dtype, 8)
     setting = get(PLANS[op]).default(case, GPU)
     part = 4 * setting.access * -(-hidden // (setting.access * setting.threads))
-    arrays = re.findall(r"^\s*alignas\(\d+\) \w+ (\w+)\[(\d+)\];", program(case).source, re.MULTILINE)
+    arrays = re.findall(
+        r"^\s*alignas\(\d+\) \w+ (\w+)\[(\d+)\];", program(case).source, re.MULTILINE
+    )
     assert arrays
     assert {name: int(size) for name, size in arrays if int(size) > part} == {}
 
@@ -120,24 +151,34 @@ def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) ->
 
 def guarded(source: str) -> list[str]:
     """What is done only by threads that have a part of a row's last turn, one statement each."""
-    return re.findall(r"if \([^{]*threadIdx\.x[^{]*< \(int64_t\)\d+\) \{\n((?:[^{}]|\{[^{}]*\})*?)\n\s*\}", source)
+    return re.findall(
+        r"if \([^{]*threadIdx\.x[^{]*< \(int64_t\)\d+\) \{\n((?:[^{}]|\{[^{}]*\})*?)\n\s*\}", source
+    )
 
 
 @pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
 def test_only_memory_and_sums_ask_who_has_a_part(case: Case) -> None:
-    """Of a ragged row what is computed in registers is computed by all threads; loads, stores and a thread's part of sums ask, those of two
-    sums at a time.
+    """Of a ragged row what is computed in registers is computed by all threads; loads, stores and a
+    thread's part of sums ask, those of two sums at a time.
     """
-    asked = [one for one in guarded(program(msgspec.structs.replace(case, hidden=100)).source) if one.count(" = ") == 1]
+    asked = [
+        one
+        for one in guarded(program(msgspec.structs.replace(case, hidden=100)).source)
+        if one.count(" = ") == 1
+    ]
     assert asked
     for statement in asked:
         target, _, value = statement.strip().partition(" = ")
         assert "_local" not in target or "in_thread" in target or "_local" not in value, statement
 
 
-@pytest.mark.parametrize(("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("memory", "again")])
+@pytest.mark.parametrize(
+    ("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("memory", "again")]
+)
 def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: str) -> None:
-    """There are as many barriers as without it, those of the two sums of a row; and the compiler knows that a block is alone."""
+    """There are as many barriers as without it, those of the two sums of a row; and the compiler
+    knows that a block is alone.
+    """
     plain = program(BACKWARD, threads=64, access=1)
     keep = "again" if stages == "again" else "registers"
     made = program(BACKWARD, threads=64, access=1, sums=sums, stages=stages, ahead=False, keep=keep)
@@ -149,13 +190,23 @@ def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: 
 
 @pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
 def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
-    """Where stages are made again, a thread's arrays are as long for a row of many accesses as for one of few, and the code is, too."""
+    """Where stages are made again, a thread's arrays are as long for a row of many accesses as for
+    one of few, and the code is, too.
+    """
     changed = {"threads": 32, "access": 4, "keep": "again", "stages": "again", "ahead": False}
     changed |= {"sums": "memory"} if case is BACKWARD else {}
-    short, long = (program(msgspec.structs.replace(case, hidden=hidden), **changed).source for hidden in (256, 2048))
-    arrays = [sorted(re.findall(r"alignas\(64\) float \w+\[\d+\]", source)) for source in (short, long)]
+    short, long = (
+        program(msgspec.structs.replace(case, hidden=hidden), **changed).source
+        for hidden in (256, 2048)
+    )
+    arrays = [
+        sorted(re.findall(r"alignas\(64\) float \w+\[\d+\]", source)) for source in (short, long)
+    ]
     assert arrays[0] == arrays[1]
-    assert max(int(re.findall(r"\d+", array)[-1]) for array in arrays[1] if "__shared__" not in array) <= 4 * 4
+    assert (
+        max(int(re.findall(r"\d+", array)[-1]) for array in arrays[1] if "__shared__" not in array)
+        <= 4 * 4
+    )
     assert len(short.splitlines()) == len(long.splitlines())
 
 
@@ -173,8 +224,15 @@ def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
     ],
 )
 def test_default_knobs_do_not_spill(op: str, hidden: int, dtype: str) -> None:
-    """Rows as short as an access, ragged ones, those that shared memory makes room for, those that nothing holds: no spills, no stack frame."""
+    """Rows as short as an access, ragged ones, those that shared memory makes room for, those that
+    nothing holds: no spills, no stack frame.
+    """
     case = Case(op, hidden, dtype, 4096)
     made = program(case)
     (launch,) = made.launches
-    assert cuda.inspect_kernel(made.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False).problems == ()
+    assert (
+        cuda.inspect_kernel(
+            made.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False
+        ).problems
+        == ()
+    )

@@ -1,4 +1,6 @@
-"""Cache hints of GPU kernels: where they are set, that they change nothing else, and where they have no place."""
+"""Cache hints of GPU kernels: where they are set, that they change nothing else, and where they
+have no place.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ GPU = device_of("cuda:sm_90")
 UNCACHED = msgspec.structs.replace(GPU, cores=3, l2=0)
 """With no cache to fit into, so that a few rows are as good as millions."""
 PLANS = {"shared_row": ("x", "y"), "shared_row_backward": ("dy", "x", "dx")}
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}"
+)
 
 
 def marked(plan: Schedule, case: Case, device: Device = UNCACHED, **values: Any) -> Any:
@@ -38,7 +42,9 @@ def marked(plan: Schedule, case: Case, device: Device = UNCACHED, **values: Any)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", PLANS)
 def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
-    """Wide accesses, single elements and several rows to a block: every load and store of a matrix is marked, and the results are right."""
+    """Wide accesses, single elements and several rows to a block: every load and store of a matrix
+    is marked, and the results are right.
+    """
     plan = get(name)
     case = Case(plan.op, hidden, dtype, 512)
     setting = marked(plan, case)
@@ -48,8 +54,12 @@ def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
     body = first[first.index("{") :]
     for pointer in PLANS[name]:
         uses = len(re.findall(rf"\b{pointer}_ptr\b", body))
-        assert 0 < uses == len(re.findall(rf"__(?:ldcs|stcs)\((?:\(\w+\*\)\()?{pointer}_ptr\b", body))
-    verdict = check.verify(case, emulated.kernel(case, made, "shuffled"), check.ALIGNED, cores=UNCACHED.cores)
+        assert (
+            0 < uses == len(re.findall(rf"__(?:ldcs|stcs)\((?:\(\w+\*\)\()?{pointer}_ptr\b", body))
+        )
+    verdict = check.verify(
+        case, emulated.kernel(case, made, "shuffled"), check.ALIGNED, cores=UNCACHED.cores
+    )
     assert verdict.ok, verdict.message
 
 
@@ -58,7 +68,9 @@ def test_a_row_in_shared_memory(name: str) -> None:
     """What is copied to shared memory is read once as well."""
     plan = get(name)
     case = Case(plan.op, 1000, "float32", 512)
-    made = compiler.program(case, plan, marked(plan, case, keep="shared", threads=128, rows=1), UNCACHED)
+    made = compiler.program(
+        case, plan, marked(plan, case, keep="shared", threads=128, rows=1), UNCACHED
+    )
     assert "__ldcs((float4*)(x_ptr" in made.source
     assert check.verify(case, emulated.kernel(case, made), check.ALIGNED, cores=UNCACHED.cores).ok
 
@@ -67,29 +79,44 @@ def test_a_row_in_shared_memory(name: str) -> None:
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
-    """Compiled for old and new architectures, in every dtype, marked accesses are as wide as others, and nothing spills."""
+    """Compiled for old and new architectures, in every dtype, marked accesses are as wide as
+    others, and nothing spills.
+    """
     plan = get("shared_row")
     for hidden in (1024, 1023):
         case, found = Case("layer_norm", hidden, dtype, 512), []
         for setting in (plan.default(case, UNCACHED), marked(plan, case)):
-            made = compiler.program(case, plan, setting, msgspec.structs.replace(UNCACHED, isa=arch))
+            made = compiler.program(
+                case, plan, setting, msgspec.structs.replace(UNCACHED, isa=arch)
+            )
             launch = made.launches[0]
-            found.append(cuda.inspect_kernel(made.source, arch, launch.threads, launch.shared, launch.kernel))
+            found.append(
+                cuda.inspect_kernel(made.source, arch, launch.threads, launch.shared, launch.kernel)
+            )
         plain, hinted = found
         assert hinted.resources.spill_store_bytes == hinted.resources.stack_bytes == 0
-        assert (hinted.code.global_loads, hinted.code.global_stores) == (plain.code.global_loads, plain.code.global_stores)
+        assert (hinted.code.global_loads, hinted.code.global_stores) == (
+            plain.code.global_loads,
+            plain.code.global_stores,
+        )
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_where_hints_have_no_place(name: str) -> None:
-    """What is read again should stay in the cache, and what fits the cache may stay; the reason is given."""
+    """What is read again should stay in the cache, and what fits the cache may stay; the reason is
+    given.
+    """
     plan = get(name)
     case = Case(plan.op, 1024, "float32", 512)
     assert "need not leave a cache" in str(plan.valid(marked(plan, case), case, GPU))
     assert plan.valid(marked(plan, case), msgspec.structs.replace(case, rows=1 << 20), GPU) is None
     assert "read again" in str(plan.valid(marked(plan, case, keep="again"), case, UNCACHED))
     if name == "shared_row_backward":
-        assert "read again" in str(plan.valid(marked(plan, case, sums="apart", threads=128, rows=8, blocks=1), case, UNCACHED))
+        assert "read again" in str(
+            plan.valid(
+                marked(plan, case, sums="apart", threads=128, rows=8, blocks=1), case, UNCACHED
+            )
+        )
 
 
 KERNEL = """extern "C" __global__ void __launch_bounds__(32) main_kernel(float* __restrict__ dx_ptr, float* __restrict__ x_ptr);
@@ -104,17 +131,25 @@ extern "C" __global__ void __launch_bounds__(32) main_kernel(float* __restrict__
 
 
 def test_the_text_of_accesses() -> None:
-    """Loads and stores, wide and of one element, with brackets inside; other pointers whose names end alike and declarations stay."""
+    """Loads and stores, wide and of one element, with brackets inside; other pointers whose names
+    end alike and declarations stay.
+    """
     expected = KERNEL
     for old, new in (
-        ("*(float4*)(x_ptr + (((int64_t)threadIdx.x) * (int64_t)4))", "__ldcs((float4*)(x_ptr + (((int64_t)threadIdx.x) * (int64_t)4)))"),
+        (
+            "*(float4*)(x_ptr + (((int64_t)threadIdx.x) * (int64_t)4))",
+            "__ldcs((float4*)(x_ptr + (((int64_t)threadIdx.x) * (int64_t)4)))",
+        ),
         ("x_ptr[(a[(1)] + 2)]", "__ldcs(x_ptr + ((a[(1)] + 2)))"),
         ("(x_ptr[0] + 1.0f)", "(__ldcs(x_ptr + (0)) + 1.0f)"),
     ):
         expected = expected.replace(old, new)
     assert hints.apply(KERNEL, ("x",)) == expected
     stores = hints.apply(KERNEL, ("dx",))
-    assert "    __stcs((float4*)(dx_ptr + ((int64_t)threadIdx.x)), make_float4(v.x, x_ptr[(a[(1)] + 2)], v.z, v.w));\n" in stores
+    assert (
+        "    __stcs((float4*)(dx_ptr + ((int64_t)threadIdx.x)), make_float4(v.x, x_ptr[(a[(1)] +"
+        " 2)], v.z, v.w));\n" in stores
+    )
     assert "    __stcs(dx_ptr + (((int64_t)threadIdx.x)), (x_ptr[0] + 1.0f));\n" in stores
     assert hints.apply(hints.apply(KERNEL, ("x",)), ("dx",)) == hints.apply(KERNEL, ("x", "dx"))
     assert hints.apply(KERNEL, ()) == KERNEL
@@ -129,14 +164,18 @@ def test_the_text_of_accesses() -> None:
     ],
     ids=["none", "another form", "brackets"],
 )
-def test_source_that_is_not_understood(spoil: Callable[[str], str], parameter: str, message: str) -> None:
+def test_source_that_is_not_understood(
+    spoil: Callable[[str], str], parameter: str, message: str
+) -> None:
     """A hint that cannot be set is an error of building, not a kernel without it."""
     with pytest.raises(BuildError, match=message):
         hints.apply(spoil(KERNEL), (parameter,))
 
 
 def test_the_tuner_checks_marked_candidates() -> None:
-    """Before it costs device time a marked candidate is found to move everything once, and short rows of it are right in the emulator."""
+    """Before it costs device time a marked candidate is found to move everything once, and short
+    rows of it are right in the emulator.
+    """
     plan = get("shared_row")
     case = Case("layer_norm", 4096, "float32", 65536)
     setting = marked(plan, case, GPU)

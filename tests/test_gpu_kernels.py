@@ -1,4 +1,6 @@
-"""GPU kernels on the CPU: every GPU schedule's CUDA source, run by the emulator, against float64 mathematics."""
+"""GPU kernels on the CPU: every GPU schedule's CUDA source, run by the emulator, against float64
+mathematics.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from lntune.kernels import compiler
 from lntune.schedule import Schedule, all_schedules, get
 
 DEVICE = device_of("cuda:sm_90")
-# The same with few multiprocessors: where blocks share out the rows, the 21 of a check are several turns for some of them, and there are
-# not a thousand blocks without any, whose threads the emulator runs all the same.
+# The same with few multiprocessors: where blocks share out the rows, the 21 of a check are several
+# turns for some of them, and there are not a thousand blocks without any, whose threads the
+# emulator runs all the same.
 SMALL = msgspec.structs.replace(DEVICE, cores=3)
 PLANS = {name: s for name, s in all_schedules().items() if s.kind == "gpu"}
-# One element; an odd few; a prime of several turns; ragged turns of wide accesses; whole ones. A row of gates is four times as long.
+# One element; an odd few; a prime of several turns; ragged turns of wide accesses; whole ones. A
+# row of gates is four times as long.
 SIZES = (1, 7, 97, 1000, 1024)
 OF_GATES = (1, 7, 97, 200)
 LONG = ((8192, "float32"), (12288, "bfloat16"), (5003, "float16"))
@@ -43,7 +47,9 @@ def sums_of(op: str) -> list[str]:
 
 
 def case_of(op: str, hidden: int, dtype: str, variant: str = "") -> Case:
-    """A case of many rows; where sums are kept from call to call of a few, so that the check's 21 rows are several to a block."""
+    """A case of many rows; where sums are kept from call to call of a few, so that the check's 21
+    rows are several to a block.
+    """
     return Case(op, hidden, dtype, 8 if sums_of(op) else 512, variant)
 
 
@@ -55,13 +61,17 @@ def program(name: str, case: Case, setting: Any = None, device: Device = DEVICE)
 
 
 def cases(sizes: tuple[int, ...] = (), long: bool = True) -> list[Any]:
-    """(schedule, case) for every GPU schedule, with readable ids; `sizes` empty: those of the schedule's operator."""
+    """(schedule, case) for every GPU schedule, with readable ids; `sizes` empty: those of the
+    schedule's operator.
+    """
     found = []
     for name, plan in PLANS.items():
         wide = of_gates(plan.op)
         ones = [(h, d) for d in DTYPES for h in sizes or (OF_GATES if wide else SIZES)]
         for hidden, dtype in [*ones, *((LONG_OF_GATES if wide else LONG) if long else ())]:
-            found.append(pytest.param(name, case_of(plan.op, hidden, dtype), id=f"{name}-{dtype}-{hidden}"))
+            found.append(
+                pytest.param(name, case_of(plan.op, hidden, dtype), id=f"{name}-{dtype}-{hidden}")
+            )
     return found
 
 
@@ -71,12 +81,18 @@ def tensors(case: Case, rows: int, given: dict[str, Any]) -> dict[str, Any]:
     for a in ops.get(case.op).arguments(case):
         sizes = a.sizes(rows, case.hidden, case.blocks(DEVICE.cores))
         fill = {"sum": 0.0, "out": float("nan")}.get(a.role)
-        made[a.name] = given[a.name] if fill is None else torch.full(sizes, fill, dtype=getattr(torch, a.dtype))
+        made[a.name] = (
+            given[a.name]
+            if fill is None
+            else torch.full(sizes, fill, dtype=getattr(torch, a.dtype))
+        )
     return made
 
 
 def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[Any]:
-    """Some of the valid knobs, the same every time: few in which every value of every knob occurs, and at least `count`."""
+    """Some of the valid knobs, the same every time: few in which every value of every knob occurs,
+    and at least `count`.
+    """
     space = plan.space(case, device)
     random.Random(f"{plan.name} {case}").shuffle(space)
     values = [set(knobs.to_dict(setting).items()) for setting in space]
@@ -89,26 +105,38 @@ def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[A
     return [space[i] for i in (chosen + rest)[: max(count, len(chosen))]]
 
 
-def assert_right(case: Case, made: Program, order: str = "forward", device: Device = DEVICE) -> None:
+def assert_right(
+    case: Case, made: Program, order: str = "forward", device: Device = DEVICE
+) -> None:
     """The program passes the check that every candidate of a tuning run has to pass."""
-    verdict = check.verify(case, emulated.kernel(case, made, order), check.ALIGNED, cores=device.cores)
+    verdict = check.verify(
+        case, emulated.kernel(case, made, order), check.ALIGNED, cores=device.cores
+    )
     assert verdict.ok, verdict.message
 
 
 @pytest.mark.parametrize(("name", "case"), cases())
 def test_default_knobs_are_right(name: str, case: Case) -> None:
-    """With default knobs every size and dtype is right on every style of input, whatever the order the threads run in."""
+    """With default knobs every size and dtype is right on every style of input, whatever the order
+    the threads run in.
+    """
     device = DEVICE if case.hidden <= 1024 else SMALL
     assert_right(case, program(name, case, device=device), "shuffled", device)
 
 
-# Ragged rows and whole ones, short and long, in both dtypes together; default knobs have all sizes in all dtypes.
+# Ragged rows and whole ones, short and long, in both dtypes together; default knobs have all sizes
+# in all dtypes.
 SPREAD = ((96, "float32"), (1000, "bfloat16"), (2048, "bfloat16"))
 SPREAD_OF_GATES = ((96, "float32"), (520, "bfloat16"))
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "dtype"), [(name, *which) for name, s in PLANS.items() for which in (SPREAD_OF_GATES if of_gates(s.op) else SPREAD)]
+    ("name", "hidden", "dtype"),
+    [
+        (name, *which)
+        for name, s in PLANS.items()
+        for which in (SPREAD_OF_GATES if of_gates(s.op) else SPREAD)
+    ],
 )
 def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
     """Every value of every knob that fits is right, in some combination."""
@@ -120,7 +148,9 @@ def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
 @pytest.mark.parametrize("hidden", [1, 2])
 @pytest.mark.parametrize("name", PLANS)
 def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None:
-    """Whatever is valid for rows that are shorter than an access can be built, where TVM has its own ideas of arrays of one element."""
+    """Whatever is valid for rows that are shorter than an access can be built, where TVM has its
+    own ideas of arrays of one element.
+    """
     case = case_of(PLANS[name].op, hidden, "bfloat16")
     for setting in sample(PLANS[name], case, SMALL):
         program(name, case, setting, SMALL)
@@ -130,13 +160,18 @@ def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None
 def test_every_variant_is_right(name: str) -> None:
     """Whatever is there or not there beside the input, in whatever dtype.
 
-    Of the many of an LSTM's step only every third, with all combinations of any two options, and of its backward those with an even number of
-    options, with all combinations of any but one; test_kernel_options.py has more of the definition.
+    Of the many of an LSTM's step only every third, with all combinations of any two options, and of
+    its backward those with an even number of options, with all combinations of any but one;
+    test_kernel_options.py has more of the definition.
     """
     op = ops.get(PLANS[name].op)
     chosen = op.variants[:: 3 if op.name == "lnlstm_step" else 1]
     if op.name == "lnlstm_step_backward":
-        chosen = tuple(variant for variant in chosen if len(set(variant.split("+")) - {"plain"}) % 2 == 0 or variant in op.checked)
+        chosen = tuple(
+            variant
+            for variant in chosen
+            if len(set(variant.split("+")) - {"plain"}) % 2 == 0 or variant in op.checked
+        )
     for variant in chosen:
         case = case_of(op.name, 24 if of_gates(op.name) else 100, "float16", variant)
         assert_right(case, program(name, case, device=SMALL), device=SMALL)
@@ -144,15 +179,23 @@ def test_every_variant_is_right(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "case"), cases((256, 1000), long=False))
 def test_global_memory_is_read_once(name: str, case: Case) -> None:
-    """With default knobs every matrix is read or written once, sums read and written once, in accesses of 16 bytes."""
+    """With default knobs every matrix is read or written once, sums read and written once, in
+    accesses of 16 bytes.
+    """
     rows, seen = 32, list[Traffic]()  # a whole number of blocks
     values = tensors(case, rows, ops.get(case.op).inputs(case, rows, "normal", 0))
     emulated.kernel(case, program(name, case), seen=seen)(*values.values())
     for a in ops.get(case.op).arguments(case):
         if len(a.shape) > 1:
             size = values[a.name].nbytes
-            loaded = [sum(getattr(t[a.name], figure) for t in seen if a.name in t) for figure in ("loaded", "loads")]
-            stored = [sum(getattr(t[a.name], figure) for t in seen if a.name in t) for figure in ("stored", "stores")]
+            loaded = [
+                sum(getattr(t[a.name], figure) for t in seen if a.name in t)
+                for figure in ("loaded", "loads")
+            ]
+            stored = [
+                sum(getattr(t[a.name], figure) for t in seen if a.name in t)
+                for figure in ("stored", "stores")
+            ]
             assert loaded == ([size, size // 16] if a.role in ("in", "sum") else [0, 0]), a.name
             assert stored == ([size, size // 16] if a.role in ("out", "sum") else [0, 0]), a.name
 
@@ -160,7 +203,9 @@ def test_global_memory_is_read_once(name: str, case: Case) -> None:
 @pytest.mark.parametrize("hidden", [96, 1000])
 @pytest.mark.parametrize("name", PLANS)
 def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> None:
-    """The bits of a row are the same alone and among others, wherever it lies: in a block of its own, or beside others in one."""
+    """The bits of a row are the same alone and among others, wherever it lies: in a block of its
+    own, or beside others in one.
+    """
     case = case_of(PLANS[name].op, hidden, "float32")
     op = ops.get(case.op)
     run = emulated.kernel(case, program(name, case))
@@ -168,9 +213,15 @@ def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> 
     by_row = {a.name for a in op.arguments(case) if a.shape[:1] == ("rows",)}
 
     def outputs(first: int, last: int) -> dict[str, Any]:
-        values = tensors(case, last - first, {n: v[first:last] if n in by_row else v for n, v in given.items()})
+        values = tensors(
+            case, last - first, {n: v[first:last] if n in by_row else v for n, v in given.items()}
+        )
         run(*values.values())
-        return {a.name: values[a.name] for a in op.arguments(case) if a.role == "out" and a.name in by_row}
+        return {
+            a.name: values[a.name]
+            for a in op.arguments(case)
+            if a.role == "out" and a.name in by_row
+        }
 
     together = outputs(0, 5)
     for row in (0, 2, 4):
@@ -188,19 +239,29 @@ def test_sums_have_the_same_bits_in_every_order(name: str) -> None:
         emulated.kernel(case, program(name, case), order)(*values.values())
         found.append(values)
     for other in found[1:]:
-        assert all(torch.equal(value, other[n]) for n, value in found[0].items() if isinstance(value, torch.Tensor))
+        assert all(
+            torch.equal(value, other[n])
+            for n, value in found[0].items()
+            if isinstance(value, torch.Tensor)
+        )
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_rows_change_nothing(name: str) -> None:
-    """An empty batch has an empty grid, which is not launched; or it adds nothing to sums, and gives sums of 0."""
+    """An empty batch has an empty grid, which is not launched; or it adds nothing to sums, and
+    gives sums of 0.
+    """
     case = case_of(PLANS[name].op, 64, "float32")
     made = program(name, case)
     if all(0 in launch.blocks(0) for launch in made.launches):
         return
     op = ops.get(case.op)
     by_row = {a.name for a in op.arguments(case) if a.shape[:1] == ("rows",)}
-    values = tensors(case, 0, {n: v[:0] if n in by_row else v for n, v in op.inputs(case, 1, "normal", 0).items()})
+    values = tensors(
+        case,
+        0,
+        {n: v[:0] if n in by_row else v for n, v in op.inputs(case, 1, "normal", 0).items()},
+    )
     emulated.kernel(case, made)(*values.values())
     for a in op.arguments(case):
         assert a.role in ("in", "scalar") or not values[a.name].count_nonzero(), a.name
@@ -208,7 +269,9 @@ def test_no_rows_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_offsets_are_64_bit(name: str) -> None:
-    """More than 2^31 elements: no offset is computed in 32 bits, and the grid stays within what a launch can have."""
+    """More than 2^31 elements: no offset is computed in 32 bits, and the grid stays within what a
+    launch can have.
+    """
     case = case_of(PLANS[name].op, 4096, "float32")
     made = program(name, case)
     assert "int64_t rows" in made.source
@@ -227,9 +290,29 @@ def test_offsets_are_64_bit(name: str) -> None:
 def test_default_knobs_are_valid(name: str, arch: str, rows: int) -> None:
     """There are default knobs for every size, dtype and row bucket on every architecture."""
     plan, device = PLANS[name], device_of(f"cuda:{arch}")
-    for hidden in (1, 2, 3, 8, 31, 96, 97, 768, 1000, 4096, 5003, 12288, 16384, 32768, 50257, 65521, 65536):
+    for hidden in (
+        1,
+        2,
+        3,
+        8,
+        31,
+        96,
+        97,
+        768,
+        1000,
+        4096,
+        5003,
+        12288,
+        16384,
+        32768,
+        50257,
+        65521,
+        65536,
+    ):
         if of_gates(plan.op) and 4 * hidden > MAX_HIDDEN:
             continue
         for dtype in DTYPES:
             case = Case(plan.op, hidden, dtype, rows)
-            assert plan.reason_invalid(plan.default(case, device), case, device) is None, f"{case} on {arch}"
+            assert plan.reason_invalid(plan.default(case, device), case, device) is None, (
+                f"{case} on {arch}"
+            )

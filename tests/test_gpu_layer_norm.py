@@ -18,7 +18,9 @@ from lntune.schedule import get
 DEVICE = device_of("cuda:sm_90")
 PLAN = get("shared_row")
 
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
+)
 
 
 def made(case: Case, **changed: Any) -> Program:
@@ -29,19 +31,31 @@ def made(case: Case, **changed: Any) -> Program:
 
 @pytest.mark.parametrize("keep", ["shared", "again"])
 def test_turns_that_are_a_loop(keep: str) -> None:
-    """A ragged row whose turns are a loop is right, and its code is as long for many turns as for a few."""
+    """A ragged row whose turns are a loop is right, and its code is as long for many turns as for a
+    few.
+    """
     rolled = {"threads": 32, "access": 4, "keep": keep, "rolled": True}
     case = Case("layer_norm", 1004, "bfloat16", 32)
-    verdict = check.verify(case, emulated.kernel(case, made(case, **rolled), "shuffled"), check.ALIGNED)
+    verdict = check.verify(
+        case, emulated.kernel(case, made(case, **rolled), "shuffled"), check.ALIGNED
+    )
     assert verdict.ok, verdict.message
-    lengths = {r: [len(made(Case("layer_norm", h, "bfloat16", 32), **{**rolled, "rolled": r}).source) for h in (512, 2048)] for r in (True, False)}
+    lengths = {
+        r: [
+            len(made(Case("layer_norm", h, "bfloat16", 32), **{**rolled, "rolled": r}).source)
+            for h in (512, 2048)
+        ]
+        for r in (True, False)
+    }
     assert lengths[True][1] < 1.1 * lengths[True][0]
     assert lengths[False][1] > 1.5 * lengths[False][0]
 
 
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
 def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
-    """A row that fills what a block may have of it leaves none for the sums that threads exchange: it is refused, and by default kept elsewhere."""
+    """A row that fills what a block may have of it leaves none for the sums that threads exchange:
+    it is refused, and by default kept elsewhere.
+    """
     device = device_of(f"cuda:{arch}")
     for dtype, size in DTYPES.items():
         if (hidden := device.l1 // size) <= 65536:
@@ -53,12 +67,28 @@ def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("hidden", "dtype"), [(40960, "bfloat16"), (58112, "float32"), (65521, "float32"), (65532, "float16"), (65536, "bfloat16")])
+@pytest.mark.parametrize(
+    ("hidden", "dtype"),
+    [
+        (40960, "bfloat16"),
+        (58112, "float32"),
+        (65521, "float32"),
+        (65532, "float16"),
+        (65536, "bfloat16"),
+    ],
+)
 def test_long_rows_do_not_spill(hidden: int, dtype: str) -> None:
-    """With default knobs rows that registers do not hold take no stack frame, and can be launched."""
+    """With default knobs rows that registers do not hold take no stack frame, and can be
+    launched.
+    """
     program = made(Case("layer_norm", hidden, dtype, 4096))
     (launch,) = program.launches
-    assert cuda.inspect_kernel(program.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False).problems == ()
+    assert (
+        cuda.inspect_kernel(
+            program.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False
+        ).problems
+        == ()
+    )
 
 
 @pytest.mark.slow
@@ -66,8 +96,8 @@ def test_long_rows_do_not_spill(hidden: int, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["shared_row", "shared_row_backward"])
 def test_what_kernels_are_to_reach_without_a_gpu(name: str, dtype: str) -> None:
-    """For sm_90, hidden 1024 to 12288, default knobs: no spills, no stack frame, matrices in accesses of 16 bytes, each read or written once, and
-    within 5 % of the least bytes.
+    """For sm_90, hidden 1024 to 12288, default knobs: no spills, no stack frame, matrices in
+    accesses of 16 bytes, each read or written once, and within 5 % of the least bytes.
     """
     plan = get(name)
     for hidden in (1024, 4096, 8192, 12288):
@@ -78,4 +108,5 @@ def test_what_kernels_are_to_reach_without_a_gpu(name: str, dtype: str) -> None:
         assert found.extra < 0.05
         code = found.kernels[0].code  # the second one adds partial sums
         assert set(code.global_stores) == {128}
-        assert set(code.global_loads) - {128} == (set() if name == "shared_row" else {32})  # a row's mean and rstd
+        # a row's mean and rstd
+        assert set(code.global_loads) - {128} == (set() if name == "shared_row" else {32})

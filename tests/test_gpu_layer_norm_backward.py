@@ -28,7 +28,9 @@ def made(case: Case, **changed: Any) -> Program:
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("variant", ["weight+dx+dgamma+dbeta", "dgamma32+dbeta32", "dbeta"])
 def test_sums_apart_are_right(variant: str, rows: int) -> None:
-    """Partial sums in a kernel of their own are right for one row at a time and several, with more blocks than rows, and ragged columns."""
+    """Partial sums in a kernel of their own are right for one row at a time and several, with more
+    blocks than rows, and ragged columns.
+    """
     case = Case("layer_norm_backward", 100, "bfloat16", 32, variant)
     program = made(case, threads=32, rows=rows, sums="apart")
     assert any(launch.grid[1] != "1" for launch in program.launches)  # blocks of rows
@@ -44,7 +46,9 @@ def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
     given, found = op.inputs(case, 200, "normal", 0), []
     for order in ("forward", "backward", "shuffled"):
         out = {a.name: torch.empty(a.sizes(200, 96)) for a in op.arguments(case) if a.role == "out"}
-        emulated.kernel(case, program, order)(*({**given, **out}[a.name] for a in op.arguments(case)))
+        emulated.kernel(case, program, order)(
+            *({**given, **out}[a.name] for a in op.arguments(case))
+        )
         found.append(out)
     for other in found[1:]:
         assert all(torch.equal(value, other[name]) for name, value in found[0].items())
@@ -52,13 +56,19 @@ def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
 
 @pytest.mark.parametrize("sums", ["registers", "apart"])
 def test_no_rows_give_sums_of_zero(sums: str) -> None:
-    """An empty batch has gradients of its weight and bias: zeros, whatever the kernels keep partial sums in."""
+    """An empty batch has gradients of its weight and bias: zeros, whatever the kernels keep partial
+    sums in.
+    """
     case = Case("layer_norm_backward", 100, "float16", 32)
     op, values = ops.get(case.op), dict[str, Any]()
     given = op.inputs(case, 1, "normal", 0)
     for a in op.arguments(case):
         sizes = a.sizes(0, 100)
-        values[a.name] = torch.full(sizes, 7.0, dtype=torch.float16) if a.role == "out" else given[a.name].new_zeros(sizes)
+        values[a.name] = (
+            torch.full(sizes, 7.0, dtype=torch.float16)
+            if a.role == "out"
+            else given[a.name].new_zeros(sizes)
+        )
     emulated.kernel(case, made(case, threads=32, rows=1, sums=sums))(*values.values())
     assert not values["dgamma"].count_nonzero()
     assert not values["dbeta"].count_nonzero()
@@ -66,7 +76,9 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
-    """By default every multiprocessor has a block where there are rows for it, and a few rows do not get a thousand partial sums."""
+    """By default every multiprocessor has a block where there are rows for it, and a few rows do
+    not get a thousand partial sums.
+    """
     for hidden in (256, 1024, 4096, 12288):
         for rows, most in ((1, 1), (8, 16), (32, 64), (4096, 16 * DEVICE.cores)):
             case = Case("layer_norm_backward", hidden, dtype, rows)

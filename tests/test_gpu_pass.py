@@ -1,4 +1,6 @@
-"""tools/gpu_pass.sh, tried out on the CPU: every step in its place, what it leaves when it is ended, and arguments that make no sense."""
+"""tools/gpu_pass.sh, tried out on the CPU: every step in its place, what it leaves when it is
+ended, and arguments that make no sense.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +30,55 @@ STEPS = (
 )
 
 
-def start(*arguments: object, packages: Path | str = "/nonexistent/packages") -> subprocess.Popen[str]:
-    """The script with packages of its own folder first, as on a machine where nothing is installed and no home can be written to."""
-    environment = {**os.environ, "PYTHON": sys.executable, "LNTUNE_PACKAGES": str(packages), "HOME": "/proc/nowhere"}
+def start(
+    *arguments: object, packages: Path | str = "/nonexistent/packages"
+) -> subprocess.Popen[str]:
+    """The script with packages of its own folder first, as on a machine where nothing is installed
+    and no home can be written to.
+    """
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "LNTUNE_PACKAGES": str(packages),
+        "HOME": "/proc/nowhere",
+    }
     command = [str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def lines(out: Path) -> list[str]:
     """The index without times."""
     path = out / "index.txt"
-    return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+    )
 
 
 @pytest.mark.slow
 def test_a_pass_on_the_cpu(tmp_path: Path) -> None:
-    """All steps in order, each with its start, end and exit code or the reason why there was none; facts, doctor and the tests' results can be
-    read, the summary of the bringup is there, and the packages' folder came first.
+    """All steps in order, each with its start, end and exit code or the reason why there was none;
+    facts, doctor and the tests' results can be read, the summary of the bringup is there, and the
+    packages' folder came first.
     """
-    run = start(tmp_path, 8, "--target", "cpu")  # it takes one; the rest is for a machine that is busy
+    # it takes one; the rest is for a machine that is busy
+    run = start(tmp_path, 8, "--target", "cpu")
     printed, _ = run.communicate(timeout=540)
     index = lines(tmp_path)
     assert index[0] == "begin, 8 minutes, target cpu", printed
     assert re.fullmatch(r"done, \d+ of 480 s, 0 steps failed", index[-1]), printed
     assert run.returncode == 0
-    assert [line.split()[0] for line in index[1:-1] if " end, " not in line] == [*STEPS, "sequence", "sanitizer"]
+    assert [line.split()[0] for line in index[1:-1] if " end, " not in line] == [
+        *STEPS,
+        "sequence",
+        "sanitizer",
+    ]
     for name in (*STEPS, "sequence"):
         assert any(re.match(rf"{name} start, at most \d+ s: ", line) for line in index)
         assert any(re.fullmatch(rf"{name} end, exit code 0, \d+ s", line) for line in index)
@@ -62,7 +88,13 @@ def test_a_pass_on_the_cpu(tmp_path: Path) -> None:
     assert re.search(r"^HOME=/(?!proc)", (tmp_path / "facts.txt").read_text(), re.MULTILINE)
     assert json.loads((tmp_path / "doctor.txt").read_text())["findings"]
     suites = ElementTree.parse(tmp_path / "gpu_tests.xml").getroot()
-    assert sum(int(suite.attrib["failures"]) + int(suite.attrib["errors"]) for suite in suites.iter("testsuite")) == 0
+    assert (
+        sum(
+            int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+            for suite in suites.iter("testsuite")
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "bringup" / "summary.json").read_text())["ok"]
     assert "layer_norm" in (tmp_path / "bringup" / "summary.txt").read_text()
     for name in ("bench_layer_norm", "bench_lnlstm_step_backward"):
@@ -87,8 +119,9 @@ def alive(word: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ended_in_the_middle(tmp_path: Path) -> None:
-    """SIGTERM in the middle of a step ends the step and all it started; what was found so far is there, and the index says what happened. So it
-    does that the tests were left out where there is no pytest.
+    """SIGTERM in the middle of a step ends the step and all it started; what was found so far is
+    there, and the index says what happened. So it does that the tests were left out where there is
+    no pytest.
     """
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -118,7 +151,9 @@ def test_ended_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_an_interpreter_without_the_packages(tmp_path: Path) -> None:
-    """What is missing and what to set is the last line, after the machine's facts; no step is tried that could only fail."""
+    """What is missing and what to set is the last line, after the machine's facts; no step is tried
+    that could only fail.
+    """
     packages = tmp_path / "packages"
     packages.mkdir()
     (packages / "typer.py").write_text("raise ImportError('no typer here')")
@@ -126,17 +161,31 @@ def test_an_interpreter_without_the_packages(tmp_path: Path) -> None:
     printed, _ = run.communicate(timeout=120)
     index = lines(tmp_path / "out")
     assert run.returncode == 1
-    assert re.fullmatch(r"stopped: \S+ cannot import .*: ImportError: no typer here; set PYTHON .* LNTUNE_PACKAGES", index[-1]), printed
+    assert re.fullmatch(
+        r"stopped: \S+ cannot import .*: ImportError: no typer here; set PYTHON .* LNTUNE_PACKAGES",
+        index[-1],
+    ), printed
     assert [line.split()[0] for line in index] == ["begin,", "facts", "facts", "stopped:"]
     assert "Python 3" in (tmp_path / "out" / "facts.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("OUT",), ("OUT", "0"), ("OUT", "ten"), ("OUT", "1", "--target"), ("OUT", "1", "--target", "tpu")], ids=str
+    "arguments",
+    [
+        (),
+        ("OUT",),
+        ("OUT", "0"),
+        ("OUT", "ten"),
+        ("OUT", "1", "--target"),
+        ("OUT", "1", "--target", "tpu"),
+    ],
+    ids=str,
 )
 def test_arguments_that_make_no_sense(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """They are refused with the usage, and nothing is made."""
-    done = subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [str(SCRIPT), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("usage: tools/gpu_pass.sh OUT MINUTES")
     assert list(tmp_path.iterdir()) == []

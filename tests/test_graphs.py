@@ -1,4 +1,6 @@
-"""Time loops as graphs: when one is captured, what a replay gives, and when a loop stays as it is."""
+"""Time loops as graphs: when one is captured, what a replay gives, and when a loop stays as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Loop:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor | None, times: list[int]) -> tuple[torch.Tensor, ...]:
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor | None, times: list[int]
+    ) -> tuple[torch.Tensor, ...]:
         self.calls += 1
         return (sum(times) * x if y is None else x + y, x.sum().reshape(1))
 
@@ -43,7 +47,9 @@ def replayed() -> int:
 
 
 def test_a_loop_is_captured_at_its_second_call() -> None:
-    """The first call may be the only one; from the second on a graph gives what the loop gives, for other values too, in tensors that stay."""
+    """The first call may be the only one; from the second on a graph gives what the loop gives, for
+    other values too, in tensors that stay.
+    """
     loop, results = Loop(), []
     for step in range(4):
         x, y = torch.full((3, 2), float(step)), torch.ones(3, 2)
@@ -55,7 +61,9 @@ def test_a_loop_is_captured_at_its_second_call() -> None:
 
 
 def test_another_shape_dtype_or_option_is_another_loop() -> None:
-    """A graph serves nothing but calls like the one it was captured from; a missing tensor is a difference, too."""
+    """A graph serves nothing but calls like the one it was captured from; a missing tensor is a
+    difference, too.
+    """
     loop, x, y = Loop(), torch.ones(3), torch.ones(3)
     for tensors, options in (
         ((x, y), ([1],)),
@@ -119,7 +127,9 @@ def test_few_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_loops_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of loops without a graph the latest REMEMBERED are known, however many there were; graphs stay."""
+    """Of loops without a graph the latest REMEMBERED are known, however many there were; graphs
+    stay.
+    """
     monkeypatch.setattr(graphs, "CAPACITY", 2)
     monkeypatch.setattr(graphs, "REMEMBERED", 4)
     loop = Loop()
@@ -138,7 +148,9 @@ def test_loops_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_graph_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LNTUNE_CUDA_GRAPHS=0 and CPUs leave loops as they are; reload drops what was captured, since other kernels may serve then."""
+    """LNTUNE_CUDA_GRAPHS=0 and CPUs leave loops as they are; reload drops what was captured, since
+    other kernels may serve then.
+    """
     loop, x = Loop(), torch.ones(3)
     monkeypatch.setenv("LNTUNE_CUDA_GRAPHS", "0")
     for _ in range(3):

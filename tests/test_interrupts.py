@@ -1,4 +1,6 @@
-"""Ctrl-C is held while one fact is put in several places, and SIGTERM and SIGHUP can be as Ctrl-C."""
+"""Ctrl-C is held while one fact is put in several places, and SIGTERM and SIGHUP can be as
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def handlers() -> Iterator[None]:
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
-    """SIGINT in the block lets it finish and is raised behind it, and the handler is the one that was."""
+    """SIGINT in the block lets it finish and is raised behind it, and the handler is the one that
+    was.
+    """
     before = signal.getsignal(signal.SIGINT)
     done = []
     with pytest.raises(KeyboardInterrupt), interrupts.held():
@@ -32,7 +36,9 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
 
 
 def test_each_signal_reaches_its_own_handler() -> None:
-    """SIGTERM with a handler of Python's is held too, and what came is handed on in order and once; a default action is not touched."""
+    """SIGTERM with a handler of Python's is held too, and what came is handed on in order and once;
+    a default action is not touched.
+    """
     came: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
@@ -80,8 +86,8 @@ def test_another_thread() -> None:
 
 @pytest.mark.parametrize("number", interrupts.ENDING)
 def test_what_ends_a_process_is_as_ctrl_c(number: signal.Signals) -> None:
-    """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, where it is held too behind what is held; the block's caller learns which
-    came; they mean what they did before afterwards.
+    """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, where it is held too behind what is
+    held; the block's caller learns which came; they mean what they did before afterwards.
     """
     before, done = signal.getsignal(number), []
     with pytest.raises(KeyboardInterrupt), interrupts.as_ctrl_c() as came, interrupts.held():
@@ -94,7 +100,9 @@ def test_what_ends_a_process_is_as_ctrl_c(number: signal.Signals) -> None:
 
 
 def test_a_signal_that_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`timeout` sends SIGTERM to the process and once more to its group: that is one interrupt; a second after some time is another."""
+    """`timeout` sends SIGTERM to the process and once more to its group: that is one interrupt; a
+    second after some time is another.
+    """
     now = [100.0]
     monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
     with interrupts.as_ctrl_c() as came:

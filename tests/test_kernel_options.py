@@ -1,4 +1,6 @@
-"""What may be chosen about a kernel: every variant of an operator and every knob of a schedule is right, on this machine's instruction set."""
+"""What may be chosen about a kernel: every variant of an operator and every knob of a schedule is
+right, on this machine's instruction set.
+"""
 
 from __future__ import annotations
 
@@ -21,29 +23,42 @@ def options(variant: str) -> set[str]:
 def variants(op: Op) -> list[tuple[str, bool]]:
     """(variant, whether its kernel is to have a tail) of an operator.
 
-    The steps of an LSTM take longer to build: of their options, which are there or not, every combination of all but any one, and what PyTorch
-    calls; only every third has a tail.
+    The steps of an LSTM take longer to build: of their options, which are there or not, every
+    combination of all but any one, and what PyTorch calls; only every third has a tail.
     """
     if not op.name.startswith("lnlstm"):
         return [(variant, True) for variant in op.variants]
-    chosen = [variant for variant in op.variants if len(options(variant)) % 2 == 0 or variant in op.checked]
+    chosen = [
+        variant
+        for variant in op.variants
+        if len(options(variant)) % 2 == 0 or variant in op.checked
+    ]
     return [(variant, number % 3 == 0) for number, variant in enumerate(chosen)]
 
 
 @pytest.mark.parametrize("name", ["lnlstm_step", "lnlstm_step_backward"])
 def test_the_variants_of_a_step(name: str) -> None:
-    """Any options but one have all their combinations among the variants below, and each option is there and is not among those with a tail."""
+    """Any options but one have all their combinations among the variants below, and each option is
+    there and is not among those with a tail.
+    """
     op = ops.get(name)
     every = set().union(*map(options, op.variants))
     chosen = [options(variant) for variant, _ in variants(op)]
-    assert all(len({frozenset(v - {left_out}) for v in chosen}) == 2 ** (len(every) - 1) for left_out in every)
+    assert all(
+        len({frozenset(v - {left_out}) for v in chosen}) == 2 ** (len(every) - 1)
+        for left_out in every
+    )
     tails = [options(variant) for variant, tail in variants(op) if tail]
     assert all({option in v for v in tails} == {True, False} for option in every)
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=()))
+@pytest.mark.parametrize(
+    ("name", "case"), schedule_cases(dtypes=("bfloat16",), short=(130,), long=())
+)
 def test_every_variant(name: str, case: Case) -> None:
-    """Every combination of what an operator takes and gives (see `variants`), in either dtype, is right; bfloat16, where the two differ."""
+    """Every combination of what an operator takes and gives (see `variants`), in either dtype, is
+    right; bfloat16, where the two differ.
+    """
     for variant, tail in variants(ops.get(case.op)):
         one = Case(case.op, case.hidden if tail else 16, case.dtype, case.rows, variant)
         assert_right(one, built(name, one))
@@ -51,18 +66,24 @@ def test_every_variant(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_variants_in_other_dtypes(dtype: str) -> None:
-    """The variants that differ most from the default are right in the other dtypes, for a row shorter than a vector."""
+    """The variants that differ most from the default are right in the other dtypes, for a row
+    shorter than a vector.
+    """
     for name, plan in PLANS.items():
-        for variant in ("plain", "weight32+bias+stats", "bias32") if plan.op == "layer_norm" else ():
+        for variant in (
+            ("plain", "weight32+bias+stats", "bias32") if plan.op == "layer_norm" else ()
+        ):
             case = Case(plan.op, 7, dtype, 512, variant)
             if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
                 assert_right(case, built(name, case))
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000,), long=()))
+@pytest.mark.parametrize(
+    ("name", "case"), schedule_cases(dtypes=("float32", "bfloat16"), short=(1000,), long=())
+)
 def test_sampled_knobs_are_right(name: str, case: Case) -> None:
-    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole space, another one for every case. Rows of whole
-    vectors have every value of every knob below.
+    """Whatever valid knobs a search may pick, the kernel is right: a seeded sample of the whole
+    space, another one for every case. Rows of whole vectors have every value of every knob below.
     """
     plan = PLANS[name]
     space = plan.space(case, DEVICE)
@@ -74,9 +95,12 @@ def test_sampled_knobs_are_right(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_each_knob_value_is_right(name: str) -> None:
-    """Every value of every knob occurs, one at a time beside the defaults, and is right (or refused with a reason)."""
+    """Every value of every knob occurs, one at a time beside the defaults, and is right (or refused
+    with a reason).
+    """
     plan = PLANS[name]
-    many, few = (Case(plan.op, 1024, "bfloat16", rows) for rows in (512, 8))  # some switches only fit small work
+    # some switches only fit small work
+    many, few = (Case(plan.op, 1024, "bfloat16", rows) for rows in (512, 8))
     tried = 0
     for field, values in knobs.values_of(plan.knobs).items():
         for value in values:
@@ -86,7 +110,9 @@ def test_each_knob_value_is_right(name: str) -> None:
                 if plan.reason_invalid(setting, case, DEVICE) is None:
                     if setting != default:
                         tried += 1
-                        verdict = check.verify(case, compiler.in_memory(case, plan, setting, DEVICE))
+                        verdict = check.verify(
+                            case, compiler.in_memory(case, plan, setting, DEVICE)
+                        )
                         assert verdict.ok, f"{setting}: {verdict.message}"
                     break
     assert tried >= len(knobs.values_of(plan.knobs))

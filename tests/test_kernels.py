@@ -1,4 +1,6 @@
-"""The kernels themselves: every schedule there is, on this machine's instruction set, against float64 mathematics."""
+"""The kernels themselves: every schedule there is, on this machine's instruction set, against
+float64 mathematics.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,40 @@ from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
 from lntune.device import Device
 
 
-def call(kernel: Kernel, case: Case, x: torch.Tensor, outputs: dict[str, torch.Tensor] | None = None, **given: Any) -> torch.Tensor:
-    """y of a kernel; weight, bias and eps where `given` does not say are those of the operator's plain inputs."""
+def call(
+    kernel: Kernel,
+    case: Case,
+    x: torch.Tensor,
+    outputs: dict[str, torch.Tensor] | None = None,
+    **given: Any,
+) -> torch.Tensor:
+    """y of a kernel; weight, bias and eps where `given` does not say are those of the operator's
+    plain inputs.
+    """
     named = {**ops.get(case.op).inputs(case, 1, "normal", 0), **given, "x": x, **(outputs or {})}
     for arg in ops.get(case.op).arguments(case):
         if arg.role == "out" and arg.name not in named:
-            named[arg.name] = torch.empty(x.shape if arg.name == "y" else (x.numel() // case.hidden,), dtype=getattr(torch, arg.dtype))
+            named[arg.name] = torch.empty(
+                x.shape if arg.name == "y" else (x.numel() // case.hidden,),
+                dtype=getattr(torch, arg.dtype),
+            )
     kernel(*(named[arg.name] for arg in ops.get(case.op).arguments(case)))
     return named["y"]
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_schedule_serves_low_precision(name: str) -> None:
-    """No schedule drops out of the tests below unseen: each has valid default knobs for an ordinary case."""
+    """No schedule drops out of the tests below unseen: each has valid default knobs for an ordinary
+    case.
+    """
     assert any(case.values[0] == name for case in schedule_cases(short=(1024,), long=()))
 
 
 @pytest.mark.parametrize(("name", "case"), schedule_cases())
 def test_default_knobs_are_right(name: str, case: Case) -> None:
-    """At its default knobs every schedule is right for every dtype, from rows of one element to the longest."""
+    """At its default knobs every schedule is right for every dtype, from rows of one element to the
+    longest.
+    """
     assert_right(case, built(name, case))
 
 
@@ -47,7 +64,12 @@ def test_one_row(name: str, case: Case) -> None:
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(hidden=st.integers(1, 3000), dtype=st.sampled_from(sorted(DTYPES)), name=st.sampled_from(LAYER_NORMS), rows=st.sampled_from(TYPICAL_ROWS))
+@given(
+    hidden=st.integers(1, 3000),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    name=st.sampled_from(LAYER_NORMS),
+    rows=st.sampled_from(TYPICAL_ROWS),
+)
 def test_any_hidden_size(hidden: int, dtype: str, name: str, rows: int) -> None:
     """Sizes nobody thought of are right, too."""
     case = Case("layer_norm", hidden, dtype, rows)
@@ -72,7 +94,9 @@ def test_lower_levels_run_here(isa: str) -> None:
 @pytest.mark.parametrize("name", LAYER_NORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_depends_on_itself_alone(name: str, dtype: str) -> None:
-    """y of a row is bitwise the same alone, among others, at any place and among any number of rows."""
+    """y of a row is bitwise the same alone, among others, at any place and among any number of
+    rows.
+    """
     case = Case("layer_norm", 1000, dtype, 512)
     if PLANS[name].reason_invalid(PLANS[name].default(case, DEVICE), case, DEVICE):
         pytest.skip("the schedule does not take this dtype")
@@ -88,8 +112,8 @@ def test_a_row_depends_on_itself_alone(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("hidden", [3, 1000, 1024])
 def test_invariants_of_the_mathematics(hidden: int) -> None:
-    """Without an affine: rows sum to 0 and have variance 1; adding a constant to x or scaling it by a power of two (eps
-    aside) changes nothing beyond rounding. And x itself is not written to.
+    """Without an affine: rows sum to 0 and have variance 1; adding a constant to x or scaling it by
+    a power of two (eps aside) changes nothing beyond rounding. And x itself is not written to.
     """
     case = Case("layer_norm", hidden, "float32", 512, "plain")
     kernel = built(LAYER_NORMS[0], case)
@@ -99,7 +123,8 @@ def test_invariants_of_the_mathematics(hidden: int) -> None:
     assert torch.equal(x, before)
     assert y.double().mean(-1).abs().max() < 1e-6
     assert (y.double().square().mean(-1) - 1).abs().max() < 1e-5
-    # x + 8 is rounded to 2^-21 (values below 16 have 20 bits after the point), which the smallest row sigma here amplifies.
+    # x + 8 is rounded to 2^-21 (values below 16 have 20 bits after the point), which the smallest
+    # row sigma here amplifies.
     sigma = x.double().std(-1, unbiased=False).min().item()
     assert (call(kernel, case, x + 8, eps=0.0) - y).abs().max() < 2**-19 / sigma + 1e-6
     assert torch.equal(call(kernel, case, x * 4, eps=0.0), y)  # exact: only exponents change
@@ -109,15 +134,27 @@ def test_no_rows() -> None:
     """An empty batch is taken, and nothing is written."""
     for name in LAYER_NORMS:
         case = Case("layer_norm", 100, "bfloat16", 512)
-        assert call(built(name, case), case, torch.empty(0, 100, dtype=torch.bfloat16)).shape == (0, 100)
+        assert call(built(name, case), case, torch.empty(0, 100, dtype=torch.bfloat16)).shape == (
+            0,
+            100,
+        )
 
 
 @pytest.mark.parametrize(("name", "case"), schedule_cases(short=(1000, 1024), long=()))
 def test_misaligned_arguments(name: str, case: Case) -> None:
-    """Tensors that start at any element, 16 of them in a row, give bitwise what aligned ones give."""
+    """Tensors that start at any element, 16 of them in a row, give bitwise what aligned ones
+    give.
+    """
     kernel, arguments = built(name, case), ops.get(case.op).arguments(case)
     given = ops.get(case.op).inputs(case, 3, "normal", 4)
-    tensors = {**given, **{a.name: torch.zeros(a.sizes(3, case.hidden), dtype=getattr(torch, a.dtype)) for a in arguments if a.role == "out"}}
+    tensors = {
+        **given,
+        **{
+            a.name: torch.zeros(a.sizes(3, case.hidden), dtype=getattr(torch, a.dtype))
+            for a in arguments
+            if a.role == "out"
+        },
+    }
     made = [a.name for a in arguments if a.role in ("out", "sum")]
     kernel(*(tensors[a.name] for a in arguments))
 
@@ -128,7 +165,11 @@ def test_misaligned_arguments(name: str, case: Case) -> None:
         return view
 
     for by in range(17):  # every argument by another number of elements
-        off = {name: moved(t, by * (2 * i + 1) % 17) for i, (name, t) in enumerate(tensors.items()) if isinstance(t, torch.Tensor)}
+        off = {
+            name: moved(t, by * (2 * i + 1) % 17)
+            for i, (name, t) in enumerate(tensors.items())
+            if isinstance(t, torch.Tensor)
+        }
         for output in made:
             off[output].zero_()
         kernel(*({**tensors, **off}[a.name] for a in arguments))
@@ -167,8 +208,9 @@ def _wrong_calls() -> dict[str, Callable[[dict[str, Any]], None]]:
 
 
 def _refusal(wrong: str) -> tuple[type[Exception], str]:
-    """What a wrong call is refused with: a TypeError for what is of the wrong kind, a ValueError for what has the wrong sizes, both naming the
-    argument; and PyTorch's own error for what has no memory.
+    """What a wrong call is refused with: a TypeError for what is of the wrong kind, a ValueError
+    for what has the wrong sizes, both naming the argument; and PyTorch's own error for what has no
+    memory.
     """
     argument, _, what = wrong.partition(" ")
     if what == "on no device":
@@ -178,28 +220,49 @@ def _refusal(wrong: str) -> tuple[type[Exception], str]:
     if what == "not a tensor":
         return ValueError, "Mismatched x.ndim on argument #0"
     if what in ("missing", "a word"):
-        return TypeError, f"Mismatched type on argument #{('x', 'weight', 'bias', 'eps', 'y').index(argument)}"
+        return (
+            TypeError,
+            f"Mismatched type on argument #{('x', 'weight', 'bias', 'eps', 'y').index(argument)}",
+        )
     kind = TypeError if "dtype" in what or what == "of double" else ValueError
-    return kind, rf"(Mismatched|Invalid) {argument}\.{'dtype' if kind is TypeError else '(shape|strides|ndim)'}"
+    return (
+        kind,
+        r"(Mismatched|Invalid)"
+        rf" {argument}\.{'dtype' if kind is TypeError else '(shape|strides|ndim)'}",
+    )
 
 
 @pytest.mark.parametrize("wrong", _wrong_calls())
 @pytest.mark.parametrize("name", LAYER_NORMS)
 def test_wrong_arguments_are_refused(name: str, wrong: str) -> None:
-    """A call that does not fit the kernel raises what says which argument, and the kernel works as before."""
+    """A call that does not fit the kernel raises what says which argument, and the kernel works as
+    before.
+    """
     dtype = "float32" if name == LAYER_NORMS[0] else "bfloat16"
     case = Case("layer_norm", 100, dtype, 512)
     kernel = built(name, case)
     given = ops.get("layer_norm").inputs(case, 4, "normal", 5)
-    right = {"x": given["x"], "weight": given["weight"], "bias": given["bias"], "eps": 1e-5, "y": torch.empty_like(given["x"])}
+    right = {
+        "x": given["x"],
+        "weight": given["weight"],
+        "bias": given["bias"],
+        "eps": 1e-5,
+        "y": torch.empty_like(given["x"]),
+    }
     arguments = dict(right)
     _wrong_calls()[wrong](arguments)
     if dtype == "bfloat16":  # the dtype is wrong where it is meant to be
         for argument, value in arguments.items():
             if wrong == "weight of another dtype" and argument == "weight":
                 arguments[argument] = given["weight"].float()
-            elif isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.device.type == "cpu":
-                arguments[argument] = torch.empty_strided(value.shape, value.stride(), dtype=torch.bfloat16)
+            elif (
+                isinstance(value, torch.Tensor)
+                and value.dtype == torch.float32
+                and value.device.type == "cpu"
+            ):
+                arguments[argument] = torch.empty_strided(
+                    value.shape, value.stride(), dtype=torch.bfloat16
+                )
     error, says = _refusal("few arguments" if wrong.startswith("too ") else wrong)
     with pytest.raises(error, match=says):
         kernel(*arguments.values())
@@ -209,38 +272,60 @@ def test_wrong_arguments_are_refused(name: str, wrong: str) -> None:
 
 @pytest.mark.parametrize(("isa", "cores"), [("x86-64-v4", 8), ("x86-64-v3", 1), ("aarch64", 2)])
 def test_default_knobs_are_valid_everywhere(isa: str, cores: int) -> None:
-    """For every hidden size, dtype and row bucket some schedule's default knobs are valid, its first schedule's always; and
-    whatever is refused is refused with a reason in words, and only where no knobs at all would fit.
+    """For every hidden size, dtype and row bucket some schedule's default knobs are valid, its
+    first schedule's always; and whatever is refused is refused with a reason in words, and only
+    where no knobs at all would fit.
     """
     device = Device("cpu", "other", isa, cores)
     for op in {s.op for s in PLANS.values()}:
         plans = [s for s in PLANS.values() if s.op == op]
         for hidden in (*range(1, 2101), 4096, 4097, 16384, 50257, 65536):
-            if any(a.sizes(1, hidden)[-1] > MAX_HIDDEN for a in ops.get(op).arguments(Case(op, hidden, "float32", 1)) if a.shape):
+            if any(
+                a.sizes(1, hidden)[-1] > MAX_HIDDEN
+                for a in ops.get(op).arguments(Case(op, hidden, "float32", 1))
+                if a.shape
+            ):
                 continue  # gates longer than any row
             for dtype in DTYPES:
                 for rows in TYPICAL_ROWS:
                     case = Case(op, hidden, dtype, rows)
-                    reasons = [p.reason_invalid(p.default(case, device), case, device) for p in plans]
+                    reasons = [
+                        p.reason_invalid(p.default(case, device), case, device) for p in plans
+                    ]
                     assert reasons[0] is None, f"{plans[0].name}, {case}: {reasons[0]}"
-                    assert all(r is None or (isinstance(r, str) and len(r) > 10) for r in reasons), str(case)
+                    assert all(
+                        r is None or (isinstance(r, str) and len(r) > 10) for r in reasons
+                    ), str(case)
                     if hidden in (1, 7, 1000):
-                        assert not any(r and p.space(case, device) for r, p in zip(reasons, plans, strict=True)), str(case)
+                        assert not any(
+                            r and p.space(case, device) for r, p in zip(reasons, plans, strict=True)
+                        ), str(case)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_reasons_are_sentences(name: str) -> None:
-    """Over the whole knob space each setting is valid, or is refused with a reason in words, which fits behind "does not fit CASE: " and before
-    a full stop; settings that differ are not all refused in the same words.
+    """Over the whole knob space each setting is valid, or is refused with a reason in words, which
+    fits behind "does not fit CASE: " and before a full stop; settings that differ are not all
+    refused in the same words.
     """
     from lntune import knobs
 
     refused: set[str] = set()
-    for hidden, rows, dtype in ((1, 1, "float32"), (100, 8, "bfloat16"), (1024, 512, "float32"), (16384, 4096, "float16")):
+    for hidden, rows, dtype in (
+        (1, 1, "float32"),
+        (100, 8, "bfloat16"),
+        (1024, 512, "float32"),
+        (16384, 4096, "float16"),
+    ):
         case = Case(PLANS[name].op, hidden, dtype, rows)
         for setting in knobs.enumerate_space(PLANS[name].knobs):
             reason = PLANS[name].reason_invalid(setting, case, DEVICE)
             if reason is not None:
-                assert len(reason.split()) >= 5 and "\n" not in reason and reason[-1].isalnum() and reason[0] == reason[0].lower(), reason
+                assert (
+                    len(reason.split()) >= 5
+                    and "\n" not in reason
+                    and reason[-1].isalnum()
+                    and reason[0] == reason[0].lower()
+                ), reason
                 refused.add(reason)
     assert len(refused) > 1

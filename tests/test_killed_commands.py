@@ -1,5 +1,5 @@
-"""Whole commands that are killed at random moments, and bringups that SIGTERM ends: no torn line, no orphan, nothing left but lock files, and
-the same command goes on.
+"""Whole commands that are killed at random moments, and bringups that SIGTERM ends: no torn line,
+no orphan, nothing left but lock files, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ import pytest
 from lntune.log import records
 from lntune.log.records import Record
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 KILLS = int(os.environ.get("LNTUNE_TEST_KILLS", "1"))
 """How often each command is killed."""
 GRACE = 60.0
-"""Seconds that what a killed command has started may take to end on a machine that is busy; it takes some milliseconds."""
+"""Seconds that what a killed command has started may take to end on a machine that is busy; it
+takes some milliseconds.
+"""
 MARK = "LNTUNE_TEST_PLACE"
 # Whatever the budget, what is measured at the end of a stage is measured briefly.
 BRIEF = """
@@ -41,21 +46,57 @@ from lntune.cli import main
 main()
 """
 COMMANDS = {
-    "tune": ["tune", "layer_norm", "--hidden", "65", "--dtype", "float32", "--rows", "8", "--trials", "2", "--budget", "300s"],
-    "bringup": ["bringup", "--target", "cpu", "--grid", "small", "--ops", "layer_norm", "--no-compile", "--trials", "2", "--budget", "300s"],
+    "tune": [
+        "tune",
+        "layer_norm",
+        "--hidden",
+        "65",
+        "--dtype",
+        "float32",
+        "--rows",
+        "8",
+        "--trials",
+        "2",
+        "--budget",
+        "300s",
+    ],
+    "bringup": [
+        "bringup",
+        "--target",
+        "cpu",
+        "--grid",
+        "small",
+        "--ops",
+        "layer_norm",
+        "--no-compile",
+        "--trials",
+        "2",
+        "--budget",
+        "300s",
+    ],
 }
 
 
 class Place:
-    """Folders of a command's own: its cache, its logs, its output, the system's temporary folder as it sees it."""
+    """Folders of a command's own: its cache, its logs, its output, the system's temporary folder as
+    it sees it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.cache, self.logs, self.out, self.tmp = (folder / name for name in ("cache", "logs", "out", "tmp"))
+        self.cache, self.logs, self.out, self.tmp = (
+            folder / name for name in ("cache", "logs", "out", "tmp")
+        )
         self.cache.mkdir()
         self.tmp.mkdir()
-        self.environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
-        self.environment |= {"LNTUNE_CACHE_DIR": str(self.cache), "TMPDIR": str(self.tmp), MARK: str(folder)}
+        self.environment = {
+            name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"
+        }
+        self.environment |= {
+            "LNTUNE_CACHE_DIR": str(self.cache),
+            "TMPDIR": str(self.tmp),
+            MARK: str(folder),
+        }
         self.environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
 
     def start(self, name: str, *more: object) -> subprocess.Popen[str]:
@@ -63,15 +104,26 @@ class Place:
         output = ("--output", self.out) if name == "bringup" else ()
         arguments = [*COMMANDS[name], "--log-dir", self.logs, "--json", *output, *more]
         command = [sys.executable, "-c", BRIEF, *map(str, arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+        )
 
     def alive(self) -> dict[int, str]:
-        """The processes of this place, by id: its commands and all that they started, compilers too."""
+        """The processes of this place, by id: its commands and all that they started, compilers
+        too.
+        """
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if f"{MARK}={self.folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if f"{MARK}={self.folder}".encode() in (process / "environ").read_bytes().split(
+                    b"\0"
+                ):
+                    found[int(process.name)] = (
+                        (process / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                    )
             except OSError:  # it has ended, or is another user's
                 continue
         return found
@@ -97,7 +149,9 @@ class Place:
         for path in self.logs.rglob("*.jsonl"):
             content = path.read_bytes()
             assert not content or content.endswith(b"\n"), "the last line is torn"
-            found += [msgspec.json.decode(line, type=dict[str, Any]) for line in content.splitlines()]
+            found += [
+                msgspec.json.decode(line, type=dict[str, Any]) for line in content.splitlines()
+            ]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             read = records.read([self.logs])
@@ -105,18 +159,36 @@ class Place:
         return read
 
     def left(self) -> list[str]:
-        """Files that are neither records nor summaries nor built kernels, and folders in the temporary one."""
-        kept = [path for path in self.tmp.iterdir() if not path.name.startswith(("torchinductor_", f"lntune-{os.getuid()}"))]
-        for folder, suffixes in ((self.logs, (".jsonl", ".lock")), (self.out, (".json", ".txt")), (self.cache, (".so", ".lock"))):
-            kept += [p for p in folder.rglob("*") if p.is_file() and (p.suffix not in suffixes or p.name.startswith("."))]
+        """Files that are neither records nor summaries nor built kernels, and folders in the
+        temporary one.
+        """
+        kept = [
+            path
+            for path in self.tmp.iterdir()
+            if not path.name.startswith(("torchinductor_", f"lntune-{os.getuid()}"))
+        ]
+        for folder, suffixes in (
+            (self.logs, (".jsonl", ".lock")),
+            (self.out, (".json", ".txt")),
+            (self.cache, (".so", ".lock")),
+        ):
+            kept += [
+                p
+                for p in folder.rglob("*")
+                if p.is_file() and (p.suffix not in suffixes or p.name.startswith("."))
+            ]
         return [str(path.relative_to(self.folder)) for path in kept]
 
 
 @pytest.fixture
 def place(tmp_path: Path, cache_dir: Path) -> Iterator[Place]:
-    """A place; nothing of it lives on, whatever a test finds. What is compiled of ours is taken from the run's."""
+    """A place; nothing of it lives on, whatever a test finds. What is compiled of ours is taken
+    from the run's.
+    """
     made = Place(tmp_path)
-    shutil.copytree(cache_dir / "runtime", made.cache / "runtime", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(
+        cache_dir / "runtime", made.cache / "runtime", ignore=shutil.ignore_patterns(".*")
+    )
     yield made
     made.end()
 
@@ -135,8 +207,9 @@ def compiled(cache_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_any_moment(name: str, place: Place) -> None:
-    """kill -9 of the command itself, while it is imported, compiles, measures or writes: every line of the log is whole and stays, all it
-    started ends, and nothing is left. A run that ends before its moment ends well, and so does the last one, which is not killed.
+    """kill -9 of the command itself, while it is imported, compiles, measures or writes: every line
+    of the log is whole and stays, all it started ends, and nothing is left. A run that ends before
+    its moment ends well, and so does the last one, which is not killed.
 
     Every third begins with an empty cache where there are many.
     """
@@ -182,20 +255,28 @@ def said(word: str) -> Callable[[Place, list[str]], bool]:
     return lambda _, lines: any(line.startswith(word) for line in lines)
 
 
-# The first stage is not in hand before the command is imported, so a moment is the end of the stage before.
+# The first stage is not in hand before the command is imported, so a moment is the end of the stage
+# before.
 MOMENTS = {"smoke": said("copy:"), "tune": tuning, "verify": said("tune:")}
-KEPT = {"smoke": ["doctor", "copy"], "tune": ["doctor", "copy", "smoke"], "verify": ["doctor", "copy", "smoke", "tune"]}
+KEPT = {
+    "smoke": ["doctor", "copy"],
+    "tune": ["doctor", "copy", "smoke"],
+    "verify": ["doctor", "copy", "smoke", "tune"],
+}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_bringup_that_is_ended(moment: str, place: Place) -> None:
-    """SIGTERM in the middle of a stage ends a bringup with exit code 143 and a summary of what was found, printed and in the folder asked for;
-    what was measured is in the log, and nothing is left.
+    """SIGTERM in the middle of a stage ends a bringup with exit code 143 and a summary of what was
+    found, printed and in the folder asked for; what was measured is in the log, and nothing is
+    left.
     """
     run = place.start("bringup", *(["--trials", "1000"] if moment == "tune" else ["--trials", "1"]))
     lines: list[str] = []
     assert run.stderr is not None and run.stdout is not None
-    reader = threading.Thread(target=lambda: lines.extend(iter(run.stderr.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader = threading.Thread(
+        target=lambda: lines.extend(iter(run.stderr.readline, "")), daemon=True
+    )  # type: ignore[union-attr]
     reader.start()
     until = time.monotonic() + 300
     while not MOMENTS[moment](place, lines):
@@ -211,6 +292,8 @@ def test_a_bringup_that_is_ended(moment: str, place: Place) -> None:
     written = json.loads((place.out / "summary.json").read_text())
     assert [stage["name"] for stage in written["stages"]] == stages
     logged = place.records()
-    assert len(found["smoke"]) == len([r for r in logged if r.role == "trial" and r.case.hidden >= 1000])
+    assert len(found["smoke"]) == len(
+        [r for r in logged if r.role == "trial" and r.case.hidden >= 1000]
+    )
     assert bool(found["tuned"]) == any(r.role == "final" for r in logged) == (moment != "smoke")
     assert place.ended() == {} and place.left() == []

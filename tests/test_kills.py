@@ -1,4 +1,6 @@
-"""kill -9 at any moment: no torn line, no orphan, nothing left but lock files, and the next run goes on."""
+"""kill -9 at any moment: no torn line, no orphan, nothing left but lock files, and the next run
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,17 @@ def a_record(message: str) -> Record:
     """A record of some length."""
     timings = {"tuned": Timing(tuple(map(float, range(300))), 1.0)}
     case = Case("layer_norm", 1024, "float32", 64)
-    return Record(case=case, device=DEVICE, threads=2, schedule="s", knobs={}, status="ok", timings=timings, message=message, time=message)
+    return Record(
+        case=case,
+        device=DEVICE,
+        threads=2,
+        schedule="s",
+        knobs={},
+        status="ok",
+        timings=timings,
+        message=message,
+        time=message,
+    )
 
 
 def killed_in(work: Callable[[], None]) -> None:
@@ -61,7 +73,9 @@ def at_write(share: float) -> Callable[[], None]:
 
     def prepare() -> None:
         Torn.share = share
-        Path.open = lambda self, mode="r", **_: Torn(self, "ab") if "a" in mode else io.FileIO(self, mode.replace("b", ""))  # type: ignore[method-assign, assignment]
+        Path.open = lambda self, mode="r", **_: (
+            Torn(self, "ab") if "a" in mode else io.FileIO(self, mode.replace("b", ""))
+        )  # type: ignore[method-assign, assignment]
 
     return prepare
 
@@ -88,8 +102,8 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_record_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
-    """Killed at any step of appending, a log keeps all it had, the record in hand is whole or skipped, the next one is whole, and beside the
-    log there is its lock file alone.
+    """Killed at any step of appending, a log keeps all it had, the record in hand is whole or
+    skipped, the next one is whole, and beside the log there is its lock file alone.
     """
     records.append(tmp_path, a_record("1 before"))
 
@@ -101,7 +115,14 @@ def test_a_record_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)
         found = [r.message for r in records.read([tmp_path])]
-        assert found == ["1 before", *(["2 killed"] if moment in ("all written", "flush", "truncation") or "2 killed" in found else [])]
+        assert found == [
+            "1 before",
+            *(
+                ["2 killed"]
+                if moment in ("all written", "flush", "truncation") or "2 killed" in found
+                else []
+            ),
+        ]
         records.append(tmp_path, a_record("3 after"))
         assert [r.message for r in records.read([tmp_path])] == [*found, "3 after"]
     assert sorted(f.suffix for f in tmp_path.rglob("*") if f.is_file()) == [".jsonl", ".lock"]
@@ -109,8 +130,8 @@ def test_a_record_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["begun", "half written", "before the name", "after the name"])
 def test_a_built_file_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
-    """Killed while it is stored, a built file has its name with all its content or not at all; what is left is removed by the next build in
-    that folder, of whatever kernel.
+    """Killed while it is stored, a built file has its name with all its content or not at all; what
+    is left is removed by the next build in that folder, of whatever kernel.
     """
     path = tmp_path / "kernel.so"
 
@@ -133,11 +154,16 @@ def test_a_built_file_is_whole_or_not_there(moment: str, tmp_path: Path) -> None
     assert not path.exists() or path.read_bytes() == b"half and half"
     with native.atomic(tmp_path / "other.so") as temporary:
         temporary.write_bytes(b"new")
-    assert sorted(f.name for f in tmp_path.iterdir()) == [*(["kernel.so"] if moment == "after the name" else []), "other.so"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        *(["kernel.so"] if moment == "after the name" else []),
+        "other.so",
+    ]
 
 
 def test_what_others_write_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary file of a process that lives is no leftover, nor is a young one of another machine, of whose processes nothing is known."""
+    """The temporary file of a process that lives is no leftover, nor is a young one of another
+    machine, of whose processes nothing is known.
+    """
     with native.atomic(tmp_path / "kernel.so"):
         (ours,) = tmp_path.iterdir()
         monkeypatch.setattr(scratch, "_alive", lambda pid: pid == os.getpid())

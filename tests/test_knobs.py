@@ -29,12 +29,21 @@ def odd_modes(setting: Knobs) -> str | None:
     return "a tile of one lane" if setting.mode == "tile" and setting.lanes == 1 else None
 
 
-any_knobs = st.builds(Knobs, lanes=st.sampled_from((1, 2, 4, 8)), parallel=st.booleans(), mode=st.sampled_from(("row", "tile", "split")))
+any_knobs = st.builds(
+    Knobs,
+    lanes=st.sampled_from((1, 2, 4, 8)),
+    parallel=st.booleans(),
+    mode=st.sampled_from(("row", "tile", "split")),
+)
 
 
 def test_a_field_knows_its_values() -> None:
     """A knob's values and meaning are kept in its field, its default is the field's."""
-    assert knobs.values_of(Knobs) == {"lanes": (1, 2, 4, 8), "parallel": (False, True), "mode": ("row", "tile", "split")}
+    assert knobs.values_of(Knobs) == {
+        "lanes": (1, 2, 4, 8),
+        "parallel": (False, True),
+        "mode": ("row", "tile", "split"),
+    }
     assert Knobs() == Knobs(lanes=4, parallel=True, mode="row")
     assert Knobs.__dataclass_fields__["lanes"].metadata["doc"] == "how many"
 
@@ -46,15 +55,27 @@ def test_a_default_must_be_a_value() -> None:
 
 
 def test_every_setting_once() -> None:
-    """The space is the full product of the values, each setting once, the last knob changing fastest."""
+    """The space is the full product of the values, each setting once, the last knob changing
+    fastest.
+    """
     space = list(knobs.enumerate_space(Knobs))
-    assert len(space) == len(set(space)) == math.prod(len(v) for v in knobs.values_of(Knobs).values())
-    assert space[:4] == [Knobs(1, False, "row"), Knobs(1, False, "tile"), Knobs(1, False, "split"), Knobs(1, True, "row")]
+    assert (
+        len(space) == len(set(space)) == math.prod(len(v) for v in knobs.values_of(Knobs).values())
+    )
+    assert space[:4] == [
+        Knobs(1, False, "row"),
+        Knobs(1, False, "tile"),
+        Knobs(1, False, "split"),
+        Knobs(1, True, "row"),
+    ]
 
 
 def test_only_valid_settings() -> None:
     """What `valid` gives a reason against is left out, and nothing else."""
-    assert set(knobs.enumerate_space(Knobs)) - set(knobs.enumerate_space(Knobs, odd_modes)) == {Knobs(1, False, "tile"), Knobs(1, True, "tile")}
+    assert set(knobs.enumerate_space(Knobs)) - set(knobs.enumerate_space(Knobs, odd_modes)) == {
+        Knobs(1, False, "tile"),
+        Knobs(1, True, "tile"),
+    }
 
 
 @given(setting=any_knobs)
@@ -86,26 +107,41 @@ def test_what_is_left_out_takes_its_default() -> None:
     ],
 )
 def test_a_value_that_is_none(name: str, value: Any) -> None:
-    """A value the knob may not take, or one equal to it but of another type, is an InputError naming knob, value and choices."""
+    """A value the knob may not take, or one equal to it but of another type, is an InputError
+    naming knob, value and choices.
+    """
     with pytest.raises(InputError) as caught:
         knobs.from_dict(Knobs, {name: value})
-    assert str(caught.value) == f"knob {name}: got {value!r}, expected one of {knobs.values_of(Knobs)[name]}."
+    assert (
+        str(caught.value)
+        == f"knob {name}: got {value!r}, expected one of {knobs.values_of(Knobs)[name]}."
+    )
 
 
 def test_a_name_that_is_none() -> None:
-    """An unknown knob is answered with the one that was meant, and the class it was looked for in."""
-    with pytest.raises(UnknownNameError, match=r"unknown Knobs knob 'lane'. Did you mean 'lanes'\? Known: lanes, mode, parallel"):
+    """An unknown knob is answered with the one that was meant, and the class it was looked for
+    in.
+    """
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown Knobs knob 'lane'. Did you mean 'lanes'\? Known: lanes, mode, parallel",
+    ):
         knobs.from_dict(Knobs, {"lane": 4})
 
 
 @given(setting=any_knobs)
 def test_neighbours_are_one_step_away(setting: Knobs) -> None:
-    """A neighbour differs in one knob, by one place in its list of values; none is listed twice, and being a neighbour is mutual."""
+    """A neighbour differs in one knob, by one place in its list of values; none is listed twice,
+    and being a neighbour is mutual.
+    """
     values = knobs.values_of(Knobs)
     around = list(knobs.neighbours(setting))
     assert len(around) == len(set(around))
     for other in around:
-        steps = [abs(v.index(getattr(other, n)) - v.index(getattr(setting, n))) for n, v in values.items()]
+        steps = [
+            abs(v.index(getattr(other, n)) - v.index(getattr(setting, n)))
+            for n, v in values.items()
+        ]
         assert sorted(steps) == [0, 0, 1]
         assert setting in knobs.neighbours(other)
     ends = sum(getattr(setting, n) in (v[0], v[-1]) for n, v in values.items())
@@ -123,7 +159,9 @@ def test_every_setting_can_be_walked_to() -> None:
 
 
 def test_describe() -> None:
-    """Knobs on one line: numbers and names by value, switches by name where on; the same for a record's dictionary."""
+    """Knobs on one line: numbers and names by value, switches by name where on; the same for a
+    record's dictionary.
+    """
     assert knobs.describe(Knobs()) == "lanes=4 parallel mode=row"
     assert knobs.describe(Knobs(parallel=False)) == "lanes=4 mode=row"
     assert knobs.describe({"parallel": True}) == "parallel"

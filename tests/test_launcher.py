@@ -1,4 +1,6 @@
-"""Built GPU kernels as functions: what launcher.c checks, launches and says, with a driver that is imagined (see fake_gpu.py)."""
+"""Built GPU kernels as functions: what launcher.c checks, launches and says, with a driver that is
+imagined (see fake_gpu.py).
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,29 @@ from lntune.kernels import cache, direct
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_are_right(fake_gpu: FakeGpu, dtype: str) -> None:
-    """Through the cache and the launcher a kernel passes the check that every candidate has to pass, in every dtype."""
+    """Through the cache and the launcher a kernel passes the check that every candidate has to
+    pass, in every dtype.
+    """
     case = Case("layer_norm", 100, dtype, 512, "weight+stats")
     verdict = check.verify(case, kernel_of(case), check.ALIGNED)
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize("name", [n for n, s in schedule.all_schedules().items() if s.kind == "gpu"])
+@pytest.mark.parametrize(
+    "name", [n for n, s in schedule.all_schedules().items() if s.kind == "gpu"]
+)
 def test_every_schedule_goes_through_the_launcher(fake_gpu: FakeGpu, name: str) -> None:
-    """A kernel of every GPU schedule is stored, loaded, launched and right; scratch and several kernels included."""
+    """A kernel of every GPU schedule is stored, loaded, launched and right; scratch and several
+    kernels included.
+    """
     plan, device = schedule.get(name), launcher.device(0)
     case = Case(plan.op, 64, "float32", 8)
-    verdict = check.verify(case, cache.kernel(case, plan, plan.default(case, device), device), check.ALIGNED, cores=device.cores)
+    verdict = check.verify(
+        case,
+        cache.kernel(case, plan, plan.default(case, device), device),
+        check.ALIGNED,
+        cores=device.cores,
+    )
     assert verdict.ok, verdict.message
 
 
@@ -69,7 +82,9 @@ def test_a_direct_table_calls_it(fake_gpu: FakeGpu) -> None:
     table, values = direct.Table("tnoof"), tensors(3)
     call = (values["x"], (96,), values["weight"], values["bias"], 1e-5)
     names = ("x", "normalized_shape", "weight", "bias", "eps")
-    assert table.remember(kernel_of(), ops.get("layer_norm").arguments(CASE), names, (1, 10), call, CASE)
+    assert table.remember(
+        kernel_of(), ops.get("layer_norm").arguments(CASE), names, (1, 10), call, CASE
+    )
     fake_gpu.log()
     values["y"] = table.call(*call)
     assert right(values)
@@ -93,13 +108,20 @@ def test_threads_call_at_once(fake_gpu: FakeGpu) -> None:
 
 
 def test_shared_memory_is_opted_into(fake_gpu: FakeGpu) -> None:
-    """More than 48 KB of dynamic shared memory is asked for before the launch, which would fail without."""
+    """More than 48 KB of dynamic shared memory is asked for before the launch, which would fail
+    without.
+    """
     case = Case("layer_norm", 16384, "float32", 8)
     kernel = kernel_of(case, keep="shared", threads=256, rows=1)
     values = tensors(1, case)
     kernel(*values.values())
-    assert [line for line in fake_gpu.log() if line.startswith("cuKernelSetAttribute")] == ["cuKernelSetAttribute main_kernel 65536"]
-    torch.testing.assert_close(values["y"], torch.nn.functional.layer_norm(values["x"], (16384,), values["weight"], values["bias"]))
+    assert [line for line in fake_gpu.log() if line.startswith("cuKernelSetAttribute")] == [
+        "cuKernelSetAttribute main_kernel 65536"
+    ]
+    torch.testing.assert_close(
+        values["y"],
+        torch.nn.functional.layer_norm(values["x"], (16384,), values["weight"], values["bias"]),
+    )
 
 
 # Programs of several kernels, by hand.
@@ -107,7 +129,9 @@ def test_shared_memory_is_opted_into(fake_gpu: FakeGpu) -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 300])
 def test_scratch_between_kernels(fake_gpu: FakeGpu, rows: int) -> None:
-    """Kernels are launched in order, and hand each other memory that is sized by the number of rows."""
+    """Kernels are launched in order, and hand each other memory that is sized by the number of
+    rows.
+    """
     x, y = torch.randn(rows, 2), torch.empty(rows)
     launcher.load(two())(x, 2.5, y)
     torch.testing.assert_close(y, 2.5 * x.sum(1) + (rows + 3) // 4)
@@ -123,17 +147,46 @@ extern "C" __global__ void numbers(int64_t* out, int64_t a, int64_t b, int64_t c
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 1000])
 def test_sizes_are_pythons(fake_gpu: FakeGpu, rows: int) -> None:
-    """Numbers in rows are what Python makes of the expression: division and remainder round down, below zero too."""
-    texts = ("rows", "((rows + 127) // 128)", "((3 - (rows * 5)) // 4)", "((3 - (rows * 5)) % 4)", "(rows % (0 - 3))", "-(rows - 12345678901)")
+    """Numbers in rows are what Python makes of the expression: division and remainder round down,
+    below zero too.
+    """
+    texts = (
+        "rows",
+        "((rows + 127) // 128)",
+        "((3 - (rows * 5)) // 4)",
+        "((3 - (rows * 5)) % 4)",
+        "(rows % (0 - 3))",
+        "-(rows - 12345678901)",
+    )
     out = Argument("out", "out", "int64", ("6",))
     launch = Launch("numbers", ("out", *texts), ("(rows // rows)", "1", "1"), (1, 1, 1))
-    kernel = launcher.load(two(arguments=(X, out), launches=(launch,), scratch=(), images={"sm_90": NUMBERS.encode() + b"\0"}))
+    kernel = launcher.load(
+        two(
+            arguments=(X, out),
+            launches=(launch,),
+            scratch=(),
+            images={"sm_90": NUMBERS.encode() + b"\0"},
+        )
+    )
     found = torch.zeros(6, dtype=torch.int64)
     kernel(torch.zeros(rows, 2), found)
     assert found.tolist() == [device_code.number(text, rows) for text in texts]
 
 
-@pytest.mark.parametrize("text", ["len(rows)", "rows ** 2", "rows / 2", "x", "rows.real", "1.5", "rows if rows else 1", "(", "+" * 3])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "len(rows)",
+        "rows ** 2",
+        "rows / 2",
+        "x",
+        "rows.real",
+        "1.5",
+        "rows if rows else 1",
+        "(",
+        "+" * 3,
+    ],
+)
 def test_other_expressions_are_refused(fake_gpu: FakeGpu, text: str) -> None:
     """What is not made of rows, whole numbers and arithmetic is no size of a launch."""
     with pytest.raises(BuildError, match="form that is not known"):
@@ -141,7 +194,9 @@ def test_other_expressions_are_refused(fake_gpu: FakeGpu, text: str) -> None:
 
 
 def test_too_much_of_anything_is_refused(fake_gpu: FakeGpu) -> None:
-    """More than the launcher's tables hold, or what it does not know, is told when a kernel is loaded."""
+    """More than the launcher's tables hold, or what it does not know, is told when a kernel is
+    loaded.
+    """
     for changed in (
         {"arguments": tuple(Argument(f"a{i}", "in", "float32", ("rows",)) for i in range(33))},
         {"scratch": tuple(Scratch(f"s{i}", ("rows",), "float32") for i in range(9))},
@@ -162,14 +217,34 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a number": ("x", 3.0, "argument x: got a number, expected a tensor"),
     "text": ("weight", "w", "argument weight: got something else, expected a tensor"),
     "dtype": ("x", torch.randn(5, 96).half(), "argument x: got float16, expected float32"),
-    "dtype of a weight": ("weight", torch.randn(96).bfloat16(), "argument weight: got bfloat16, expected float32"),
-    "dimensions": ("x", torch.randn(5, 1, 96), r"argument x: got shape \(5, 1, 96\), expected \(rows, 96\)"),
+    "dtype of a weight": (
+        "weight",
+        torch.randn(96).bfloat16(),
+        "argument weight: got bfloat16, expected float32",
+    ),
+    "dimensions": (
+        "x",
+        torch.randn(5, 1, 96),
+        r"argument x: got shape \(5, 1, 96\), expected \(rows, 96\)",
+    ),
     "shape": ("bias", torch.randn(3), r"argument bias: got shape \(3,\), expected \(96,\)"),
     "hidden": ("x", torch.randn(5, 97), r"argument x: got shape \(5, 97\), expected \(rows, 96\)"),
     "rows": ("y", torch.randn(4, 96), "argument y: got 4 rows, expected 5 as x has"),
-    "strided rows": ("x", torch.randn(5, 200)[:, :96], r"argument x: got strides \(200, 1\), expected a contiguous tensor"),
-    "transposed": ("x", torch.randn(96, 5).t(), r"argument x: got strides \(1, 5\), expected a contiguous tensor"),
-    "alignment": ("x", torch.randn(5 * 96 + 1)[1:].view(5, 96), "argument x: got memory at a multiple of 4 bytes, expected one of 16"),
+    "strided rows": (
+        "x",
+        torch.randn(5, 200)[:, :96],
+        r"argument x: got strides \(200, 1\), expected a contiguous tensor",
+    ),
+    "transposed": (
+        "x",
+        torch.randn(96, 5).t(),
+        r"argument x: got strides \(1, 5\), expected a contiguous tensor",
+    ),
+    "alignment": (
+        "x",
+        torch.randn(5 * 96 + 1)[1:].view(5, 96),
+        "argument x: got memory at a multiple of 4 bytes, expected one of 16",
+    ),
     "eps a tensor": ("eps", torch.tensor(1e-5), "argument eps: got a tensor, expected a number"),
     "eps None": ("eps", None, "argument eps: got None, expected a number"),
 }
@@ -177,11 +252,16 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_arguments_that_do_not_fit(fake_gpu: FakeGpu, what: str) -> None:
-    """The error names operator, case, argument, what was got and expected; nothing is launched, and the next call works."""
+    """The error names operator, case, argument, what was got and expected; nothing is launched, and
+    the next call works.
+    """
     name, value, message = REFUSED[what]
     kernel, values = kernel_of(), tensors()
     fake_gpu.log()
-    with pytest.raises(InputError, match=rf"^layer_norm of hidden size 96, float32, weight\+bias \({PLAN.name}\).*{message}"):
+    with pytest.raises(
+        InputError,
+        match=rf"^layer_norm of hidden size 96, float32, weight\+bias \({PLAN.name}\).*{message}",
+    ):
         kernel(*{**values, name: value}.values())
     assert launches(fake_gpu) == 0
     kernel(*values.values())
@@ -217,24 +297,45 @@ def test_tensors_as_c_passes_them(fake_gpu: FakeGpu) -> None:
         ((1, 0), (2, 3), "argument y: got a tensor on cuda:3, expected cpu"),
         ((1, 1), (1, 0), "argument y: got a tensor on cpu, expected cpu"),
         ((10, 0), (1, 0), "argument x: got a tensor on device (10, 0), expected one on a GPU"),
-        ((1, 5), (1, 5), "got tensors on cuda:5, expected a GPU of the architecture the kernel was built for"),
+        (
+            (1, 5),
+            (1, 5),
+            "got tensors on cuda:5, expected a GPU of the architecture the kernel was built for",
+        ),
     ],
 )
-def test_devices(fake_gpu: FakeGpu, first: tuple[int, int], second: tuple[int, int], message: str) -> None:
-    """Tensors elsewhere than on one GPU the kernel is for are refused; under the imagined driver the CPU is the GPU."""
+def test_devices(
+    fake_gpu: FakeGpu, first: tuple[int, int], second: tuple[int, int], message: str
+) -> None:
+    """Tensors elsewhere than on one GPU the kernel is for are refused; under the imagined driver
+    the CPU is the GPU.
+    """
     x, y = torch.randn(3, 2), torch.empty(3)
     assert message in call(launcher.load(two()), raw(x, (3, 2), first), 2.0, raw(y, (3,), second))
     assert launches(fake_gpu) == 0
 
 
-@pytest.mark.parametrize(("rows", "message"), [(2**31, "at most 2147483647 blocks on axis x"), (2**62, "at most 2147483647 blocks on axis x")])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (2**31, "at most 2147483647 blocks on axis x"),
+        (2**62, "at most 2147483647 blocks on axis x"),
+    ],
+)
 def test_grid_limits(fake_gpu: FakeGpu, rows: int, message: str) -> None:
-    """More blocks than a launch can have are refused, not cut to 32 bits; so is scratch memory beyond 64 bits."""
+    """More blocks than a launch can have are refused, not cut to 32 bits; so is scratch memory
+    beyond 64 bits.
+    """
     assert message in call(launcher.load(two()), raw(None, (rows, 2)), 2.0, raw(None, (rows,)))
     tall = Launch("second", ("part", "total", "factor", "y"), ("1", "rows", "1"), (1, 1, 1))
-    assert "at most 65535 blocks on axis y" in call(launcher.load(two(launches=(tall,))), raw(None, (65536, 2)), 2.0, raw(None, (65536,)))
+    assert "at most 65535 blocks on axis y" in call(
+        launcher.load(two(launches=(tall,))), raw(None, (65536, 2)), 2.0, raw(None, (65536,))
+    )
     huge = two(scratch=(Scratch("part", ("rows", "rows", "rows"), "float32"), two().scratch[1]))
     one = Launch("first", ("x", "part", "total", "rows"), ("1", "1", "1"), (32, 1, 1))
     assert "scratch memory would be too large" in call(
-        launcher.load(two(launches=(one,), scratch=huge.scratch)), raw(None, (2**31, 2)), 2.0, raw(None, (2**31,))
+        launcher.load(two(launches=(one,), scratch=huge.scratch)),
+        raw(None, (2**31, 2)),
+        2.0,
+        raw(None, (2**31,)),
     )

@@ -1,4 +1,6 @@
-"""The backward of layer norm as a node in C++: what it saves, when it goes to the kernel, and that autograd's tools see a usual node."""
+"""The backward of layer norm as a node in C++: what it saves, when it goes to the kernel, and that
+autograd's tools see a usual node.
+"""
 
 from __future__ import annotations
 
@@ -74,27 +76,41 @@ def both(f: Callable[[Callable[..., Tensor]], Any]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 40, 300])
 def test_a_usual_backward_goes_straight_to_the_kernel(rows: int, python_calls: list[Any]) -> None:
-    """Dense or expanded gradients, all three of them wanted: no Python, and the gradients of PyTorch."""
+    """Dense or expanded gradients, all three of them wanted: no Python, and the gradients of
+    PyTorch.
+    """
     x, w, b = leaves(rows)
     dy = torch.randn(rows, HIDDEN)
     torch.autograd.grad(normalized(x, w, b), (x, w, b), dy)
     python_calls.clear()
 
     def grads(f: Callable[..., Tensor]) -> Any:
-        return [*torch.autograd.grad(f(x, w, b), (x, w, b), dy), *torch.autograd.grad(f(x, w, b).sum(), (x, w, b))]
+        return [
+            *torch.autograd.grad(f(x, w, b), (x, w, b), dy),
+            *torch.autograd.grad(f(x, w, b).sum(), (x, w, b)),
+        ]
 
     both(grads)
     assert not python_calls
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1, 2), (0, 1, 2)])
-def test_kernels_are_learnt_from_the_first_backward(wanted: tuple[int, ...], python_calls: list[Any]) -> None:
-    """The first backward of a case, for each set of gradients, asks Python, later ones do not; the bits are the same."""
+def test_kernels_are_learnt_from_the_first_backward(
+    wanted: tuple[int, ...], python_calls: list[Any]
+) -> None:
+    """The first backward of a case, for each set of gradients, asks Python, later ones do not; the
+    bits are the same.
+    """
     lntune.reload()
     leaf = leaves()
-    first, second, third = (torch.autograd.grad(normalized(*leaf).sum(), [leaf[i] for i in wanted]) for _ in range(3))
+    first, second, third = (
+        torch.autograd.grad(normalized(*leaf).sum(), [leaf[i] for i in wanted]) for _ in range(3)
+    )
     assert len(python_calls) == 1
-    assert all(torch.equal(p, q) and torch.equal(p, r) for p, q, r in zip(first, second, third, strict=True))
+    assert all(
+        torch.equal(p, q) and torch.equal(p, r)
+        for p, q, r in zip(first, second, third, strict=True)
+    )
 
 
 def test_a_reload_forgets_kernels(python_calls: list[Any]) -> None:
@@ -109,21 +125,31 @@ def test_a_reload_forgets_kernels(python_calls: list[Any]) -> None:
 
 
 def test_a_forward_alone_builds_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is used without no_grad, and never trained, builds neither backward kernels nor the node."""
+    """A model that is used without no_grad, and never trained, builds neither backward kernels nor
+    the node.
+    """
     lntune.reload()
     asked: list[str] = []
     kernel_for = module.dispatch.kernel_for
-    monkeypatch.setattr(module.dispatch, "kernel_for", lambda case, tensors=(): asked.append(case.op) or kernel_for(case, tensors))
+    monkeypatch.setattr(
+        module.dispatch,
+        "kernel_for",
+        lambda case, tensors=(): asked.append(case.op) or kernel_for(case, tensors),
+    )
     normalized(*leaves())
     assert asked == ["layer_norm"]
 
 
 def test_the_first_backward_compiles_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the node is not compiled yet the first forward and backward are a Function's; the next ones are the node's."""
+    """Where the node is not compiled yet the first forward and backward are a Function's; the next
+    ones are the node's.
+    """
     loaded = node._loaded.copy()
     monkeypatch.setattr(node, "_loaded", [])
     monkeypatch.setattr(node, "ready", lambda: bool(node._loaded))
-    monkeypatch.setattr(node, "compile_once", lambda: not node._loaded and not node._loaded.extend(loaded))
+    monkeypatch.setattr(
+        node, "compile_once", lambda: not node._loaded and not node._loaded.extend(loaded)
+    )
     lntune.reload()
     x, w, b = leaves()
     for _ in range(2):
@@ -134,9 +160,11 @@ def test_the_first_backward_compiles_the_node(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("tier", ["eager", "default"])
-def test_where_eager_serves(tier: str, monkeypatch: pytest.MonkeyPatch, python_calls: list[Any]) -> None:
-    """A backward whose record says that eager is faster is PyTorch's operator, without a detour; one whose kernel only cannot be had at the
-    moment asks for it again.
+def test_where_eager_serves(
+    tier: str, monkeypatch: pytest.MonkeyPatch, python_calls: list[Any]
+) -> None:
+    """A backward whose record says that eager is faster is PyTorch's operator, without a detour;
+    one whose kernel only cannot be had at the moment asks for it again.
     """
     lntune.reload()
     kernel_for, choose = module.dispatch.kernel_for, module.dispatch.choose
@@ -145,7 +173,11 @@ def test_where_eager_serves(tier: str, monkeypatch: pytest.MonkeyPatch, python_c
         return None if case.op == "layer_norm_backward" else kernel_for(case, tensors)
 
     def choice(case: Any, device: Any = None) -> Any:
-        return msgspec.structs.replace(choose(case, device), tier=tier) if case.op == "layer_norm_backward" else choose(case, device)
+        return (
+            msgspec.structs.replace(choose(case, device), tier=tier)
+            if case.op == "layer_norm_backward"
+            else choose(case, device)
+        )
 
     monkeypatch.setattr(module.dispatch, "kernel_for", eager_backwards)
     monkeypatch.setattr(module.dispatch, "choose", choice)
@@ -158,7 +190,9 @@ def test_where_eager_serves(tier: str, monkeypatch: pytest.MonkeyPatch, python_c
 
 
 def test_saved_tensors_are_those_of_pytorch() -> None:
-    """Hooks see input, weight, bias and the statistics in PyTorch's order, and what they give back is used."""
+    """Hooks see input, weight, bias and the statistics in PyTorch's order, and what they give back
+    is used.
+    """
 
     def packed(f: Callable[..., Tensor]) -> tuple[list[int], list[Tensor]]:
         x, w, b = leaves()
@@ -197,7 +231,9 @@ def test_errors_of_hooks_reach_the_caller() -> None:
 
 
 def test_errors_of_autograd_are_those_of_pytorch() -> None:
-    """A second backward, a saved tensor changed in place, an inference tensor: RuntimeErrors with PyTorch's words."""
+    """A second backward, a saved tensor changed in place, an inference tensor: RuntimeErrors with
+    PyTorch's words.
+    """
     x, w, b = leaves()
     y = normalized(x, w, b)
     y.sum().backward()
@@ -226,7 +262,9 @@ def test_twice_differentiated() -> None:
 
 
 def test_modes_see_the_backward() -> None:
-    """A dispatch mode that is on while the backward runs sees PyTorch's operators, as it does without lntune."""
+    """A dispatch mode that is on while the backward runs sees PyTorch's operators, as it does
+    without lntune.
+    """
 
     def counted(f: Callable[..., Tensor]) -> float:
         x, w, b = leaves()
@@ -254,7 +292,9 @@ def test_views_of_inputs() -> None:
     """Rows that lie apart and gradients in any layout."""
 
     def strided(f: Callable[..., Tensor]) -> Any:
-        wide = torch.randn(5, 2 * HIDDEN, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        wide = torch.randn(
+            5, 2 * HIDDEN, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
         _, w, b = leaves()
         dy = torch.randn(HIDDEN, 5, generator=torch.Generator().manual_seed(2)).t()
         return torch.autograd.grad(f(wide[:, HIDDEN:], w, b), (wide, w, b), dy)
@@ -264,7 +304,9 @@ def test_views_of_inputs() -> None:
 
 @pytest.mark.parametrize("affine", [torch.float32, torch.bfloat16])
 def test_low_precision(affine: torch.dtype) -> None:
-    """bfloat16 with an affine in its own dtype or in float32: gradients in the dtypes of their tensors."""
+    """bfloat16 with an affine in its own dtype or in float32: gradients in the dtypes of their
+    tensors.
+    """
     x, w, b = leaves(7, torch.bfloat16)
     w, b = (t.detach().to(affine).requires_grad_() for t in (w, b))
     grads = torch.autograd.grad(normalized(x, w, b).float().square().sum(), (x, w, b))
@@ -272,7 +314,9 @@ def test_low_precision(affine: torch.dtype) -> None:
     wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
     expected = torch.autograd.grad(by_pytorch(*wide).square().sum(), wide)
     for got, true in zip(grads, expected, strict=True):
-        torch.testing.assert_close(got.double(), true, atol=0.05 * float(true.abs().max()), rtol=0.05)
+        torch.testing.assert_close(
+            got.double(), true, atol=0.05 * float(true.abs().max()), rtol=0.05
+        )
 
 
 def test_undefined_gradients() -> None:
@@ -321,7 +365,9 @@ def test_compiled_autograd() -> None:
 
 @pytest.mark.parametrize("wanted", ["x", "xwb"])
 def test_compiled_autograd_of_several(wanted: str) -> None:
-    """Two norms in one trace, other gradients in another, and a trace of another shape after it: as with PyTorch's norm."""
+    """Two norms in one trace, other gradients in another, and a trace of another shape after it: as
+    with PyTorch's norm.
+    """
 
     def compiled(f: Callable[..., Tensor]) -> Any:
         made = []
@@ -338,7 +384,9 @@ def test_compiled_autograd_of_several(wanted: str) -> None:
 
 
 def test_strict_mode() -> None:
-    """In strict mode a backward whose case was not measured is NotTunedError, as a forward is, through autograd's C++."""
+    """In strict mode a backward whose case was not measured is NotTunedError, as a forward is,
+    through autograd's C++.
+    """
     lntune.reload()
     x, w, b = leaves(17)
     y = normalized(x, w, b)
@@ -396,7 +444,9 @@ def test_graphs_are_freed() -> None:
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the node cannot be compiled autograd.Function serves, and the reason is kept for `lntune doctor`."""
+    """Where the node cannot be compiled autograd.Function serves, and the reason is kept for
+    `lntune doctor`.
+    """
     monkeypatch.setattr(node, "_loaded", [])
     monkeypatch.setattr(node, "_missing", [])
     record = node.RECORD.value
@@ -412,7 +462,12 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         x, w, b = leaves()
         y = lntune.layer_norm(x, (HIDDEN,), w, b)
         assert y.grad_fn is not None and y.grad_fn.name() != "LntuneLayerNormBackward"
-        torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(by_pytorch(x, w, b).sum(), x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.autograd.grad(y.sum(), x),
+            torch.autograd.grad(by_pytorch(x, w, b).sum(), x),
+            atol=1e-5,
+            rtol=1e-5,
+        )
     finally:
         node.RECORD.value = record
         lntune.reload()

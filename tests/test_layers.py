@@ -1,4 +1,6 @@
-"""Imports go one way: a file imports only from lower layers, and heavy packages only where they belong."""
+"""Imports go one way: a file imports only from lower layers, and heavy packages only where they
+belong.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A module imports from the rows above its own; a package counts as one module, and __init__ is the public names (which
-# resolve on first use). Imports for type checkers only are free: they carry a type's name, not code.
+# A module imports from the rows above its own; a package counts as one module, and __init__ is the
+# public names (which resolve on first use). Imports for type checkers only are free: they carry a
+# type's name, not code.
 LAYERS = (
     ("errors", "words"),
     ("system",),
@@ -37,7 +40,12 @@ TVM_FFI = {"backends", "kernels", "system", "torch", "transforms"}
 ABOVE_SCHEDULES = RANK["log"]
 """Schedule files may use what lies below the compiler."""
 
-FILES = sorted(p.relative_to(ROOT) for folder in ("lntune", "schedules") for p in (ROOT / folder).rglob("*.py") if "_bundled" not in p.parts)
+FILES = sorted(
+    p.relative_to(ROOT)
+    for folder in ("lntune", "schedules")
+    for p in (ROOT / folder).rglob("*.py")
+    if "_bundled" not in p.parts
+)
 
 
 def unit(path: Path) -> str:
@@ -48,7 +56,10 @@ def unit(path: Path) -> str:
 def executed(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those below `if TYPE_CHECKING`, which never run."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        ):
             for other in node.orelse:
                 yield from (other, *executed(other))
         else:
@@ -56,14 +67,20 @@ def executed(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imported(source: str) -> set[str]:
-    """Absolute names of the modules a source imports anywhere; `from lntune import x` counts as lntune.x."""
+    """Absolute names of the modules a source imports anywhere; `from lntune import x` counts as
+    lntune.x.
+    """
     names: set[str] = set()
     for node in executed(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "lntune" or node.level else {module}
+            names |= (
+                {f"{module}.{alias.name}" for alias in node.names}
+                if module == "lntune" or node.level
+                else {module}
+            )
     return names
 
 
@@ -81,9 +98,13 @@ def units_used(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_file_imports_only_from_lower_layers(path: Path) -> None:
-    """Every module lntune imports from itself lies in a row above its own; its package's siblings are free."""
+    """Every module lntune imports from itself lies in a row above its own; its package's siblings
+    are free.
+    """
     used = units_used(path)
-    assert used <= set(RANK), f"{path} imports {sorted(used - set(RANK))}; give new modules their place in LAYERS"
+    assert used <= set(RANK), (
+        f"{path} imports {sorted(used - set(RANK))}; give new modules their place in LAYERS"
+    )
     if path.parts[0] == "schedules":
         limit, own = ABOVE_SCHEDULES, ""
     else:
@@ -102,24 +123,35 @@ def test_imports_are_absolute(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "lntune"], ids=str)
 def test_heavy_packages_are_imported_only_where_they_belong(path: Path) -> None:
-    """TVM is called by the compiler's modules alone, tvm_ffi by those that call kernels; searches and reports know no tensor."""
+    """TVM is called by the compiler's modules alone, tvm_ffi by those that call kernels; searches
+    and reports know no tensor.
+    """
     packages = {name.split(".")[0] for name in imports_of(path)}
     own = unit(path)
     assert "tvm" not in packages or own in TVM
     assert "tvm_ffi" not in packages or own in TVM_FFI
-    assert not packages & {"tvm", "tvm_ffi", "torch"} or own not in ("search", "report", "records", "knobs")
+    assert not packages & {"tvm", "tvm_ffi", "torch"} or own not in (
+        "search",
+        "report",
+        "records",
+        "knobs",
+    )
 
 
 def loaded_by(statement: str) -> set[str]:
     """The top-level packages that a fresh interpreter has loaded after the statement."""
     code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
 def test_importing_lntune_is_light() -> None:
-    """`import lntune` brings in neither a compiler nor the command line's packages, and leaves torch to its first use."""
+    """`import lntune` brings in neither a compiler nor the command line's packages, and leaves
+    torch to its first use.
+    """
     loaded = loaded_by("import lntune")
     assert "lntune" in loaded
     assert not loaded & {"tvm", "tvm_ffi", "typer", "rich", "scipy", "torch"}
@@ -132,14 +164,25 @@ def test_the_torch_op_loads_without_the_compiler() -> None:
     assert not loaded & {"tvm", "typer", "rich", "scipy"}
 
 
-@pytest.mark.parametrize("module", [".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in FILES if p.parts[1] in ("report", "search")])
+@pytest.mark.parametrize(
+    "module",
+    [
+        ".".join(p.with_suffix("").parts).removesuffix(".__init__")
+        for p in FILES
+        if p.parts[1] in ("report", "search")
+    ],
+)
 def test_reports_and_searches_load_no_device_code(module: str) -> None:
-    """Importing any report or search module, with all it imports in turn, loads neither torch nor TVM."""
+    """Importing any report or search module, with all it imports in turn, loads neither torch nor
+    TVM.
+    """
     assert not loaded_by(f"import {module}") & {"tvm", "tvm_ffi", "torch"}
 
 
 def test_the_checks_see_every_form_of_import() -> None:
-    """Plain, aliased, from-, nested and relative imports are found; those for type checkers only are not."""
+    """Plain, aliased, from-, nested and relative imports are found; those for type checkers only
+    are not.
+    """
     source = """
 import a.b as c
 from lntune import x, y as z

@@ -27,12 +27,16 @@ NAMES = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", 
 ROUNDING = {torch.float32: 16 * 2.0**-24, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 HIDDEN = 48
 FORMS_HIDDEN = 16
-"""Where much is called that has kernels of its own: they are built in half the time without a tail, which test_kernels.py is about."""
+"""Where much is called that has kernels of its own: they are built in half the time without a tail,
+which test_kernels.py is about.
+"""
 
 
 @pytest.fixture(scope="module")
 def activations() -> Callable[[str, np.ndarray], np.ndarray]:
-    """`activations(name, x)`: a function of ops/activations.py, compiled for vectors, of a float32 array."""
+    """`activations(name, x)`: a function of ops/activations.py, compiled for vectors, of a float32
+    array.
+    """
     import tvm
     from tvm import s_tir, te, tirx
 
@@ -45,7 +49,9 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
         sch = s_tir.Schedule(loops.element_aligned(te.create_prim_func([given, made])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
         with compiler._lock:  # the compiler is used by one thread at a time
-            kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))["main"]
+            kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))[
+                "main"
+            ]
         padded = np.resize(x.astype(np.float32), (-(-x.size // 16), 16))
         out = np.empty_like(padded)
         kernel(torch.from_numpy(padded), torch.from_numpy(out))
@@ -56,12 +62,23 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh"])
 def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndarray]) -> None:
-    """Within three units in the last place where the result is a normal number, at the ends and for the smallest x too; NaN stays."""
-    x = np.concatenate([np.linspace(-87, 88, 40001), np.linspace(-1, 1, 20001), np.geomspace(1e-30, 1, 5000), -np.geomspace(1e-30, 1, 5000)])
+    """Within three units in the last place where the result is a normal number, at the ends and for
+    the smallest x too; NaN stays.
+    """
+    x = np.concatenate(
+        [
+            np.linspace(-87, 88, 40001),
+            np.linspace(-1, 1, 20001),
+            np.geomspace(1e-30, 1, 5000),
+            -np.geomspace(1e-30, 1, 5000),
+        ]
+    )
     x = x.astype(np.float32)
     wide = x.astype(np.float64)
     truth = {"exp": np.exp, "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh}[name](wide)
-    off = np.abs(activations(name, x) - truth) / np.maximum(np.spacing(np.abs(truth).astype(np.float32)), np.finfo(np.float32).tiny)
+    off = np.abs(activations(name, x) - truth) / np.maximum(
+        np.spacing(np.abs(truth).astype(np.float32)), np.finfo(np.float32).tiny
+    )
     assert off.max() <= 3, x[off.argmax()]
     ends = activations(name, np.array([-np.inf, -1e30, 1e30, np.inf, np.nan], np.float32))
     if name != "exp":
@@ -70,14 +87,30 @@ def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndar
     assert np.isnan(ends[4])
 
 
-def made(batch: tuple[int, ...] = (6,), dtype: torch.dtype = torch.float32, seed: int = 0, hidden: int = HIDDEN) -> dict[str, Any]:
+def made(
+    batch: tuple[int, ...] = (6,),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    hidden: int = HIDDEN,
+) -> dict[str, Any]:
     """Random arguments, all there."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"c": (*batch, hidden), "weight_c": (hidden,), "bias_c": (hidden,), "gates_x": (*batch, 4 * hidden), "gates_h": (*batch, 4 * hidden)}
-    return {name: torch.randn(shapes.get(name, (4 * hidden,)), generator=generator).to(dtype) for name in NAMES}
+    shapes = {
+        "c": (*batch, hidden),
+        "weight_c": (hidden,),
+        "bias_c": (hidden,),
+        "gates_x": (*batch, 4 * hidden),
+        "gates_h": (*batch, 4 * hidden),
+    }
+    return {
+        name: torch.randn(shapes.get(name, (4 * hidden,)), generator=generator).to(dtype)
+        for name in NAMES
+    }
 
 
-def check(given: dict[str, Any], carried: bool = False, per_gate: bool = False, calls: int = 2) -> list[tuple[Tensor, Tensor]]:
+def check(
+    given: dict[str, Any], carried: bool = False, per_gate: bool = False, calls: int = 2
+) -> list[tuple[Tensor, Tensor]]:
     """Several calls, each as near to float64 as eager; the same bits every time."""
     wide = {name: None if t is None else t.double() for name, t in given.items()}
     truth = formula(**wide, eps=1e-5, carried=carried, per_gate=per_gate)
@@ -87,18 +120,24 @@ def check(given: dict[str, Any], carried: bool = False, per_gate: bool = False, 
         for ours, theirs, true in zip(result, eager, truth, strict=True):
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
             if ours.numel():
-                error, eager_error = (float((t.double() - true).abs().max()) for t in (ours, theirs))
-                assert error <= 2 * eager_error + ROUNDING[ours.dtype] * max(1.0, float(true.abs().max()))
+                error, eager_error = (
+                    float((t.double() - true).abs().max()) for t in (ours, theirs)
+                )
+                assert error <= 2 * eager_error + ROUNDING[ours.dtype] * max(
+                    1.0, float(true.abs().max())
+                )
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
     return results
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_form(dtype: torch.dtype) -> None:
-    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized.
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or
+    normalized.
 
-    All forms in float32; either low dtype takes those with an odd or an even number of options, among which any three options have
-    all their combinations. Every variant's kernel is checked with the other schedules'.
+    All forms in float32; either low dtype takes those with an odd or an even number of options,
+    among which any three options have all their combinations. Every variant's kernel is checked
+    with the other schedules'.
     """
     for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
         if (raw + bias + bias_c + carried) % 2 == {torch.float16: 0, torch.bfloat16: 1}.get(dtype):
@@ -135,10 +174,16 @@ def test_layouts(view: str) -> None:
 
 def test_a_row_depends_on_itself_alone() -> None:
     """A sequence gives the same bits alone and among others, and whatever the number of threads."""
-    given, threads = made((40,), torch.float16, hidden=256), torch.get_num_threads()  # no log has it, so one set of knobs serves all
+    # no log has it, so one set of knobs serves all
+    given, threads = made((40,), torch.float16, hidden=256), torch.get_num_threads()
     together = lnlstm_step(**given)
     for row in (0, 17, 39):
-        alone = lnlstm_step(**{name: t[row : row + 1] if name in ("gates_x", "gates_h", "c") else t for name, t in given.items()})
+        alone = lnlstm_step(
+            **{
+                name: t[row : row + 1] if name in ("gates_x", "gates_h", "c") else t
+                for name, t in given.items()
+            }
+        )
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
     try:
         torch.set_num_threads(1)
@@ -151,20 +196,29 @@ def test_per_gate_is_the_formula() -> None:
     """One layer norm for each gate is PyTorch's to the bit, and differs from one over the four."""
     given = made()
     ours, joint = lnlstm_step(**given, per_gate=True), lnlstm_step(**given)
-    assert all(torch.equal(a, b) for a, b in zip(ours, formula(**given, eps=1e-5, carried=False, per_gate=True), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours, formula(**given, eps=1e-5, carried=False, per_gate=True), strict=True)
+    )
     assert not torch.allclose(ours[0], joint[0])
 
 
-def gradients(function: Callable[..., tuple[Tensor, Tensor]], given: dict[str, Any], **options: Any) -> dict[str, Tensor]:
+def gradients(
+    function: Callable[..., tuple[Tensor, Tensor]], given: dict[str, Any], **options: Any
+) -> dict[str, Tensor]:
     """The gradients of a function of h and c that has both, by argument."""
-    given = {name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()}
+    given = {
+        name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()
+    }
     h, c = function(**given, **options)
     (h * 2 + c.sin()).sum().backward()
     return {name: t.grad for name, t in given.items() if t is not None}
 
 
 def check_gradients(given: dict[str, Any], carried: bool = False) -> None:
-    """Every gradient is as near to float64 autograd's as eager mode's is, and the same bits every time."""
+    """Every gradient is as near to float64 autograd's as eager mode's is, and the same bits every
+    time.
+    """
     wide = {name: None if t is None else t.double() for name, t in given.items()}
     truth, eager = (gradients(formula, g, eps=1e-5, carried=carried) for g in (wide, given))
     ours, again = (gradients(lnlstm_step, given, carried=carried) for _ in range(2))
@@ -172,7 +226,10 @@ def check_gradients(given: dict[str, Any], carried: bool = False) -> None:
     for name, grad in ours.items():
         assert (grad.shape, grad.dtype) == (given[name].shape, given[name].dtype)
         assert torch.equal(grad, again[name])
-        error, eager_error = (float((g.double() - truth[name]).abs().max()) if g.numel() else 0.0 for g in (grad, eager[name]))
+        error, eager_error = (
+            float((g.double() - truth[name]).abs().max()) if g.numel() else 0.0
+            for g in (grad, eager[name])
+        )
         scale = max(1.0, float(truth[name].abs().max())) if grad.numel() else 1.0
         assert error <= 2 * eager_error + ROUNDING[grad.dtype] * scale, name
 
@@ -180,7 +237,8 @@ def check_gradients(given: dict[str, Any], carried: bool = False) -> None:
 @pytest.mark.parametrize("form", [(1, 1, 1, 0), (0, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_of_forms(dtype: torch.dtype, form: tuple[int, ...]) -> None:
-    """gates_x raw or normalized, with and without either bias, the cell carried as it is or normalized.
+    """gates_x raw or normalized, with and without either bias, the cell carried as it is or
+    normalized.
 
     The kernels of every combination are checked with the other schedules'.
     """
@@ -199,7 +257,9 @@ def test_gradients_of_batches(batch: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("style", ["normal", "shifted", "constant", "tiny", "huge"])
 def test_the_reference_is_autograd(style: str) -> None:
-    """In float64 the backward's reference, which kernels are checked against, is what autograd makes of the forward's, in every variant."""
+    """In float64 the backward's reference, which kernels are checked against, is what autograd
+    makes of the forward's, in every variant.
+    """
     for name in ops.get("lnlstm_step_backward").variants:
         case, tokens = Case("lnlstm_step_backward", 6, "float32", 5, name), name.split("+")
         given = {n: t.double() for n, t in ops.get(case.op).inputs(case, 5, style, 3).items()}
@@ -211,46 +271,70 @@ def test_the_reference_is_autograd(style: str) -> None:
             exact = {**given, **ops.get("lnlstm_step").reference(forward, {**leaves, "eps": 1e-5})}
             found = ops.get(case.op).reference(case, exact)
         for n, grad in zip(leaves, truth, strict=True):
-            scale = max(float(grad.abs().max()), float(exact["rstd_c"].max()) if n != "weight_x" else 1.0)
+            scale = max(
+                float(grad.abs().max()), float(exact["rstd_c"].max()) if n != "weight_x" else 1.0
+            )
             assert float((found[f"d{n}"] - grad).abs().max()) <= 1e-9 * max(scale, 1.0), (name, n)
 
 
 def test_a_subset_of_gradients() -> None:
-    """Only what is asked for is returned, and it is the same as with all the others; h or c alone may have a gradient."""
+    """Only what is asked for is returned, and it is the same as with all the others; h or c alone
+    may have a gradient.
+    """
     given = made()
     whole = gradients(lnlstm_step, given)
     for wanted in (("gates_h",), ("c", "bias"), ("weight_c",), ("weight_x", "gates_x", "bias_c")):
         some = {name: t.clone().requires_grad_(name in wanted) for name, t in given.items()}
         h, c = lnlstm_step(**some)
         (h * 2 + c.sin()).sum().backward()
-        assert all(torch.equal(some[name].grad, whole[name]) if name in wanted else some[name].grad is None for name in NAMES)
+        assert all(
+            torch.equal(some[name].grad, whole[name]) if name in wanted else some[name].grad is None
+            for name in NAMES
+        )
     for index in (0, 1):
         ours, theirs = (
-            torch.autograd.grad(function(**given_grad)[index].sum(), list(given_grad.values()), allow_unused=True, materialize_grads=True)
+            torch.autograd.grad(
+                function(**given_grad)[index].sum(),
+                list(given_grad.values()),
+                allow_unused=True,
+                materialize_grads=True,
+            )
             for function, given_grad in (
                 (lnlstm_step, {name: t.clone().requires_grad_() for name, t in given.items()}),
-                (lambda **k: formula(**k, eps=1e-5, carried=False), {name: t.clone().requires_grad_() for name, t in given.items()}),
+                (
+                    lambda **k: formula(**k, eps=1e-5, carried=False),
+                    {name: t.clone().requires_grad_() for name, t in given.items()},
+                ),
             )
         )
         torch.testing.assert_close(ours, theirs)
 
 
 def test_double_backward() -> None:
-    """gradcheck and gradgradcheck pass in float64; in float32 the gradient of a gradient is the formula's."""
+    """gradcheck and gradgradcheck pass in float64; in float32 the gradient of a gradient is the
+    formula's.
+    """
     small = {name: t.double().requires_grad_() for name, t in made((2,), hidden=3).items()}
     assert torch.autograd.gradcheck(lnlstm_step, tuple(small[name] for name in NAMES))
-    assert torch.autograd.gradgradcheck(lnlstm_step, tuple(small[name] for name in NAMES), atol=1e-4)
+    assert torch.autograd.gradgradcheck(
+        lnlstm_step, tuple(small[name] for name in NAMES), atol=1e-4
+    )
     found = []
     for function in (lnlstm_step, lambda **k: formula(**k, eps=1e-5, carried=False)):
         given = {name: t.clone().requires_grad_() for name, t in made().items()}
-        (first,) = torch.autograd.grad(function(**given)[0].square().sum(), given["gates_h"], create_graph=True)
-        found.append(torch.autograd.grad(first.square().sum(), [given["gates_h"], given["weight_c"]]))
+        (first,) = torch.autograd.grad(
+            function(**given)[0].square().sum(), given["gates_h"], create_graph=True
+        )
+        found.append(
+            torch.autograd.grad(first.square().sum(), [given["gates_h"], given["weight_c"]])
+        )
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_double_backward_over_steps() -> None:
-    """Where the arguments of a step are made from one another, or are one tensor twice, a gradient that is recorded is still the formula's, and
-    so is its own gradient: each way from a gain to the result counts once.
+    """Where the arguments of a step are made from one another, or are one tensor twice, a gradient
+    that is recorded is still the formula's, and so is its own gradient: each way from a gain to the
+    result counts once.
     """
     found = []
     for function in (lnlstm_step, lambda *given: formula(*given, 1e-5, False)):
@@ -267,16 +351,24 @@ def test_double_backward_over_steps() -> None:
 
 
 def test_eager_serves_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where eager mode serves the backward's case, PyTorch's operators stand in for its kernel, with the same arguments."""
+    """Where eager mode serves the backward's case, PyTorch's operators stand in for its kernel,
+    with the same arguments.
+    """
     given, kernel_for = made(), dispatch.kernel_for
     whole = gradients(lnlstm_step, given)
-    monkeypatch.setattr(dispatch, "kernel_for", lambda case, *rest: None if case.op == "lnlstm_step_backward" else kernel_for(case, *rest))
+    monkeypatch.setattr(
+        dispatch,
+        "kernel_for",
+        lambda case, *rest: None if case.op == "lnlstm_step_backward" else kernel_for(case, *rest),
+    )
     for name, grad in gradients(lnlstm_step, given).items():
         torch.testing.assert_close(grad, whole[name])
 
 
 def test_mixed_dtypes() -> None:
-    """Arguments of several dtypes, as autocast makes them, are taken in the widest, and the result is in it."""
+    """Arguments of several dtypes, as autocast makes them, are taken in the widest, and the result
+    is in it.
+    """
     given = made()
     given["gates_x"], given["gates_h"] = given["gates_x"].bfloat16(), given["gates_h"].bfloat16()
     h, c = lnlstm_step(**given)
@@ -321,26 +413,47 @@ def test_bad_arguments(what: str) -> None:
         check(made())
 
 
-@pytest.mark.parametrize("eps", [-0.01, -9.0, float("nan"), float("inf"), torch.tensor(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "eps", [-0.01, -9.0, float("nan"), float("inf"), torch.tensor(0.5)], ids=repr
+)
 def test_any_eps_is_pytorchs(eps: Any) -> None:
-    """An eps that PyTorch's layer norm takes gives the formula's result and gradients, NaN where a variance and eps are below zero."""
+    """An eps that PyTorch's layer norm takes gives the formula's result and gradients, NaN where a
+    variance and eps are below zero.
+    """
     check(made())
     for _ in range(2):
         results = []
         for f in (lnlstm_step, formula):
-            given = {name: t.clone().requires_grad_() for name, t in made().items() if isinstance(t, Tensor)}
+            given = {
+                name: t.clone().requires_grad_()
+                for name, t in made().items()
+                if isinstance(t, Tensor)
+            }
             values = [given.get(name) for name in NAMES]
             with torch.no_grad():
                 plain = f(*values, eps, False)
             h, c = f(*values, eps, False)
-            results.append([*plain, h.detach(), c.detach(), *torch.autograd.grad((h + c).sum(), list(given.values()))])
+            results.append(
+                [
+                    *plain,
+                    h.detach(),
+                    c.detach(),
+                    *torch.autograd.grad((h + c).sum(), list(given.values())),
+                ]
+            )
         torch.testing.assert_close(*results, equal_nan=True, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("module", "rows"), [(lntune.LayerNormLSTMCell, 5), (lntune.LayerNormLSTM, 1)])
+@pytest.mark.parametrize(
+    ("module", "rows"), [(lntune.LayerNormLSTMCell, 5), (lntune.LayerNormLSTM, 1)]
+)
 def test_a_module_with_a_negative_eps(module: Any, rows: int) -> None:
     """A module takes one too, and computes the same compiled."""
-    lstm, x, state = module(3, 8, eps=-1e-9), torch.randn(5, 3), (torch.randn(rows, 8), torch.randn(rows, 8))
+    lstm, x, state = (
+        module(3, 8, eps=-1e-9),
+        torch.randn(5, 3),
+        (torch.randn(rows, 8), torch.randn(rows, 8)),
+    )
     usual = module(3, 8, eps=1e-9)
     usual.load_state_dict(lstm.state_dict())
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
@@ -350,7 +463,9 @@ def test_a_module_with_a_negative_eps(module: Any, rows: int) -> None:
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_compiled(grad: bool) -> None:
-    """torch.compile takes a loop over steps in one graph, and gives what eager gives, gradients too."""
+    """torch.compile takes a loop over steps in one graph, and gives what eager gives, gradients
+    too.
+    """
 
     def three(given: dict[str, Any]) -> Tensor:
         h = given["c"]
@@ -365,7 +480,9 @@ def test_compiled(grad: bool) -> None:
         ours, theirs = compiled(given), three(given)
     torch.testing.assert_close(ours, theirs)
     if grad:
-        mine, other = (torch.autograd.grad(y.sum(), [given[name] for name in NAMES]) for y in (ours, theirs))
+        mine, other = (
+            torch.autograd.grad(y.sum(), [given[name] for name in NAMES]) for y in (ours, theirs)
+        )
         torch.testing.assert_close(mine, other)
 
 
@@ -374,7 +491,11 @@ def test_the_custom_op() -> None:
     given = made()
     values = tuple(given[name] for name in NAMES)
     with torch.no_grad():
-        torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*values, 1e-5, False, False), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            torch.ops.lntune.lnlstm_step,
+            (*values, 1e-5, False, False),
+            test_utils=("test_schema", "test_faketensor"),
+        )
     recorded = tuple(t.requires_grad_() for t in values)
     torch.library.opcheck(torch.ops.lntune.lnlstm_step, (*recorded, 1e-5, False, True))
 

@@ -1,4 +1,6 @@
-"""LN-LSTM steps over whole sequences on kernels: values and gradients against float64, every layout of sequences, compiled too."""
+"""LN-LSTM steps over whole sequences on kernels: values and gradients against float64, every layout
+of sequences, compiled too.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ import lntune
 from lntune.torch import products as module
 from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 NAMES = ("gates_x", "h_0", "c_0", "matrix", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
 HIDDEN = 24
@@ -34,33 +39,64 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PACKED_FROM", {True: (8, 0), False: (8, 0)})
 
 
-def made(sizes: list[int], dtype: torch.dtype = torch.float32, hidden: int = HIDDEN) -> dict[str, Tensor]:
+def made(
+    sizes: list[int], dtype: torch.dtype = torch.float32, hidden: int = HIDDEN
+) -> dict[str, Tensor]:
     """Random arguments, all there."""
     generator, n = torch.Generator().manual_seed(0), max(sizes)
     gates, state = (4 * hidden,), (n, hidden)
-    shapes = {"gates_x": (sum(sizes), *gates), "h_0": state, "c_0": state, "matrix": (*gates, hidden), "weight_c": (hidden,), "bias_c": (hidden,)}
-    return {name: torch.randn(shapes.get(name, gates), generator=generator).to(dtype) for name in NAMES}
+    shapes = {
+        "gates_x": (sum(sizes), *gates),
+        "h_0": state,
+        "c_0": state,
+        "matrix": (*gates, hidden),
+        "weight_c": (hidden,),
+        "bias_c": (hidden,),
+    }
+    return {
+        name: torch.randn(shapes.get(name, gates), generator=generator).to(dtype) for name in NAMES
+    }
 
 
 def run(function: Any, given: dict[str, Any], sizes: list[int], *options: Any) -> dict[str, Tensor]:
     """Outputs, and the gradients of a function of all of them by "d" and the argument."""
-    leaves = {name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()}
-    made = dict(zip(("out", "h_n", "c_n"), function(*leaves.values(), sizes, 1e-5, *options), strict=True))
-    ((made["out"] * 2).sin().sum() + made["h_n"].square().sum() + made["c_n"].sin().sum()).backward()
-    return {name: t.detach() for name, t in made.items()} | {f"d{name}": t.grad for name, t in leaves.items() if t is not None}
+    leaves = {
+        name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()
+    }
+    made = dict(
+        zip(("out", "h_n", "c_n"), function(*leaves.values(), sizes, 1e-5, *options), strict=True)
+    )
+    (
+        (made["out"] * 2).sin().sum() + made["h_n"].square().sum() + made["c_n"].sin().sum()
+    ).backward()
+    return {name: t.detach() for name, t in made.items()} | {
+        f"d{name}": t.grad for name, t in leaves.items() if t is not None
+    }
 
 
 def check(given: dict[str, Any], sizes: list[int], *options: Any) -> None:
     """As near to float64 as PyTorch's operators come, and the same bits twice."""
-    truth = run(by_steps, {name: None if t is None else t.double() for name, t in given.items()}, sizes, *options)
-    eager, ours, again = (run(function, given, sizes, *options) for function in (by_steps, lnlstm_sequence, lnlstm_sequence))
+    truth = run(
+        by_steps,
+        {name: None if t is None else t.double() for name, t in given.items()},
+        sizes,
+        *options,
+    )
+    eager, ours, again = (
+        run(function, given, sizes, *options)
+        for function in (by_steps, lnlstm_sequence, lnlstm_sequence)
+    )
     rounding = {torch.float32: 2.0**-19, torch.bfloat16: 2.0**-6}[given["h_0"].dtype]
     for name, t in ours.items():
         assert (t.shape, t.dtype) == (eager[name].shape, eager[name].dtype), name
         assert torch.equal(t, again[name]), name
         if t.numel():
-            error, eager_error = (float((v.double() - truth[name]).abs().max()) for v in (t, eager[name]))
-            assert error <= 3 * eager_error + rounding * max(1.0, float(truth[name].abs().max())), name
+            error, eager_error = (
+                float((v.double() - truth[name]).abs().max()) for v in (t, eager[name])
+            )
+            assert error <= 3 * eager_error + rounding * max(1.0, float(truth[name].abs().max())), (
+                name
+            )
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
@@ -73,8 +109,9 @@ def test_against_float64(what: str, reverse: bool) -> None:
 @pytest.mark.parametrize("options", [(True, False), (False, True)], ids=["carried", "per_gate"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
-    """The cell carried normalized, a layer norm for each gate, with biases left out, in low precision too. Each is further kernels: their
-    rows are whole vectors, and of what is left out they are of one row bucket.
+    """The cell carried normalized, a layer norm for each gate, with biases left out, in low
+    precision too. Each is further kernels: their rows are whole vectors, and of what is left out
+    they are of one row bucket.
     """
     packed, one_bucket = SIZES["packed"], [5, 5, 3, 3]
     check(made(packed, dtype, 16), packed, *options, False)
@@ -99,7 +136,9 @@ def test_inference_is_training() -> None:
         given = made(sizes)
         with torch.no_grad():
             plain = lnlstm_sequence(*given.values(), sizes, 1e-5, False, False, False)
-        recorded = lnlstm_sequence(*(t.requires_grad_() for t in given.values()), sizes, 1e-5, False, False, False)
+        recorded = lnlstm_sequence(
+            *(t.requires_grad_() for t in given.values()), sizes, 1e-5, False, False, False
+        )
         assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
         assert not any(t.requires_grad for t in plain) and all(t.requires_grad for t in recorded)
 
@@ -108,12 +147,17 @@ def test_views() -> None:
     """States and gradients that are strided or expanded are taken as their values are."""
     sizes = SIZES["equal"]
     given = made(sizes)
-    given["h_0"], given["c_0"] = torch.randn(HIDDEN, 3).t(), torch.randn(1, HIDDEN).expand(3, HIDDEN)
+    given["h_0"], given["c_0"] = (
+        torch.randn(HIDDEN, 3).t(),
+        torch.randn(1, HIDDEN).expand(3, HIDDEN),
+    )
     leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
     results = []
     for function in (lnlstm_sequence, by_steps):
         out, h, c = function(*leaves.values(), sizes, 1e-5, False, False, False)
-        results.append(torch.autograd.grad(out.sum() + h.t().sum() + c.sum(), list(leaves.values())))
+        results.append(
+            torch.autograd.grad(out.sum() + h.t().sum() + c.sum(), list(leaves.values()))
+        )
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -121,7 +165,9 @@ def test_some_gradients() -> None:
     """Only the last state, or only one argument, may have a gradient."""
     sizes, results = SIZES["packed"], []
     for function in (lnlstm_sequence, by_steps):
-        given = {name: t.requires_grad_(name in ("matrix", "bias")) for name, t in made(sizes).items()}
+        given = {
+            name: t.requires_grad_(name in ("matrix", "bias")) for name, t in made(sizes).items()
+        }
         _, h, _ = function(*given.values(), sizes, 1e-5, False, False, False)
         results.append(torch.autograd.grad(h.sum(), [given["matrix"], given["bias"]]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
@@ -139,7 +185,9 @@ def test_double_backward() -> None:
 
 
 def test_double_backward_over_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state that is handed on from one call to the next was made with the same weights: each way from them to the result counts once."""
+    """A state that is handed on from one call to the next was made with the same weights: each way
+    from them to the result counts once.
+    """
     torch.manual_seed(0)
     rnn, x, results = lntune.LayerNormLSTM(3, 8), torch.randn(4, 2, 3), []
     for function in (lnlstm_sequence, by_steps):
@@ -155,15 +203,21 @@ def test_the_custom_op() -> None:
     """PyTorch's own checks of custom operators pass, gradients included."""
     sizes = SIZES["packed"]
     given = [t.requires_grad_() for t in made(sizes).values()]
-    torch.library.opcheck(torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, False, True))
+    torch.library.opcheck(
+        torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, False, True)
+    )
     with torch.no_grad():
         torch.library.opcheck(
-            torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, True, False), test_utils=("test_schema", "test_faketensor")
+            torch.ops.lntune.lnlstm_sequence,
+            (*given, sizes, 1e-5, False, True, False),
+            test_utils=("test_schema", "test_faketensor"),
         )
 
 
 def test_compiled_training_does_not_unroll() -> None:
-    """torch.compile takes a layer in training as one graph with one operator per direction, however long the sequence."""
+    """torch.compile takes a layer in training as one graph with one operator per direction, however
+    long the sequence.
+    """
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -180,11 +234,15 @@ def test_compiled_training_does_not_unroll() -> None:
         module_(x)[0].square().sum().backward()
         results.append({name: p.grad.clone() for name, p in rnn.named_parameters()})
     torch.testing.assert_close(*results)
-    assert [sum("lnlstm_sequence" in str(node.target) for node in g.graph.nodes) for g in graphs] == [4]
+    assert [
+        sum("lnlstm_sequence" in str(node.target) for node in g.graph.nodes) for g in graphs
+    ] == [4]
 
 
 def test_autocast_trains_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast matrix products are in low precision and all else in the parameters' dtype; no further from float32 than eager is."""
+    """Under autocast matrix products are in low precision and all else in the parameters' dtype; no
+    further from float32 than eager is.
+    """
     torch.manual_seed(0)
     rnn, x = lntune.LayerNormLSTM(6, 8), torch.randn(12, 3, 6)
 
@@ -199,8 +257,11 @@ def test_autocast_trains_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lntune.torch.lstm.lnlstm_sequence", by_steps)
     truth, eager = gradients(False), gradients(True)
     monkeypatch.undo()
-    monkeypatch.setattr("lntune.torch.lnlstm_sequence.by_steps", None)  # would fail if it were called
+    # would fail if it were called
+    monkeypatch.setattr("lntune.torch.lnlstm_sequence.by_steps", None)
     ours = gradients(True)
     for name, grad in ours.items():
-        error, eager_error = (float((g - truth[name]).norm() / truth[name].norm()) for g in (grad, eager[name]))
+        error, eager_error = (
+            float((g - truth[name]).norm() / truth[name].norm()) for g in (grad, eager[name])
+        )
         assert grad.dtype == torch.float32 and 1e-6 < error <= 2 * eager_error, name

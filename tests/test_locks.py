@@ -74,9 +74,16 @@ def test_a_lock_that_is_free(tmp_path: Path) -> None:
 
 
 def test_waiting_is_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
-    """After a second it is said once which lock is waited for and how long, and when it is given up the block runs."""
+    """After a second it is said once which lock is waited for and how long, and when it is given up
+    the block runs.
+    """
     clock.at, clock.then = clock.now + 10, held.release
-    with pytest.warns(LockWarning, match=r"waiting for .*log\.lock, for 60 s at most.*End or continue") as said, locks.locked(tmp_path / "log"):
+    with (
+        pytest.warns(
+            LockWarning, match=r"waiting for .*log\.lock, for 60 s at most.*End or continue"
+        ) as said,
+        locks.locked(tmp_path / "log"),
+    ):
         assert 10 <= clock.now - 1000 < 11
     assert [w.filename for w in said] == [__file__]
 
@@ -91,22 +98,33 @@ def test_a_short_wait_is_not_said(tmp_path: Path, clock: Clock, held: filelock.F
 @pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
 def test_a_limit(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
     """Who does not get the lock in a minute gets an error that names the file and what to do."""
-    with pytest.raises(LockedError, match=r"held .*log\.lock for 60 s\. End or continue"), locks.locked(tmp_path / "log"):
+    with (
+        pytest.raises(LockedError, match=r"held .*log\.lock for 60 s\. End or continue"),
+        locks.locked(tmp_path / "log"),
+    ):
         raise AssertionError("it is held")
     assert 60 <= clock.now - 1000 < 61
 
 
 @pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
-def test_an_interrupt_that_is_held_back_ends_the_wait(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
-    """Ctrl-C in a block that holds it back, while a lock is waited for there, arrives in moments, not after the limit."""
+def test_an_interrupt_that_is_held_back_ends_the_wait(
+    tmp_path: Path, clock: Clock, held: filelock.FileLock
+) -> None:
+    """Ctrl-C in a block that holds it back, while a lock is waited for there, arrives in moments,
+    not after the limit.
+    """
     clock.at, clock.then = clock.now + 5, lambda: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interrupts.held(), locks.locked(tmp_path / "log"):
         raise AssertionError("it is held")
     assert clock.now - 1000 < 6
 
 
-def test_a_lock_file_left_behind_where_there_is_no_flock(tmp_path: Path, clock: Clock, no_flock: None) -> None:
-    """An empty ".lock" of another time or mount means nothing: the lock is a file of another name, which goes with its holder."""
+def test_a_lock_file_left_behind_where_there_is_no_flock(
+    tmp_path: Path, clock: Clock, no_flock: None
+) -> None:
+    """An empty ".lock" of another time or mount means nothing: the lock is a file of another name,
+    which goes with its holder.
+    """
     (tmp_path / "log.lock").touch()
     with locks.locked(tmp_path / "log"):
         assert str(os.getpid()) in (tmp_path / "log.lock.held").read_text()
@@ -114,14 +132,20 @@ def test_a_lock_file_left_behind_where_there_is_no_flock(tmp_path: Path, clock: 
     assert [f.name for f in tmp_path.iterdir()] == ["log.lock"]
 
 
-def test_two_processes_where_there_is_no_flock(tmp_path: Path, clock: Clock, no_flock: None) -> None:
-    """The lock of a process that lives is respected, and the error names the file that says whose it is; that of one that was killed is
-    taken over.
+def test_two_processes_where_there_is_no_flock(
+    tmp_path: Path, clock: Clock, no_flock: None
+) -> None:
+    """The lock of a process that lives is respected, and the error names the file that says whose
+    it is; that of one that was killed is taken over.
     """
     name = tmp_path / "log.lock.held"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         name.write_text(f"{other.pid}\n{socket.gethostname()}\n")
-        with pytest.warns(LockWarning), pytest.raises(LockedError, match=r"which .*log\.lock\.held names, or delete"), locks.locked(tmp_path / "log"):
+        with (
+            pytest.warns(LockWarning),
+            pytest.raises(LockedError, match=r"which .*log\.lock\.held names, or delete"),
+            locks.locked(tmp_path / "log"),
+        ):
             raise AssertionError("it is held")
         other.kill()
     with locks.locked(tmp_path / "log"):

@@ -1,4 +1,6 @@
-"""`--log-dir`: that folder of tuning logs and no other; what is no such folder is an error. And whose records `report` shows."""
+"""`--log-dir`: that folder of tuning logs and no other; what is no such folder is an error. And
+whose records `report` shows.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,18 @@ READING = {
     "show": ["show", "layer_norm", "--hidden", "96", "--as", "te"],
     "check": ["check", "layer_norm"],
     "build": ["build", "layer_norm", "--hidden", "96", "--dtype", "float32", "--rows", "8"],
-    "bench": ["bench", "--hidden", "96", "--dtype", "float32", "--rows", "8", "--no-compile", "--time", "1ms"],
+    "bench": [
+        "bench",
+        "--hidden",
+        "96",
+        "--dtype",
+        "float32",
+        "--rows",
+        "8",
+        "--no-compile",
+        "--time",
+        "1ms",
+    ],
 }
 
 
@@ -39,7 +52,15 @@ def final(hidden: int = CASE.hidden, **changes: Any) -> Record:
     timings = {name: Timing((us,), us) for name, us in (("tuned", 1.0), ("eager", 2.0))}
     setting = knobs.to_dict(plan.default(case, HERE))
     made = {"code": plan.code, "knobs": setting, "device": HERE, "time": "2026-01-01", **changes}
-    return Record(role="final", case=case, threads=1, schedule="cached_rows", status="ok", timings=timings, **made)
+    return Record(
+        role="final",
+        case=case,
+        threads=1,
+        schedule="cached_rows",
+        status="ok",
+        timings=timings,
+        **made,
+    )
 
 
 @pytest.fixture
@@ -49,7 +70,9 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("LNTUNE_SHIPPED_LOGS")
     records.append(folder, final(64))
     real = paths.content
-    monkeypatch.setattr(paths, "content", lambda name: folder if name == "tuning_logs" else real(name))
+    monkeypatch.setattr(
+        paths, "content", lambda name: folder if name == "tuning_logs" else real(name)
+    )
     return folder
 
 
@@ -70,7 +93,19 @@ def test_that_folder_and_no_other(shipped: Path, log_dir: Path, tmp_path: Path) 
     records.append(tmp_path / "mine", final(96))
     assert sizes() == [64, 128]
     assert sizes("--log-dir", tmp_path / "mine") == [96]
-    told = json.loads(run("why", "layer_norm", "--hidden", 64, "--rows", 8, "--log-dir", tmp_path / "mine", "--json").stdout)
+    told = json.loads(
+        run(
+            "why",
+            "layer_norm",
+            "--hidden",
+            64,
+            "--rows",
+            8,
+            "--log-dir",
+            tmp_path / "mine",
+            "--json",
+        ).stdout
+    )
     assert told["tier"] == "near"  # the final of 64 itself is in the other folders
     assert "LNTUNE_SHIPPED_LOGS" not in os.environ and os.environ["LNTUNE_LOG_DIR"] == str(log_dir)
 
@@ -79,22 +114,42 @@ def test_an_empty_folder_has_nothing(shipped: Path, tmp_path: Path) -> None:
     """It is no reason to show the shipped table: exit code 1, and the folder is named."""
     (tmp_path / "empty").mkdir()
     done = run("report", "--log-dir", tmp_path / "empty")
-    assert done.exit_code == 1 and done.stdout == "" and str(tmp_path / "empty") in done.stderr and str(shipped) not in done.stderr
+    assert (
+        done.exit_code == 1
+        and done.stdout == ""
+        and str(tmp_path / "empty") in done.stderr
+        and str(shipped) not in done.stderr
+    )
 
 
 @pytest.mark.parametrize("command", READING)
-@pytest.mark.parametrize(("name", "said"), [("missing", "which is not there"), ("file", "a file"), ("log/device", "the folder of one device")])
-def test_what_is_no_folder_of_logs_is_an_error(command: str, name: str, said: str, shipped: Path, tmp_path: Path) -> None:
-    """A folder that does not exist, a file, or one device's folder: said, with exit code 2, by every command that reads logs."""
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "which is not there"),
+        ("file", "a file"),
+        ("log/device", "the folder of one device"),
+    ],
+)
+def test_what_is_no_folder_of_logs_is_an_error(
+    command: str, name: str, said: str, shipped: Path, tmp_path: Path
+) -> None:
+    """A folder that does not exist, a file, or one device's folder: said, with exit code 2, by
+    every command that reads logs.
+    """
     (tmp_path / "file").write_text("")
     (tmp_path / "log" / "device").mkdir(parents=True)
     (tmp_path / "log" / "device" / "layer_norm.jsonl").write_text("")
     done = run(*READING[command], "--log-dir", tmp_path / name)
-    assert done.exit_code == 2 and f"--log-dir: got {tmp_path / name}, {said}" in done.stderr, done.output
+    assert done.exit_code == 2 and f"--log-dir: got {tmp_path / name}, {said}" in done.stderr, (
+        done.output
+    )
     assert "expected a folder of tuning logs" in done.stderr
 
 
-def test_a_variable_that_names_a_file(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_names_a_file(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LNTUNE_LOG_DIR may name a folder that is to be made, and not a file."""
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(tmp_path / "not yet"))
     assert sizes() == [64]
@@ -115,7 +170,9 @@ def test_a_folder_that_will_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["demo", "bringup"])
-def test_a_folder_need_not_be_there(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_need_not_be_there(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`demo` and `bringup` go on to their work where the folder is still to be made."""
     seen: list[Path] = []
 
@@ -129,13 +186,19 @@ def test_a_folder_need_not_be_there(command: str, tmp_path: Path, monkeypatch: p
 
 
 def test_report_shows_this_device_only(log_dir: Path) -> None:
-    """Another generation of the same name, whose old records lie in a folder of the same name, is another device."""
+    """Another generation of the same name, whose old records lie in a folder of the same name, is
+    another device.
+    """
     old = msgspec.structs.replace(HERE, model="")
-    records.append(log_dir, final(64, device=msgspec.structs.replace(old, l1=HERE.l1 + 1, l2=HERE.l2 + 1)))
+    records.append(
+        log_dir, final(64, device=msgspec.structs.replace(old, l1=HERE.l1 + 1, l2=HERE.l2 + 1))
+    )
     records.append(log_dir, final(128, device=old))
     records.append(log_dir, final(256))
     tables = json.loads(run("report", "--json", "--log-dir", log_dir).stdout)
-    assert [t["device"] for t in tables] == [HERE.slug] and [c["hidden"] for c in tables[0]["cases"]] == [128, 256]
+    assert [t["device"] for t in tables] == [HERE.slug] and [
+        c["hidden"] for c in tables[0]["cases"]
+    ] == [128, 256]
     everywhere = json.loads(run("report", "--json", "--all-devices", "--log-dir", log_dir).stdout)
     assert sorted((t["device"], [c["hidden"] for c in t["cases"]]) for t in everywhere) == sorted(
         [(old.slug, [64]), (old.slug, [128]), (HERE.slug, [256])]
@@ -143,12 +206,17 @@ def test_report_shows_this_device_only(log_dir: Path) -> None:
 
 
 def test_report_marks_what_is_stale(log_dir: Path) -> None:
-    """A record whose schedule has changed since carries a mark that a line explains, and says so to machines; what serves is what is shown."""
+    """A record whose schedule has changed since carries a mark that a line explains, and says so to
+    machines; what serves is what is shown.
+    """
     records.append(log_dir, final(64, code=Code("0123456789ab")))
     records.append(log_dir, final(96))
     records.append(log_dir, final(96, time="2026-05-01", busy=True, knobs={}))
     (table,) = json.loads(run("report", "--json", "--log-dir", log_dir).stdout)
-    assert [(c["hidden"], c["stale"], c["disturbed"]) for c in table["cases"]] == [(64, True, ""), (96, False, "")]
+    assert [(c["hidden"], c["stale"], c["disturbed"]) for c in table["cases"]] == [
+        (64, True, ""),
+        (96, False, ""),
+    ]
     assert table["summary"]["stale"] == 1
     shown = run("report", "--log-dir", log_dir).stdout
     assert "1.00!" in shown and "! 1 stale, measured before the schedule changed" in shown

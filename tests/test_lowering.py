@@ -1,4 +1,6 @@
-"""Passes from scheduled modules to kernels: the same code as from all that TVM's own pipeline does, but where that is wrong."""
+"""Passes from scheduled modules to kernels: the same code as from all that TVM's own pipeline does,
+but where that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from lntune.transforms.gpu import private
 
 GPU = device_of("cuda:sm_90")
 
-# In the order of TVM 0.27's pipeline: what the list does without, each for a reason that its module's documentation gives.
+# In the order of TVM 0.27's pipeline: what the list does without, each for a reason that its
+# module's documentation gives.
 LEFT_OUT = {
     "s_tir.ManifestSharedMemoryLocalStage",
     "s_tir.LowerAutoCopy",
@@ -44,11 +47,15 @@ def module_of(name: str, hidden: int, dtype: str, variant: str = "", **changed: 
     """The scheduled module of a schedule's default knobs, or others."""
     plan = get(name)
     case = Case(plan.op, hidden, dtype, 512, variant)
-    return compiler.scheduled(case, plan, dataclasses.replace(plan.default(case, GPU), **changed), GPU)
+    return compiler.scheduled(
+        case, plan, dataclasses.replace(plan.default(case, GPU), **changed), GPU
+    )
 
 
 def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], Any]:
-    """lowering.lower by TVM's own pipeline behind a beginning with the deviations; `seen` gets the names of its passes."""
+    """lowering.lower by TVM's own pipeline behind a beginning with the deviations; `seen` gets the
+    names of its passes.
+    """
     import tvm
     from tvm.s_tir import pipeline
     from tvm.s_tir import transform as s
@@ -64,8 +71,19 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
     mod = tvm.tirx.transform.BindTarget(target.with_host("llvm"))(module)
     for make in (s.CanonicalizeLoop, s.LowerCrossThreadReduction):
         mod = make()(mod)
-    mod = tvm.IRModule({name: function.with_body(lowering.spelled_out(function.body)) for name, function in mod.functions.items()})
-    for make in (s.LowerInitBlock, s.PlanAndUpdateBufferAllocationLocation, s.ConvertBlocksToOpaque, s.LiftThreadBinding, s.StmtSimplify):
+    mod = tvm.IRModule(
+        {
+            name: function.with_body(lowering.spelled_out(function.body))
+            for name, function in mod.functions.items()
+        }
+    )
+    for make in (
+        s.LowerInitBlock,
+        s.PlanAndUpdateBufferAllocationLocation,
+        s.ConvertBlocksToOpaque,
+        s.LiftThreadBinding,
+        s.StmtSimplify,
+    ):
         mod = make()(mod)
     config, needless = {"tirx.disable_storage_rewrite": True}, private.needless(module)
     with tvm.transform.PassContext(config=config, disabled_pass=needless, instruments=[Names()]):
@@ -81,15 +99,30 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
         functools.partial(module_of, "shared_row", 4096, "float32", rows=1, keep="shared"),
         functools.partial(module_of, "shared_row", 7, "float16", keep="again"),
         functools.partial(module_of, "shared_row_backward", 4099, "float32"),
-        functools.partial(module_of, "shared_row_backward", 1000, "float16", threads=128, rows=1, keep="shared"),
+        functools.partial(
+            module_of, "shared_row_backward", 1000, "float16", threads=128, rows=1, keep="shared"
+        ),
         functools.partial(module_of, "gated_row", 1000, "bfloat16"),
         functools.partial(module_of, "gated_turns", 256, "float16"),
-        functools.partial(module_of, "gated_turns", 1000, "float32", keep="again", sums="memory", ahead=False, stages="again"),
+        functools.partial(
+            module_of,
+            "gated_turns",
+            1000,
+            "float32",
+            keep="again",
+            sums="memory",
+            ahead=False,
+            stages="again",
+        ),
     ],
     ids=lambda make: "-".join(map(str, (*make.args, *make.keywords.values()))),
 )
-def test_source_is_that_of_the_whole_pipeline(make: functools.partial[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left out changes nothing: the CUDA source and the launches are the same to the letter as with all of TVM's passes."""
+def test_source_is_that_of_the_whole_pipeline(
+    make: functools.partial[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left out changes nothing: the CUDA source and the launches are the same to the letter
+    as with all of TVM's passes.
+    """
     module = make()
     ours = device_code.generate(module, GPU.target())
     monkeypatch.setattr(lowering, "lower", lambda mod, _: by_default(mod))
@@ -97,7 +130,9 @@ def test_source_is_that_of_the_whole_pipeline(make: functools.partial[Any], monk
 
 
 def test_passes_come_in_the_order_of_the_whole_pipeline() -> None:
-    """The list from where buffers are compacted is TVM's with some left out; which these are is known one by one, so that a new one shows."""
+    """The list from where buffers are compacted is TVM's with some left out; which these are is
+    known one by one, so that a new one shows.
+    """
     import tvm
 
     theirs: list[str] = []
@@ -107,6 +142,21 @@ def test_passes_come_in_the_order_of_the_whole_pipeline() -> None:
     ours = [str(one.info.name) for one in lowering._passes()]
     ours = ours[ours.index("s_tir.CompactBufferAllocation") :]
     left = iter(theirs)
-    assert all(name in left for name in ours if name != "sequential"), ours  # consumes: the same order
-    missing = {name for name in theirs[theirs.index("s_tir.CompactBufferAllocation") - 1 :] if theirs.count(name) > ours.count(name)}
-    assert missing - {"_pipeline", "sequential", "s_tir.InsertHoistIfThenElse", "s_tir.StmtSimplify", "tirx.ConvertSSA"} == LEFT_OUT | TWICE
+    # consumes: the same order
+    assert all(name in left for name in ours if name != "sequential"), ours
+    missing = {
+        name
+        for name in theirs[theirs.index("s_tir.CompactBufferAllocation") - 1 :]
+        if theirs.count(name) > ours.count(name)
+    }
+    assert (
+        missing
+        - {
+            "_pipeline",
+            "sequential",
+            "s_tir.InsertHoistIfThenElse",
+            "s_tir.StmtSimplify",
+            "tirx.ConvertSSA",
+        }
+        == LEFT_OUT | TWICE
+    )

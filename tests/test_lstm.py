@@ -1,4 +1,6 @@
-"""lntune's LSTMs with layer normalization compute the equations, in the shapes and with the habits of torch.nn.LSTM."""
+"""lntune's LSTMs with layer normalization compute the equations, in the shapes and with the habits
+of torch.nn.LSTM.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell
 from lntune.torch.lstm_weights import from_lstm
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 FEATURES, HIDDEN = 3, 5
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,7 +32,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "forget_bias": {"forget_bias": 1.5},
     "forget_bias alone": {"forget_bias": 1.5, "bias": False, "norm_bias": False},
     "eps": {"eps": 1e-2},
-    "as in TensorFlow": {"bias": False, "carried": True, "per_gate": True, "forget_bias": 1.0, "norm_bias": False},
+    "as in TensorFlow": {
+        "bias": False,
+        "carried": True,
+        "per_gate": True,
+        "forget_bias": 1.0,
+        "norm_bias": False,
+    },
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -39,18 +50,27 @@ def norm(v: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     return y if bias is None else y + bias
 
 
-def reference_step(m: nn.Module, p: dict[str, Tensor], suffix: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def reference_step(
+    m: nn.Module, p: dict[str, Tensor], suffix: str, x: Tensor, h: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
     """Equations 20-22 for (batch, features), with m's options and the parameters p."""
 
     def get(name: str) -> Tensor | None:
         return p.get(name + suffix)
 
     def gates(part: str, v: Tensor) -> Tensor:
-        v, gain, bias = v @ get(f"weight_{part}").T, get(f"ln_{part}_weight"), get(f"ln_{part}_bias")
+        v, gain, bias = (
+            v @ get(f"weight_{part}").T,
+            get(f"ln_{part}_weight"),
+            get(f"ln_{part}_bias"),
+        )
         if not m.per_gate:
             return norm(v, gain, bias, m.eps)
         biases = [None] * 4 if bias is None else bias.chunk(4)
-        return torch.cat([norm(*vgb, m.eps) for vgb in zip(v.chunk(4, -1), gain.chunk(4), biases, strict=True)], -1)
+        return torch.cat(
+            [norm(*vgb, m.eps) for vgb in zip(v.chunk(4, -1), gain.chunk(4), biases, strict=True)],
+            -1,
+        )
 
     z = gates("ih", x) + gates("hh", h)
     if get("bias") is not None:
@@ -61,7 +81,9 @@ def reference_step(m: nn.Module, p: dict[str, Tensor], suffix: str, x: Tensor, h
     return torch.sigmoid(o) * torch.tanh(normalized), normalized if m.carried else c
 
 
-def reference(m: LayerNormLSTM, p: dict[str, Tensor], x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def reference(
+    m: LayerNormLSTM, p: dict[str, Tensor], x: Tensor, hx: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(output, h_n, c_n) for (time, batch, features), one time step after the other."""
     ways = ("", "_reverse") if m.bidirectional else ("",)
     n = m.num_layers * len(ways)
@@ -81,7 +103,12 @@ def reference(m: LayerNormLSTM, p: dict[str, Tensor], x: Tensor, hx: tuple[Tenso
     return x, torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
 
 
-def make(kind: type[nn.Module] = LayerNormLSTM, *sizes: int, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+def make(
+    kind: type[nn.Module] = LayerNormLSTM,
+    *sizes: int,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> Any:
     """A model whose gains and biases are not ones and zeros, so that a lost one shows."""
     torch.manual_seed(0)
     model = kind(*(sizes or (FEATURES, HIDDEN)), dtype=dtype, **options)
@@ -92,7 +119,9 @@ def make(kind: type[nn.Module] = LayerNormLSTM, *sizes: int, dtype: torch.dtype 
 
 def parameters(model: nn.Module, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Leaves of their own with the model's weights."""
-    return {name: p.detach().to(dtype).clone().requires_grad_() for name, p in model.named_parameters()}
+    return {
+        name: p.detach().to(dtype).clone().requires_grad_() for name, p in model.named_parameters()
+    }
 
 
 def state(n: int, batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -110,7 +139,10 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-10) -> None:
 def test_cell(options: dict[str, Any], hx: bool) -> None:
     """A step is the equations', batched or not, with and without an initial state."""
     cell = make(LayerNormLSTMCell, **options)
-    x, (h, c) = torch.randn(4, FEATURES, dtype=torch.float64), state(1, 4) if hx else (torch.zeros(1, 4, HIDDEN, dtype=torch.float64),) * 2
+    x, (h, c) = (
+        torch.randn(4, FEATURES, dtype=torch.float64),
+        (state(1, 4) if hx else (torch.zeros(1, 4, HIDDEN, dtype=torch.float64),) * 2),
+    )
     given = (h[0], c[0]) if hx else None
     expected = reference_step(cell, parameters(cell), "", x, h[0], c[0])
     close(cell(x, given), expected)
@@ -131,7 +163,9 @@ def test_layers(options: dict[str, Any], layers: int, bidirectional: bool) -> No
     results = []
     for ours in (True, False):
         p = {"x": x, "h": h, "c": c}
-        p = {name: t.clone().requires_grad_() for name, t in p.items()} | (dict(model.named_parameters()) if ours else parameters(model))
+        p = {name: t.clone().requires_grad_() for name, t in p.items()} | (
+            dict(model.named_parameters()) if ours else parameters(model)
+        )
         hx = (p["h"], p["c"])
         if ours:
             output, (h_n, c_n) = model(p["x"], hx)
@@ -161,7 +195,11 @@ def test_float32(options: dict[str, Any]) -> None:
         close(model(x)[0], output.detach(), 1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"carried": True, "per_gate": True, "forget_bias": 1.0}], ids=["default", "others"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"carried": True, "per_gate": True, "forget_bias": 1.0}],
+    ids=["default", "others"],
+)
 def test_gradcheck(options: dict[str, Any]) -> None:
     """Numerical derivatives agree with the analytical ones, through a packed batch too."""
     model = make(LayerNormLSTM, 2, 2, bidirectional=True, **options)
@@ -169,48 +207,90 @@ def test_gradcheck(options: dict[str, Any]) -> None:
 
     def run(x: Tensor, *ws: Tensor) -> Tensor:
         packed = pack_sequence([x[:3], x[3:5]])
-        return torch.func.functional_call(model, dict(zip(names, ws, strict=True)), (packed,))[0].data
+        return torch.func.functional_call(model, dict(zip(names, ws, strict=True)), (packed,))[
+            0
+        ].data
 
-    torch.autograd.gradcheck(run, (torch.randn(5, 2, dtype=torch.float64, requires_grad=True), *weights), fast_mode=True)
+    torch.autograd.gradcheck(
+        run, (torch.randn(5, 2, dtype=torch.float64, requires_grad=True), *weights), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("lengths", [(4, 4), (5, 3, 3, 1), (2, 5, 1, 3)], ids=str)
 def test_packed(lengths: tuple[int, ...], bidirectional: bool, layers: int) -> None:
-    """Each sequence of a packed batch, sorted or not, gives what it gives alone, forwards and backwards, and so do its gradients."""
+    """Each sequence of a packed batch, sorted or not, gives what it gives alone, forwards and
+    backwards, and so do its gradients.
+    """
     model = make(num_layers=layers, bidirectional=bidirectional)
     sequences = [torch.randn(length, FEATURES, dtype=torch.float64) for length in lengths]
     h, c = state(layers * (1 + bidirectional), len(lengths))
     for hx in (None, (h, c)):
-        packed, (h_n, c_n) = model(pack_sequence(sequences, enforce_sorted=list(lengths) == sorted(lengths, reverse=True)), hx)
+        packed, (h_n, c_n) = model(
+            pack_sequence(sequences, enforce_sorted=list(lengths) == sorted(lengths, reverse=True)),
+            hx,
+        )
         assert isinstance(packed, PackedSequence)
-        alone = [model(s, None if hx is None else (h[:, b], c[:, b])) for b, s in enumerate(sequences)]
+        alone = [
+            model(s, None if hx is None else (h[:, b], c[:, b])) for b, s in enumerate(sequences)
+        ]
         close(unpack_sequence(packed), [output for output, _ in alone])
         close(h_n, torch.stack([last[0] for _, last in alone], 1))
         close(c_n, torch.stack([last[1] for _, last in alone], 1))
     ours = torch.autograd.grad(packed.data.square().sum() + c_n.sum(), list(model.parameters()))
-    theirs = torch.autograd.grad(sum(o.square().sum() + last[1].sum() for o, last in alone), list(model.parameters()))
+    theirs = torch.autograd.grad(
+        sum(o.square().sum() + last[1].sum() for o, last in alone), list(model.parameters())
+    )
     close(ours, theirs)
 
 
-@pytest.mark.parametrize(("layers", "bidirectional", "batch_first"), list(itertools.product((1, 2), (False, True), (False, True))))
+@pytest.mark.parametrize(
+    ("layers", "bidirectional", "batch_first"),
+    list(itertools.product((1, 2), (False, True), (False, True))),
+)
 def test_shapes(layers: int, bidirectional: bool, batch_first: bool) -> None:
-    """Every output has the shape nn.LSTM's has: batched, unbatched, packed, of one step and of an empty batch."""
-    arguments = {"num_layers": layers, "bidirectional": bidirectional, "batch_first": batch_first, "dtype": torch.float64}
-    ours, theirs = LayerNormLSTM(FEATURES, HIDDEN, **arguments), nn.LSTM(FEATURES, HIDDEN, **arguments)
+    """Every output has the shape nn.LSTM's has: batched, unbatched, packed, of one step and of an
+    empty batch.
+    """
+    arguments = {
+        "num_layers": layers,
+        "bidirectional": bidirectional,
+        "batch_first": batch_first,
+        "dtype": torch.float64,
+    }
+    ours, theirs = (
+        LayerNormLSTM(FEATURES, HIDDEN, **arguments),
+        nn.LSTM(FEATURES, HIDDEN, **arguments),
+    )
     n = layers * (1 + bidirectional)
     h, c = state(n, 2)
-    swapped = torch.randn(2, 4, FEATURES, dtype=torch.float64) if batch_first else torch.randn(4, 2, FEATURES, dtype=torch.float64)
-    for x, hx in ((swapped, None), (swapped, (h, c)), (swapped[0], None), (swapped[0], (h[:, 0], c[:, 0])), (swapped[:1, :1], None)):
+    swapped = (
+        torch.randn(2, 4, FEATURES, dtype=torch.float64)
+        if batch_first
+        else torch.randn(4, 2, FEATURES, dtype=torch.float64)
+    )
+    for x, hx in (
+        (swapped, None),
+        (swapped, (h, c)),
+        (swapped[0], None),
+        (swapped[0], (h[:, 0], c[:, 0])),
+        (swapped[:1, :1], None),
+    ):
         (y, last), (y_theirs, last_theirs) = ours(x, hx), theirs(x, hx)
-        assert (y.shape, *(s.shape for s in last)) == (y_theirs.shape, *(s.shape for s in last_theirs))
+        assert (y.shape, *(s.shape for s in last)) == (
+            y_theirs.shape,
+            *(s.shape for s in last_theirs),
+        )
     packed = pack_sequence([swapped[0], swapped[1, :1]])
     assert ours(packed)[0].data.shape == theirs(packed)[0].data.shape
     assert torch.equal(ours(packed)[0].batch_sizes, packed.batch_sizes)
     empty = swapped[:0] if batch_first else swapped[:, :0]
     y, last = ours(empty)
-    assert y.shape == (*empty.shape[:2], HIDDEN * (1 + bidirectional)) and [s.shape for s in last] == [(n, 0, HIDDEN)] * 2
+    assert (
+        y.shape == (*empty.shape[:2], HIDDEN * (1 + bidirectional))
+        and [s.shape for s in last] == [(n, 0, HIDDEN)] * 2
+    )
     assert last[0].numel() == 0 and ours(swapped)[0].isfinite().all()
 
 
@@ -226,9 +306,13 @@ def test_batch_first() -> None:
 
 
 def test_layers_are_cells() -> None:
-    """A layer is its cell run over the steps, and both take each other's weights but for the names' suffix."""
+    """A layer is its cell run over the steps, and both take each other's weights but for the names'
+    suffix.
+    """
     cell, layer = make(LayerNormLSTMCell), make()
-    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
+    cell.load_state_dict(
+        {name.removesuffix("_l0"): value for name, value in layer.state_dict().items()}
+    )
     x = torch.randn(4, 2, FEATURES, dtype=torch.float64)
     hx = None
     for t, y in enumerate(layer(x)[0]):
@@ -237,13 +321,28 @@ def test_layers_are_cells() -> None:
 
 
 def test_parameters() -> None:
-    """Names, shapes and initial values are as documented; what an option leaves out is None and not in the state_dict."""
+    """Names, shapes and initial values are as documented; what an option leaves out is None and not
+    in the state_dict.
+    """
     model = LayerNormLSTM(FEATURES, HIDDEN, 2, bidirectional=True)
-    names = "weight_ih", "weight_hh", "bias", "ln_ih_weight", "ln_ih_bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias"
+    names = (
+        "weight_ih",
+        "weight_hh",
+        "bias",
+        "ln_ih_weight",
+        "ln_ih_bias",
+        "ln_hh_weight",
+        "ln_hh_bias",
+        "ln_c_weight",
+        "ln_c_bias",
+    )
     suffixes = "_l0", "_l0_reverse", "_l1", "_l1_reverse"
     assert list(model.state_dict()) == [name + suffix for suffix in suffixes for name in names]
     assert list(LayerNormLSTMCell(FEATURES, HIDDEN).state_dict()) == list(names)
-    assert model.weight_ih_l0.shape == (4 * HIDDEN, FEATURES) and model.weight_ih_l1.shape == (4 * HIDDEN, 2 * HIDDEN)
+    assert model.weight_ih_l0.shape == (4 * HIDDEN, FEATURES) and model.weight_ih_l1.shape == (
+        4 * HIDDEN,
+        2 * HIDDEN,
+    )
     for name, p in model.named_parameters():
         if name.startswith("ln_"):
             assert torch.equal(p, torch.ones_like(p) if "weight" in name else torch.zeros_like(p))
@@ -257,14 +356,21 @@ def test_parameters() -> None:
 def test_repr() -> None:
     """extra_repr shows the sizes and what is not the default."""
     assert repr(LayerNormLSTM(3, 5)) == "LayerNormLSTM(3, 5)"
-    assert repr(LayerNormLSTM(3, 5, 2, False, True, 0.5, True, eps=1e-3)) == (
-        "LayerNormLSTM(3, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True, eps=0.001)"
+    assert (
+        repr(LayerNormLSTM(3, 5, 2, False, True, 0.5, True, eps=1e-3))
+        == "LayerNormLSTM(3, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5,"
+        " bidirectional=True, eps=0.001)"
     )
-    assert repr(LayerNormLSTMCell(3, 5, bias=False, carried=True)) == "LayerNormLSTMCell(3, 5, bias=False, carried=True)"
+    assert (
+        repr(LayerNormLSTMCell(3, 5, bias=False, carried=True))
+        == "LayerNormLSTMCell(3, 5, bias=False, carried=True)"
+    )
 
 
 def test_a_dropout_without_a_layer_to_follow() -> None:
-    """As in PyTorch it is warned of, at the line that makes the layer, whatever of ours or PyTorch's makes it for the caller."""
+    """As in PyTorch it is warned of, at the line that makes the layer, whatever of ours or
+    PyTorch's makes it for the caller.
+    """
 
     class Own(LayerNormLSTM):
         pass
@@ -278,6 +384,8 @@ def test_a_dropout_without_a_layer_to_follow() -> None:
         lambda: torch.nn.utils.skip_init(LayerNormLSTM, FEATURES, HIDDEN, dropout=0.5),
     ]
     for make in makers:
-        with pytest.warns(UserWarning, match=r"num_layers greater than 1, but got dropout=0\.5 and num_layers=1") as caught:
+        with pytest.warns(
+            UserWarning, match=r"num_layers greater than 1, but got dropout=0\.5 and num_layers=1"
+        ) as caught:
             make()
         assert [w.filename for w in caught] == [__file__]

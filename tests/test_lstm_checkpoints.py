@@ -1,4 +1,6 @@
-"""lntune's LSTMs as modules: copies, files, dtypes, autocast, torch.compile, dropout, weights of other LSTMs, and bad input."""
+"""lntune's LSTMs as modules: copies, files, dtypes, autocast, torch.compile, dropout, weights of
+other LSTMs, and bad input.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from lntune.errors import InputError
 from lntune.torch.lstm import LayerNormLSTM, LayerNormLSTMCell
 from lntune.torch.lstm_weights import from_lstm, load_custom_lstm
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 FEATURES, HIDDEN = 3, 5
 
@@ -38,14 +43,20 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormLSTMCell])
 def test_copies_and_files(kind: Any) -> None:
-    """A state_dict, deepcopy, pickle and torch.save give a module that computes the same, with its options."""
+    """A state_dict, deepcopy, pickle and torch.save give a module that computes the same, with its
+    options.
+    """
     model = randomize(kind(FEATURES, HIDDEN, carried=True, forget_bias=1.0, dtype=torch.float64))
     x = torch.randn(4, FEATURES, dtype=torch.float64)
     y = model(x)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, weights_only=False),
+    ]
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -59,15 +70,20 @@ def test_copies_and_files(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"per_gate": True, "carried": True}, {"bias": False, "norm_bias": False}], ids=["default", "others", "no bias"]
+    "options",
+    [{}, {"per_gate": True, "carried": True}, {"bias": False, "norm_bias": False}],
+    ids=["default", "others", "no bias"],
 )
 @pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormLSTMCell])
 def test_dtypes_and_autocast(kind: Any, options: dict[str, Any]) -> None:
-    """.to(bfloat16) computes in bfloat16; autocast lowers the products and keeps the state in the parameters' dtype."""
+    """.to(bfloat16) computes in bfloat16; autocast lowers the products and keeps the state in the
+    parameters' dtype.
+    """
     model = randomize(kind(FEATURES, HIDDEN, **options))
     x = torch.randn(4, 2, FEATURES) if kind is LayerNormLSTM else torch.randn(2, FEATURES)
     y, last = model(x)
-    state = (lambda h, c: c) if kind is LayerNormLSTM else (lambda h, c: (h, c))  # a cell returns its state alone
+    # a cell returns its state alone
+    state = (lambda h, c: c) if kind is LayerNormLSTM else (lambda h, c: (h, c))
     with torch.autocast("cpu", torch.bfloat16):
         for given in (x, x.bfloat16()):
             low, low_last = model(given)
@@ -80,7 +96,10 @@ def test_dtypes_and_autocast(kind: Any, options: dict[str, Any]) -> None:
             close(again, model(x, state(y, last))[0], 0.1)
     assert not torch.equal(low, y)
     torch.autograd.backward(low.sum())
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+        for p in model.parameters()
+    )
     low, low_last = model.to(torch.bfloat16)(x.bfloat16())
     assert low.dtype == torch.bfloat16
     assert all(s.dtype == torch.bfloat16 for s in low_last)
@@ -92,16 +111,23 @@ def test_dtypes_and_autocast(kind: Any, options: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
 def test_compile(backend: str) -> None:
-    """A short sequence of a fixed length is one graph, whose results and gradients are those of the module."""
+    """A short sequence of a fixed length is one graph, whose results and gradients are those of the
+    module.
+    """
     torch._dynamo.reset()
-    model = randomize(LayerNormLSTM(FEATURES, HIDDEN, bidirectional=backend == "aot_eager", forget_bias=1.0))
+    model = randomize(
+        LayerNormLSTM(FEATURES, HIDDEN, bidirectional=backend == "aot_eager", forget_bias=1.0)
+    )
     x = torch.randn(3, 2, FEATURES)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
         close(compiled(x), model(x))
     if backend == "inductor":
         return
-    grads = [torch.autograd.grad(m(x)[0].square().sum(), list(model.parameters())) for m in (compiled, model)]
+    grads = [
+        torch.autograd.grad(m(x)[0].square().sum(), list(model.parameters()))
+        for m in (compiled, model)
+    ]
     close(*grads)
     cell = randomize(LayerNormLSTMCell(FEATURES, HIDDEN, per_gate=True))
     close(torch.compile(cell, fullgraph=True, backend=backend)(x[0]), cell(x[0]))
@@ -148,18 +174,34 @@ def test_dropout_of_one_layer_warns() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_from_lstm(bias: bool) -> None:
-    """Sizes, options, mode, dtype and weights are the LSTM's; without its layer norms the cell would compute the same."""
-    lstm = randomize(nn.LSTM(FEATURES, HIDDEN, 2, bias, True, 0.5, True, dtype=torch.float64)).eval()
+    """Sizes, options, mode, dtype and weights are the LSTM's; without its layer norms the cell
+    would compute the same.
+    """
+    lstm = randomize(
+        nn.LSTM(FEATURES, HIDDEN, 2, bias, True, 0.5, True, dtype=torch.float64)
+    ).eval()
     ours = LayerNormLSTM.from_lstm(lstm, carried=True, eps=1e-3)
-    assert repr(ours) == "LayerNormLSTM" + repr(lstm).removeprefix("LSTM").removesuffix(")") + ", carried=True, eps=0.001)"
+    assert (
+        repr(ours)
+        == "LayerNormLSTM"
+        + repr(lstm).removeprefix("LSTM").removesuffix(")")
+        + ", carried=True, eps=0.001)"
+    )
     assert not ours.training and ours.weight_ih_l0.dtype == torch.float64
     for suffix in ("_l0", "_l0_reverse", "_l1", "_l1_reverse"):
         weight = getattr(ours, "weight_ih" + suffix)
-        assert torch.equal(weight, getattr(lstm, "weight_ih" + suffix)) and weight is not getattr(lstm, "weight_ih" + suffix)
+        assert torch.equal(weight, getattr(lstm, "weight_ih" + suffix)) and weight is not getattr(
+            lstm, "weight_ih" + suffix
+        )
         assert torch.equal(getattr(ours, "weight_hh" + suffix), getattr(lstm, "weight_hh" + suffix))
         if bias:
-            assert torch.equal(getattr(ours, "bias" + suffix), getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix))
-        assert (getattr(ours, "ln_hh_weight" + suffix) == 1).all() and (getattr(ours, "ln_c_bias" + suffix) == 0).all()
+            assert torch.equal(
+                getattr(ours, "bias" + suffix),
+                getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix),
+            )
+        assert (getattr(ours, "ln_hh_weight" + suffix) == 1).all() and (
+            getattr(ours, "ln_c_bias" + suffix) == 0
+        ).all()
     assert ours(torch.randn(2, 4, FEATURES, dtype=torch.float64))[0].shape == (2, 4, 2 * HIDDEN)
 
 
@@ -170,7 +212,11 @@ class CustomCell(nn.Module):
         super().__init__()
         self.weight_ih = nn.Parameter(torch.randn(4 * HIDDEN, features))
         self.weight_hh = nn.Parameter(torch.randn(4 * HIDDEN, HIDDEN))
-        self.layernorm_i, self.layernorm_h, self.layernorm_c = nn.LayerNorm(4 * HIDDEN), nn.LayerNorm(4 * HIDDEN), nn.LayerNorm(HIDDEN)
+        self.layernorm_i, self.layernorm_h, self.layernorm_c = (
+            nn.LayerNorm(4 * HIDDEN),
+            nn.LayerNorm(4 * HIDDEN),
+            nn.LayerNorm(HIDDEN),
+        )
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         gates = self.layernorm_i(x @ self.weight_ih.T) + self.layernorm_h(h @ self.weight_hh.T)
@@ -197,7 +243,9 @@ class Custom(nn.Module):
     def __init__(self, layers: int, bidirectional: bool) -> None:
         super().__init__()
         wide = HIDDEN * (1 + bidirectional)
-        self.layers = nn.ModuleList([(Both if bidirectional else Way)(wide if k else FEATURES) for k in range(layers)])
+        self.layers = nn.ModuleList(
+            [(Both if bidirectional else Way)(wide if k else FEATURES) for k in range(layers)]
+        )
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         last = []
@@ -219,7 +267,9 @@ class Custom(nn.Module):
 def test_load_custom_lstm(bias: bool, bidirectional: bool) -> None:
     """The state_dict of the custom LSTM is taken key by key, and gives its results; b becomes 0."""
     theirs = randomize(Custom(2, bidirectional))
-    ours = randomize(LayerNormLSTM(FEATURES, HIDDEN, 2, bias, bidirectional=bidirectional, carried=True))
+    ours = randomize(
+        LayerNormLSTM(FEATURES, HIDDEN, 2, bias, bidirectional=bidirectional, carried=True)
+    )
     assert load_custom_lstm(ours, theirs.state_dict()) is ours
     n = 2 * (1 + bidirectional)
     x, h, c = torch.randn(6, 2, FEATURES), torch.randn(n, 2, HIDDEN), torch.randn(n, 2, HIDDEN)
@@ -234,9 +284,18 @@ def test_bad_state_dicts() -> None:
     before = copy.deepcopy(ours.state_dict())
     key = "layers.0.cell.layernorm_h.weight"
     for state_dict, message in (
-        ({k: v for k, v in good.items() if k != key}, f"state_dict: got no {key}, expected one of shape (20,)"),
-        ({**good, "layers.1.cell.weight_ih": good[key]}, "state_dict: got layers.1.cell.weight_ih, expected no such key"),
-        ({**good, key: torch.ones(5)}, f"state_dict['{key}']: got shape (5,), expected shape (20,)"),
+        (
+            {k: v for k, v in good.items() if k != key},
+            f"state_dict: got no {key}, expected one of shape (20,)",
+        ),
+        (
+            {**good, "layers.1.cell.weight_ih": good[key]},
+            "state_dict: got layers.1.cell.weight_ih, expected no such key",
+        ),
+        (
+            {**good, key: torch.ones(5)},
+            f"state_dict['{key}']: got shape (5,), expected shape (20,)",
+        ),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             load_custom_lstm(ours, state_dict)
@@ -287,20 +346,38 @@ def test_bad_input() -> None:
     for module, given, message in (
         (model, ([1.0],), "input: got list, expected a torch.Tensor"),
         (model, (x[0, 0],), "input: got shape (3,), expected 2 or 3 dimensions"),
-        (model, (x[..., :2],), "input: got shape (4, 2, 2), expected a last dimension of input_size 3"),
+        (
+            model,
+            (x[..., :2],),
+            "input: got shape (4, 2, 2), expected a last dimension of input_size 3",
+        ),
         (model, (x[:0],), "input: got shape (0, 2, 3), expected at least one time step"),
-        (model, (x.double(),), "input: got torch.float64, expected the parameters' torch.float32. Convert it: input.to(torch.float32)."),
+        (
+            model,
+            (x.double(),),
+            (
+                "input: got torch.float64, expected the parameters' torch.float32. Convert it:"
+                " input.to(torch.float32)."
+            ),
+        ),
         (model, (x.to("meta"),), "input: got device meta, expected the parameters' cpu"),
         (model, (x, h), "hx: got Tensor, expected a pair of tensors (h_0, c_0)"),
         (model, (x, (h, h[:1])), "hx[1]: got shape (1, 2, 5), expected shape (2, 2, 5)"),
         (model, (x[:, 0], (h, h)), "hx[0]: got shape (2, 2, 5), expected shape (2, 5)"),
         (model, (x, (h, h.double())), "hx[1]: got torch.float64"),
-        (model, (pack_sequence([x[:, 0], x[:2, 1]]), (h[:, :1], h)), "hx[0]: got shape (2, 1, 5), expected shape (2, 2, 5)"),
+        (
+            model,
+            (pack_sequence([x[:, 0], x[:2, 1]]), (h[:, :1], h)),
+            "hx[0]: got shape (2, 1, 5), expected shape (2, 2, 5)",
+        ),
         (model, (pack_sequence([x[:, 0, :2]]),), "input.data: got shape (4, 2)"),
         (cell, (x,), "input: got shape (4, 2, 3), expected 1 or 2 dimensions"),
         (cell, (x[0], (h[0, 0], h[0, 0])), "hx[0]: got shape (5,), expected shape (2, 5)"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             module(*given)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match=re.escape("input: got torch.int64")):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InputError, match=re.escape("input: got torch.int64")),
+    ):
         model(x.long())

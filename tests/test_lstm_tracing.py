@@ -1,4 +1,6 @@
-"""LSTMs and layer norm where PyTorch traces them: sizes that change, exported programs, torch.jit.trace; and sizes that are NumPy's."""
+"""LSTMs and layer norm where PyTorch traces them: sizes that change, exported programs,
+torch.jit.trace; and sizes that are NumPy's.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ def close(got: Any, expected: Any) -> None:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> tuple[Callable[..., Any], Any]:
-    """A function through torch.compile, without generating code, and what counts how often it was traced."""
+    """A function through torch.compile, without generating code, and what counts how often it was
+    traced.
+    """
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     return torch.compile(function, backend=counter, **options), counter
 
 
-@pytest.mark.parametrize("options", [{"dynamic": True, "fullgraph": True}, {}], ids=["dynamic", "as it comes"])
+@pytest.mark.parametrize(
+    "options", [{"dynamic": True, "fullgraph": True}, {}], ids=["dynamic", "as it comes"]
+)
 def test_lengths_and_batches_that_change(options: dict[str, Any]) -> None:
-    """One graph serves sequences of every length and batches of every size, forward and backward."""
+    """One graph serves sequences of every length and batches of every size, forward and
+    backward.
+    """
     module = lntune.LayerNormLSTM(4, 8, bidirectional=True)
     function, counter = compiled(module, **options)
     for time, batch in ((3, 6), (5, 6), (7, 6), (20, 6), (20, 3), (4, 5)):
@@ -46,7 +54,9 @@ def test_lengths_and_batches_that_change(options: dict[str, Any]) -> None:
             module.zero_grad()
             output, (h, c) = f(x)
             (output.sum() + h.sum() + c.square().sum()).backward()
-            grads.append([output.detach(), h.detach(), c.detach(), *(p.grad for p in module.parameters())])
+            grads.append(
+                [output.detach(), h.detach(), c.detach(), *(p.grad for p in module.parameters())]
+            )
         torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
     assert counter.frame_count <= 3, "one, and another for each size that turned out to change"
 
@@ -67,7 +77,9 @@ def test_normalized_shapes_that_change() -> None:
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("any_length", [True, False])
 def test_exported_programs_are_short(strict: bool, any_length: bool) -> None:
-    """A layer is one operator of an exported program, however long its sequence, and the program may take others."""
+    """A layer is one operator of an exported program, however long its sequence, and the program
+    may take others.
+    """
     module, x = lntune.LayerNormLSTM(4, 3).eval(), torch.randn(100, 2, 4)
     dims = ({0: torch.export.Dim("time", min=2, max=1000)},) if any_length else None
     program = torch.export.export(module, (x,), dynamic_shapes=dims, strict=strict)
@@ -99,7 +111,9 @@ LAYERS: list[dict[str, Any]] = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("options", LAYERS, ids=str)
 def test_traced_layers(options: dict[str, Any]) -> None:
-    """torch.jit.trace records PyTorch's operators, which take sequences of any length and batches of any size, and train."""
+    """torch.jit.trace records PyTorch's operators, which take sequences of any length and batches
+    of any size, and train.
+    """
     module = lntune.LayerNormLSTM(4, 3, dtype=torch.float64, **options)
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(module, torch.randn(6, 2, 4, dtype=torch.float64)), file)
@@ -114,7 +128,14 @@ def test_traced_layers(options: dict[str, Any]) -> None:
             output, (h, c) = f(x)
             (output.sum() + h.sum() + c.square().sum()).backward()
             grads = {name: p.grad for name, p in f.named_parameters()}
-            found.append([output.detach(), h.detach(), c.detach(), *(grads[name] for name, _ in module.named_parameters())])
+            found.append(
+                [
+                    output.detach(),
+                    h.detach(),
+                    c.detach(),
+                    *(grads[name] for name, _ in module.named_parameters()),
+                ]
+            )
         torch.testing.assert_close(*found)
 
 
@@ -123,11 +144,16 @@ def test_traced_layers(options: dict[str, Any]) -> None:
 def test_traced_layers_with_a_state(batch_first: bool) -> None:
     """A state that is given is an argument of the trace; kernels and the trace agree."""
     module, state = lntune.LayerNormLSTM(4, 8, batch_first=batch_first), torch.randn(1, 2, 8)
-    short, long = ((torch.randn((2, time, 4) if batch_first else (time, 2, 4)), (state, -state)) for time in (3, 7))
+    short, long = (
+        (torch.randn((2, time, 4) if batch_first else (time, 2, 4)), (state, -state))
+        for time in (3, 7)
+    )
     close(torch.jit.trace(module, short)(*long), module(*long))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning"
+)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=str)
 def test_traced_layers_of_packed_sequences(options: dict[str, Any]) -> None:
     """How long each sequence is may be another with each call of a trace."""
@@ -138,9 +164,15 @@ def test_traced_layers_of_packed_sequences(options: dict[str, Any]) -> None:
         close(traced(*given), model(*given))
 
 
-@pytest.mark.parametrize("options", [{"tracing_mode": "real"}, {"tracing_mode": "symbolic"}, {"pre_dispatch": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"tracing_mode": "real"}, {"tracing_mode": "symbolic"}, {"pre_dispatch": True}],
+    ids=str,
+)
 def test_graphs_of_make_fx(options: dict[str, Any]) -> None:
-    """make_fx records one operator for a direction of a layer, forward and backward, however long the sequence, and sizes stay symbols."""
+    """make_fx records one operator for a direction of a layer, forward and backward, however long
+    the sequence, and sizes stay symbols.
+    """
     module, x = lntune.LayerNormLSTM(4, 8, bidirectional=True), torch.randn(100, 3, 4)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
@@ -151,14 +183,20 @@ def test_graphs_of_make_fx(options: dict[str, Any]) -> None:
 
     graph = make_fx(function, **options)(parameters, x)
     names = [str(node.target) for node in graph.graph.nodes if "lnlstm" in str(node.target)]
-    assert names.count("lntune.lnlstm_sequence.default") == names.count("lntune.lnlstm_sequence_backward.default") == 2
+    assert (
+        names.count("lntune.lnlstm_sequence.default")
+        == names.count("lntune.lnlstm_sequence_backward.default")
+        == 2
+    )
     assert len(graph.graph.nodes) < 150
     other = torch.randn(37, 5, 4) if "symbolic" in options.values() else x
     close(graph(parameters, other), function(parameters, other))
 
 
 def test_a_cell_is_exported_without_operators_of_ours() -> None:
-    """A program of a cell, or of a step, holds PyTorch's operators alone, whichever way it is exported, and runs where lntune is not."""
+    """A program of a cell, or of a step, holds PyTorch's operators alone, whichever way it is
+    exported, and runs where lntune is not.
+    """
     cell, x = lntune.LayerNormLSTMCell(4, 3), torch.randn(2, 4)
     for strict in (True, False):
         program = torch.export.export(cell, (x,), strict=strict)
@@ -167,30 +205,42 @@ def test_a_cell_is_exported_without_operators_of_ours() -> None:
 
 
 def test_no_empty_list_is_in_a_program() -> None:
-    """AOTInductor hands None to an operator for an empty list; a program says in another way that each step has the whole batch."""
+    """AOTInductor hands None to an operator for an empty list; a program says in another way that
+    each step has the whole batch.
+    """
     module, x = lntune.LayerNormLSTM(4, 3), torch.randn(5, 2, 4)
     graph = torch.export.export(module, (x,)).graph
-    (node,) = (node for node in graph.nodes if node.target is torch.ops.lntune.lnlstm_sequence.default)
+    (node,) = (
+        node for node in graph.nodes if node.target is torch.ops.lntune.lnlstm_sequence.default
+    )
     assert [] not in node.args
     assert node.args[9] == [-1]
 
 
 def test_graphs_that_kernels_do_not_serve() -> None:
-    """Where the operator is not for the call, as in transforms of functions and other dtypes, make_fx records PyTorch's operators."""
+    """Where the operator is not for the call, as in transforms of functions and other dtypes,
+    make_fx records PyTorch's operators.
+    """
     module, x = lntune.LayerNormLSTM(4, 3), torch.randn(5, 2, 4)
 
     def squares(x: Tensor) -> Tensor:
         return module(x)[0].square().sum()
 
     wide = copy.deepcopy(module).double()
-    for f, given in ((torch.func.grad(squares), x), (torch.func.vmap(squares), torch.stack((x, -x))), (lambda x: wide(x)[0], x.double())):
+    for f, given in (
+        (torch.func.grad(squares), x),
+        (torch.func.vmap(squares), torch.stack((x, -x))),
+        (lambda x: wide(x)[0], x.double()),
+    ):
         graph = make_fx(f)(given)
         assert not any("lnlstm" in str(node.target) for node in graph.graph.nodes)
         close(graph(given), f(given))
 
 
 def test_graphs_of_aot_export() -> None:
-    """aot_export_module keeps a layer as one operator, and counts its multiplications as a graph of PyTorch's operators does."""
+    """aot_export_module keeps a layer as one operator, and counts its multiplications as a graph of
+    PyTorch's operators does.
+    """
     module, x = lntune.LayerNormLSTM(4, 8).eval(), torch.randn(100, 3, 4)
     graph, _ = aot_export_module(module, (x,), trace_joint=False)
     assert len(graph.graph.nodes) < 60
@@ -207,8 +257,14 @@ def test_graphs_of_aot_export() -> None:
 @pytest.mark.parametrize("way", ["strict", "non-strict", "traced"])
 @pytest.mark.parametrize("name", ["layers", "cell", "norm"])
 def test_programs_written_without_gradients(name: str, way: str) -> None:
-    """A program written without gradients has them later, once they are asked for, as such of PyTorch's modules do."""
-    modules = {"layers": lntune.LayerNormLSTM(4, 3, 2), "cell": lntune.LayerNormLSTMCell(4, 3), "norm": lntune.LayerNorm(4)}
+    """A program written without gradients has them later, once they are asked for, as such of
+    PyTorch's modules do.
+    """
+    modules = {
+        "layers": lntune.LayerNormLSTM(4, 3, 2),
+        "cell": lntune.LayerNormLSTMCell(4, 3),
+        "norm": lntune.LayerNorm(4),
+    }
     shape = (5, 2, 4) if name == "layers" else (2, 4)
     module, x = modules[name], torch.randn(shape)
     with torch.no_grad():
@@ -228,17 +284,38 @@ def test_programs_written_without_gradients(name: str, way: str) -> None:
 
 
 def test_operators_that_kept_nothing() -> None:
-    """The operators of a graph that was written without gradients have the gradients of those which kept what a backward takes."""
+    """The operators of a graph that was written without gradients have the gradients of those which
+    kept what a backward takes.
+    """
     ops = torch.ops.lntune
     x, h, c, gain, gain_c = (torch.randn(n) for n in ((6, 12), (2, 3), (2, 3), (12,), (3,)))
     calls: list[Callable[[Tensor, bool], Tensor]] = [
         lambda x, keep: ops.layer_norm(x[:, :4], [4], gain[:4], gain[4:8], 1e-3, keep)[0],
-        lambda x, keep: ops.lnlstm_step(x, x.flip(0), x[:, :3], gain, gain, gain_c, gain, gain_c, 1e-3, False, keep)[0],
-        lambda x, keep: ops.lnlstm_sequence(x, h, c, x[:, :3].repeat(2, 1), gain, gain, gain_c, gain, gain_c, [], 1e-3, False, True, keep)[0],
+        lambda x, keep: ops.lnlstm_step(
+            x, x.flip(0), x[:, :3], gain, gain, gain_c, gain, gain_c, 1e-3, False, keep
+        )[0],
+        lambda x, keep: ops.lnlstm_sequence(
+            x,
+            h,
+            c,
+            x[:, :3].repeat(2, 1),
+            gain,
+            gain,
+            gain_c,
+            gain,
+            gain_c,
+            [],
+            1e-3,
+            False,
+            True,
+            keep,
+        )[0],
     ]
     for f in calls:
         given = x.clone().requires_grad_()
-        grads = [torch.autograd.grad(f(given, keep).sin().sum(), given)[0] for keep in (True, False)]
+        grads = [
+            torch.autograd.grad(f(given, keep).sin().sum(), given)[0] for keep in (True, False)
+        ]
         assert torch.equal(*grads) and grads[0].any()
 
 
@@ -246,23 +323,38 @@ def test_operators_that_kept_nothing() -> None:
 def test_traced_cells() -> None:
     """The cell, with and without a state."""
     module = lntune.LayerNormLSTMCell(4, 3)
-    for given in ((torch.randn(2, 4),), (torch.randn(2, 4), (torch.randn(2, 3), torch.randn(2, 3)))):
+    for given in (
+        (torch.randn(2, 4),),
+        (torch.randn(2, 4), (torch.randn(2, 3), torch.randn(2, 3))),
+    ):
         close(torch.jit.trace(module, given)(*given), module(*given))
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
 def test_integers_of_numpy(integer: type) -> None:
-    """Sizes and flags of NumPy's types are integers and truth values like Python's; what is kept is Python's."""
+    """Sizes and flags of NumPy's types are integers and truth values like Python's; what is kept is
+    Python's.
+    """
     four, eight, two = integer(4), integer(8), integer(2)
-    module = lntune.LayerNormLSTM(four, eight, num_layers=two, bidirectional=np.bool_(True), dropout=np.float32(0.5))
-    assert [type(v) for v in (module.input_size, module.hidden_size, module.num_layers, module.bidirectional)] == [int, int, int, bool]
+    module = lntune.LayerNormLSTM(
+        four, eight, num_layers=two, bidirectional=np.bool_(True), dropout=np.float32(0.5)
+    )
+    assert [
+        type(v)
+        for v in (module.input_size, module.hidden_size, module.num_layers, module.bidirectional)
+    ] == [int, int, int, bool]
     assert module(torch.randn(3, 2, 4))[0].shape == (3, 2, 16)
     assert lntune.LayerNormLSTMCell(four, eight)(torch.randn(2, 4))[0].shape == (2, 8)
     assert lntune.LayerNorm(four)(torch.randn(2, 4)).shape == (2, 4)
-    assert torch.equal(lntune.layer_norm(torch.ones(2, 4), (four,)), nn.functional.layer_norm(torch.ones(2, 4), (4,)))
+    assert torch.equal(
+        lntune.layer_norm(torch.ones(2, 4), (four,)),
+        nn.functional.layer_norm(torch.ones(2, 4), (4,)),
+    )
 
 
-@pytest.mark.parametrize("size", [0, np.int64(0), 2.0, np.float64(2), True, torch.tensor(2), "2", None], ids=repr)
+@pytest.mark.parametrize(
+    "size", [0, np.int64(0), 2.0, np.float64(2), True, torch.tensor(2), "2", None], ids=repr
+)
 def test_what_is_no_size(size: Any) -> None:
     """Anything else is refused by the argument's name."""
     with pytest.raises(InputError, match="hidden_size: got"):

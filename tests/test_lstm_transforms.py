@@ -1,4 +1,6 @@
-"""LSTMs and layer norm under batched gradients, checkpoints whose recomputation is watched, and torch.fx."""
+"""LSTMs and layer norm under batched gradients, checkpoints whose recomputation is watched, and
+torch.fx.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def step(x: Tensor) -> Tensor:
 def modules() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
     """Functions of one tensor, and an input that wants gradients."""
     torch.manual_seed(0)
-    layers, cell, norm = lntune.LayerNormLSTM(4, HIDDEN, bidirectional=True), lntune.LayerNormLSTMCell(4, HIDDEN), lntune.LayerNorm(4)
+    layers, cell, norm = (
+        lntune.LayerNormLSTM(4, HIDDEN, bidirectional=True),
+        lntune.LayerNormLSTMCell(4, HIDDEN),
+        lntune.LayerNorm(4),
+    )
     return {
         "layers": (lambda x: layers(x)[0], torch.randn(5, 2, 4, requires_grad=True)),
         "cell": (lambda x: cell(x)[0], torch.randn(2, 4, requires_grad=True)),
@@ -48,19 +54,26 @@ def modules() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
 
 @pytest.mark.parametrize("name", ["layers", "cell", "step", "norm"])
 def test_batched_gradients(name: str) -> None:
-    """Gradients of many outputs at once, and a vectorized jacobian, are those of one output after the other."""
+    """Gradients of many outputs at once, and a vectorized jacobian, are those of one output after
+    the other.
+    """
     f, x = modules()[name]
     y = f(x)
     basis = torch.eye(y.numel()).view(-1, *y.shape)
     rows = torch.stack([torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in basis])
     close(torch.autograd.grad(y, x, basis, is_grads_batched=True, retain_graph=True)[0], rows)
-    close(torch.func.vmap(lambda one: torch.autograd.grad(y, x, one, retain_graph=True)[0])(basis), rows)
+    close(
+        torch.func.vmap(lambda one: torch.autograd.grad(y, x, one, retain_graph=True)[0])(basis),
+        rows,
+    )
     close(torch.autograd.functional.jacobian(f, x, vectorize=True), rows.view(*y.shape, *x.shape))
 
 
 @pytest.mark.parametrize("name", ["layers", "cell", "step"])
 def test_gradients_that_are_recorded(name: str) -> None:
-    """With create_graph the gradients are the same, also where one argument of a step is made of another, and can be differentiated again."""
+    """With create_graph the gradients are the same, also where one argument of a step is made of
+    another, and can be differentiated again.
+    """
     f, x = modules()[name]
     (plain,) = torch.autograd.grad(f(x).square().sum(), x)
     (recorded,) = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)
@@ -71,7 +84,9 @@ def test_gradients_that_are_recorded(name: str) -> None:
 
 
 def test_a_cell_from_step_to_step() -> None:
-    """A penalty on the gradients of two steps of a cell, whose state and weights come back, is float64's, and so are its own gradients."""
+    """A penalty on the gradients of two steps of a cell, whose state and weights come back, is
+    float64's, and so are its own gradients.
+    """
     torch.manual_seed(0)
     cell = lntune.LayerNormLSTMCell(4, HIDDEN)
     found = []
@@ -82,21 +97,31 @@ def test_a_cell_from_step_to_step() -> None:
         h, c = model(x[1], (h, c))
         parameters = list(model.parameters())
         grads = torch.autograd.grad((h * c).sum(), parameters, create_graph=True)
-        again = torch.autograd.grad(sum(g.square().sum() for g in grads), parameters, allow_unused=True)
+        again = torch.autograd.grad(
+            sum(g.square().sum() for g in grads), parameters, allow_unused=True
+        )
         found.append([t.detach().double() for t in (*grads, *(a for a in again if a is not None))])
     for got, expected in zip(*found, strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-4 * float(expected.abs().max() + 1), rtol=1e-3)
+        torch.testing.assert_close(
+            got, expected, atol=1e-4 * float(expected.abs().max() + 1), rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("watched", ["forward", "backward", "both", "neither"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["layers", "cell", "step", "norm"])
 def test_checkpoints_that_are_watched(name: str, reentrant: bool, watched: str) -> None:
-    """A dispatch mode around the forward, or the backward that computes it again, changes neither what is saved nor the gradients."""
+    """A dispatch mode around the forward, or the backward that computes it again, changes neither
+    what is saved nor the gradients.
+    """
     f, x = modules()[name]
 
     def mode(part: str) -> Any:
-        return FlopCounterMode(display=False) if watched in (part, "both") else contextlib.nullcontext()
+        return (
+            FlopCounterMode(display=False)
+            if watched in (part, "both")
+            else contextlib.nullcontext()
+        )
 
     (expected,) = torch.autograd.grad(f(x).square().sum(), x)
     other = x.detach().clone().requires_grad_()
@@ -111,7 +136,9 @@ def test_checkpoints_that_are_watched(name: str, reentrant: bool, watched: str) 
 
 @pytest.mark.parametrize("name", ["layers", "cell"])
 def test_multiplications_in_a_checkpoint(name: str) -> None:
-    """A FlopCounterMode counts in a checkpoint what it counts without one, forward, again, and backward."""
+    """A FlopCounterMode counts in a checkpoint what it counts without one, forward, again, and
+    backward.
+    """
     f, x = modules()[name]
     counts = []
     for function in (f, lambda x: checkpoint(f, x, use_reentrant=False)):
@@ -128,12 +155,19 @@ def test_multiplications_in_a_checkpoint(name: str) -> None:
 def test_an_lstm_as_the_root_of_a_graph() -> None:
     """An LSTM that is not part of anything cannot be kept whole, and what can be done is said."""
     for module in (lntune.LayerNormLSTM(4, HIDDEN), lntune.LayerNormLSTMCell(4, HIDDEN)):
-        with pytest.raises(InputError, match=rf"Trace a module that has it, such as torch.nn.Sequential\({type(module).__name__}"):
+        with pytest.raises(
+            InputError,
+            match=(
+                rf"Trace a module that has it, such as torch.nn.Sequential\({type(module).__name__}"
+            ),
+        ):
             fx.symbolic_trace(module)
 
 
 def test_modules_in_graphs_of_fx() -> None:
-    """torch.fx keeps an LSTM as a module, as it keeps torch.nn.LSTM, and the traced model computes the same."""
+    """torch.fx keeps an LSTM as a module, as it keeps torch.nn.LSTM, and the traced model computes
+    the same.
+    """
     model = nn.Sequential(nn.Linear(4, 4), lntune.LayerNormLSTM(4, HIDDEN))
     theirs = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, HIDDEN)))
     traced = fx.symbolic_trace(model)
@@ -150,7 +184,10 @@ def test_steps_in_graphs_of_fx() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gain, self.gain_c = nn.Parameter(torch.ones(4 * HIDDEN)), nn.Parameter(torch.ones(HIDDEN))
+            self.gain, self.gain_c = (
+                nn.Parameter(torch.ones(4 * HIDDEN)),
+                nn.Parameter(torch.ones(HIDDEN)),
+            )
 
         def forward(self, gates_x: Tensor, gates_h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
             return lntune.lnlstm_step(gates_x, gates_h, c, self.gain, self.gain, self.gain_c)
@@ -158,4 +195,7 @@ def test_steps_in_graphs_of_fx() -> None:
     model = Model()
     given = torch.randn(2, 4 * HIDDEN), torch.randn(2, 4 * HIDDEN), torch.randn(2, HIDDEN)
     close(fx.symbolic_trace(model)(*given), model(*given))
-    close(model(*given), formula(*given, model.gain, model.gain, model.gain_c, None, None, 1e-5, False, False))
+    close(
+        model(*given),
+        formula(*given, model.gain, model.gain, model.gain_c, None, None, 1e-5, False, False),
+    )

@@ -1,4 +1,6 @@
-"""Odd tensors in every mode: what comes of a call, values, gradients, kind of tensor or error, is what eager gives."""
+"""Odd tensors in every mode: what comes of a call, values, gradients, kind of tensor or error, is
+what eager gives.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lntune
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 HIDDEN = 16
 
@@ -28,14 +33,18 @@ class Marked(Tensor):
 class Calls(TorchFunctionMode):
     """A mode that hands every function on."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return function(*args, **(kwargs or {}))
 
 
 class Dispatches(TorchDispatchMode):
     """The same below autograd."""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return function(*args, **(kwargs or {}))
 
 
@@ -51,7 +60,8 @@ def with_value(value: float) -> Tensor:
     return x
 
 
-# Each is made of float32 and cast in the test; strides and offsets that a cast would straighten are made after it.
+# Each is made of float32 and cast in the test; strides and offsets that a cast would straighten are
+# made after it.
 TENSORS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
     "plain": lambda r: r(4, HIDDEN),
     "one row": lambda r: r(HIDDEN),
@@ -72,7 +82,9 @@ TENSORS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
     "overlapping": lambda r: r(64).as_strided((4, HIDDEN), (5, 1)),
     "channels last": lambda r: r(2, 3, 4, HIDDEN).to(memory_format=torch.channels_last),
     "negative bit": lambda r: torch._neg_view(r(4, HIDDEN)),
-    "imaginary part": lambda r: torch.complex(r(4, HIDDEN).float(), r(4, HIDDEN).float()).conj().imag,
+    "imaginary part": (
+        lambda r: torch.complex(r(4, HIDDEN).float(), r(4, HIDDEN).float()).conj().imag
+    ),
     "subclass": lambda r: r(4, HIDDEN).as_subclass(Marked),
     "parameter": lambda r: nn.Parameter(r(4, HIDDEN)),
     "made in inference": lambda r: _inferred(r),  # noqa: PLW0108 (defined below)
@@ -107,29 +119,51 @@ def _inferred(r: Callable[..., Tensor]) -> Tensor:
 
 
 def combinations() -> Iterator[Any]:
-    """Every tensor in float32 with gradients recorded, in inference and under autocast; the others by turns."""
+    """Every tensor in float32 with gradients recorded, in inference and under autocast; the others
+    by turns.
+    """
     modes = list(MODES)
     for number, (tensor, dtype) in enumerate(itertools.product(TENSORS, DTYPES)):
-        chosen = {"grad", modes[1 + number % 5], modes[1 + (number + 2) % 5]} if dtype is torch.float32 else {modes[number % 6]}
+        chosen = (
+            {"grad", modes[1 + number % 5], modes[1 + (number + 2) % 5]}
+            if dtype is torch.float32
+            else {modes[number % 6]}
+        )
         for mode in modes:
             if mode in chosen:
                 yield pytest.param(tensor, dtype, mode, id=f"{tensor}-{str(dtype)[6:]}-{mode}")
 
 
-def came_of(call: Callable[..., Tensor], tensor: str, dtype: torch.dtype, mode: str) -> tuple[type, dict[str, Tensor]] | type:
+def came_of(
+    call: Callable[..., Tensor], tensor: str, dtype: torch.dtype, mode: str
+) -> tuple[type, dict[str, Tensor]] | type:
     """(class of the result, the result and its gradients); the class of error where it is one."""
     made = TENSORS[tensor](lambda *shape: random(*shape).to(dtype))
     x = made
-    if mode in ("grad", "dispatch mode", "function mode") and x.is_floating_point() and x.is_leaf and not x.is_inference():
+    if (
+        mode in ("grad", "dispatch mode", "function mode")
+        and x.is_floating_point()
+        and x.is_leaf
+        and not x.is_inference()
+    ):
         x.requires_grad_()
-    weight = (random(HIDDEN) + 0.5).to(dtype if x.is_floating_point() else torch.float32).to(x.device).requires_grad_()
+    weight = (
+        (random(HIDDEN) + 0.5)
+        .to(dtype if x.is_floating_point() else torch.float32)
+        .to(x.device)
+        .requires_grad_()
+    )
     try:
         with MODES[mode]():
             y = call(x, (HIDDEN,), weight, None)
         values = {"y": y.detach()}
         if y.requires_grad and y.device.type == "cpu":
             y.float().square().sum().backward()
-            values |= {name: t.grad for name, t in (("dx", x), ("dgamma", weight)) if t.is_leaf and t.grad is not None}
+            values |= {
+                name: t.grad
+                for name, t in (("dx", x), ("dgamma", weight))
+                if t.is_leaf and t.grad is not None
+            }
         return type(y), values
     except (RuntimeError, TypeError, NotImplementedError, ValueError) as e:
         return RuntimeError if isinstance(e, (RuntimeError, ValueError)) else type(e)
@@ -137,8 +171,8 @@ def came_of(call: Callable[..., Tensor], tensor: str, dtype: torch.dtype, mode: 
 
 @pytest.mark.parametrize(("tensor", "dtype", "mode"), list(combinations()))
 def test_as_eager(tensor: str, dtype: torch.dtype, mode: str) -> None:
-    """The first call and the next give what eager gives: class, dtype, shape, device, whether it is an inference tensor, values and gradients
-    within rounding; where eager raises, an error.
+    """The first call and the next give what eager gives: class, dtype, shape, device, whether it is
+    an inference tensor, values and gradients within rounding; where eager raises, an error.
     """
     expected = came_of(functional.layer_norm, tensor, dtype, mode)
     for _ in range(2):
@@ -151,7 +185,9 @@ def test_as_eager(tensor: str, dtype: torch.dtype, mode: str) -> None:
         for name, value in expected[1].items():
             got = found[1][name]
             facts = ("dtype", "shape", "device", "requires_grad")
-            assert [getattr(got, fact) for fact in facts] == [getattr(value, fact) for fact in facts], name
+            assert [getattr(got, fact) for fact in facts] == [
+                getattr(value, fact) for fact in facts
+            ], name
             assert got.is_inference() == value.is_inference()
             if value.device.type == "cpu":
                 near = 2e-5 if value.dtype in (torch.float32, torch.float64) else 4e-2
@@ -159,7 +195,15 @@ def test_as_eager(tensor: str, dtype: torch.dtype, mode: str) -> None:
                     got,
                     value,
                     rtol=near,
-                    atol=near * max(1.0, value.nan_to_num(posinf=0, neginf=0).abs().max().item() if value.numel() else 1.0),
+                    atol=near
+                    * max(
+                        1.0,
+                        (
+                            value.nan_to_num(posinf=0, neginf=0).abs().max().item()
+                            if value.numel()
+                            else 1.0
+                        ),
+                    ),
                     equal_nan=True,
                 )
 
@@ -167,9 +211,13 @@ def test_as_eager(tensor: str, dtype: torch.dtype, mode: str) -> None:
 @pytest.mark.parametrize("which", ["x", "weight", "bias"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_lazy_minus_after_a_good_call(which: str, grad: bool) -> None:
-    """A tensor that has its minus as a bit alone, in a call like one that went well before, is as one that has it in its numbers."""
+    """A tensor that has its minus as a bit alone, in a call like one that went well before, is as
+    one that has it in its numbers.
+    """
     lazily, plainly = (
-        {"x": random(4, HIDDEN), "weight": random(HIDDEN) + 0.5, "bias": random(HIDDEN)} | {which: made} for made in _both_ways(which == "x")
+        {"x": random(4, HIDDEN), "weight": random(HIDDEN) + 0.5, "bias": random(HIDDEN)}
+        | {which: made}
+        for made in _both_ways(which == "x")
     )
 
     def called(given: dict[str, Tensor]) -> list[Tensor]:

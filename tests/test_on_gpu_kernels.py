@@ -1,4 +1,6 @@
-"""Kernels on a GPU: every operator, dtype and variant against float64, empty and huge tensors, the same bits every time, errors."""
+"""Kernels on a GPU: every operator, dtype and variant against float64, empty and huge tensors, the
+same bits every time, errors.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def default(plan: Schedule, case: Case, here: Here) -> Callable[..., None]:
 
 
 def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
-    """The kernel passes the check that every candidate of a tuning run has to pass: adversarial inputs, fences, float64."""
+    """The kernel passes the check that every candidate of a tuning run has to pass: adversarial
+    inputs, fences, float64.
+    """
     verdict = check.verify(case, kernel, check.ALIGNED, here.name, here.device.cores)
     assert verdict.ok, verdict.message
 
@@ -39,7 +43,9 @@ def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
 @every_dtype
 @every_plan
 def test_every_size_is_right(plan: Schedule, dtype: str, here: Here) -> None:
-    """One element, odd and prime sizes, whole vectors, long rows: right on every style of input, with default knobs."""
+    """One element, odd and prime sizes, whole vectors, long rows: right on every style of input,
+    with default knobs.
+    """
     sizes = here.pick((1, 7, 97, 768, 1000, 1024, 4096, 5003, 8192, 12288, 16384), (40,))
     for case, kernel in here.kernels((plan, Case(plan.op, hidden, dtype, 512)) for hidden in sizes):
         assert_right(case, kernel, here)
@@ -49,7 +55,9 @@ def test_every_size_is_right(plan: Schedule, dtype: str, here: Here) -> None:
 def test_the_longest_rows_are_right(plan: Schedule, here: Here) -> None:
     """The longest rows there are, and a long odd one."""
     sizes = here.pick((65536, 50257) if plan.op.startswith("layer_norm") else (16384, 12289), (96,))
-    for case, kernel in here.kernels((plan, Case(plan.op, hidden, "bfloat16", 512)) for hidden in sizes):
+    for case, kernel in here.kernels(
+        (plan, Case(plan.op, hidden, "bfloat16", 512)) for hidden in sizes
+    ):
         assert_right(case, kernel, here)
 
 
@@ -57,21 +65,35 @@ def test_the_longest_rows_are_right(plan: Schedule, here: Here) -> None:
 def test_every_variant_is_right(plan: Schedule, here: Here) -> None:
     """Whatever is there or not there beside the input, in every dtype."""
     op = ops.get(plan.op)
-    every = [Case(op.name, here.pick(1000, 24), dtype, 512, variant) for variant in op.variants for dtype in DTYPES]
-    for case, kernel in here.kernels((plan, case) for case in here.pick(every, every[1 :: max(1, len(every) // 2)])):
+    every = [
+        Case(op.name, here.pick(1000, 24), dtype, 512, variant)
+        for variant in op.variants
+        for dtype in DTYPES
+    ]
+    for case, kernel in here.kernels(
+        (plan, case) for case in here.pick(every, every[1 :: max(1, len(every) // 2)])
+    ):
         assert_right(case, kernel, here)
 
 
 @every_plan
 def test_every_row_bucket_is_right(plan: Schedule, here: Here) -> None:
-    """A schedule may look at the number of rows its kernel is for; whichever that is, the kernel is right for any."""
+    """A schedule may look at the number of rows its kernel is for; whichever that is, the kernel is
+    right for any.
+    """
     hidden = here.pick(1024, 24)
-    for case, kernel in here.kernels((plan, Case(plan.op, hidden, "bfloat16", rows)) for rows in here.pick(TYPICAL_ROWS, (1,))):
+    for case, kernel in here.kernels(
+        (plan, Case(plan.op, hidden, "bfloat16", rows)) for rows in here.pick(TYPICAL_ROWS, (1,))
+    ):
         assert_right(case, kernel, here)
 
 
-def arguments(case: Case, rows: int, here: Here, seed: int = 0) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """(the arguments of a kernel, its outputs by name): plain random inputs, outputs of NaN, sums of zero."""
+def arguments(
+    case: Case, rows: int, here: Here, seed: int = 0
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """(the arguments of a kernel, its outputs by name): plain random inputs, outputs of NaN, sums
+    of zero.
+    """
     op = ops.get(case.op)
     given = op.inputs(case, rows, "normal", seed)
     values: list[Any] = []
@@ -79,7 +101,12 @@ def arguments(case: Case, rows: int, here: Here, seed: int = 0) -> tuple[list[An
     for a in op.arguments(case):
         if a.role in ("out", "sum"):
             sizes = a.sizes(rows, case.hidden, case.blocks(here.device.cores))
-            outputs[a.name] = torch.full(sizes, 0.0 if a.role == "sum" else torch.nan, dtype=getattr(torch, a.dtype), device=here.name)
+            outputs[a.name] = torch.full(
+                sizes,
+                0.0 if a.role == "sum" else torch.nan,
+                dtype=getattr(torch, a.dtype),
+                device=here.name,
+            )
             values.append(outputs[a.name])
         else:
             values.append(given[a.name] if a.role == "scalar" else given[a.name].to(here.name))
@@ -89,7 +116,9 @@ def arguments(case: Case, rows: int, here: Here, seed: int = 0) -> tuple[list[An
 @every_dtype
 @every_plan
 def test_the_same_bits_every_time(plan: Schedule, dtype: str, here: Here) -> None:
-    """The same call gives the same bits, sums over rows (dgamma, dbeta and their like) among them: nothing is added in the order it comes."""
+    """The same call gives the same bits, sums over rows (dgamma, dbeta and their like) among them:
+    nothing is added in the order it comes.
+    """
     case = Case(plan.op, here.pick(1024, 40), dtype, here.pick(4096, 32))
     kernel = default(plan, case, here)
     first: dict[str, torch.Tensor] = {}
@@ -109,12 +138,16 @@ def test_no_rows(plan: Schedule, here: Here) -> None:
     values, outputs = arguments(case, 0, here)
     default(plan, case, here)(*values)
     here.wait()
-    assert all(out.eq(0).all() for out in outputs.values()), "sums over no rows are 0, and nothing else has elements"
+    assert all(out.eq(0).all() for out in outputs.values()), (
+        "sums over no rows are 0, and nothing else has elements"
+    )
 
 
 @pytest.mark.parametrize("op", ["layer_norm", "layer_norm_backward"])
 def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
-    """Beyond 2^31 elements every row is still the right one, at the beginning, around 2^31 and at the end."""
+    """Beyond 2^31 elements every row is still the right one, at the beginning, around 2^31 and at
+    the end.
+    """
     hidden, elements = here.pick((4096, 2**31 + 2**24), (40, 2**9))
     if here.real:
         free = torch.cuda.mem_get_info(here.name)[0]
@@ -123,7 +156,10 @@ def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
     case = Case(op, hidden, "bfloat16", 32768)
     plan = next(p for p in PLANS if p.op == op)
     rows = -(-elements // hidden)
-    chosen = sorted({*range(4), *range(2**31 // hidden - 2, 2**31 // hidden + 2), *range(rows - 4, rows)} & set(range(rows)))
+    chosen = sorted(
+        {*range(4), *range(2**31 // hidden - 2, 2**31 // hidden + 2), *range(rows - 4, rows)}
+        & set(range(rows))
+    )
     small = ops.get(op).inputs(case, 64, "normal", 0)
     values: list[Any] = []
     made: dict[str, torch.Tensor] = {}
@@ -133,7 +169,9 @@ def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
         if a.role in ("out", "sum"):
             made[a.name] = torch.zeros(sizes, dtype=getattr(torch, a.dtype), device=here.name)
             values.append(made[a.name])
-        elif a.shape[:1] == ("rows",):  # 64 rows over and over, each block of them scaled differently would need as much memory again
+        # 64 rows over and over, each block of them scaled differently would need as much memory
+        # again
+        elif a.shape[:1] == ("rows",):
             block = small[a.name].to(here.name)
             whole = block.repeat(-(-rows // 64), *(1 for _ in sizes[1:]))[:rows]
             values.append(whole)
@@ -152,15 +190,21 @@ def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
 
 
 def test_arguments_that_do_not_fit(here: Here) -> None:
-    """A tensor of another dtype, shape, layout or alignment, one too many, is an InputError naming the operator and the argument, on a
-    GPU also one on the CPU; nothing is launched, and the next call works.
+    """A tensor of another dtype, shape, layout or alignment, one too many, is an InputError naming
+    the operator and the argument, on a GPU also one on the CPU; nothing is launched, and the next
+    call works.
     """
     plan = next(p for p in PLANS if p.op == "layer_norm")
     case = Case("layer_norm", 64, "float32", 8)
     kernel = default(plan, case, here)
     values, outputs = arguments(case, 8, here)
     x = values[0]
-    wrong = [x.double(), x[:, :32], x.t().contiguous().t(), torch.cat([x.flatten(), x[0]])[1 : 1 + x.numel()].view(x.shape)]
+    wrong = [
+        x.double(),
+        x[:, :32],
+        x.t().contiguous().t(),
+        torch.cat([x.flatten(), x[0]])[1 : 1 + x.numel()].view(x.shape),
+    ]
     wrong += [x.cpu()] if here.real else []
     here.launches()
     for bad in wrong:
@@ -175,7 +219,9 @@ def test_arguments_that_do_not_fit(here: Here) -> None:
 
 
 def test_a_launch_that_fails(here: Here) -> None:
-    """An error of the driver is a LaunchError naming the operator and the case; the process can go on where the driver lets it."""
+    """An error of the driver is a LaunchError naming the operator and the case; the process can go
+    on where the driver lets it.
+    """
     if here.fake is None:
         pytest.skip("a real driver has no launch that fails and leaves the process as it was")
     plan = next(p for p in PLANS if p.op == "layer_norm")
@@ -196,11 +242,31 @@ def test_every_operator_has_a_schedule() -> None:
 
 
 def test_the_check_command(here: Here) -> None:
-    """`lntune check --target cuda` checks what serves calls on the GPU, by the schedules that are for it."""
+    """`lntune check --target cuda` checks what serves calls on the GPU, by the schedules that are
+    for it.
+    """
     here.launches()
-    done = CliRunner().invoke(app, ["check", "layer_norm", "--hidden", "40", "--dtype", "bfloat16", "--rows", "24", "--target", "cuda", "--json"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "check",
+            "layer_norm",
+            "--hidden",
+            "40",
+            "--dtype",
+            "bfloat16",
+            "--rows",
+            "24",
+            "--target",
+            "cuda",
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)
-    assert {r["case"]["variant"] for r in results} == {ops.get("layer_norm").variants[0], *ops.get("layer_norm").checked}
+    assert {r["case"]["variant"] for r in results} == {
+        ops.get("layer_norm").variants[0],
+        *ops.get("layer_norm").checked,
+    }
     assert all(schedule.get(r["schedule"]).kind == "gpu" and r["errors"] for r in results)
     assert here.launches() >= 1

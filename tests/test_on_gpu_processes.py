@@ -21,31 +21,58 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 
 def process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A process that imports what this one does, with more in its environment."""
-    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *(p for p in sys.path if p)])
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path, **environment}, timeout=500)
+    path = os.pathsep.join(
+        [*filter(None, [os.environ.get("PYTHONPATH")]), *(p for p in sys.path if p)]
+    )
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        timeout=500,
+    )
 
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("tool", TOOLS)
 def test_compute_sanitizer_finds_nothing(here: Here, tool: str) -> None:
-    """A small set of kernels under compute-sanitizer is right, without an access out of bounds, a race in shared memory or a barrier that
-    some threads miss. On the imagined GPU there is no tool, but the emulator, which looks for the same.
+    """A small set of kernels under compute-sanitizer is right, without an access out of bounds, a
+    race in shared memory or a barrier that some threads miss. On the imagined GPU there is no tool,
+    but the emulator, which looks for the same.
     """
     command = [sys.executable, str(HERE / "gpu_small_set.py")]
     if here.real:
         found = locate.program("compute-sanitizer")
         if found is None:
             pytest.skip("compute-sanitizer is not installed")
-        # Our kernels alone, in this process alone: compilers it starts use no CUDA, and calls of the driver's that PyTorch expects to fail are
-        # none of our business.
-        options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only", "--kernel-name", "kernel_substring=main_kernel"]
-        command = [found, *options, *(["--report-api-errors", "no"] if tool == "memcheck" else []), *command]
+        # Our kernels alone, in this process alone: compilers it starts use no CUDA, and calls of
+        # the driver's that PyTorch expects to fail are none of our business.
+        options = [
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            "--target-processes",
+            "application-only",
+            "--kernel-name",
+            "kernel_substring=main_kernel",
+        ]
+        command = [
+            found,
+            *options,
+            *(["--report-api-errors", "no"] if tool == "memcheck" else []),
+            *command,
+        ]
     elif tool != TOOLS[0]:
         pytest.skip("one run is enough where there is no tool")
-    # Without PyTorch's cache of memory each tensor is an allocation of its own, and what lies beyond it is nobody's.
+    # Without PyTorch's cache of memory each tensor is an allocation of its own, and what lies
+    # beyond it is nobody's.
     done = process(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stdout.count(": right") >= 2 * len({plan.op for plan in all_schedules().values() if plan.kind == "gpu"})
+    assert done.stdout.count(": right") >= 2 * len(
+        {plan.op for plan in all_schedules().values() if plan.kind == "gpu"}
+    )
 
 
 BROKEN = """
@@ -65,7 +92,8 @@ except LaunchError as e:
 os._exit(0)  # PyTorch's own end may fail on such a GPU
 """
 
-# A real one is broken for this process by an assertion in a kernel of PyTorch's, the imagined one by what its driver says from then on.
+# A real one is broken for this process by an assertion in a kernel of PyTorch's, the imagined one
+# by what its driver says from then on.
 REAL = """
 try:
     torch.zeros(4, device="cuda")[torch.tensor([1000000], device="cuda")]
@@ -85,8 +113,14 @@ IMAGINED = 'fake_gpu.FakeGpu().fail("cuLaunchKernel", 710)'
 
 
 def test_a_broken_gpu_is_an_exception(here: Here) -> None:
-    """On a GPU whose context is broken, by whomever, a call is a LaunchError that names the operator, and no crash."""
-    script = BROKEN.format(imagine="" if here.real else IMAGINE, device=here.name, wreck=REAL if here.real else IMAGINED)
+    """On a GPU whose context is broken, by whomever, a call is a LaunchError that names the
+    operator, and no crash.
+    """
+    script = BROKEN.format(
+        imagine="" if here.real else IMAGINE,
+        device=here.name,
+        wreck=REAL if here.real else IMAGINED,
+    )
     done = process(sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("LaunchError") and "layer_norm" in done.stdout

@@ -1,4 +1,6 @@
-"""PyTorch's calls on a GPU: values and gradients against float64, layouts, streams, threads, CUDA graphs, autocast, torch.compile."""
+"""PyTorch's calls on a GPU: values and gradients against float64, layouts, streams, threads, CUDA
+graphs, autocast, torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from lntune.errors import LaunchError
 
 __all__ = ["here"]
 
-pytestmark = [pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROUNDING = {torch.float32: 16 * 2.0**-24, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -38,7 +43,11 @@ def kernels_run(here: Here) -> Iterator[None]:
 
 def make(*shape: int, here: Here, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Random numbers around 0.5, the same on every device."""
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.5).to(dtype).to(here.name)
+    return (
+        (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.5)
+        .to(dtype)
+        .to(here.name)
+    )
 
 
 def run(norm: Norm, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> list[Tensor]:
@@ -48,31 +57,58 @@ def run(norm: Norm, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> list
     return [t.detach().double().cpu() for t in (y, *torch.autograd.grad(y, given, dy))]
 
 
-def assert_right(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, norm: Norm = lntune.layer_norm) -> None:
-    """y and every gradient are no further from float64 than twice eager's own error on this device and a rounding."""
+def assert_right(
+    x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, norm: Norm = lntune.layer_norm
+) -> None:
+    """y and every gradient are no further from float64 than twice eager's own error on this device
+    and a rounding.
+    """
     truth = run(functional.layer_norm, *(t.detach().double().cpu() for t in (x, weight, bias, dy)))
     eager = run(functional.layer_norm, x, weight, bias, dy)
     ours = run(norm, x, weight, bias, dy)
-    for name, mine, theirs, true in zip(("y", "dx", "dweight", "dbias"), ours, eager, truth, strict=True):
+    for name, mine, theirs, true in zip(
+        ("y", "dx", "dweight", "dbias"), ours, eager, truth, strict=True
+    ):
         assert mine.shape == theirs.shape
         if mine.numel():
             error, of_eager = ((t - true).abs().max().item() for t in (mine, theirs))
-            assert error <= 2 * of_eager + ROUNDING[x.dtype] * max(1.0, true.abs().max().item()), f"{name}: {error}, eager {of_eager}"
+            assert error <= 2 * of_eager + ROUNDING[x.dtype] * max(1.0, true.abs().max().item()), (
+                f"{name}: {error}, eager {of_eager}"
+            )
 
 
-def problem(here: Here, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(
+    here: Here, *shape: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, weight, bias, dy) for a shape whose last dimension is normalized."""
     weight, bias = (make(shape[-1], here=here, dtype=dtype, seed=seed) for seed in (1, 2))
-    return make(*shape, here=here, dtype=dtype), weight, bias, make(*shape, here=here, dtype=dtype, seed=3)
+    return (
+        make(*shape, here=here, dtype=dtype),
+        weight,
+        bias,
+        make(*shape, here=here, dtype=dtype, seed=3),
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ layer norm
+# --------------------------------------------------------------------------------------------------
+# layer norm
 
 
 @every_dtype
 def test_values_and_gradients(here: Here, dtype: torch.dtype) -> None:
-    """Few rows and many, odd sizes and whole ones, up to long rows: y, dx, dweight and dbias against float64."""
-    real = ((1, 1024), (7, 1000), (8, 128, 768), (513, 4096), (4099, 1024), (33, 16384), (20000, 256), (3, 50257))
+    """Few rows and many, odd sizes and whole ones, up to long rows: y, dx, dweight and dbias
+    against float64.
+    """
+    real = (
+        (1, 1024),
+        (7, 1000),
+        (8, 128, 768),
+        (513, 4096),
+        (4099, 1024),
+        (33, 16384),
+        (20000, 256),
+        (3, 50257),
+    )
     for shape in here.pick(real, ((2, 2, 24),)):
         assert_right(*problem(here, *shape, dtype=dtype))
 
@@ -85,7 +121,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda t: t.t().contiguous().t(),
     "expanded": lambda t: t[:1].expand(t.shape[0], -1),
     **{
-        f"{shift} off": lambda t, shift=shift: torch.cat([t.new_zeros(shift), t.flatten()])[shift:].view(t.shape)  # type: ignore[misc]
+        f"{shift} off": lambda t, shift=shift: torch.cat([t.new_zeros(shift), t.flatten()])[
+            shift:
+        ].view(t.shape)  # type: ignore[misc]
         for shift in (1, 2, 3, 4, 8)
     },
 }
@@ -94,7 +132,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layouts(here: Here, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]) -> None:
-    """Row-strided, transposed, expanded and misaligned views of the input and of its gradient: right, and never a crash."""
+    """Row-strided, transposed, expanded and misaligned views of the input and of its gradient:
+    right, and never a crash.
+    """
     x, weight, bias, dy = problem(here, 6, here.pick(1024, 64), dtype=dtype)
     assert_right(layout(x), weight, bias, dy)
     assert_right(x, weight, bias, layout(dy))
@@ -107,7 +147,13 @@ def test_no_rows(here: Here, leading: tuple[int, ...]) -> None:
     """An empty batch gives an empty result and gradients of zero, before and after a full one."""
     x, weight, bias, dy = problem(here, 2, 64)
     for _ in range(2):
-        ours = run(lntune.layer_norm, make(*leading, 64, here=here), weight, bias, make(*leading, 64, here=here))
+        ours = run(
+            lntune.layer_norm,
+            make(*leading, 64, here=here),
+            weight,
+            bias,
+            make(*leading, 64, here=here),
+        )
         assert ours[0].shape == ours[1].shape == (*leading, 64)
         assert ours[2].eq(0).all() and ours[3].eq(0).all()
         assert_right(x, weight, bias, dy)
@@ -118,7 +164,9 @@ def test_the_gradients_of_the_affine_are_the_same_bits_every_time(here: Here) ->
     given = problem(here, here.pick(5000, 40), here.pick(1024, 64), dtype=torch.bfloat16)
     first = run(lntune.layer_norm, *given)
     for _ in range(here.pick(30, 2)):
-        assert all(torch.equal(a, b) for a, b in zip(run(lntune.layer_norm, *given), first, strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(run(lntune.layer_norm, *given), first, strict=True)
+        )
 
 
 def test_a_row_does_not_depend_on_its_neighbours(here: Here) -> None:
@@ -134,7 +182,9 @@ def test_a_row_does_not_depend_on_its_neighbours(here: Here) -> None:
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("given", [torch.float32, "low"], ids=str)
 def test_autocast(here: Here, low: torch.dtype, given: Any) -> None:
-    """Under autocast the result and every gradient have the dtypes that PyTorch's layer norm has there, and its values."""
+    """Under autocast the result and every gradient have the dtypes that PyTorch's layer norm has
+    there, and its values.
+    """
     x, weight, bias, _ = problem(here, 6, here.pick(768, 64))
     x = x.to(low) if given == "low" else x
     made = []
@@ -145,7 +195,9 @@ def test_autocast(here: Here, low: torch.dtype, given: Any) -> None:
         made.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
     for ours, theirs in zip(*made, strict=True):
         assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=ROUNDING[low] * 4, atol=ROUNDING[low] * 4 * theirs.abs().max().item())
+        torch.testing.assert_close(
+            ours, theirs, rtol=ROUNDING[low] * 4, atol=ROUNDING[low] * 4 * theirs.abs().max().item()
+        )
 
 
 def test_converted_models(here: Here) -> None:
@@ -155,30 +207,43 @@ def test_converted_models(here: Here) -> None:
     ours = lntune.convert(copy.deepcopy(model))
     x, dy = make(2, 5, 64, here=here), make(2, 5, 64, here=here, seed=3)
     outputs = [m(x) for m in (model, ours)]
-    grads = [torch.autograd.grad(y, list(m.parameters()), dy) for y, m in zip(outputs, (model, ours), strict=True)]
+    grads = [
+        torch.autograd.grad(y, list(m.parameters()), dy)
+        for y, m in zip(outputs, (model, ours), strict=True)
+    ]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(grads[1], grads[0], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * max(1e-2, theirs.abs().max().item()))
+        torch.testing.assert_close(
+            mine, theirs, rtol=1e-3, atol=1e-3 * max(1e-2, theirs.abs().max().item())
+        )
 
 
-# ---------------------------------------------------------------------------------------------- streams, threads, graphs
+# ----------------------------------------------------------------------------------------------
+# streams, threads, graphs
 
 
 def test_streams(here: Here) -> None:
-    """Kernels run on PyTorch's current stream, forward and backward: work before and behind them on that stream is in order."""
+    """Kernels run on PyTorch's current stream, forward and backward: work before and behind them on
+    that stream is in order.
+    """
     x, weight, bias, dy = problem(here, here.pick(4096, 6), here.pick(4096, 64))
     expected = run(lntune.layer_norm, x * 2, weight, bias, dy)
     for _ in range(here.pick(10, 1)):
         with here.stream():
             if here.real:
-                torch.cuda._sleep(10_000_000)  # whoever does not wait for the stream reads x before it is doubled
+                # whoever does not wait for the stream reads x before it is doubled
+                torch.cuda._sleep(10_000_000)
             made = run(lntune.layer_norm, x * 2, weight, bias, dy)
         assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
 def test_two_threads(here: Here) -> None:
-    """Two threads, each on a stream of its own, get their own results, the first call of all included."""
-    given = [problem(here, here.pick(512, 3), here.pick(hidden, hidden // 8)) for hidden in (640, 1152)]
+    """Two threads, each on a stream of its own, get their own results, the first call of all
+    included.
+    """
+    given = [
+        problem(here, here.pick(512, 3), here.pick(hidden, hidden // 8)) for hidden in (640, 1152)
+    ]
     expected = [run(functional.layer_norm, *g) for g in given]
     failures: list[BaseException] = []
     start = threading.Barrier(2)
@@ -190,7 +255,9 @@ def test_two_threads(here: Here) -> None:
                 with here.stream():
                     made = run(lntune.layer_norm, *given[number])
                 for ours, theirs in zip(made, expected[number], strict=True):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+                    torch.testing.assert_close(
+                        ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item()
+                    )
         except BaseException as e:
             failures.append(e)
 
@@ -204,7 +271,9 @@ def test_two_threads(here: Here) -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_layer_norm_in_a_graph(here: Here, training: bool) -> None:
-    """Captured in a CUDA graph, forward and backward compute on what is in their inputs when the graph is replayed."""
+    """Captured in a CUDA graph, forward and backward compute on what is in their inputs when the
+    graph is replayed.
+    """
     x, weight, bias, dy = problem(here, here.pick(512, 4), here.pick(1024, 64))
     leaves = [t.detach().requires_grad_(training) for t in (x.clone(), weight, bias)]
     kept = [torch.empty_like(x), *(torch.empty_like(t) for t in leaves)]
@@ -224,34 +293,50 @@ def test_layer_norm_in_a_graph(here: Here, training: bool) -> None:
         here.wait()
         expected = run(lntune.layer_norm, leaves[0].detach(), weight, bias, dy)
         for out, value in zip(kept[: 4 if training else 1], expected, strict=False):
-            torch.testing.assert_close(out.double().cpu(), value, rtol=1e-5, atol=1e-5 * value.abs().max().item())
+            torch.testing.assert_close(
+                out.double().cpu(), value, rtol=1e-5, atol=1e-5 * value.abs().max().item()
+            )
 
 
-# ------------------------------------------------------------------------------------------------------------------- LSTM
+# --------------------------------------------------------------------------------------------------
+# LSTM
 
 
 def layers(here: Here, dtype: torch.dtype = torch.float32, **options: Any) -> lntune.LayerNormLSTM:
-    """An LSTM whose gains and biases are not ones and zeros; the gain on h is around 1/4, since with 1 rounding grows from step to step."""
+    """An LSTM whose gains and biases are not ones and zeros; the gain on h is around 1/4, since
+    with 1 rounding grows from step to step.
+    """
     torch.manual_seed(0)
     model = lntune.LayerNormLSTM(here.pick(64, 6), here.pick(128, 16), dtype=dtype, **options)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 1:
-                around = 0.25 if "ln_hh_weight" in name else float(name.startswith("ln_") and "_weight" in name)
+                around = (
+                    0.25
+                    if "ln_hh_weight" in name
+                    else float(name.startswith("ln_") and "_weight" in name)
+                )
                 p.copy_(torch.randn(p.shape) * 0.1 + around)
     return model.to(here.name)
 
 
 def sequence(here: Here, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """(time, batch, features)."""
-    return make(here.pick(20, 3), here.pick(32, 2), here.pick(64, 6), here=here, dtype=dtype, seed=seed) - 0.5
+    return (
+        make(
+            here.pick(20, 3), here.pick(32, 2), here.pick(64, 6), here=here, dtype=dtype, seed=seed
+        )
+        - 0.5
+    )
 
 
 def outcome(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Output, last states, gradients of the input and of every parameter, in float64 on the CPU."""
     leaf = x.detach().requires_grad_()
     output, (h, c) = model(leaf)
-    grads = torch.autograd.grad(output.square().mean() + h.sum() * 0.01 + c.sum() * 0.01, [leaf, *model.parameters()])
+    grads = torch.autograd.grad(
+        output.square().mean() + h.sum() * 0.01 + c.sum() * 0.01, [leaf, *model.parameters()]
+    )
     return [t.detach().double().cpu() for t in (output, h, c, *grads)]
 
 
@@ -264,7 +349,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def lstms() -> list[Any]:
-    """(GPU, dtype, options): all on a device; on the imagined one every dtype and every option, but not all of their pairs."""
+    """(GPU, dtype, options): all on a device; on the imagined one every dtype and every option, but
+    not all of their pairs.
+    """
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     every = [(dtype, name) for dtype in dtypes for name in OPTIONS]
     some = [*((dtype, "default") for dtype in dtypes), *zip(dtypes, list(OPTIONS)[1:], strict=True)]
@@ -278,8 +365,8 @@ def lstms() -> list[Any]:
 
 @pytest.mark.parametrize(("here", "dtype", "options"), lstms(), indirect=["here"])
 def test_lstm_against_float64(here: Here, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """Outputs, states and every gradient of the layers, again and again (from the second call on as a CUDA graph), against the same layers
-    in float64, which PyTorch's operators serve.
+    """Outputs, states and every gradient of the layers, again and again (from the second call on as
+    a CUDA graph), against the same layers in float64, which PyTorch's operators serve.
     """
     model, x = layers(here, dtype, **options), sequence(here, dtype)
     truth = outcome(copy.deepcopy(model).double().cpu(), x.double().cpu())
@@ -290,7 +377,9 @@ def test_lstm_against_float64(here: Here, dtype: torch.dtype, options: dict[str,
 
 
 def test_lstm_calls_are_independent(here: Here) -> None:
-    """Outputs of one call stay what they are when the next call, of the same shape, replays the same graph."""
+    """Outputs of one call stay what they are when the next call, of the same shape, replays the
+    same graph.
+    """
     model = layers(here)
     inputs = [sequence(here, seed=seed) for seed in range(4)]
     with torch.no_grad():
@@ -304,7 +393,9 @@ def test_lstm_calls_are_independent(here: Here) -> None:
 
 
 def test_lstm_in_a_graph_of_the_users(here: Here) -> None:
-    """The layer can be captured inside a CUDA graph of the user's, whatever graphs it makes itself."""
+    """The layer can be captured inside a CUDA graph of the user's, whatever graphs it makes
+    itself.
+    """
     model, x = layers(here), sequence(here)
     kept = torch.empty_like(model(x)[0])
 
@@ -321,13 +412,17 @@ def test_lstm_in_a_graph_of_the_users(here: Here) -> None:
 
 
 def test_lstm_training_with_a_changing_weight(here: Here) -> None:
-    """A graph of the layer's computes with the weights as they are now: an optimizer's step shows in the next output."""
+    """A graph of the layer's computes with the weights as they are now: an optimizer's step shows
+    in the next output.
+    """
     model, x = layers(here), sequence(here)
     reference = copy.deepcopy(model).double().cpu()
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, reference)]
     for _ in range(4):
         losses = []
-        for m, optimizer, given in zip((model, reference), optimizers, (x, x.double().cpu()), strict=True):
+        for m, optimizer, given in zip(
+            (model, reference), optimizers, (x, x.double().cpu()), strict=True
+        ):
             loss = m(given)[0].square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -336,11 +431,14 @@ def test_lstm_training_with_a_changing_weight(here: Here) -> None:
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------------- torch.compile
+# --------------------------------------------------------------------------------------------------
+# torch.compile
 
 
 def test_compile(here: Here) -> None:
-    """torch.compile takes layer norm and an LSTM as one graph each, forward and backward, with eager's results."""
+    """torch.compile takes layer norm and an LSTM as one graph each, forward and backward, with
+    eager's results.
+    """
     torch._dynamo.reset()
     backend = here.pick("inductor", "aot_eager")
     x, weight, bias, dy = problem(here, 6, here.pick(1024, 64))
@@ -356,11 +454,14 @@ def test_compile(here: Here) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------ errors, GPUs
+# --------------------------------------------------------------------------------------------------
+# errors, GPUs
 
 
 def test_a_launch_error_is_an_exception(here: Here) -> None:
-    """What the driver refuses is raised where the call is made, naming the operator and the case."""
+    """What the driver refuses is raised where the call is made, naming the operator and the
+    case.
+    """
     x, weight, bias, _ = problem(here, 4, 64)
     lntune.layer_norm(x, (64,), weight, bias)
     if here.fake is None:
@@ -382,7 +483,9 @@ def test_tensors_on_two_devices_are_refused(here: Here) -> None:
 
 @pytest.mark.parametrize("here", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 def test_two_gpus(here: Here) -> None:
-    """Each GPU of a process runs its own calls, whichever is PyTorch's current device, forward, backward and as graphs."""
+    """Each GPU of a process runs its own calls, whichever is PyTorch's current device, forward,
+    backward and as graphs.
+    """
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs; torch.cuda.device_count() is {torch.cuda.device_count()}")
     for current in (0, 1):

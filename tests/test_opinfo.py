@@ -1,4 +1,6 @@
-"""PyTorch's own samples and error inputs for nn.functional.layer_norm, and its module tests of nn.LayerNorm and LSTMs, through lntune's."""
+"""PyTorch's own samples and error inputs for nn.functional.layer_norm, and its module tests of
+nn.LayerNorm and LSTMs, through lntune's.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ with pytest.MonkeyPatch.context() as _patch:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 (INFO,) = (op for op in op_db if op.name == "nn.functional.layer_norm")
-(NATIVE,) = (op for op in op_db if op.name == "native_layer_norm")  # of the two it alone has error inputs
+# of the two it alone has error inputs
+(NATIVE,) = (op for op in op_db if op.name == "native_layer_norm")
 (MODULE,) = (module for module in module_db if module.module_cls is torch.nn.LayerNorm)
 LSTMS = {lntune.LayerNormLSTM: torch.nn.LSTM, lntune.LayerNormLSTMCell: torch.nn.LSTMCell}
 every_lstm = pytest.mark.parametrize("ours", LSTMS, ids=lambda ours: ours.__name__)
@@ -42,21 +45,31 @@ LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.f
 
 def tensors(sample: Any) -> list[Tensor]:
     """The tensors of a sample, in order."""
-    return [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, Tensor)]
+    return [
+        t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, Tensor)
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_samples(dtype: torch.dtype) -> None:
-    """Forward, twice, and backward of every sample agree with eager (to the bit in float64, which is eager).
+    """Forward, twice, and backward of every sample agree with eager (to the bit in float64, which
+    is eager).
 
-    Where they differ by more than rounding, ours is the nearer to float64: for rows of one element eager's gradients are off.
+    Where they differ by more than rounding, ours is the nearer to float64: for rows of one element
+    eager's gradients are off.
     """
     count = 0
     for sample in INFO.sample_inputs("cpu", dtype, requires_grad=True):
         count += 1
         results = []
-        wide = sample.transform(lambda v: v.detach().double().requires_grad_() if isinstance(v, Tensor) else v)
-        for f, s in ((lntune.layer_norm, sample), (torch.nn.functional.layer_norm, sample), (torch.nn.functional.layer_norm, wide)):
+        wide = sample.transform(
+            lambda v: v.detach().double().requires_grad_() if isinstance(v, Tensor) else v
+        )
+        for f, s in (
+            (lntune.layer_norm, sample),
+            (torch.nn.functional.layer_norm, sample),
+            (torch.nn.functional.layer_norm, wide),
+        ):
             with torch.no_grad():
                 plain = [f(s.input, *s.args, **s.kwargs) for _ in range(2)]
             y = f(s.input, *s.args, **s.kwargs)
@@ -66,8 +79,13 @@ def test_samples(dtype: torch.dtype) -> None:
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
             assert torch.equal(ours.isnan(), theirs.isnan())  # of samples with eps -0.5
             if ours.numel():
-                error, eager_error = (float((t.double() - truth.double()).nan_to_num().abs().max()) for t in (ours, theirs))
-                assert error <= 2 * eager_error + LOOSE[dtype] * max(1.0, float(truth.nan_to_num().abs().max()))
+                error, eager_error = (
+                    float((t.double() - truth.double()).nan_to_num().abs().max())
+                    for t in (ours, theirs)
+                )
+                assert error <= 2 * eager_error + LOOSE[dtype] * max(
+                    1.0, float(truth.nan_to_num().abs().max())
+                )
     assert count >= 6
 
 
@@ -75,20 +93,30 @@ def test_reference_samples_are_numpys() -> None:
     """PyTorch's larger samples agree with its NumPy reference."""
     for sample in INFO.reference_inputs("cpu", torch.float32):
         given = [t.numpy() if isinstance(t, Tensor) else t for t in (sample.input, *sample.args)]
-        truth = INFO.ref(*given, **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()})
+        truth = INFO.ref(
+            *given,
+            **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()},
+        )
         y = lntune.layer_norm(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(y, torch.as_tensor(truth, dtype=y.dtype), atol=1e-4, rtol=1e-4, equal_nan=True)
+        torch.testing.assert_close(
+            y, torch.as_tensor(truth, dtype=y.dtype), atol=1e-4, rtol=1e-4, equal_nan=True
+        )
 
 
 def test_error_inputs() -> None:
-    """What PyTorch refuses is refused, by an error that names the argument, before and after a call that was right."""
+    """What PyTorch refuses is refused, by an error that names the argument, before and after a call
+    that was right.
+    """
     count = 0
     for _ in range(2):
         for error in NATIVE.error_inputs("cpu"):
             given = error.sample_input
             with pytest.raises(error.error_type, match=error.error_regex):
                 torch.native_layer_norm(given.input, *given.args, **given.kwargs)
-            with pytest.raises(lntune.LntuneError, match=r"^(input|normalized_shape|weight|bias): got .*, expected "):
+            with pytest.raises(
+                lntune.LntuneError,
+                match=r"^(input|normalized_shape|weight|bias): got .*, expected ",
+            ):
                 lntune.layer_norm(given.input, *given.args, **given.kwargs)
             count += 1
         lntune.layer_norm(torch.ones(1, 2, 3), (1, 2, 3), torch.ones(1, 2, 3))
@@ -96,9 +124,17 @@ def test_error_inputs() -> None:
 
 
 def modules(dtype: torch.dtype) -> Iterator[tuple[lntune.LayerNorm, torch.nn.LayerNorm, Tensor]]:
-    """Each of PyTorch's cases as a module of ours, one of PyTorch's of the same weights, and an input."""
+    """Each of PyTorch's cases as a module of ours, one of PyTorch's of the same weights, and an
+    input.
+    """
     for case in MODULE.module_inputs_func(MODULE, "cpu", dtype, requires_grad=True, training=True):
-        args, kwargs = case.constructor_input.args, {**case.constructor_input.kwargs, "dtype": dtype}
+        args, kwargs = (
+            case.constructor_input.args,
+            {
+                **case.constructor_input.kwargs,
+                "dtype": dtype,
+            },
+        )
         ours, theirs = lntune.LayerNorm(*args, **kwargs), torch.nn.LayerNorm(*args, **kwargs)
         for p in ours.parameters():
             torch.nn.init.normal_(p)
@@ -108,14 +144,18 @@ def modules(dtype: torch.dtype) -> Iterator[tuple[lntune.LayerNorm, torch.nn.Lay
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_modules_are_pytorchs(dtype: torch.dtype) -> None:
-    """PyTorch's cases of its module tests: result, repr, dtype and device of what is made, gradients, views, files, moves."""
+    """PyTorch's cases of its module tests: result, repr, dtype and device of what is made,
+    gradients, views, files, moves.
+    """
     loose = 10 * LOOSE[dtype]
     count = 0
     for ours, theirs, x in modules(dtype):
         count += 1
         assert repr(ours) == repr(theirs)
         assert all(p.dtype == dtype and p.device.type == "cpu" for p in ours.parameters())
-        assert all(p.is_meta for p in lntune.LayerNorm(ours.normalized_shape, device="meta").parameters())
+        assert all(
+            p.is_meta for p in lntune.LayerNorm(ours.normalized_shape, device="meta").parameters()
+        )
         torch.testing.assert_close(ours(x), theirs(x), atol=loose, rtol=loose)
         apart = torch.stack([x, x], -1)[..., 0].detach().requires_grad_()
         assert not apart.numel() or not apart.is_contiguous()
@@ -125,7 +165,11 @@ def test_modules_are_pytorchs(dtype: torch.dtype) -> None:
         for given in (x, apart):
             got = torch.autograd.grad(ours(given), [given, *ours.parameters()], dy)
             torch.testing.assert_close(got, wanted, atol=loose, rtol=loose)
-        for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours).double().to(dtype)):
+        for other in (
+            copy.deepcopy(ours),
+            pickle.loads(pickle.dumps(ours)),
+            copy.deepcopy(ours).double().to(dtype),
+        ):
             assert type(other) is lntune.LayerNorm
             torch.testing.assert_close(other(x), ours(x), atol=loose, rtol=loose)
         assert ours.to("meta")(x.to("meta")).shape == x.shape
@@ -133,45 +177,68 @@ def test_modules_are_pytorchs(dtype: torch.dtype) -> None:
 
 
 def test_modules_pass_gradcheck() -> None:
-    """The first and second derivatives of PyTorch's cases, in forward and reverse mode, are those of finite differences."""
+    """The first and second derivatives of PyTorch's cases, in forward and reverse mode, are those
+    of finite differences.
+    """
     for ours, _, x in modules(torch.float64):
         if x.shape[0] <= 4:
             parameters = dict(ours.named_parameters())
 
-            def call(x: Tensor, *values: Tensor, ours: Any = ours, names: Any = tuple(parameters)) -> Tensor:
-                y: Tensor = torch.func.functional_call(ours, dict(zip(names, values, strict=True)), (x,))
+            def call(
+                x: Tensor, *values: Tensor, ours: Any = ours, names: Any = tuple(parameters)
+            ) -> Tensor:
+                y: Tensor = torch.func.functional_call(
+                    ours, dict(zip(names, values, strict=True)), (x,)
+                )
                 return y
 
             few = x[:1].detach().requires_grad_()
-            assert torch.autograd.gradcheck(call, (few, *parameters.values()), check_forward_ad=True, check_batched_grad=bool(few.numel()))
+            assert torch.autograd.gradcheck(
+                call,
+                (few, *parameters.values()),
+                check_forward_ad=True,
+                check_batched_grad=bool(few.numel()),
+            )
             assert torch.autograd.gradgradcheck(call, (few, *parameters.values()))
 
 
 def lstms(ours: type, dtype: torch.dtype) -> Iterator[tuple[Any, Any, Any]]:
-    """Each of PyTorch's cases as a module of ours and one of PyTorch's, and the case; without projections, which ours has not."""
+    """Each of PyTorch's cases as a module of ours and one of PyTorch's, and the case; without
+    projections, which ours has not.
+    """
     (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
     for case in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=True):
         kwargs = {**case.constructor_input.kwargs, "dtype": dtype}
         if not kwargs.pop("proj_size", 0):
             torch.manual_seed(0)
-            yield ours(*case.constructor_input.args, **kwargs), LSTMS[ours](*case.constructor_input.args, **kwargs), case
+            yield (
+                ours(*case.constructor_input.args, **kwargs),
+                LSTMS[ours](*case.constructor_input.args, **kwargs),
+                case,
+            )
 
 
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of nested tuples, in order."""
-    return [tree] if isinstance(tree, Tensor) else [leaf for branch in tree for leaf in leaves(branch)]
+    return (
+        [tree] if isinstance(tree, Tensor) else [leaf for branch in tree for leaf in leaves(branch)]
+    )
 
 
 @every_lstm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
-    """PyTorch's cases: outputs nested, shaped and typed as its own; without a batch as with one; views, copies, files, moves; gradients of all."""
+    """PyTorch's cases: outputs nested, shaped and typed as its own; without a batch as with one;
+    views, copies, files, moves; gradients of all.
+    """
     loose, count = 10 * LOOSE[dtype] + 1e-12, 0
     for module, theirs, case in lstms(ours, dtype):
         count += 1
         given = case.forward_input.args
         made = module(*given)
-        assert [(t.shape, t.dtype) for t in leaves(made)] == [(t.shape, t.dtype) for t in leaves(theirs(*given))]
+        assert [(t.shape, t.dtype) for t in leaves(made)] == [
+            (t.shape, t.dtype) for t in leaves(theirs(*given))
+        ]
         assert len(made) == 2
         torch.testing.assert_close(made, case.reference_fn(module, *given), atol=loose, rtol=loose)
         apart = [torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for t in leaves(given)]
@@ -180,43 +247,84 @@ def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
             hx = () if len(tensors) == 1 else (tuple(tensors[1:]),)
             made = module(tensors[0], *hx)
             wanted = [*tensors, *module.parameters()]
-            grads.append(torch.autograd.grad(sum(t.float().sin().sum() for t in leaves(made)), wanted))
+            grads.append(
+                torch.autograd.grad(sum(t.float().sin().sum() for t in leaves(made)), wanted)
+            )
             assert all(g.isfinite().all() and g.dtype == dtype for g in grads[-1])
         torch.testing.assert_close(*grads, atol=loose, rtol=loose)
-        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double().to(dtype)):
+        for other in (
+            copy.deepcopy(module),
+            pickle.loads(pickle.dumps(module)),
+            copy.deepcopy(module).double().to(dtype),
+        ):
             assert type(other) is ours and repr(other) == repr(module)
             torch.testing.assert_close(other(*given), made, atol=loose, rtol=loose)
         with torch.no_grad():
-            meta = module.to("meta")(*(tuple(t.to("meta") for t in g) if isinstance(g, tuple) else g.to("meta") for g in given))
+            meta = module.to("meta")(
+                *(
+                    tuple(t.to("meta") for t in g) if isinstance(g, tuple) else g.to("meta")
+                    for g in given
+                )
+            )
         assert [t.shape for t in leaves(meta)] == [t.shape for t in leaves(made)]
     assert count >= 2
 
 
 @every_lstm
 def test_lstms_pass_gradcheck(ours: type) -> None:
-    """The first derivatives of PyTorch's cases with respect to all that has one are those of finite differences, in both modes and in batches."""
+    """The first derivatives of PyTorch's cases with respect to all that has one are those of finite
+    differences, in both modes and in batches.
+    """
     for module, _, case in [*lstms(ours, torch.float64)][-2:]:
         parameters = dict(module.named_parameters())
         tensors = leaves(case.forward_input.args)
 
-        def call(*values: Tensor, module: Any = module, names: Any = tuple(parameters), n: int = len(tensors)) -> tuple[Tensor, ...]:
+        def call(
+            *values: Tensor,
+            module: Any = module,
+            names: Any = tuple(parameters),
+            n: int = len(tensors),
+        ) -> tuple[Tensor, ...]:
             given = (values[0],) if n == 1 else (values[0], values[1:n])
-            return tuple(leaves(torch.func.functional_call(module, dict(zip(names, values[n:], strict=True)), given)))
+            return tuple(
+                leaves(
+                    torch.func.functional_call(
+                        module, dict(zip(names, values[n:], strict=True)), given
+                    )
+                )
+            )
 
-        assert torch.autograd.gradcheck(call, (*tensors, *parameters.values()), check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+        assert torch.autograd.gradcheck(
+            call,
+            (*tensors, *parameters.values()),
+            check_forward_ad=True,
+            check_batched_grad=True,
+            fast_mode=True,
+        )
 
 
 @every_lstm
 def test_lstms_refuse_what_pytorchs_refuse(ours: type) -> None:
-    """What PyTorch's error cases get wrong is refused where PyTorch refuses it, when made or when called, by an error that names the argument."""
+    """What PyTorch's error cases get wrong is refused where PyTorch refuses it, when made or when
+    called, by an error that names the argument.
+    """
     (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
     count = 0
-    for error in info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True):
+    for error in info.module_error_inputs_func(
+        info, "cpu", torch.float32, requires_grad=False, training=True
+    ):
         count += 1
-        making, calling = error.module_error_input.constructor_input, error.module_error_input.forward_input
+        making, calling = (
+            error.module_error_input.constructor_input,
+            error.module_error_input.forward_input,
+        )
         for kind, expected, match in (
             (LSTMS[ours], error.error_type, error.error_regex),
-            (ours, lntune.LntuneError, r"^(input|hx\[0\]|\w+_size|num_layers|bias|batch_first): got .*, expected "),
+            (
+                ours,
+                lntune.LntuneError,
+                r"^(input|hx\[0\]|\w+_size|num_layers|bias|batch_first): got .*, expected ",
+            ),
         ):
             if calling is None:
                 with pytest.raises(expected, match=match):

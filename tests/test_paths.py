@@ -43,8 +43,8 @@ def test_a_checkout_uses_its_own_folders(package: Path) -> None:
 
 
 def test_a_wheel_uses_what_it_brought(package: Path, tmp_path: Path) -> None:
-    """Installed, the bundled folders are read, even where a stranger's `schedules` lies beside the package; measurements
-    go to the user's data folder and never into the installation.
+    """Installed, the bundled folders are read, even where a stranger's `schedules` lies beside the
+    package; measurements go to the user's data folder and never into the installation.
     """
     (package / "_bundled" / "schedules").mkdir(parents=True)
     (package / "_bundled" / "tuning_logs").mkdir()
@@ -56,9 +56,15 @@ def test_a_wheel_uses_what_it_brought(package: Path, tmp_path: Path) -> None:
 
 
 def test_the_users_schedules_come_first(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LNTUNE_SCHEDULES is a list like PATH, `~` is the home, empty entries are nothing, and what was shipped comes last."""
+    """LNTUNE_SCHEDULES is a list like PATH, `~` is the home, empty entries are nothing, and what
+    was shipped comes last.
+    """
     monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(["/a", "", "~/mine"]))
-    assert paths.schedule_dirs() == [Path("/a"), Path("~/mine").expanduser(), package.parent / "schedules"]
+    assert paths.schedule_dirs() == [
+        Path("/a"),
+        Path("~/mine").expanduser(),
+        package.parent / "schedules",
+    ]
 
 
 def test_the_users_log_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +81,12 @@ def test_shipped_logs_can_be_left_out(package: Path, monkeypatch: pytest.MonkeyP
         assert paths.log_dirs()[0] == paths.log_dir() and len(paths.log_dirs()) == count
 
 
-def test_a_folder_named_twice_is_read_once(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The shipped folder under another name (relative, through a link, listed again) is not read a second time."""
+def test_a_folder_named_twice_is_read_once(
+    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shipped folder under another name (relative, through a link, listed again) is not read a
+    second time.
+    """
     (package.parent / "schedules").mkdir()
     (package.parent / "tuning_logs").mkdir()
     link = tmp_path / "link"
@@ -96,7 +106,9 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_an_empty_variable_is_no_wish(name: str, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_no_wish(
+    name: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A variable set to nothing is the same as one not set."""
     unset = (paths.schedule_dirs(), paths.log_dir(), paths.cache_dir())
     monkeypatch.setenv(name, "")
@@ -128,9 +140,15 @@ def homeless(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_home(homeless: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels and measurements go to the user's private temporary folder, which is said once a process of kernels."""
-    with pytest.warns(paths.CacheWarning, match="no home folder; kernels are kept in .*LNTUNE_CACHE_DIR") as caught:
-        assert [paths.cached("kernels", "x.so") for _ in range(3)] == [homeless / "kernels" / "x.so"] * 3
+    """Kernels and measurements go to the user's private temporary folder, which is said once a
+    process of kernels.
+    """
+    with pytest.warns(
+        paths.CacheWarning, match="no home folder; kernels are kept in .*LNTUNE_CACHE_DIR"
+    ) as caught:
+        assert [paths.cached("kernels", "x.so") for _ in range(3)] == [
+            homeless / "kernels" / "x.so"
+        ] * 3
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert homeless.stat().st_mode & 0o777 == 0o700
@@ -140,9 +158,11 @@ def test_without_a_home(homeless: Path, package: Path, monkeypatch: pytest.Monke
         assert paths.cached("x") == homeless / "x"
 
 
-def test_a_wish_in_a_home_that_is_not_there(homeless: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of logs that cannot be found is an error that names the variable and what to do; one of schedules stays as it was named, for
-    those who look into it to say.
+def test_a_wish_in_a_home_that_is_not_there(
+    homeless: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of logs that cannot be found is an error that names the variable and what to do; one
+    of schedules stays as it was named, for those who look into it to say.
     """
     monkeypatch.setenv("LNTUNE_LOG_DIR", "~/x")
     with pytest.raises(InputError, match=r"LNTUNE_LOG_DIR: got ~/x, .* Set HOME"):
@@ -151,16 +171,20 @@ def test_a_wish_in_a_home_that_is_not_there(homeless: Path, package: Path, monke
     assert Path("~/x") in paths.schedule_dirs()
 
 
-def test_a_home_of_platformdirs_that_is_none(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_of_platformdirs_that_is_none(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Releases that answer with `~` as it stands do not make a folder of that name."""
     monkeypatch.setattr(paths.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name)
     with pytest.warns(paths.CacheWarning):
         assert paths.cache_dir() == homeless
 
 
-def test_a_cache_that_cannot_be_written(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is used where it is, as in a read-only image; what is not goes to the private folder, which is said. A cache that the user
-    named stays the cache.
+def test_a_cache_that_cannot_be_written(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is used where it is, as in a read-only image; what is not goes to the private
+    folder, which is said. A cache that the user named stays the cache.
     """
     there = paths.cache_dir() / "kernels" / "old.so"
     there.parent.mkdir(parents=True)
@@ -168,13 +192,18 @@ def test_a_cache_that_cannot_be_written(temporary: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert paths.cached("kernels", "old.so") == there
     with pytest.warns(paths.CacheWarning, match=f"the cache {paths.cache_dir()} cannot be written"):
-        assert paths.cached("kernels", "new.so") == temporary / f"lntune-{os.getuid()}" / "kernels" / "new.so"
+        assert (
+            paths.cached("kernels", "new.so")
+            == temporary / f"lntune-{os.getuid()}" / "kernels" / "new.so"
+        )
     monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "named"))
     assert paths.cached("kernels", "new.so") == tmp_path / "named" / "kernels" / "new.so"
 
 
 @pytest.mark.parametrize("trap", ["link", "open", "file"])
-def test_a_private_folder_that_is_anothers_is_not_taken(trap: str, temporary: Path, tmp_path: Path) -> None:
+def test_a_private_folder_that_is_anothers_is_not_taken(
+    trap: str, temporary: Path, tmp_path: Path
+) -> None:
     """Code is run out of it: a link, a folder that others may write and a file are passed by."""
     place = temporary / f"lntune-{os.getuid()}"
     if trap == "link":

@@ -1,4 +1,6 @@
-"""A time limit finds what hangs, and not what others keep from the cores it needs. On a /proc of the tests' own."""
+"""A time limit finds what hangs, and not what others keep from the cores it needs. On a /proc of
+the tests' own.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Machine:
         return self.now
 
     def run(self, seconds: float, idle: float = 0.0, **threads: float) -> None:
-        """Time goes by: cores idle for so many seconds, a thread "process_thread" computes for so many."""
+        """Time goes by: cores idle for so many seconds, a thread "process_thread" computes for so
+        many.
+        """
         self.now += seconds
         self.idle += idle
         (self.root / "stat").write_text(f"cpu  1 2 3 {int(self.idle * TICK)} 5 6 7 8\ncpu0 1\n")
@@ -40,7 +44,11 @@ class Machine:
             self.used[tid] = self.used.get(tid, 3.0) + computed
             task = self.root / pid / "task" / tid
             task.mkdir(parents=True, exist_ok=True)
-            task.joinpath("stat").write_text(f"{tid} (a (name) ) S " + " ".join("0" * 10) + f" {int(self.used[tid] * TICK)} 0 0 0")
+            task.joinpath("stat").write_text(
+                f"{tid} (a (name) ) S "
+                + " ".join("0" * 10)
+                + f" {int(self.used[tid] * TICK)} 0 0 0"
+            )
             task.joinpath("children").write_text(self.children.get(tid, ""))
 
 
@@ -79,7 +87,9 @@ def test_what_sleeps_while_cores_are_idle_hangs(machine: Machine) -> None:
 
 
 def test_what_it_has_started_counts(machine: Machine) -> None:
-    """A compiler that the process waits for computes in its place; and so do threads that were not there before."""
+    """A compiler that the process waits for computes in its place; and so do threads that were not
+    there before.
+    """
     watched = Starvation(8, machine.root)
     machine.children["8"] = "20 21"
     machine.run(5.0, t8_8=0.0, t8_9=0.0, t20_20=-3.0, t21_21=-3.0)
@@ -99,8 +109,9 @@ class _Slow(Worker):
     """A worker whose child answers after a time, without importing anything."""
 
     program = (
-        "import sys, time; out = open(int(sys.argv[1]), 'wb', buffering=0); out.write(b'ready\\n')\n"
-        "for line in sys.stdin.buffer: out.write(b'taken\\n'); time.sleep(float(line)); out.write(b'done\\n')"
+        "import sys, time; out = open(int(sys.argv[1]), 'wb', buffering=0);"
+        " out.write(b'ready\\n')\nfor line in sys.stdin.buffer: out.write(b'taken\\n');"
+        " time.sleep(float(line)); out.write(b'done\\n')"
     )
 
 
@@ -117,7 +128,9 @@ def starved(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> list[float]:
 
 
 def test_a_starved_child_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answer comes after the limit and is taken, and the child lives on; who is not patient kills it at the limit."""
+    """Its answer comes after the limit and is taken, and the child lives on; who is not patient
+    kills it at the limit.
+    """
     asked = starved(monkeypatch, True)
     with _Slow() as child:
         assert child.answer(0.5, 0.2, patient=True) == b"done"
@@ -138,5 +151,12 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         gave_up.start()
         outcome = child.answer(60.0, 0.5, patient=True)
         gave_up.cancel()
-        assert isinstance(outcome, Outcome) and outcome.status == "timeout" and time.monotonic() - begun >= 0.5 * patience.MOST
-        assert "nor within 2." in outcome.message and "while others used the machine; killed" in outcome.message
+        assert (
+            isinstance(outcome, Outcome)
+            and outcome.status == "timeout"
+            and time.monotonic() - begun >= 0.5 * patience.MOST
+        )
+        assert (
+            "nor within 2." in outcome.message
+            and "while others used the machine; killed" in outcome.message
+        )

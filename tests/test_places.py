@@ -43,7 +43,9 @@ def test_this_cpu() -> None:
 
 
 def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
-    """A GPU that is here has PyTorch's name and is measured by its own clock; asking for it starts nothing."""
+    """A GPU that is here has PyTorch's name and is measured by its own clock; asking for it starts
+    nothing.
+    """
     places._gpu.cache_clear()
     device = launcher.device(0)
     place = places.of(device)
@@ -55,13 +57,22 @@ def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
 
 def test_a_gpu_that_is_elsewhere() -> None:
     """It is named, with what is here and what can be done without it."""
-    with pytest.raises(InputError, match=r"device: got sm_90 \(sm_90\), .* a GPU of this machine: none \(.*[^.]\)\. .*--dry-run"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"device: got sm_90 \(sm_90\), .* a GPU of this machine: none \(.*[^.]\)\. .*--dry-run"
+        ),
+    ):
         places.of(GPU)
 
 
-@pytest.mark.parametrize(("hidden", "rows", "count"), [(1024, 1, device_timing.FEW), (4096, 1024, 5), (16384, 4096, 1)])
+@pytest.mark.parametrize(
+    ("hidden", "rows", "count"), [(1024, 1, device_timing.FEW), (4096, 1024, 5), (16384, 4096, 1)]
+)
 def test_copies_fill_the_gpus_cache(hidden: int, rows: int, count: int) -> None:
-    """On a GPU there are as many copies of the inputs as fill its cache, with values alike and memory of their own."""
+    """On a GPU there are as many copies of the inputs as fill its cache, with values alike and
+    memory of their own.
+    """
     case = Case("layer_norm", hidden, "float32", rows)
     copies = Place(GPU, "cpu", HostGpu(0)).inputs(case)
     assert len(copies) == count == device_timing.copies(ops.get("layer_norm").bytes(case), GPU.l2)
@@ -72,7 +83,9 @@ def test_copies_fill_the_gpus_cache(hidden: int, rows: int, count: int) -> None:
 
 
 def test_sums_are_those_of_the_device() -> None:
-    """There are as many blocks of sums as the device's cores ask for, each copy with zeros of its own."""
+    """There are as many blocks of sums as the device's cores ask for, each copy with zeros of its
+    own.
+    """
     case = Case("lnlstm_step_backward", 64, "float32", 4096)
     sums = [a.name for a in ops.get(case.op).arguments(case) if a.role == "sum"]
     for place in (Place(GPU, "cpu", HostGpu(0)), places.of(None)):
@@ -82,7 +95,9 @@ def test_sums_are_those_of_the_device() -> None:
 
 
 def test_a_gpu_checks_aligned_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU a kernel is checked on tensors aligned as its wide accesses ask, on the CPU on misaligned ones."""
+    """On a GPU a kernel is checked on tensors aligned as its wide accesses ask, on the CPU on
+    misaligned ones.
+    """
     case, seen = Case("layer_norm", 64, "float32", 8), []
 
     def kernel(*values: Any) -> None:
@@ -105,7 +120,9 @@ def by_eager(case: Case) -> Any:
 
     def kernel(*values: Any) -> None:
         named = dict(zip([a.name for a in arguments], values, strict=True))
-        for name, made in plan.eager(case, {a.name: named[a.name] for a in arguments if a.role != "out"}).items():
+        for name, made in plan.eager(
+            case, {a.name: named[a.name] for a in arguments if a.role != "out"}
+        ).items():
             if name in named:
                 named[name].copy_(made)
 
@@ -116,7 +133,9 @@ VARIANT = Case("layer_norm", 64, "float32", 8, "weight+bias+stats")
 
 
 def test_calls_refused_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where direct calls are refused the CPU has no other, which is an error; elsewhere each call makes its outputs in Python."""
+    """Where direct calls are refused the CPU has no other, which is an error; elsewhere each call
+    makes its outputs in Python.
+    """
     copies = Place(GPU, "cpu", HostGpu(0)).inputs(VARIANT)[:2]
     monkeypatch.setattr(trial, "_direct", lambda *_: None)
     with pytest.raises(LntuneError, match="refused"):
@@ -132,12 +151,16 @@ def test_calls_refused_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_given_outputs_are_each_copys_own() -> None:
-    """Calls that do not allocate write into outputs made beforehand, one set for each copy of the inputs."""
+    """Calls that do not allocate write into outputs made beforehand, one set for each copy of the
+    inputs.
+    """
     copies = Place(GPU, "cpu", HostGpu(0)).inputs(VARIANT)[:3]
     seen: list[int] = []
 
     def kernel(*values: Any) -> None:
-        seen.append(values[[a.name for a in ops.get("layer_norm").arguments(VARIANT)].index("y")].data_ptr())
+        seen.append(
+            values[[a.name for a in ops.get("layer_norm").arguments(VARIANT)].index("y")].data_ptr()
+        )
 
     calls = trial.bound_each(VARIANT, kernel, copies, allocate=False)
     for call in [*calls, *calls]:
@@ -147,10 +170,15 @@ def test_given_outputs_are_each_copys_own() -> None:
 
 
 def test_a_case_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A case whose tensors the machine cannot hold is refused before it is tried, with the most rows that fit; what fits is not."""
+    """A case whose tensors the machine cannot hold is refused before it is tried, with the most
+    rows that fit; what fits is not.
+    """
     monkeypatch.setattr(places, "memory", lambda: 1 << 30)
     case = Case("layer_norm", 1024, "float32", 1 << 20)
-    with pytest.raises(InputError, match=r"rows: got 1048576 of .* expected at most some (\d+) on a machine of 1 GB") as caught:
+    with pytest.raises(
+        InputError,
+        match=r"rows: got 1048576 of .* expected at most some (\d+) on a machine of 1 GB",
+    ) as caught:
         places.check_size([Case("layer_norm", 64, "float32", 1), case])
     most = int(str(caught.value).split("at most some ")[1].split()[0])
     places.check_size([msgspec.structs.replace(case, rows=most - 1)])

@@ -43,19 +43,29 @@ def nothing_built(own_cache: Path) -> Iterator[None]:
 
 def run(*arguments: str) -> Any:
     """`lntune build` of CASE."""
-    return CliRunner().invoke(app, ["build", "layer_norm", "--hidden", "40", "--dtype", "float32", *arguments])
+    return CliRunner().invoke(
+        app, ["build", "layer_norm", "--hidden", "40", "--dtype", "float32", *arguments]
+    )
 
 
 def test_what_serves_cases_is_listed_once() -> None:
-    """Rows of one bucket share a kernel, training has another than inference, and a variant that is asked for stands alone."""
+    """Rows of one bucket share a kernel, training has another than inference, and a variant that is
+    asked for stands alone.
+    """
     many = [msgspec.structs.replace(CASE, rows=rows) for rows in (2, 8, 15, 16)]
     listed = prebuild.kernels(many)
-    assert [(c.rows, c.variant) for c in listed] == [(rows, v) for rows in (8, 32) for v in ("weight+bias", "weight+bias+stats")]
-    assert [c.variant for c in prebuild.kernels([msgspec.structs.replace(CASE, variant="plain")])] == ["plain"]
+    assert [(c.rows, c.variant) for c in listed] == [
+        (rows, v) for rows in (8, 32) for v in ("weight+bias", "weight+bias+stats")
+    ]
+    assert [
+        c.variant for c in prebuild.kernels([msgspec.structs.replace(CASE, variant="plain")])
+    ] == ["plain"]
 
 
 def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was built serves calls, forward and for training, contiguous and strided, where nothing can be built any more."""
+    """What was built serves calls, forward and for training, contiguous and strided, where nothing
+    can be built any more.
+    """
     assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
     monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
     monkeypatch.setattr(toolchain, "run_compiler", lambda *_: pytest.fail("compiled"))
@@ -65,7 +75,9 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*is not tuned.*")
         for given in (x, torch.cat([x, x], 1)[:, :40]):
-            torch.testing.assert_close(lntune.layer_norm(given, (40,), w, w), functional.layer_norm(given, (40,), w, w))
+            torch.testing.assert_close(
+                lntune.layer_norm(given, (40,), w, w), functional.layer_norm(given, (40,), w, w)
+            )
             leaf = given.detach().requires_grad_()
             assert lntune.layer_norm(leaf, (40,), w, w).grad_fn is not None
 
@@ -114,22 +126,45 @@ def child(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess
     """Python code in a process that has torch and tvm_ffi, and neither TVM nor a compiler."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(HIDDEN)
-    path = os.pathsep.join([str(folder), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PATH": str(folder / "bin"), "LNTUNE_NVCC": "", "CUDA_HOME": "", "CUDA_PATH": ""}
+    path = os.pathsep.join(
+        [str(folder), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PATH": str(folder / "bin"),
+        "LNTUNE_NVCC": "",
+        "CUDA_HOME": "",
+        "CUDA_PATH": "",
+    }
     environment.pop("CXX", None)
-    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=120)
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
+    )
 
 
 def test_where_there_is_neither_tvm_nor_a_compiler(own_cache: Path, tmp_path: Path) -> None:
-    """A process that has torch and tvm_ffi alone runs what was built beforehand, our own C among it, and changes nothing in the cache."""
+    """A process that has torch and tvm_ffi alone runs what was built beforehand, our own C among
+    it, and changes nothing in the cache.
+    """
     assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
     before = {f: f.stat().st_mtime_ns for f in own_cache.rglob("*")}
     done = child(SERVED, tmp_path / "site")
     assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
     assert {f: f.stat().st_mtime_ns for f in own_cache.rglob("*")} == before
-    done = child("from lntune.cli import main; import sys; sys.argv[1:] = ['doctor']; main()", tmp_path / "site")
+    done = child(
+        "from lntune.cli import main; import sys; sys.argv[1:] = ['doctor']; main()",
+        tmp_path / "site",
+    )
     assert "Traceback" not in done.stderr
-    assert done.returncode == 1 and "not installed" in done.stdout and "kernel cache" in done.stdout, done.stderr
+    assert (
+        done.returncode == 1 and "not installed" in done.stdout and "kernel cache" in done.stdout
+    ), done.stderr
 
 
 BARE = """
@@ -146,23 +181,42 @@ main()
 
 
 def test_where_there_is_no_command_line_either() -> None:
-    """Calls from PyTorch need neither NumPy nor what the command line is made of; a command says in a line what it lacks."""
-    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False, timeout=120)
+    """Calls from PyTorch need neither NumPy nor what the command line is made of; a command says in
+    a line what it lacks.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", BARE], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 2, done.stderr
-    assert "lntune: the command line needs the package typer, which is not installed here" in done.stderr
+    assert (
+        "lntune: the command line needs the package typer, which is not installed here"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
 def test_another_tvm_builds_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another release of TVM is installed that fits, kernels are built again with it; where it cannot build, they serve as they are."""
+    """Where another release of TVM is installed that fits, kernels are built again with it; where
+    it cannot build, they serve as they are.
+    """
     built = [Path(one["path"]) for one in json.loads(run("--rows", "8", "--json").stdout)]
     real = toolchain.installed
-    monkeypatch.setattr(toolchain, "installed", lambda name: "0.27.9" if name == "apache-tvm" else real(name))
-    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["built", "built"]
+    monkeypatch.setattr(
+        toolchain, "installed", lambda name: "0.27.9" if name == "apache-tvm" else real(name)
+    )
+    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == [
+        "built",
+        "built",
+    ]
     assert [sealed.facts(path)["apache-tvm"] for path in built] == ["0.27.9"] * 2
     monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
-    monkeypatch.setattr(toolchain, "installed", lambda name: "0.28.0" if name == "apache-tvm" else real(name))
-    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == ["there", "there"]
+    monkeypatch.setattr(
+        toolchain, "installed", lambda name: "0.28.0" if name == "apache-tvm" else real(name)
+    )
+    assert [one["status"] for one in json.loads(run("--rows", "8", "--json").stdout)] == [
+        "there",
+        "there",
+    ]
 
 
 def test_what_is_there_is_not_built_again() -> None:
@@ -175,11 +229,18 @@ def test_what_is_there_is_not_built_again() -> None:
 
 
 def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
-    """It is the kernel of the device's own architecture with more code in it, made again where some is not in it yet, with what it held; the
-    device loads it.
+    """It is the kernel of the device's own architecture with more code in it, made again where some
+    is not in it yet, with what it held; the device loads it.
     """
     gpu, asked = launcher.device(0), {"sm_90"}
-    for archs, status in (((), "built"), (("sm_80",), "built"), (("sm_80",), "there"), ((), "there"), (("sm_120",), "built"), (("sm_80",), "there")):
+    for archs, status in (
+        ((), "built"),
+        (("sm_80",), "built"),
+        (("sm_80",), "there"),
+        ((), "there"),
+        (("sm_120",), "built"),
+        (("sm_80",), "there"),
+    ):
         found = prebuild.build_case(CASE.typical, gpu, archs)
         asked |= set(archs)
         assert found.status == status
@@ -208,7 +269,9 @@ def test_several_devices_at_once(fake_gpu: FakeGpu) -> None:
     """Each target gets kernels of its own, whether it is here or not."""
     done = run("--rows", "8", "--target", "cpu,cuda:sm_80,nvidia/nvidia-h100", "--json")
     assert done.exit_code == 0, done.output
-    assert [one["arch"] for one in json.loads(done.stdout)] == [device.current().isa] * 2 + ["sm_80"] * 2 + ["sm_90"] * 2
+    assert [one["arch"] for one in json.loads(done.stdout)] == [device.current().isa] * 2 + [
+        "sm_80"
+    ] * 2 + ["sm_90"] * 2
     assert "[6/6] layer_norm 8x40 float32 weight+bias+stats for sm_90" in done.stderr
 
 
@@ -216,7 +279,10 @@ def test_what_eager_mode_serves_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -
     """Nothing is built for a case in which eager mode measured faster."""
     monkeypatch.setattr(dispatch, "choose", lambda *_: Choice("eager"))
     done = run("--rows", "8")
-    assert (done.exit_code, "0 kernels built, 0 were there, 2 left to eager mode" in done.output) == (0, True)
+    assert (
+        done.exit_code,
+        "0 kernels built, 0 were there, 2 left to eager mode" in done.output,
+    ) == (0, True)
 
 
 def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +298,10 @@ def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("--rows", "8")
     assert done.exit_code == 1
     assert "1 kernel built, 0 were there" in done.output
-    assert "layer_norm 8x40 float32 weight+bias+stats for" in done.output and "failed: the disk is full" in done.output
+    assert (
+        "layer_norm 8x40 float32 weight+bias+stats for" in done.output
+        and "failed: the disk is full" in done.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,15 +321,30 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("could not determine the home directory"), OSError(28, "No space left"), ImportError("libtvm.so")],
+    [
+        RuntimeError("could not determine the home directory"),
+        OSError(28, "No space left"),
+        ImportError("libtvm.so"),
+    ],
     ids=lambda e: type(e).__name__,
 )
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(dispatch, "choose"), (cache, "prepare"), (compiler, "to_library"), (compiler, "_tvm"), (native, "compiled"), (native, "path_of")],
+    [
+        (dispatch, "choose"),
+        (cache, "prepare"),
+        (compiler, "to_library"),
+        (compiler, "_tvm"),
+        (native, "compiled"),
+        (native, "path_of"),
+    ],
 )
-def test_whatever_goes_wrong_is_told(module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault is the finding of each case that it strikes, or one line and exit code 2 where nothing can be built at all; no traceback."""
+def test_whatever_goes_wrong_is_told(
+    module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault is the finding of each case that it strikes, or one line and exit code 2 where
+    nothing can be built at all; no traceback.
+    """
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
@@ -274,4 +358,6 @@ def test_whatever_goes_wrong_is_told(module: Any, name: str, error: Exception, m
     else:
         assert done.exit_code == 1
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        assert [(one["status"], said in one["message"]) for one in json.loads(done.stdout)] == [("failed", True)] * 2
+        assert [(one["status"], said in one["message"]) for one in json.loads(done.stdout)] == [
+            ("failed", True)
+        ] * 2

@@ -1,4 +1,6 @@
-"""Matrix products: whichever library makes them, they are PyTorch's to rounding, in every layout, and differentiable as often."""
+"""Matrix products: whichever library makes them, they are PyTorch's to rounding, in every layout,
+and differentiable as often.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from lntune.torch import products
 from lntune.torch.constants import constant
 from lntune.torch.products import linear, product, repeated
 
-needs_onednn = pytest.mark.skipif(not products._enabled(), reason="this PyTorch has no oneDNN, or not the operators of it that are used")
+needs_onednn = pytest.mark.skipif(
+    not products._enabled(),
+    reason="this PyTorch has no oneDNN, or not the operators of it that are used",
+)
 
 
 @pytest.fixture
@@ -61,10 +66,15 @@ LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
 
 
 def near(made: Tensor, truth: Tensor, terms: int) -> None:
-    """Within what adding up so many products of normal numbers in float32 may round: a few units a term in the worst order."""
+    """Within what adding up so many products of normal numbers in float32 may round: a few units a
+    term in the worst order.
+    """
     assert made.shape == truth.shape
     assert made.dtype == torch.float32
-    assert float((made.double() - truth).abs().max() if made.numel() else 0.0) <= 2.0**-22 * (terms + 4) ** 0.5 * 16
+    assert (
+        float((made.double() - truth).abs().max() if made.numel() else 0.0)
+        <= 2.0**-22 * (terms + 4) ** 0.5 * 16
+    )
 
 
 @pytest.mark.parametrize("second", LAYOUTS)
@@ -83,7 +93,10 @@ def test_any_layout(sizes: tuple[int, int, int], first: str, second: str) -> Non
 def test_nothing_to_multiply(sizes: tuple[int, int, int]) -> None:
     """Empty matrices, and those of one element, with gradients."""
     rows, out, terms = sizes
-    x, weight = torch.randn(rows, terms, requires_grad=True), torch.randn(out, terms, requires_grad=True)
+    x, weight = (
+        torch.randn(rows, terms, requires_grad=True),
+        torch.randn(out, terms, requires_grad=True),
+    )
     y = linear(x, weight)
     near(y.detach(), (x.double() @ weight.double().t()).detach(), terms)
     y.sum().backward()
@@ -102,14 +115,24 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert made[2:].isfinite().all()
 
 
-@given(lead=st.lists(st.integers(0, 4), max_size=3), out=st.integers(1, 40), terms=st.integers(1, 40), wanted=st.tuples(st.booleans(), st.booleans()))
-def test_linear_is_pytorchs(lead: list[int], out: int, terms: int, wanted: tuple[bool, bool]) -> None:
+@given(
+    lead=st.lists(st.integers(0, 4), max_size=3),
+    out=st.integers(1, 40),
+    terms=st.integers(1, 40),
+    wanted=st.tuples(st.booleans(), st.booleans()),
+)
+def test_linear_is_pytorchs(
+    lead: list[int], out: int, terms: int, wanted: tuple[bool, bool]
+) -> None:
     """Any number of leading dimensions, any of the gradients; by oneDNN where it is there."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("mkl_is_slow", lambda: True), ("_LEAST", 1), ("_LEAST_RECORDED", 1)):
             patch.setattr(products, name, value)
         tensors = torch.randn(*lead, terms), torch.randn(out, terms)
-        ours, plain = ([t.clone().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)] for _ in range(2))
+        ours, plain = (
+            [t.clone().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)]
+            for _ in range(2)
+        )
         y, expected = linear(*ours), functional.linear(*plain)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
         if any(wanted):
@@ -145,7 +168,9 @@ def test_left_to_pytorch() -> None:
     x, weight = torch.randn(6, 5), torch.randn(4, 5)
 
     def by_onednn(function: Callable[[], object]) -> bool:
-        return any(name.startswith(("lntune::", "mkldnn::_linear_pointwise")) for name in calls(function))
+        return any(
+            name.startswith(("lntune::", "mkldnn::_linear_pointwise")) for name in calls(function)
+        )
 
     assert by_onednn(lambda: linear(x, weight))
     assert not by_onednn(lambda: linear(x.double(), weight.double()))
@@ -155,8 +180,12 @@ def test_left_to_pytorch() -> None:
         assert not by_onednn(lambda: linear(x, weight))
         assert not by_onednn(lambda: product(x, weight))
         assert not by_onednn(lambda: repeated(weight, 6, 100)(x, None, None))
-    torch.testing.assert_close(torch.func.vmap(linear, (0, None))(x, weight), functional.linear(x, weight))
-    tangents = torch.func.jvp(linear, (x, weight), (torch.ones_like(x), torch.zeros_like(weight)))[1]
+    torch.testing.assert_close(
+        torch.func.vmap(linear, (0, None))(x, weight), functional.linear(x, weight)
+    )
+    tangents = torch.func.jvp(linear, (x, weight), (torch.ones_like(x), torch.zeros_like(weight)))[
+        1
+    ]
     torch.testing.assert_close(tangents, functional.linear(torch.ones_like(x), weight))
 
 
@@ -164,15 +193,21 @@ def test_left_to_pytorch() -> None:
 @pytest.mark.usefixtures("always_onednn")
 @pytest.mark.parametrize("watched", ["forward", "backward"])
 def test_checkpoints_that_are_watched(watched: str) -> None:
-    """A dispatch mode around the forward of a checkpoint, or the backward that computes it again, sees the product that the other makes, and
-    counts its multiplications as PyTorch's.
+    """A dispatch mode around the forward of a checkpoint, or the backward that computes it again,
+    sees the product that the other makes, and counts its multiplications as PyTorch's.
     """
     tensors, counts = (torch.randn(3, 4, 5), torch.randn(6, 5)), []
     for f in (linear, functional.linear):
         x, weight = (t.clone().requires_grad_() for t in tensors)
-        with FlopCounterMode(display=False) if watched == "forward" else contextlib.nullcontext() as forward:
-            y = checkpoint(lambda x, weight, f=f: f(x, weight).sin(), x, weight, use_reentrant=False).sum()
-        with FlopCounterMode(display=False) if watched == "backward" else contextlib.nullcontext() as backward:
+        with (
+            FlopCounterMode(display=False) if watched == "forward" else contextlib.nullcontext()
+        ) as forward:
+            y = checkpoint(
+                lambda x, weight, f=f: f(x, weight).sin(), x, weight, use_reentrant=False
+            ).sum()
+        with (
+            FlopCounterMode(display=False) if watched == "backward" else contextlib.nullcontext()
+        ) as backward:
             y.backward()
         counts.append([mode.get_total_flops() for mode in (forward, backward) if mode is not None])
         expected = torch.autograd.grad(functional.linear(x, weight).sin().sum(), (x, weight))
@@ -183,10 +218,14 @@ def test_checkpoints_that_are_watched(watched: str) -> None:
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported_for_any_size(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
-    """A program for batches of any size is exported on every CPU, also where large products are another library's, and holds PyTorch's product."""
+    """A program for batches of any size is exported on every CPU, also where large products are
+    another library's, and holds PyTorch's product.
+    """
     monkeypatch.setattr(products, "onednn_pays", constant(lambda: True))
     cell, x = lntune.LayerNormLSTMCell(4, 3), torch.randn(3, 4)
-    program = torch.export.export(cell, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict)
+    program = torch.export.export(
+        cell, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict
+    )
     assert "lntune.linear" not in str(program.graph)
     many = torch.randn(7, 4)
     torch.testing.assert_close(program.module()(many), cell(many))
@@ -206,7 +245,9 @@ def test_traced_for_any_size() -> None:
 @needs_onednn
 @pytest.mark.usefixtures("always_onednn")
 def test_transforms_inside_compiled_code() -> None:
-    """vmap and forward derivatives of a product, and gradients of a layer, compile as they do of PyTorch's own."""
+    """vmap and forward derivatives of a product, and gradients of a layer, compile as they do of
+    PyTorch's own.
+    """
     torch.manual_seed(0)
     x, weight, layer = torch.randn(6, 5), torch.randn(4, 5), lntune.LayerNormLSTM(5, 4)
 
@@ -220,15 +261,21 @@ def test_transforms_inside_compiled_code() -> None:
         return torch.func.grad(lambda x: layer(x)[0].sin().sum())(x)
 
     for f in (over_rows, forwards, of_a_layer):
-        torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["as it is", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("library")
 def test_repeated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: bool) -> None:
-    """Products with one matrix: with a summand and without, into a tensor and into a new one, of rows in the matrix's dtype and in another."""
-    monkeypatch.setattr(products, "_PACKED_FROM", dict.fromkeys((True, False), (1, 1) if packed else (10**9, 1)))
+    """Products with one matrix: with a summand and without, into a tensor and into a new one, of
+    rows in the matrix's dtype and in another.
+    """
+    monkeypatch.setattr(
+        products, "_PACKED_FROM", dict.fromkeys((True, False), (1, 1) if packed else (10**9, 1))
+    )
     torch.manual_seed(0)
     for matrix in (torch.randn(24, 40).to(dtype), torch.randn(40, 24).to(dtype).t()):
         times = repeated(matrix, 8, 10)
@@ -236,12 +283,16 @@ def test_repeated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: b
             a, plus = torch.randn(5, 40).to(of), torch.randn(5, 24).to(of)
             before = plus.clone()
             for summand in (None, plus):
-                truth = a.to(dtype).double() @ matrix.double().t() + (0 if summand is None else summand.double())
+                truth = a.to(dtype).double() @ matrix.double().t() + (
+                    0 if summand is None else summand.double()
+                )
                 out = torch.empty(5, 24, dtype=of)
                 rounding = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}[dtype]
                 for made in (times(a, summand, None), times(a, summand, out)):
                     assert made.dtype == of
-                    assert float((made.double() - truth).abs().max()) <= rounding * float(truth.abs().max())
+                    assert float((made.double() - truth).abs().max()) <= rounding * float(
+                        truth.abs().max()
+                    )
                 assert torch.equal(out, times(a, summand, None))
             assert torch.equal(plus, before)
 
@@ -250,7 +301,9 @@ def test_repeated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: b
 @pytest.mark.usefixtures("always_onednn")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_layer_trains_alike(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    """LayerNormLSTM by either library: outputs and gradients are the same to rounding, in eager mode and in one graph."""
+    """LayerNormLSTM by either library: outputs and gradients are the same to rounding, in eager
+    mode and in one graph.
+    """
     torch.manual_seed(0)
     module = lntune.LayerNormLSTM(12, 16, 2)
     other, x = copy.deepcopy(module), torch.randn(5, 3, 12)
@@ -267,9 +320,16 @@ def test_a_layer_trains_alike(monkeypatch: pytest.MonkeyPatch, compiled: bool) -
 
 @pytest.mark.parametrize(
     ("vendor", "width", "slow"),
-    [("AuthenticAMD", 64, True), ("AuthenticAMD", 32, False), ("GenuineIntel", 64, False), ("", 64, False)],
+    [
+        ("AuthenticAMD", 64, True),
+        ("AuthenticAMD", 32, False),
+        ("GenuineIntel", 64, False),
+        ("", 64, False),
+    ],
 )
-def test_where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch, vendor: str, width: int, slow: bool) -> None:
+def test_where_mkl_is_slow(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, width: int, slow: bool
+) -> None:
     """512-bit vectors on a CPU that is known not to be Intel's."""
     monkeypatch.setattr(device, "vendor", lambda: vendor)
     monkeypatch.setattr(device.Device, "vector_bytes", property(lambda self: width))

@@ -1,4 +1,6 @@
-"""The tuning log: what is written is read, what cannot be used is skipped and said, and "best" is computed on reading."""
+"""The tuning log: what is written is read, what cannot be used is skipped and said, and "best" is
+computed on reading.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,12 @@ names = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
 finite = st.floats(0, 1e300)
 any_text = st.text(max_size=40)
 any_case = st.builds(
-    Case, op=names, hidden=st.integers(1, MAX_HIDDEN), dtype=st.sampled_from(sorted(DTYPES)), rows=st.integers(0, 2**40), variant=names | st.just("")
+    Case,
+    op=names,
+    hidden=st.integers(1, MAX_HIDDEN),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    rows=st.integers(0, 2**40),
+    variant=names | st.just(""),
 )
 any_device = st.builds(
     Device,
@@ -79,14 +86,19 @@ any_record = st.builds(
     threads=st.integers(1, 512),
     schedule=names,
     code=st.builds(Code, st.integers(0, 99) | names, st.integers(0, 99), st.integers(0, 99)),
-    knobs=st.dictionaries(names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6),
+    knobs=st.dictionaries(
+        names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6
+    ),
     status=st.sampled_from(STATUSES),
     message=any_text,
-    timings=st.dictionaries(names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4),
+    timings=st.dictionaries(
+        names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4
+    ),
     errors=st.dictionaries(names, st.floats(), max_size=3),
     versus_eager=st.dictionaries(names, st.floats(), max_size=3),
     busy=st.none() | st.booleans(),
-    default=st.none() | st.builds(Setting, names, st.dictionaries(names, st.integers(0, 9), max_size=2)),
+    default=st.none()
+    | st.builds(Setting, names, st.dictionaries(names, st.integers(0, 9), max_size=2)),
     versions=st.dictionaries(any_text, any_text, max_size=3),
     run=any_text,
     time=any_text,
@@ -96,7 +108,9 @@ any_record = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(written=st.lists(any_record, min_size=1, max_size=4))
 def test_what_is_written_is_read(written: list[Record]) -> None:
-    """Records of any content come back equal, each from the file of its device and operator, in the order written."""
+    """Records of any content come back equal, each from the file of its device and operator, in the
+    order written.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for record in written:
@@ -104,20 +118,29 @@ def test_what_is_written_is_read(written: list[Record]) -> None:
         back = read_quietly(folder)
         assert len(back) == len(written)
         for path in {records.log_path(folder, r.device, r.case.op) for r in written}:
-            assert list(records.read_file(path)) == [r for r in written if records.log_path(folder, r.device, r.case.op) == path]
+            assert list(records.read_file(path)) == [
+                r for r in written if records.log_path(folder, r.device, r.case.op) == path
+            ]
 
 
 @pytest.mark.parametrize("error", [math.inf, math.nan])
 def test_infinite_errors_stay_readable(tmp_path: Path, error: float) -> None:
-    """A candidate that is infinitely wrong is logged with the largest number there is, since JSON has no infinity."""
-    records.append(tmp_path, a_record(status="wrong", errors={"y": error, "mean": 0.5}, versus_eager={"y": error}))
+    """A candidate that is infinitely wrong is logged with the largest number there is, since JSON
+    has no infinity.
+    """
+    records.append(
+        tmp_path,
+        a_record(status="wrong", errors={"y": error, "mean": 0.5}, versus_eager={"y": error}),
+    )
     (back,) = read_quietly(tmp_path)
     assert back.errors == {"y": sys.float_info.max, "mean": 0.5}
     assert back.versus_eager == {"y": sys.float_info.max}
 
 
 def test_half_characters_in_a_message(tmp_path: Path) -> None:
-    """A message that is no valid Unicode (a compiler's output, a file name) is logged with the bad characters replaced."""
+    """A message that is no valid Unicode (a compiler's output, a file name) is logged with the bad
+    characters replaced.
+    """
     records.append(tmp_path, a_record(status="compile", message="no such file: \udcff.cc, größer"))
     assert read_quietly(tmp_path)[0].message == "no such file: ?.cc, größer"
 
@@ -129,15 +152,21 @@ BROKEN = {
     "no schema": b"{}",
     "fields missing": b'{"schema": 1}',
     "a dtype that is none": msgspec.json.encode(a_record()).replace(b'"float32"', b'"float23"'),
-    "a hidden size that is none": msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":0'),
-    "text for a number": msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":"1024"'),
+    "a hidden size that is none": (
+        msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":0')
+    ),
+    "text for a number": (
+        msgspec.json.encode(a_record()).replace(b'"hidden":1024', b'"hidden":"1024"')
+    ),
     "nested without end": b'{"schema": ' + b"[" * 100_000,
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_corrupt_line_costs_only_itself(tmp_path: Path, kind: str) -> None:
-    """A line in the middle that is no record is skipped with a warning naming file and line; the others count."""
+    """A line in the middle that is no record is skipped with a warning naming file and line; the
+    others count.
+    """
     for index in range(3):
         records.append(tmp_path, a_record(index))
     path = log_of(tmp_path)
@@ -158,18 +187,28 @@ def test_blank_lines_are_nothing(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_is_skipped_and_said(tmp_path: Path) -> None:
-    """A record of a newer schema is skipped with a warning saying so, even where its other fields make no sense here."""
+    """A record of a newer schema is skipped with a warning saying so, even where its other fields
+    make no sense here.
+    """
     records.append(tmp_path, a_record(0))
     path = log_of(tmp_path)
     with path.open("a") as file:
         file.write(json.dumps({"schema": SCHEMA + 1, "case": "of another shape"}) + "\n")
     records.append(tmp_path, a_record(1))
-    with pytest.warns(LogWarning, match=rf"{path.name}:2: skipped, written by a newer lntune \(schema {SCHEMA + 1}, this one reads up to {SCHEMA}\)"):
+    with pytest.warns(
+        LogWarning,
+        match=(
+            rf"{path.name}:2: skipped, written by a newer lntune \(schema {SCHEMA + 1}, this one"
+            rf" reads up to {SCHEMA}\)"
+        ),
+    ):
         assert [r.message for r in records.read([tmp_path])] == ["record 0", "record 1"]
 
 
 def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
-    """A field a later version added, at any depth, does not keep a record of this schema from being read."""
+    """A field a later version added, at any depth, does not keep a record of this schema from being
+    read.
+    """
     records.append(tmp_path, a_record(0))
     path = log_of(tmp_path)
     data = json.loads(path.read_text())
@@ -188,8 +227,13 @@ def test_reading_can_be_narrowed(tmp_path: Path) -> None:
         for case in (norm, lstm):
             records.append(tmp_path, a_record(case=case, device=device))
     assert len(records.read([tmp_path, tmp_path / "missing"])) == 4
-    assert {(r.case.op, r.device) for r in records.read([tmp_path], op="layer_norm")} == {("layer_norm", DEVICE), ("layer_norm", other)}
-    assert [(r.case.op, r.device) for r in records.read([tmp_path], op="lstm_step", device=other)] == [("lstm_step", other)]
+    assert {(r.case.op, r.device) for r in records.read([tmp_path], op="layer_norm")} == {
+        ("layer_norm", DEVICE),
+        ("layer_norm", other),
+    }
+    assert [
+        (r.case.op, r.device) for r in records.read([tmp_path], op="lstm_step", device=other)
+    ] == [("lstm_step", other)]
 
 
 NOW = "2026-11-29T12:00:00+00:00"
@@ -197,36 +241,66 @@ NOW = "2026-11-29T12:00:00+00:00"
 
 def told(*logs: list[str]) -> list[str]:
     """Files of records made at these times, merged: "0a" is the first record of the first file."""
-    files = [[a_record(time=at, run=f"{number}{letter}") for letter, at in zip("abcdef", log, strict=False)] for number, log in enumerate(logs)]
+    files = [
+        [
+            a_record(time=at, run=f"{number}{letter}")
+            for letter, at in zip("abcdef", log, strict=False)
+        ]
+        for number, log in enumerate(logs)
+    ]
     return [r.run for r in records.merged(files, NOW)]
 
 
 def test_files_are_merged_by_time() -> None:
     """Records of several files are one list, oldest first."""
-    assert told(["2026-01-01", "2026-03-01"], ["2026-02-01", "2026-04-01"]) == ["0a", "1a", "0b", "1b"]
+    assert told(["2026-01-01", "2026-03-01"], ["2026-02-01", "2026-04-01"]) == [
+        "0a",
+        "1a",
+        "0b",
+        "1b",
+    ]
 
 
 def test_in_a_file_the_later_line_is_later() -> None:
-    """A clock that was set back between two lines does not make the second one older, nor older than other files' records of before."""
+    """A clock that was set back between two lines does not make the second one older, nor older
+    than other files' records of before.
+    """
     assert told(["2026-03-01", "2026-02-01"]) == ["0a", "0b"]
     assert told(["2026-03-01", "1970-01-01"], ["2026-02-01"]) == ["1a", "0a", "0b"]
 
 
 def test_a_time_in_the_future_is_no_time() -> None:
-    """A record dated 2038 counts as written right after the one before it, so that later ones, of its file and of others, are later."""
-    assert told(["2026-01-01", "2038-01-19", "2026-03-01"], ["2026-02-01"]) == ["0a", "0b", "1a", "0c"]
+    """A record dated 2038 counts as written right after the one before it, so that later ones, of
+    its file and of others, are later.
+    """
+    assert told(["2026-01-01", "2038-01-19", "2026-03-01"], ["2026-02-01"]) == [
+        "0a",
+        "0b",
+        "1a",
+        "0c",
+    ]
     assert told(["2038-01-19"], ["2026-02-01"]) == ["0a", "1a"]
-    assert told(["2026-11-30T11:59"], ["2026-11-29"]) == ["1a", "0a"]  # less than a day ahead: clocks of two machines differ
-    assert [records.merged([[a_record(time="2038-01-19")], [a_record(time="2026-02-01")]])[-1].time] == ["2026-02-01"]
+    # less than a day ahead: clocks of two machines differ
+    assert told(["2026-11-30T11:59"], ["2026-11-29"]) == ["1a", "0a"]
+    assert [
+        records.merged([[a_record(time="2038-01-19")], [a_record(time="2026-02-01")]])[-1].time
+    ] == ["2026-02-01"]
 
 
-times = st.sampled_from(["", "1970-01-01", "2026-01-01", "2026-02-01", "2026-02-01T10:00", "2038-01-19", "?"])
+times = st.sampled_from(
+    ["", "1970-01-01", "2026-01-01", "2026-02-01", "2026-02-01T10:00", "2038-01-19", "?"]
+)
 
 
 @given(logs=st.lists(st.lists(times, max_size=4), max_size=4), seed=st.randoms())
 def test_the_order_of_files_does_not_matter(logs: list[list[str]], seed: Any) -> None:
-    """Whatever clocks said, the merged list is the same for any order of the files, and keeps the order within each."""
-    files = [[a_record(time=at, run=f"{number}", message=str(line)) for line, at in enumerate(log)] for number, log in enumerate(logs)]
+    """Whatever clocks said, the merged list is the same for any order of the files, and keeps the
+    order within each.
+    """
+    files = [
+        [a_record(time=at, run=f"{number}", message=str(line)) for line, at in enumerate(log)]
+        for number, log in enumerate(logs)
+    ]
     found = records.merged(files, NOW)
     for number, file in enumerate(files):
         assert [r for r in found if r.run == str(number)] == file
@@ -243,15 +317,23 @@ def test_folders_are_read_as_one(tmp_path: Path) -> None:
 
 
 def test_folders_of_before_devices_named_their_model_are_read(tmp_path: Path) -> None:
-    """A device's records lie in its own folder, and those of an earlier release in one whose name lacks the model."""
+    """A device's records lie in its own folder, and those of an earlier release in one whose name
+    lacks the model.
+    """
     named = msgspec.structs.replace(DEVICE, model="GenuineIntel family 6 model 143 stepping 8")
-    for device in (DEVICE, named, msgspec.structs.replace(named, model="GenuineIntel family 6 model 85 stepping 7")):
+    for device in (
+        DEVICE,
+        named,
+        msgspec.structs.replace(named, model="GenuineIntel family 6 model 85 stepping 7"),
+    ):
         records.append(tmp_path, a_record(device=device))
     assert {r.device for r in records.read([tmp_path], device=named)} == {DEVICE, named}
 
 
 def test_another_device_under_the_same_name_is_left_out(tmp_path: Path) -> None:
-    """Old records of two generations lie in one folder; read for a device, only those that may serve it come."""
+    """Old records of two generations lie in one folder; read for a device, only those that may
+    serve it come.
+    """
     one, other = (msgspec.structs.replace(DEVICE, l1=l1) for l1 in (32768, 49152))
     for device in (one, other):
         records.append(tmp_path, a_record(device=device))
@@ -260,7 +342,9 @@ def test_another_device_under_the_same_name_is_left_out(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
     """A log that is a folder, or is not there, is a LogError naming the path and the reason."""
-    with pytest.raises(LogError, match=r"cannot read the tuning log .*layer_norm.jsonl: Is a directory"):
+    with pytest.raises(
+        LogError, match=r"cannot read the tuning log .*layer_norm.jsonl: Is a directory"
+    ):
         (tmp_path / "layer_norm.jsonl").mkdir()
         list(records.read_file(tmp_path / "layer_norm.jsonl"))
     with pytest.raises(LogError, match=r"cannot read the tuning log .*missing.jsonl: No such file"):
@@ -273,29 +357,54 @@ def final(us: float, at: str, **fields: Any) -> Record:
 
 
 def test_the_latest_final_counts() -> None:
-    """Of several finals of one case the latest counts, not the fastest and not that of the last file."""
-    files = [[final(5.0, "2026-01-02T00:00:00Z"), final(9.0, "2026-03-01T00:00:00Z")], [final(7.0, "2026-02-01T00:00:00Z")]]
+    """Of several finals of one case the latest counts, not the fastest and not that of the last
+    file.
+    """
+    files = [
+        [final(5.0, "2026-01-02T00:00:00Z"), final(9.0, "2026-03-01T00:00:00Z")],
+        [final(7.0, "2026-02-01T00:00:00Z")],
+    ]
     assert [r.median() for r in records.finals(records.merged(files)).values()] == [9.0]
 
 
 def test_a_disturbed_final_does_not_supersede_another() -> None:
-    """One that others disturbed counts only where there is no other; of several such, the latest. Not known is not disturbed."""
-    quiet, busy, unknown = final(5.0, "1", busy=False), final(9.0, "2", busy=True), final(7.0, "3", busy=None)
-    for log, us in (([quiet, busy], 5.0), ([busy], 9.0), ([busy, final(8.0, "4", busy=True)], 8.0), ([quiet, unknown, busy], 7.0)):
+    """One that others disturbed counts only where there is no other; of several such, the latest.
+    Not known is not disturbed.
+    """
+    quiet, busy, unknown = (
+        final(5.0, "1", busy=False),
+        final(9.0, "2", busy=True),
+        final(7.0, "3", busy=None),
+    )
+    for log, us in (
+        ([quiet, busy], 5.0),
+        ([busy], 9.0),
+        ([busy, final(8.0, "4", busy=True)], 8.0),
+        ([quiet, unknown, busy], 7.0),
+    ):
         assert [r.median() for r in records.finals(log).values()] == [us]
 
 
 def test_of_equally_old_finals_the_last_counts() -> None:
     """Finals of the same second: the one written last counts."""
-    assert [r.median() for r in records.finals([final(5.0, "t"), final(9.0, "t")]).values()] == [9.0]
+    assert [r.median() for r in records.finals([final(5.0, "t"), final(9.0, "t")]).values()] == [
+        9.0
+    ]
 
 
 def test_each_case_has_its_final() -> None:
-    """Operator, hidden size, dtype and row bucket each make a case of their own; rows within a bucket do not."""
+    """Operator, hidden size, dtype and row bucket each make a case of their own; rows within a
+    bucket do not.
+    """
     base = Case("layer_norm", 1024, "float32", 64)
     same = [base, msgspec.structs.replace(base, rows=BUCKETS[base.bucket][1])]
-    others = [msgspec.structs.replace(base, **{k: v}) for k, v in {"op": "other", "hidden": 1000, "dtype": "bfloat16", "rows": 1}.items()]
-    found = records.finals([final(1.0, str(i), case=case) for i, case in enumerate([*same, *others])])
+    others = [
+        msgspec.structs.replace(base, **{k: v})
+        for k, v in {"op": "other", "hidden": 1000, "dtype": "bfloat16", "rows": 1}.items()
+    ]
+    found = records.finals(
+        [final(1.0, str(i), case=case) for i, case in enumerate([*same, *others])]
+    )
     assert set(found) == {(c.op, c.hidden, c.dtype, c.bucket) for c in [base, *others]}
     assert len(found) == 5
     assert found["layer_norm", 1024, "float32", base.bucket].case == same[1]
@@ -303,10 +412,17 @@ def test_each_case_has_its_final() -> None:
 
 @pytest.mark.parametrize("status", [s for s in STATUSES if s != "ok"])
 def test_a_failure_is_no_final(status: str) -> None:
-    """A later final that failed, was not timed, or is a mere trial does not displace one that is right."""
+    """A later final that failed, was not timed, or is a mere trial does not displace one that is
+    right.
+    """
     good = final(5.0, "2026-01-01T00:00:00Z")
     later = "2026-05-01T00:00:00Z"
-    log = [good, final(1.0, later, status=status), a_record(role="final", time=later, timings={}), a_record(time=later)]
+    log = [
+        good,
+        final(1.0, later, status=status),
+        a_record(role="final", time=later, timings={}),
+        a_record(time=later),
+    ]
     assert list(records.finals(log).values()) == [good]
 
 

@@ -1,4 +1,6 @@
-"""The tuning log under stress: torn lines, no room, several writers, killed writers. Nothing whole is ever lost."""
+"""The tuning log under stress: torn lines, no room, several writers, killed writers. Nothing whole
+is ever lost.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ DEVICE = Device("cpu", "Test CPU", "x86-64-v3", 2)
 
 
 def a_record(index: int = 0, run: str = "", samples: int = 3) -> Record:
-    """A plausible record; `index`, kept in its message, tells it from others, `samples` makes it long."""
+    """A plausible record; `index`, kept in its message, tells it from others, `samples` makes it
+    long.
+    """
     return Record(
         case=Case("layer_norm", 1024, "float32", 64),
         device=DEVICE,
@@ -51,7 +55,9 @@ def log_of(folder: Path) -> Path:
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
-    """Cut at any byte of the last record, a log still gives all earlier records, and the next append is readable."""
+    """Cut at any byte of the last record, a log still gives all earlier records, and the next
+    append is readable.
+    """
     for index in range(3):
         records.append(tmp_path, a_record(index))
     path = log_of(tmp_path)
@@ -79,16 +85,26 @@ def test_a_torn_last_line_is_said(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """Where the log folder cannot exist the error is a LogError that names it, the reason and the remedy."""
+    """Where the log folder cannot exist the error is a LogError that names it, the reason and the
+    remedy.
+    """
     (tmp_path / "file").write_text("in the way")
     folder = tmp_path / "file" / "logs"
-    with pytest.raises(LogError, match=rf"cannot append to the tuning log {folder}.*(Not a directory|File exists).*--log-dir or LNTUNE_LOG_DIR"):
+    with pytest.raises(
+        LogError,
+        match=(
+            rf"cannot append to the tuning log {folder}.*(Not a directory|File exists).*--log-dir"
+            r" or LNTUNE_LOG_DIR"
+        ),
+    ):
         records.append(folder, a_record())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(tmp_path: Path) -> None:
-    """A log folder without write permission is a LogError that names it, the reason and the remedy."""
+    """A log folder without write permission is a LogError that names it, the reason and the
+    remedy.
+    """
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(LogError, match=r"Permission denied.*--log-dir or LNTUNE_LOG_DIR"):
@@ -99,7 +115,9 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """Within, a write that takes a file of this process beyond `size` bytes is cut there and then fails, as on a full disk."""
+    """Within, a write that takes a file of this process beyond `size` bytes is cut there and then
+    fails, as on a full disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -113,8 +131,8 @@ def files_end_at(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("room", [0, 1, 2, 50, 300])
 def test_no_room_for_the_record(tmp_path: Path, room: int, torn: bool) -> None:
-    """Where only a part of a record still fits, the log stays as it was to the byte, LogError is raised, and the log can be
-    appended to again when there is room.
+    """Where only a part of a record still fits, the log stays as it was to the byte, LogError is
+    raised, and the log can be appended to again when there is room.
     """
     records.append(tmp_path, a_record(0))
     path = log_of(tmp_path)
@@ -122,7 +140,10 @@ def test_no_room_for_the_record(tmp_path: Path, room: int, torn: bool) -> None:
         with path.open("ab") as file:
             file.write(b'{"schema": 1, "ca')
     before = path.read_bytes()
-    with files_end_at(len(before) + room), pytest.raises(LogError, match="cannot append to the tuning log"):
+    with (
+        files_end_at(len(before) + room),
+        pytest.raises(LogError, match="cannot append to the tuning log"),
+    ):
         records.append(tmp_path, a_record(1))
     assert path.read_bytes() == before
     records.append(tmp_path, a_record(2))
@@ -172,7 +193,9 @@ def start_writer(folder: Path, count: int, who: str, record: Record) -> subproce
 
 
 def test_several_processes_append_at_once(tmp_path: Path) -> None:
-    """Four processes that append 50 records each to one log lose none and tear none, and each one's records keep their order."""
+    """Four processes that append 50 records each to one log lose none and tear none, and each one's
+    records keep their order.
+    """
     long = a_record(samples=500)
     writers = [start_writer(tmp_path, 50, str(who), long) for who in range(4)]
     for writer in writers:
@@ -186,7 +209,9 @@ def test_several_processes_append_at_once(tmp_path: Path) -> None:
 
 
 def test_appending_waits_for_the_lock(tmp_path: Path) -> None:
-    """While another process holds the log's lock nothing is written; once it lets go, the record is."""
+    """While another process holds the log's lock nothing is written; once it lets go, the record
+    is.
+    """
     path = records.log_path(tmp_path, DEVICE, "layer_norm")
     path.parent.mkdir(parents=True)
     with filelock.FileLock(f"{path}.lock"):
@@ -203,18 +228,25 @@ def test_appending_waits_for_the_lock(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::lntune.system.locks.LockWarning")
 def test_a_lock_that_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the log's lock is not to be had the record is refused with a LogError that names the log, the lock and what to do."""
+    """Where the log's lock is not to be had the record is refused with a LogError that names the
+    log, the lock and what to do.
+    """
     path = records.log_path(tmp_path, DEVICE, "layer_norm")
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(locks, "LIMIT", 0.0)
-    with filelock.FileLock(f"{path}.lock"), pytest.raises(LogError, match=r"layer_norm\.jsonl: another process has held .*\.lock .*--log-dir"):
+    with (
+        filelock.FileLock(f"{path}.lock"),
+        pytest.raises(
+            LogError, match=r"layer_norm\.jsonl: another process has held .*\.lock .*--log-dir"
+        ),
+    ):
         records.append(tmp_path, a_record())
     assert not path.exists()
 
 
 def test_a_killed_writer_loses_at_most_one_record(tmp_path: Path) -> None:
-    """A writer killed in the middle of its work leaves a log whose whole lines are all records, without a gap; the next
-    writer neither waits for a lock nor loses its own record.
+    """A writer killed in the middle of its work leaves a log whose whole lines are all records,
+    without a gap; the next writer neither waits for a lock nor loses its own record.
     """
     for attempt in range(3):
         folder = tmp_path / str(attempt)

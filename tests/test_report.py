@@ -1,4 +1,6 @@
-"""From records to tables: ratios, geomeans, the text of a table, and the verdicts of a comparison."""
+"""From records to tables: ratios, geomeans, the text of a table, and the verdicts of a
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.report import compare
 from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
-from lntune.report.tables import cases_table, console, micros, number, percent, ratio_text, show, summary_lines
+from lntune.report.tables import (
+    cases_table,
+    console,
+    micros,
+    number,
+    percent,
+    ratio_text,
+    show,
+    summary_lines,
+)
 from lntune.report.verdicts import verdict_lines, verdict_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,12 +47,28 @@ def timing(*samples: float) -> Timing:
     return Timing(samples, statistics.median(samples))
 
 
-def record(hidden: int = 1024, rows: int = 512, dtype: str = "float32", device: Device = HERE, **fields: Any) -> Record:
+def record(
+    hidden: int = 1024,
+    rows: int = 512,
+    dtype: str = "float32",
+    device: Device = HERE,
+    **fields: Any,
+) -> Record:
     """A final record, measured by default as eager 100, tuned 50, copy 40, default 60 us."""
-    timings = fields.pop("timings", {"eager": timing(100), "tuned": timing(50), "copy": timing(40), "default": timing(60)})
-    made: dict[str, Any] = {"role": "final", "threads": 2, "schedule": "cached_rows", "knobs": {"lanes": 4, "parallel": True}}
+    timings = fields.pop(
+        "timings",
+        {"eager": timing(100), "tuned": timing(50), "copy": timing(40), "default": timing(60)},
+    )
+    made: dict[str, Any] = {
+        "role": "final",
+        "threads": 2,
+        "schedule": "cached_rows",
+        "knobs": {"lanes": 4, "parallel": True},
+    }
     made |= {"status": "ok", "time": "2026-01-02T03:04:05+00:00", **fields}
-    return Record(case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **made)
+    return Record(
+        case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **made
+    )
 
 
 def text(renderable: RenderableType, width: int = 200) -> str:
@@ -55,24 +82,47 @@ def text(renderable: RenderableType, width: int = 200) -> str:
 
 
 def test_a_row_holds_medians_ratios_and_bandwidth() -> None:
-    """speedup = eager / tuned, over default likewise, GB/s from the bytes that must move, its share of a copy = copy / tuned."""
+    """speedup = eager / tuned, over default likewise, GB/s from the bytes that must move, its share
+    of a copy = copy / tuned.
+    """
     row = row_of(record(versus_eager={"y": 1.5, "mean": 0.5}))
-    assert (row.eager_us, row.tuned_us, row.copy_us, row.default_us, row.compile_us) == (100, 50, 40, 60, None)
-    assert (row.speedup, row.over_default, row.of_copy, row.error) == (2, pytest.approx(1.2), pytest.approx(0.8), 1.5)
+    assert (row.eager_us, row.tuned_us, row.copy_us, row.default_us, row.compile_us) == (
+        100,
+        50,
+        40,
+        60,
+        None,
+    )
+    assert (row.speedup, row.over_default, row.of_copy, row.error) == (
+        2,
+        pytest.approx(1.2),
+        pytest.approx(0.8),
+        1.5,
+    )
     assert row.gbps == pytest.approx((2 * 512 * 1024 * 4 + 2 * 1024 * 4) / 50e-6 / 1e9)
     assert (row.bucket, row.knobs) == ("128-1023", "lanes=4 parallel")
 
 
 def test_over_better_is_against_the_faster_rival() -> None:
-    """Against the better of eager and torch.compile, whichever that is; unknown where torch.compile was not measured."""
+    """Against the better of eager and torch.compile, whichever that is; unknown where torch.compile
+    was not measured.
+    """
     eager, slow, fast = timing(100), timing(150), timing(75)
-    assert row_of(record(timings={"eager": eager, "compile": slow, "tuned": timing(50)})).over_better == 2
-    assert row_of(record(timings={"eager": eager, "compile": fast, "tuned": timing(50)})).over_better == 1.5
+    assert (
+        row_of(record(timings={"eager": eager, "compile": slow, "tuned": timing(50)})).over_better
+        == 2
+    )
+    assert (
+        row_of(record(timings={"eager": eager, "compile": fast, "tuned": timing(50)})).over_better
+        == 1.5
+    )
     assert row_of(record()).over_better is None
 
 
 def test_what_was_not_measured_is_none() -> None:
-    """A record of the kernel and a copy alone has no eager figures and no ratios to them; one of eager alone no tuned ones."""
+    """A record of the kernel and a copy alone has no eager figures and no ratios to them; one of
+    eager alone no tuned ones.
+    """
     row = row_of(record(timings={"tuned": timing(50), "copy": timing(40)}))
     assert (row.eager_us, row.speedup, row.over_default, row.spread, row.error) == (None,) * 5
     row = row_of(record(timings={"eager": timing(50)}, knobs={}))
@@ -82,21 +132,29 @@ def test_what_was_not_measured_is_none() -> None:
 def test_a_record_of_an_operator_that_is_gone_still_shows() -> None:
     """A log may hold an operator this version does not know: times are shown, bandwidth is not."""
     made = record()
-    row = row_of(msgspec.structs.replace(made, case=msgspec.structs.replace(made.case, op="once_there")))
+    row = row_of(
+        msgspec.structs.replace(made, case=msgspec.structs.replace(made.case, op="once_there"))
+    )
     assert (row.speedup, row.gbps) == (2, None)
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    """The ratio is the median of the rounds' own ratios, which a clock that slows down for everyone does not move."""
+    """The ratio is the median of the rounds' own ratios, which a clock that slows down for everyone
+    does not move.
+    """
     slow, fast = timing(10, 20, 40, 80), timing(5, 10, 20, 40)
     assert pairwise(slow, fast) == 2
     assert pairwise(timing(10, 20, 90), timing(5, 20, 30)) == 2
-    assert pairwise(timing(30, 30), timing(10, 10, 20)) == 3, "rounds that do not match: the ratio of medians"
+    assert pairwise(timing(30, 30), timing(10, 10, 20)) == 3, (
+        "rounds that do not match: the ratio of medians"
+    )
     assert pairwise(None, fast) is pairwise(slow, None) is pairwise(slow, timing(0)) is None
 
 
 def test_spread_is_the_distance_of_quartiles() -> None:
-    """Quartiles over the median; fewer than four samples, or a clock that stood still, say nothing."""
+    """Quartiles over the median; fewer than four samples, or a clock that stood still, say
+    nothing.
+    """
     assert spread(timing(8, 9, 10, 11, 12)) == pytest.approx(0.2)
     assert spread(timing(8, 9, 10)) is spread(None) is spread(timing(0, 0, 0, 0)) is None
 
@@ -109,14 +167,21 @@ def test_geomean() -> None:
 
 def test_rows_are_in_the_order_a_person_looks_for_them() -> None:
     """By dtype, hidden size, rows; whatever order they were measured in."""
-    made = [record(hidden, rows, dtype) for hidden in (1024, 64) for rows in (512, 1) for dtype in ("float32", "bfloat16")]
+    made = [
+        record(hidden, rows, dtype)
+        for hidden in (1024, 64)
+        for rows in (512, 1)
+        for dtype in ("float32", "bfloat16")
+    ]
     random.Random(0).shuffle(made)
     keys = [(r.dtype, r.hidden, r.rows) for r in rows_of(made)]
     assert keys == sorted(keys)
 
 
 def test_summary_names_what_is_slower() -> None:
-    """Geomeans over what was measured, the smallest share of a copy, every case slower than eager."""
+    """Geomeans over what was measured, the smallest share of a copy, every case slower than
+    eager.
+    """
     slower = record(64, 1, timings={"eager": timing(10), "tuned": timing(20), "copy": timing(10)})
     facts = summary(rows_of([record(), slower]))
     assert facts["cases"] == 2 and facts["disturbed"] == 0
@@ -127,57 +192,99 @@ def test_summary_names_what_is_slower() -> None:
     assert facts["smallest_of_copy"] == 0.5
     assert facts["slower_than_eager"] == ["layer_norm 1x64 float32: 0.50x"]
     assert json.loads(msgspec.json.encode(facts)) == facts
-    assert "slower than eager in 1: layer_norm 1x64 float32: 0.50x" in summary_lines(rows_of([record(), slower]))
+    assert "slower than eager in 1: layer_norm 1x64 float32: 0.50x" in summary_lines(
+        rows_of([record(), slower])
+    )
     assert "slower than eager nowhere" in summary_lines(rows_of([record()]))
 
 
 def test_errors_are_told_by_what_is_allowed() -> None:
-    """The share of what is allowed and the bare ratio to eager's error stand beside each other; a ratio above 2 is explained."""
+    """The share of what is allowed and the bare ratio to eager's error stand beside each other; a
+    ratio above 2 is explained.
+    """
     made = record(errors={"y": 0.3, "mean": 0.2}, versus_eager={"y": 1.0, "mean": 4.17})
     row = row_of(made)
     assert (row.of_allowed, row.error) == (0.3, 4.17)
     shown = text(cases_table([row], ""))
     assert "error/allowed" in shown and "0.30" in shown and "4.17" in shown
     (said,) = [line for line in summary_lines([row]) if "error" in line]
-    assert said == "error/eager's above 2 in 1: there eager is all but exact; error/allowed counts, whose limit is 1"
-    assert not [line for line in summary_lines(rows_of([record(versus_eager={"y": 1.9})])) if "error" in line]
+    assert (
+        said
+        == "error/eager's above 2 in 1: there eager is all but exact; error/allowed counts, whose"
+        " limit is 1"
+    )
+    assert not [
+        line
+        for line in summary_lines(rows_of([record(versus_eager={"y": 1.9})]))
+        if "error" in line
+    ]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"busy": True},
-        {"timings": {"eager": timing(9_000), "tuned": timing(3.6), "copy": timing(10)}},  # 2488.89x, as once was printed
-        {"timings": {name: timing(us, us + 2, us + 5) for name, us in (("eager", 7_996), ("tuned", 7_998), ("copy", 7_990))}},
+        # 2488.89x, as once was printed
+        {"timings": {"eager": timing(9_000), "tuned": timing(3.6), "copy": timing(10)}},
+        {
+            "timings": {
+                name: timing(us, us + 2, us + 5)
+                for name, us in (("eager", 7_996), ("tuned", 7_998), ("copy", 7_990))
+            }
+        },
     ],
     ids=["others", "a factor of 2500", "turns of the scheduler"],
 )
 def test_nothing_is_reckoned_from_disturbed_times(fields: dict[str, Any]) -> None:
-    """A disturbed case keeps its times, marked, and has no ratio, bandwidth or share; no geomean counts it, and a line says so."""
+    """A disturbed case keeps its times, marked, and has no ratio, bandwidth or share; no geomean
+    counts it, and a line says so.
+    """
     disturbed = record(64, 1, **fields)
     (row,) = rows_of([disturbed])
     assert row.disturbed and row.tuned_us == disturbed.median()
-    assert {row.speedup, row.over_better, row.over_default, row.gbps, row.of_copy, row.spread} == {None}
+    assert {row.speedup, row.over_better, row.over_default, row.gbps, row.of_copy, row.spread} == {
+        None
+    }
     facts = summary(rows_of([record(), disturbed]))
     assert (facts["cases"], facts["disturbed"], facts["slower_than_eager"]) == (2, 1, [])
-    assert facts["geomean_over_eager"] == pytest.approx(2) and facts["smallest_of_copy"] == pytest.approx(0.8)
-    assert summary_lines([row])[-1] == "* 1 disturbed by other work on the machine: neither times nor ratios hold"
+    assert facts["geomean_over_eager"] == pytest.approx(2) and facts[
+        "smallest_of_copy"
+    ] == pytest.approx(0.8)
+    assert (
+        summary_lines([row])[-1]
+        == "* 1 disturbed by other work on the machine: neither times nor ratios hold"
+    )
     assert "*" in text(cases_table([row], ""))
 
 
 def test_summary_of_kernel_against_copy() -> None:
-    """Where nobody allocates there is no eager to be faster than: the lines give the share of a copy's bandwidth instead."""
-    made = [record(h, timings={"tuned": timing(50), "copy": timing(c)}) for h, c in ((64, 50), (128, 32))]
-    assert summary_lines(rows_of(made)) == ["2 cases", "bandwidth of a copy: geomean 80%, smallest 64%"]
+    """Where nobody allocates there is no eager to be faster than: the lines give the share of a
+    copy's bandwidth instead.
+    """
+    made = [
+        record(h, timings={"tuned": timing(50), "copy": timing(c)})
+        for h, c in ((64, 50), (128, 32))
+    ]
+    assert summary_lines(rows_of(made)) == [
+        "2 cases",
+        "bandwidth of a copy: geomean 80%, smallest 64%",
+    ]
 
 
 # --- text
 
 
 def test_figures_as_text() -> None:
-    """Three digits or so, a dash for what is not there, colour by the side of 1 with 2 % either way a draw."""
+    """Three digits or so, a dash for what is not there, colour by the side of 1 with 2 % either way
+    a draw.
+    """
     assert [micros(v) for v in (None, 1.234, 99.99, 123.4)] == ["-", "1.23", "99.99", "123"]
-    assert (number(None), number(1.236, 1, "x"), percent(None), percent(0.856)) == ("-", "1.2x", "-", "86%")
+    assert (number(None), number(1.236, 1, "x"), percent(None), percent(0.856)) == (
+        "-",
+        "1.2x",
+        "-",
+        "86%",
+    )
     assert [str(ratio_text(v).style) for v in (None, 1.01, 1.5, 0.5)] == ["", "", "green", "red"]
 
 
@@ -185,7 +292,14 @@ def test_the_table_as_text() -> None:
     """The table of a known set of records, to the letter (tests/golden/report.txt)."""
     made = [
         record(versus_eager={"y": 1.02}),
-        record(64, 1, busy=True, timings={"eager": timing(4), "tuned": timing(5), "copy": timing(1)}, schedule="eager", knobs={}),
+        record(
+            64,
+            1,
+            busy=True,
+            timings={"eager": timing(4), "tuned": timing(5), "copy": timing(1)},
+            schedule="eager",
+            knobs={},
+        ),
         record(
             4096,
             4096,
@@ -200,27 +314,49 @@ def test_the_table_as_text() -> None:
     ]
     rows = rows_of(made)
     lines = "".join(f"{line}\n" for line in summary_lines(rows))
-    shown = text(cases_table(rows, "tuned", details=True)) + lines + text(cases_table(rows[2:], "short"))
+    shown = (
+        text(cases_table(rows, "tuned", details=True))
+        + lines
+        + text(cases_table(rows[2:], "short"))
+    )
     assert shown == (GOLDEN / "report.txt").read_text(encoding="utf-8")
 
 
 def test_columns_are_there_only_for_what_was_measured() -> None:
     """Without torch.compile no columns of it, without eager none of eager."""
-    both = text(cases_table(rows_of([record(timings={n: timing(9) for n in ("eager", "compile", "tuned", "copy")})]), ""))
-    plain, given = text(cases_table(rows_of([record()]), "")), text(cases_table(rows_of([record(timings={"tuned": timing(1)})]), ""))
+    both = text(
+        cases_table(
+            rows_of(
+                [record(timings={n: timing(9) for n in ("eager", "compile", "tuned", "copy")})]
+            ),
+            "",
+        )
+    )
+    plain, given = (
+        text(cases_table(rows_of([record()]), "")),
+        text(cases_table(rows_of([record(timings={"tuned": timing(1)})]), "")),
+    )
     assert "compile us" in both and "over better" in both and "over eager" in both
     assert "compile us" not in plain and "over better" not in plain and "over eager" in plain
     assert "eager us" not in given and "over eager" not in given and "tuned us" in given
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], colours: bool) -> None:
-    """When output is not a terminal nothing is cut or left out, whatever COLUMNS says and whether colours are forced."""
+def test_a_table_in_a_file_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], colours: bool
+) -> None:
+    """When output is not a terminal nothing is cut or left out, whatever COLUMNS says and whether
+    colours are forced.
+    """
     monkeypatch.setenv("COLUMNS", "40")
     if colours:
         monkeypatch.setenv("FORCE_COLOR", "1")
     rows = rows_of([record(versus_eager={"y": 1.02})])
-    show(console(), cases_table(rows, "tuned", details=True), ["a sentence longer than the forty columns of COLUMNS"])
+    show(
+        console(),
+        cases_table(rows, "tuned", details=True),
+        ["a sentence longer than the forty columns of COLUMNS"],
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and "cached_rows lanes=4 parallel" in lines[2]
     assert ("\x1b" in lines[2]) == colours
@@ -228,17 +364,30 @@ def test_a_table_in_a_file_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_the_verdict_table_shows_messages_as_they_are() -> None:
-    """Wrong kernels say why below it, brackets and all; those left to eager mode are told apart from those checked."""
+    """Wrong kernels say why below it, brackets and all; those left to eager mode are told apart
+    from those checked.
+    """
     case = Case("layer_norm", 64, "float32", 8)
     results = [
-        Result(case, "exact", "cached_rows", False, "ValueError: [y] [/red] is odd", {"y": 2.5, "mean": 0.5}, {"y": 3}),
+        Result(
+            case,
+            "exact",
+            "cached_rows",
+            False,
+            "ValueError: [y] [/red] is odd",
+            {"y": 2.5, "mean": 0.5},
+            {"y": 3},
+        ),
         Result(case, "default", "cached_rows", True, "", {"y": 0.5}, {}),
         Result(case, "eager", "", True, "eager mode serves it", {}, {}),
     ]
     shown = text(verdict_table(results))
     assert "WRONG" in shown and "2.50" in shown and "exact: cached_rows" in shown
     said = verdict_lines(results)
-    assert said == ["2 kernels checked, 1 wrong, eager mode serves 1 more", "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd"]
+    assert said == [
+        "2 kernels checked, 1 wrong, eager mode serves 1 more",
+        "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd",
+    ]
     out = io.StringIO()
     show(Console(file=out), None, said)
     assert said[1] in out.getvalue()
@@ -274,13 +423,17 @@ def one(a: Timing, b: Timing, **fields: Any) -> compare.Comparison:
     ],
 )
 def test_the_interval_decides(low: float, high: float, verdict: str) -> None:
-    """SAME lies wholly within 3 % of 1, FASTER and SLOWER wholly beyond it on one side; everything else is UNSURE."""
+    """SAME lies wholly within 3 % of 1, FASTER and SLOWER wholly beyond it on one side; everything
+    else is UNSURE.
+    """
     assert compare.verdict_of(low, high) == verdict
 
 
 @pytest.mark.parametrize(("b", "verdict"), [(80, "FASTER"), (125, "SLOWER"), (100, "SAME")])
 def test_clear_changes_are_found(b: float, verdict: str) -> None:
-    """Samples a quarter apart with 1 % noise are FASTER or SLOWER, equal ones SAME; the ratio is A / B, inside its interval."""
+    """Samples a quarter apart with 1 % noise are FASTER or SLOWER, equal ones SAME; the ratio is A
+    / B, inside its interval.
+    """
     found = one(samples(100), samples(b, seed=1))
     assert found.verdict == verdict and not found.reason
     assert found.low <= found.ratio <= found.high
@@ -305,7 +458,9 @@ def test_noise_is_unsure() -> None:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_what_cannot_be_compared_is_unsure(fields: dict[str, Any], reason: str) -> None:
-    """A disturbed machine, other threads, another way of measuring or too few samples: UNSURE, with the reason."""
+    """A disturbed machine, other threads, another way of measuring or too few samples: UNSURE, with
+    the reason.
+    """
     found = one(samples(100), samples(50), **fields)
     assert (found.verdict, found.reason) == ("UNSURE", reason)
 
@@ -323,39 +478,61 @@ def test_what_cannot_be_compared_is_unsure(fields: dict[str, Any], reason: str) 
     ],
 )
 def test_what_no_noise_explains_is_decided(tuned: float, eager: float | None, verdict: str) -> None:
-    """A ratio beyond 3 that eager did not see in the same two runs is decided though a side was disturbed; the doubt is still told."""
+    """A ratio beyond 3 that eager did not see in the same two runs is decided though a side was
+    disturbed; the doubt is still told.
+    """
     after = {"tuned": samples(tuned, seed=1), **({"eager": timing(eager)} if eager else {})}
     found = one(samples(100), samples(1), busy=True, timings=after)
-    assert (found.verdict, found.reason) == (verdict, "B was disturbed by other work on the machine")
+    assert (found.verdict, found.reason) == (
+        verdict,
+        "B was disturbed by other work on the machine",
+    )
     other_threads = one(samples(100), samples(1), threads=1, timings=after)
     assert other_threads.verdict == "UNSURE"
 
 
 def test_the_interval_is_reproducible_and_covers_the_truth() -> None:
-    """The same samples give the same interval; of many made-up runs with a true ratio of 1 about 95 % of intervals hold it."""
+    """The same samples give the same interval; of many made-up runs with a true ratio of 1 about 95
+    % of intervals hold it.
+    """
     a, b = samples(100).samples_us, samples(100, seed=1).samples_us
     assert compare.interval(a, b) == compare.interval(a, b)
     held = 0
     for seed in range(60):
-        low, high = compare.interval(samples(100, seed=seed).samples_us, samples(100, seed=1000 + seed).samples_us)
+        low, high = compare.interval(
+            samples(100, seed=seed).samples_us, samples(100, seed=1000 + seed).samples_us
+        )
         held += low <= 1 <= high
     assert 52 <= held <= 60
 
 
 def test_cases_only_one_side_has_are_named() -> None:
-    """Cases are matched by operator, hidden size, dtype, rows and variant; the others are listed, not compared."""
+    """Cases are matched by operator, hidden size, dtype, rows and variant; the others are listed,
+    not compared.
+    """
     result = compare.compare([record(64), record(128)], [record(128), record(256)])
     assert [c.case.hidden for c in result.cases] == [128]
-    assert (result.only_a, result.only_b) == (["layer_norm 512x64 float32"], ["layer_norm 512x256 float32"])
+    assert (result.only_a, result.only_b) == (
+        ["layer_norm 512x64 float32"],
+        ["layer_norm 512x256 float32"],
+    )
     shown = "\n".join(compare.lines(result)) + text(compare.table(result))
-    assert "only in A: layer_norm 512x64 float32" in shown and "doubtful in 1: A has fewer than 5 samples" in shown
+    assert (
+        "only in A: layer_norm 512x64 float32" in shown
+        and "doubtful in 1: A has fewer than 5 samples" in shown
+    )
     with pytest.raises(InputError, match="none that A and B have in common"):
         compare.compare([record(64)], [record(128)])
 
 
 def test_different_devices_are_refused() -> None:
-    """Measurements of two machines are compared only when asked to, and never two machines of one side with another."""
-    a, b = record(timings={"tuned": samples(100)}), record(timings={"tuned": samples(50)}, device=THERE)
+    """Measurements of two machines are compared only when asked to, and never two machines of one
+    side with another.
+    """
+    a, b = (
+        record(timings={"tuned": samples(100)}),
+        record(timings={"tuned": samples(50)}, device=THERE),
+    )
     with pytest.raises(InputError, match="--across-devices"):
         compare.compare([a], [b])
     features = msgspec.structs.replace(HERE, features=("avx512bf16",))
@@ -368,11 +545,17 @@ def test_different_devices_are_refused() -> None:
 
 
 def test_a_device_that_did_not_name_its_model_is_the_same() -> None:
-    """An old record is compared with a new one of the same CPU, though their folders differ, and not with one of another generation."""
+    """An old record is compared with a new one of the same CPU, though their folders differ, and
+    not with one of another generation.
+    """
     old = msgspec.structs.replace(HERE, l1=32768, l2=1 << 20)
     new = msgspec.structs.replace(old, model="AuthenticAMD family 25 model 17 stepping 1")
-    newer = msgspec.structs.replace(new, model="AuthenticAMD family 26 model 2 stepping 1", l1=49152)
-    a, b, c = (record(timings={"tuned": samples(100)}, device=device) for device in (old, new, newer))
+    newer = msgspec.structs.replace(
+        new, model="AuthenticAMD family 26 model 2 stepping 1", l1=49152
+    )
+    a, b, c = (
+        record(timings={"tuned": samples(100)}, device=device) for device in (old, new, newer)
+    )
     assert [found.verdict for found in compare.compare([a], [b]).cases] == ["SAME"]
     for one_, other in ((a, c), (b, c)):
         with pytest.raises(InputError, match=r"l1: |model: "):
@@ -381,23 +564,41 @@ def test_a_device_that_did_not_name_its_model_is_the_same() -> None:
 
 def bench_file(path: Path, made: list[Record]) -> Path:
     """A file as `lntune bench --output` writes it."""
-    path.write_bytes(msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": made}))
+    path.write_bytes(
+        msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": made})
+    )
     return path
 
 
 def test_files_and_folders_are_read(tmp_path: Path) -> None:
-    """A folder of logs counts by the latest final of each case; a file by its records; what failed is left out."""
-    for made in (record(time="1"), record(time="2", timings={"tuned": timing(7)}), record(role="trial"), record(8, device=THERE)):
+    """A folder of logs counts by the latest final of each case; a file by its records; what failed
+    is left out.
+    """
+    for made in (
+        record(time="1"),
+        record(time="2", timings={"tuned": timing(7)}),
+        record(role="trial"),
+        record(8, device=THERE),
+    ):
         records.append(tmp_path / "logs", made)
-    assert sorted((r.case.hidden, r.median()) for r in compare.load(tmp_path / "logs")) == [(8, 50), (1024, 7)]
+    assert sorted((r.case.hidden, r.median()) for r in compare.load(tmp_path / "logs")) == [
+        (8, 50),
+        (1024, 7),
+    ]
     assert [r.case.hidden for r in compare.load(tmp_path / "logs" / THERE.slug)] == [8]
-    assert [r.median() for r in compare.load(records.log_path(tmp_path / "logs", HERE, "layer_norm"))] == [7]
-    file = bench_file(tmp_path / "a.json", [record(), record(64, status="wrong"), record(65, timings={})])
+    assert [
+        r.median() for r in compare.load(records.log_path(tmp_path / "logs", HERE, "layer_norm"))
+    ] == [7]
+    file = bench_file(
+        tmp_path / "a.json", [record(), record(64, status="wrong"), record(65, timings={})]
+    )
     assert [r.case.hidden for r in compare.load(file)] == [1024]
 
 
 def test_what_is_no_measurement_is_refused(tmp_path: Path) -> None:
-    """A file that is not there, not JSON, other JSON, or without any measurement: an error that says which and what to give."""
+    """A file that is not there, not JSON, other JSON, or without any measurement: an error that
+    says which and what to give.
+    """
     with pytest.raises(LogError, match=r"cannot read .*none\.json"):
         compare.load(tmp_path / "none.json")
     for content in (b"\xff\x00", b"{", b"[]", b'{"records": 1}', b'{"cases": []}'):
@@ -409,28 +610,55 @@ def test_what_is_no_measurement_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_compare_command(tmp_path: Path) -> None:
-    """`lntune compare A B`: the table; with --fail-on slower exit code 1 when something is slower, and only then."""
-    a = bench_file(tmp_path / "a.json", [record(h, timings={"tuned": samples(100)}) for h in (64, 128)])
-    b = bench_file(tmp_path / "b.json", [record(h, timings={"tuned": samples(t, seed=1)}) for h, t in ((64, 50), (128, 200))])
+    """`lntune compare A B`: the table; with --fail-on slower exit code 1 when something is slower,
+    and only then.
+    """
+    a = bench_file(
+        tmp_path / "a.json", [record(h, timings={"tuned": samples(100)}) for h in (64, 128)]
+    )
+    b = bench_file(
+        tmp_path / "b.json",
+        [record(h, timings={"tuned": samples(t, seed=1)}) for h, t in ((64, 50), (128, 200))],
+    )
 
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
     shown = run(a, b)
     assert shown.exit_code == 0
-    assert "FASTER" in shown.output and "SLOWER" in shown.output and "2 cases: 1 FASTER, 1 SLOWER" in shown.output
+    assert (
+        "FASTER" in shown.output
+        and "SLOWER" in shown.output
+        and "2 cases: 1 FASTER, 1 SLOWER" in shown.output
+    )
     assert run(a, b, "--fail-on", "slower").exit_code == 1
     assert run(a, a, "--fail-on", "slower").exit_code == 0
-    assert run(a, a, "--fail-on", "unsure").exit_code == run(b, b, "--fail-on", "unsure").exit_code == 0
+    assert (
+        run(a, a, "--fail-on", "unsure").exit_code
+        == run(b, b, "--fail-on", "unsure").exit_code
+        == 0
+    )
     assert run(a, b, "--fail-on", "faster").exit_code == 2
     waited = {"tuned": samples(1000), "eager": timing(1000)}
-    quiet = bench_file(tmp_path / "quiet.json", [record(64, timings={"tuned": samples(100), "eager": timing(100)})])
+    quiet = bench_file(
+        tmp_path / "quiet.json", [record(64, timings={"tuned": samples(100), "eager": timing(100)})]
+    )
     busy = bench_file(tmp_path / "busy.json", [record(64, busy=True, timings=waited)])
     lost = run(quiet, busy, "--fail-on", "slower")
-    assert lost.exit_code == 1 and "fails: layer_norm 512x64 float32: UNSURE, B takes 10.0 times as long; measure again" in lost.stderr
+    assert (
+        lost.exit_code == 1
+        and "fails: layer_norm 512x64 float32: UNSURE, B takes 10.0 times as long; measure again"
+        in lost.stderr
+    )
     assert run(quiet, busy).exit_code == 0
-    mild = bench_file(tmp_path / "mild.json", [record(64, busy=True, timings={"tuned": samples(120), "eager": timing(100)})])
+    mild = bench_file(
+        tmp_path / "mild.json",
+        [record(64, busy=True, timings={"tuned": samples(120), "eager": timing(100)})],
+    )
     assert [run(quiet, mild, "--fail-on", on).exit_code for on in ("slower", "unsure")] == [0, 1]
     facts = json.loads(run(a, b, "--json").stdout)
     assert facts["verdicts"] == {"FASTER": 1, "SLOWER": 1, "SAME": 0, "UNSURE": 0}
-    assert [(c["case"]["hidden"], c["verdict"]) for c in facts["cases"]] == [(64, "FASTER"), (128, "SLOWER")]
+    assert [(c["case"]["hidden"], c["verdict"]) for c in facts["cases"]] == [
+        (64, "FASTER"),
+        (128, "SLOWER"),
+    ]

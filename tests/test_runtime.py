@@ -1,4 +1,6 @@
-"""The process around a kernel: threads, pools, forks, other TVM modules, the cache folder and what goes wrong with it."""
+"""The process around a kernel: threads, pools, forks, other TVM modules, the cache folder and what
+goes wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,27 @@ def right(x=x):
 """
 
 
-def process(code: str, *options: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own, after PRELUDE, with the cache and logs of this test unless `env` says otherwise."""
+def process(
+    code: str, *options: str, timeout: float = 60, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own, after PRELUDE, with the cache and logs of this test
+    unless `env` says otherwise.
+    """
     path = os.pathsep.join([str(paths.PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, *(options or ("-W", "ignore")), "-c", PRELUDE + textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env={**os.environ, "PYTHONPATH": path, **env})
+    command = [
+        sys.executable,
+        *(options or ("-W", "ignore")),
+        "-c",
+        PRELUDE + textwrap.dedent(code),
+    ]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": path, **env},
+    )
 
 
 def warm(shape: tuple[int, ...] = (512, 256)) -> torch.Tensor:
@@ -73,7 +91,9 @@ def launch(count: int = 0) -> list[tuple[int, int]]:
 
 
 def test_the_pool_is_pytorchs(threads: Callable[[int], None]) -> None:
-    """PyTorch's OpenMP pool was found, and as many tasks run as torch.set_num_threads says, each once."""
+    """PyTorch's OpenMP pool was found, and as many tasks run as torch.set_num_threads says, each
+    once.
+    """
     assert runtime.has_pool()
     for number in (1, 2, 3, 1):
         threads(number)
@@ -81,7 +101,9 @@ def test_the_pool_is_pytorchs(threads: Callable[[int], None]) -> None:
 
 
 def test_the_pool_is_found_where_it_is_nobody_elses() -> None:
-    """Where OpenMP is not among everyone's symbols, as in PyTorch's wheels for Arm, it is found as what PyTorch's library needs."""
+    """Where OpenMP is not among everyone's symbols, as in PyTorch's wheels for Arm, it is found as
+    what PyTorch's library needs.
+    """
     runtime.has_pool()  # compiled
     code = """
         import ctypes, importlib.util, os
@@ -96,12 +118,20 @@ def test_the_pool_is_found_where_it_is_nobody_elses() -> None:
         torch = ctypes.CDLL(str(folder / "libtorch_cpu.so"), mode=os.RTLD_LOCAL | os.RTLD_LAZY)
         print(ours.lntune_runtime_init(None, None, ctypes.c_void_p(torch._handle)))
         """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (0, "0\n1\n"), done.stderr
 
 
 def test_set_num_threads_holds_in_every_thread(threads: Callable[[int], None]) -> None:
-    """A new Python thread takes PyTorch's number, though OpenMP keeps one per thread and starts from all cores."""
+    """A new Python thread takes PyTorch's number, though OpenMP keeps one per thread and starts
+    from all cores.
+    """
     threads(1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert pool.submit(launch).result(30) == [(0, 1)]
@@ -118,7 +148,12 @@ def test_a_failed_task_is_reported(threads: Callable[[int], None]) -> None:
     """The launcher gives back a task's error code, serial or not."""
     for number in (1, 2):
         threads(number)
-        assert runtime._own().lntune_parallel_launch(TASK(lambda i, _e, _d, last=number - 1: -7 if i == last else 0), None, 0) == -7
+        assert (
+            runtime._own().lntune_parallel_launch(
+                TASK(lambda i, _e, _d, last=number - 1: -7 if i == last else 0), None, 0
+            )
+            == -7
+        )
 
 
 NESTED = """
@@ -147,16 +182,18 @@ int nested(void *launch, int team) {
 
 
 def test_inside_an_openmp_region(tmp_path: Path, threads: Callable[[int], None]) -> None:
-    """Called from inside somebody's parallel region a launch is serial in each thread: no team inside a team, no deadlock.
+    """Called from inside somebody's parallel region a launch is serial in each thread: no team
+    inside a team, no deadlock.
 
-    A small C library opens the region on the very pool, and calls the launcher from all its threads.
+    A small C library opens the region on the very pool, and calls the launcher from all its
+    threads.
     """
     threads(2)
     source, library = tmp_path / "nested.c", tmp_path / "nested.so"
     source.write_text(
-        NESTED.replace("extern void GOMP", '#ifdef __cplusplus\nextern "C" {\n#endif\nextern void GOMP').replace(
-            "static int ran", "#ifdef __cplusplus\n}\n#endif\nstatic int ran"
-        )
+        NESTED.replace(
+            "extern void GOMP", '#ifdef __cplusplus\nextern "C" {\n#endif\nextern void GOMP'
+        ).replace("static int ran", "#ifdef __cplusplus\n}\n#endif\nstatic int ran")
     )
     toolchain.run_compiler(["-O1", "-shared", "-fPIC", str(source)], library)
     launcher = ctypes.cast(runtime._own().lntune_parallel_launch, ctypes.c_void_p)
@@ -164,8 +201,12 @@ def test_inside_an_openmp_region(tmp_path: Path, threads: Callable[[int], None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_do_not_depend_on_the_threads(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
-    """The same bits with 1, 2, 3 and 5 threads, forward, with statistics and in 3-D; rows that do not divide among them."""
+def test_results_do_not_depend_on_the_threads(
+    dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    """The same bits with 1, 2, 3 and 5 threads, forward, with statistics and in 3-D; rows that do
+    not divide among them.
+    """
     x, w = torch.randn(517, 256).to(dtype), torch.randn(256).to(dtype)
     seen: list[list[torch.Tensor]] = []
     for number in (1, 2, 3, 5, 1):
@@ -179,7 +220,9 @@ def test_results_do_not_depend_on_the_threads(dtype: torch.dtype, threads: Calla
 
 
 def test_many_python_threads_at_once() -> None:
-    """8 threads, each with shapes of its own, first calls included: every result is right, and nothing blocks for ever."""
+    """8 threads, each with shapes of its own, first calls included: every result is right, and
+    nothing blocks for ever.
+    """
     lntune.reload()
     start = threading.Barrier(8)
 
@@ -190,7 +233,14 @@ def test_many_python_threads_at_once() -> None:
             hidden, rows = (96 + 32 * (index % 3)), (1, 5, 40, 517)[(index + step) % 4]
             x, w = torch.randn(rows, hidden), torch.randn(hidden)
             y = lntune.layer_norm(x, (hidden,), w if step % 3 else None)
-            worst = max(worst, float((y - torch.nn.functional.layer_norm(x, (hidden,), w if step % 3 else None)).abs().max()))
+            worst = max(
+                worst,
+                float(
+                    (y - torch.nn.functional.layer_norm(x, (hidden,), w if step % 3 else None))
+                    .abs()
+                    .max()
+                ),
+            )
             if step % 4 == 3:
                 lntune.layer_norm(x.requires_grad_(), (hidden,), w).sum().backward()
         return worst
@@ -200,7 +250,9 @@ def test_many_python_threads_at_once() -> None:
 
 
 def test_scratch_memory() -> None:
-    """Blocks are aligned, distinct while in use, reused after, at least as large as asked, and each thread has its own."""
+    """Blocks are aligned, distinct while in use, reused after, at least as large as asked, and each
+    thread has its own.
+    """
     library = runtime._own()
     allocate, free = library.lntune_workspace_alloc, library.lntune_workspace_free
     allocate.restype = ctypes.c_void_p
@@ -227,7 +279,9 @@ def test_scratch_memory() -> None:
 
 
 def test_no_scratch_memory() -> None:
-    """A kernel that gets no scratch memory raises, on one thread and on several, and works again when there is some."""
+    """A kernel that gets no scratch memory raises, on one thread and on several, and works again
+    when there is some.
+    """
     done = process("""
         import ctypes
         from lntune import device, schedule
@@ -258,10 +312,15 @@ def test_no_scratch_memory() -> None:
 # Forks.
 
 
-@pytest.mark.parametrize("parent", ["right()", "(torch.randn(2048, 2048).exp(), runtime_ready())", "None"], ids=["kernel", "torch", "nothing"])
+@pytest.mark.parametrize(
+    "parent",
+    ["right()", "(torch.randn(2048, 2048).exp(), runtime_ready())", "None"],
+    ids=["kernel", "torch", "nothing"],
+)
 def test_fork(parent: str) -> None:
-    """A forked child calls the kernel and PyTorch's own parallel operators with the default threads, and exits; so does the
-    parent after it. Whoever used the pool before: our kernel, PyTorch alone, or nobody.
+    """A forked child calls the kernel and PyTorch's own parallel operators with the default
+    threads, and exits; so does the parent after it. Whoever used the pool before: our kernel,
+    PyTorch alone, or nobody.
     """
     warm()
     done = process(f"""
@@ -282,7 +341,9 @@ def test_fork(parent: str) -> None:
 
 
 def test_fork_while_another_thread_builds() -> None:
-    """A child forked in the middle of another thread's first call is not left with its lock shut."""
+    """A child forked in the middle of another thread's first call is not left with its lock
+    shut.
+    """
     done = process("""
         import threading, time
         right()
@@ -302,7 +363,9 @@ def test_fork_while_another_thread_builds() -> None:
 
 
 def test_data_loader_workers() -> None:
-    """A data set that normalizes in two forked workers gives what it gives in the main process, after that used the kernel."""
+    """A data set that normalizes in two forked workers gives what it gives in the main process,
+    after that used the kernel.
+    """
     warm()
     done = process("""
         from torch.utils.data import DataLoader, Dataset
@@ -340,7 +403,9 @@ def parallel_add():
 
 
 def test_tvm_modules_of_the_user() -> None:
-    """Modules compiled with TVM before, after and between calls of ours keep TVM's own pool, and both go on working."""
+    """Modules compiled with TVM before, after and between calls of ours keep TVM's own pool, and
+    both go on working.
+    """
     warm()
     done = process(
         ADD
@@ -363,17 +428,29 @@ def test_tvm_modules_of_the_user() -> None:
 
 
 def test_a_cached_kernel_needs_no_compiler() -> None:
-    """A fresh process with a filled cache loads the kernel without importing TVM or what torch.compile needs, and finds no C++ compiler missing."""
+    """A fresh process with a filled cache loads the kernel without importing TVM or what
+    torch.compile needs, and finds no C++ compiler missing.
+    """
     warm()
-    done = process("right(); right(); print(*(m in sys.modules for m in ('tvm', 'torch._dynamo', 'tvm_ffi')))", CXX="/nonexistent", PATH="")
+    done = process(
+        "right(); right(); print(*(m in sys.modules for m in ('tvm', 'torch._dynamo', 'tvm_ffi')))",
+        CXX="/nonexistent",
+        PATH="",
+    )
     assert (done.returncode, done.stdout) == (0, "False False True\n"), done.stderr
 
 
 # What goes wrong with the cache.
 
 
-@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF" + bytes(60), None], ids=["empty", "text", "zeros", "half"])
-def test_damaged_kernels_are_refused(tmp_path: Path, cache_dir: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a library", b"\x7fELF" + bytes(60), None],
+    ids=["empty", "text", "zeros", "half"],
+)
+def test_damaged_kernels_are_refused(
+    tmp_path: Path, cache_dir: Path, content: bytes | None
+) -> None:
     """A file that is no whole kernel is a DamagedError naming it, never the end of the process."""
     warm()
     if content is None:
@@ -386,12 +463,20 @@ def test_damaged_kernels_are_refused(tmp_path: Path, cache_dir: Path, content: b
 
 
 def test_two_processes_fill_one_cache_and_mend_it(tmp_path: Path) -> None:
-    """Two processes that build the same kernel at the same time both end well; a kernel and a runtime library that were cut
-    short or overwritten later are put aside and rebuilt, each with a warning.
+    """Two processes that build the same kernel at the same time both end well; a kernel and a
+    runtime library that were cut short or overwritten later are put aside and rebuilt, each with a
+    warning.
     """
     own_cache = tmp_path / "cache"
-    env = {**os.environ, "PYTHONPATH": str(paths.PACKAGE.parent), "LNTUNE_CACHE_DIR": str(own_cache)}
-    running = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", PRELUDE + "right()"], env=env) for _ in range(2)]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(paths.PACKAGE.parent),
+        "LNTUNE_CACHE_DIR": str(own_cache),
+    }
+    running = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", PRELUDE + "right()"], env=env)
+        for _ in range(2)
+    ]
     assert [p.wait(120) for p in running] == [0, 0]
     files = [*own_cache.glob("kernels/**/*.so"), *own_cache.glob("runtime/*.so")]
     assert len(files) == 3  # the kernel, its runtime, and direct calls
@@ -399,11 +484,16 @@ def test_two_processes_fill_one_cache_and_mend_it(tmp_path: Path) -> None:
     files[0].write_bytes(files[0].read_bytes()[: sizes[files[0]] // 2])
     for file in files[1:]:
         file.write_bytes(b"not a library")
-    done = process("right(); from lntune.torch import layer_norm; print(layer_norm._direct.ready)", LNTUNE_CACHE_DIR=str(own_cache))
+    done = process(
+        "right(); from lntune.torch import layer_norm; print(layer_norm._direct.ready)",
+        LNTUNE_CACHE_DIR=str(own_cache),
+    )
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
     assert all(abs(f.stat().st_size - sizes[f]) < 4096 for f in files)
     assert not list(own_cache.rglob(".*"))
-    assert sorted(f.name for f in own_cache.rglob("*.damaged")) == sorted(f"{f.name}.damaged" for f in files)
+    assert sorted(f.name for f in own_cache.rglob("*.damaged")) == sorted(
+        f"{f.name}.damaged" for f in files
+    )
 
 
 ONCE = """
@@ -427,25 +517,42 @@ print(len(told), errors, told[0])
 
 
 def test_no_compiler(tmp_path: Path) -> None:
-    """Without a C++ compiler and a kernel one warning says so and eager serves; strict mode raises, every time."""
+    """Without a C++ compiler and a kernel one warning says so and eager serves; strict mode raises,
+    every time.
+    """
     done = process(ONCE, LNTUNE_CACHE_DIR=str(tmp_path / "cache"), CXX="/nonexistent", PATH="")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 ['ToolchainError', 'ToolchainError'] ") and "no C++ compiler found" in done.stdout
+    assert (
+        done.stdout.startswith("1 ['ToolchainError', 'ToolchainError'] ")
+        and "no C++ compiler found" in done.stdout
+    )
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    """A cache folder below a file: one warning that names LNTUNE_CACHE_DIR, and eager serves; strict mode raises."""
+    """A cache folder below a file: one warning that names LNTUNE_CACHE_DIR, and eager serves;
+    strict mode raises.
+    """
     (tmp_path / "file").write_text("in the way")
     done = process(ONCE, LNTUNE_CACHE_DIR=str(tmp_path / "file" / "cache"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 ['BuildError', 'BuildError'] ") and "LNTUNE_CACHE_DIR" in done.stdout
+    assert (
+        done.stdout.startswith("1 ['BuildError', 'BuildError'] ")
+        and "LNTUNE_CACHE_DIR" in done.stdout
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_atomic_leaves_nothing_half(tmp_path: Path) -> None:
-    """A write that fails leaves neither the file nor its temporary, and the error names the file and the remedy."""
+    """A write that fails leaves neither the file nor its temporary, and the error names the file
+    and the remedy.
+    """
     target = tmp_path / "deep" / "kernel.so"
-    with pytest.raises(BuildError, match=r"cannot store .*kernel\.so: No space left.*LNTUNE_CACHE_DIR"), native.atomic(target) as temporary:
+    with (
+        pytest.raises(
+            BuildError, match=r"cannot store .*kernel\.so: No space left.*LNTUNE_CACHE_DIR"
+        ),
+        native.atomic(target) as temporary,
+    ):
         temporary.write_bytes(b"half")
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"rest")

@@ -1,4 +1,6 @@
-"""Schedule files: found, loaded, told apart, and refused with the file's name when something is wrong with them."""
+"""Schedule files: found, loaded, told apart, and refused with the file's name when something is
+wrong with them.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +42,35 @@ SCHEDULES = (Schedule("NAME", "OP", "KIND", Knobs, lambda case, device: Knobs(),
 """
 
 WriteFile = Callable[..., Path]
-SHIPPED = ("cached_rows", "widened_rows", "blocked_rows", "fused_step", "blocked_step", "shared_row", "gated_row", "gated_turns")
+SHIPPED = (
+    "cached_rows",
+    "widened_rows",
+    "blocked_rows",
+    "fused_step",
+    "blocked_step",
+    "shared_row",
+    "gated_row",
+    "gated_turns",
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in which there is no schedule file")
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> WriteFile:
-    """`write("cpu/mine.py", name=..., ...)` puts a schedule file into the user's folder; `text` replaces all of it."""
+    """`write("cpu/mine.py", name=..., ...)` puts a schedule file into the user's folder; `text`
+    replaces all of it.
+    """
 
-    def put(path: str, name: str = "mine", op: str = "layer_norm", *, kind: str = "cpu", text: str = MINE, folder: str = "user") -> Path:
+    def put(
+        path: str,
+        name: str = "mine",
+        op: str = "layer_norm",
+        *,
+        kind: str = "cpu",
+        text: str = MINE,
+        folder: str = "user",
+    ) -> Path:
         file = tmp_path / folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.replace("NAME", name).replace("OP", op).replace("KIND", kind))
@@ -60,7 +81,9 @@ def write(tmp_path: Path) -> WriteFile:
 
 @pytest.fixture(autouse=True)
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's schedules lie in `user`, below the test's own folder; nothing is remembered from another test."""
+    """The user's schedules lie in `user`, below the test's own folder; nothing is remembered from
+    another test.
+    """
     (tmp_path / "user").mkdir()
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / "user"))
     schedule._load.cache_clear()
@@ -69,11 +92,15 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def shipped() -> dict[str, schedule.Schedule]:
     """The schedules that come with lntune."""
     folder = paths.content("schedules")
-    return {name: s for name, s in schedule.all_schedules().items() if s.path.is_relative_to(folder)}
+    return {
+        name: s for name, s in schedule.all_schedules().items() if s.path.is_relative_to(folder)
+    }
 
 
 def left_out() -> list[str]:
-    """Why parts of the schedule folders are left out, which is said once; everything that is shipped is there."""
+    """Why parts of the schedule folders are left out, which is said once; everything that is
+    shipped is there.
+    """
     with pytest.warns(ScheduleWarning) as said:
         known = schedule.all_schedules()
     reasons = [one.reason for one in schedule.left_out()]
@@ -86,8 +113,8 @@ def left_out() -> list[str]:
 
 
 def test_shipped_schedules_load() -> None:
-    """Every shipped schedule is known by its own name, lies in its kind's folder, is for an operator there is, and declares a
-    version.
+    """Every shipped schedule is known by its own name, lies in its kind's folder, is for an
+    operator there is, and declares a version.
     """
     found = shipped()
     assert {"cached_rows", "widened_rows"} <= set(found)
@@ -99,11 +126,15 @@ def test_shipped_schedules_load() -> None:
 
 @pytest.mark.parametrize("op", ops.OPS)
 def test_every_operator_has_a_schedule(op: str) -> None:
-    """Each operator has at least one CPU schedule, whose default knobs are valid for all of the operator's grid."""
+    """Each operator has at least one CPU schedule, whose default knobs are valid for all of the
+    operator's grid.
+    """
     plans = schedule.for_op(op, "cpu")
     assert plans
     for case in ops.OPS[op].grid:
-        assert any(p.reason_invalid(p.default(case, DEVICE), case, DEVICE) is None for p in plans.values()), str(case)
+        assert any(
+            p.reason_invalid(p.default(case, DEVICE), case, DEVICE) is None for p in plans.values()
+        ), str(case)
 
 
 def test_a_users_file_is_found(write: WriteFile) -> None:
@@ -119,7 +150,9 @@ def test_a_users_file_is_found(write: WriteFile) -> None:
 
 
 def test_space_and_reasons(write: WriteFile) -> None:
-    """The space holds the settings that `valid` has nothing against; the others come with the reason."""
+    """The space holds the settings that `valid` has nothing against; the others come with the
+    reason.
+    """
     write("cpu/mine.py")
     mine = schedule.get("mine")
     narrow = Case("layer_norm", 2, "float32", 1)
@@ -129,18 +162,24 @@ def test_space_and_reasons(write: WriteFile) -> None:
 
 
 def test_a_users_schedule_wins_over_a_shipped_one(write: WriteFile) -> None:
-    """A schedule in the user's folder takes the place of the shipped one of the same name, which is said, and is told from it."""
+    """A schedule in the user's folder takes the place of the shipped one of the same name, which is
+    said, and is told from it.
+    """
     theirs = shipped()["cached_rows"]
     schedule._load.cache_clear()
     path = write("cpu/mine.py", name="cached_rows")
     with pytest.warns(ScheduleWarning) as said:
         assert schedule.get("cached_rows").path == path
-    assert [str(w.message) for w in said] == [f"schedule 'cached_rows' is taken from {path}, not from {theirs.path}"]
+    assert [str(w.message) for w in said] == [
+        f"schedule 'cached_rows' is taken from {path}, not from {theirs.path}"
+    ]
     assert schedule.get("cached_rows").code != theirs.code
     assert schedule.get("widened_rows").path == theirs.path
 
 
-def test_the_first_of_two_user_folders_wins(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_two_user_folders_wins(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several folders in LNTUNE_SCHEDULES the first that has the name serves it."""
     first, second = write("cpu/a.py", folder="first"), write("cpu/a.py", folder="second")
     for folders, wins in ((("first", "second"), first), (("second", "first"), second)):
@@ -151,62 +190,100 @@ def test_the_first_of_two_user_folders_wins(write: WriteFile, tmp_path: Path, mo
 
 @pytest.mark.parametrize(("op", "kind"), [("layer_norm_backward", "cpu"), ("layer_norm", "gpu")])
 def test_a_name_that_is_taken_by_something_else(write: WriteFile, op: str, kind: str) -> None:
-    """A schedule for another operator or kind of device does not make a shipped one of its name disappear: it is left out."""
+    """A schedule for another operator or kind of device does not make a shipped one of its name
+    disappear: it is left out.
+    """
     path = write(f"{kind}/mine.py", name="cached_rows", op=op, kind=kind)
     (reason,) = left_out()
     assert reason.startswith(f"{path}: a schedule 'cached_rows' is there already, in ")
-    assert reason.endswith(f"for layer_norm on a cpu, and this one is for {op} on a {kind}. Give it another name.")
+    assert reason.endswith(
+        f"for layer_norm on a cpu, and this one is for {op} on a {kind}. Give it another name."
+    )
 
 
-def test_a_name_twice_in_a_later_folder(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of the same name in one folder is left out although an earlier folder has it too."""
-    write("cpu/a.py", folder="first"), write("cpu/a.py", folder="second"), write("cpu/b.py", folder="second")
-    monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second")))
+def test_a_name_twice_in_a_later_folder(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of the same name in one folder is left out although an earlier folder has it
+    too.
+    """
+    (
+        write("cpu/a.py", folder="first"),
+        write("cpu/a.py", folder="second"),
+        write("cpu/b.py", folder="second"),
+    )
+    monkeypatch.setenv(
+        "LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second"))
+    )
     with pytest.warns(ScheduleWarning, match=r"b\.py: there is a schedule 'mine' already"):
         assert schedule.all_schedules()["mine"].path.parent.parent.name == "first"
 
 
 @pytest.mark.parametrize("named", ["user/cpu", "user/cpu/mine.py", "."])
-def test_a_folder_that_is_one_off(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
-    """LNTUNE_SCHEDULES one folder too deep, at the file or one folder too high is said, with the folder that was meant."""
+def test_a_folder_that_is_one_off(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """LNTUNE_SCHEDULES one folder too deep, at the file or one folder too high is said, with the
+    folder that was meant.
+    """
     write("cpu/mine.py")
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / named))
     (reason,) = left_out()
-    assert re.match(r"LNTUNE_SCHEDULES: got .*expected a folder that has folders cpu or gpu", reason)
+    assert re.match(
+        r"LNTUNE_SCHEDULES: got .*expected a folder that has folders cpu or gpu", reason
+    )
     assert reason.endswith(f" Did you mean {tmp_path / 'user'}?")
 
 
 def test_a_folder_of_an_unknown_kind(write: WriteFile) -> None:
-    """Schedules in a folder that is no kind of device are not passed over in silence when they are all there is."""
+    """Schedules in a folder that is no kind of device are not passed over in silence when they are
+    all there is.
+    """
     write("cuda/mine.py")
     assert "which has cuda/mine.py, expected a folder that has folders cpu or gpu" in left_out()[0]
 
 
 @pytest.mark.parametrize("folders", [(), ("cpu",), ("cpu", "gpu")])
 def test_an_empty_folder(tmp_path: Path, folders: tuple[str, ...]) -> None:
-    """A folder without schedule files is said once: it is not what was meant. The shipped schedules serve."""
+    """A folder without schedule files is said once: it is not what was meant. The shipped schedules
+    serve.
+    """
     for name in folders:
         (tmp_path / "user" / name).mkdir()
-    with pytest.warns(ScheduleWarning, match=re.escape(f"LNTUNE_SCHEDULES: got {tmp_path / 'user'}, in which there is no schedule file, ")) as said:
+    with pytest.warns(
+        ScheduleWarning,
+        match=re.escape(
+            f"LNTUNE_SCHEDULES: got {tmp_path / 'user'}, in which there is no schedule file, "
+        ),
+    ) as said:
         assert set(SHIPPED) <= set(schedule.all_schedules())
     assert len(said) == 1
     assert schedule.empty_folders() == [tmp_path / "user"]
     assert schedule.left_out() == []
 
 
-def test_a_folder_that_is_not_there(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that does not exist, or lies in a home that there is not, is left out, which is said; another one's schedules are there. When it
-    is there it is used.
+def test_a_folder_that_is_not_there(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that does not exist, or lies in a home that there is not, is left out, which is
+    said; another one's schedules are there. When it is there it is used.
     """
     write("cpu/mine.py", folder="second")
-    monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second")))
-    assert left_out() == [f"the folder of schedules {tmp_path / 'first'} does not exist. Correct LNTUNE_SCHEDULES."]
+    monkeypatch.setenv(
+        "LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second"))
+    )
+    assert left_out() == [
+        f"the folder of schedules {tmp_path / 'first'} does not exist. Correct LNTUNE_SCHEDULES."
+    ]
     assert "mine" in schedule.all_schedules()
     write("cpu/new.py", name="new", folder="first")
     assert {"mine", "new"} <= set(schedule.all_schedules())
     monkeypatch.setattr(Path, "expanduser", raising(RuntimeError("no home")))
     monkeypatch.setenv("LNTUNE_SCHEDULES", "~/mine")
-    assert left_out() == ["the folder of schedules ~/mine does not exist. The user has no home folder: set HOME, or give the whole path."]
+    assert left_out() == [
+        "the folder of schedules ~/mine does not exist. The user has no home folder: set HOME, or"
+        " give the whole path."
+    ]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -218,17 +295,25 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-def test_files_are_told_apart_by_their_folder(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files of the same name in different folders are two modules; neither's classes are taken for the other's."""
+def test_files_are_told_apart_by_their_folder(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of the same name in different folders are two modules; neither's classes are taken
+    for the other's.
+    """
     write("cpu/same.py", name="one", folder="first")
     write("cpu/same.py", name="two", folder="second")
-    monkeypatch.setenv("LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second")))
+    monkeypatch.setenv(
+        "LNTUNE_SCHEDULES", os.pathsep.join(str(tmp_path / f) for f in ("first", "second"))
+    )
     assert schedule.get("one").knobs is not schedule.get("two").knobs
     assert schedule.get("one").knobs.__module__ != schedule.get("two").knobs.__module__
 
 
 def test_the_same_name_twice_in_one_folder(write: WriteFile) -> None:
-    """Of two files of one folder that define the same name the second is left out; the message names both."""
+    """Of two files of one folder that define the same name the second is left out; the message
+    names both.
+    """
     first, second = write("cpu/a.py"), write("cpu/b.py")
     assert left_out() == [f"{second}: there is a schedule 'mine' already, in {first}."]
     assert schedule.get("mine").path == first
@@ -244,15 +329,19 @@ def test_the_same_name_twice_in_one_file(write: WriteFile) -> None:
     ("text", "reason"),
     [
         ("def broken(:", "SyntaxError"),
-        ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        (
+            "import no_such_module_anywhere",
+            "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+        ),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         (MINE.replace("knob(2,", "knob(3,"), "InputError: default: got 3"),
         ("raise SystemExit(3)", "SystemExit: 3"),
     ],
 )
 def test_a_file_that_does_not_load(write: WriteFile, text: str, reason: str) -> None:
-    """A file that raises when imported is left out, which is said once with file and reason; all other files are used. Asked for one of its
-    schedules it is a ScheduleError, and it leaves no half module behind.
+    """A file that raises when imported is left out, which is said once with file and reason; all
+    other files are used. Asked for one of its schedules it is a ScheduleError, and it leaves no
+    half module behind.
     """
     path = write("cpu/broken.py", text=f"{text}\nSTRAY = 'mine'")
     write("cpu/sound.py", name="sound")
@@ -266,7 +355,9 @@ def test_a_file_that_does_not_load(write: WriteFile, text: str, reason: str) -> 
 
 
 def test_a_repaired_file_loads(write: WriteFile) -> None:
-    """A failure to load is not remembered: once the file is right, the next look finds its schedules."""
+    """A failure to load is not remembered: once the file is right, the next look finds its
+    schedules.
+    """
     write("cpu/mine.py", text="1 / 0")
     assert "ZeroDivisionError" in left_out()[0]
     path = write("cpu/mine.py", text=MINE + "# repaired, and of another length\n")
@@ -286,7 +377,9 @@ def test_a_repaired_file_loads(write: WriteFile) -> None:
     ],
 )
 def test_schedules_of_the_wrong_type(write: WriteFile, text: str) -> None:
-    """A file whose SCHEDULES is missing, or anything but a tuple of Schedule, is left out, saying what is expected in which file."""
+    """A file whose SCHEDULES is missing, or anything but a tuple of Schedule, is left out, saying
+    what is expected in which file.
+    """
     path = write("cpu/odd.py", text=text)
     assert left_out() == [f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule."]
 
@@ -310,22 +403,39 @@ def test_an_operator_that_is_none(write: WriteFile) -> None:
 
 
 FAULTS = {
-    "default() of 'mine' failed on layer_norm 4x64 float32: ZeroDivisionError: division by zero": ("Knobs(), valid", "1 / 0, valid"),
-    "default() of 'mine' gave None for layer_norm 4x64 float32, expected Knobs.": ("Knobs(), valid", "None, valid"),
-    "valid() of 'mine' failed on layer_norm 4x64 float32: KeyError: 'no'": ("    return", "    {}['no']\n    return"),
-    "valid() of 'mine' gave True for layer_norm 4x64 float32, expected why the knobs do not fit, or None.": (" None\n", " True\n"),
+    "default() of 'mine' failed on layer_norm 4x64 float32: ZeroDivisionError: division by zero": (
+        "Knobs(), valid",
+        "1 / 0, valid",
+    ),
+    "default() of 'mine' gave None for layer_norm 4x64 float32, expected Knobs.": (
+        "Knobs(), valid",
+        "None, valid",
+    ),
+    "valid() of 'mine' failed on layer_norm 4x64 float32: KeyError: 'no'": (
+        "    return",
+        "    {}['no']\n    return",
+    ),
+    "valid() of 'mine' gave True for layer_norm 4x64 float32, expected why the knobs do not fit, or None.": (
+        " None\n",
+        " True\n",
+    ),
     "Knobs() of 'mine' failed on layer_norm 4x64 float32: ValueError: no": (
         '"how many")',
-        '"how many")\n\n    def __post_init__(self):\n        if self.lanes == 4:\n            raise ValueError("no")',
+        (
+            '"how many")\n\n    def __post_init__(self):\n        if self.lanes == 4:\n           '
+            ' raise ValueError("no")'
+        ),
     ),
 }
 """What is said of a schedule that fails when it is asked, and how one becomes it."""
 
 
-@pytest.mark.parametrize(("said", "change"), FAULTS.items(), ids=lambda v: v[:12] if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("said", "change"), FAULTS.items(), ids=lambda v: v[:12] if isinstance(v, str) else ""
+)
 def test_a_schedule_that_fails(write: WriteFile, said: str, change: tuple[str, str]) -> None:
-    """Whatever a user's functions raise, or give that is none of what they are to give, is a ScheduleError that names file and schedule,
-    and the line that raised.
+    """Whatever a user's functions raise, or give that is none of what they are to give, is a
+    ScheduleError that names file and schedule, and the line that raised.
     """
     path = write("cpu/mine.py", text=MINE.replace(*change))
     mine = schedule.get("mine")
@@ -337,17 +447,27 @@ def test_a_schedule_that_fails(write: WriteFile, said: str, change: tuple[str, s
 
 
 def test_what_is_passed_over(write: WriteFile) -> None:
-    """Files with a leading underscore (helpers), other kinds of file and files outside a kind's folder are not schedules."""
+    """Files with a leading underscore (helpers), other kinds of file and files outside a kind's
+    folder are not schedules.
+    """
     for path in ("cpu/_helper.py", "cpu/notes.txt", "loose.py", "cpu/deeper/too_deep.py"):
         write(path, text="1 / 0")
     assert set(schedule.all_schedules()) == set(shipped())
 
 
 def test_near_misses() -> None:
-    """A mistyped schedule is answered with the one that was meant, the operator it was looked for, and those there are."""
-    with pytest.raises(UnknownNameError, match=r"unknown schedule 'cached_row'. Did you mean 'cached_rows'\? Known: .*cached_rows"):
+    """A mistyped schedule is answered with the one that was meant, the operator it was looked for,
+    and those there are.
+    """
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown schedule 'cached_row'. Did you mean 'cached_rows'\? Known: .*cached_rows",
+    ):
         schedule.get("cached_row")
-    with pytest.raises(UnknownNameError, match=r"unknown layer_norm schedule 'widend_rows'. Did you mean 'widened_rows'"):
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown layer_norm schedule 'widend_rows'. Did you mean 'widened_rows'",
+    ):
         schedule.get("widend_rows", "layer_norm")
     for kind, names in (("cpu", "cached_rows, widened_rows"), ("gpu", "shared_row")):
         with pytest.raises(UnknownNameError) as caught:
@@ -358,30 +478,43 @@ def test_near_misses() -> None:
 def test_another_operators_schedule() -> None:
     """A schedule is not given out for an operator that is not its own."""
     assert schedule.get("cached_rows", "layer_norm").op == "layer_norm"
-    with pytest.raises(UnknownNameError, match=r"unknown no_such_op schedule 'cached_rows'\. Known: none"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown no_such_op schedule 'cached_rows'\. Known: none"
+    ):
         schedule.get("cached_rows", "no_such_op")
 
 
 def test_a_file_without_versions_is_known_by_its_code(write: WriteFile) -> None:
-    """A schedule that declares no version is told by a hash of its code: another one with it, and not with the file's place or time, nor with
-    what it says.
+    """A schedule that declares no version is told by a hash of its code: another one with it, and
+    not with the file's place or time, nor with what it says.
     """
     one = schedule.load_file(write("cpu/a.py"), "cpu")[0].code
     assert isinstance(one.schedule, str) and one.op == one.lowering == 1
     assert schedule.load_file(write("cpu/a.py"), "cpu")[0].code == one
     assert schedule.load_file(write("cpu/b.py", folder="elsewhere"), "cpu")[0].code == one
     assert schedule.load_file(write("cpu/a.py", text=MINE + "EXTRA = 1\n"), "cpu")[0].code != one
-    assert schedule.load_file(write("cpu/a.py", text=f'"""Another word."""\n# and one more\n{MINE}\n\n'), "cpu")[0].code == one
+    assert (
+        schedule.load_file(
+            write("cpu/a.py", text=f'"""Another word."""\n# and one more\n{MINE}\n\n'), "cpu"
+        )[0].code
+        == one
+    )
 
 
-def test_a_declared_version_is_what_counts(write: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule with a version is told by it, by its operator's and by the lowering's, whatever else its file says."""
+def test_a_declared_version_is_what_counts(
+    write: WriteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule with a version is told by it, by its operator's and by the lowering's, whatever
+    else its file says.
+    """
     text = MINE.replace('"module")', '"module", version=3)')
     assert text != MINE
     one = schedule.load_file(write("cpu/a.py", text=text), "cpu")[0].code
     assert one == Code(3, 1, 1)
     assert schedule.load_file(write("cpu/a.py", text=text + "EXTRA = 1\n"), "cpu")[0].code == one
-    assert schedule.load_file(write("cpu/a.py", text=text.replace("version=3", "version=4")), "cpu")[0].code == Code(4, 1, 1)
+    assert schedule.load_file(
+        write("cpu/a.py", text=text.replace("version=3", "version=4")), "cpu"
+    )[0].code == Code(4, 1, 1)
     monkeypatch.setitem(versions.LOWERING, "cpu", 9)
     assert schedule.load_file(write("cpu/a.py", text=text), "cpu")[0].code == Code(3, 1, 9)
 
@@ -390,11 +523,16 @@ def test_a_declared_version_is_what_counts(write: WriteFile, monkeypatch: pytest
 def test_versions_are_whole_numbers(write: WriteFile, version: str) -> None:
     """Another version than a number from 1 on is an error that says so."""
     path = write("cpu/odd.py", text=MINE.replace('"module")', f'"module", version={version})'))
-    assert left_out() == [f"{path}: version of schedule 'mine': got {version}, expected a whole number from 1 on, or none."]
+    assert left_out() == [
+        f"{path}: version of schedule 'mine': got {version}, expected a whole number from 1 on, or"
+        " none."
+    ]
 
 
 def test_code_leaves_out_words_only() -> None:
-    """Comments, docstrings and blank lines go, wherever they stand; strings that are values, and indentation, stay."""
+    """Comments, docstrings and blank lines go, wherever they stand; strings that are values, and
+    indentation, stay.
+    """
     text = '''"""Module."""
 # comment
 X = "# no comment"  # comment
@@ -419,10 +557,14 @@ docstring"""'''
     assert sources.code_of(text) == expected
 
 
-@pytest.mark.parametrize("part", ["ops/layer_norm.py", "loops.py", "gpu/threads.py", "cuda/hints.py", "mine"])
-def test_edits_are_seen(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """What a kernel was built of counts as changed when the code of the schedule, of an operator or of a transformation is edited, and not
-    when only words in it are.
+@pytest.mark.parametrize(
+    "part", ["ops/layer_norm.py", "loops.py", "gpu/threads.py", "cuda/hints.py", "mine"]
+)
+def test_edits_are_seen(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """What a kernel was built of counts as changed when the code of the schedule, of an operator or
+    of a transformation is edited, and not when only words in it are.
     """
     package = tmp_path / "package"
     shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -438,15 +580,23 @@ def test_edits_are_seen(write: WriteFile, tmp_path: Path, monkeypatch: pytest.Mo
         assert sources.unchanged(kept, mine) == same
 
 
-def test_modules_that_a_schedule_imports_count(write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule without a version is told by the code of its author's own modules too, imported inside functions and by one another."""
+def test_modules_that_a_schedule_imports_count(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule without a version is told by the code of its author's own modules too, imported
+    inside functions and by one another.
+    """
     (tmp_path / "mylib").mkdir()
     (tmp_path / "mylib" / "__init__.py").write_text("")
     (tmp_path / "mylib" / "tiles.py").write_text("from .sizes import SIZE\n")
     sizes = tmp_path / "mylib" / "sizes.py"
     sizes.write_text("SIZE = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = write("cpu/a.py", text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy, lntune.transforms.cpu.loops\n")
+    path = write(
+        "cpu/a.py",
+        text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy,"
+        " lntune.transforms.cpu.loops\n",
+    )
     assert [p.name for p in sources.imported(path)] == ["__init__.py", "tiles.py", "sizes.py"]
     before = schedule.load_file(path, "cpu")[0].code
     kept = sources.stamp(path)

@@ -1,4 +1,6 @@
-"""Temporary folders of processes that are killed: nothing of what they and their compilers made stays."""
+"""Temporary folders of processes that are killed: nothing of what they and their compilers made
+stays.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ from lntune.measure.worker import Worker
 from lntune.system import paths, scratch, toolchain
 from lntune.system.scratch import Scratch
 
-KEPT = "import os, signal, tempfile; tempfile.mkstemp(prefix='cc'); tempfile.mkdtemp(prefix='tmpxft'); os.kill(os.getpid(), signal.SIGKILL)"
+KEPT = (
+    "import os, signal, tempfile; tempfile.mkstemp(prefix='cc'); tempfile.mkdtemp(prefix='tmpxft');"
+    " os.kill(os.getpid(), signal.SIGKILL)"
+)
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The system's temporary folder, of the test's own."""
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch.compile has set it where it was used before
+    # torch.compile has set it where it was used before
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -43,7 +49,9 @@ def test_a_program_that_is_killed_leaves_nothing(temporary: Path) -> None:
     assert left(temporary) == []
 
 
-def test_an_interrupt_of_a_compiler_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_of_a_compiler_leaves_nothing(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor does one that an interrupt ends, and what it has started ends too."""
     started = []
     communicate = subprocess.Popen.communicate
@@ -63,7 +71,9 @@ def test_an_interrupt_of_a_compiler_leaves_nothing(temporary: Path, monkeypatch:
 
 
 def test_a_worker_leaves_nothing(temporary: Path) -> None:
-    """What a worker's compilers have in TMPDIR is removed with the worker, which is killed in any case; private caches are no part of it."""
+    """What a worker's compilers have in TMPDIR is removed with the worker, which is killed in any
+    case; private caches are no part of it.
+    """
 
     class Dying(Worker):
         program = KEPT
@@ -74,12 +84,23 @@ def test_a_worker_leaves_nothing(temporary: Path) -> None:
 
 
 def test_folders_that_last_are_the_systems(temporary: Path) -> None:
-    """A child's private cache and what torch.compile built lie in the system's temporary folder, not in the child's own."""
+    """A child's private cache and what torch.compile built lie in the system's temporary folder,
+    not in the child's own.
+    """
     own = Scratch()
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lntune.system import paths, scratch; print(scratch.system()); print(paths.private())"
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from lntune.system import paths, scratch;"
+        " print(scratch.system()); print(paths.private())"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", own.environment)
-        said = toolchain.subprocess.run([sys.executable, "-c", code], env=own.environment, capture_output=True, text=True, check=True).stdout
+        said = toolchain.subprocess.run(
+            [sys.executable, "-c", code],
+            env=own.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     assert said.split() == [str(temporary), str(paths._private(str(temporary)))]
     assert own.environment["TMPDIR"] != str(temporary)
     assert Path(own.environment["TORCHINDUCTOR_CACHE_DIR"]).parent == temporary
@@ -99,7 +120,9 @@ def test_what_a_killed_process_left_goes_with_the_next(temporary: Path) -> None:
     assert left(temporary) == []
 
 
-def test_files_that_a_killed_child_was_making(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_a_killed_child_was_making(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They lie where they will be found, and go with its folder; so do those beside them."""
     cache, own = tmp_path / "cache", Scratch()
     monkeypatch.setattr(os, "environ", own.environment)
@@ -112,7 +135,9 @@ def test_files_that_a_killed_child_was_making(temporary: Path, tmp_path: Path, m
 
 
 def test_a_folder_that_was_thought_left(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that another process removes before it is locked is made again, and so is one that it is about to remove."""
+    """A folder that another process removes before it is locked is made again, and so is one that
+    it is about to remove.
+    """
     hold, found = scratch._held, list[str]()
 
     def held(folder: str) -> int:
@@ -164,13 +189,15 @@ toolchain.run_compiler([], cache / "kernel.so")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("program", ["a worker's compiler", "a compiler of its own"])
 def test_a_process_that_is_killed(program: str, temporary: Path, tmp_path: Path) -> None:
-    """kill -9 of a process: what it has started ends, workers and compilers, and temporary folders and the files that were being made are removed
-    at once.
+    """kill -9 of a process: what it has started ends, workers and compilers, and temporary folders
+    and the files that were being made are removed at once.
     """
     cache = tmp_path / "cache"
     environment = {**os.environ, "TMPDIR": str(temporary), "CACHE": str(cache)}
     code = OUTLIVED if program == "a worker's compiler" else ITSELF
-    parent = subprocess.Popen([sys.executable, "-c", code, COMPILES, *sys.path], stdout=subprocess.PIPE, env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, COMPILES, *sys.path], stdout=subprocess.PIPE, env=environment
+    )
     assert parent.stdout is not None
     if code == ITSELF:
         while not ((told := tmp_path / "group").exists() and told.read_text().endswith("\n")):
@@ -208,7 +235,11 @@ def group(leader: int) -> list[str]:
 
 def test_no_folder_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room the child has the environment of its parent."""
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        tempfile,
+        "mkdtemp",
+        lambda **_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     own = Scratch()
     assert own.environment == dict(os.environ)
     own.remove()

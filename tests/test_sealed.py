@@ -1,4 +1,6 @@
-"""Files with a digest: every changed bit is found before a file is loaded, and what was damaged is put aside, said and made again."""
+"""Files with a digest: every changed bit is found before a file is loaded, and what was damaged is
+put aside, said and made again.
+"""
 
 from __future__ import annotations
 
@@ -62,14 +64,22 @@ def test_facts_and_content_are_what_was_stored(tmp_path: Path) -> None:
             path.write_bytes(content)
             sealed.seal(path, facts)
             found = sealed.read(path)
-            assert (bytes(found.content), found.facts, sealed.facts(path)) == (content, facts, facts)
+            assert (bytes(found.content), found.facts, sealed.facts(path)) == (
+                content,
+                facts,
+                facts,
+            )
 
 
 def test_a_flipped_bit_anywhere_is_found(kernel: Path, tmp_path: Path) -> None:
-    """In the code, in the facts, in the digest itself: of 400 single bits of a kernel each is damage, and so is every cut."""
+    """In the code, in the facts, in the digest itself: of 400 single bits of a kernel each is
+    damage, and so is every cut.
+    """
     path, whole = tmp_path / "kernel.so", kernel.read_bytes()
     chosen, end = random.Random(0), len(sealed.read(kernel).content)
-    bits = [chosen.randrange(8 * end) for _ in range(250)] + [chosen.randrange(8 * end, 8 * len(whole)) for _ in range(150)]
+    bits = [chosen.randrange(8 * end) for _ in range(250)] + [
+        chosen.randrange(8 * end, 8 * len(whole)) for _ in range(150)
+    ]
     for bit in bits:
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
@@ -85,14 +95,20 @@ def test_a_flipped_bit_anywhere_is_found(kernel: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.999])
-def test_a_damaged_kernel_is_put_aside_and_built_again(place: float, own_cache: Path, kernel: Path) -> None:
-    """It never runs; it is kept beside under a name that says what it is, the warning has name and reason, and the new one is right."""
+def test_a_damaged_kernel_is_put_aside_and_built_again(
+    place: float, own_cache: Path, kernel: Path
+) -> None:
+    """It never runs; it is kept beside under a name that says what it is, the warning has name and
+    reason, and the new one is right.
+    """
     path = cache.path_of(cache.key_of(*wanted()))
     path.parent.mkdir(parents=True)
     shutil.copy(kernel, path)
     flip(path, int(8 * path.stat().st_size * place))
     bad = path.read_bytes()
-    with pytest.warns(DamagedWarning, match=rf"{path.name} is damaged: .*; it is kept as {path.name}\.damaged") as caught:
+    with pytest.warns(
+        DamagedWarning, match=rf"{path.name} is damaged: .*; it is kept as {path.name}\.damaged"
+    ) as caught:
         assert works(cache.kernel(*wanted()))
     assert caught[0].filename == __file__
     assert path.with_name(f"{path.name}.damaged").read_bytes() == bad
@@ -102,7 +118,9 @@ def test_a_damaged_kernel_is_put_aside_and_built_again(place: float, own_cache: 
         assert works(cache.kernel(*wanted()))
 
 
-def test_a_damaged_kernel_that_cannot_be_built_again(own_cache: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_kernel_that_cannot_be_built_again(
+    own_cache: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not loaded: the reason why nothing can be built is the error."""
     path = cache.path_of(cache.key_of(*wanted()))
     path.parent.mkdir(parents=True)
@@ -124,7 +142,9 @@ def test_damaged_files_do_not_pile_up(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_mended_meanwhile_stays(tmp_path: Path) -> None:
-    """Another process was faster: what it put in the damaged one's place is not put aside, and nobody need be told."""
+    """Another process was faster: what it put in the damaged one's place is not put aside, and
+    nobody need be told.
+    """
     path = tmp_path / "file"
     path.write_bytes(b"content")
     sealed.seal(path, {})
@@ -136,7 +156,9 @@ def test_a_file_that_was_mended_meanwhile_stays(tmp_path: Path) -> None:
 
 
 def test_what_is_loaded_is_what_was_checked(tmp_path: Path) -> None:
-    """A file that is replaced between check and load is checked again, and a damaged one found then."""
+    """A file that is replaced between check and load is checked again, and a damaged one found
+    then.
+    """
     path, other = tmp_path / "file", tmp_path / "other"
     for p in (path, other):
         p.write_bytes(p.name.encode())
@@ -157,8 +179,12 @@ def test_what_is_loaded_is_what_was_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Linux's")
-def test_our_own_libraries_are_checked_too(own_cache: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runtime and the emulator's library with a flipped bit: put aside or thrown away, and compiled again."""
+def test_our_own_libraries_are_checked_too(
+    own_cache: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime and the emulator's library with a flipped bit: put aside or thrown away, and
+    compiled again.
+    """
     import ctypes
 
     (own_cache / "runtime").unlink()
@@ -171,7 +197,9 @@ def test_our_own_libraries_are_checked_too(own_cache: Path, cache_dir: Path, mon
 
 
 def test_a_library_that_the_system_refuses(tmp_path: Path) -> None:
-    """A whole file that cannot be loaded here is built again; where that fails both reasons are told."""
+    """A whole file that cannot be loaded here is built again; where that fails both reasons are
+    told.
+    """
 
     def refuse() -> None:
         raise OSError("wrong ELF class")
@@ -193,7 +221,9 @@ def test_a_library_that_the_system_refuses(tmp_path: Path) -> None:
 
 
 def test_another_processs_file_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rename that fails because another process has just put the same file there is no failure; one that fails for itself is."""
+    """A rename that fails because another process has just put the same file there is no failure;
+    one that fails for itself is.
+    """
     target = tmp_path / "kernel.so"
     real = Path.replace
 
@@ -210,7 +240,10 @@ def test_another_processs_file_is_used(tmp_path: Path, monkeypatch: pytest.Monke
                 temporary.write_bytes(b"ours")
             assert target.read_bytes() == b"theirs"
         else:
-            with pytest.raises(BuildError, match="Device or resource busy"), native.atomic(target) as temporary:
+            with (
+                pytest.raises(BuildError, match="Device or resource busy"),
+                native.atomic(target) as temporary,
+            ):
                 temporary.write_bytes(b"ours")
     assert [p.name for p in tmp_path.iterdir()] == []
     monkeypatch.setattr(Path, "replace", real)

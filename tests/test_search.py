@@ -43,14 +43,20 @@ def too_many(setting: Rows) -> str | None:
 def record_table(seed: int) -> dict[Any, float]:
     """A cost in us for each candidate, the default first, drawn from `seed` and nothing else.
 
-    It has an optimum somewhere, knobs that depend on each other, 10 % ruggedness, and one candidate in 15 that fails.
+    It has an optimum somewhere, knobs that depend on each other, 10 % ruggedness, and one candidate
+    in 15 that fails.
     """
     rng = random.Random(seed)
     values = knobs.values_of(Rows)
     names = list(values)
     best = {name: rng.randrange(len(values[name])) for name in names}
     slope = {name: rng.uniform(0.02, 0.25) for name in names}
-    pairs = {(a, b, x, y): rng.uniform(0, 0.3) for a, b in pairwise(names) for x in values[a] for y in values[b]}
+    pairs = {
+        (a, b, x, y): rng.uniform(0, 0.3)
+        for a, b in pairwise(names)
+        for x in values[a]
+        for y in values[b]
+    }
     table = {Rows(): 0.0}
     for setting in knobs.enumerate_space(Rows, too_many):
         cost = 100.0
@@ -76,9 +82,17 @@ class FakeClock:
 
 
 def replay(
-    name: str, table: dict[Any, float], budget: Budget, seed: int = 0, *, neighbours: Any = knobs.neighbours, each: Callable[[], None] = lambda: None
+    name: str,
+    table: dict[Any, float],
+    budget: Budget,
+    seed: int = 0,
+    *,
+    neighbours: Any = knobs.neighbours,
+    each: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """The candidates the search tried on the table, in order. `each` runs once per trial, as measuring would."""
+    """The candidates the search tried on the table, in order. `each` runs once per trial, as
+    measuring would.
+    """
     tried = []
 
     def evaluate(candidate: Any) -> float:
@@ -99,7 +113,9 @@ def trials_until_near_best(name: str, table: dict[Any, float], seed: int) -> int
 
 
 def test_the_test_bed_is_rugged() -> None:
-    """The recorded tables are no easy game: holes, failures, and a default more than 10 % from the best in most of them."""
+    """The recorded tables are no easy game: holes, failures, and a default more than 10 % from the
+    best in most of them.
+    """
     tables = [record_table(seed) for seed in range(10)]
     assert all(len(t) < math.prod(len(v) for v in knobs.values_of(Rows).values()) for t in tables)
     assert all(10 < sum(map(math.isinf, t.values())) < 60 for t in tables)
@@ -115,7 +131,9 @@ def test_default_comes_first(name: str) -> None:
 @pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("seed", range(3))
 def test_without_limit_every_candidate_is_tried_once(name: str, seed: int) -> None:
-    """With an unlimited budget each candidate is tried exactly once, so the best of the table is found."""
+    """With an unlimited budget each candidate is tried exactly once, so the best of the table is
+    found.
+    """
     table = record_table(seed)
     tried = replay(name, table, Budget(), seed)
     assert len(tried) == len(table)
@@ -133,7 +151,9 @@ def test_stops_after_the_trials_of_the_budget(name: str, trials: int) -> None:
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_stops_when_the_time_is_over(name: str) -> None:
-    """No trial starts after the budget's seconds: at 2 s each, 7 s are enough for the fourth to start and no more."""
+    """No trial starts after the budget's seconds: at 2 s each, 7 s are enough for the fourth to
+    start and no more.
+    """
     clock = FakeClock()
 
     def pass_time() -> None:
@@ -149,14 +169,18 @@ def test_stops_when_the_time_is_over(name: str) -> None:
 def test_same_seed_same_trials(name: str) -> None:
     """A seed fixes the order of the trials completely."""
     table = record_table(4)
-    assert replay(name, table, Budget(trials=120), seed=9) == replay(name, table, Budget(trials=120), seed=9)
+    assert replay(name, table, Budget(trials=120), seed=9) == replay(
+        name, table, Budget(trials=120), seed=9
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"exhaustive", "ranked"}))
 def test_another_seed_other_trials(name: str) -> None:
     """A search that draws takes another way with another seed."""
     table = record_table(4)
-    assert replay(name, table, Budget(trials=60), seed=1) != replay(name, table, Budget(trials=60), seed=2)
+    assert replay(name, table, Budget(trials=60), seed=1) != replay(
+        name, table, Budget(trials=60), seed=2
+    )
 
 
 def test_exhaustive_keeps_the_order() -> None:
@@ -167,20 +191,29 @@ def test_exhaustive_keeps_the_order() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_local_is_near_the_best_after_a_third(seed: int) -> None:
-    """The local search comes within 10 % of the best in a third of the trials the whole space takes."""
+    """The local search comes within 10 % of the best in a third of the trials the whole space
+    takes.
+    """
     table = record_table(100 + seed)
     assert trials_until_near_best("local", table, seed) <= len(table) // 3
 
 
 def test_local_needs_half_the_trials_of_random() -> None:
-    """Over 60 runs the local search's median way to within 10 % of the best is less than half of the random search's."""
+    """Over 60 runs the local search's median way to within 10 % of the best is less than half of
+    the random search's.
+    """
     runs = [(record_table(seed), seed) for seed in range(60)]
-    local, drawn = (statistics.median(trials_until_near_best(name, table, seed) for table, seed in runs) for name in ("local", "random"))
+    local, drawn = (
+        statistics.median(trials_until_near_best(name, table, seed) for table, seed in runs)
+        for name in ("local", "random")
+    )
     assert local < drawn / 2
 
 
 def test_local_walks_downhill() -> None:
-    """On a chain with one valley the local search goes there on foot: it tries no far candidate before it has arrived."""
+    """On a chain with one valley the local search goes there on foot: it tries no far candidate
+    before it has arrived.
+    """
     table = {5: 45.0, **{i: float((i - 9) ** 2) + 29.0 for i in range(200)}, 9: 1.0}
     tried = replay("local", table, Budget(), seed=0, neighbours=lambda c: (c - 1, c + 1))
     way = tried[: tried.index(9) + 1]
@@ -190,15 +223,22 @@ def test_local_walks_downhill() -> None:
 
 
 def test_local_leaves_a_local_optimum() -> None:
-    """Where every neighbour of the default is worse, a restart still finds the better valley elsewhere."""
-    table = {i: 10.0 + abs(i - 50) if i < 100 else 1.0 + abs(i - 150) for i in [50, *range(50), *range(51, 200)]}
+    """Where every neighbour of the default is worse, a restart still finds the better valley
+    elsewhere.
+    """
+    table = {
+        i: 10.0 + abs(i - 50) if i < 100 else 1.0 + abs(i - 150)
+        for i in [50, *range(50), *range(51, 200)]
+    }
     tried = replay("local", table, Budget(trials=120), seed=3, neighbours=lambda c: (c - 1, c + 1))
     assert 150 in tried
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_one_candidate(name: str) -> None:
-    """A space of one candidate is tried once and the search ends, whatever its neighbours are said to be."""
+    """A space of one candidate is tried once and the search ends, whatever its neighbours are said
+    to be.
+    """
     assert replay(name, {Rows(): 3.0}, Budget()) == [Rows()]
 
 
@@ -232,19 +272,27 @@ def test_a_candidate_listed_twice_is_tried_once(name: str) -> None:
         tried.append(candidate)
         return 1.0
 
-    search.get(name)(Space((1, 2, 1, 3, 3), lambda c: (c - 1, c + 1, c + 1)), evaluate, Budget(), random.Random(0))
+    search.get(name)(
+        Space((1, 2, 1, 3, 3), lambda c: (c - 1, c + 1, c + 1)),
+        evaluate,
+        Budget(),
+        random.Random(0),
+    )
     assert sorted(tried) == [1, 2, 3]
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(SEARCHES)), seed=st.integers(0, 2**32))
 def test_any_space_any_budget(data: st.DataObject, name: str, seed: int) -> None:
-    """On any costs, neighbourhood and budget: the default first, only candidates, none twice, as many as the limits allow.
+    """On any costs, neighbourhood and budget: the default first, only candidates, none twice, as
+    many as the limits allow.
 
     A neighbourhood may be one-sided and name strangers.
     """
     costs = st.floats(0, 1e6) | st.just(math.inf)
     table = data.draw(st.dictionaries(st.integers(0, 30), costs, min_size=1, max_size=25))
-    around = data.draw(st.dictionaries(st.integers(0, 30), st.lists(st.integers(-2, 33), max_size=6)))
+    around = data.draw(
+        st.dictionaries(st.integers(0, 30), st.lists(st.integers(-2, 33), max_size=6))
+    )
     trials = data.draw(st.none() | st.integers(0, 30))
     tried = replay(name, table, Budget(trials=trials), seed, neighbours=lambda c: around.get(c, ()))
     assert len(tried) == (len(table) if trials is None else min(trials, len(table)))
@@ -254,22 +302,35 @@ def test_any_space_any_budget(data: st.DataObject, name: str, seed: int) -> None
 
 def test_unknown_search_names_the_near_miss() -> None:
     """A mistyped search is answered with the name that was meant and those there are."""
-    with pytest.raises(UnknownNameError, match=r"'exaustive'.*Did you mean 'exhaustive'.*local, random"):
+    with pytest.raises(
+        UnknownNameError, match=r"'exaustive'.*Did you mean 'exhaustive'.*local, random"
+    ):
         search.get("exaustive")
 
 
 def test_searches_stand_alone() -> None:
-    """Importing the searches reaches neither TVM nor PyTorch, nor anything of lntune but the errors."""
-    code = "import sys, lntune.search; print(*sorted(m for m in sys.modules if m.split('.')[0] in ('tvm', 'tvm_ffi', 'torch', 'lntune')))"
+    """Importing the searches reaches neither TVM nor PyTorch, nor anything of lntune but the
+    errors.
+    """
+    code = (
+        "import sys, lntune.search; print(*sorted(m for m in sys.modules if m.split('.')[0] in"
+        " ('tvm', 'tvm_ffi', 'torch', 'lntune')))"
+    )
     root = Path(search.__file__).parents[2]
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
-    assert set(loaded) - {"lntune", "lntune.errors"} == {m for m in loaded if m.startswith("lntune.search")}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(loaded) - {"lntune", "lntune.errors"} == {
+        m for m in loaded if m.startswith("lntune.search")
+    }
 
 
 # --- a space that knows something of its candidates
 
 
-def ranked(table: dict[Any, float], rank: Callable[[Any], float], trials: int | None = None) -> list[Any]:
+def ranked(
+    table: dict[Any, float], rank: Callable[[Any], float], trials: int | None = None
+) -> list[Any]:
     """What the ranked search tries of a table when the space prefers a low rank."""
     tried = []
 
@@ -279,7 +340,9 @@ def ranked(table: dict[Any, float], rank: Callable[[Any], float], trials: int | 
         return table[candidate]
 
     budget = Budget(trials=trials)
-    space = Space(tuple(table), knobs.neighbours, lambda preferred, others: min(preferred or others, key=rank))
+    space = Space(
+        tuple(table), knobs.neighbours, lambda preferred, others: min(preferred or others, key=rank)
+    )
     search.get("ranked")(space, evaluate, budget, random.Random(0))
     return tried
 
@@ -292,17 +355,29 @@ def test_a_right_rank_is_followed() -> None:
 
 
 def test_a_wrong_rank_costs_half_of_the_trials() -> None:
-    """With a rank that puts the worst first every other trial is a step from the best found, so the search gets there nevertheless."""
+    """With a rank that puts the worst first every other trial is a step from the best found, so the
+    search gets there nevertheless.
+    """
     for seed in range(5):
         table = record_table(seed)
         tried = ranked(table, lambda c, table=table: -min(table[c], 1e9), 120)  # type: ignore[misc]
-        steps = [c for i, c in enumerate(tried) if i and c in set(knobs.neighbours(min(tried[:i], key=lambda c: table[c])))]
+        steps = [
+            c
+            for i, c in enumerate(tried)
+            if i and c in set(knobs.neighbours(min(tried[:i], key=lambda c: table[c])))
+        ]
         assert len(steps) >= 20
-        assert min(table[c] for c in tried) < 1.5 * min(table.values()) < sorted(table.values())[len(table) // 2]
+        assert (
+            min(table[c] for c in tried)
+            < 1.5 * min(table.values())
+            < sorted(table.values())[len(table) // 2]
+        )
 
 
 def test_the_space_decides_between_the_surroundings_and_the_rest() -> None:
-    """The space is offered the untried neighbours of the best so far, or none, and all that is untried."""
+    """The space is offered the untried neighbours of the best so far, or none, and all that is
+    untried.
+    """
     table = record_table(5)
     offered: list[tuple[list[Any], list[Any]]] = []
     tried: list[Any] = []
@@ -317,7 +392,9 @@ def test_the_space_decides_between_the_surroundings_and_the_rest() -> None:
         return table[candidate]
 
     budget = Budget(trials=20)
-    search.get("ranked")(Space(tuple(table), knobs.neighbours, choose), evaluate, budget, random.Random(0))
+    search.get("ranked")(
+        Space(tuple(table), knobs.neighbours, choose), evaluate, budget, random.Random(0)
+    )
     for i, (preferred, others) in enumerate(offered, 1):
         done = tried[:i]
         assert set(others) == set(table) - set(done)

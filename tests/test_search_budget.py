@@ -57,7 +57,9 @@ def test_budget_without_limit_is_never_spent() -> None:
 
 
 def test_budget_keeps_a_reserve() -> None:
-    """The end of the time is kept for something else, as much as that is thought to take at the moment; infinitely little: no end yet."""
+    """The end of the time is kept for something else, as much as that is thought to take at the
+    moment; infinitely little: no end yet.
+    """
     clock = FakeClock()
     reserved = [-math.inf]
     budget = Budget(seconds=10.0, clock=clock, reserve=lambda: reserved[0])

@@ -1,4 +1,6 @@
-"""Which kernel serves a call: the tiers, other devices' records, warnings, strict mode and reload."""
+"""Which kernel serves a call: the tiers, other devices' records, warnings, strict mode and
+reload.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def schedules() -> dict[str, schedule.Schedule]:
 def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: Any) -> Record:
     """A final measurement of the schedule's default knobs on this device."""
     name, plan = next(iter(schedules().items()))
-    setting = knobs.to_dict(plan.default(msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket]), HERE))
+    setting = knobs.to_dict(
+        plan.default(msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket]), HERE)
+    )
     timings = {k: Timing((us,), us) for k, us in (("tuned", tuned), ("eager", eager))}
     record = Record(
         role="final",
@@ -75,7 +79,9 @@ def at(case: Case = CASE, **changes: Any) -> Case:
 
 
 def test_exact() -> None:
-    """A record of the same bucket serves every row count in it, and counts as measured; another dtype's does not."""
+    """A record of the same bucket serves every row count in it, and counts as measured; another
+    dtype's does not.
+    """
     for rows in (2, 8, 15):
         choice = choose(final(), case=at(rows=rows))
         assert (choice.tier, choice.measured, choice.record) == ("exact", True, final())
@@ -84,7 +90,9 @@ def test_exact() -> None:
 
 
 def test_bucket() -> None:
-    """Without one, a record of the same hidden size in the nearest bucket serves, and is not called measured."""
+    """Without one, a record of the same hidden size in the nearest bucket serves, and is not called
+    measured.
+    """
     choice = choose(final(at(rows=4096)), final(at(rows=32)))
     assert (choice.tier, choice.measured) == ("bucket", False)
     assert choice.record is not None and choice.record.case.rows == 32
@@ -100,9 +108,15 @@ def test_near() -> None:
 
 
 def test_default_and_eager() -> None:
-    """Without records the schedule's default knobs serve; without a schedule, eager mode, which nobody measured."""
+    """Without records the schedule's default knobs serve; without a schedule, eager mode, which
+    nobody measured.
+    """
     choice = choose()
-    assert (choice.tier, choice.schedule, choice.measured) == ("default", next(iter(schedules())), False)
+    assert (choice.tier, choice.schedule, choice.measured) == (
+        "default",
+        next(iter(schedules())),
+        False,
+    )
     assert [s.split(":")[0] for s in choice.steps] == ["exact", "bucket", "near", "default"]
     nothing = select(CASE, HERE, [], {})
     assert (nothing.tier, nothing.measured) == ("eager", False)
@@ -111,14 +125,20 @@ def test_default_and_eager() -> None:
 
 def test_the_order_of_the_tiers() -> None:
     """exact before bucket before near, however fast each was."""
-    exact, bucket, near = final(tuned=1.9), final(at(rows=32), tuned=0.5), final(at(hidden=256), tuned=0.1)
+    exact, bucket, near = (
+        final(tuned=1.9),
+        final(at(rows=32), tuned=0.5),
+        final(at(hidden=256), tuned=0.1),
+    )
     assert choose(near, bucket, exact).tier == "exact"
     assert choose(near, bucket).tier == "bucket"
     assert choose(near).tier == "near"
 
 
 def test_eager_where_it_was_faster() -> None:
-    """A record in which eager won by more than the margin sends the call to eager, measured; a tie goes to the kernel."""
+    """A record in which eager won by more than the margin sends the call to eager, measured; a tie
+    goes to the kernel.
+    """
     choice = choose(final(tuned=2.1, eager=2.0))
     assert (choice.tier, choice.measured) == ("eager", True)
     assert "eager was faster, 2.00 us against 2.10 us" in choice.steps[-1]
@@ -130,12 +150,22 @@ def test_the_latest_final_counts() -> None:
     later = final(tuned=3.0, eager=1.0, time="2026-02-01")
     for files in ([[later], [final()]], [[final()], [later]]):
         assert choose(*records.merged(files)).tier == "eager"
-    assert choose(final(role="trial")).tier == choose(final(status="wrong", timings={})).tier == "default"
+    assert (
+        choose(final(role="trial")).tier
+        == choose(final(status="wrong", timings={})).tier
+        == "default"
+    )
 
 
-@pytest.mark.parametrize("change", [{"name": "Other CPU"}, {"isa": "x86-64"}, {"cores": 999}, {"features": ("amx",)}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "Other CPU"}, {"isa": "x86-64"}, {"cores": 999}, {"features": ("amx",)}],
+    ids=str,
+)
 def test_foreign_records_never_serve(change: dict[str, Any]) -> None:
-    """A record of a device that differs in one field is left out, and the steps name the device and the field."""
+    """A record of a device that differs in one field is left out, and the steps name the device and
+    the field.
+    """
     other = msgspec.structs.replace(HERE, **change)
     choice = choose(final(device=other, tuned=0.01))
     assert choice.tier == "default"
@@ -151,7 +181,9 @@ def test_records_of_another_kind_are_not_spoken_of() -> None:
 
 
 def test_records_that_no_longer_fit() -> None:
-    """A schedule that is gone, a knob of another age, knobs that do not fit: said, and the next tier serves."""
+    """A schedule that is gone, a knob of another age, knobs that do not fit: said, and the next
+    tier serves.
+    """
     for changes, reason in (
         ({"schedule": "gone"}, "which is not there"),
         ({"knobs": {"wings": 2}}, "does not fit today's"),
@@ -163,7 +195,9 @@ def test_records_that_no_longer_fit() -> None:
 
 
 def test_a_stale_record_is_mentioned() -> None:
-    """A record of an older version of the schedule still serves, says that it wants to be measured again, and does not count as measured."""
+    """A record of an older version of the schedule still serves, says that it wants to be measured
+    again, and does not count as measured.
+    """
     choice = choose(final(code=OLD))
     assert choice.tier == "exact" and "code has changed" in choice.steps[-1]
     assert (choice.stale, choice.measured) == (True, False)
@@ -172,33 +206,59 @@ def test_a_stale_record_is_mentioned() -> None:
     assert (eager.tier, eager.stale, eager.measured) == ("eager", True, False)
 
 
-UNUSABLE: list[dict[str, Any]] = [{"schedule": "gone"}, {"knobs": {"wings": 2}}, {"knobs": {"lanes": 8, "unroll": 4}}]
+UNUSABLE: list[dict[str, Any]] = [
+    {"schedule": "gone"},
+    {"knobs": {"wings": 2}},
+    {"knobs": {"lanes": 8, "unroll": 4}},
+]
 
 
 @pytest.mark.parametrize("changes", UNUSABLE, ids=["schedule", "space", "fit"])
 def test_what_cannot_be_used_hides_nothing(changes: dict[str, Any]) -> None:
-    """A newest record whose schedule is absent, or whose knobs are outside today's space or do not fit, leaves an older one of the same case
-    in its place, and `why` names it.
+    """A newest record whose schedule is absent, or whose knobs are outside today's space or do not
+    fit, leaves an older one of the same case in its place, and `why` names it.
     """
-    older, newest = final(), final(time="2026-06-01", **{**changes, "knobs": {**final().knobs, **changes.get("knobs", {})}})
+    older, newest = (
+        final(),
+        final(
+            time="2026-06-01", **{**changes, "knobs": {**final().knobs, **changes.get("knobs", {})}}
+        ),
+    )
     choice = choose(older, newest)
     assert (choice.tier, choice.record, choice.measured) == ("exact", older, True)
     assert "2026-06-01" in choice.steps[0] and "passed over for an older one" in choice.steps[0]
 
 
 def test_a_disturbed_final_does_not_replace_a_quiet_one() -> None:
-    """Finals of one scheduler turn serve where there is nothing else, and say so; a quiet one, however old, comes before them."""
-    turns = {name: Timing((us, us + 1), us) for name, us in (("tuned", 7998.0), ("eager", 7996.0), ("copy", 7991.0))}
+    """Finals of one scheduler turn serve where there is nothing else, and say so; a quiet one,
+    however old, comes before them.
+    """
+    turns = {
+        name: Timing((us, us + 1), us)
+        for name, us in (("tuned", 7998.0), ("eager", 7996.0), ("copy", 7991.0))
+    }
     for disturbed in (final(time="2026-06-01", timings=turns), final(time="2026-06-01", busy=True)):
         choice = choose(final(), disturbed)
-        assert choice.record == final() and "disturbed" in choice.steps[0] and "passed over" in choice.steps[0]
+        assert (
+            choice.record == final()
+            and "disturbed" in choice.steps[0]
+            and "passed over" in choice.steps[0]
+        )
         alone = choose(disturbed)
-        assert (alone.record, alone.measured) == (disturbed, True) and "it was disturbed" in alone.steps[-1]
-    assert choose(final(busy=False), final(time="2026-06-01", busy=None)).steps[0].count("2026-06-01")  # not known is not disturbed
+        assert (alone.record, alone.measured) == (
+            disturbed,
+            True,
+        ) and "it was disturbed" in alone.steps[-1]
+    # not known is not disturbed
+    assert (
+        choose(final(busy=False), final(time="2026-06-01", busy=None)).steps[0].count("2026-06-01")
+    )
 
 
 def test_stale_before_disturbed() -> None:
-    """What was measured in quiet, of a schedule that has changed since, still says more than what was measured in turns of the scheduler."""
+    """What was measured in quiet, of a schedule that has changed since, still says more than what
+    was measured in turns of the scheduler.
+    """
     old, disturbed = final(code=OLD), final(time="2026-06-01", busy=True)
     assert choose(old, disturbed).record == old
     assert choose(old, final(time="2026-05-01"), old).record == final(time="2026-05-01")
@@ -215,7 +275,9 @@ kinds = st.tuples(
 def of(number: int, kind: Any) -> Record:
     """A final of a kind, told from others by its run."""
     changes, source, busy, time = kind
-    made = final(run=str(number), busy=busy, time=time, **{k: v for k, v in changes.items() if k != "knobs"})
+    made = final(
+        run=str(number), busy=busy, time=time, **{k: v for k, v in changes.items() if k != "knobs"}
+    )
     made = msgspec.structs.replace(made, knobs={**made.knobs, **changes.get("knobs", {})})
     return made if source == "now" else msgspec.structs.replace(made, code=OLD)
 
@@ -233,8 +295,9 @@ def quiet(kind: Any) -> bool:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.lists(kinds, max_size=5), added=kinds, place=st.integers(0, 5))
 def test_which_record_serves(before: list[Any], added: Any, place: int) -> None:
-    """One order decides. A record that cannot be used never changes the choice; nor does a disturbed one where a usable one is not; nor a stale
-    one where one is neither stale nor disturbed. Of what serves, none is disturbed or stale while another is not.
+    """One order decides. A record that cannot be used never changes the choice; nor does a
+    disturbed one where a usable one is not; nor a stale one where one is neither stale nor
+    disturbed. Of what serves, none is disturbed or stale while another is not.
     """
     log = [of(number, kind) for number, kind in enumerate(before)]
     chosen = choose(*log).record
@@ -258,7 +321,10 @@ def test_which_record_serves(before: list[Any], added: Any, place: int) -> None:
 @given(logs=st.lists(st.lists(kinds, max_size=3), max_size=3), seed=st.randoms())
 def test_the_order_of_files_does_not_decide(logs: list[list[Any]], seed: Any) -> None:
     """The same record serves in whatever order the files are read."""
-    files = [[of(10 * number + line, kind) for line, kind in enumerate(log)] for number, log in enumerate(logs)]
+    files = [
+        [of(10 * number + line, kind) for line, kind in enumerate(log)]
+        for number, log in enumerate(logs)
+    ]
     chosen = choose(*records.merged(files)).record
     seed.shuffle(files)
     assert choose(*records.merged(files)).record == chosen
@@ -294,7 +360,9 @@ def test_the_commands_that_tune_cases(cases: set[Case]) -> None:
 
 
 def test_what_a_report_shows_is_what_serves() -> None:
-    """`served` gives for each case the record that `select` rests on, or where none can be used the latest."""
+    """`served` gives for each case the record that `select` rests on, or where none can be used the
+    latest.
+    """
     busy, gone = final(busy=True, time="2026-06-01"), final(at(rows=32), schedule="gone")
     found = served([final(), busy, final(at(rows=32), time="2025"), gone], schedule.all_schedules())
     assert found == {final().key: final(), gone.key: final(at(rows=32), time="2025")}
@@ -312,7 +380,9 @@ def call(rows: int = 8) -> torch.Tensor:
 
 
 def test_one_warning_per_process() -> None:
-    """The first untuned case says so once, with the command that mends it and the caller's line, whatever the variant; more are counted."""
+    """The first untuned case says so once, with the command that mends it and the caller's line,
+    whatever the variant; more are counted.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -323,17 +393,26 @@ def test_one_warning_per_process() -> None:
         call(32)
     messages = [w for w in caught if issubclass(w.category, lntune.UntunedWarning)]
     assert len(messages) == 1
-    assert [(one.case.hidden, one.case.rows, one.served) for one in lntune.untuned()] == [(HIDDEN, 8, "default knobs"), (HIDDEN, 32, "default knobs")]
-    assert "served by default knobs" in str(messages[0].message) and f"lntune tune layer_norm --hidden {HIDDEN}" in str(messages[0].message)
+    assert [(one.case.hidden, one.case.rows, one.served) for one in lntune.untuned()] == [
+        (HIDDEN, 8, "default knobs"),
+        (HIDDEN, 32, "default knobs"),
+    ]
+    assert "served by default knobs" in str(
+        messages[0].message
+    ) and f"lntune tune layer_norm --hidden {HIDDEN}" in str(messages[0].message)
     assert Path(messages[0].filename).name == Path(__file__).name
 
 
 @pytest.mark.filterwarnings("error::lntune.UntunedWarning")
 def test_a_measured_case_is_silent_and_served(log_dir: Path) -> None:
-    """With a record of its own a call has nothing to warn of, runs that record's kernel, and is right."""
+    """With a record of its own a call has nothing to warn of, runs that record's kernel, and is
+    right.
+    """
     records.append(log_dir, final())
     y = [call() for _ in range(2)][-1]
-    torch.testing.assert_close(y, torch.nn.functional.layer_norm(X, (HIDDEN,)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        y, torch.nn.functional.layer_norm(X, (HIDDEN,)), atol=1e-5, rtol=1e-5
+    )
     told = lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows)
     assert (told.tier, told.tuned_us, told.eager_us) == ("exact", 1.0, 2.0)
     assert dispatch.kernel_for(CASE) is not None
@@ -341,32 +420,50 @@ def test_a_measured_case_is_silent_and_served(log_dir: Path) -> None:
 
 @pytest.mark.filterwarnings("error::lntune.UntunedWarning")
 def test_eager_is_called_where_it_won(log_dir: Path) -> None:
-    """No kernel where eager measured faster: the result is eager's to the bit, with and without gradients, and no warning."""
+    """No kernel where eager measured faster: the result is eager's to the bit, with and without
+    gradients, and no warning.
+    """
     records.append(log_dir, final(tuned=5.0))
     assert dispatch.kernel_for(CASE) is None
     for _ in range(2):
         assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))
-        assert lntune.layer_norm(X.clone().requires_grad_(), (HIDDEN,)).grad_fn.name() == "NativeLayerNormBackward0"
+        assert (
+            lntune.layer_norm(X.clone().requires_grad_(), (HIDDEN,)).grad_fn.name()
+            == "NativeLayerNormBackward0"
+        )
 
 
 def test_strict_wants_what_is_not_stale(log_dir: Path) -> None:
-    """A record whose schedule has changed since is no measurement of what would run: an error in strict mode, else said once and served."""
+    """A record whose schedule has changed since is no measurement of what would run: an error in
+    strict mode, else said once and served.
+    """
     records.append(log_dir, final(code=OLD))
-    with pytest.warns(lntune.UntunedWarning, match="was tuned before its schedule changed; served by that record. Run: lntune tune"):
+    with pytest.warns(
+        lntune.UntunedWarning,
+        match="was tuned before its schedule changed; served by that record. Run: lntune tune",
+    ):
         call()
     assert lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows).stale is True
     lntune.strict()
-    with pytest.raises(NotTunedError, match=r"measured on this device before its schedule changed.*lntune tune layer_norm"):
+    with pytest.raises(
+        NotTunedError,
+        match=r"measured on this device before its schedule changed.*lntune tune layer_norm",
+    ):
         call()
 
 
 def test_strict(log_dir: Path) -> None:
-    """Strict mode raises every time, also for calls that were ready; a measured case passes, and so does what no kernel serves."""
+    """Strict mode raises every time, also for calls that were ready; a measured case passes, and so
+    does what no kernel serves.
+    """
     with pytest.warns(lntune.UntunedWarning):
         call()
     lntune.strict()
     for _ in range(3):
-        with pytest.raises(NotTunedError, match=f"not measured on this device.*lntune tune layer_norm --hidden {HIDDEN}"):
+        with pytest.raises(
+            NotTunedError,
+            match=f"not measured on this device.*lntune tune layer_norm --hidden {HIDDEN}",
+        ):
             call()
     records.append(log_dir, final(at(rows=32)))
     lntune.reload()
@@ -380,7 +477,9 @@ def test_strict(log_dir: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 def test_strict_in_a_block() -> None:
-    """With `with` the mode ends with the block, however it ends, and is again what it was before, nested too."""
+    """With `with` the mode ends with the block, however it ends, and is again what it was before,
+    nested too.
+    """
     with pytest.raises(lntune.NotTunedError), lntune.strict():
         call()
     call()
@@ -393,12 +492,17 @@ def test_strict_in_a_block() -> None:
 
 
 def test_explain(log_dir: Path) -> None:
-    """What serves a call, as facts and in words; dtypes of PyTorch are understood, and what is not built is eager's."""
+    """What serves a call, as facts and in words; dtypes of PyTorch are understood, and what is not
+    built is eager's.
+    """
     records.append(log_dir, final())
     lntune.reload()
     told = lntune.explain("layer_norm", HIDDEN, torch.float32, 8)
     assert (told.tier, told.schedule, told.case["dtype"]) == ("exact", final().schedule, "float32")
-    assert str(told).splitlines()[0] == f"layer_norm hidden {HIDDEN} float32 rows 8: served by its own record"
+    assert (
+        str(told).splitlines()[0]
+        == f"layer_norm hidden {HIDDEN} float32 rows 8: served by its own record"
+    )
     assert str(told).splitlines()[1].startswith(f"  {told.schedule} ")
     assert lntune.explain("layer_norm", HIDDEN, torch.float64).tier == "eager"
     with pytest.raises(UnknownNameError, match="layer_norn"):
@@ -418,7 +522,9 @@ def test_reload(log_dir: Path) -> None:
 
 
 def test_an_unreadable_log_does_not_stop_a_model(log_dir: Path) -> None:
-    """A log of this device that is a folder cannot be read: said once, eager serves; strict mode makes it an error."""
+    """A log of this device that is a folder cannot be read: said once, eager serves; strict mode
+    makes it an error.
+    """
     records.log_path(log_dir, HERE, "layer_norm").mkdir(parents=True)
     with pytest.warns(lntune.UntunedWarning, match="cannot read the tuning log"):
         assert torch.equal(call(), torch.nn.functional.layer_norm(X, (HIDDEN,)))

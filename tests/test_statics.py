@@ -21,7 +21,9 @@ from lntune.tune import ranking
 DEVICE = device_of("cuda:sm_90")
 CASE = Case("layer_norm", 1024, "float32", 4096)
 PLAN = schedule.get("shared_row")
-needs_compiler = pytest.mark.skipif(bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}")
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"needs a CUDA compiler: {cuda.available()}"
+)
 
 SPILLING = """
 extern "C" __global__ void __launch_bounds__(1024) main_kernel(const float* x, float* y) {
@@ -39,7 +41,9 @@ def knobs(**changed: Any) -> Any:
 
 @needs_compiler
 def test_the_facts_of_a_good_candidate() -> None:
-    """The default knobs: registers, occupancy and accesses of 16 bytes as inspection finds them, blocks for the case's rows, no problems."""
+    """The default knobs: registers, occupancy and accesses of 16 bytes as inspection finds them,
+    blocks for the case's rows, no problems.
+    """
     found = facts(CASE, PLAN, knobs(), DEVICE)
     (kernel,), (blocks,) = found.kernels, found.blocks
     closer = inspection.inspect(CASE, PLAN, knobs(), DEVICE).kernels[0]
@@ -62,27 +66,43 @@ def test_spills_and_stack_are_problems() -> None:
 def test_zero_occupancy_is_a_problem() -> None:
     """A block that no multiprocessor has room for is not worth measuring, and ranks at nothing."""
     source = 'extern "C" __global__ void main_kernel(float* y) { y[threadIdx.x] = 0; }'
-    found = facts(CASE, PLAN, knobs(), DEVICE, Program(source, (Launch("main_kernel", ("y",), ("1", "1", "1"), (32, 1, 1), 300_000),)))
+    found = facts(
+        CASE,
+        PLAN,
+        knobs(),
+        DEVICE,
+        Program(source, (Launch("main_kernel", ("y",), ("1", "1", "1"), (32, 1, 1), 300_000),)),
+    )
     assert any("zero occupancy" in p for p in found.problems)
     assert ranking.score(found, CASE, DEVICE) == 0
 
 
 def test_reading_again_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that is read for each of its three uses is found out, once for all candidates that do so."""
+    """A row that is read for each of its three uses is found out, once for all candidates that do
+    so.
+    """
     assert moved(CASE, PLAN, knobs(), DEVICE) == ()
     assert moved(CASE, PLAN, knobs(keep="again"), DEVICE) == ("reads x 3 times",)
     monkeypatch.setattr(statics, "_emulated", lambda *_: pytest.fail("asked again"))
     assert moved(CASE, PLAN, knobs(keep="again", threads=64), DEVICE) == ("reads x 3 times",)
-    assert moved(msgspec.structs.replace(CASE, hidden=4096), PLAN, knobs(keep="again"), DEVICE) == ("reads x 3 times",)
+    assert moved(msgspec.structs.replace(CASE, hidden=4096), PLAN, knobs(keep="again"), DEVICE) == (
+        "reads x 3 times",
+    )
 
 
 @needs_compiler
 def test_what_the_default_does_is_no_problem() -> None:
-    """Rows that nothing holds are read again by the default knobs, so that is not held against other candidates of such rows."""
+    """Rows that nothing holds are read again by the default knobs, so that is not held against
+    other candidates of such rows.
+    """
     long = Case("layer_norm", 65536, "float32", 4096)
     default = PLAN.default(long, DEVICE)
     assert default.keep == "again"
-    for other in (default, dataclasses.replace(default, rolled=False), dataclasses.replace(default, rolled=False, threads=256)):
+    for other in (
+        default,
+        dataclasses.replace(default, rolled=False),
+        dataclasses.replace(default, rolled=False, threads=256),
+    ):
         assert not any("times" in p for p in facts(long, PLAN, other, DEVICE).problems)
     assert "reads x 3 times" in facts(CASE, PLAN, knobs(keep="again"), DEVICE).problems
 
@@ -103,10 +123,18 @@ def test_a_candidate_that_cannot_be_run_is_not_judged(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("hidden", "changed", "short"),
-    [(1024, {}, 1024), (16384, {}, 1024), (16385, {"access": 1}, 1025), (5003, {"access": 1}, 1931), (12288, {"threads": 1024, "access": 2}, 2048)],
+    [
+        (1024, {}, 1024),
+        (16384, {}, 1024),
+        (16385, {"access": 1}, 1025),
+        (5003, {"access": 1}, 1931),
+        (12288, {"threads": 1024, "access": 2}, 2048),
+    ],
 )
 def test_a_short_row_for_the_emulator(hidden: int, changed: dict[str, Any], short: int) -> None:
-    """The shortest row that the knobs fit, as ragged as the case's own; the case itself where there is none."""
+    """The shortest row that the knobs fit, as ragged as the case's own; the case itself where there
+    is none.
+    """
     case = msgspec.structs.replace(CASE, hidden=hidden)
     found = shortened(case, PLAN, knobs(**changed), DEVICE)
     assert found == msgspec.structs.replace(case, hidden=short)
@@ -117,11 +145,51 @@ def test_a_short_row_for_the_emulator(hidden: int, changed: dict[str, Any], shor
 # --- the order
 
 
-def one(registers: int = 32, threads: int = 128, blocks: int = 4096, widths: tuple[int, ...] = (128,), shared: int = 0) -> Facts:
+def one(
+    registers: int = 32,
+    threads: int = 128,
+    blocks: int = 4096,
+    widths: tuple[int, ...] = (128,),
+    shared: int = 0,
+) -> Facts:
     """Facts of a kernel that takes so much."""
-    code = cuda.Code("main", "PTX", False, 9, 0, dict.fromkeys(widths, 2), {widths[0]: 1}, {}, {}, 0, 0, 0, 0, 0, 0, 0, 0, {}, {})
+    code = cuda.Code(
+        "main",
+        "PTX",
+        False,
+        9,
+        0,
+        dict.fromkeys(widths, 2),
+        {widths[0]: 1},
+        {},
+        {},
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        {},
+        {},
+    )
     room = cuda.occupancy("sm_90", registers, threads, 0, shared)
-    return Facts((Inspection("main", "sm_90", threads, shared, "nvcc", cuda.Resources("main", "sm_90", registers), code, room),), (blocks,))
+    return Facts(
+        (
+            Inspection(
+                "main",
+                "sm_90",
+                threads,
+                shared,
+                "nvcc",
+                cuda.Resources("main", "sm_90", registers),
+                code,
+                room,
+            ),
+        ),
+        (blocks,),
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +204,16 @@ def one(registers: int = 32, threads: int = 128, blocks: int = 4096, widths: tup
         (one(threads=128), one(threads=1024, blocks=512)),  # barriers of more warps
         (one(registers=32), one(registers=32, shared=200_000)),
     ],
-    ids=["wide", "wide in part", "occupancy", "registers", "waves", "idle", "barriers", "shared memory"],
+    ids=[
+        "wide",
+        "wide in part",
+        "occupancy",
+        "registers",
+        "waves",
+        "idle",
+        "barriers",
+        "shared memory",
+    ],
 )
 def test_what_ranks_before_what(better: Facts, worse: Facts) -> None:
     """Wide accesses, bytes in flight, whole waves, few barriers: each by itself."""

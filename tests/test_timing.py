@@ -1,4 +1,6 @@
-"""How time is measured: on a clock of the tests' own, so that nothing here depends on the machine."""
+"""How time is measured: on a clock of the tests' own, so that nothing here depends on the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,11 @@ def test_every_round_has_every_contender_once(clock: Clock) -> None:
         return run
 
     measured = timing.measure({name: noting(name) for name in names}, seconds=0.0, rounds=20)
-    assert {name: len(t.samples_us) for name, t in measured.timings.items()} == dict.fromkeys(names, 20)
-    # 1 ms is longer than a sample has to be: one untimed call and one timed, side by side, for each contender and round.
+    assert {name: len(t.samples_us) for name, t in measured.timings.items()} == dict.fromkeys(
+        names, 20
+    )
+    # 1 ms is longer than a sample has to be: one untimed call and one timed, side by side, for each
+    # contender and round.
     sampled = order[-2 * 4 * 20 :]
     assert sampled[::2] == sampled[1::2]
     rounds = [tuple(sampled[i : i + 8 : 2]) for i in range(0, len(sampled), 8)]
@@ -74,7 +79,9 @@ def test_the_order_depends_on_the_seed_alone(clock: Clock) -> None:
 
     def order(seed: int) -> list[str]:
         clock.calls.clear()
-        timing.measure({name: clock.contender(name, 1e-3) for name in "abcde"}, 0.0, rounds=10, seed=seed)
+        timing.measure(
+            {name: clock.contender(name, 1e-3) for name in "abcde"}, 0.0, rounds=10, seed=seed
+        )
         return list(clock.calls)
 
     assert order(1) == order(1)
@@ -82,7 +89,9 @@ def test_the_order_depends_on_the_seed_alone(clock: Clock) -> None:
 
 
 def test_samples_are_times_per_call(clock: Clock) -> None:
-    """A sample is the time of one call in microseconds, however many calls it is made of; the median is over the samples."""
+    """A sample is the time of one call in microseconds, however many calls it is made of; the
+    median is over the samples.
+    """
     noise = random.Random(0)
     measured = timing.measure(
         {
@@ -102,7 +111,9 @@ def test_samples_are_times_per_call(clock: Clock) -> None:
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e-7, 1e-6, 3e-5, 2e-4, 1.0])
 def test_a_sample_is_long_against_the_clock(clock: Clock, seconds: float) -> None:
-    """Short functions are called until a sample takes about SAMPLE_SECONDS, or often enough; a long one once."""
+    """Short functions are called until a sample takes about SAMPLE_SECONDS, or often enough; a long
+    one once.
+    """
     calls = timing._calls_per_sample(clock.contender("f", seconds))
     assert calls >= min(4096, timing.SAMPLE_SECONDS / seconds / 2)
     assert calls == 1 or calls * seconds <= 2.01 * timing.SAMPLE_SECONDS
@@ -120,11 +131,14 @@ def test_measuring_stops_when_the_time_is_over(clock: Clock) -> None:
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
 def test_the_collector_is_left_as_it_was(clock: Clock, enabled: bool, fails: bool) -> None:
-    """The garbage collector is off while samples are taken and afterwards as before, also when a contender raises."""
+    """The garbage collector is off while samples are taken and afterwards as before, also when a
+    contender raises.
+    """
     states: list[bool] = []
 
     def contender() -> None:
-        clock.now += 1e-3  # longer than a sample: one call warms up, one finds that out, the others are samples
+        # longer than a sample: one call warms up, one finds that out, the others are samples
+        clock.now += 1e-3
         states.append(gc.isenabled())
         if fails and len(states) == 5:
             raise RuntimeError("broken")
@@ -143,22 +157,36 @@ def test_the_collector_is_left_as_it_was(clock: Clock, enabled: bool, fails: boo
     assert not any(states[2:])
 
 
-@pytest.mark.parametrize(("others", "busy"), [(None, None), (0.0, False), (0.14, False), (0.16, True), (1.0, True)])
+@pytest.mark.parametrize(
+    ("others", "busy"), [(None, None), (0.0, False), (0.14, False), (0.16, True), (1.0, True)]
+)
 def test_busy(monkeypatch: pytest.MonkeyPatch, others: float | None, busy: bool | None) -> None:
-    """A measurement is marked busy when others used more than BUSY_SHARE of the machine, and neither so nor quiet when that is not known."""
+    """A measurement is marked busy when others used more than BUSY_SHARE of the machine, and
+    neither so nor quiet when that is not known.
+    """
     monkeypatch.setattr(timing, "Contention", lambda: SimpleNamespace(share=lambda: others))
     measured = timing.measure({"f": lambda: None}, 0.0, rounds=1)
     assert (measured.others, measured.busy) == (others, busy)
 
 
 @pytest.mark.parametrize("others", [None, 0.0])
-def test_what_the_samples_show_counts_whatever_the_load(clock: Clock, monkeypatch: pytest.MonkeyPatch, others: float | None) -> None:
-    """Calls that mostly wait for a turn of the scheduler are a disturbed measurement, also where nobody is seen to use the machine."""
+def test_what_the_samples_show_counts_whatever_the_load(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, others: float | None
+) -> None:
+    """Calls that mostly wait for a turn of the scheduler are a disturbed measurement, also where
+    nobody is seen to use the machine.
+    """
     monkeypatch.setattr(timing, "Contention", lambda: SimpleNamespace(share=lambda: others))
     noise = random.Random(0)
-    waiting = timing.measure({"f": clock.contender("f", lambda: noise.choice((5e-6, 7.993e-3, 7.993e-3)))}, 0.0, rounds=20)
+    waiting = timing.measure(
+        {"f": clock.contender("f", lambda: noise.choice((5e-6, 7.993e-3, 7.993e-3)))},
+        0.0,
+        rounds=20,
+    )
     assert waiting.busy is True
-    steady = timing.measure({"f": clock.contender("f", lambda: noise.uniform(1e-3, 2e-3))}, 0.0, rounds=20)
+    steady = timing.measure(
+        {"f": clock.contender("f", lambda: noise.uniform(1e-3, 2e-3))}, 0.0, rounds=20
+    )
     assert steady.busy is (None if others is None else False)
 
 
@@ -174,7 +202,9 @@ def test_what_the_samples_show_counts_whatever_the_load(clock: Clock, monkeypatc
     ],
 )
 def test_contention(monkeypatch: pytest.MonkeyPatch, now: Any, share: float | None) -> None:
-    """The share of others is the time all cores were busy, less this process's own, over the time there was."""
+    """The share of others is the time all cores were busy, less this process's own, over the time
+    there was.
+    """
     readings = [(100.0, 10.0, 0.0), now]
     if now is not None and now[1] == 30.0:
         readings[0] = (100.0, 20.0, 0.0)
@@ -195,8 +225,8 @@ def test_contention_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratio_pairs_the_rounds() -> None:
-    """The ratio is the median over rounds of what was measured in the same round, so a drift of the machine cancels; without
-    samples it is the ratio of the medians.
+    """The ratio is the median over rounds of what was measured in the same round, so a drift of the
+    machine cancels; without samples it is the ratio of the medians.
     """
     slow = Timing((10.0, 20.0, 40.0, 80.0, 160.0), 40.0)
     fast = Timing((5.0, 10.0, 20.0, 40.0, 10.0), 10.0)

@@ -35,18 +35,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cxx", ["cache real++", "real++ -O0", "real++ ", " real++", "cache real++ -O1 '-DSAID=\"two words\"'"])
-def test_cxx_is_split_as_a_shell_does(cxx: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher before the compiler, options behind it and stray blanks are understood, and all words are used for every library."""
+@pytest.mark.parametrize(
+    "cxx",
+    ["cache real++", "real++ -O0", "real++ ", " real++", "cache real++ -O1 '-DSAID=\"two words\"'"],
+)
+def test_cxx_is_split_as_a_shell_does(
+    cxx: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher before the compiler, options behind it and stray blanks are understood, and all
+    words are used for every library.
+    """
     monkeypatch.setenv("CXX", cxx)
     source = tmp_path / "some.c"
     source.write_text("int some(void) { return 0; }\n")
     toolchain.run_compiler(["-shared", "-fPIC", str(source)], tmp_path / "some.so")
     assert (tmp_path / "some.so").read_bytes()[:4] == b"\x7fELF"
-    case, plan, device = Case("layer_norm", 32, "float32", 8), schedule.get("cached_rows"), current()
+    case, plan, device = (
+        Case("layer_norm", 32, "float32", 8),
+        schedule.get("cached_rows"),
+        current(),
+    )
     compiler.to_library(case, plan, plan.default(case, device), device, tmp_path / "kernel.so")
     assert (tmp_path / "kernel.so").read_bytes()[:4] == b"\x7fELF"
-    asked = (tmp_path / "asked").read_text().splitlines() if "cache" in cxx else ["real++", "real++"]
+    asked = (
+        (tmp_path / "asked").read_text().splitlines() if "cache" in cxx else ["real++", "real++"]
+    )
     assert [line.split()[0] for line in asked] == ["real++", "real++"]
     assert all(word in toolchain.command() for word in ("-O0", '-DSAID="two words"') if word in cxx)
 
@@ -65,10 +78,19 @@ def test_a_path_with_blanks_is_one_word(folder: Path, monkeypatch: pytest.Monkey
 def test_no_wish_is_the_first_compiler(cxx: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty CXX is none."""
     monkeypatch.setenv("CXX", cxx)
-    assert toolchain.command() == (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),)
+    assert toolchain.command() == (
+        shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+    )
 
 
-@pytest.mark.parametrize(("cxx", "says"), [("'g++", "No closing quotation"), ("no-such++ -O0", "CXX=no-such\\+\\+ -O0"), ("''", "CXX=''")])
+@pytest.mark.parametrize(
+    ("cxx", "says"),
+    [
+        ("'g++", "No closing quotation"),
+        ("no-such++ -O0", "CXX=no-such\\+\\+ -O0"),
+        ("''", "CXX=''"),
+    ],
+)
 def test_a_wish_that_is_none(cxx: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be split, or is not there, is told with what CXX says."""
     monkeypatch.setenv("CXX", cxx)
@@ -76,15 +98,23 @@ def test_a_wish_that_is_none(cxx: str, says: str, monkeypatch: pytest.MonkeyPatc
         toolchain.command()
 
 
-def test_messages_that_are_not_utf8(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_that_are_not_utf8(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A compiler that complains in Latin-1 is quoted as well as can be."""
-    monkeypatch.setenv("CXX", str(program(folder / "latin", "printf 'erreur: fichier sp\\351cial\\n' >&2; exit 1")))
+    monkeypatch.setenv(
+        "CXX", str(program(folder / "latin", "printf 'erreur: fichier sp\\351cial\\n' >&2; exit 1"))
+    )
     with pytest.raises(BuildError, match="erreur: fichier sp\ufffdcial"):
         toolchain.run_compiler(["some.c"], tmp_path / "some.so")
 
 
-def test_a_compiler_that_does_not_start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that may be run and is no program is an error of ours with the remedy; one that fails in silence is told with its exit code."""
+def test_a_compiler_that_does_not_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may be run and is no program is an error of ours with the remedy; one that fails
+    in silence is told with its exit code.
+    """
     broken = program(folder / "broken", "")
     broken.write_bytes(b"\x7fELF broken")
     monkeypatch.setenv("CXX", str(broken))

@@ -1,4 +1,6 @@
-"""lntune.layer_norm gives what torch.nn.functional.layer_norm gives: values, layouts, transforms, and its errors."""
+"""lntune.layer_norm gives what torch.nn.functional.layer_norm gives: values, layouts, transforms,
+and its errors.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,17 @@ import lntune
 from lntune.errors import InputError
 from lntune.torch import layer_norm as module
 
-pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning", "ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lntune.UntunedWarning", "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ROUNDING = {torch.float32: 8 * 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 8 * 2.0**-53}
+ROUNDING = {
+    torch.float32: 8 * 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+    torch.float64: 8 * 2.0**-53,
+}
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -36,24 +45,41 @@ def affine(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     return make(*shape, dtype=dtype, seed=1) + 0.5, make(*shape, dtype=dtype, seed=2) - 0.5
 
 
-def widened(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def widened(
+    x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """Layer norm in float64."""
     w, b = (v if v is None else v.double() for v in (weight, bias))
     return functional.layer_norm(x.double(), tuple(shape), w, b, eps)
 
 
-def check(x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, calls: int = 3) -> Tensor:
-    """Several calls, the first of which prepares the others: each as good as eager against float64; returns the last."""
+def check(
+    x: Tensor,
+    shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    calls: int = 3,
+) -> Tensor:
+    """Several calls, the first of which prepares the others: each as good as eager against float64;
+    returns the last.
+    """
     before = [None if t is None else t.clone() for t in (x, weight, bias)]
     truth = widened(x, shape, weight, bias, eps)
-    w, b = (weight, bias) if weight is None or bias is None or weight.dtype == bias.dtype else (weight.float(), bias.float())
+    w, b = (
+        (weight, bias)
+        if weight is None or bias is None or weight.dtype == bias.dtype
+        else (weight.float(), bias.float())
+    )
     eager = functional.layer_norm(x, tuple(shape), w, b, eps)
     for _ in range(calls):
         y = lntune.layer_norm(x, shape, weight, bias, eps)
         assert (y.shape, y.dtype, y.is_contiguous()) == (eager.shape, eager.dtype, True)
         assert torch.equal(y.isnan(), eager.isnan())
         if y.numel():
-            error, eager_error = ((v.double() - truth).nan_to_num().abs().max().item() for v in (y, eager))
+            error, eager_error = (
+                (v.double() - truth).nan_to_num().abs().max().item() for v in (y, eager)
+            )
             scale = max(1.0, truth.nan_to_num().abs().max().item())
             assert error <= 2 * eager_error + ROUNDING[x.dtype] * scale
     for tensor, old in zip((x, weight, bias), before, strict=True):
@@ -73,10 +99,16 @@ def test_hidden_sizes_left_to_pytorch(hidden: int) -> None:
     """Rows too long for a kernel, and empty ones, are eager's to the bit."""
     x, (w, b) = make(3, hidden), affine(hidden)
     for _ in range(2):
-        assert torch.equal(lntune.layer_norm(x, (hidden,), w, b), functional.layer_norm(x, (hidden,), w, b))
+        assert torch.equal(
+            lntune.layer_norm(x, (hidden,), w, b), functional.layer_norm(x, (hidden,), w, b)
+        )
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (7,), (40,), (1, 1), (3, 5), (1, 6), (6, 1), (2, 3, 4), (1, 2, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "leading",
+    [(), (1,), (7,), (40,), (1, 1), (3, 5), (1, 6), (6, 1), (2, 3, 4), (1, 2, 1, 3)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_leading_shapes(leading: tuple[int, ...], dtype: torch.dtype) -> None:
     """One to five dimensions, any leading shape."""
@@ -90,7 +122,9 @@ def test_no_rows(leading: tuple[int, ...]) -> None:
     check(make(*leading, 128), (128,), *affine(128))
 
 
-@pytest.mark.parametrize("shape", [(128,), [128], torch.Size([128]), (8, 16), [8, 16], (2, 8, 8)], ids=repr)
+@pytest.mark.parametrize(
+    "shape", [(128,), [128], torch.Size([128]), (8, 16), [8, 16], (2, 8, 8)], ids=repr
+)
 def test_normalized_shapes(shape: Any) -> None:
     """normalized_shape is a tuple, a list or a Size, of one or several dimensions."""
     check(make(6, *shape), shape, *affine(*shape))
@@ -100,18 +134,32 @@ def test_normalized_shapes(shape: Any) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "leading"),
-    [(torch.float32, (5,)), (torch.float32, (5, 2)), (torch.float16, (5,)), (torch.bfloat16, (5,)), (torch.bfloat16, (5, 2))],
+    [
+        (torch.float32, (5,)),
+        (torch.float32, (5, 2)),
+        (torch.float16, (5,)),
+        (torch.bfloat16, (5,)),
+        (torch.bfloat16, (5, 2)),
+    ],
     ids=str,
 )
 def test_affine_combinations(dtype: torch.dtype, leading: tuple[int, ...]) -> None:
-    """weight and bias may be left out, and be in float32 beside a low-precision input, each by itself."""
+    """weight and bias may be left out, and be in float32 beside a low-precision input, each by
+    itself.
+    """
     x = make(*leading, 128, dtype=dtype)
     kinds = [None, torch.float32] if dtype == torch.float32 else [None, torch.float32, dtype]
     w, b = affine(128)
     for _ in range(2):  # again, because calls that look alike take turns
         for weight in kinds:
             for bias in kinds:
-                check(x, (128,), None if weight is None else w.to(weight), None if bias is None else b.to(bias), calls=2)
+                check(
+                    x,
+                    (128,),
+                    None if weight is None else w.to(weight),
+                    None if bias is None else b.to(bias),
+                    calls=2,
+                )
 
 
 @pytest.mark.parametrize("eps", [0, 0.0, 1, 1e-12, 1e-5, 1e3, 1e30])
@@ -120,9 +168,24 @@ def test_eps(eps: float) -> None:
     check(make(4, 128), (128,), *affine(128), eps=eps)
 
 
-@pytest.mark.parametrize("eps", [-0.5, -2.0, float("nan"), float("inf"), -float("inf"), True, np.float32(0.5), torch.tensor(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "eps",
+    [
+        -0.5,
+        -2.0,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        True,
+        np.float32(0.5),
+        torch.tensor(0.5),
+    ],
+    ids=repr,
+)
 def test_any_eps_is_pytorchs(eps: Any) -> None:
-    """An eps that PyTorch takes gives PyTorch's result and gradients, NaN where the variance and eps are below zero."""
+    """An eps that PyTorch takes gives PyTorch's result and gradients, NaN where the variance and
+    eps are below zero.
+    """
     x, (w, b) = make(4, 128), affine(128)
     check(x, (128,), w, b)
     for _ in range(2):
@@ -164,7 +227,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "flipped storage": lambda x: x.flip(0),
     "slice of rows": lambda x: x[1:3],
     "negative": lambda x: (
-        torch.complex(x.float(), -x.float()).conj().imag.to(x.dtype) if x.dtype != torch.float32 else torch.complex(x, -x).conj().imag
+        torch.complex(x.float(), -x.float()).conj().imag.to(x.dtype)
+        if x.dtype != torch.float32
+        else torch.complex(x, -x).conj().imag
     ),
     "negative, contiguous": torch._neg_view,
     "odd stride of one row": lambda x: x[:1].as_strided((1, *x.shape[1:]), (5, *x.stride()[1:])),
@@ -175,7 +240,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_the_input(layout: str, dtype: torch.dtype, leading: tuple[int, ...]) -> None:
-    """Any view is normalized as its values are, also right after a contiguous input made the fast path ready."""
+    """Any view is normalized as its values are, also right after a contiguous input made the fast
+    path ready.
+    """
     x, (w, b) = make(*leading, 128, dtype=dtype), affine(128, dtype=dtype)
     check(x, (128,), w, b)
     check(LAYOUTS[layout](x), (128,), w, b)
@@ -183,7 +250,9 @@ def test_layouts_of_the_input(layout: str, dtype: torch.dtype, leading: tuple[in
 
 @pytest.mark.parametrize("layout", ["misaligned", "every other element", "negative"])
 def test_layouts_of_the_affine(layout: str) -> None:
-    """weight and bias may be any view; the fast path, ready for plain ones, does not take them for plain."""
+    """weight and bias may be any view; the fast path, ready for plain ones, does not take them for
+    plain.
+    """
     x, (w, b) = make(4, 128), affine(128)
     check(x, (128,), w, b)
     check(x, (128,), LAYOUTS[layout](w), b)
@@ -192,25 +261,36 @@ def test_layouts_of_the_affine(layout: str) -> None:
 
 
 def test_hidden_one_with_a_negative_bias() -> None:
-    """A view of one element is contiguous whatever its strides, and may still carry the negative bit."""
+    """A view of one element is contiguous whatever its strides, and may still carry the negative
+    bit.
+    """
     x, w = make(4, 1), make(1)
     check(x, (1,), w, make(1))
     check(x, (1,), w, torch.complex(make(1), make(1)).conj().imag)
 
 
 def test_parameters_and_numbers() -> None:
-    """A Parameter as input or affine is served outside of autograd, and a tensor that wants gradients under no_grad."""
+    """A Parameter as input or affine is served outside of autograd, and a tensor that wants
+    gradients under no_grad.
+    """
     w, b = (torch.nn.Parameter(v) for v in affine(128))
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             assert check(torch.nn.Parameter(make(4, 128)), (128,), w, b).requires_grad is False
-            assert check(make(4, 128).requires_grad_(context is torch.no_grad), (128,), w, b).requires_grad is False
+            assert (
+                check(
+                    make(4, 128).requires_grad_(context is torch.no_grad), (128,), w, b
+                ).requires_grad
+                is False
+            )
     with torch.inference_mode():
         assert lntune.layer_norm(make(4, 128), (128,), w, b).is_inference()
 
 
 def test_meta_tensors() -> None:
-    """Meta tensors give a meta result of the right shape and dtype, also when the fast path is ready for real ones."""
+    """Meta tensors give a meta result of the right shape and dtype, also when the fast path is
+    ready for real ones.
+    """
     x, (w, b) = make(4, 128), affine(128)
     check(x, (128,), w, b)
     y = lntune.layer_norm(x.to("meta"), (128,), w.to("meta"), b.to("meta"))
@@ -218,14 +298,19 @@ def test_meta_tensors() -> None:
 
 
 def test_nested_tensors() -> None:
-    """Nested tensors of either layout are PyTorch's, also when the fast path is ready for plain ones of their dimensions."""
+    """Nested tensors of either layout are PyTorch's, also when the fast path is ready for plain
+    ones of their dimensions.
+    """
     w, b = affine(128)
     check(make(2, 4, 128), (128,), w, b)
     for layout in (torch.strided, torch.jagged):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             x = torch.nested.nested_tensor([make(3, 128), make(5, 128)], layout=layout)
-        ours, theirs = (f(x, (128,), w, b).to_padded_tensor(0.0) for f in (lntune.layer_norm, functional.layer_norm))
+        ours, theirs = (
+            f(x, (128,), w, b).to_padded_tensor(0.0)
+            for f in (lntune.layer_norm, functional.layer_norm)
+        )
         assert torch.equal(ours, theirs)
 
 
@@ -240,7 +325,9 @@ def test_autocast(dtype: torch.dtype) -> None:
 
 
 def test_vmap_grad_and_jvp() -> None:
-    """torch.func's transforms see through the function, over the input and over the weight, after the fast path is ready."""
+    """torch.func's transforms see through the function, over the input and over the weight, after
+    the fast path is ready.
+    """
     x, (w, b) = make(4, 128), affine(128)
     check(x, (128,), w, b)
     check(x[0], (128,), w, b)
@@ -259,7 +346,9 @@ def test_vmap_grad_and_jvp() -> None:
             torch.func.hessian(loss)(x[0, :8].repeat(16), w),
         ]
 
-    for ours, theirs in zip(results(lntune.layer_norm), results(functional.layer_norm), strict=True):
+    for ours, theirs in zip(
+        results(lntune.layer_norm), results(functional.layer_norm), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -271,7 +360,9 @@ def test_forward_mode_derivatives(which: int) -> None:
 
     def tangent(f: Callable[..., Tensor]) -> Tensor:
         with forward_ad.dual_level():
-            args = [forward_ad.make_dual(t, t.cos()) if i == which else t for i, t in enumerate(given)]
+            args = [
+                forward_ad.make_dual(t, t.cos()) if i == which else t for i, t in enumerate(given)
+            ]
             return forward_ad.unpack_dual(f(args[0], (128,), *args[1:])).tangent
 
     assert torch.equal(tangent(lntune.layer_norm), tangent(functional.layer_norm))
@@ -280,7 +371,9 @@ def test_forward_mode_derivatives(which: int) -> None:
 
 
 def test_modes_see_the_call() -> None:
-    """Dispatch modes, function modes, fake tensors and the flop counter see what they see of eager."""
+    """Dispatch modes, function modes, fake tensors and the flop counter see what they see of
+    eager.
+    """
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -288,12 +381,16 @@ def test_modes_see_the_call() -> None:
     check(x, (128,), w, b)
 
     class Dispatch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
     class Function(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             seen.append(func.__name__)
             return func(*args, **(kwargs or {}))
 
@@ -306,16 +403,26 @@ def test_modes_see_the_call() -> None:
         lntune.layer_norm(x, (128,), w, b)
         assert counter.get_total_flops() == 0
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        assert isinstance(lntune.layer_norm(fake.from_tensor(x), (128,), fake.from_tensor(w), fake.from_tensor(b)), FakeTensor)
+        assert isinstance(
+            lntune.layer_norm(
+                fake.from_tensor(x), (128,), fake.from_tensor(w), fake.from_tensor(b)
+            ),
+            FakeTensor,
+        )
         assert isinstance(lntune.layer_norm(x, (128,), w, b), FakeTensor)
 
 
 def test_default_device_does_not_matter() -> None:
-    """`with torch.device(...)` decides where new tensors go, not where a given one is normalized, with gradients or without."""
+    """`with torch.device(...)` decides where new tensors go, not where a given one is normalized,
+    with gradients or without.
+    """
     x, (w, b) = make(4, 128), affine(128)
     wanting = x.clone().requires_grad_()
     with torch.device("meta"):
-        plain, trained = lntune.layer_norm(x, (128,), w, b), lntune.layer_norm(wanting, (128,), w, b)
+        plain, trained = (
+            lntune.layer_norm(x, (128,), w, b),
+            lntune.layer_norm(wanting, (128,), w, b),
+        )
     assert plain.device.type == trained.device.type == "cpu"
     trained.sum().backward()
     assert torch.allclose(plain, functional.layer_norm(x, (128,), w, b), atol=1e-5)
@@ -371,7 +478,9 @@ BAD: dict[str, tuple[str, tuple[Any, ...]]] = {
 @pytest.mark.parametrize("ready", [False, True], ids=["first call", "after a good call"])
 @pytest.mark.parametrize("what", BAD)
 def test_bad_arguments(what: str, ready: bool) -> None:
-    """Each wrong argument is an InputError (a ValueError too) that begins with the argument's name; a right call works after."""
+    """Each wrong argument is an InputError (a ValueError too) that begins with the argument's name;
+    a right call works after.
+    """
     argument, given = BAD[what]
     lntune.reload()
     if ready:

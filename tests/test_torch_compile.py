@@ -26,9 +26,15 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
-def made(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False, seed: int = 0) -> Tensor:
+def made(
+    *shape: int, dtype: torch.dtype = torch.float32, grad: bool = False, seed: int = 0
+) -> Tensor:
     """Random numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(grad)
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+        .to(dtype)
+        .requires_grad_(grad)
+    )
 
 
 def model(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
@@ -38,7 +44,9 @@ def model(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
 def test_forward_and_training(backend: str) -> None:
-    """One graph, whose results are those of the same code uncompiled, with and without gradients."""
+    """One graph, whose results are those of the same code uncompiled, with and without
+    gradients.
+    """
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     plain = (made(5, HIDDEN), made(HIDDEN, seed=1), made(HIDDEN, seed=2))
     with torch.no_grad():
@@ -53,20 +61,33 @@ def test_forward_and_training(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_mixed_dtypes_in_training(dtype: torch.dtype) -> None:
-    """Every mixture of a low-precision input and its affine trains under compile as it does without."""
-    for w, b in ((None, None), (torch.float32, torch.float32), (dtype, dtype), (torch.float32, dtype), (None, torch.float32)):
+    """Every mixture of a low-precision input and its affine trains under compile as it does
+    without.
+    """
+    for w, b in (
+        (None, None),
+        (torch.float32, torch.float32),
+        (dtype, dtype),
+        (torch.float32, dtype),
+        (None, torch.float32),
+    ):
         torch._dynamo.reset()
         grads = []
         for f in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
             x = made(5, HIDDEN, dtype=dtype, grad=True)
-            affine = [None if d is None else made(HIDDEN, dtype=d, grad=True, seed=s) for s, d in enumerate((w, b), 1)]
+            affine = [
+                None if d is None else made(HIDDEN, dtype=d, grad=True, seed=s)
+                for s, d in enumerate((w, b), 1)
+            ]
             f(x, *affine).float().square().sum().backward()
             grads.append([t.grad for t in (x, *affine) if t is not None])
         torch.testing.assert_close(*grads, atol=5e-2, rtol=5e-2)
 
 
 def test_dynamic_rows() -> None:
-    """dynamic=True compiles once for every number of rows, and 2-D and 3-D input give what eager gives."""
+    """dynamic=True compiles once for every number of rows, and 2-D and 3-D input give what eager
+    gives.
+    """
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     w, b = made(HIDDEN, seed=1), made(HIDDEN, seed=2)
@@ -86,7 +107,10 @@ def test_dynamic_rows() -> None:
 def test_any_eps_of_pytorchs(eps: Any) -> None:
     """An eps that PyTorch takes compiles to what it gives uncompiled, with gradients."""
     results = []
-    for f in (torch.compile(lntune.layer_norm, fullgraph=True, backend="aot_eager"), functional.layer_norm):
+    for f in (
+        torch.compile(lntune.layer_norm, fullgraph=True, backend="aot_eager"),
+        functional.layer_norm,
+    ):
         x, w = made(5, HIDDEN, grad=True), made(HIDDEN, grad=True, seed=1)
         y = f(x, (HIDDEN,), w, None, eps)
         results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, w])])
@@ -99,12 +123,19 @@ def test_what_pytorch_serves_compiles_too() -> None:
     def f(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return lntune.layer_norm(x, [HIDDEN]), lntune.layer_norm(y, y.shape[1:])
 
-    for x, y in ((made(3, HIDDEN, dtype=torch.float64), made(3, 4, 16)), (made(0, HIDDEN), made(2, 4, 16))):
-        torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x, y), f(x, y))
+    for x, y in (
+        (made(3, HIDDEN, dtype=torch.float64), made(3, 4, 16)),
+        (made(0, HIDDEN), made(2, 4, 16)),
+    ):
+        torch.testing.assert_close(
+            torch.compile(f, fullgraph=True, backend="aot_eager")(x, y), f(x, y)
+        )
 
 
 def test_a_constant_is_one_to_pytorch() -> None:
-    """`constant` marks a function as PyTorch's own way does, which imports all that compiling needs; and what it says is asked while tracing."""
+    """`constant` marks a function as PyTorch's own way does, which imports all that compiling
+    needs; and what it says is asked while tracing.
+    """
 
     def ours() -> bool:
         return len([1]) > 0
@@ -112,7 +143,10 @@ def test_a_constant_is_one_to_pytorch() -> None:
     def theirs() -> bool:
         return len([1]) > 0
 
-    assert constant(ours) is ours and vars(torch.compiler.assume_constant_result(theirs)) == vars(ours) != {}
+    assert (
+        constant(ours) is ours
+        and vars(torch.compiler.assume_constant_result(theirs)) == vars(ours) != {}
+    )
     asked = []
     told = constant(lambda: bool(asked.append(torch.compiler.is_compiling()) or True))
     compiled = torch.compile(lambda x: x + 1 if told() else x, fullgraph=True, backend="eager")
@@ -120,8 +154,13 @@ def test_a_constant_is_one_to_pytorch() -> None:
 
 
 def test_bad_arguments_name_themselves() -> None:
-    """A wrong argument is refused while compiling, with the message of the uncompiled call in the error."""
-    for given, argument in (((made(3, 32), None, None), "input: got"), ((made(3, HIDDEN), made(32), None), "weight: got")):
+    """A wrong argument is refused while compiling, with the message of the uncompiled call in the
+    error.
+    """
+    for given, argument in (
+        ((made(3, 32), None, None), "input: got"),
+        ((made(3, HIDDEN), made(32), None), "weight: got"),
+    ):
         with pytest.raises(Exception, match=argument):
             torch.compile(model, fullgraph=True, backend="aot_eager")(*given)
 
@@ -160,30 +199,48 @@ else:
 
 
 def test_forward_mode_inside_compiled_code() -> None:
-    """A compiled jvp is right where PyTorch can compile it, and an error where it cannot; never a tangent of zeros.
+    """A compiled jvp is right where PyTorch can compile it, and an error where it cannot; never a
+    tangent of zeros.
 
     In a process of its own, since PyTorch 2.13 leaves its forward-mode level open when it fails.
     """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", JVP], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", JVP],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0 and done.stdout.startswith(("refused", "right")), done.stderr
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_export(strict: bool) -> None:
-    """An exported module holds PyTorch's norm, so that it runs where lntune is not, and takes any number of rows."""
+    """An exported module holds PyTorch's norm, so that it runs where lntune is not, and takes any
+    number of rows.
+    """
     net = torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), lntune.LayerNorm(HIDDEN)).eval()
     rows = torch.export.Dim("rows", min=2, max=1024)
     with torch.no_grad():
         net[1](made(5, HIDDEN))  # the fast path is ready, and must not be taken
-        program = torch.export.export(net, (made(5, HIDDEN),), dynamic_shapes=({0: rows},), strict=strict)
-        assert "torch.ops.aten.layer_norm" in program.graph_module.code and "lntune" not in program.graph_module.code
+        program = torch.export.export(
+            net, (made(5, HIDDEN),), dynamic_shapes=({0: rows},), strict=strict
+        )
+        assert (
+            "torch.ops.aten.layer_norm" in program.graph_module.code
+            and "lntune" not in program.graph_module.code
+        )
         for x in (made(5, HIDDEN), made(9, HIDDEN)):
             torch.testing.assert_close(program.module()(x), net(x))
 
 
 def test_compiled_module_in_inference() -> None:
-    """A converted, compiled model under inference_mode and autocast gives what it gives uncompiled."""
-    net = lntune.convert(torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.LayerNorm(HIDDEN))).eval()
+    """A converted, compiled model under inference_mode and autocast gives what it gives
+    uncompiled.
+    """
+    net = lntune.convert(
+        torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.LayerNorm(HIDDEN))
+    ).eval()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     x = made(5, HIDDEN)
     with torch.inference_mode():
@@ -195,11 +252,32 @@ def test_compiled_module_in_inference() -> None:
 
 
 SAMPLES: dict[str, tuple[Any, ...]] = {
-    "training": (made(5, HIDDEN, grad=True), [HIDDEN], made(HIDDEN, grad=True, seed=1), made(HIDDEN, grad=True, seed=2), 1e-5, True),
-    "inference": (made(5, HIDDEN), [HIDDEN], made(HIDDEN, seed=1), made(HIDDEN, seed=2), 1e-5, False),
+    "training": (
+        made(5, HIDDEN, grad=True),
+        [HIDDEN],
+        made(HIDDEN, grad=True, seed=1),
+        made(HIDDEN, grad=True, seed=2),
+        1e-5,
+        True,
+    ),
+    "inference": (
+        made(5, HIDDEN),
+        [HIDDEN],
+        made(HIDDEN, seed=1),
+        made(HIDDEN, seed=2),
+        1e-5,
+        False,
+    ),
     "plain 3d": (made(2, 3, HIDDEN, grad=True), [HIDDEN], None, None, 1e-5, True),
     "two dimensions": (made(5, 4, 16), [4, 16], made(4, 16, seed=1), None, 1e-5, True),
-    "bfloat16": (made(5, HIDDEN, dtype=torch.bfloat16), [HIDDEN], made(HIDDEN, seed=1), made(HIDDEN, seed=2, dtype=torch.bfloat16), 1e-5, True),
+    "bfloat16": (
+        made(5, HIDDEN, dtype=torch.bfloat16),
+        [HIDDEN],
+        made(HIDDEN, seed=1),
+        made(HIDDEN, seed=2, dtype=torch.bfloat16),
+        1e-5,
+        True,
+    ),
     "strided": (made(HIDDEN, 5).t(), [HIDDEN], made(2 * HIDDEN, seed=1)[::2], None, 1e-5, True),
     "no rows": (made(0, HIDDEN), [HIDDEN], None, None, 1e-5, True),
     "nothing": (made(3, 0), [0], None, None, 1e-5, True),
@@ -209,20 +287,36 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_opcheck(sample: str) -> None:
-    """PyTorch's own checks of a custom op: schema, fake result, autograd registration, and AOT dispatch with dynamic shapes."""
-    # The rstd of a row of nothing is NaN, which opcheck's comparison of AOT with eager takes for a difference.
-    utilities = ("test_schema", "test_autograd_registration", "test_faketensor") if sample == "nothing" else "ALL"
+    """PyTorch's own checks of a custom op: schema, fake result, autograd registration, and AOT
+    dispatch with dynamic shapes.
+    """
+    # The rstd of a row of nothing is NaN, which opcheck's comparison of AOT with eager takes for a
+    # difference.
+    utilities = (
+        ("test_schema", "test_autograd_registration", "test_faketensor")
+        if sample == "nothing"
+        else "ALL"
+    )
     torch.library.opcheck(layer_norm_op, SAMPLES[sample], test_utils=utilities)
 
 
 def test_the_op_keeps_float32_statistics() -> None:
-    """mean and rstd are float32, one per row, with `stats`, and empty without; for a gradient they are made then."""
+    """mean and rstd are float32, one per row, with `stats`, and empty without; for a gradient they
+    are made then.
+    """
     x = made(2, 3, HIDDEN, dtype=torch.bfloat16)
     _, mean, rstd = torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, True)
     assert mean.dtype == rstd.dtype == torch.float32
     torch.testing.assert_close(mean, x.double().mean(-1).flatten().float(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rstd, (x.double().var(-1, correction=0) + 1e-5).rsqrt().flatten().float(), atol=1e-5, rtol=1e-5)
-    assert [t.numel() for t in torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, False)[1:]] == [0, 0]
+    torch.testing.assert_close(
+        rstd,
+        (x.double().var(-1, correction=0) + 1e-5).rsqrt().flatten().float(),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert [
+        t.numel() for t in torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, False)[1:]
+    ] == [0, 0]
     y, _, _ = torch.ops.lntune.layer_norm(x.requires_grad_(), [HIDDEN], None, None, 1e-5, False)
     y.float().square().sum().backward()
     got, x.grad = x.grad, None

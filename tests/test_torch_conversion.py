@@ -1,4 +1,6 @@
-"""What lntune.convert and lntune.revert say and do to models that others have wrapped, hooked or subclassed."""
+"""What lntune.convert and lntune.revert say and do to models that others have wrapped, hooked or
+subclassed.
+"""
 
 from __future__ import annotations
 
@@ -63,14 +65,33 @@ class OwnOfOurs(lntune.LayerNorm):
 
 
 def test_conversion_says_what_and_why() -> None:
-    """Each norm is listed once: those that run on lntune, and for each other the reason; shared modules count once; nothing is changed."""
-    model = nn.ModuleDict({"plain": nn.LayerNorm(4), "own": Own(4), "ours": lntune.LayerNorm(4), "of_ours": OwnOfOurs(4)})
-    model["again"], model["set"], model["parametrized"] = model["plain"], nn.LayerNorm(4), nn.LayerNorm(4)
+    """Each norm is listed once: those that run on lntune, and for each other the reason; shared
+    modules count once; nothing is changed.
+    """
+    model = nn.ModuleDict(
+        {
+            "plain": nn.LayerNorm(4),
+            "own": Own(4),
+            "ours": lntune.LayerNorm(4),
+            "of_ours": OwnOfOurs(4),
+        }
+    )
+    model["again"], model["set"], model["parametrized"] = (
+        model["plain"],
+        nn.LayerNorm(4),
+        nn.LayerNorm(4),
+    )
     model["set"].forward = functools.partial(torch.mul, 2)
     parametrize.register_parametrization(model["parametrized"], "weight", nn.Identity())
     before = [type(m) for m in model.modules()]
     said = lntune.conversion(model)
-    assert said.converted == ("ours",) and list(said.left) == ["plain", "own", "of_ours", "set", "parametrized"]
+    assert said.converted == ("ours",) and list(said.left) == [
+        "plain",
+        "own",
+        "of_ours",
+        "set",
+        "parametrized",
+    ]
     reasons = {
         "plain": "not converted",
         "own": f"{__name__}.Own is another class",
@@ -79,24 +100,46 @@ def test_conversion_says_what_and_why() -> None:
     }
     assert {name: said.left[name] for name in reasons} == reasons
     assert said.left["set"].startswith("a forward was set on the module")
-    assert str(said).startswith("1 of 6 layer norms are lntune's; left: plain (not converted); own (")
+    assert str(said).startswith(
+        "1 of 6 layer norms are lntune's; left: plain (not converted); own ("
+    )
     assert [type(m) for m in model.modules()] == before
-    assert str(lntune.conversion(nn.LayerNorm(4))) == "0 of 1 layer norm is lntune's; left: the model itself (not converted)"
+    assert (
+        str(lntune.conversion(nn.LayerNorm(4)))
+        == "0 of 1 layer norm is lntune's; left: the model itself (not converted)"
+    )
     assert str(lntune.conversion(lntune.LayerNorm(4))) == "1 of 1 layer norm is lntune's"
-    assert str(lntune.conversion(nn.Linear(1, 1))) == "no torch.nn.LayerNorm among its modules and no call of one in a graph"
+    assert (
+        str(lntune.conversion(nn.Linear(1, 1)))
+        == "no torch.nn.LayerNorm among its modules and no call of one in a graph"
+    )
     many = str(lntune.conversion(nn.Sequential(*(Own(4) for _ in range(9)))))
     assert f"left: 0, 1, 2, 3, 4 and 4 more ({__name__}.Own is another class)" in many
 
 
-def test_convert_logs_and_warns(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
-    """What was changed is information, what was left a warning in the log; a model without a norm to convert is a warning at its caller."""
+def test_convert_logs_and_warns(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """What was changed is information, what was left a warning in the log; a model without a norm
+    to convert is a warning at its caller.
+    """
     caplog.set_level(logging.INFO, "lntune")
     whole, part = network(), nn.Sequential(network(), Own(4))
     lntune.convert(whole), lntune.convert(part), lntune.convert(whole)
-    assert [(r.name, r.levelname) for r in caplog.records] == [("lntune", "INFO"), ("lntune", "WARNING"), ("lntune", "INFO")]
+    assert [(r.name, r.levelname) for r in caplog.records] == [
+        ("lntune", "INFO"),
+        ("lntune", "WARNING"),
+        ("lntune", "INFO"),
+    ]
     messages = [r.getMessage() for r in caplog.records]
-    assert messages[0] == "lntune.convert changed 1 layer norm of Sequential: 1 of 1 layer norm is lntune's"
-    assert messages[1].startswith("lntune.convert changed 1 layer norm of Sequential: 1 of 2 layer norms are lntune's; left: 1 (")
+    assert (
+        messages[0]
+        == "lntune.convert changed 1 layer norm of Sequential: 1 of 1 layer norm is lntune's"
+    )
+    assert messages[1].startswith(
+        "lntune.convert changed 1 layer norm of Sequential: 1 of 2 layer norms are lntune's;"
+        " left: 1 ("
+    )
     assert messages[2].startswith("lntune.convert changed 0 layer norms")
     assert not recwarn
     for model, why in (
@@ -109,26 +152,40 @@ def test_convert_logs_and_warns(caplog: pytest.LogCaptureFixture, recwarn: pytes
 
 
 def test_revert_is_the_way_back() -> None:
-    """Converted and reverted, a model has the classes, parameters, hooks and results it had; a subclass of ours stays."""
+    """Converted and reverted, a model has the classes, parameters, hooks and results it had; a
+    subclass of ours stays.
+    """
     model = nn.Sequential(network(), Own(HIDDEN), OwnOfOurs(HIDDEN))
     seen: list[str] = []
     model[0][1].register_forward_hook(lambda *_: seen.append("hook"))
-    before, parameters, y = [type(m) for m in model.modules()], list(map(id, model.parameters())), model(X)
+    before, parameters, y = (
+        [type(m) for m in model.modules()],
+        list(map(id, model.parameters())),
+        model(X),
+    )
     assert lntune.revert(lntune.convert(model)) is model
-    assert [type(m) for m in model.modules()] == before and list(map(id, model.parameters())) == parameters
+    assert [type(m) for m in model.modules()] == before and list(
+        map(id, model.parameters())
+    ) == parameters
     assert torch.equal(model(X), y) and seen == ["hook"] * 2
     assert type(lntune.revert(lntune.LayerNorm(4))) is nn.LayerNorm
 
 
 def check(model: nn.Module, calls: list[bool], reverts: bool = True) -> None:
-    """The model, converted, calls lntune with the result and gradients of the network as it was; reverted, it does not."""
+    """The model, converted, calls lntune with the result and gradients of the network as it was;
+    reverted, it does not.
+    """
     wanted = network()
     y = wanted(X)
     y.sum().backward()
     calls.clear()
     got = model(X)
     got.sum().backward()
-    assert calls == [True] and len(lntune.conversion(model).converted) == 1 and not lntune.conversion(model).left
+    assert (
+        calls == [True]
+        and len(lntune.conversion(model).converted) == 1
+        and not lntune.conversion(model).left
+    )
     torch.testing.assert_close(got, y)
     for ours, theirs in zip(model.parameters(), wanted.parameters(), strict=True):
         grad = ours.grad.full_tensor() if hasattr(ours.grad, "full_tensor") else ours.grad
@@ -141,7 +198,9 @@ def check(model: nn.Module, calls: list[bool], reverts: bool = True) -> None:
 @pytest.mark.parametrize("first", ["shard", "convert"])
 @pytest.mark.parametrize("norm", [True, False], ids=["norm sharded", "model sharded"])
 def test_fsdp2(norm: bool, first: str, mesh: DeviceMesh, calls: list[bool]) -> None:
-    """Norms that fully_shard has given a class of its own are converted beneath it, before or after, and stay sharded."""
+    """Norms that fully_shard has given a class of its own are converted beneath it, before or
+    after, and stay sharded.
+    """
     model: Any = network()
     if first == "convert":
         lntune.convert(model)
@@ -155,21 +214,29 @@ def test_fsdp2(norm: bool, first: str, mesh: DeviceMesh, calls: list[bool]) -> N
         assert type(model[1]).__name__.startswith("FSDP")
         with pytest.raises(AssertionError, match="deepcopy"):
             copy.deepcopy(model[1])
-        assert type(lntune.convert(fully_shard(nn.LayerNorm(HIDDEN), mesh=mesh))) is type(lntune.convert(fully_shard(nn.LayerNorm(3), mesh=mesh)))
+        assert type(lntune.convert(fully_shard(nn.LayerNorm(HIDDEN), mesh=mesh))) is type(
+            lntune.convert(fully_shard(nn.LayerNorm(3), mesh=mesh))
+        )
     check(model, calls)
     assert isinstance(model[1], FSDPModule) is norm
 
 
 def test_tensor_parallel(mesh: DeviceMesh, calls: list[bool]) -> None:
-    """A converted norm whose input and weights are DTensors is PyTorch's, which knows how to shard it, compiled too."""
-    norm = lntune.convert(parallelize_module(nn.LayerNorm(HIDDEN), mesh, SequenceParallel(sequence_dim=0)))
+    """A converted norm whose input and weights are DTensors is PyTorch's, which knows how to shard
+    it, compiled too.
+    """
+    norm = lntune.convert(
+        parallelize_module(nn.LayerNorm(HIDDEN), mesh, SequenceParallel(sequence_dim=0))
+    )
     whole = distribute_tensor(X, mesh, [Shard(0)])
     wanted = nn.functional.layer_norm(X, (HIDDEN,))
     y = norm(whole)
     assert type(y) is DTensor and calls == [True] and torch.equal(y.full_tensor(), wanted)
     torch._dynamo.reset()
     compiled = torch.compile(lntune.layer_norm, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(whole, (HIDDEN,), norm.weight, norm.bias).full_tensor(), wanted)
+    torch.testing.assert_close(
+        compiled(whole, (HIDDEN,), norm.weight, norm.bias).full_tensor(), wanted
+    )
 
 
 WRAPPERS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
@@ -189,7 +256,9 @@ def _hooked(model: Any) -> nn.Module:
     for module in model:
         module._old_forward = module.forward
         module._hf_hook = lambda y: y
-        module.forward = functools.update_wrapper(functools.partial(new_forward, module), module._old_forward)
+        module.forward = functools.update_wrapper(
+            functools.partial(new_forward, module), module._old_forward
+        )
     return model
 
 
@@ -203,13 +272,17 @@ def _unhooked(model: Any) -> nn.Module:
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_models(wrapper: str, mesh: DeviceMesh, calls: list[bool]) -> None:
-    """Norms are found and changed inside what PyTorch's and accelerate's wrappers make of a model."""
+    """Norms are found and changed inside what PyTorch's and accelerate's wrappers make of a
+    model.
+    """
     check(lntune.convert(WRAPPERS[wrapper](network(), mesh)), calls)
 
 
 @pytest.mark.slow
 def test_compiled_models() -> None:
-    """A model that was compiled, and has run, is compiled again with our operator once it is converted, and without it when reverted."""
+    """A model that was compiled, and has run, is compiled again with our operator once it is
+    converted, and without it when reverted.
+    """
     graphs: list[bool] = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -227,7 +300,10 @@ def test_compiled_models() -> None:
 
 def test_accelerate_itself(calls: list[bool]) -> None:
     """A model offloaded by accelerate is converted beneath its hooks."""
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is no dependency of the tests, whose stand-in is its protocol")
+    accelerate = pytest.importorskip(
+        "accelerate",
+        reason="accelerate is no dependency of the tests, whose stand-in is its protocol",
+    )
     model = lntune.convert(accelerate.cpu_offload(network(), execution_device=torch.device("cpu")))
     with torch.no_grad():
         torch.testing.assert_close(model(X), network()(X))
@@ -235,7 +311,9 @@ def test_accelerate_itself(calls: list[bool]) -> None:
 
 
 def test_a_forward_of_the_users_is_kept() -> None:
-    """A module whose forward somebody has set keeps it and its class, and is said to; hooks over such a forward too."""
+    """A module whose forward somebody has set keeps it and its class, and is said to; hooks over
+    such a forward too.
+    """
     for hooked in (False, True):
         model = network()
         model[1].forward = lambda x: x + 1
@@ -251,32 +329,53 @@ def test_pruned_norms(calls: list[bool]) -> None:
     """torch.nn.utils.prune before or after conversion: the masked weight is what is used."""
     for first in (True, False):
         model: Any = network()
-        for step in (lntune.convert, lambda m: prune.l1_unstructured(m[1], "weight", 0.5))[:: 1 if first else -1]:
+        for step in (lntune.convert, lambda m: prune.l1_unstructured(m[1], "weight", 0.5))[
+            :: 1 if first else -1
+        ]:
             step(model)
         with torch.no_grad():
             model[1].weight_orig.fill_(3.0)
         y = model(X)
         assert calls.pop() and len(lntune.conversion(model).converted) == 1
         weight = 3.0 * model[1].weight_mask
-        torch.testing.assert_close(y, model[2](nn.functional.layer_norm(model[0](X), (HIDDEN,), weight, model[1].bias)))
+        torch.testing.assert_close(
+            y, model[2](nn.functional.layer_norm(model[0](X), (HIDDEN,), weight, model[1].bias))
+        )
 
 
 def test_functional_call_and_stacked_models() -> None:
-    """torch.func.functional_call and vmap over a stack of converted models give what they give unconverted."""
+    """torch.func.functional_call and vmap over a stack of converted models give what they give
+    unconverted.
+    """
     nets = [network() for _ in range(2)]
     for net in nets:
         nn.init.normal_(net[1].weight)
     parameters, _ = torch.func.stack_module_state(nets)
     results = []
     for model in (nets[0], lntune.convert(copy.deepcopy(nets[0]))):
-        results.append(torch.vmap(lambda p, model=model: torch.func.functional_call(model, p, (X,)))(parameters))
-        results.append(torch.stack([torch.func.functional_call(model, {k: v[i] for k, v in parameters.items()}, (X,)) for i in range(2)]))
+        results.append(
+            torch.vmap(lambda p, model=model: torch.func.functional_call(model, p, (X,)))(
+                parameters
+            )
+        )
+        results.append(
+            torch.stack(
+                [
+                    torch.func.functional_call(
+                        model, {k: v[i] for k, v in parameters.items()}, (X,)
+                    )
+                    for i in range(2)
+                ]
+            )
+        )
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])
 
 
 def test_shared_memory_and_lazy_devices() -> None:
-    """share_memory, to_empty from the meta device and skip_init leave a converted model what it is."""
+    """share_memory, to_empty from the meta device and skip_init leave a converted model what it
+    is.
+    """
     model = lntune.convert(network())
     model.share_memory()
     assert model[1].weight.is_shared()
@@ -290,8 +389,12 @@ def test_shared_memory_and_lazy_devices() -> None:
 
 
 def test_the_fused_encoder_path_calls_no_norm(calls: list[bool]) -> None:
-    """In inference nn.TransformerEncoderLayer reads its norms' parameters and calls neither kind, unless its fast path is switched off."""
-    layer = lntune.convert(nn.TransformerEncoderLayer(HIDDEN, 2, 32, dropout=0.0, batch_first=True)).eval()
+    """In inference nn.TransformerEncoderLayer reads its norms' parameters and calls neither kind,
+    unless its fast path is switched off.
+    """
+    layer = lntune.convert(
+        nn.TransformerEncoderLayer(HIDDEN, 2, 32, dropout=0.0, batch_first=True)
+    ).eval()
     with torch.no_grad():
         fused = layer(X[None])
         assert not calls
@@ -307,8 +410,9 @@ def test_the_fused_encoder_path_calls_no_norm(calls: list[bool]) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["symbolic_trace", "export", "functional", "operator"])
 def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls of layer norm in a graph of torch.fx or of an exported program are converted and reverted, in submodules too, with the
-    same result; a graph with them is pickled, and written without lntune when it is exported again.
+    """The calls of layer norm in a graph of torch.fx or of an exported program are converted and
+    reverted, in submodules too, with the same result; a graph with them is pickled, and written
+    without lntune when it is exported again.
     """
 
     class Calls(nn.Module):
@@ -319,25 +423,43 @@ def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             net: Any = self.net
             if kind == "functional":
-                return net[2](nn.functional.layer_norm(net[0](x), [HIDDEN], bias=net[1].bias, weight=net[1].weight, eps=1e-5))
+                return net[2](
+                    nn.functional.layer_norm(
+                        net[0](x), [HIDDEN], bias=net[1].bias, weight=net[1].weight, eps=1e-5
+                    )
+                )
             if kind == "operator":
-                return net[2](torch.layer_norm(net[0](x), [HIDDEN], net[1].weight, net[1].bias, 1e-5, cudnn_enable=False))
+                return net[2](
+                    torch.layer_norm(
+                        net[0](x), [HIDDEN], net[1].weight, net[1].bias, 1e-5, cudnn_enable=False
+                    )
+                )
             return net(x)
 
     Calls.forward.__annotations__.clear()  # torch.fx does not pickle those that are strings
     plain: Any = Calls()
     if kind == "symbolic_trace":
         plain = lntune.convert(plain)  # through whose norms torch.fx traces
-    graph: Any = torch.export.export(plain, (X,)).module() if kind == "export" else torch.fx.symbolic_trace(plain)
+    graph: Any = (
+        torch.export.export(plain, (X,)).module()
+        if kind == "export"
+        else torch.fx.symbolic_trace(plain)
+    )
     outer = nn.Sequential(graph)
     (name,) = lntune.conversion(outer).left
-    assert name.startswith("0.") and "norm" in name and lntune.conversion(outer).left[name] == "not converted"
+    assert (
+        name.startswith("0.")
+        and "norm" in name
+        and lntune.conversion(outer).left[name] == "not converted"
+    )
     y = graph(X)
     lntune.convert(outer)
     assert lntune.conversion(outer).converted == (name,)
     seen: list[Any] = []
     direct = layer_norm_module._direct.call
-    monkeypatch.setattr(layer_norm_module._direct, "call", lambda *given: seen.append(given) or direct(*given))
+    monkeypatch.setattr(
+        layer_norm_module._direct, "call", lambda *given: seen.append(given) or direct(*given)
+    )
     torch.testing.assert_close(graph(X), y)
     torch.testing.assert_close(pickle.loads(pickle.dumps(graph))(X) if kind != "export" else y, y)
     assert seen
@@ -345,7 +467,9 @@ def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "aten.layer_norm.default" in str(again.graph) and "lntune" not in str(again.graph)
     torch.testing.assert_close(torch.jit.script(graph)(X) if kind != "export" else y, y)
     decomposed = again.run_decompositions().module()
-    assert list(lntune.conversion(decomposed).left.values()) == ["the operator gives statistics as well"]
+    assert list(lntune.conversion(decomposed).left.values()) == [
+        "the operator gives statistics as well"
+    ]
     seen.clear()
     assert not lntune.conversion(lntune.revert(outer)).converted
     torch.testing.assert_close(graph(X), y)

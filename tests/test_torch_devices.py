@@ -29,7 +29,9 @@ PLANS = {name: plan for name, plan in all_schedules().items() if plan.kind == "g
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PLANS)
 def test_narrowed_knobs_fit(name: str, dtype: str, widest: int) -> None:
-    """Every GPU schedule has knobs for any alignment, valid ones, and as wide as it lets them be."""
+    """Every GPU schedule has knobs for any alignment, valid ones, and as wide as it lets them
+    be.
+    """
     plan = PLANS[name]
     case = Case(plan.op, 1024, dtype, 512)
     found = narrowed(plan.default(case, GPU), plan, case, GPU, widest)
@@ -51,7 +53,9 @@ def test_knobs_that_fit_stay() -> None:
 
 
 def test_alignment_is_that_of_the_worst_tensor() -> None:
-    """In elements, of the first element and from row to row; where a kernel gets a copy it does not matter. CPUs do not mind."""
+    """In elements, of the first element and from row to row; where a kernel gets a copy it does not
+    matter. CPUs do not mind.
+    """
     whole = torch.empty(64)
     half = torch.empty(64, dtype=torch.float16)
 
@@ -61,7 +65,8 @@ def test_alignment_is_that_of_the_worst_tensor() -> None:
         return found.widest
 
     assert widest(whole, whole, hidden=64) == devices.ANY
-    assert widest(half, whole, hidden=64) == devices.ANY  # a vector in float32 narrows no access of low precision
+    # a vector in float32 narrows no access of low precision
+    assert widest(half, whole, hidden=64) == devices.ANY
     assert widest(whole, whole[1:33]) == 1
     assert widest(whole[2:], whole) == 2
     assert widest(half[4:]) == 4
@@ -73,14 +78,22 @@ def test_alignment_is_that_of_the_worst_tensor() -> None:
 
 
 def test_rows_that_lie_apart() -> None:
-    """Evenly strided rows ask for a kernel that takes their distance, and their distance is a matter of alignment as well."""
+    """Evenly strided rows ask for a kernel that takes their distance, and their distance is a
+    matter of alignment as well.
+    """
     whole = torch.empty(16, 12)
     vector = torch.empty(4)
     odd = whole.view(-1)[: 16 * 11].view(16, 11)
-    for view, widest in ((whole[:, :4], devices.ANY), (whole[:, 2:6], 2), (whole[::3, 4:8], devices.ANY), (odd[:, :4], 1)):
+    for view, widest in (
+        (whole[:, :4], devices.ANY),
+        (whole[:, 2:6], 2),
+        (whole[::3, 4:8], devices.ANY),
+        (odd[:, :4], 1),
+    ):
         assert devices.layout(GPU, [view, vector], 4) == (widest, True)
     assert devices.layout(GPU, [whole[:1, :4], vector], 4) == (devices.ANY, False)  # one row
-    assert devices.layout(GPU, [whole, whole[:, :3]], 3) == (devices.ANY, True)  # gates, four times hidden, and a cell that is part of wider rows
+    # gates, four times hidden, and a cell that is part of wider rows
+    assert devices.layout(GPU, [whole, whole[:, :3]], 3) == (devices.ANY, True)
 
 
 ROWS: dict[str, tuple[Callable[[], Tensor], int, int | None]] = {
@@ -104,8 +117,12 @@ ROWS: dict[str, tuple[Callable[[], Tensor], int, int | None]] = {
 
 
 @pytest.mark.parametrize(("make", "length", "stride"), ROWS.values(), ids=ROWS)
-def test_where_rows_lie(here: Here, make: Callable[[], Tensor], length: int, stride: int | None) -> None:
-    """The distance of evenly strided rows is found whatever their axes, and they stay where they are; other tensors are copied."""
+def test_where_rows_lie(
+    here: Here, make: Callable[[], Tensor], length: int, stride: int | None
+) -> None:
+    """The distance of evenly strided rows is found whatever their axes, and they stay where they
+    are; other tensors are copied.
+    """
     tensor = make().to(here.name)
     assert devices.row_stride(tensor, length) == stride
     taken = devices.matrix(tensor, length)
@@ -115,7 +132,9 @@ def test_where_rows_lie(here: Here, make: Callable[[], Tensor], length: int, str
 
 
 def test_a_device_without_kernels_is_none() -> None:
-    """What is neither a CPU nor a GPU that can be used has no device of lntune's, and kernels serve nothing there."""
+    """What is neither a CPU nor a GPU that can be used has no device of lntune's, and kernels serve
+    nothing there.
+    """
     assert devices.of(torch.device("meta")) is None
     y = lntune.layer_norm(torch.empty(2, 8, device="meta"), (8,))
     assert y.shape == (2, 8)
@@ -123,7 +142,9 @@ def test_a_device_without_kernels_is_none() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_misaligned_views_are_served(here: Here, dtype: torch.dtype) -> None:
-    """On a GPU a misaligned view, of input, weight or gradient, goes to a kernel with narrower accesses and gives what eager gives."""
+    """On a GPU a misaligned view, of input, weight or gradient, goes to a kernel with narrower
+    accesses and gives what eager gives.
+    """
     hidden, shift = 256, 3
     buffer = torch.randn(4 * hidden + shift, dtype=dtype, device=here.name)
     x = buffer[shift:].view(4, hidden)
@@ -132,12 +153,16 @@ def test_misaligned_views_are_served(here: Here, dtype: torch.dtype) -> None:
     here.launches()
     given = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y = lntune.layer_norm(given[0], (hidden,), *given[1:])
-    made = torch.autograd.grad(y, given, torch.ones(4 * hidden + 1, dtype=dtype, device=here.name)[1:].view(4, hidden))
+    made = torch.autograd.grad(
+        y, given, torch.ones(4 * hidden + 1, dtype=dtype, device=here.name)[1:].view(4, hidden)
+    )
     assert here.launches() >= 1
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
     truth = torch.nn.functional.layer_norm(wide[0], (hidden,), *wide[1:])
     expected = torch.autograd.grad(truth.sum(), wide)
-    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    tolerance: dict[str, Any] = (
+        {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    )
     for ours, theirs in zip((y, *made), (truth, *expected), strict=True):
         torch.testing.assert_close(ours.double(), theirs, **tolerance)
 

@@ -43,11 +43,18 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("shape", [64, (64,), (4, 16), [4, 16]], ids=repr)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_module(options: str, shape: Any) -> None:
-    """The same constructor, state_dict, repr, initialization and results; weights go over both ways."""
-    theirs, ours = nn.LayerNorm(shape, **OPTIONS[options]), lntune.LayerNorm(shape, **OPTIONS[options])
+    """The same constructor, state_dict, repr, initialization and results; weights go over both
+    ways.
+    """
+    theirs, ours = (
+        nn.LayerNorm(shape, **OPTIONS[options]),
+        lntune.LayerNorm(shape, **OPTIONS[options]),
+    )
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert repr(ours) == repr(theirs)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
     ours.load_state_dict(randomize(theirs).state_dict())
     x = torch.randn(3, *theirs.normalized_shape, dtype=OPTIONS[options].get("dtype"))
     for _ in range(2):
@@ -59,7 +66,9 @@ def test_the_module(options: str, shape: Any) -> None:
 
 
 def test_copies_and_files(tmp_path: Path) -> None:
-    """deepcopy, pickle and torch.save give a module that computes the same, also after the fast path was used."""
+    """deepcopy, pickle and torch.save give a module that computes the same, also after the fast
+    path was used.
+    """
     ours = randomize(lntune.LayerNorm(64))
     x = torch.randn(3, 64)
     with torch.no_grad():
@@ -81,8 +90,14 @@ def test_moving_and_changing_dtype() -> None:
     """.to(dtype), half of a model and the meta device work as on nn.LayerNorm."""
     ours = randomize(lntune.LayerNorm(64))
     x = torch.randn(3, 64)
-    close(ours.to(torch.bfloat16)(x.bfloat16()), nn.functional.layer_norm(x.bfloat16(), (64,), ours.weight, ours.bias))
-    close(ours.to(torch.float32)(x.bfloat16()), nn.functional.layer_norm(x.bfloat16(), (64,), ours.weight, ours.bias))
+    close(
+        ours.to(torch.bfloat16)(x.bfloat16()),
+        nn.functional.layer_norm(x.bfloat16(), (64,), ours.weight, ours.bias),
+    )
+    close(
+        ours.to(torch.float32)(x.bfloat16()),
+        nn.functional.layer_norm(x.bfloat16(), (64,), ours.weight, ours.bias),
+    )
     assert ours.to("meta")(x.to("meta")).shape == x.shape
 
 
@@ -99,7 +114,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shared = nn.LayerNorm(64)
-        self.first = nn.Sequential(nn.Linear(64, 64), shared, nn.ModuleList([nn.LayerNorm((4, 16), bias=False)])[0])
+        self.first = nn.Sequential(
+            nn.Linear(64, 64), shared, nn.ModuleList([nn.LayerNorm((4, 16), bias=False)])[0]
+        )
         self.again = shared
         self.own = Own(64)
 
@@ -110,7 +127,9 @@ class Net(nn.Module):
 
 
 def test_conversion() -> None:
-    """Nested modules are found, sharing, parameters, hooks and flags stay, a subclass is left alone, twice is once."""
+    """Nested modules are found, sharing, parameters, hooks and flags stay, a subclass is left
+    alone, twice is once.
+    """
     model = randomize(Net()).eval()
     model.first[1].weight.requires_grad_(False)
     called: list[str] = []
@@ -122,9 +141,15 @@ def test_conversion() -> None:
     called.clear()
     for _ in range(2):
         assert lntune.convert(model) is model
-        assert [type(m) for m in model.modules() if isinstance(m, nn.LayerNorm)] == [lntune.LayerNorm, lntune.LayerNorm, Own]
+        assert [type(m) for m in model.modules() if isinstance(m, nn.LayerNorm)] == [
+            lntune.LayerNorm,
+            lntune.LayerNorm,
+            Own,
+        ]
         assert model.first[1] is model.again
-        assert [id(p) for p in model.parameters()] == parameters and list(model.state_dict()) == keys
+        assert [id(p) for p in model.parameters()] == parameters and list(
+            model.state_dict()
+        ) == keys
         assert not model.again.training and not model.again.weight.requires_grad
     close(model(x), y)
     assert called == ["forward", "forward"]
@@ -158,9 +183,13 @@ def test_parametrized_modules_are_left_alone() -> None:
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_transformer_encoder(norm_first: bool) -> None:
-    """A TransformerEncoderLayer gives the same in training, in eval with gradients, and on its own fused inference path."""
+    """A TransformerEncoderLayer gives the same in training, in eval with gradients, and on its own
+    fused inference path.
+    """
     torch.manual_seed(0)
-    layer = randomize(nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=norm_first))
+    layer = randomize(
+        nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=norm_first)
+    )
     for p in layer.parameters():
         p.data.mul_(0.1)
     x = torch.randn(2, 5, 64)
@@ -178,9 +207,14 @@ def test_transformer_encoder(norm_first: bool) -> None:
 
 
 def test_modules_use_the_fast_path() -> None:
-    """After a call a module's kernel is remembered: conversion is not undone by a detour through eager."""
+    """After a call a module's kernel is remembered: conversion is not undone by a detour through
+    eager.
+    """
     lntune.reload()
     ours = lntune.LayerNorm(64)
     with torch.no_grad():
         ours(torch.randn(3, 64))
-        assert module._direct.call(torch.randn(3, 64), (64,), ours.weight, ours.bias, ours.eps) is not None
+        assert (
+            module._direct.call(torch.randn(3, 64), (64,), ours.weight, ours.bias, ours.eps)
+            is not None
+        )

@@ -1,4 +1,6 @@
-"""PyTorch's own tools on a converted model: tracing, scripting, exporting and quantizing do what they do on the model unconverted."""
+"""PyTorch's own tools on a converted model: tracing, scripting, exporting and quantizing do what
+they do on the model unconverted.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,15 @@ def ready() -> None:
 
 
 def test_symbolic_tracing() -> None:
-    """torch.fx.symbolic_trace records PyTorch's layer norm, of a model, of the norm alone, and of a function with any argument traced."""
+    """torch.fx.symbolic_trace records PyTorch's layer norm, of a model, of the norm alone, and of a
+    function with any argument traced.
+    """
     theirs, ours = networks()
     for model in (ours, lntune.convert(nn.Sequential(nn.LayerNorm(HIDDEN))), ours[1]):
         traced = torch.fx.symbolic_trace(model)
-        assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [functional.layer_norm]
+        assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [
+            functional.layer_norm
+        ]
         torch.testing.assert_close(traced(rows()), model(rows()))
     torch.testing.assert_close(torch.fx.symbolic_trace(ours)(rows()), theirs(rows()))
     x, w = rows(), rows(1)[0]
@@ -66,7 +72,9 @@ def test_symbolic_tracing() -> None:
 
 
 def test_symbolic_tracing_of_the_backward() -> None:
-    """A graph of a call of the backward holds PyTorch's operator, with the gradients that were wanted."""
+    """A graph of a call of the backward holds PyTorch's operator, with the gradients that were
+    wanted.
+    """
     x, dy, w = rows(), rows(5)[:4], rows(1)[0]
     _, mean, rstd = torch.native_layer_norm(x, [HIDDEN], w, None, 1e-5)
 
@@ -75,7 +83,9 @@ def test_symbolic_tracing_of_the_backward() -> None:
 
     traced = torch.fx.symbolic_trace(call)
     assert "aten.native_layer_norm_backward" in traced.code
-    torch.testing.assert_close(traced(dy, x, mean, rstd, w), call(dy, x, mean, rstd, w), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        traced(dy, x, mean, rstd, w), call(dy, x, mean, rstd, w), atol=1e-4, rtol=1e-4
+    )
 
 
 class Wrapper:
@@ -99,10 +109,14 @@ class Sub(Tensor):
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["input", "weight", "bias"])
 def test_torch_function_takes_the_call_over(which: int) -> None:
-    """An argument with a __torch_function__, a tensor or not, gets just what torch.nn.functional.layer_norm would have given it."""
+    """An argument with a __torch_function__, a tensor or not, gets just what
+    torch.nn.functional.layer_norm would have given it.
+    """
     given: list[Any] = [rows(), torch.ones(HIDDEN), torch.zeros(HIDDEN)]
     given[which] = Wrapper()
-    assert lntune.layer_norm(given[0], (HIDDEN,), given[1], given[2], eps=0.5) == functional.layer_norm(given[0], (HIDDEN,), *given[1:], eps=0.5)
+    assert lntune.layer_norm(
+        given[0], (HIDDEN,), given[1], given[2], eps=0.5
+    ) == functional.layer_norm(given[0], (HIDDEN,), *given[1:], eps=0.5)
     given[which] = rows(4 if which == 0 else 1).squeeze(0).as_subclass(Sub)
     Sub.seen = []
     y = lntune.layer_norm(given[0], (HIDDEN,), *given[1:])
@@ -114,14 +128,18 @@ def test_torch_function_takes_the_call_over(which: int) -> None:
 
 
 def test_function_modes_are_stacked() -> None:
-    """Modes see the call from the innermost outwards, also one whose arguments are no tensors, and whatever a default device adds."""
+    """Modes see the call from the innermost outwards, also one whose arguments are no tensors, and
+    whatever a default device adds.
+    """
 
     class Mode(TorchFunctionMode):
         def __init__(self, name: str, ends: bool) -> None:
             super().__init__()
             self.name, self.ends = name, ends
 
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is functional.layer_norm:
                 seen.append(self.name)
                 if self.ends:
@@ -145,7 +163,9 @@ def test_make_fx(mode: str) -> None:
 
 
 def test_scripting() -> None:
-    """torch.jit.script compiles a converted model and a function of ours to PyTorch's layer norm; what it saves loads; training goes on."""
+    """torch.jit.script compiles a converted model and a function of ours to PyTorch's layer norm;
+    what it saves loads; training goes on.
+    """
     theirs, ours = networks()
     scripted = torch.jit.script(ours)
     assert "aten::layer_norm" in str(scripted.inlined_graph)
@@ -153,7 +173,12 @@ def test_scripting() -> None:
     torch.jit.save(scripted, file)
     assert b"lntune.layer_norm" not in file.getvalue()
     file.seek(0)
-    for model in (scripted, torch.jit.load(file), torch.jit.trace(scripted, rows()), torch.jit.freeze(scripted)):
+    for model in (
+        scripted,
+        torch.jit.load(file),
+        torch.jit.trace(scripted, rows()),
+        torch.jit.freeze(scripted),
+    ):
         torch.testing.assert_close(model(rows(5)), theirs(rows(5)))
     function = torch.jit.script(plain_call)
     torch.testing.assert_close(function(rows()), functional.layer_norm(rows(), (HIDDEN,), eps=0.5))
@@ -167,17 +192,23 @@ def plain_call(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_an_exported_program_needs_no_lntune(strict: bool) -> None:
-    """torch.export writes PyTorch's layer norm, in inference and in training, with mixed dtypes, for any number of rows; it trains."""
+    """torch.export writes PyTorch's layer norm, in inference and in training, with mixed dtypes,
+    for any number of rows; it trains.
+    """
     theirs, ours = networks()
     for training in (False, True):
         ours.train(training)
-        program = torch.export.export(ours, (rows(),), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},), strict=strict)
+        program = torch.export.export(
+            ours, (rows(),), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},), strict=strict
+        )
         targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
         assert "aten.layer_norm.default" in targets and not any("lntune" in t for t in targets)
         torch.testing.assert_close(program.module()(rows(7)), theirs(rows(7)))
     program.module()(rows(7)).sum().backward()
     assert ours[1].weight.grad is not None
-    mixed = torch.export.export(lntune.LayerNorm(HIDDEN), (rows().bfloat16(),), strict=strict).module()
+    mixed = torch.export.export(
+        lntune.LayerNorm(HIDDEN), (rows().bfloat16(),), strict=strict
+    ).module()
     assert mixed(rows().bfloat16()).dtype == torch.bfloat16
 
 
@@ -185,7 +216,13 @@ def test_an_exported_program_needs_no_lntune(strict: bool) -> None:
 def test_onnx(dynamo: bool) -> None:
     """Either of PyTorch's ONNX exporters writes the operator LayerNormalization."""
     for package in ("onnx", *(["onnxscript"] if dynamo else [])):
-        pytest.importorskip(package, reason="the test's extra leaves the 40 MB of onnx out; pip install onnx onnxscript runs this")
+        pytest.importorskip(
+            package,
+            reason=(
+                "the test's extra leaves the 40 MB of onnx out; pip install onnx onnxscript runs"
+                " this"
+            ),
+        )
     import onnx
 
     _, ours = networks()
@@ -204,11 +241,21 @@ def test_onnx(dynamo: bool) -> None:
 def test_onnx_of_an_lstm(dynamo: bool) -> None:
     """Either exporter writes an LSTM in ONNX's own operators, which compute the same."""
     for package in ("onnx", *(["onnxscript"] if dynamo else [])):
-        pytest.importorskip(package, reason="the test's extra leaves the 40 MB of onnx out; pip install onnx onnxscript runs this")
+        pytest.importorskip(
+            package,
+            reason=(
+                "the test's extra leaves the 40 MB of onnx out; pip install onnx onnxscript runs"
+                " this"
+            ),
+        )
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    lstm, x, file = lntune.LayerNormLSTM(4, 8, bidirectional=True).eval(), torch.randn(3, 2, 4), io.BytesIO()
+    lstm, x, file = (
+        lntune.LayerNormLSTM(4, 8, bidirectional=True).eval(),
+        torch.randn(3, 2, 4),
+        io.BytesIO(),
+    )
     if dynamo:
         program = torch.onnx.export(lstm, (x,), dynamo=True, verbose=False)
         assert program is not None
@@ -222,7 +269,9 @@ def test_onnx_of_an_lstm(dynamo: bool) -> None:
 
 
 def test_an_lstm_on_its_way_to_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a model is exported to ONNX, which knows neither operators of ours nor a loop, an LSTM is PyTorch's operators step by step."""
+    """While a model is exported to ONNX, which knows neither operators of ours nor a loop, an LSTM
+    is PyTorch's operators step by step.
+    """
     lstm, x = lntune.LayerNormLSTM(4, 8), torch.randn(3, 2, 4)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     for strict in (True, False):
@@ -231,7 +280,9 @@ def test_an_lstm_on_its_way_to_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_static_quantization() -> None:
-    """Eager-mode static quantization puts the quantized norm in the place of ours as in that of PyTorch's, with the same result."""
+    """Eager-mode static quantization puts the quantized norm in the place of ours as in that of
+    PyTorch's, with the same result.
+    """
     results = []
     for model in networks(quantization.QuantStub, quantization.DeQuantStub):
         model.qconfig = quantization.get_default_qconfig("fbgemm")
@@ -244,7 +295,9 @@ def test_static_quantization() -> None:
 
 
 def test_quantization_aware_training() -> None:
-    """A model prepared for quantization-aware training observes ours as PyTorch's, trains, and becomes the same quantized model."""
+    """A model prepared for quantization-aware training observes ours as PyTorch's, trains, and
+    becomes the same quantized model.
+    """
     for model in networks(quantization.QuantStub, quantization.DeQuantStub):
         model.train().qconfig = quantization.get_default_qat_qconfig("fbgemm")
         prepared = quantization.prepare_qat(model)
@@ -256,7 +309,9 @@ def test_quantization_of_a_traced_model() -> None:
     """FX graph mode quantizes the norm of a converted model as that of the model unconverted."""
     results = []
     for model in networks():
-        prepared = quantize_fx.prepare_fx(model, quantization.get_default_qconfig_mapping(), (rows(),))
+        prepared = quantize_fx.prepare_fx(
+            model, quantization.get_default_qconfig_mapping(), (rows(),)
+        )
         prepared(rows(64))
         quantized = quantize_fx.convert_fx(prepared)
         assert not any(n.target is functional.layer_norm for n in quantized.graph.nodes)
@@ -273,7 +328,9 @@ def test_dynamic_quantization() -> None:
 
 @pytest.mark.slow
 def test_compiled_code_leaves_subclasses_to_pytorch() -> None:
-    """Under torch.compile a tensor of another class goes through PyTorch's operator, whose rules it knows, not through a custom op."""
+    """Under torch.compile a tensor of another class goes through PyTorch's operator, whose rules it
+    knows, not through a custom op.
+    """
     from torch.testing._internal.two_tensor import TwoTensor
 
     graphs: list[str] = []
@@ -283,10 +340,15 @@ def test_compiled_code_leaves_subclasses_to_pytorch() -> None:
         return graph.forward
 
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x: lntune.layer_norm(x, (HIDDEN,)), backend=backend, fullgraph=True)
+    compiled = torch.compile(
+        lambda x: lntune.layer_norm(x, (HIDDEN,)), backend=backend, fullgraph=True
+    )
     for x in (TwoTensor(rows(), 2 * rows()), rows()):
         compiled(x)
-    assert [("torch.nn.functional.layer_norm" in code, "lntune" in code) for code in graphs] == [(True, False), (False, True)]
+    assert [("torch.nn.functional.layer_norm" in code, "lntune" in code) for code in graphs] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 LOAD = """
@@ -303,18 +365,30 @@ print(*lstm(torch.ones(6, 2, 4))[0].shape)
 
 @pytest.mark.slow
 def test_files_of_exported_programs(tmp_path: Path) -> None:
-    """A saved program of a converted model runs where lntune is not loaded; one of an LSTM, whose operator PyTorch has not, names lntune there,
-    and runs once LayerNormLSTM is imported.
+    """A saved program of a converted model runs where lntune is not loaded; one of an LSTM, whose
+    operator PyTorch has not, names lntune there, and runs once LayerNormLSTM is imported.
     """
     _, ours = networks()
     torch.export.save(torch.export.export(ours, (torch.ones(3, HIDDEN),)), tmp_path / "norm.pt2")
     torch.save(ours(torch.ones(3, HIDDEN)).detach(), tmp_path / "norm.pt")
-    torch.export.save(torch.export.export(lntune.LayerNormLSTM(4, 3), (torch.ones(6, 2, 4),), strict=True), tmp_path / "lstm.pt2")
+    torch.export.save(
+        torch.export.export(lntune.LayerNormLSTM(4, 3), (torch.ones(6, 2, 4),), strict=True),
+        tmp_path / "lstm.pt2",
+    )
 
     def load(first: str) -> subprocess.CompletedProcess[str]:
         code = LOAD.format(first=first, needed=bool(first))
-        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     without, loaded = load(""), load("from lntune import LayerNormLSTM")
-    assert without.returncode == 1 and "failed to resolve torch.ops.lntune.lnlstm_" in without.stderr
+    assert (
+        without.returncode == 1 and "failed to resolve torch.ops.lntune.lnlstm_" in without.stderr
+    )
     assert (loaded.returncode, loaded.stdout) == (0, "6 2 3\n"), loaded.stderr

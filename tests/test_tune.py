@@ -20,7 +20,15 @@ import pytest
 from lntune import device as device_module
 from lntune import schedule, search, tune
 from lntune.case import Case
-from lntune.errors import BuildError, InputError, LntuneError, LogError, ScheduleError, ToolchainError, UnknownNameError
+from lntune.errors import (
+    BuildError,
+    InputError,
+    LntuneError,
+    LogError,
+    ScheduleError,
+    ToolchainError,
+    UnknownNameError,
+)
 from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.measure.trial import Candidate, Job, Outcome
@@ -81,7 +89,8 @@ class FakeWorker:
 def cost_of(candidate: Candidate) -> float:
     """A made-up time in microseconds that depends on the knobs alone."""
     return 10 + sum(
-        (i + 1) * len(f"{name}{value}") + (len(value) if isinstance(value, str) else int(value)) * (i + 3)
+        (i + 1) * len(f"{name}{value}")
+        + (len(value) if isinstance(value, str) else int(value)) * (i + 3)
         for i, (name, value) in enumerate(candidate.items)
     )
 
@@ -89,45 +98,67 @@ def cost_of(candidate: Candidate) -> float:
 def always_ok(job: Job) -> Outcome:
     """Everything works."""
     if not job.final:
-        return Outcome("ok", "", {"tuned": Timing((1.0,), cost_of(job.candidates[0]))}, {"y": 0.5}, {"y": 1.0})
+        return Outcome(
+            "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidates[0]))}, {"y": 0.5}, {"y": 1.0}
+        )
     timings = {str(i): Timing((1.0,), cost_of(c)) for i, c in enumerate(job.candidates)}
     best = min(timings, key=lambda i: timings[i].median_us)
-    timings |= {name: Timing((1.0,), 50.0) for name in ("default", "eager", "copy") if name != "default" or job.default}
+    timings |= {
+        name: Timing((1.0,), 50.0)
+        for name in ("default", "eager", "copy")
+        if name != "default" or job.default
+    }
     return Outcome("ok", best, timings, {"y": 0.5}, {"y": 1.0})
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    """A worker of the test's own in place of the real one; everything works unless the test says otherwise."""
+    """A worker of the test's own in place of the real one; everything works unless the test says
+    otherwise.
+    """
     worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(always_ok)})
     monkeypatch.setattr(loop, "Worker", worker)
     return worker
 
 
 def settings(*schedules: str, **fields: Any) -> Settings:
-    """Settings for the schedules named; exhaustive and without a time limit unless asked otherwise."""
+    """Settings for the schedules named; exhaustive and without a time limit unless asked
+    otherwise.
+    """
     return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
 
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A time for a run that never ends for want of it, though its finals are as short as they may be."""
+    """A time for a run that never ends for want of it, though its finals are as short as they may
+    be.
+    """
     monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
     return 600.0
 
 
 def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: float) -> None:
-    """Two cases, four trials each: every trial is in the log, and each case has a final that holds the winner, the default
-    knobs, eager and a copy with all their samples, errors and everything the result depends on.
+    """Two cases, four trials each: every trial is in the log, and each case has a final that holds
+    the winner, the default knobs, eager and a copy with all their samples, errors and everything
+    the result depends on.
     """
     monkeypatch.setenv("LNTUNE_SCHEDULES", "")
     seen: list[tuple[str, int, int]] = []
-    summary = tune.tune([CASE, OTHER], Settings(trials=4, seconds=brief), lambda p: seen.append((p.phase, p.index, p.trials)))
+    summary = tune.tune(
+        [CASE, OTHER],
+        Settings(trials=4, seconds=brief),
+        lambda p: seen.append((p.phase, p.index, p.trials)),
+    )
     trials, finals = logged(tmp_path), logged(tmp_path, "final")
     assert [t.case for t in trials] == [CASE] * 4 + [OTHER] * 4
     assert [f.case for f in finals] == [CASE, OTHER]
     assert summary.finals == finals
-    assert (summary.trials, summary.statuses["ok"], summary.interrupted, summary.untuned) == (8, 8, False, {})
+    assert (summary.trials, summary.statuses["ok"], summary.interrupted, summary.untuned) == (
+        8,
+        8,
+        False,
+        {},
+    )
     assert summary.seconds > 0
     assert summary.log_dir == tmp_path / "log"
     for record in (*trials, *finals):
@@ -148,22 +179,37 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: floa
     assert all(set(t.timings) == {"tuned"} for t in trials)
     for final in finals:
         assert set(final.timings) == {"tuned", "default", "eager", "copy"}
-        assert len({len(t.samples_us) for t in final.timings.values()}) == 1  # interleaved: one sample each a round
+        # interleaved: one sample each a round
+        assert len({len(t.samples_us) for t in final.timings.values()}) == 1
         assert len(final.timings["tuned"].samples_us) >= 9
-        assert any(t.schedule == final.schedule and t.knobs == final.knobs for t in trials if t.case == final.case)
-    assert [s for s in seen if s[0] == "search"] == [("search", index, n) for index in (0, 1) for n in range(5)]
+        assert any(
+            t.schedule == final.schedule and t.knobs == final.knobs
+            for t in trials
+            if t.case == final.case
+        )
+    assert [s for s in seen if s[0] == "search"] == [
+        ("search", index, n) for index in (0, 1) for n in range(5)
+    ]
     assert [s[0] for s in seen if s[1] == 0][-2:] == ["final", "done"]
 
 
 def test_a_run_among_broken_schedules(tmp_path: Path, brief: float) -> None:
-    """Candidates that crash, hang, raise or answer wrongly are logged as what they did, the run goes on, and the good one
-    wins, though the wrong one would have been the fastest.
+    """Candidates that crash, hang, raise or answer wrongly are logged as what they did, the run
+    goes on, and the good one wins, though the wrong one would have been the fastest.
     """
     names = ("aborts", "hangs", "raises", "kernel_segfaults", "wrong_but_fast", "plain")
     summary = tune.tune([CASE], settings(*names, trials=len(names), timeout=3.0, seconds=brief))
-    expected = {"aborts": "run", "hangs": "timeout", "raises": "compile", "kernel_segfaults": "run", "wrong_but_fast": "wrong", "plain": "ok"}
+    expected = {
+        "aborts": "run",
+        "hangs": "timeout",
+        "raises": "compile",
+        "kernel_segfaults": "run",
+        "wrong_but_fast": "wrong",
+        "plain": "ok",
+    }
     trials = logged(tmp_path)
-    assert {t.schedule: t.status for t in trials} == expected  # the default knobs of each schedule come first
+    # the default knobs of each schedule come first
+    assert {t.schedule: t.status for t in trials} == expected
     assert all(t.message and not t.timings for t in trials if t.status != "ok")
     assert summary.statuses == {"ok": 1, "run": 2, "timeout": 1, "compile": 1, "wrong": 1}
     (final,) = logged(tmp_path, "final")
@@ -172,17 +218,26 @@ def test_a_run_among_broken_schedules(tmp_path: Path, brief: float) -> None:
 
 
 def test_a_finalist_that_fails_now(tmp_path: Path, brief: float) -> None:
-    """A candidate that worked in its trial and kills the final is found out, logged, and the others are measured without it."""
+    """A candidate that worked in its trial and kills the final is found out, logged, and the others
+    are measured without it.
+    """
     summary = tune.tune([CASE], settings("fickle", "plain", trials=2, timeout=20.0, seconds=brief))
     assert summary.statuses == {"ok": 2}
-    assert {(r.schedule, r.status) for r in logged(tmp_path, "final")} == {("fickle", "run"), ("plain", "ok")}
+    assert {(r.schedule, r.status) for r in logged(tmp_path, "final")} == {
+        ("fickle", "run"),
+        ("plain", "ok"),
+    }
     assert [f.schedule for f in summary.finals] == ["plain"]
     assert [r.schedule for r in records.finals(logged(tmp_path, "final")).values()] == ["plain"]
 
 
 def test_no_candidate_survives(tmp_path: Path, fake: type[FakeWorker]) -> None:
     """A case without any survivor has no final; the summary says so, and the next case is tuned."""
-    fake.answer = staticmethod(lambda job: always_ok(job) if job.case == OTHER else Outcome("wrong", "y: off", errors={"y": 3.0}))
+    fake.answer = staticmethod(
+        lambda job: (
+            always_ok(job) if job.case == OTHER else Outcome("wrong", "y: off", errors={"y": 3.0})
+        )
+    )
     summary = tune.tune([CASE, OTHER], settings("plain"))
     assert list(summary.untuned) == [str(CASE)]
     assert [f.case for f in summary.finals] == [OTHER]
@@ -204,8 +259,9 @@ def test_wrong_never_wins(fake: type[FakeWorker]) -> None:
 
 
 def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) -> None:
-    """Tuned again, with a search that does not come by it, a case's winner of before is tried and in the final; not when its schedule has
-    changed since, when it was another device's, or when the search came by it.
+    """Tuned again, with a search that does not come by it, a case's winner of before is tried and
+    in the final; not when its schedule has changed since, when it was another device's, or when the
+    search came by it.
     """
     (before,) = tune.tune([CASE], settings("cached_rows")).finals
     fake.jobs.clear()
@@ -213,7 +269,10 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
     tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
     assert len(tried) == 2 and tried[1] == before.knobs
     assert before.knobs in [c.knobs for c in fake.jobs[-1].candidates]
-    for changes in ({"code": Code("of yesterday")}, {"device": msgspec.structs.replace(before.device, cores=99)}):
+    for changes in (
+        {"code": Code("of yesterday")},
+        {"device": msgspec.structs.replace(before.device, cores=99)},
+    ):
         other = tmp_path / str(changes)
         records.append(other, msgspec.structs.replace(before, **changes))
         fake.jobs.clear()
@@ -226,7 +285,9 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
 
 
 @pytest.mark.parametrize("culprits", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
-def test_the_final_goes_on_without_the_culprits(tmp_path: Path, fake: type[FakeWorker], culprits: set[int]) -> None:
+def test_the_final_goes_on_without_the_culprits(
+    tmp_path: Path, fake: type[FakeWorker], culprits: set[int]
+) -> None:
     """Whichever of three finalists makes the final fail, the fastest of the others wins."""
     ranked: list[Candidate] = []
 
@@ -247,8 +308,14 @@ def test_the_final_goes_on_without_the_culprits(tmp_path: Path, fake: type[FakeW
 
 
 def test_finalists_that_fail_only_together(fake: type[FakeWorker]) -> None:
-    """When each finalist works alone but not beside the others (memory, time), the best in the search wins."""
-    fake.answer = staticmethod(lambda job: Outcome("timeout", "late") if job.final and len(job.candidates) > 1 else always_ok(job))
+    """When each finalist works alone but not beside the others (memory, time), the best in the
+    search wins.
+    """
+    fake.answer = staticmethod(
+        lambda job: (
+            Outcome("timeout", "late") if job.final and len(job.candidates) > 1 else always_ok(job)
+        )
+    )
     (final,) = tune.tune([CASE], settings("plain")).finals
     trials = [job.candidates[0] for job in fake.jobs if not job.final]
     assert final.knobs == min(trials, key=cost_of).knobs
@@ -256,9 +323,17 @@ def test_finalists_that_fail_only_together(fake: type[FakeWorker]) -> None:
 
 
 def test_broken_default_knobs_do_not_spoil_the_final(fake: type[FakeWorker]) -> None:
-    """Where what serves the case untuned did not work in the search, the final goes without it; where only the final shows that, too."""
-    default = Candidate.of("cached_rows", schedule.get("cached_rows").default(CASE, device_module.current()))
-    fake.answer = staticmethod(lambda job: Outcome("run", "died") if default in (*job.candidates, job.default) else always_ok(job))
+    """Where what serves the case untuned did not work in the search, the final goes without it;
+    where only the final shows that, too.
+    """
+    default = Candidate.of(
+        "cached_rows", schedule.get("cached_rows").default(CASE, device_module.current())
+    )
+    fake.answer = staticmethod(
+        lambda job: (
+            Outcome("run", "died") if default in (*job.candidates, job.default) else always_ok(job)
+        )
+    )
     for chosen in (("plain", "cached_rows"), ("plain",)):
         fake.jobs.clear()
         (final,) = tune.tune([CASE], settings(*chosen)).finals
@@ -267,13 +342,20 @@ def test_broken_default_knobs_do_not_spoil_the_final(fake: type[FakeWorker]) -> 
 
 
 @pytest.mark.parametrize("chosen", [("plain",), ("plain", "cached_rows")])
-def test_the_default_of_a_final_is_what_serves_untuned(chosen: tuple[str, ...], fake: type[FakeWorker]) -> None:
-    """Whichever schedules are tuned and win, the winner is compared with the default knobs of the operator's first schedule, and the record says
-    which these are. Unless that schedule is tuned they are measured in the final only and cannot win.
+def test_the_default_of_a_final_is_what_serves_untuned(
+    chosen: tuple[str, ...], fake: type[FakeWorker]
+) -> None:
+    """Whichever schedules are tuned and win, the winner is compared with the default knobs of the
+    operator's first schedule, and the record says which these are. Unless that schedule is tuned
+    they are measured in the final only and cannot win.
     """
     name, plan = next(iter(schedule.for_op("layer_norm", "cpu").items()))
     default = Candidate.of(name, plan.default(CASE, device_module.current()))
-    fake.answer = staticmethod(lambda job: msgspec.structs.replace(always_ok(job), message="0") if job.final else always_ok(job))
+    fake.answer = staticmethod(
+        lambda job: (
+            msgspec.structs.replace(always_ok(job), message="0") if job.final else always_ok(job)
+        )
+    )
     (final,) = tune.tune([CASE], settings(*chosen)).finals
     assert final.schedule == "plain" and final.timings["default"].median_us == 50
     assert final.default == records.Setting(name, default.knobs)
@@ -281,10 +363,16 @@ def test_the_default_of_a_final_is_what_serves_untuned(chosen: tuple[str, ...], 
 
 
 def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
-    """What is left of a case's share for its final may be spent where other work disturbs the first measurement, and no more."""
+    """What is left of a case's share for its final may be spent where other work disturbs the first
+    measurement, and no more.
+    """
     tune.tune([CASE], settings("plain", seconds=40.0, trials=3))
     (job,) = [job for job in fake.jobs if job.final]
-    assert 0 < job.seconds <= 2 and job.spare > 0 and job.seconds + job.spare <= 40.0 * loop.FINAL_SHARE
+    assert (
+        0 < job.seconds <= 2
+        and job.spare > 0
+        and job.seconds + job.spare <= 40.0 * loop.FINAL_SHARE
+    )
     fake.jobs.clear()
     tune.tune([CASE], settings("plain", seconds=0.5, trials=1))
     assert [job.spare for job in fake.jobs if job.final] == [0.0]
@@ -292,20 +380,28 @@ def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
 
 @pytest.mark.parametrize("name", search.SEARCHES)
 def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
-    """Every search starts with the default knobs, tries each candidate at most once, keeps to its number of trials, finds the
-    optimum when it may try everything, and reaches every schedule.
+    """Every search starts with the default knobs, tries each candidate at most once, keeps to its
+    number of trials, finds the optimum when it may try everything, and reaches every schedule.
     """
     tune.tune([CASE], settings("plain", "cached_rows", search=name, trials=5))
     trials = logged(tmp_path)
     plain = schedule.get("plain")
     assert len(trials) == 5
-    assert trials[0].knobs == Candidate.of("plain", plain.default(CASE, device_module.current())).knobs
+    assert (
+        trials[0].knobs == Candidate.of("plain", plain.default(CASE, device_module.current())).knobs
+    )
     fake.jobs.clear()
     (final,) = tune.tune([CASE], settings("plain", "cached_rows", search=name)).finals
     tried = [job.candidates[0] for job in fake.jobs if not job.final]
-    spaces = [Candidate.of(n, k) for n in ("plain", "cached_rows") for k in schedule.get(n).space(CASE, device_module.current())]
+    spaces = [
+        Candidate.of(n, k)
+        for n in ("plain", "cached_rows")
+        for k in schedule.get(n).space(CASE, device_module.current())
+    ]
     assert sorted(map(repr, tried)) == sorted(map(repr, spaces))
-    assert cost_of(Candidate(final.schedule, tuple(final.knobs.items()))) == min(map(cost_of, spaces))
+    assert cost_of(Candidate(final.schedule, tuple(final.knobs.items()))) == min(
+        map(cost_of, spaces)
+    )
 
 
 @pytest.mark.parametrize("name", ["random", "local"])
@@ -314,7 +410,10 @@ def test_the_seed_decides_what_is_tried(name: str, fake: type[FakeWorker]) -> No
 
     def tried(seed: int) -> list[Candidate]:
         fake.jobs.clear()
-        tune.tune([Case("layer_norm", 1024, "bfloat16", 512)], settings("cached_rows", search=name, trials=12, seed=seed))
+        tune.tune(
+            [Case("layer_norm", 1024, "bfloat16", 512)],
+            settings("cached_rows", search=name, trials=12, seed=seed),
+        )
         return [job.candidates[0] for job in fake.jobs if not job.final]
 
     assert tried(1) == tried(1)
@@ -339,9 +438,12 @@ class Clock:
         return self.now
 
 
-def test_the_time_is_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """The budget is divided among the cases that are left, a part of each is kept for the final, what one case leaves goes to
-    the next, and when it is over the rest is named as untuned. By a clock that trials move by a second each.
+def test_the_time_is_shared_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """The budget is divided among the cases that are left, a part of each is kept for the final,
+    what one case leaves goes to the next, and when it is over the rest is named as untuned. By a
+    clock that trials move by a second each.
     """
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
@@ -349,26 +451,38 @@ def test_the_time_is_shared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     wide = [Case("layer_norm", h, "float32", 512) for h in (1024, 2048, 4096)]
 
     def answer(job: Job) -> Outcome:
-        clock.now += 40.0 if job.final and job.case == wide[1] else job.seconds if job.final else 1.0
+        clock.now += (
+            40.0 if job.final and job.case == wide[1] else job.seconds if job.final else 1.0
+        )
         return always_ok(job)
 
     fake.answer = staticmethod(answer)
-    summary = tune.tune(wide, settings("cached_rows", seconds=60.0, log_dir=tmp_path / "log"))  # without the shipped logs' winners
+    # without the shipped logs' winners
+    summary = tune.tune(wide, settings("cached_rows", seconds=60.0, log_dir=tmp_path / "log"))
     counts = [sum(job.case == case and not job.final for job in fake.jobs) for case in wide]
-    assert counts[0] == 13  # 60 s / 3 cases, less the final's share of 30 %, and less a trial that would end when that begins
-    assert counts[1] in (15, 16)  # half of what is left, which is more: the final took less than was kept for it
+    # 60 s / 3 cases, less the final's share of 30 %, and less a trial that would end when that
+    # begins
+    assert counts[0] == 13
+    # half of what is left, which is more: the final took less than was kept for it
+    assert counts[1] in (15, 16)
     assert counts[2] == 0  # the second final overran
     assert list(summary.untuned) == [str(wide[2])]
     assert [f.case for f in summary.finals] == wide[:2]
 
 
 class Slow:
-    """A machine on which all takes its time: `start` seconds for the worker, `trial` to build and check a candidate, here and in finals."""
+    """A machine on which all takes its time: `start` seconds for the worker, `trial` to build and
+    check a candidate, here and in finals.
+    """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker], start: float, trial: float) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker], start: float, trial: float
+    ) -> None:
         self.clock = Clock()
         monkeypatch.setattr(loop, "time", self.clock)
-        monkeypatch.setattr(loop, "Budget", functools.partial(search.Budget, clock=self.clock.monotonic))
+        monkeypatch.setattr(
+            loop, "Budget", functools.partial(search.Budget, clock=self.clock.monotonic)
+        )
 
         def started(_: FakeWorker) -> None:
             self.clock.now += start
@@ -385,10 +499,16 @@ class Slow:
 @pytest.mark.parametrize("seconds", [8.0, 12.0, 20.0, 60.0])
 @pytest.mark.parametrize("trial", [0.1, 0.5, 1.0])
 def test_a_budget_is_the_whole_run(
-    cases: int, seconds: float, trial: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+    cases: int,
+    seconds: float,
+    trial: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake: type[FakeWorker],
 ) -> None:
-    """The start of the worker and every final are in the budget: a run ends in it, or less than a trial later, and uses most of it where
-    there is enough to try, however long building and checking take.
+    """The start of the worker and every final are in the budget: a run ends in it, or less than a
+    trial later, and uses most of it where there is enough to try, however long building and
+    checking take.
     """
     slow = Slow(monkeypatch, fake, 4.0, trial)
     wide = [Case("layer_norm", 1024 * (i + 1), "float32", 512) for i in range(cases)]
@@ -403,21 +523,28 @@ def test_a_budget_is_the_whole_run(
         assert summary.untuned == {} and summary.notes == []
 
 
-def test_a_budget_too_small_for_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """Where the worker's start takes all of the budget the first case gets a trial and a short final, the others nothing, and it is said
-    how long the start took and what budget is of use.
+def test_a_budget_too_small_for_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Where the worker's start takes all of the budget the first case gets a trial and a short
+    final, the others nothing, and it is said how long the start took and what budget is of use.
     """
     Slow(monkeypatch, fake, 4.0, 0.2)
     summary = tune.tune([CASE, OTHER], settings("plain", seconds=2.0, log_dir=tmp_path / "log"))
     assert (summary.trials, [f.case for f in summary.finals]) == (1, [CASE])
     assert summary.untuned == {str(OTHER): "the time was over"}
-    assert summary.notes == ["the budget of 2.0 s is too short: to start the process that measures took 4.0 s of it; 13 s or more are of use"]
+    assert summary.notes == [
+        "the budget of 2.0 s is too short: to start the process that measures took 4.0 s of it; 13"
+        " s or more are of use"
+    ]
     assert [job.seconds for job in fake.jobs if job.final] == [0.1]
 
 
-def test_a_final_begins_in_time_for_calls_that_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """Where a call takes a fifth of a second a final's least number of calls takes many seconds: they are kept for it, and finalists are
-    left out for which there is no time.
+def test_a_final_begins_in_time_for_calls_that_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Where a call takes a fifth of a second a final's least number of calls takes many seconds:
+    they are kept for it, and finalists are left out for which there is no time.
     """
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
@@ -426,7 +553,9 @@ def test_a_final_begins_in_time_for_calls_that_take_long(tmp_path: Path, monkeyp
     def answer(job: Job) -> Outcome:
         clock.now += 0.5 + (0.2 * 18 * (len(job.candidates) + 2) if job.final else 0.2 * 5)
         made = always_ok(job)
-        return msgspec.structs.replace(made, timings={name: Timing((2e5,), 2e5) for name in made.timings})
+        return msgspec.structs.replace(
+            made, timings={name: Timing((2e5,), 2e5) for name in made.timings}
+        )
 
     fake.answer = staticmethod(answer)
     summary = tune.tune([CASE], settings("plain", seconds=30.0, log_dir=tmp_path / "log"))
@@ -434,9 +563,11 @@ def test_a_final_begins_in_time_for_calls_that_take_long(tmp_path: Path, monkeyp
     assert len(next(job for job in fake.jobs if job.final).candidates) < 4
 
 
-def test_a_trial_that_outlasts_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """A candidate that hangs when the time is nearly over is cut short before its own limit; what is not its fault is not logged, the case
-    is settled among the others and the run ends.
+def test_a_trial_that_outlasts_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """A candidate that hangs when the time is nearly over is cut short before its own limit; what
+    is not its fault is not logged, the case is settled among the others and the run ends.
     """
     clock, limits = Clock(), []
     monkeypatch.setattr(loop, "time", clock)
@@ -452,22 +583,28 @@ def test_a_trial_that_outlasts_the_budget(tmp_path: Path, monkeypatch: pytest.Mo
         return always_ok(job)
 
     monkeypatch.setattr(fake, "run", run)
-    summary = tune.tune([CASE], settings("plain", seconds=20.0, timeout=30.0, log_dir=tmp_path / "log"))
+    summary = tune.tune(
+        [CASE], settings("plain", seconds=20.0, timeout=30.0, log_dir=tmp_path / "log")
+    )
     assert limits[:3] == [20.0, 19.0, 18.0]
     assert summary.statuses == {"ok": 2} and len(logged(tmp_path)) == 2
     assert [f.case for f in summary.finals] == [CASE]
 
 
 def test_why_candidates_failed_is_told(fake: type[FakeWorker]) -> None:
-    """The commonest reason comes first, in the words of the first candidate that failed so; a case without any survivor has it beside its
-    name.
+    """The commonest reason comes first, in the words of the first candidate that failed so; a case
+    without any survivor has it beside its name.
     """
     count = 0
 
     def answer(job: Job) -> Outcome:
         nonlocal count
         count += 1
-        return Outcome("compile", "no header") if count == 1 else Outcome("wrong", f"y: {count}.5 times the tolerance")
+        return (
+            Outcome("compile", "no header")
+            if count == 1
+            else Outcome("wrong", f"y: {count}.5 times the tolerance")
+        )
 
     fake.answer = staticmethod(answer)
     summary = tune.tune([CASE], settings("plain", trials=4))
@@ -475,13 +612,15 @@ def test_why_candidates_failed_is_told(fake: type[FakeWorker]) -> None:
         ("wrong", 3, "y: 2.5 times the tolerance"),
         ("compile", 1, "no header"),
     ]
-    assert summary.untuned == {str(CASE): "no candidate was built, right and in time (3 wrong: y: 2.5 times the tolerance)"}
+    assert summary.untuned == {
+        str(CASE): "no candidate was built, right and in time (3 wrong: y: 2.5 times the tolerance)"
+    }
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWorker]) -> None:
-    """Ctrl-C while finalists are measured: the best one is measured once more, shortly, and is the winner, and no other case is begun. A
-    second Ctrl-C ends the run at once, without it.
+    """Ctrl-C while finalists are measured: the best one is measured once more, shortly, and is the
+    winner, and no other case is begun. A second Ctrl-C ends the run at once, without it.
     """
     came = 0
 
@@ -497,10 +636,14 @@ def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWork
     trials = [job.candidates[0] for job in fake.jobs if not job.final]
     assert summary.interrupted and all(job.case == CASE for job in fake.jobs)
     assert summary.finals == logged(tmp_path, "final")
-    assert [f.knobs for f in summary.finals] == ([min(trials, key=cost_of).knobs] if times == 1 else [])
+    assert [f.knobs for f in summary.finals] == (
+        [min(trials, key=cost_of).knobs] if times == 1 else []
+    )
     finals = [job for job in fake.jobs if job.final]
     assert len(finals) == 2
-    assert finals[1].seconds < finals[0].seconds and finals[1].candidates == (min(trials, key=cost_of),)
+    assert finals[1].seconds < finals[0].seconds and finals[1].candidates == (
+        min(trials, key=cost_of),
+    )
 
 
 def test_an_interrupt_in_a_case_without_a_trial(fake: type[FakeWorker]) -> None:
@@ -517,7 +660,9 @@ def test_an_interrupt_in_a_case_without_a_trial(fake: type[FakeWorker]) -> None:
 
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_an_interrupt_keeps_what_was_found(at: int, tmp_path: Path, fake: type[FakeWorker]) -> None:
-    """Ctrl-C in the search ends it: the trials are in the log, the case is settled among them, later cases are left alone."""
+    """Ctrl-C in the search ends it: the trials are in the log, the case is settled among them,
+    later cases are left alone.
+    """
 
     def observe(progress: Progress) -> None:
         if progress.phase == "search" and progress.trials == at:
@@ -533,8 +678,12 @@ def test_an_interrupt_keeps_what_was_found(at: int, tmp_path: Path, fake: type[F
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_an_interrupt_while_a_trial_is_logged(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """Ctrl-C when a trial is on disk and not noted elsewhere yet waits until it is: log, counts and winner agree."""
+def test_an_interrupt_while_a_trial_is_logged(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Ctrl-C when a trial is on disk and not noted elsewhere yet waits until it is: log, counts and
+    winner agree.
+    """
     append, written = records.append, []
 
     def interrupted(folder: Path, record: Record) -> None:
@@ -551,8 +700,12 @@ def test_an_interrupt_while_a_trial_is_logged(at: int, tmp_path: Path, monkeypat
     assert [f.case for f in summary.finals] == [CASE]
 
 
-def test_an_interrupt_while_the_winner_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """Ctrl-C in the moment the winner is written: the run ends with it, and its summary has it as the log does."""
+def test_an_interrupt_while_the_winner_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Ctrl-C in the moment the winner is written: the run ends with it, and its summary has it as
+    the log does.
+    """
     append = records.append
 
     def interrupted(folder: Path, record: Record) -> None:
@@ -569,7 +722,9 @@ def test_an_interrupt_while_the_winner_is_logged(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("phase", ["first", "final"])
 def test_an_interrupt_at_any_other_time(phase: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
-    """Ctrl-C before the first trial, or while settling, ends the run in order too, and what was logged stays."""
+    """Ctrl-C before the first trial, or while settling, ends the run in order too, and what was
+    logged stays.
+    """
 
     def observe(progress: Progress) -> None:
         if progress.phase == phase or (phase == "first" and not progress.trials):
@@ -581,7 +736,9 @@ def test_an_interrupt_at_any_other_time(phase: str, tmp_path: Path, fake: type[F
     assert len(logged(tmp_path)) == (0 if phase == "first" else 4)
 
 
-def test_an_interrupt_while_the_worker_starts(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
+def test_an_interrupt_while_the_worker_starts(
+    monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
     """Ctrl-C in the seconds in which the worker comes up is an interrupted run, too."""
 
     def start(_: FakeWorker) -> None:
@@ -591,8 +748,12 @@ def test_an_interrupt_while_the_worker_starts(monkeypatch: pytest.MonkeyPatch, f
     assert tune.tune([CASE], settings("plain")).interrupted
 
 
-def test_a_failing_log_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """When the disk is full in the middle, the run ends with a LogError, and what was logged before is there."""
+def test_a_failing_log_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """When the disk is full in the middle, the run ends with a LogError, and what was logged before
+    is there.
+    """
     append, count = records.append, 0
 
     def fails_later(folder: Path, record: Record) -> None:
@@ -639,10 +800,23 @@ def test_the_log_folder_can_be_chosen(tmp_path: Path, fake: type[FakeWorker]) ->
         ([CASE, Case("layer_norm", 64, "float32", 0)], {}, InputError, "rows: got 0"),
     ],
 )
-def test_settings_that_make_no_sense(cases: list[Case], changes: dict[str, Any], error: type[LntuneError], says: str, fake: type[FakeWorker]) -> None:
+def test_settings_that_make_no_sense(
+    cases: list[Case],
+    changes: dict[str, Any],
+    error: type[LntuneError],
+    says: str,
+    fake: type[FakeWorker],
+) -> None:
     """Every mistake is named, with the near miss where there is one, before anything is run."""
     with pytest.raises(error) as raised:
-        tune.tune(cases, settings(**{"schedules": (), **changes}) if "schedules" not in changes else Settings(**changes))
+        tune.tune(
+            cases,
+            (
+                settings(**{"schedules": (), **changes})
+                if "schedules" not in changes
+                else Settings(**changes)
+            ),
+        )
     assert says in str(raised.value)
     assert fake.jobs == []
 
@@ -663,8 +837,12 @@ def test_a_tvm_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, fake: type[Fak
     assert fake.jobs == []
 
 
-def test_a_schedule_whose_default_raises(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
-    """A mistake in the default() or valid() of a user's schedule names the schedule and its file before anything is run."""
+def test_a_schedule_whose_default_raises(
+    monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """A mistake in the default() or valid() of a user's schedule names the schedule and its file
+    before anything is run.
+    """
     import dataclasses
 
     def broken(*_: Any) -> str | None:
@@ -672,7 +850,9 @@ def test_a_schedule_whose_default_raises(monkeypatch: pytest.MonkeyPatch, fake: 
 
     plain = schedule.get("plain")
     for field in ("default", "valid"):
-        monkeypatch.setattr(schedule, "get", lambda *_, f=field: dataclasses.replace(plain, **{f: broken}))
+        monkeypatch.setattr(
+            schedule, "get", lambda *_, f=field: dataclasses.replace(plain, **{f: broken})
+        )
         with pytest.raises(ScheduleError, match=r"faulty\.py.*'plain'.*ZeroDivisionError"):
             tune.tune([CASE], settings("plain"))
     assert fake.jobs == []
@@ -698,11 +878,20 @@ RUN = """
 
 
 def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path: Path) -> None:
-    """After kill -9 of the whole tuning process the log can be read without a warning and holds every trial that was
-    reported, and a later run goes on writing to it.
+    """After kill -9 of the whole tuning process the log can be read without a warning and holds
+    every trial that was reported, and a later run goes on writing to it.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "LNTUNE_SCHEDULES": ""}
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(RUN)], stdout=subprocess.PIPE, env=environment, start_new_session=True) as run:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "LNTUNE_SCHEDULES": "",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(RUN)],
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    ) as run:
         assert run.stdout is not None
         reported = 0
         try:

@@ -1,4 +1,6 @@
-"""Tuning on a GPU, imagined (tests/fake_gpu.py): kernels are built ahead, launched through the launcher and run by the emulator."""
+"""Tuning on a GPU, imagined (tests/fake_gpu.py): kernels are built ahead, launched through the
+launcher and run by the emulator.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ OTHER = Case("layer_norm", 96, "bfloat16", 4)
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The schedules of tests/faulty_gpu beside the shipped ones, and finals as short as they may be, however long the run."""
+    """The schedules of tests/faulty_gpu beside the shipped ones, and finals as short as they may
+    be, however long the run.
+    """
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
     monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
     schedule._load.cache_clear()
@@ -90,7 +94,9 @@ def job(name: str, device: Device, **fields: Any) -> Job:
 
 @pytest.mark.slow
 def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
-    """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in the cache of kernels, and no process is left."""
+    """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in
+    the cache of kernels, and no process is left.
+    """
     before = children()
     seen: list[tuple[str, int]] = []
     asked = Settings(trials=3, seconds=LONG, device=device, schedules=("shared_row",))
@@ -116,11 +122,26 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
-    """What crashes its builder, stalls it, answers wrongly or breaks the GPU's context is logged as that, and the sound one wins."""
-    expected = {"crashes": "compile", "stalls": "timeout", "misses": "wrong", "strays": "run", "sound": "ok"}
+    """What crashes its builder, stalls it, answers wrongly or breaks the GPU's context is logged as
+    that, and the sound one wins.
+    """
+    expected = {
+        "crashes": "compile",
+        "stalls": "timeout",
+        "misses": "wrong",
+        "strays": "run",
+        "sound": "ok",
+    }
     before = children()
     # Defaults come first, whatever the rank; there are four knobs each, all alike.
-    asked = Settings(seconds=LONG, trials=3 * 4, device=device, schedules=tuple(expected), timeout=15.0, search="exhaustive")
+    asked = Settings(
+        seconds=LONG,
+        trials=3 * 4,
+        device=device,
+        schedules=tuple(expected),
+        timeout=15.0,
+        search="exhaustive",
+    )
     seen: dict[str, Record] = {}
 
     def enough(progress: Progress) -> None:
@@ -141,10 +162,15 @@ def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
 
 
 def test_a_broken_context(device: Device, fake_gpu: FakeGpu) -> None:
-    """After an error that stays the outcome says that the process is of no more use; after one that does not, that it is."""
+    """After an error that stays the outcome says that the process is of no more use; after one that
+    does not, that it is.
+    """
     outcome = trial.run(job("strays", device))
     assert (outcome.status, outcome.lost) == ("run", True)
-    assert trial.run(job("sound", device, only="context")).message == "RuntimeError: CUDA error: unspecified launch failure"
+    assert (
+        trial.run(job("sound", device, only="context")).message
+        == "RuntimeError: CUDA error: unspecified launch failure"
+    )
     assert len(fake_gpu.errors) == 1
     fake_gpu.errors.clear()
     fake_gpu.install(lambda *_: None)
@@ -156,12 +182,16 @@ def test_a_broken_context(device: Device, fake_gpu: FakeGpu) -> None:
 
 
 def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that only builds leaves the kernel in the cache and tells what is known of it; the trial compiles nothing any more."""
+    """A job that only builds leaves the kernel in the cache and tells what is known of it; the
+    trial compiles nothing any more.
+    """
     built = trial.run(job("sound", device, only="build"))
     assert built.status == "ok" and built.facts is not None and built.seconds > 0
     (kernel,) = built.facts.kernels
     assert (kernel.resources.registers, built.facts.problems) == (32, ())
-    assert cache.built(CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device)
+    assert cache.built(
+        CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device
+    )
     monkeypatch.setattr("lntune.kernels.compiler.binary", lambda *_: pytest.fail("built again"))
     outcome = trial.run(job("sound", device))
     assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
@@ -169,14 +199,18 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
-    """Ctrl-C in the search: the case is settled with what there is, later cases are left, and no process goes on building."""
+    """Ctrl-C in the search: the case is settled with what there is, later cases are left, and no
+    process goes on building.
+    """
     before = children()
 
     def interrupt(progress: Progress) -> None:
         if progress.trials == 1 and progress.phase == "search":
             raise KeyboardInterrupt
 
-    summary = tune.tune([CASE, OTHER], Settings(seconds=LONG, device=device, schedules=("shared_row",)), interrupt)
+    summary = tune.tune(
+        [CASE, OTHER], Settings(seconds=LONG, device=device, schedules=("shared_row",)), interrupt
+    )
     assert summary.interrupted
     assert [f.case for f in logged(log_dir, "final")] == [CASE]
     assert len(logged(log_dir)) == 1
@@ -185,7 +219,9 @@ def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command(device: Device, log_dir: Path) -> None:
-    """`lntune tune --target cuda` tunes for the GPU, shows its table as for a CPU, and counts what was pruned among the trials."""
+    """`lntune tune --target cuda` tunes for the GPU, shows its table as for a CPU, and counts what
+    was pruned among the trials.
+    """
     sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--schedule", "shared_row"]
     done = CliRunner().invoke(app, ["tune", *sizes, "--target", "cuda", "--trials", "2", "--json"])
     assert done.exit_code == 0, done.output
@@ -199,14 +235,39 @@ def test_the_command(device: Device, log_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c(device: Device, log_dir: Path) -> None:
-    """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of its processes is left."""
-    brief = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
-    command = [sys.executable, "-c", brief, "tune", "--hidden", "64", "--dtype", "float32", "--rows", "8", "--target", "cuda", "--budget", "10m"]
+    """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of
+    its processes is left.
+    """
+    brief = (
+        "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        brief,
+        "tune",
+        "--hidden",
+        "64",
+        "--dtype",
+        "float32",
+        "--rows",
+        "8",
+        "--target",
+        "cuda",
+        "--budget",
+        "10m",
+    ]
     command += ["--schedule", "shared_row"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
         try:
             end = time.monotonic() + 120
-            while not (log_dir.exists() and logged(log_dir)) and run.poll() is None and time.monotonic() < end:
+            while (
+                not (log_dir.exists() and logged(log_dir))
+                and run.poll() is None
+                and time.monotonic() < end
+            ):
                 time.sleep(0.1)
             of_its_own = children(run.pid)
             os.kill(run.pid, signal.SIGINT)
@@ -221,7 +282,9 @@ def test_ctrl_c(device: Device, log_dir: Path) -> None:
 
 
 def test_a_gpu_that_is_not_here(log_dir: Path) -> None:
-    """Tuning for a GPU of elsewhere is refused before anything is run, with what is here and the dry run as a remedy."""
+    """Tuning for a GPU of elsewhere is refused before anything is run, with what is here and the
+    dry run as a remedy.
+    """
     with pytest.raises(InputError, match=r"sm_90.*not here.*none.*--dry-run"):
         tune.tune([CASE], Settings(device=device_of("cuda:sm_90")))
     assert not log_dir.exists()

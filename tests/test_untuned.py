@@ -1,4 +1,6 @@
-"""One warning, not one a case: untuned cases are counted and said in a line with a command, at the line of the user's program."""
+"""One warning, not one a case: untuned cases are counted and said in a line with a command, at the
+line of the user's program.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_a_warning_points_at_the_users_line(way: str) -> None:
     """Whatever of lntune and PyTorch lies between, and however deep: it is a line of this file."""
     with pytest.warns(lntune.UntunedWarning) as caught:
         WAYS[way]()
-    assert {w.filename for w in caught if issubclass(w.category, lntune.UntunedWarning)} == {__file__}
+    assert {w.filename for w in caught if issubclass(w.category, lntune.UntunedWarning)} == {
+        __file__
+    }
     text = Path(__file__).read_text().splitlines()[caught[0].lineno - 1]
     assert "lntune." in text or "Model()" in text or "self.inner" in text
 
@@ -84,7 +88,9 @@ def test_a_backward_points_at_the_line_that_asked_for_it() -> None:
 
 
 def test_many_cases_are_one_warning() -> None:
-    """The first is said, with a command; all are counted, whatever their variants, in the order in which they were met."""
+    """The first is said, with a command; all are counted, whatever their variants, in the order in
+    which they were met.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for hidden in (16, 24):
@@ -93,11 +99,22 @@ def test_many_cases_are_one_warning() -> None:
                     lntune.layer_norm(torch.randn(rows, hidden), (hidden,), weight)
     told = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning)]
     assert len(told) == 1
-    assert told[0].startswith("layer_norm hidden 16 float32 rows 1 is not tuned on this device; served by default knobs. Run: lntune tune layer_norm")
+    assert told[0].startswith(
+        "layer_norm hidden 16 float32 rows 1 is not tuned on this device; served by default knobs."
+        " Run: lntune tune layer_norm"
+    )
     assert "lntune.untuned()" in told[0]
-    assert [(one.case.hidden, one.case.rows) for one in lntune.untuned()] == [(16, 1), (16, 8), (24, 1), (24, 8)]
+    assert [(one.case.hidden, one.case.rows) for one in lntune.untuned()] == [
+        (16, 1),
+        (16, 8),
+        (24, 1),
+        (24, 8),
+    ]
     assert {(one.device, one.served) for one in lntune.untuned()} == {(HERE, "default knobs")}
-    assert untuned.command(lntune.untuned()) == "lntune tune layer_norm --hidden 16,24 --dtype float32 --rows 1,8"
+    assert (
+        untuned.command(lntune.untuned())
+        == "lntune tune layer_norm --hidden 16,24 --dtype float32 --rows 1,8"
+    )
     lntune.reload()
     assert lntune.untuned() == []
 
@@ -105,10 +122,17 @@ def test_many_cases_are_one_warning() -> None:
 def test_one_command_for_several_operators() -> None:
     """A line for a shell, with a command for each operator and kind of device."""
     gpu = device.Device("gpu", "some", "sm_90", 132)
-    cases = [(Case("layer_norm", 64, "float32", 8), HERE), (Case("layer_norm", 32, "float16", 1), HERE)]
-    cases += [(Case("layer_norm_backward", 64, "float32", 8), HERE), (Case("layer_norm", 64, "float32", 8), gpu)]
-    assert untuned.command([untuned.Untuned(case, where, "default knobs") for case, where in cases]) == (
-        "lntune tune layer_norm --hidden 32,64 --dtype float32,float16 --rows 1,8"
+    cases = [
+        (Case("layer_norm", 64, "float32", 8), HERE),
+        (Case("layer_norm", 32, "float16", 1), HERE),
+    ]
+    cases += [
+        (Case("layer_norm_backward", 64, "float32", 8), HERE),
+        (Case("layer_norm", 64, "float32", 8), gpu),
+    ]
+    assert (
+        untuned.command([untuned.Untuned(case, where, "default knobs") for case, where in cases])
+        == "lntune tune layer_norm --hidden 32,64 --dtype float32,float16 --rows 1,8"
         " && lntune tune layer_norm_backward --hidden 64 --dtype float32 --rows 8"
         " && lntune tune layer_norm --hidden 64 --dtype float32 --rows 8 --target cuda"
     )
@@ -143,25 +167,42 @@ use({sizes})
         ("", "16, 24, 32", 2),
         ("", "16", 1),
         ("warnings.simplefilter('ignore', lntune.UntunedWarning)", "16, 24", 0),
-        ("with warnings.catch_warnings(): warnings.simplefilter('ignore'); lntune.layer_norm(torch.randn(2, 8), (8,))", "16, 24", 2),
+        (
+            (
+                "with warnings.catch_warnings(): warnings.simplefilter('ignore');"
+                " lntune.layer_norm(torch.randn(2, 8), (8,))"
+            ),
+            "16, 24",
+            2,
+        ),
     ],
     ids=["three", "one", "ignored", "in part"],
 )
 def test_the_line_at_the_end(filters: str, sizes: str, lines: int) -> None:
-    """A process that met several untuned cases ends with one line that counts them and names one command for all; not those whose warnings
-    were ignored when they were met.
+    """A process that met several untuned cases ends with one line that counts them and names one
+    command for all; not those whose warnings were ignored when they were met.
     """
-    path = os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     code = textwrap.dedent(END).format(filters=filters, sizes=sizes)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     told = [text for text in done.stderr.splitlines() if "UntunedWarning" in text]
     assert len(told) == lines, done.stderr
     if lines > 1:
         count, listed = len(sizes.split(",")), sizes.replace(" ", "")
-        assert f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run: lntune tune layer_norm --hidden {listed} " in told[1]
+        assert (
+            f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run: lntune"
+            f" tune layer_norm --hidden {listed} " in told[1]
+        )
 
 
 def test_filters_are_asked_as_python_asks_them() -> None:
@@ -181,5 +222,11 @@ def test_filters_are_asked_as_python_asks_them() -> None:
 
 def test_all_warnings_find_the_callers_line() -> None:
     """Nothing of ours counts frames: what lies between a user's line and a warning changes."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in paths.PACKAGE.rglob("*.py") if path.name != "callers.py"}
-    assert not [name for name, text in texts.items() if "warnings.warn(" in text or "stacklevel" in text]
+    texts = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in paths.PACKAGE.rglob("*.py")
+        if path.name != "callers.py"
+    }
+    assert not [
+        name for name, text in texts.items() if "warnings.warn(" in text or "stacklevel" in text
+    ]

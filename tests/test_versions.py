@@ -1,4 +1,6 @@
-"""Versions of schedules, operators and lowerings are honest: code that changes has a version that was raised."""
+"""Versions of schedules, operators and lowerings are honest: code that changes has a version that
+was raised.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from lntune.versions import Code
 GOLDEN = Path(__file__).parent / "golden" / "code.json"
 PLANS = schedule.all_schedules()
 UPDATE = os.environ.get("LNTUNE_UPDATE_GOLDEN", "")
-"""1: write digests of kernels whose versions were raised; "same": those of others too, whose machine code is the same all the same."""
+"""1: write digests of kernels whose versions were raised; "same": those of others too, whose
+machine code is the same all the same.
+"""
 
 
 class Digests(msgspec.Struct):
@@ -39,22 +43,35 @@ class Digests(msgspec.Struct):
 
 def golden() -> dict[str, Digests]:
     """What was approved last."""
-    return msgspec.json.decode(GOLDEN.read_bytes(), type=dict[str, Digests]) if GOLDEN.is_file() else {}
+    return (
+        msgspec.json.decode(GOLDEN.read_bytes(), type=dict[str, Digests])
+        if GOLDEN.is_file()
+        else {}
+    )
 
 
 def verdict(name: str, now: Digests, approved: Digests | None, remedy: str) -> str:
     """What is wrong with today's code or its version; empty when nothing is."""
     if approved is None:
         return f"{name} is not in {GOLDEN.name} yet; LNTUNE_UPDATE_GOLDEN=1 writes it"
-    changed = [label for label in now.digests | approved.digests if now.digests.get(label) != approved.digests.get(label)]
+    changed = [
+        label
+        for label in now.digests | approved.digests
+        if now.digests.get(label) != approved.digests.get(label)
+    ]
     if now.code == approved.code and changed:
         return (
-            f"the code of {name} has changed in {len(changed)} of {len(now.digests)} kernels (the first: {changed[0]}) and its versions have not "
-            f"({now.code}): measurements of the old kernels would pass for those of the new ones. {remedy}, then write the digests with "
-            "LNTUNE_UPDATE_GOLDEN=1; with LNTUNE_UPDATE_GOLDEN=same where the machine code is what it was."
+            f"the code of {name} has changed in {len(changed)} of {len(now.digests)} kernels (the"
+            f" first: {changed[0]}) and its versions have not ({now.code}): measurements of the old"
+            f" kernels would pass for those of the new ones. {remedy}, then write the digests with"
+            " LNTUNE_UPDATE_GOLDEN=1; with LNTUNE_UPDATE_GOLDEN=same where the machine code is"
+            " what it was."
         )
     if now.code != approved.code:
-        return f"{name} has other versions than {GOLDEN.name} ({now.code}, {approved.code}); LNTUNE_UPDATE_GOLDEN=1 writes them"
+        return (
+            f"{name} has other versions than {GOLDEN.name} ({now.code}, {approved.code});"
+            " LNTUNE_UPDATE_GOLDEN=1 writes them"
+        )
     return ""
 
 
@@ -62,7 +79,12 @@ def check(name: str, now: Digests, remedy: str) -> None:
     """Compare with what was approved last, or approve."""
     wrong = verdict(name, now, golden().get(name), remedy)
     if wrong and UPDATE and (UPDATE == "same" or "has changed" not in wrong):
-        GOLDEN.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted({**golden(), name: now}.items()))), indent=1) + b"\n")
+        GOLDEN.write_bytes(
+            msgspec.json.format(
+                msgspec.json.encode(dict(sorted({**golden(), name: now}.items()))), indent=1
+            )
+            + b"\n"
+        )
         return
     assert not wrong, wrong
 
@@ -70,18 +92,29 @@ def check(name: str, now: Digests, remedy: str) -> None:
 def digests_of(plan: Schedule, some: int | None = None) -> Digests:
     """Today's digests of a schedule; of the first few kernels where that is enough."""
     kernels = list(code_digests.spread(plan))[:some]
-    return Digests(plan.code, {label: code_digests.of(plan, case, setting, device) for label, case, setting, device in kernels})
+    return Digests(
+        plan.code,
+        {
+            label: code_digests.of(plan, case, setting, device)
+            for label, case, setting, device in kernels
+        },
+    )
 
 
 def remedy_of(plan: Schedule) -> str:
     """What to raise."""
     where = plan.path.relative_to(plan.path.parents[2])
-    return f"Raise `version` of the schedule in {where}, of the operator in lntune/ops/{plan.op}.py, or LOWERING[{plan.kind!r}] in lntune/versions.py"
+    return (
+        f"Raise `version` of the schedule in {where}, of the operator in lntune/ops/{plan.op}.py,"
+        f" or LOWERING[{plan.kind!r}] in lntune/versions.py"
+    )
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_code_that_changes_has_another_version(name: str) -> None:
-    """The kernels of a schedule, over a spread of cases, dtypes and knobs, are made of the code that its versions stand for."""
+    """The kernels of a schedule, over a spread of cases, dtypes and knobs, are made of the code
+    that its versions stand for.
+    """
     check(name, digests_of(PLANS[name]), remedy_of(PLANS[name]))
 
 
@@ -105,15 +138,22 @@ def edits() -> dict[str, Digests]:
     cpu = {str(width): code_digests.digest(streaming.edit(LLVM, "y", width)) for width in (32, 64)}
     gpu = {
         "hints": code_digests.digest(hints.apply(CUDA, ("x", "y"))),
-        "stores": code_digests.digest(device_code._complete(CUDA.replace("= *(", "= lntune_again(x_ptr); *("), (launch,))),
+        "stores": code_digests.digest(
+            device_code._complete(CUDA.replace("= *(", "= lntune_again(x_ptr); *("), (launch,))
+        ),
     }
-    return {kind: Digests(Code(0, 0, versions.LOWERING[kind]), made) for kind, made in (("cpu", cpu), ("gpu", gpu))}
+    return {
+        kind: Digests(Code(0, 0, versions.LOWERING[kind]), made)
+        for kind, made in (("cpu", cpu), ("gpu", gpu))
+    }
 
 
 @pytest.mark.parametrize("kind", versions.LOWERING)
 def test_edits_that_change_have_another_version(kind: str) -> None:
     """What is edited of LLVM IR and CUDA source is edited as the version of the lowering says."""
-    check(f"edits of {kind} kernels", edits()[kind], f"Raise LOWERING[{kind!r}] in lntune/versions.py")
+    check(
+        f"edits of {kind} kernels", edits()[kind], f"Raise LOWERING[{kind!r}] in lntune/versions.py"
+    )
 
 
 def test_golden_digests_belong_to_schedules() -> None:
@@ -137,7 +177,12 @@ def in_an_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
 
     op = ops.get("layer_norm")
     define: Callable[..., Any] = layer_norm.define
-    another = dataclasses.replace(op, define=lambda case, *args: define(msgspec.structs.replace(case, hidden=case.hidden + 1), *args))
+    another = dataclasses.replace(
+        op,
+        define=lambda case, *args: define(
+            msgspec.structs.replace(case, hidden=case.hidden + 1), *args
+        ),
+    )
     real = ops.get
     monkeypatch.setattr(ops, "get", lambda name: another if name == "layer_norm" else real(name))
     return PLANS["cached_rows"]
@@ -153,14 +198,26 @@ def in_a_transformation_for_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """A row's sum on GPUs that a constant is added to."""
     real = threads.row_sum
     monkeypatch.setattr(
-        threads, "row_sum", lambda rows, hidden, expressions, name: real(rows, hidden, [lambda i, k, f=f: f(i, k) + 1.0 for f in expressions], name)
+        threads,
+        "row_sum",
+        lambda rows, hidden, expressions, name: real(
+            rows, hidden, [lambda i, k, f=f: f(i, k) + 1.0 for f in expressions], name
+        ),
     )
     return PLANS["shared_row"]
 
 
-@pytest.mark.parametrize("change", [in_a_schedule, in_an_operator, in_a_transformation, in_a_transformation_for_gpus])
-def test_a_change_is_seen(change: Callable[[pytest.MonkeyPatch, Path], Schedule], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another constant in a schedule, an operator or a transformation is a change without a raised version, and the answer says what to raise."""
+@pytest.mark.parametrize(
+    "change", [in_a_schedule, in_an_operator, in_a_transformation, in_a_transformation_for_gpus]
+)
+def test_a_change_is_seen(
+    change: Callable[[pytest.MonkeyPatch, Path], Schedule],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Another constant in a schedule, an operator or a transformation is a change without a raised
+    version, and the answer says what to raise.
+    """
     plan = change(monkeypatch, tmp_path)
     before = golden()[plan.name]
     now = digests_of(plan, 2)
@@ -168,13 +225,17 @@ def test_a_change_is_seen(change: Callable[[pytest.MonkeyPatch, Path], Schedule]
     said = verdict(plan.name, now, approved, remedy_of(plan))
     assert "its versions have not" in said
     assert f"LOWERING[{plan.kind!r}]" in said
-    raised = Digests(Code(before.code.schedule, before.code.op, before.code.lowering + 1), now.digests)
+    raised = Digests(
+        Code(before.code.schedule, before.code.op, before.code.lowering + 1), now.digests
+    )
     assert "has changed" not in verdict(plan.name, raised, approved, "")
     assert not verdict(plan.name, approved, approved, "")
 
 
 def test_records_of_before_there_were_versions() -> None:
-    """The hash of source files in old records stands for the versions those files are known by; one that is not known, for none."""
+    """The hash of source files in old records stands for the versions those files are known by; one
+    that is not known, for none.
+    """
     found = records.read([paths.PACKAGE.parent / "tuning_logs"], "layer_norm", role="final")
     assert found
     assert {r.code for r in found if r.schema < records.SCHEMA} <= {Code(1, 1, 1)}
@@ -182,9 +243,16 @@ def test_records_of_before_there_were_versions() -> None:
 
 
 def test_an_old_line_keeps_its_versions(tmp_path: Path) -> None:
-    """A line of schema 2 is read with versions in place of its hash, and takes them along when it is written again."""
+    """A line of schema 2 is read with versions in place of its hash, and takes them along when it
+    is written again.
+    """
     record = Record(
-        case=Case("layer_norm", 64, "float32", 8), device=code_digests.DEVICES["cpu"][0], threads=2, schedule="cached_rows", knobs={}, status="ok"
+        case=Case("layer_norm", 64, "float32", 8),
+        device=code_digests.DEVICES["cpu"][0],
+        threads=2,
+        schedule="cached_rows",
+        knobs={},
+        status="ok",
     )
     records.append(tmp_path, record)
     (path,) = tmp_path.glob("*/*.jsonl")
@@ -197,7 +265,9 @@ def test_an_old_line_keeps_its_versions(tmp_path: Path) -> None:
 
 
 def test_a_cached_kernel_follows_edits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel built of code that was edited since, under the same versions, is not taken for built, where it can be built anew."""
+    """A kernel built of code that was edited since, under the same versions, is not taken for
+    built, where it can be built anew.
+    """
     plan, case, here = PLANS["cached_rows"], Case("layer_norm", 48, "float32", 8), device.current()
     setting = plan.untuned(case, here)
     cache.prepare(case, plan, setting, here)

@@ -1,4 +1,6 @@
-"""The worker: whatever a candidate does to its process, the tuner gets an outcome and the next candidate a process."""
+"""The worker: whatever a candidate does to its process, the tuner gets an outcome and the next
+candidate a process.
+"""
 
 from __future__ import annotations
 
@@ -107,8 +109,12 @@ def test_a_good_candidate(worker: Worker) -> None:
         ("hangs", "timeout", "2.0 s"),
     ],
 )
-def test_a_candidate_that_kills_its_worker(worker: Worker, name: str, status: str, says: str) -> None:
-    """A crash or a hang is the outcome of its candidate, with the child's last words, and the next one gets a new child that works."""
+def test_a_candidate_that_kills_its_worker(
+    worker: Worker, name: str, status: str, says: str
+) -> None:
+    """A crash or a hang is the outcome of its candidate, with the child's last words, and the next
+    one gets a new child that works.
+    """
     worker.start()
     pid, before = worker.pid, worker.restarts
     assert pid is not None
@@ -132,7 +138,9 @@ def test_a_candidate_that_kills_its_worker(worker: Worker, name: str, status: st
     ],
 )
 def test_a_candidate_that_fails_in_order(worker: Worker, name: str, status: str, says: str) -> None:
-    """An exception or a wrong answer costs no process, is not timed, and its message is short whatever was raised."""
+    """An exception or a wrong answer costs no process, is not timed, and its message is short
+    whatever was raised.
+    """
     worker.run(job("plain"), 60)
     pid = worker.pid
     outcome = worker.run(job(name), 60)
@@ -145,7 +153,9 @@ def test_a_candidate_that_fails_in_order(worker: Worker, name: str, status: str,
 
 
 def test_knobs_that_do_not_exist(worker: Worker) -> None:
-    """Unknown knobs, values and schedules make a candidate invalid, and the message has the near miss."""
+    """Unknown knobs, values and schedules make a candidate invalid, and the message has the near
+    miss.
+    """
     outcome = worker.run(job("plain", frist=1), 60)
     assert outcome.status == "invalid"
     assert "'first'" in outcome.message
@@ -156,7 +166,9 @@ def test_knobs_that_do_not_exist(worker: Worker) -> None:
 
 
 def test_a_candidate_that_prints(worker: Worker) -> None:
-    """Neither what looks like an answer nor more output than a pipe holds comes between a candidate and its outcome."""
+    """Neither what looks like an answer nor more output than a pipe holds comes between a candidate
+    and its outcome.
+    """
     for _ in range(3):
         assert worker.run(job("noisy"), 60).status == "ok"
 
@@ -172,7 +184,9 @@ def test_every_form_of_arguments_is_timed(worker: Worker, variant: str) -> None:
 
 
 def test_a_worker_killed_between_jobs(worker: Worker) -> None:
-    """A child that dies while it has nothing to do is replaced; the next candidate is not blamed."""
+    """A child that dies while it has nothing to do is replaced; the next candidate is not
+    blamed.
+    """
     assert worker.run(job("plain"), 60).status == "ok"
     assert worker.pid is not None
     pid = worker.pid
@@ -183,7 +197,9 @@ def test_a_worker_killed_between_jobs(worker: Worker) -> None:
 
 
 def test_a_worker_killed_during_a_job(worker: Worker) -> None:
-    """A child killed at work (by the system, out of memory) is a failed run of that candidate at once, not at its timeout."""
+    """A child killed at work (by the system, out of memory) is a failed run of that candidate at
+    once, not at its timeout.
+    """
     worker.start()
     pid = worker.pid
     assert pid is not None
@@ -198,11 +214,15 @@ def test_a_worker_killed_during_a_job(worker: Worker) -> None:
 
 
 def test_an_interrupt_during_a_job(worker: Worker) -> None:
-    """Ctrl-C while a job runs ends the child with it; the next job gets its own answer and not the one left over."""
+    """Ctrl-C while a job runs ends the child with it; the next job gets its own answer and not the
+    one left over.
+    """
     worker.start()
     pid = worker.pid
     assert pid is not None
-    interrupter = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    interrupter = threading.Timer(
+        0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+    )
     interrupter.start()
     with pytest.raises(KeyboardInterrupt):
         worker.run(job("hangs"), 30)
@@ -213,7 +233,9 @@ def test_an_interrupt_during_a_job(worker: Worker) -> None:
 
 
 def test_stop_and_start(worker: Worker) -> None:
-    """Stopping twice, or what never ran, is nothing; a stopped worker starts again by itself. No descriptor is left open."""
+    """Stopping twice, or what never ran, is nothing; a stopped worker starts again by itself. No
+    descriptor is left open.
+    """
     Worker().stop()
     worker.stop()
     worker.stop()
@@ -230,13 +252,17 @@ class Lost(Worker):
     """A worker whose child says of every job that it lost its GPU."""
 
     program = (
-        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.trial import Outcome; from lntune.measure.worker import serve; "
-        "serve(int(sys.argv[1]), int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error', lost=True)))"
+        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.trial import"
+        " Outcome; from lntune.measure.worker import serve; serve(int(sys.argv[1]),"
+        " int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error',"
+        " lost=True)))"
     )
 
 
 def test_a_child_that_is_of_no_more_use() -> None:
-    """A child whose GPU's context is broken is ended, its answer counts, and the next job gets a new one."""
+    """A child whose GPU's context is broken is ended, its answer counts, and the next job gets a
+    new one.
+    """
     with Lost() as worker:
         for restarts in (1, 2):
             worker.start()
@@ -250,7 +276,9 @@ def test_a_child_that_is_of_no_more_use() -> None:
 
 
 def test_killed_by_another_thread(worker: Worker) -> None:
-    """`kill` ends what the child does from any thread; the job is a failed run, and the next one gets a new child. Twice is nothing."""
+    """`kill` ends what the child does from any thread; the job is a failed run, and the next one
+    gets a new child. Twice is nothing.
+    """
     worker.start()
     killer = threading.Timer(0.5, worker.kill)
     killer.start()
@@ -283,7 +311,9 @@ PARENT = """
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent-death signal")
 @pytest.mark.parametrize("doing", ["idle", "busy"])
 def test_a_worker_dies_with_its_parent(doing: str) -> None:
-    """kill -9 of the tuner leaves no worker behind, not even one in the middle of a candidate that never ends."""
+    """kill -9 of the tuner leaves no worker behind, not even one in the middle of a candidate that
+    never ends.
+    """
     command = [sys.executable, "-c", textwrap.dedent(PARENT), doing]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
@@ -295,7 +325,8 @@ def test_a_worker_dies_with_its_parent(doing: str) -> None:
                 time.sleep(1.0)
         finally:
             parent.kill()
-    assert eventually(lambda: state(child) in ("Z", "gone"))  # Z: an orphan whose new parent does not wait
+    # Z: an orphan whose new parent does not wait
+    assert eventually(lambda: state(child) in ("Z", "gone"))
 
 
 @pytest.mark.parametrize(
@@ -308,8 +339,12 @@ def test_a_worker_dies_with_its_parent(doing: str) -> None:
     ],
     ids=["missing", "fails with a word", "fails without", "not a program"],
 )
-def test_a_worker_that_does_not_start(script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that does not come up is a BuildError that says why; nothing of it stays, and a later start may succeed."""
+def test_a_worker_that_does_not_start(
+    script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that does not come up is a BuildError that says why; nothing of it stays, and a later
+    start may succeed.
+    """
     python = tmp_path / "python"
     if script is not None:
         python.write_text(script)
@@ -332,8 +367,12 @@ def test_threads() -> None:
         assert "1 threads" in worker.run(job("tells_threads"), 60).message
 
 
-def test_the_current_folder_is_not_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child imports from where this process does, whatever lies in the folder it is started in."""
+def test_the_current_folder_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child imports from where this process does, whatever lies in the folder it is started
+    in.
+    """
     for name in ("torch", "json", "random"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
 """Build hook: puts schedules/ and tuning_logs/ into the wheel as lntune/_bundled/.
 
-Not into an editable install, whose copy would go stale beside the checkout; and file by file, because a folder included
-as a whole brings along the lock files and editors' leftovers that lie in it.
+Not into an editable install, whose copy would go stale beside the checkout; and file by file,
+because a folder included as a whole brings along the lock files and editors' leftovers that lie in
+it.
 """
 
 from __future__ import annotations
@@ -26,4 +27,6 @@ class BundleHook(BuildHookInterface[Any]):
         for folder in FOLDERS:
             for path in sorted((root / folder).rglob("*")):
                 if path.is_file() and path.suffix in SUFFIXES:
-                    build_data["force_include"][str(path)] = f"lntune/_bundled/{path.relative_to(root).as_posix()}"
+                    build_data["force_include"][str(path)] = (
+                        f"lntune/_bundled/{path.relative_to(root).as_posix()}"
+                    )

@@ -12,5 +12,7 @@ __all__ = ["app", "bringup", "look", "main", "measure"]
 
 def main() -> None:
     """Entry point."""
-    gc.set_threshold(100_000, 20, 20)  # imports make hundreds of thousands of objects, and collections among them take a fifth of the time
+    # imports make hundreds of thousands of objects, and collections among them take a fifth of the
+    # time
+    gc.set_threshold(100_000, 20, 20)
     app()

@@ -1,4 +1,6 @@
-"""What all commands share: the application, the options several of them have, and how text becomes cases."""
+"""What all commands share: the application, the options several of them have, and how text becomes
+cases.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +32,60 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Tune layer-normalization kernels for this machine, and see what came of it.\n\nExit code 1 is a command's own, see its help; 2: an "
-    "argument or the machine is at fault; 3: an error that should not happen (LNTUNE_TRACEBACK=1 shows where it comes from).",
+    help=(
+        "Tune layer-normalization kernels for this machine, and see what came of it.\n\nExit code 1"
+        " is a command's own, see its help; 2: an argument or the machine is at fault; 3: an error"
+        " that should not happen (LNTUNE_TRACEBACK=1 shows where it comes from)."
+    ),
 )
 
 OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
 HIDDEN = Annotated[str, typer.Option("--hidden", help="Hidden sizes, separated by commas.")]
-DTYPE = Annotated[str, typer.Option("--dtype", help="Element types, separated by commas: float32, float16, bfloat16, or fp32, fp16, bf16.")]
-ROWS = Annotated[str, typer.Option("--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket.")]
-GRID = Annotated[str, typer.Option("--grid", help="Where --hidden is not given: default, or paper (the hidden sizes of the paper's experiments).")]
+DTYPE = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Element types, separated by commas: float32, float16, bfloat16, or fp32, fp16, bf16.",
+    ),
+]
+ROWS = Annotated[
+    str,
+    typer.Option(
+        "--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket."
+    ),
+]
+GRID = Annotated[
+    str,
+    typer.Option(
+        "--grid",
+        help=(
+            "Where --hidden is not given: default, or paper (the hidden sizes of the paper's"
+            " experiments)."
+        ),
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
-WIDE = Annotated[bool, typer.Option("--wide", help="All columns of tables, also where the terminal is too narrow for them; pipes have them anyway.")]
-LOG_DIR = Annotated[Path | None, typer.Option("--log-dir", help="Folder of tuning logs, and no other: neither LNTUNE_LOG_DIR nor what is shipped.")]
+WIDE = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        help=(
+            "All columns of tables, also where the terminal is too narrow for them; pipes have them"
+            " anyway."
+        ),
+    ),
+]
+LOG_DIR = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-dir",
+        help="Folder of tuning logs, and no other: neither LNTUNE_LOG_DIR nor what is shipped.",
+    ),
+]
 
-TARGET = Annotated[str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")]
+TARGET = Annotated[
+    str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")
+]
 
 
 def _seed(value: int) -> int:
@@ -52,14 +94,20 @@ def _seed(value: int) -> int:
     return value
 
 
-SEED = Annotated[int, typer.Option("--seed", callback=_seed, help="Seed of searches, of inputs and of the order of contenders.")]
+SEED = Annotated[
+    int,
+    typer.Option(
+        "--seed", callback=_seed, help="Seed of searches, of inputs and of the order of contenders."
+    ),
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """A command whose errors become one line, and with --json an object too, see `_told`; LNTUNE_TRACEBACK=1 shows where they come from.
-    SIGTERM and SIGHUP end it as Ctrl-C does, in order and with what was found, and its exit code is then 143 or 129, as a shell has it of a
+    """A command whose errors become one line, and with --json an object too, see `_told`;
+    LNTUNE_TRACEBACK=1 shows where they come from. SIGTERM and SIGHUP end it as Ctrl-C does, in
+    order and with what was found, and its exit code is then 143 or 129, as a shell has it of a
     process that they killed.
     """
 
@@ -77,7 +125,8 @@ class _Command(TyperCommand):
         try:
             super().invoke(ctx)
         except Exception as e:
-            # Exits and usage errors are typer's business; a pipe that nobody reads any more ends the command, as `head` has it.
+            # Exits and usage errors are typer's business; a pipe that nobody reads any more ends
+            # the command, as `head` has it.
             if isinstance(e, (typer.Exit, typer.Abort, BrokenPipeError)) or hasattr(e, "exit_code"):
                 raise
             if os.environ.get("LNTUNE_TRACEBACK", "") not in ("", "0"):
@@ -90,12 +139,20 @@ class _Command(TyperCommand):
 
 
 def _told(error: Exception) -> tuple[str, int]:
-    """(what is said of an error, exit code): 2 for what an argument or the machine is to blame for, 3 for what should not happen."""
+    """(what is said of an error, exit code): 2 for what an argument or the machine is to blame for,
+    3 for what should not happen.
+    """
     if isinstance(error, LntuneError):
         return str(error), 2
     if isinstance(error, OSError) and error.strerror:
-        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return f"{files}: {error.strerror}" if files else f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)", 2
+        files = " -> ".join(
+            str(name) for name in (error.filename, error.filename2) if name is not None
+        )
+        return (
+            f"{files}: {error.strerror}"
+            if files
+            else f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)"
+        ), 2
     name = type(error).__name__
     what = f"{name}: {gist(error)}" if str(error).strip() else name
     return f"unexpected {what}; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it.", 3
@@ -113,13 +170,19 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     # Warnings of ours are one line; Python's form with source lines is for programmers.
     warnings.showwarning = lambda message, category, *_: tell(f"warning: {message}")
 
 
 def tell(text: str) -> None:
-    """A sentence on standard error, broken between words where that is a terminal; see `columns.say` and `columns.whole`."""
+    """A sentence on standard error, broken between words where that is a terminal; see
+    `columns.say` and `columns.whole`.
+    """
     if not sys.stderr.isatty():
         print(text.replace("\u00a0", " "), file=sys.stderr)
         return
@@ -130,7 +193,9 @@ def tell(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Facts for a machine, in a form a person can read. Bytes of a path that are no UTF-8 are written as escapes."""
+    """Facts for a machine, in a form a person can read. Bytes of a path that are no UTF-8 are
+    written as escapes.
+    """
     try:
         print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
     except UnicodeEncodeError:
@@ -145,7 +210,11 @@ def integers(name: str, text: str) -> list[int]:
             raise ValueError
         return [int(part.replace("_", "")) for part in parts]
     except ValueError:
-        raise InputError(got_expected(name, repr(text), "integers separated by commas", f"For example {name} 768,1024.")) from None
+        raise InputError(
+            got_expected(
+                name, repr(text), "integers separated by commas", f"For example {name} 768,1024."
+            )
+        ) from None
 
 
 def names(text: str) -> list[str]:
@@ -156,7 +225,14 @@ def names(text: str) -> list[str]:
 def some(name: str, text: str) -> str:
     """The text, which is to have one word at least."""
     if not names(text):
-        raise InputError(got_expected(name, repr(text), "one word or more, separated by commas", f"Leave {name} out for its default."))
+        raise InputError(
+            got_expected(
+                name,
+                repr(text),
+                "one word or more, separated by commas",
+                f"Leave {name} out for its default.",
+            )
+        )
     return text
 
 
@@ -164,25 +240,44 @@ LONGEST = 20 * 24 * 3600
 """Seconds; systems wait no longer than some 24 days."""
 _UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_DURATION = re.compile(rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s)? *(?:{_NUMBER} *ms)?")
+_DURATION = re.compile(
+    rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s)? *(?:{_NUMBER} *ms)?"
+)
 
 
 def seconds(name: str, text: str) -> float:
     """The seconds of a text such as "90", "300ms", "90s", "1.5m", "1m30s" or "1h"."""
     plain = text.strip()
     match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
-    found = sum(float(part) * unit for part, unit in zip(match.groups(), _UNITS.values(), strict=True) if part) if match else 0
+    found = (
+        sum(
+            float(part) * unit
+            for part, unit in zip(match.groups(), _UNITS.values(), strict=True)
+            if part
+        )
+        if match
+        else 0
+    )
     if not 0 < found <= LONGEST:
-        raise InputError(got_expected(name, repr(text), f"a duration above 0 such as 90s, 1m30s, 10m or 1h, of {LONGEST // 3600} h at most"))
+        raise InputError(
+            got_expected(
+                name,
+                repr(text),
+                f"a duration above 0 such as 90s, 1m30s, 10m or 1h, of {LONGEST // 3600} h at most",
+            )
+        )
     return found
 
 
 def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
-    """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed or replaced along each
-    axis that was given.
+    """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed
+    or replaced along each axis that was given.
     """
     plan = ops.get(op)
-    grids = {"default": tuple(dict.fromkeys(c.hidden for c in plan.grid)), "paper": ops.PAPER_HIDDEN}
+    grids = {
+        "default": tuple(dict.fromkeys(c.hidden for c in plan.grid)),
+        "paper": ops.PAPER_HIDDEN,
+    }
     if grid not in grids:
         raise unknown("grid", grid, grids)
     if not (hidden or dtype or rows) and grid == "default":
@@ -191,14 +286,19 @@ def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") ->
     types = names(dtype) or list(dict.fromkeys(c.dtype for c in plan.grid))
     counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in plan.grid))
     if any(count < 1 for count in counts):
-        raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", "An empty batch needs no kernel."))
+        raise InputError(
+            got_expected(
+                "--rows", repr(rows), "numbers of rows from 1 on", "An empty batch needs no kernel."
+            )
+        )
     return list(dict.fromkeys(Case(op, h, t, r) for h in sizes for t in types for r in counts))
 
 
 @contextlib.contextmanager
 def using_logs(folder: Path | None, made: bool = False) -> Iterator[None]:
-    """Everything in the block reads and writes the tuning logs of `folder` and no others, also in processes it starts; None: wherever they
-    are by default. `made`: the folder need not be there yet.
+    """Everything in the block reads and writes the tuning logs of `folder` and no others, also in
+    processes it starts; None: wherever they are by default. `made`: the folder need not be there
+    yet.
 
     Raises:
         InputError: it is no folder of tuning logs.
@@ -220,20 +320,35 @@ def using_logs(folder: Path | None, made: bool = False) -> Iterator[None]:
 
 
 def _check_logs(folder: Path | None, made: bool) -> None:
-    """Complain about a folder of tuning logs that is none; one named by the environment need not be there yet."""
+    """Complain about a folder of tuning logs that is none; one named by the environment need not be
+    there yet.
+    """
     name, where = ("LNTUNE_LOG_DIR", paths.log_dir()) if folder is None else ("--log-dir", folder)
     expected = "a folder of tuning logs, which holds a folder for each device"
     if where.exists() and not where.is_dir():
         raise InputError(got_expected(name, f"{where}, a file", expected))
     if not where.exists() and folder is not None and not made:
-        raise InputError(got_expected(name, f"{where}, which is not there", expected, "lntune tune --log-dir makes one."))
+        raise InputError(
+            got_expected(
+                name, f"{where}, which is not there", expected, "lntune tune --log-dir makes one."
+            )
+        )
     if any(where.glob("*.jsonl")):
-        raise InputError(got_expected(name, f"{where}, the folder of one device", expected, f"Give {where.resolve().parent}."))
+        raise InputError(
+            got_expected(
+                name,
+                f"{where}, the folder of one device",
+                expected,
+                f"Give {where.resolve().parent}.",
+            )
+        )
 
 
 @contextlib.contextmanager
 def dispatching(folder: Path | None) -> Iterator[Any]:
-    """`lntune.torch.dispatch`, deciding in the block on the logs of `folder` (see using_logs) as they are now."""
+    """`lntune.torch.dispatch`, deciding in the block on the logs of `folder` (see using_logs) as
+    they are now.
+    """
     from lntune.torch import dispatch
 
     with using_logs(folder):
@@ -244,8 +359,16 @@ def dispatching(folder: Path | None) -> Iterator[Any]:
             dispatch.reload()
 
 
-def show_rows(rows: list[Row], title: str, bandwidth: float | None = None, wide: bool = False) -> None:
-    """Cases as a table, and what it comes to; `bandwidth` in bytes a second is what a large plain copy reaches on the device."""
+def show_rows(
+    rows: list[Row], title: str, bandwidth: float | None = None, wide: bool = False
+) -> None:
+    """Cases as a table, and what it comes to; `bandwidth` in bytes a second is what a large plain
+    copy reaches on the device.
+    """
     from lntune.report.tables import cases_table, console, show, summary_lines
 
-    show(console(wide=wide), cases_table(rows, title, details=True, bandwidth=bandwidth), summary_lines(rows))
+    show(
+        console(wide=wide),
+        cases_table(rows, title, details=True, bandwidth=bandwidth),
+        summary_lines(rows),
+    )

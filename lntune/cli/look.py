@@ -1,4 +1,6 @@
-"""Commands that look: operators, the log, what serves a call and why, its code, two runs side by side, the machine."""
+"""Commands that look: operators, the log, what serves a call and why, its code, two runs side by
+side, the machine.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,12 @@ def list_ops(as_json: JSON = False) -> None:
 def report(
     op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
     log_dir: LOG_DIR = None,
-    everywhere: Annotated[bool, typer.Option("--all-devices", help="Also the records of other devices.")] = False,
-    target: Annotated[str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")] = "cpu",
+    everywhere: Annotated[
+        bool, typer.Option("--all-devices", help="Also the records of other devices.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
+    ] = "cpu",
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
@@ -95,18 +101,31 @@ def report(
         groups = [(group[0].device.slug, group) for group in records.by_device(found)]
     else:  # also of folders named before devices told their model
         groups = [(whose_records.slug, found)]
-    tables = [(slug, rows) for slug, group in groups if (rows := rows_of(select.served(group, known).values(), known))]
+    tables = [
+        (slug, rows)
+        for slug, group in groups
+        if (rows := rows_of(select.served(group, known).values(), known))
+    ]
     if as_json:
-        print_json([{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables])
+        print_json(
+            [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
+        )
     else:
         for slug, rows in tables:
             show_rows(rows, slug, wide=wide)
     if not tables:
         whose = "any device" if everywhere else "this device" if target == "cpu" else target
-        here = whose_records is None or whose_records.kind == "cpu" or launcher.ordinal_of(whose_records) is not None
+        here = (
+            whose_records is None
+            or whose_records.kind == "cpu"
+            or launcher.ordinal_of(whose_records) is not None
+        )
         if trials := _failed(folders, op, whose_records):
             show(console(wide=wide), None, trials)
-        remedy = f"{'Run' if here else 'Run where it is'}: lntune tune {op or 'layer_norm'}{_target(target if here else 'cuda')}"
+        remedy = (
+            f"{'Run' if here else 'Run where it is'}: lntune tune"
+            f" {op or 'layer_norm'}{_target(target if here else 'cuda')}"
+        )
         tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
         raise typer.Exit(1)
 
@@ -119,16 +138,30 @@ def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str
     for trial in trials:
         if trial.status != "ok":
             failures.add(trial.status, trial.message)
-    return [f"{counted(len(trials), 'trial')}, none of which has won a case", *lines(failures.reasons())] if trials else []
+    return (
+        [
+            f"{counted(len(trials), 'trial')}, none of which has won a case",
+            *lines(failures.reasons()),
+        ]
+        if trials
+        else []
+    )
 
 
 @command()
 def why(
     op: OP,
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; float64 is eager's.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16; float64 is eager's.")
+    ] = "float32",
     rows: Annotated[int, typer.Option(help="Number of rows.")] = 1,
-    target: Annotated[str, typer.Option(help="cpu, or a GPU: cuda (the one that is here), cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or a GPU: cuda (the one that is here), cuda:sm_90, nvidia/nvidia-h100."
+        ),
+    ] = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -154,14 +187,27 @@ def show(
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 512,
-    form: Annotated[str, typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU).")] = "tir",
+    form: Annotated[
+        str,
+        typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU)."),
+    ] = "tir",
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
-    schedule: Annotated[str, typer.Option(help="This schedule with its default knobs, instead of what serves the call.")] = "",
-    target: Annotated[str, typer.Option(help="cpu, or a GPU, which need not be here: cuda, cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
+    schedule: Annotated[
+        str,
+        typer.Option(help="This schedule with its default knobs, instead of what serves the call."),
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or a GPU, which need not be here: cuda, cuda:sm_90, nvidia/nvidia-h100."
+        ),
+    ] = "cpu",
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
-    """Print the kernel that serves a call: definition, scheduled loops, the compiler's source or assembly."""
+    """Print the kernel that serves a call: definition, scheduled loops, the compiler's source or
+    assembly.
+    """
     from lntune import schedule as schedules
     from lntune.backends.cuda.targets import device_of
     from lntune.kernels import compiler
@@ -173,18 +219,32 @@ def show(
     if schedule:
         plan = schedules.get(schedule, op, here.kind)
         if plan.kind != here.kind:
-            raise InputError(f"--schedule: {schedule} is for a {plan.kind}, expected one for the target {target}, a {here.kind}.")
+            raise InputError(
+                f"--schedule: {schedule} is for a {plan.kind}, expected one for the target"
+                f" {target}, a {here.kind}."
+            )
         setting = plan.untuned(asked, here)
     else:
         with dispatching(log_dir) as dispatch:
             choice = dispatch.choose(asked, here)
         if not choice.schedule:
-            raise InputError(f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel all the same.")
+            raise InputError(
+                f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel"
+                " all the same."
+            )
         plan = schedules.get(choice.schedule, op)
         setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
     text = compiler.show(asked, plan, setting, here, form)
     if as_json:
-        print_json({"case": asked, "schedule": plan.name, "knobs": knobs.to_dict(setting), "form": form, "text": text})
+        print_json(
+            {
+                "case": asked,
+                "schedule": plan.name,
+                "knobs": knobs.to_dict(setting),
+                "form": form,
+                "text": text,
+            }
+        )
     else:
         print(text)
 
@@ -192,19 +252,30 @@ def show(
 @command()
 def inspect(
     op: OP = "layer_norm",
-    target: Annotated[str, typer.Option(help="GPUs, separated by commas: cuda:sm_90, nvidia/nvidia-h100; none need be here.")] = "cuda:sm_90",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="GPUs, separated by commas: cuda:sm_90, nvidia/nvidia-h100; none need be here."
+        ),
+    ] = "cuda:sm_90",
     hidden: HIDDEN = "1024,4096,8192,12288",
     dtype: DTYPE = "float32,float16,bfloat16",
     rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 4096,
     variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
-    schedule: Annotated[str, typer.Option(help="This schedule, instead of the operator's first.")] = "",
-    strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
+    schedule: Annotated[
+        str, typer.Option(help="This schedule, instead of the operator's first.")
+    ] = "",
+    strided: Annotated[
+        bool, typer.Option("--strided", help="The kernels that serve row-strided views.")
+    ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of accesses and bytes moved.
+    """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of
+    accesses and bytes moved.
 
-    Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be launched, or moves something twice.
+    Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be
+    launched, or moves something twice.
     """
     from lntune import schedule as schedules
     from lntune.backends.cuda.targets import device_of
@@ -215,7 +286,10 @@ def inspect(
     devices = [device_of(name) for name in names(some("--target", target))]
     plan = schedules.get(schedule, op, "gpu") if schedule else _first(op, "gpu")
     if plan.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
-        raise InputError(f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show --as asm` is for CPUs.")
+        raise InputError(
+            f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show"
+            " --as asm` is for CPUs."
+        )
     checked = ops.get(op).check_variant(variant)
     sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
     asked = [Case(op, h, d, rows, checked) for h in sizes for d in types]
@@ -252,21 +326,36 @@ def _first(op: str, kind: str) -> Any:
 def compare(
     a: Annotated[
         Path,
-        typer.Argument(metavar="A", help="Before: a file of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or a .jsonl."),
+        typer.Argument(
+            metavar="A",
+            help=(
+                "Before: a file of `lntune bench --output`, a folder of tuning logs, a device's"
+                " folder in it, or a .jsonl."
+            ),
+        ),
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="After: the same.")],
     fail_on: Annotated[
-        str, typer.Option(help="slower: exit code 1 when a case is, or cannot be decided and looks 3 times as slow; unsure: also when any cannot.")
+        str,
+        typer.Option(
+            help=(
+                "slower: exit code 1 when a case is, or cannot be decided and looks 3 times as"
+                " slow; unsure: also when any cannot."
+            )
+        ),
     ] = "",
-    across_devices: Annotated[bool, typer.Option("--across-devices", help="Compare measurements of different devices.")] = False,
+    across_devices: Annotated[
+        bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
+    ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Compare the tuned times of two runs, case by case: FASTER, SLOWER, SAME or UNSURE in B.
 
-    The ratio is A's median time divided by B's, with a 95 % bootstrap interval: SAME when the interval lies within 3 % of
-    1, FASTER or SLOWER when it lies beyond that on one side, else UNSURE, as is what other work on the machine disturbed, unless it
-    lies beyond 3 and eager's own ratio does not.
+    The ratio is A's median time divided by B's, with a 95 % bootstrap interval: SAME when the
+    interval lies within 3 % of 1, FASTER or SLOWER when it lies beyond that on one side, else
+    UNSURE, as is what other work on the machine disturbed, unless it lies beyond 3 and eager's own
+    ratio does not.
     """
     from lntune.report import compare as comparison
     from lntune.report.tables import console, show
@@ -286,7 +375,9 @@ def compare(
 
 @command()
 def doctor(as_json: JSON = False) -> None:
-    """Look at versions, compiler, CPU, threads, GPU, folders and logs; exit code 1 when something will not work."""
+    """Look at versions, compiler, CPU, threads, GPU, folders and logs; exit code 1 when something
+    will not work.
+    """
     from lntune.commands import doctor as examination
 
     found = examination.examine()

@@ -45,18 +45,44 @@ def tune(
     rows: ROWS = "",
     grid: GRID = "default",
     budget: Annotated[
-        str, typer.Option(help="Time for the whole run, the measuring process's start (some 5 s) and the finals included: 60s, 10m, 1h; from 10s on.")
+        str,
+        typer.Option(
+            help=(
+                "Time for the whole run, the measuring process's start (some 5 s) and the finals"
+                " included: 60s, 10m, 1h; from 10s on."
+            )
+        ),
     ] = "60s",
-    trials: Annotated[int | None, typer.Option(help="At most this many candidates per case.")] = None,
-    search: Annotated[str, typer.Option(help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU.")] = "",
+    trials: Annotated[
+        int | None, typer.Option(help="At most this many candidates per case.")
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU."
+        ),
+    ] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
     seed: SEED = 0,
     timeout: Annotated[
-        str, typer.Option(help="Time one candidate may take before it is killed; up to four times as much where others take its cores.")
+        str,
+        typer.Option(
+            help=(
+                "Time one candidate may take before it is killed; up to four times as much where"
+                " others take its cores."
+            )
+        ),
     ] = "30s",
     target: TARGET = "cpu",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Everything but the device, which need not be here (cuda:sm_90): nothing is measured or logged.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help=(
+                "Everything but the device, which need not be here (cuda:sm_90): nothing is"
+                " measured or logged."
+            ),
+        ),
     ] = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
@@ -64,17 +90,19 @@ def tune(
 ) -> None:
     """Search the schedules of an operator on this machine and log every trial.
 
-    Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable cases first. Each candidate
-    is built and run in a process of its own, checked against float64 before it is timed, and logged at once. With a budget
-    too small for anything the first case has one trial and a short final all the same, and the output says so.
+    Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable
+    cases first. Each candidate is built and run in a process of its own, checked against float64
+    before it is timed, and logged at once. With a budget too small for anything the first case has
+    one trial and a short final all the same, and the output says so.
 
-    Ctrl-C ends with what was found: the best candidate of the case in hand is measured once more, shortly, and is its winner; a
-    second Ctrl-C ends at once. Exit code 0 when at least one case was tuned, 1 when none was. SIGTERM and SIGHUP do the same
-    with exit code 143 and 129.
+    Ctrl-C ends with what was found: the best candidate of the case in hand is measured once more,
+    shortly, and is its winner; a second Ctrl-C ends at once. Exit code 0 when at least one case was
+    tuned, 1 when none was. SIGTERM and SIGHUP do the same with exit code 143 and 129.
 
-    With --target cuda the next candidates are built on all cores but one while the GPU measures. --dry-run builds a few candidates
-    of each case (--trials; 8), verifies them (a GPU's in an emulator), and says what a run would measure and how long it would
-    take; exit code 1 when one of them is wrong or a run would measure none.
+    With --target cuda the next candidates are built on all cores but one while the GPU measures.
+    --dry-run builds a few candidates of each case (--trials; 8), verifies them (a GPU's in an
+    emulator), and says what a run would measure and how long it would take; exit code 1 when one of
+    them is wrong or a run would measure none.
     """
     from lntune.backends.cuda.targets import device_of
     from lntune.report.columns import whole
@@ -120,10 +148,15 @@ def tune(
     else:
         if table:
             show_rows(table, "tuned", wide=wide)
-        statuses = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items())) or "none"
+        statuses = (
+            ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items()))
+            or "none"
+        )
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
-        counts = f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}"
+        counts = (
+            f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}"
+        )
         said = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
         said += [f"failed: {line}" for line in lines(summary.failures.reasons())]
         said += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
@@ -139,9 +172,16 @@ def _dry_run(asked: list[Case], settings: Settings, wide: bool, as_json: bool) -
     from lntune.tune import dry
 
     with StepProgress(console(stderr=True), "dry run", len(asked)) as progress:
-        found = dry.run(asked, settings, lambda case, _index, _of, built: None if built else progress(str(case)))
+        found = dry.run(
+            asked, settings, lambda case, _index, _of, built: None if built else progress(str(case))
+        )
     if as_json:
-        totals = {"measured": found.measured, "within_budget": found.within, "run_seconds": round(found.run_seconds, 1), "wrong": found.wrong}
+        totals = {
+            "measured": found.measured,
+            "within_budget": found.within,
+            "run_seconds": round(found.run_seconds, 1),
+            "wrong": found.wrong,
+        }
         print_json({**msgspec.to_builtins(found), **totals})
     else:
         show(console(wide=wide), dry_runs.table(found), dry_runs.lines(found))
@@ -161,19 +201,27 @@ def check(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when one is wrong.
+    """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when
+    one is wrong.
 
-    Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where none is.
+    Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where
+    none is.
     """
     from lntune.backends.cuda.targets import device_of
     from lntune.commands import check as verification
     from lntune.report.tables import console, show
     from lntune.report.verdicts import verdict_lines, verdict_table
 
-    asked = cases(op, hidden, dtype, rows, grid) if hidden or dtype or rows or grid != "default" else None
+    asked = (
+        cases(op, hidden, dtype, rows, grid)
+        if hidden or dtype or rows or grid != "default"
+        else None
+    )
     device = device_of(target)
     with dispatching(log_dir):
-        results = verification.check_cases(verification.tuned_cases(op, device) if asked is None else asked, device)
+        results = verification.check_cases(
+            verification.tuned_cases(op, device) if asked is None else asked, device
+        )
     if as_json:
         print_json(results)
     else:
@@ -189,17 +237,34 @@ def build(
     dtype: DTYPE = "",
     rows: ROWS = "",
     grid: GRID = "default",
-    target: Annotated[str, typer.Option("--target", help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100.")] = "cpu",
-    archs: Annotated[str, typer.Option(help="Architectures whose code each GPU's file holds beside that of its own: sm_100,sm_120.")] = "",
-    strided: Annotated[bool, typer.Option("--strided", help="The kernels that serve row-strided views.")] = False,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100.",
+        ),
+    ] = "cpu",
+    archs: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Architectures whose code each GPU's file holds beside that of its own:"
+                " sm_100,sm_120."
+            )
+        ),
+    ] = "",
+    strided: Annotated[
+        bool, typer.Option("--strided", help="The kernels that serve row-strided views.")
+    ] = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Build the kernels that will serve calls, for machines without a compiler; GPUs need not be here.
+    """Build the kernels that will serve calls, for machines without a compiler; GPUs need not be
+    here.
 
-    What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where the first call would have put it. Exit
-    code 1 when something cannot be built.
+    What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where
+    the first call would have put it. Exit code 1 when something cannot be built.
     """
     from lntune.backends import cuda
     from lntune.backends.cuda.targets import device_of
@@ -210,7 +275,9 @@ def build(
     devices = [device_of(name) for name in names(some("--target", target))]
     also = tuple(cuda.architecture(arch).name for arch in names(archs))
     if also and not any(d.kind == "gpu" for d in devices):
-        raise InputError(got_expected("--archs", f"{archs} beside --target {target}", "a GPU's target"))
+        raise InputError(
+            got_expected("--archs", f"{archs} beside --target {target}", "a GPU's target")
+        )
     err = console(stderr=True)
     with dispatching(log_dir):
         found = prebuild.build(
@@ -218,7 +285,9 @@ def build(
             devices,
             also,
             strided,
-            lambda i, n, case, device: err.print(f"[{i + 1}/{n}] {case} for {device.isa}", markup=False, highlight=False),
+            lambda i, n, case, device: err.print(
+                f"[{i + 1}/{n}] {case} for {device.isa}", markup=False, highlight=False
+            ),
         )
     if as_json:
         print_json(found)
@@ -236,18 +305,56 @@ def bench(
     rows: ROWS = "",
     grid: GRID = "default",
     time_per_case: Annotated[str, typer.Option("--time", help="Time per case.")] = "1s",
-    with_compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too (seconds of compiling per case).")] = True,
-    given_output: Annotated[bool, typer.Option("--given-output", help="Kernel against a plain copy, both into existing outputs.")] = False,
-    strided: Annotated[bool, typer.Option("--strided", help="Inputs whose rows are halves of wider rows, as in x[:, :1024].")] = False,
-    page_faults: Annotated[
-        bool, typer.Option("--page-faults", help="Let the C library return large outputs to the system at once, as it does by default.")
+    with_compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Measure torch.compile too (seconds of compiling per case).",
+        ),
+    ] = True,
+    given_output: Annotated[
+        bool,
+        typer.Option(
+            "--given-output", help="Kernel against a plain copy, both into existing outputs."
+        ),
     ] = False,
-    training: Annotated[bool, typer.Option("--training", help="Forward and backward of the modules, as a training step runs them, instead.")] = False,
+    strided: Annotated[
+        bool,
+        typer.Option(
+            "--strided", help="Inputs whose rows are halves of wider rows, as in x[:, :1024]."
+        ),
+    ] = False,
+    page_faults: Annotated[
+        bool,
+        typer.Option(
+            "--page-faults",
+            help=(
+                "Let the C library return large outputs to the system at once, as it does by"
+                " default."
+            ),
+        ),
+    ] = False,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training",
+            help="Forward and backward of the modules, as a training step runs them, instead.",
+        ),
+    ] = False,
     call_cost: Annotated[
-        bool, typer.Option("--call-cost", help="What one row costs from Python, and how long loading and importing take, instead.")
+        bool,
+        typer.Option(
+            "--call-cost",
+            help=(
+                "What one row costs from Python, and how long loading and importing take, instead."
+            ),
+        ),
     ] = False,
     seed: SEED = 0,
-    output: Annotated[Path | None, typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`."),
+    ] = None,
     target: TARGET = "cpu",
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
@@ -255,14 +362,16 @@ def bench(
 ) -> None:
     """Benchmark eager, torch.compile, the tuned op and a plain copy, interleaved.
 
-    Everyone allocates an output at every call, from a heap that is kept: by default the C library takes outputs above
-    32 MB or so from the system and gives them back at every call, and the page faults of that cost more than any kernel.
-    A case measured while others used the machine is measured up to three times; what stays busy is marked. On a GPU
-    (--target cuda) the inputs are not in its cache, launches are recorded as a graph, Liger-Kernel's and Triton's layer norm are measured
-    too where they are installed, and the table has the share of what a large plain copy reaches on the card.
+    Everyone allocates an output at every call, from a heap that is kept: by default the C library
+    takes outputs above 32 MB or so from the system and gives them back at every call, and the page
+    faults of that cost more than any kernel. A case measured while others used the machine is
+    measured up to three times; what stays busy is marked. On a GPU (--target cuda) the inputs are
+    not in its cache, launches are recorded as a graph, Liger-Kernel's and Triton's layer norm are
+    measured too where they are installed, and the table has the share of what a large plain copy
+    reaches on the card.
 
-    With --training it is `torch.nn.LayerNorm`, that compiled, and `lntune.LayerNorm` that are measured: the forward while gradients are
-    recorded, and forward and backward, by autograd.
+    With --training it is `torch.nn.LayerNorm`, that compiled, and `lntune.LayerNorm` that are
+    measured: the forward while gradients are recorded, and forward and backward, by autograd.
 
     --output is written after every case; Ctrl-C ends with the cases that are done.
     """
@@ -275,19 +384,55 @@ def bench(
     _write(output)
     if strided and (given_output or call_cost):
         got = "--given-output" if given_output else "--call-cost"
-        raise InputError(got_expected("--strided", f"{got} beside it", "neither --given-output nor --call-cost"))
+        raise InputError(
+            got_expected("--strided", f"{got} beside it", "neither --given-output nor --call-cost")
+        )
     if training:
-        others = (("--strided", strided), ("--given-output", given_output), ("--call-cost", call_cost), (f"--target {target}", target != "cpu"))
+        others = (
+            ("--strided", strided),
+            ("--given-output", given_output),
+            ("--call-cost", call_cost),
+            (f"--target {target}", target != "cpu"),
+        )
         if beside := [name for name, there in others if there]:
-            raise InputError(got_expected("--training", f"{beside[0]} beside it", "neither that nor another kind of benchmark"))
-        _training(cases(op, hidden, dtype, rows, grid), length, with_compile, seed, output, log_dir, wide, as_json)
+            raise InputError(
+                got_expected(
+                    "--training",
+                    f"{beside[0]} beside it",
+                    "neither that nor another kind of benchmark",
+                )
+            )
+        _training(
+            cases(op, hidden, dtype, rows, grid),
+            length,
+            with_compile,
+            seed,
+            output,
+            log_dir,
+            wide,
+            as_json,
+        )
         return
     if call_cost:
         if target != "cpu":
-            raise InputError(got_expected("--call-cost", f"--target {target} beside it", "cpu", "It measures calls on the CPU."))
+            raise InputError(
+                got_expected(
+                    "--call-cost",
+                    f"--target {target} beside it",
+                    "cpu",
+                    "It measures calls on the CPU.",
+                )
+            )
         if given_output or rows not in ("", "1"):
             got = "--given-output" if given_output else f"--rows {rows}"
-            raise InputError(got_expected("--call-cost", f"{got} beside it", "neither", "It measures calls of one row that allocate their output."))
+            raise InputError(
+                got_expected(
+                    "--call-cost",
+                    f"{got} beside it",
+                    "neither",
+                    "It measures calls of one row that allocate their output.",
+                )
+            )
         _call_cost(op, hidden, dtype, length, output, log_dir, wide, as_json)
         return
     asked = cases(op, hidden, dtype, rows, grid)
@@ -295,7 +440,12 @@ def bench(
 
     def facts_of(result: benchmark.Result) -> dict[str, Any]:
         table = rows_of(result.records)
-        facts: dict[str, Any] = {"outputs": result.outputs, "cases": table, "summary": summary(table), "records": result.records}
+        facts: dict[str, Any] = {
+            "outputs": result.outputs,
+            "cases": table,
+            "summary": summary(table),
+            "records": result.records,
+        }
         return facts if result.bandwidth is None else {**facts, "copy_bandwidth": result.bandwidth}
 
     with dispatching(log_dir):
@@ -319,7 +469,14 @@ def bench(
 
 
 def _training(
-    asked: list[Case], length: float, with_compile: bool, seed: int, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool
+    asked: list[Case],
+    length: float,
+    with_compile: bool,
+    seed: int,
+    output: Path | None,
+    log_dir: Path | None,
+    wide: bool,
+    as_json: bool,
 ) -> None:
     from lntune.commands.bench import training
     from lntune.log.records import Record
@@ -336,7 +493,14 @@ def _training(
         err.print(f"[{index + 1}/{count}] {case}", markup=False)
 
     with dispatching(log_dir):
-        made = training.run(asked, length, with_compile, seed, on_case, lambda sofar: _write(output, facts_of(sofar)))
+        made = training.run(
+            asked,
+            length,
+            with_compile,
+            seed,
+            on_case,
+            lambda sofar: _write(output, facts_of(sofar)),
+        )
     if as_json:
         print_json(facts_of(made))
     else:
@@ -344,14 +508,29 @@ def _training(
         show(console(wide=wide), steps_table(steps), steps_lines(steps))
 
 
-def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | None, log_dir: Path | None, wide: bool, as_json: bool) -> None:
+def _call_cost(
+    op: str,
+    hidden: str,
+    dtype: str,
+    length: float,
+    output: Path | None,
+    log_dir: Path | None,
+    wide: bool,
+    as_json: bool,
+) -> None:
     from lntune.commands.bench import call_cost
     from lntune.report.costs import costs_lines, costs_table
     from lntune.report.tables import console, show
 
     if op != "layer_norm":
         raise InputError(
-            got_expected("--call-cost", op, "layer_norm", "It is the cost of a call in inference; other operators are benchmarked without it.")
+            got_expected(
+                "--call-cost",
+                op,
+                "layer_norm",
+                "It is the cost of a call in inference; other operators are benchmarked"
+                " without it.",
+            )
         )
     asked = cases(op, hidden or "1024", dtype or "float32", "1")
     with dispatching(log_dir):
@@ -364,15 +543,23 @@ def _call_cost(op: str, hidden: str, dtype: str, length: float, output: Path | N
 
 
 def _write(output: Path | None, facts: Any = None) -> None:
-    """Write facts to the file asked for; without facts only find out that it can be written, before minutes are spent."""
+    """Write facts to the file asked for; without facts only find out that it can be written, before
+    minutes are spent.
+    """
     if output is None:
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("ab" if facts is None else "wb") as file:
-            file.write(b"" if facts is None else msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+            file.write(
+                b""
+                if facts is None
+                else msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
+            )
     except OSError as e:
-        raise InputError(got_expected("--output", output, "a file that can be written", e.strerror or str(e))) from e
+        raise InputError(
+            got_expected("--output", output, "a file that can be written", e.strerror or str(e))
+        ) from e
 
 
 @command()
@@ -382,7 +569,8 @@ def demo(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Tune a small grid for this CPU, load the winners in PyTorch, check them against eager and print the report.
+    """Tune a small grid for this CPU, load the winners in PyTorch, check them against eager and
+    print the report.
 
     Exit code 1 when a tuned op does not agree with eager, or nothing was tuned.
     """

@@ -1,4 +1,6 @@
-"""`lntune build`: the kernels that will serve calls, put into the cache beforehand; for devices that need not be here."""
+"""`lntune build`: the kernels that will serve calls, put into the cache beforehand; for devices
+that need not be here.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from lntune.torch import dispatch, layer_norm_node
 
 
 class Built(msgspec.Struct, frozen=True):
-    """One kernel, its rows being those that stand for their bucket. `status` is "built", "there" (it lay in the cache), "eager" (eager mode
-    serves the case) or "failed", with the reason in `message`; `path` is the file, empty where there is none.
+    """One kernel, its rows being those that stand for their bucket. `status` is "built", "there"
+    (it lay in the cache), "eager" (eager mode serves the case) or "failed", with the reason in
+    `message`; `path` is the file, empty where there is none.
     """
 
     case: Case
@@ -37,23 +40,48 @@ class Built(msgspec.Struct, frozen=True):
 
 
 def kernels(cases: Sequence[Case]) -> list[Case]:
-    """The kernels that serve cases: one for each row bucket, and the variants that PyTorch calls most where none is given."""
-    found = (msgspec.structs.replace(case.typical, variant=variant) for case in cases for variant in ops.get(case.op).called(case.variant))
+    """The kernels that serve cases: one for each row bucket, and the variants that PyTorch calls
+    most where none is given.
+    """
+    found = (
+        msgspec.structs.replace(case.typical, variant=variant)
+        for case in cases
+        for variant in ops.get(case.op).called(case.variant)
+    )
     return list(dict.fromkeys(found))
 
 
-def build_case(case: Case, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Built:
-    """Build what serves a case on a device, by the tuning logs as they are, unless it is in the cache.
+def build_case(
+    case: Case, device: Device, archs: tuple[str, ...] = (), strided: bool = False
+) -> Built:
+    """Build what serves a case on a device, by the tuning logs as they are, unless it is in the
+    cache.
 
-    `archs` are architectures whose code a GPU's file holds beside that of the device's own; `strided`: the kernel for matrices whose rows lie
-    apart, instead of the one for contiguous rows.
+    `archs` are architectures whose code a GPU's file holds beside that of the device's own;
+    `strided`: the kernel for matrices whose rows lie apart, instead of the one for contiguous rows.
     """
-    known: tuple[Case, str, str, str, str, dict[str, knobs.Value], bool] = (case, device.name, device.isa, "", "", {}, strided)
+    known: tuple[Case, str, str, str, str, dict[str, knobs.Value], bool] = (
+        case,
+        device.name,
+        device.isa,
+        "",
+        "",
+        {},
+        strided,
+    )
     try:
         choice = dispatch.choose(case, device)
         if choice.tier == "eager":
             return Built(case, device.name, device.isa, choice.tier, "", {}, strided, "eager")
-        known = (case, device.name, device.isa, choice.tier, choice.schedule, dict(choice.knobs), strided)
+        known = (
+            case,
+            device.name,
+            device.isa,
+            choice.tier,
+            choice.schedule,
+            dict(choice.knobs),
+            strided,
+        )
         plan = schedule.get(choice.schedule, case.op)
         setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
         there = cache.built(case, plan, setting, device, archs, strided)
@@ -74,8 +102,8 @@ def build(
     strided: bool = False,
     on_kernel: Callable[[int, int, Case, Device], None] = lambda *_: None,
 ) -> list[Built]:
-    """Build `kernels(cases)` for each of the devices, and what loads and calls them, which takes a C compiler. `on_kernel` is told number,
-    how many, case and device before each.
+    """Build `kernels(cases)` for each of the devices, and what loads and calls them, which takes a
+    C compiler. `on_kernel` is told number, how many, case and device before each.
 
     Raises:
         ToolchainError, BuildError: there is no C compiler, or it fails.
@@ -88,9 +116,12 @@ def build(
     except LntuneError:
         raise
     except Exception as e:
-        raise BuildError(f"what loads kernels cannot be built: {_reason(e)}. See lntune doctor.") from e
+        raise BuildError(
+            f"what loads kernels cannot be built: {_reason(e)}. See lntune doctor."
+        ) from e
     if any(device.kind == "cpu" for device in devices):
-        with contextlib.suppress(Exception):  # an older compiler: autograd.Function serves, as `lntune doctor` says
+        # an older compiler: autograd.Function serves, as `lntune doctor` says
+        with contextlib.suppress(Exception):
             layer_norm_node.ensure_library()
     wanted = kernels(cases)
     todo = [(case, device) for device in devices for case in wanted]

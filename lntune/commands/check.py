@@ -18,7 +18,9 @@ from lntune.torch import dispatch
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The check of one case: what serves it, whether it is right, and its errors (see check.Verdict)."""
+    """The check of one case: what serves it, whether it is right, and its errors (see
+    check.Verdict).
+    """
 
     case: Case
     tier: str
@@ -30,15 +32,19 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def tuned_cases(op: str, device: Device | None = None) -> list[Case]:
-    """The cases tuned on a device, this machine's CPU if none is given, or the operator's default grid where there are none."""
+    """The cases tuned on a device, this machine's CPU if none is given, or the operator's default
+    grid where there are none.
+    """
     grid = ops.get(op).grid
-    finals = records.finals(records.read(paths.log_dirs(), op, device or device_module.current(), role="final"))
+    finals = records.finals(
+        records.read(paths.log_dirs(), op, device or device_module.current(), role="final")
+    )
     return sorted(r.case for r in finals.values()) or list(grid)
 
 
 def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
-    """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded for PyTorch, with and without saved
-    statistics.
+    """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded
+    for PyTorch, with and without saved statistics.
 
     Raises:
         InputError: the GPU is not here.
@@ -54,13 +60,30 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
         for case in cases:
             for variant in ops.get(case.op).called(case.variant):
                 asked = msgspec.structs.replace(case, variant=variant)
-                kernel, choice = dispatch.kernel_for(asked, there), dispatch.choose(asked, place.device)
+                kernel, choice = (
+                    dispatch.kernel_for(asked, there),
+                    dispatch.choose(asked, place.device),
+                )
                 if kernel is None:
-                    results.append(Result(asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}))
+                    results.append(
+                        Result(
+                            asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}
+                        )
+                    )
                     continue
                 try:
                     verdict = place.verify(asked, kernel)
                 except Exception as e:
                     verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
-                results.append(Result(asked, choice.tier, choice.schedule, verdict.ok, verdict.message, verdict.errors, verdict.versus_eager))
+                results.append(
+                    Result(
+                        asked,
+                        choice.tier,
+                        choice.schedule,
+                        verdict.ok,
+                        verdict.message,
+                        verdict.errors,
+                        verdict.versus_eager,
+                    )
+                )
     return results

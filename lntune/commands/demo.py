@@ -19,16 +19,23 @@ from lntune.system import paths
 from lntune.tune import Settings, tune
 from lntune.words import counted
 
-GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (1024, 768) for dtype in ("float32", "bfloat16") for rows in (512, 32, 1))
+GRID = tuple(
+    Case(NAME, hidden, dtype, rows)
+    for hidden in (1024, 768)
+    for dtype in ("float32", "bfloat16")
+    for rows in (512, 32, 1)
+)
 
 
 AGREES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
-"""How far apart, as a share of the largest value, two right answers may be: a rounding or two of the dtype and its sums."""
+"""How far apart, as a share of the largest value, two right answers may be: a rounding or two of
+the dtype and its sums.
+"""
 
 
 class Agreement(msgspec.Struct, frozen=True):
-    """The tuned op against eager in one case: largest differences of the output and of the gradient as shares of eager's
-    largest value, and whether both are within the dtype's rounding.
+    """The tuned op against eager in one case: largest differences of the output and of the gradient
+    as shares of eager's largest value, and whether both are within the dtype's rounding.
     """
 
     case: Case
@@ -38,7 +45,9 @@ class Agreement(msgspec.Struct, frozen=True):
 
 
 class Tour(msgspec.Struct, frozen=True):
-    """What came of it: trials made, rows of the report, and how the tuned op compares with eager."""
+    """What came of it: trials made, rows of the report, and how the tuned op compares with
+    eager.
+    """
 
     trials: int
     rows: list[Row]
@@ -51,14 +60,22 @@ class Tour(msgspec.Struct, frozen=True):
         return bool(self.rows) and bool(self.agreements) and all(a.agrees for a in self.agreements)
 
 
-def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None, wide: bool = False) -> Tour:
-    """Tune the grid on this CPU in about `seconds`, load, check, report; `out` shows it, with `wide` all columns of the table."""
+def run(
+    seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None, wide: bool = False
+) -> Tour:
+    """Tune the grid on this CPU in about `seconds`, load, check, report; `out` shows it, with
+    `wide` all columns of the table.
+    """
     import lntune
 
     out = out or console()
     cpu = device.current()
     on = f"{cpu.name} ({counted(cpu.cores, 'core')}, {cpu.isa})"
-    say(out, f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then timed.")
+    say(
+        out,
+        f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then"
+        " timed.",
+    )
     with TuningProgress(out) as progress:
         summary = tune(grid, Settings(seconds=seconds), progress)
     if summary.interrupted or not summary.finals:
@@ -68,22 +85,43 @@ def run(seconds: float, grid: Sequence[Case] = GRID, out: Console | None = None,
     lntune.reload()
     agreements = [_agreement(case) for case in grid]
     for a in agreements:
-        differences = f"largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
+        differences = (
+            f"largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
+        )
         say(out, f"   {a.case}: {'agrees' if a.agrees else 'DIFFERS'}; {differences}")
     right = sum(a.agrees for a in agreements)
-    say(out, "   all tuned ops agree with eager" if right == len(agreements) else f"   {len(agreements) - right} DIFFER from eager")
+    say(
+        out,
+        (
+            "   all tuned ops agree with eager"
+            if right == len(agreements)
+            else f"   {len(agreements) - right} DIFFER from eager"
+        ),
+    )
     say(out, "3. The report (`lntune report` shows it again):")
     found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
-    rows = rows_of(found[key] for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid) if key in found)
-    show(console(out.stderr, wide) if wide else out, cases_table(rows, f"{NAME}, medians; every call allocates its output"), summary_lines(rows))
+    rows = rows_of(
+        found[key]
+        for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid)
+        if key in found
+    )
+    show(
+        console(out.stderr, wide) if wide else out,
+        cases_table(rows, f"{NAME}, medians; every call allocates its output"),
+        summary_lines(rows),
+    )
     example = grid[0]
-    command = f"lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}"
+    command = (
+        f"lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}"
+    )
     say(out, f"The log is in {whole(summary.log_dir)}. Next: {whole(command)}")
     return Tour(summary.trials, rows, agreements, str(summary.log_dir))
 
 
 def _agreement(case: Case) -> Agreement:
-    """The public call against torch.nn.functional.layer_norm, forward and backward, on random tensors."""
+    """The public call against torch.nn.functional.layer_norm, forward and backward, on random
+    tensors.
+    """
     import torch
 
     import lntune
@@ -99,5 +137,8 @@ def _agreement(case: Case) -> Agreement:
             outputs.append(function(x, (case.hidden,), weight, bias))
         leaf = x.clone().requires_grad_()
         gradients += torch.autograd.grad(function(leaf, (case.hidden,), weight, bias), leaf, dy)
-    apart = [float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()) for ours, theirs in (outputs, gradients)]
+    apart = [
+        float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+        for ours, theirs in (outputs, gradients)
+    ]
     return Agreement(case, apart[0], apart[1], all(a < AGREES[case.dtype] for a in apart))

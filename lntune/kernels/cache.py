@@ -26,8 +26,9 @@ from lntune.versions import Code
 
 
 class Key(msgspec.Struct, frozen=True):
-    """What a kernel is built from, which any machine knows that looks for it. Timings and the log are not among it, nor what it is built
-    with: a kernel that comes from elsewhere is found where there is neither TVM nor a compiler. That is kept with the file, see `Tools`.
+    """What a kernel is built from, which any machine knows that looks for it. Timings and the log
+    are not among it, nor what it is built with: a kernel that comes from elsewhere is found where
+    there is neither TVM nor a compiler. That is kept with the file, see `Tools`.
     """
 
     op: str
@@ -49,9 +50,12 @@ class Key(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:24]
 
 
-def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Key:
+def key_of(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Key:
     """The key of one kernel; `strided` is as kernel's."""
-    # Of the cores it matters only how many rows sums have, a row for each block of rows: else a machine with more of them would find nothing.
+    # Of the cores it matters only how many rows sums have, a row for each block of rows: else a
+    # machine with more of them would find nothing.
     target = {**device.target(), "blocks": case.blocks(device.cores)}
     target.pop("num-cores", None)
     if strided:
@@ -73,37 +77,64 @@ def key_of(case: Case, schedule: Schedule, setting: Any, device: Device, strided
 
 def path_of(key: Key) -> Path:
     """Where the kernel of this key lies once built."""
-    return paths.cached("kernels", key.op, f"{key.digest}.{native.FORMAT}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}")
+    return paths.cached(
+        "kernels",
+        key.op,
+        f"{key.digest}.{native.FORMAT}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}",
+    )
 
 
 def _tools(kind: str) -> sealed.Facts:
     """What this machine builds kernels with, by name; nothing of what it lacks."""
-    tools = {"apache-tvm": toolchain.installed("apache-tvm"), "cuda": cuda.stamp() if kind == "gpu" else ""}
+    tools = {
+        "apache-tvm": toolchain.installed("apache-tvm"),
+        "cuda": cuda.stamp() if kind == "gpu" else "",
+    }
     return {name: tool for name, tool in tools.items() if tool not in ("", toolchain.MISSING)}
 
 
 def _outdated(facts: sealed.Facts, schedule: Schedule) -> bool:
-    """True for a kernel that was built by other tools than this machine has, or of code that was edited since without a new version, where
-    this machine has all that it takes to build it anew.
+    """True for a kernel that was built by other tools than this machine has, or of code that was
+    edited since without a new version, where this machine has all that it takes to build it anew.
     """
     tools = _tools(schedule.kind)
-    if "apache-tvm" not in tools or (schedule.kind == "gpu" and "cuda" not in tools) or toolchain.incompatible():
+    if (
+        "apache-tvm" not in tools
+        or (schedule.kind == "gpu" and "cuda" not in tools)
+        or toolchain.incompatible()
+    ):
         return False
     if not sources.unchanged(facts, schedule.path):
         return True
     if tools.items() <= facts.items():
         return False
-    # The same CUDA compiler may lie elsewhere; what it is takes long to ask, and is asked only then.
-    return tools["apache-tvm"] != facts.get("apache-tvm") or cuda.identity() != facts.get("compiler")
+    # The same CUDA compiler may lie elsewhere; what it is takes long to ask, and is asked only
+    # then.
+    return tools["apache-tvm"] != facts.get("apache-tvm") or cuda.identity() != facts.get(
+        "compiler"
+    )
 
 
-def built(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> bool:
-    """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as prepare's."""
-    return _holds(path_of(key_of(case.typical, schedule, setting, device, strided)), schedule, archs)
+def built(
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    archs: tuple[str, ...] = (),
+    strided: bool = False,
+) -> bool:
+    """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as
+    prepare's.
+    """
+    return _holds(
+        path_of(key_of(case.typical, schedule, setting, device, strided)), schedule, archs
+    )
 
 
 def _holds(path: Path, schedule: Schedule, archs: tuple[str, ...]) -> bool:
-    """True when a sound file is there, and has code for some architectures beside that of its own."""
+    """True when a sound file is there, and has code for some architectures beside that of its
+    own.
+    """
     try:
         facts = sealed.read(path).facts
     except (DamagedError, OSError):
@@ -119,12 +150,21 @@ def _architectures(path: Path) -> set[str]:
         return set()
 
 
-def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...] = (), strided: bool = False) -> Path:
-    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need not be here.
+def prepare(
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    archs: tuple[str, ...] = (),
+    strided: bool = False,
+) -> Path:
+    """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need
+    not be here.
 
-    `archs` are architectures whose code a GPU's kernel holds beside that of the device's own and what it held before, for those who load
-    the file themselves (launcher.load(read(path))): a GPU of another architecture looks for a kernel with the knobs that are best there.
-    `strided` is as kernel's.
+    `archs` are architectures whose code a GPU's kernel holds beside that of the device's own and
+    what it held before, for those who load the file themselves (launcher.load(read(path))): a GPU
+    of another architecture looks for a kernel with the knobs that are best there. `strided` is as
+    kernel's.
 
     Raises:
         BuildError: it cannot be built or stored.
@@ -144,27 +184,48 @@ def prepare(case: Case, schedule: Schedule, setting: Any, device: Device, archs:
     return path
 
 
-def _build(key: Key, case: Case, schedule: Schedule, setting: Any, device: Device, archs: tuple[str, ...], strided: bool, path: Path) -> None:
+def _build(
+    key: Key,
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    archs: tuple[str, ...],
+    strided: bool,
+    path: Path,
+) -> None:
     """Build a kernel and store it under its name; arguments as prepare's."""
-    from lntune.kernels import compiler as build  # the compiler is imported only when something must be built
+    # the compiler is imported only when something must be built
+    from lntune.kernels import compiler as build
 
-    facts = {**_tools(device.kind), **sources.stamp(schedule.path), "key": msgspec.json.encode(key, order="sorted").decode()}
+    facts = {
+        **_tools(device.kind),
+        **sources.stamp(schedule.path),
+        "key": msgspec.json.encode(key, order="sorted").decode(),
+    }
     if device.kind == "gpu":
-        kept = _architectures(path)  # what one call asked for is not lost when another asks for more
+        # what one call asked for is not lost when another asks for more
+        kept = _architectures(path)
         with native.atomic(path) as temporary:
-            binary = build.binary(case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided)
+            binary = build.binary(
+                case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided
+            )
             temporary.write_bytes(msgspec.msgpack.encode(binary))
             sealed.seal(temporary, {**facts, "compiler": binary.compiler})
     else:
         build.to_library(case, schedule, setting, device, path, strided, facts)
 
 
-def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
-    """The kernel for a case, from the cache or built now and put there: a function of tensors in the operator's order.
+def kernel(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Callable[..., None]:
+    """The kernel for a case, from the cache or built now and put there: a function of tensors in
+    the operator's order.
 
-    `strided`: one that reads matrices whose rows lie anywhere; others want them one behind the other.
-    A cached file's digest is checked before it is loaded. One that is damaged is put aside, which is said, and built again; so is one of another TVM
-    or CUDA compiler than those that are here, and serves where that fails.
+    `strided`: one that reads matrices whose rows lie anywhere; others want them one behind the
+    other. A cached file's digest is checked before it is loaded. One that is damaged is put aside,
+    which is said, and built again; so is one of another TVM or CUDA compiler than those that are
+    here, and serves where that fails.
 
     Raises:
         BuildError: it is not cached and cannot be built or stored, or no GPU is here that runs it.
@@ -177,7 +238,9 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided
     if device.kind == "gpu":
         # What the driver says against a file that is whole would be said of a new one too.
         if launcher.missing() and not launcher.count():
-            raise ToolchainError(f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}")
+            raise ToolchainError(
+                f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}"
+            )
         load = functools.partial(_launchable, path)
 
     def make() -> None:
@@ -189,8 +252,8 @@ def kernel(case: Case, schedule: Schedule, setting: Any, device: Device, strided
 
 
 def _there(path: Path, schedule: Schedule, make: Callable[[], None]) -> bool:
-    """True when a file is there for `native.fetch`. One of other tools than this machine's, or of other code, is made anew before, where that
-    succeeds.
+    """True when a file is there for `native.fetch`. One of other tools than this machine's, or of
+    other code, is made anew before, where that succeeds.
     """
     try:
         outdated = _outdated(sealed.facts(path), schedule)

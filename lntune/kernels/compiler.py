@@ -26,7 +26,9 @@ from lntune.transforms.cpu import streaming
 _lock = threading.Lock()
 
 FORMS = ("te", "tir", "source", "asm")
-"""What `show` can print: the definition, the scheduled loops, the code TVM makes of them (LLVM IR or CUDA C++), assembly (PTX)."""
+"""What `show` can print: the definition, the scheduled loops, the code TVM makes of them (LLVM IR
+or CUDA C++), assembly (PTX).
+"""
 
 
 def _tvm() -> Any:
@@ -36,7 +38,9 @@ def _tvm() -> Any:
     try:
         import tvm
     except Exception as e:  # half an installation, a library of the system that is missing
-        raise ToolchainError(f"TVM cannot be imported: {type(e).__name__}: {gist(e)}. Install apache-tvm again.") from e
+        raise ToolchainError(
+            f"TVM cannot be imported: {type(e).__name__}: {gist(e)}. Install apache-tvm again."
+        ) from e
 
     return tvm
 
@@ -50,30 +54,43 @@ def warm_up() -> None:
     _tvm()
 
 
-def scheduled(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Any:
+def scheduled(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Any:
     """The scheduled IRModule; `strided`: for matrices whose rows may lie anywhere.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
     """
     if reason := schedule.reason_invalid(setting, case, device):
-        raise ScheduleError(f"{schedule.name} ({knobs_module.describe(setting)}) does not fit {case}: {reason}.")
+        raise ScheduleError(
+            f"{schedule.name} ({knobs_module.describe(setting)}) does not fit {case}: {reason}."
+        )
     _tvm()
     try:
         module = schedule.apply(case, setting, device)
         if not strided:
             return module
-        access = min(_access(setting), device_code.WIDEST // case.itemsize) if device.kind == "gpu" else None
+        access = (
+            min(_access(setting), device_code.WIDEST // case.itemsize)
+            if device.kind == "gpu"
+            else None
+        )
         return strides.free_rows(module, ops.get(case.op).arguments(case), access)
     except LntuneError:
         raise
     except Exception as e:
-        what = f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}{schedule.line(e)}"
+        what = (
+            f"{schedule.name} ({knobs_module.describe(setting)}) failed on {case}{schedule.line(e)}"
+        )
         raise ScheduleError(f"{what}: {type(e).__name__}: {gist(e)}") from e
 
 
-def program(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> device_code.Program:
-    """A kernel for a GPU, which need not be here, as CUDA source and its launches; `strided` is as in scheduled.
+def program(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> device_code.Program:
+    """A kernel for a GPU, which need not be here, as CUDA source and its launches; `strided` is as
+    in scheduled.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
@@ -81,7 +98,11 @@ def program(case: Case, schedule: Schedule, setting: Any, device: Device, stride
     """
     with _lock:
         free = strides.names(ops.get(case.op).arguments(case)) if strided else {}
-        return device_code.generate(scheduled(case, schedule, setting, device, strided), device.target(), tuple(free.values()))
+        return device_code.generate(
+            scheduled(case, schedule, setting, device, strided),
+            device.target(),
+            tuple(free.values()),
+        )
 
 
 def _access(setting: Any) -> int:
@@ -90,26 +111,47 @@ def _access(setting: Any) -> int:
 
 
 def binary(
-    case: Case, schedule: Schedule, setting: Any, device: Device, archs: Sequence[str] | None = None, strided: bool = False
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    archs: Sequence[str] | None = None,
+    strided: bool = False,
 ) -> device_code.Binary:
-    """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs` (the device's alone if not given);
-    `strided` is as in scheduled.
+    """A kernel for GPUs, which need not be here, as it is stored: device code for each of `archs`
+    (the device's alone if not given); `strided` is as in scheduled.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
-        BuildError: TVM or the CUDA compiler cannot compile what came of it; ToolchainError: there is no CUDA compiler.
+        BuildError: TVM or the CUDA compiler cannot compile what came of it; ToolchainError: there
+            is no CUDA compiler.
         UnknownNameError: there is no such architecture.
     """
-    wanted = sorted({cuda.architecture(arch).name for arch in archs or (device.isa,)}, key=list(cuda.ARCHITECTURES).index)
+    wanted = sorted(
+        {cuda.architecture(arch).name for arch in archs or (device.isa,)},
+        key=list(cuda.ARCHITECTURES).index,
+    )
     made = program(case, schedule, setting, device, strided)
     compiled = {arch: cuda.to_cubin(made.source, arch) for arch in wanted}
     listed = ops.get(case.op).arguments(case)
     free = strides.names(listed) if strided else {}
     sizes = {a.name: a.sizes(0, case.hidden, case.blocks(device.cores)) for a in listed}
-    shapes = {a.name: tuple("rows" if axis == "rows" else str(n) for axis, n in zip(a.shape, sizes[a.name], strict=True)) for a in listed}
+    shapes = {
+        a.name: tuple(
+            "rows" if axis == "rows" else str(n)
+            for axis, n in zip(a.shape, sizes[a.name], strict=True)
+        )
+        for a in listed
+    }
     return device_code.Binary(
-        title=f"{case.op} of hidden size {case.hidden}, {case.dtype}{', ' + case.variant if case.variant else ''} ({schedule.name})",
-        arguments=tuple(device_code.Argument(a.name, a.role, a.dtype, shapes[a.name], free.get(a.name, "")) for a in listed),
+        title=(
+            f"{case.op} of hidden size {case.hidden},"
+            f" {case.dtype}{', ' + case.variant if case.variant else ''} ({schedule.name})"
+        ),
+        arguments=tuple(
+            device_code.Argument(a.name, a.role, a.dtype, shapes[a.name], free.get(a.name, ""))
+            for a in listed
+        ),
         access=_access(setting),
         launches=made.launches,
         scratch=made.scratch,
@@ -127,11 +169,19 @@ def _compile(module: Any, device: Device) -> Any:
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     parameter = streaming.requested(module)
-    return tvm.runtime.Executable(streaming.apply(executable.mod, parameter, device.vector_bytes)) if parameter else executable
+    return (
+        tvm.runtime.Executable(streaming.apply(executable.mod, parameter, device.vector_bytes))
+        if parameter
+        else executable
+    )
 
 
-def in_memory(case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False) -> Callable[..., None]:
-    """A kernel compiled into this process without touching the disk: what a trial runs; `strided` is as in scheduled."""
+def in_memory(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Callable[..., None]:
+    """A kernel compiled into this process without touching the disk: what a trial runs; `strided`
+    is as in scheduled.
+    """
     with _lock:
         executable = _compile(scheduled(case, schedule, setting, device, strided), device)
         with runtime.own_symbols():
@@ -155,8 +205,8 @@ def to_library(
     strided: bool = False,
     facts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """A kernel as a shared library at `path`, written whole or not at all, with a digest and facts behind it, see `sealed`; `strided` is as
-    in scheduled.
+    """A kernel as a shared library at `path`, written whole or not at all, with a digest and facts
+    behind it, see `sealed`; `strided` is as in scheduled.
     """
     linker = toolchain.compiler()  # where there is none, nothing is compiled first
     with _lock, native.atomic(path) as temporary:

@@ -1,17 +1,19 @@
 /* From a Python call to a kernel in one step: look up, allocate, call, return the outputs.
  *
- * What eager mode needs for one row is 2 to 3 us, all of it overhead; a wrapper written in Python has spent that before the
- * kernel starts. A table here knows, for what a call looks like from outside (dtypes, which tensors are there, hidden size, bit
- * length of the number of rows), which kernel serves it. A call that it does not know, or that anything is unusual about, is
- * answered with None and nothing done: the general path in Python then finds out what it is, and says or mends it. On GPUs the
- * kernel itself knows the stream; a device is part of what a call looks like.
+ * What eager mode needs for one row is 2 to 3 us, all of it overhead; a wrapper written in Python
+ * has spent that before the kernel starts. A table here knows, for what a call looks like from
+ * outside (dtypes, which tensors are there, hidden size, bit length of the number of rows), which
+ * kernel serves it. A call that it does not know, or that anything is unusual about, is answered
+ * with None and nothing done: the general path in Python then finds out what it is, and says or
+ * mends it. On GPUs the kernel itself knows the stream; a device is part of what a call looks like.
  *
- * Only functions of Python's stable ABI are used, and declared here, so that neither Python's headers are needed to compile
- * this file (they are often not installed) nor another build for another Python. Tensors are read through DLPack's exchange
- * table. Outputs are made by torch's C shim (half the time of torch.empty_like) where it is found, else through DLPack.
- * Where gradients are recorded, a call is served by a kernel that also makes what its backward takes, and `record`, C++ of an
- * operator's (`torch/layer_norm_node.cpp`), attaches the backward to the first output; the other outputs never reach Python.
- * Valid as C and as C++.
+ * Only functions of Python's stable ABI are used, and declared here, so that neither Python's
+ * headers are needed to compile this file (they are often not installed) nor another build for
+ * another Python. Tensors are read through DLPack's exchange table. Outputs are made by torch's C
+ * shim (half the time of torch.empty_like) where it is found, else through DLPack. Where gradients
+ * are recorded, a call is served by a kernel that also makes what its backward takes, and `record`,
+ * C++ of an operator's (`torch/layer_norm_node.cpp`), attaches the backward to the first output;
+ * the other outputs never reach Python. Valid as C and as C++.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -64,28 +66,36 @@ void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *);
 
 enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
-enum { ALIGNED = 16 }; /* bytes; kernels of GPUs ask for whole accesses, and those for other tensors are found by the general path */
+enum {
+  ALIGNED = 16
+}; /* bytes; kernels of GPUs ask for whole accesses, and those for other tensors are found by the
+      general path */
 
-/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1) or a number. */
+/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1) or a number.
+ */
 typedef struct {
   int64_t dtype, dims, dim[MAX_DIMS];
 } Output;
 
-/* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output. `matrices` has a bit for each of
- * them that the kernel takes as (rows, hidden), whatever the number of its leading dimensions. */
+/* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output.
+ * `matrices` has a bit for each of them that the kernel takes as (rows, hidden), whatever the
+ * number of its leading dimensions. */
 typedef struct {
   int64_t key, key_rest, kernel, matrices, arguments, order[MAX_ARGS], outputs;
   Output output[MAX_OUT];
 } Entry;
 
-/* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, by their places in the call (null for what is
- * no tensor), `outputs` are at::Tensor *. Returns 0; else an error is set in Python, or `message` says what went wrong. */
+/* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, by their places
+ * in the call (null for what is no tensor), `outputs` are at::Tensor *. Returns 0; else an error is
+ * set in Python, or `message` says what went wrong. */
 typedef int (*Record)(void *const *inputs, void *const *outputs, char *message, size_t size);
 
 typedef struct {
-  char *signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
+  char *
+      signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
   /* quiet: all to be false, the first of them only where tensors are not on the CPU */
-  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata, **quiet;
+  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata,
+      **quiet;
   int quiet_count, size, used, shim;
   Record *record; /* null, or null there: calls whose gradients are recorded are not served */
   Entry *entries; /* open addressing; `arguments` 0 is a free place */
@@ -95,26 +105,32 @@ static DLPackExchangeAPI *dlpack;
 static int (*call_function)(void *, TVMFFIAny *, int32_t, TVMFFIAny *);
 static void (*take_error)(void **);
 static int (*release)(void *);
-static int32_t (*empty_strided)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, void **);
+static int32_t (*empty_strided)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t,
+                                int32_t, void **);
 static int32_t (*data_pointer)(void *, void **), (*delete_tensor)(void *);
-static PyObject *(*wrap)(void *); /* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor * */
+static PyObject *(*wrap)(
+    void *); /* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor * */
 
 /* True when the shim was found. */
-int lntune_direct_init(void *exchange, void *call, void *error, void *decref, const char *torch_cpu, const char *torch_python) {
+int lntune_direct_init(void *exchange, void *call, void *error, void *decref, const char *torch_cpu,
+                       const char *torch_python) {
   dlpack = (DLPackExchangeAPI *)exchange;
   call_function = (int (*)(void *, TVMFFIAny *, int32_t, TVMFFIAny *))call;
   take_error = (void (*)(void **))error;
   release = (int (*)(void *))decref;
-  void *cpu = dlopen(torch_cpu, RTLD_NOW | RTLD_NOLOAD), *python = dlopen(torch_python, RTLD_NOW | RTLD_NOLOAD);
+  void *cpu = dlopen(torch_cpu, RTLD_NOW | RTLD_NOLOAD),
+       *python = dlopen(torch_python, RTLD_NOW | RTLD_NOLOAD);
   if (!cpu || !python) return 0;
-  empty_strided = (int32_t(*)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, void **))dlsym(cpu, "aoti_torch_empty_strided");
-  data_pointer = (int32_t(*)(void *, void **))dlsym(cpu, "aoti_torch_get_data_ptr");
-  delete_tensor = (int32_t(*)(void *))dlsym(cpu, "aoti_torch_delete_tensor_object");
+  empty_strided = (int32_t (*)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t,
+                               void **))dlsym(cpu, "aoti_torch_empty_strided");
+  data_pointer = (int32_t (*)(void *, void **))dlsym(cpu, "aoti_torch_get_data_ptr");
+  delete_tensor = (int32_t (*)(void *))dlsym(cpu, "aoti_torch_delete_tensor_object");
   wrap = (PyObject * (*)(void *)) dlsym(python, "_Z16THPVariable_WrapRKN2at10TensorBaseE");
   return empty_strided && data_pointer && delete_tensor && wrap;
 }
 
-/* The three dtypes kernels take, numbered 1 to 3; 0 for any other. Beside them torch's own numbers (c10::ScalarType). */
+/* The three dtypes kernels take, numbered 1 to 3; 0 for any other. Beside them torch's own numbers
+ * (c10::ScalarType). */
 static int dtype_of(DLDataType t) {
   if (t.lanes != 1) return 0;
   if (t.code == kDLFloat && t.bits == 32) return 1;
@@ -127,8 +143,9 @@ static DLDataType dlpack_dtype(int64_t dtype) {
   return t;
 }
 
-/* Elements from one row along the last axis to the next, which is the length of a row where the tensor is contiguous; -1 where the elements of
- * a row do not lie side by side, or the rows not evenly apart. */
+/* Elements from one row along the last axis to the next, which is the length of a row where the
+ * tensor is contiguous; -1 where the elements of a row do not lie side by side, or the rows not
+ * evenly apart. */
 static int64_t row_stride(const DLTensor *t) {
   int last = t->ndim - 1;
   int64_t length = t->shape[last], rows = 1, apart = length;
@@ -158,14 +175,15 @@ static int truth(PyObject *result) {
 typedef struct {
   DLTensor tensor[MAX_ARGS];
   int64_t apart[MAX_ARGS]; /* elements from one row to the next */
-  int strided;             /* some rows do not lie one behind the other, which is another kernel's business */
+  int strided; /* some rows do not lie one behind the other, which is another kernel's business */
   double scalar[MAX_ARGS];
   DLDevice device;
   int64_t hidden, rows, key; /* the key has the hidden size and the device */
-  uint64_t rest; /* and everything else */
+  uint64_t rest;             /* and everything else */
 } Call;
 
-static const uint64_t RECORDED = (uint64_t)1 << 63; /* in `rest`: gradients of this call are recorded */
+static const uint64_t RECORDED = (uint64_t)1
+                                 << 63; /* in `rest`: gradients of this call are recorded */
 
 static int is_tensor(const Table *table, PyObject *const *args, int i) {
   return (table->signature[i] == 't' || table->signature[i] == 'o') && args[i] != &_Py_NoneStruct;
@@ -175,7 +193,8 @@ static int is_tensor(const Table *table, PyObject *const *args, int i) {
 static int recording(const Table *table, PyObject *const *args) {
   if (!truth(PyObject_CallNoArgs(table->grad_enabled))) return 0;
   for (int i = 0; table->signature[i]; ++i)
-    if (is_tensor(table, args, i) && truth(PyObject_GetAttr(args[i], table->requires_grad))) return 1;
+    if (is_tensor(table, args, i) && truth(PyObject_GetAttr(args[i], table->requires_grad)))
+      return 1;
   return 0;
 }
 
@@ -190,11 +209,14 @@ static int unusual(const Table *table, PyObject *const *args, const Call *c) {
   if (dual) return 1;
   /* A lazy minus: only _neg_view, and views of one element, can have it and be contiguous. */
   for (int i = 0; table->signature[i]; ++i)
-    if (is_tensor(table, args, i) && truth(PyObject_CallMethodObjArgs(args[i], table->is_neg, (PyObject *)0))) return 1;
+    if (is_tensor(table, args, i) &&
+        truth(PyObject_CallMethodObjArgs(args[i], table->is_neg, (PyObject *)0)))
+      return 1;
   return 0;
 }
 
-/* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them is unusual. */
+/* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them
+ * is unusual. */
 static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count, Call *c) {
   const char *kinds = table->signature;
   if (count != (Py_ssize_t)strlen(kinds)) return 0;
@@ -203,42 +225,48 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
   for (int i = 0; i < count; ++i) {
     DLTensor *t = &c->tensor[i];
     switch (kinds[i]) {
-      case 'f':
-        if (!is_type(args[i], &PyFloat_Type, &PyFloat_Type)) return 0;
-        c->scalar[i] = PyFloat_AsDouble(args[i]);
-        if (!(c->scalar[i] >= 0.0 && c->scalar[i] <= 1e300)) return 0;
-        break;
-      case 'n': {
-        if (PySequence_Size(args[i]) != 1) return 0;
-        PyObject *item = PySequence_GetItem(args[i], 0);
-        if (!item) return 0;
-        int same = PyLong_AsSsize_t(item) == c->hidden;
-        Py_DecRef(item);
-        if (!same) return 0;
-        break;
-      }
-      default:
-        c->rest <<= 2;
-        if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
-        if (!is_type(args[i], table->tensor, table->parameter) || dlpack->dltensor_from_py_object_no_sync(args[i], t)) return 0;
-        int dtype = dtype_of(t->dtype);
-        int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, apart = t->ndim ? row_stride(t) : -1;
-        if (!dtype || apart < 0) return 0;
-        c->rest |= dtype;
-        c->apart[i] = apart;
-        if (!i) c->device = t->device;
-        if (t->device.device_type != c->device.device_type || t->device.device_id != c->device.device_id) return 0;
-        c->strided |= apart != length;
-        uintptr_t places = (uintptr_t)t->data + t->byte_offset;
-        if (apart != length) places |= (uintptr_t)apart * (t->dtype.bits / 8);
-        if (c->device.device_type != kDLCPU && length > 1 && places % ALIGNED) return 0;
-        if (i) break;
-        c->hidden = length;
-        c->rows = 1;
-        for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
+    case 'f':
+      if (!is_type(args[i], &PyFloat_Type, &PyFloat_Type)) return 0;
+      c->scalar[i] = PyFloat_AsDouble(args[i]);
+      if (!(c->scalar[i] >= 0.0 && c->scalar[i] <= 1e300)) return 0;
+      break;
+    case 'n': {
+      if (PySequence_Size(args[i]) != 1) return 0;
+      PyObject *item = PySequence_GetItem(args[i], 0);
+      if (!item) return 0;
+      int same = PyLong_AsSsize_t(item) == c->hidden;
+      Py_DecRef(item);
+      if (!same) return 0;
+      break;
+    }
+    default:
+      c->rest <<= 2;
+      if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
+      if (!is_type(args[i], table->tensor, table->parameter) ||
+          dlpack->dltensor_from_py_object_no_sync(args[i], t))
+        return 0;
+      int dtype = dtype_of(t->dtype);
+      int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, apart = t->ndim ? row_stride(t) : -1;
+      if (!dtype || apart < 0) return 0;
+      c->rest |= dtype;
+      c->apart[i] = apart;
+      if (!i) c->device = t->device;
+      if (t->device.device_type != c->device.device_type ||
+          t->device.device_id != c->device.device_id)
+        return 0;
+      c->strided |= apart != length;
+      uintptr_t places = (uintptr_t)t->data + t->byte_offset;
+      if (apart != length) places |= (uintptr_t)apart * (t->dtype.bits / 8);
+      if (c->device.device_type != kDLCPU && length > 1 && places % ALIGNED) return 0;
+      if (i) break;
+      c->hidden = length;
+      c->rows = 1;
+      for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
     }
   }
-  if (c->hidden <= 0 || c->hidden >> 32 || c->rows <= 0 || (c->device.device_type != kDLCPU && c->device.device_type != kDLCUDA)) return 0;
+  if (c->hidden <= 0 || c->hidden >> 32 || c->rows <= 0 ||
+      (c->device.device_type != kDLCPU && c->device.device_type != kDLCUDA))
+    return 0;
   c->key = c->hidden | (int64_t)c->device.device_type << 56 | (int64_t)c->device.device_id << 32;
   c->rest = (c->rest << 1 | (uint64_t)c->strided) << 6 | (64 - __builtin_clzll((uint64_t)c->rows));
   return 1;
@@ -252,22 +280,27 @@ static Entry *place(const Table *table, int64_t key, uint64_t rest) {
   }
 }
 
-static void say_nothing(void *context, const char *kind, const char *message) { (void)context, (void)kind, (void)message; }
+static void say_nothing(void *context, const char *kind, const char *message) {
+  (void)context, (void)kind, (void)message;
+}
 
-/* Make an output and describe it in `t`, whose shape and strides live in `dims`; returns it, or where `keep` is given puts its handle
- * there and returns null. */
-static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t, int64_t *dims, void **keep) {
+/* Make an output and describe it in `t`, whose shape and strides live in `dims`; returns it, or
+ * where `keep` is given puts its handle there and returns null. */
+static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t,
+                      int64_t *dims, void **keep) {
   int64_t *shape = dims, *strides = dims + MAX_NDIM;
   int ndim = o->dims ? (int)o->dims : c->tensor[0].ndim;
   if (ndim > MAX_NDIM) return 0;
-  for (int d = 0; d < ndim; ++d) shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
+  for (int d = 0; d < ndim; ++d)
+    shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
   DLTensor made = {0, c->device, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
   PyObject *result = 0;
   if (table->shim) {
     void *handle;
-    if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype], c->device.device_type != kDLCPU, /* c10::DeviceType */
+    if (empty_strided(ndim, shape, strides, torch_dtype[o->dtype],
+                      c->device.device_type != kDLCPU, /* c10::DeviceType */
                       c->device.device_type == kDLCPU ? -1 : c->device.device_id, &handle))
       return 0;
     if (data_pointer(handle, &made.data)) made.data = 0;
@@ -301,8 +334,8 @@ static PyObject *recorded(const Table *table, PyObject *const *args, void *const
   return 0;
 }
 
-/* The outputs (the first alone where gradients are recorded). Null where the kernel could not be called, which the general path finds out
- * again and says, or with an error of autograd's set. */
+/* The outputs (the first alone where gradients are recorded). Null where the kernel could not be
+ * called, which the general path finds out again and says, or with an error of autograd's set. */
 static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *const *args) {
   TVMFFIAny values[MAX_ARGS], nothing;
   PyObject *made[MAX_OUT] = {0};
@@ -312,7 +345,8 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
   int64_t flat[2] = {c->rows, c->hidden}, steps[MAX_ARGS][2];
   int count = 0, failed = 0, record = (c->rest & RECORDED) != 0;
   for (; count < e->outputs && !failed; ++count) {
-    made[count] = make(table, &e->output[count], c, &out[count], dims[count], record ? &handles[count] : 0);
+    made[count] =
+        make(table, &e->output[count], c, &out[count], dims[count], record ? &handles[count] : 0);
     failed = !made[count] && !handles[count];
   }
   memset(&nothing, 0, sizeof nothing);
@@ -374,8 +408,8 @@ static PyObject *none(void) {
   return &_Py_NoneStruct;
 }
 
-/* The outputs of the kernel that serves these arguments, or None. An error is one of autograd's: of hooks for saved tensors, or about
- * tensors that cannot be saved. */
+/* The outputs of the kernel that serves these arguments, or None. An error is one of autograd's: of
+ * hooks for saved tensors, or about tensors that cannot be saved. */
 static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
@@ -384,7 +418,9 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!table->record || !*table->record) return none();
     c.rest |= RECORDED;
   }
-  Entry entry = *place(table, c.key, c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
+  Entry entry = *place(
+      table, c.key,
+      c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
   if (!entry.arguments || unusual(table, args, &c)) return none();
   PyErr_Clear();
   PyObject *result = run(table, &entry, &c, args);
@@ -395,13 +431,15 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
 static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
-  int yes = table->used && read_call(table, args, count, &c) && place(table, c.key, c.rest)->arguments && !unusual(table, args, &c);
+  int yes = table->used && read_call(table, args, count, &c) &&
+            place(table, c.key, c.rest)->arguments && !unusual(table, args, &c);
   if (PyErr_Occurred()) PyErr_Clear();
   return PyBool_FromLong(yes);
 }
 
-/* (bytes of an Entry without its key, first bit length, last bit length, whether gradients are recorded, arguments...): calls that look
- * like these, with rows of these bit lengths, are served from now on. True when it could be done. */
+/* (bytes of an Entry without its key, first bit length, last bit length, whether gradients are
+ * recorded, arguments...): calls that look like these, with rows of these bit lengths, are served
+ * from now on. True when it could be done. */
 static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t count) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
@@ -440,24 +478,29 @@ static PyObject *forget(PyObject *self, PyObject *const *args, Py_ssize_t count)
 }
 
 static PyMethodDef methods[] = {
-    {"call", call, METH_FASTCALL, "The outputs of the kernel that serves these arguments, or None where none is known."},
-    {"serves", serves, METH_FASTCALL, "True when these arguments would be served if no gradients were recorded."},
+    {"call", call, METH_FASTCALL,
+     "The outputs of the kernel that serves these arguments, or None where none is known."},
+    {"serves", serves, METH_FASTCALL,
+     "True when these arguments would be served if no gradients were recorded."},
     {"remember", remember, METH_FASTCALL, "Serve calls that look like this one from now on."},
     {"forget", forget, METH_FASTCALL, "Serve nothing."},
 };
 
 static void drop(PyObject *self) {
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
-  PyObject *held[] = {table->tensor, table->parameter, table->grad_enabled, table->forward_ad, table->level, table->requires_grad, table->is_neg, table->cdata};
+  PyObject *held[] = {table->tensor, table->parameter,     table->grad_enabled, table->forward_ad,
+                      table->level,  table->requires_grad, table->is_neg,       table->cdata};
   for (unsigned i = 0; i < sizeof held / sizeof *held; ++i) Py_DecRef(held[i]);
   for (int i = 0; i < table->quiet_count; ++i) Py_DecRef(table->quiet[i]);
   free(table->quiet), free(table->signature), free(table->entries), free(table);
 }
 
-/* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give something false for a call to be served, the
- * first of them only where its tensors are not on the CPU. `record` is where a Record is, now or later, or null. */
-PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter, PyObject *grad_enabled, PyObject *forward_ad,
-                              PyObject *quiet, int shim, Record *record) {
+/* (call, serves, remember, forget) of a new table. `quiet` are callables that must all give
+ * something false for a call to be served, the first of them only where its tensors are not on the
+ * CPU. `record` is where a Record is, now or later, or null. */
+PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject *parameter,
+                              PyObject *grad_enabled, PyObject *forward_ad, PyObject *quiet,
+                              int shim, Record *record) {
   Table *table = (Table *)calloc(1, sizeof(Table));
   PyObject *made = PyTuple_New(4);
   int count = (int)PySequence_Size(quiet);
@@ -466,7 +509,8 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
   PyObject *kept[] = {tensor, parameter, grad_enabled, forward_ad};
   for (int i = 0; i < 4; ++i) Py_IncRef(kept[i]);
   table->signature = strdup(signature);
-  table->tensor = tensor, table->parameter = parameter, table->grad_enabled = grad_enabled, table->forward_ad = forward_ad;
+  table->tensor = tensor, table->parameter = parameter, table->grad_enabled = grad_enabled,
+  table->forward_ad = forward_ad;
   table->level = PyUnicode_InternFromString("_current_level");
   table->requires_grad = PyUnicode_InternFromString("requires_grad");
   table->is_neg = PyUnicode_InternFromString("is_neg");

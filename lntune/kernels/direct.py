@@ -1,4 +1,6 @@
-"""Direct calls: tables that lead from Python arguments to a kernel in one step of C (`direct.c` says how and why)."""
+"""Direct calls: tables that lead from Python arguments to a kernel in one step of C (`direct.c`
+says how and why).
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,22 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
 
     table = exchange.require_table()
     library = native.load(SOURCE, ctypes.PyDLL, native.Build(tuple(exchange.includes())))
-    functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
+    functions = exchange.functions(
+        "TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef"
+    )
     suffix = "dylib" if sys.platform == "darwin" else "so"
-    torch_libraries = [os.fsencode(Path(torch.__file__).parent / "lib" / f"lib{name}.{suffix}") for name in ("torch_cpu", "torch_python")]
+    torch_libraries = [
+        os.fsencode(Path(torch.__file__).parent / "lib" / f"lib{name}.{suffix}")
+        for name in ("torch_cpu", "torch_python")
+    ]
     shim = bool(library.lntune_direct_init(table, *functions, *torch_libraries))
     library.lntune_direct_table.restype = ctypes.py_object
-    library.lntune_direct_table.argtypes = [ctypes.c_char_p, *[ctypes.py_object] * 5, ctypes.c_int, ctypes.c_void_p]
+    library.lntune_direct_table.argtypes = [
+        ctypes.c_char_p,
+        *[ctypes.py_object] * 5,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
     return library, shim
 
 
@@ -63,27 +75,34 @@ def ensure_library() -> None:
 
 
 class Table:
-    """Kernels by what a call looks like: which tensors are there, their dtypes, the hidden size, the bit length of the rows.
+    """Kernels by what a call looks like: which tensors are there, their dtypes, the hidden size,
+    the bit length of the rows.
 
-    `signature` has a letter for each argument of a call: "t" a tensor, "o" a tensor or None, "f" a float that is not negative,
-    "n" a normalized_shape. Leading dimensions of the first tensor are rows, its last is hidden.
+    `signature` has a letter for each argument of a call: "t" a tensor, "o" a tensor or None, "f" a
+    float that is not negative, "n" a normalized_shape. Leading dimensions of the first tensor are
+    rows, its last is hidden.
 
-    `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no kernel is known, an argument
-    is unusual (another device or dtype, a subclass, strided but for rows evenly apart, on a GPU not aligned to 16 bytes, negated, requiring
-    gradients while they are recorded) or a torch mode, transform or trace wants to see the call; `serves(*arguments)` says whether it would
-    serve them if no gradients were recorded. `shim=False` allocates through DLPack as if torch's C shim were not there. `record` is the
-    place, empty so far maybe, for the address of a function that makes an output part of the autograd graph (`Record` in direct.c).
+    `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no
+    kernel is known, an argument is unusual (another device or dtype, a subclass, strided but for
+    rows evenly apart, on a GPU not aligned to 16 bytes, negated, requiring gradients while they are
+    recorded) or a torch mode, transform or trace wants to see the call; `serves(*arguments)` says
+    whether it would serve them if no gradients were recorded. `shim=False` allocates through DLPack
+    as if torch's C shim were not there. `record` is the place, empty so far maybe, for the address
+    of a function that makes an output part of the autograd graph (`Record` in direct.c).
 
     Raises:
         BuildError: the C cannot be compiled, stored or loaded.
         LntuneError: this PyTorch has no DLPack exchange table, or Python runs without the GIL.
     """
 
-    def __init__(self, signature: str, shim: bool = True, record: ctypes.c_void_p | None = None) -> None:
+    def __init__(
+        self, signature: str, shim: bool = True, record: ctypes.c_void_p | None = None
+    ) -> None:
         import torch
 
         quiet = (
-            torch.is_autocast_enabled,  # without arguments a GPU's, where PyTorch's layer norm is then another
+            # without arguments a GPU's, where PyTorch's layer norm is then another
+            torch.is_autocast_enabled,
             torch._C._is_torch_function_mode_enabled,
             torch._C._len_torch_dispatch_stack,
             torch._C._is_tracing,
@@ -91,7 +110,9 @@ class Table:
         )
         library, found = _library()
         known = (torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.autograd.forward_ad)
-        made = library.lntune_direct_table(signature.encode(), *known, quiet, int(shim and found), _place(record))
+        made = library.lntune_direct_table(
+            signature.encode(), *known, quiet, int(shim and found), _place(record)
+        )
         self.call: Callable[..., Any] = made[0]
         self.serves: Callable[..., bool] = made[1]
         self._remember: Callable[..., bool] = made[2]
@@ -107,21 +128,41 @@ class Table:
         case: Case,
         recorded: bool = False,
     ) -> bool:
-        """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to bits[1].
+        """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to
+        bits[1].
 
-        `arguments` are the kernel's, `names` say which of them each argument of a call is. Where rows in `call` do not lie one behind the
-        other, it is a kernel that takes them so. `recorded`: those whose gradients are recorded, instead of those whose are not. False where
+        `arguments` are the kernel's, `names` say which of them each argument of a call is. Where
+        rows in `call` do not lie one behind the other, it is a kernel that takes them so.
+        `recorded`: those whose gradients are recorded, instead of those whose are not. False where
         `call` is itself of the kind that a table does not serve.
         """
         outputs = [a for a in arguments if a.role == "out"]
-        order = [-1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments]
+        order = [
+            -1 - outputs.index(a) if a.role == "out" else names.index(a.name) for a in arguments
+        ]
         if len(order) > _MAX_ARGUMENTS or len(outputs) > _MAX_OUTPUTS:
             return False
         matrices = sum(1 << i for i, a in enumerate(arguments) if a.shape == arguments[0].shape)
-        numbers = [0, 0, kernel.__chandle__(), matrices, len(order), *order, *[0] * (_MAX_ARGUMENTS - len(order)), len(outputs)]
+        numbers = [
+            0,
+            0,
+            kernel.__chandle__(),
+            matrices,
+            len(order),
+            *order,
+            *[0] * (_MAX_ARGUMENTS - len(order)),
+            len(outputs),
+        ]
         for out in outputs:
             like_first = out.shape == arguments[0].shape
-            dims = [] if like_first else [_ROWS if axis == "rows" else size for axis, size in zip(out.shape, out.sizes(1, case.hidden), strict=True)]
+            dims = (
+                []
+                if like_first
+                else [
+                    _ROWS if axis == "rows" else size
+                    for axis, size in zip(out.shape, out.sizes(1, case.hidden), strict=True)
+                ]
+            )
             if len(dims) > _MAX_DIMS:
                 return False
             numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]

@@ -1,9 +1,12 @@
-"""What is known of a candidate for a GPU before the device's time is spent on it, found at the price of compiling it.
+"""What is known of a candidate for a GPU before the device's time is spent on it, found at the
+price of compiling it.
 
-From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a multiprocessor holds. From the PTX: the widths of
-accesses. From the emulator: whether a matrix is moved more than once. That takes longer than a trial on a device, and what decides it are the
-schedule and those of its knobs that choose between ways (words and switches), hardly ever the numbers; so it is asked once for each of
-these, on a row as short as the knobs allow. `inspection` looks closer, at one candidate.
+From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a
+multiprocessor holds. From the PTX: the widths of accesses. From the emulator: whether a matrix is
+moved more than once. That takes longer than a trial on a device, and what decides it are the
+schedule and those of its knobs that choose between ways (words and switches), hardly ever the
+numbers; so it is asked once for each of these, on a row as short as the knobs allow. `inspection`
+looks closer, at one candidate.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ from lntune.system import native, paths
 _FORMAT = 1
 _SHORT = (1024, 2048, 4096, 8192, 16384)
 ROWS = 32
-"""Rows at least that the emulator counts the bytes of; no fewer than all blocks work on at a time, or those without a row would count, too."""
+"""Rows at least that the emulator counts the bytes of; no fewer than all blocks work on at a time,
+or those without a row would count, too.
+"""
 MOST_ROWS = 1024
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """The kernels of a candidate as compiled, with the number of their blocks for the case's rows; `moved` names what is moved again and
-    again, and is empty for a good candidate.
+    """The kernels of a candidate as compiled, with the number of their blocks for the case's rows;
+    `moved` names what is moved again and again, and is empty for a good candidate.
     """
 
     kernels: tuple[Inspection, ...]
@@ -48,7 +53,9 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 def shortened(case: Case, schedule: Schedule, setting: Any, device: Device) -> Case:
-    """The case with the shortest row that the knobs fit and that ends as raggedly as the case's own; for the emulator, which is slow."""
+    """The case with the shortest row that the knobs fit and that ends as raggedly as the case's
+    own; for the emulator, which is slow.
+    """
     for unit in _SHORT:
         hidden = case.hidden % unit + unit
         short = msgspec.structs.replace(case, hidden=hidden)
@@ -57,15 +64,24 @@ def shortened(case: Case, schedule: Schedule, setting: Any, device: Device) -> C
     return case
 
 
-def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program: Program | None = None) -> Facts:
-    """Compile a candidate (`program`, where TVM has made it already) for a GPU, which need not be here.
+def facts(
+    case: Case, schedule: Schedule, setting: Any, device: Device, program: Program | None = None
+) -> Facts:
+    """Compile a candidate (`program`, where TVM has made it already) for a GPU, which need not be
+    here.
 
     Raises:
         ScheduleError, BuildError: it cannot be made; ToolchainError: there is no CUDA compiler.
         EmulatorError: it does what would be an error on a device.
     """
-    program = program or compiler.program(case.typical, schedule, setting, device)  # as it is stored
-    kernels = tuple(cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel, machine=False) for one in program.launches)
+    # as it is stored
+    program = program or compiler.program(case.typical, schedule, setting, device)
+    kernels = tuple(
+        cuda.inspect_kernel(
+            program.source, device.isa, one.threads, one.shared, one.kernel, machine=False
+        )
+        for one in program.launches
+    )
     blocks = []
     for one in program.launches:
         x, y, z = one.blocks(case.rows)
@@ -73,9 +89,11 @@ def facts(case: Case, schedule: Schedule, setting: Any, device: Device, program:
     return Facts(kernels, tuple(blocks), _beyond_default(case, schedule, setting, device))
 
 
-def _beyond_default(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
-    """What a candidate moves again and again, and the default does not: what that does may be all that can be done, as with rows that
-    nothing holds.
+def _beyond_default(
+    case: Case, schedule: Schedule, setting: Any, device: Device
+) -> tuple[str, ...]:
+    """What a candidate moves again and again, and the default does not: what that does may be all
+    that can be done, as with rows that nothing holds.
     """
     default = schedule.untuned(case, device)
     if _ways(setting) == _ways(default) or not (again := moved(case, schedule, setting, device)):
@@ -86,12 +104,27 @@ def _beyond_default(case: Case, schedule: Schedule, setting: Any, device: Device
 
 def _ways(setting: Any) -> dict[str, knobs.Value]:
     """The knobs that choose between ways to do it."""
-    return {name: value for name, value in knobs.to_dict(setting).items() if not isinstance(value, int) or isinstance(value, bool)}
+    return {
+        name: value
+        for name, value in knobs.to_dict(setting).items()
+        if not isinstance(value, int) or isinstance(value, bool)
+    }
 
 
 def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
-    """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more than once; asked once per machine."""
-    key = [_FORMAT, case.op, case.dtype, case.variant, schedule.name, schedule.code, device.isa, _ways(setting)]
+    """Matrices that a candidate, and all that differ from it in numbers only, reads or writes more
+    than once; asked once per machine.
+    """
+    key = [
+        _FORMAT,
+        case.op,
+        case.dtype,
+        case.variant,
+        schedule.name,
+        schedule.code,
+        device.isa,
+        _ways(setting),
+    ]
     name = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:24]
     path = paths.cached("statics", f"{name}.json")
     with contextlib.suppress(OSError, msgspec.MsgspecError):
@@ -106,13 +139,15 @@ def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple
 
 
 def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
-    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks go over the rows in turns, few rows then fill them.
+    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks go over
+    the rows in turns, few rows then fill them.
 
     Raises:
         LntuneError: it cannot be built or run, or would take too long.
     """
     for cores in (1, 8, device.cores):
-        small = msgspec.structs.replace(device, cores=cores, l2=0)  # what is asked of matrices that a cache does not hold
+        # what is asked of matrices that a cache does not hold
+        small = msgspec.structs.replace(device, cores=cores, l2=0)
         short = shortened(case, schedule, setting, small)
         if schedule.reason_invalid(setting, short, small) is None:
             break
@@ -121,5 +156,7 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
     rows = -(-ROWS // turn) * turn
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
-    read, written, *_ = inspection.moves(msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores))
+    read, written, *_ = inspection.moves(
+        msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores)
+    )
     return inspection.repeated(read, written)

@@ -1,6 +1,7 @@
 """The tuning log: JSON Lines, append-only, one self-describing record per measurement.
 
-"Best" is never stored, only computed on reading. A log is data: reading one never executes anything.
+"Best" is never stored, only computed on reading. A log is data: reading one never executes
+anything.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from lntune.system import callers, locks
 from lntune.versions import Code, of_hash
 
 SCHEMA = 3
-"""Raised when a field changes its meaning; readers skip records of a newer schema and say so. Since 2 `busy` may be null; since 3 `code` has
-versions where `source` was a hash of files.
+"""Raised when a field changes its meaning; readers skip records of a newer schema and say so. Since
+2 `busy` may be null; since 3 `code` has versions where `source` was a hash of files.
 """
 AHEAD = datetime.timedelta(days=1)
 """How far a record's time may lie in the future before it is thought to be of a wrong clock."""
 
 STATUSES = ("ok", "invalid", "compile", "run", "wrong", "timeout")
-"""ok; knobs that do not fit; failed to build; crashed or raised; answered wrongly; took too long."""
+"""ok; knobs that do not fit; failed to build; crashed or raised; answered wrongly; took too
+long.
+"""
 
 
 Key = tuple[str, int, str, int]
@@ -43,7 +46,9 @@ class LogWarning(UserWarning):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Samples of one contender in microseconds per call, taken interleaved with the others of its record."""
+    """Samples of one contender in microseconds per call, taken interleaved with the others of its
+    record.
+    """
 
     samples_us: tuple[float, ...]
     median_us: float
@@ -59,12 +64,14 @@ class Setting(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
-    `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the finalist measured again,
-    interleaved, on fresh samples, everyone allocating their output as a caller sees it), or "bench" (what serves the case, against everyone).
-    `timings` has the key "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`), "eager" and
-    "copy". `errors` holds, per output, the largest error against float64 in units of the bar (1 is the limit); `versus_eager` the
-    largest error on plain random inputs divided by eager's own. `busy` is True when other work disturbed the measurement, False when it
-    did not, None when that is not known. `clocks` are a GPU's in MHz before, in and after the measurement.
+    `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the
+    finalist measured again, interleaved, on fresh samples, everyone allocating their output as a
+    caller sees it), or "bench" (what serves the case, against everyone). `timings` has the key
+    "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`),
+    "eager" and "copy". `errors` holds, per output, the largest error against float64 in units of
+    the bar (1 is the limit); `versus_eager` the largest error on plain random inputs divided by
+    eager's own. `busy` is True when other work disturbed the measurement, False when it did not,
+    None when that is not known. `clocks` are a GPU's in MHz before, in and after the measurement.
     """
 
     schema: int = SCHEMA
@@ -88,14 +95,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     time: str = ""
 
     def __post_init__(self) -> None:
-        # What JSON cannot hold would make the line unreadable: infinite errors, and half characters in a foreign message.
+        # What JSON cannot hold would make the line unreadable: infinite errors, and half characters
+        # in a foreign message.
         for name in ("errors", "versus_eager"):
             errors: dict[str, float] = getattr(self, name)
             if not all(map(math.isfinite, errors.values())):
-                errors = {output: error if math.isfinite(error) else sys.float_info.max for output, error in errors.items()}
+                errors = {
+                    output: error if math.isfinite(error) else sys.float_info.max
+                    for output, error in errors.items()
+                }
                 msgspec.structs.force_setattr(self, name, errors)
         if not self.message.isascii():
-            msgspec.structs.force_setattr(self, "message", self.message.encode("utf-8", "replace").decode())
+            msgspec.structs.force_setattr(
+                self, "message", self.message.encode("utf-8", "replace").decode()
+            )
 
     def median(self, contender: str = "tuned") -> float | None:
         """Median of one contender in microseconds, None when it was not measured."""
@@ -104,10 +117,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def disturbance(self) -> str:
-        """What shows that the measurement was disturbed, so that neither its times nor their ratios hold; empty when nothing does."""
+        """What shows that the measurement was disturbed, so that neither its times nor their ratios
+        hold; empty when nothing does.
+        """
         if self.busy:
             return "others used the machine"
-        return disturbance.why({n: t.samples_us for n, t in self.timings.items()}, {n: t.median_us for n, t in self.timings.items()})
+        return disturbance.why(
+            {n: t.samples_us for n, t in self.timings.items()},
+            {n: t.median_us for n, t in self.timings.items()},
+        )
 
     @property
     def key(self) -> Key:
@@ -123,11 +141,12 @@ def log_path(folder: Path, device: Device, op: str) -> Path:
 def append(folder: Path, record: Record) -> None:
     """Add one record to its log: one locked write of one whole line, on disk when this returns.
 
-    A line left unfinished by a process that was killed is closed first, so it spoils nothing but itself.
+    A line left unfinished by a process that was killed is closed first, so it spoils nothing but
+    itself.
 
     Raises:
-        LogError: the folder cannot be written, the disk is full, or another process does not give up the log's lock; what was in
-            the log stays as it was.
+        LogError: the folder cannot be written, the disk is full, or another process does not give
+            up the log's lock; what was in the log stays as it was.
     """
     path = log_path(folder, record.device, record.case.op)
     line = msgspec.json.encode(record) + b"\n"
@@ -137,18 +156,26 @@ def append(folder: Path, record: Record) -> None:
             start = file.tell()
             rest = memoryview(b"\n" + line if start and _last_byte(path) != b"\n" else line)
             try:
-                while rest:  # unbuffered: a buffer would write its remains once more on closing, behind the truncation
+                # unbuffered: a buffer would write its remains once more on closing, behind the
+                # truncation
+                while rest:
                     rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(file.fileno(), start)  # half a record on a full disk is worth nothing
+                    # half a record on a full disk is worth nothing
+                    os.ftruncate(file.fileno(), start)
                 raise
     except locks.LockedError as e:
-        raise LogError(f"cannot append to the tuning log {path}: {e.strerror}, or choose another folder with --log-dir.") from e
+        raise LogError(
+            f"cannot append to the tuning log {path}: {e.strerror}, or choose another folder with"
+            " --log-dir."
+        ) from e
     except OSError as e:
         remedy = "Choose a writable folder with --log-dir or LNTUNE_LOG_DIR."
-        raise LogError(f"cannot append to the tuning log {path}: {e.strerror or e}. {remedy}") from e
+        raise LogError(
+            f"cannot append to the tuning log {path}: {e.strerror or e}. {remedy}"
+        ) from e
 
 
 def _last_byte(path: Path) -> bytes:
@@ -158,7 +185,8 @@ def _last_byte(path: Path) -> bytes:
 
 
 def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
-    """The records of one file, oldest first; only those of a role (or of several) where given, which is several times faster.
+    """The records of one file, oldest first; only those of a role (or of several) where given,
+    which is several times faster.
 
     A line that cannot be used is skipped with a LogWarning naming it.
     """
@@ -173,7 +201,10 @@ def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
         try:
             head = _head(line)
             if head.schema > SCHEMA:
-                newer = f"written by a newer lntune (schema {head.schema}, this one reads up to {SCHEMA})"
+                newer = (
+                    f"written by a newer lntune (schema {head.schema}, this one reads up to"
+                    f" {SCHEMA})"
+                )
                 callers.warn(f"{path}:{number}: skipped, {newer}.", LogWarning)
                 continue
             if roles and head.role not in roles:
@@ -193,7 +224,9 @@ class _Source(msgspec.Struct):
 
 def _with_versions(record: Record, line: bytes) -> Record:
     """A record of an earlier schema with the versions that its hash of source files stood for."""
-    return msgspec.structs.replace(record, code=of_hash(msgspec.json.decode(line, type=_Source).source))
+    return msgspec.structs.replace(
+        record, code=of_hash(msgspec.json.decode(line, type=_Source).source)
+    )
 
 
 class _Head(msgspec.Struct):
@@ -201,7 +234,8 @@ class _Head(msgspec.Struct):
     role: str = "trial"
 
 
-# How append begins a line. A first call must not wait for a thousand trials to be parsed that it does not look at.
+# How append begins a line. A first call must not wait for a thousand trials to be parsed that it
+# does not look at.
 _BEGINNING = re.compile(rb'\{"schema":(\d+),"role":"([^"\\]*)"')
 
 
@@ -213,24 +247,33 @@ def _head(line: bytes) -> _Head:
 
 
 def read(
-    folders: Iterable[Path], op: str | None = None, device: Device | None = None, role: str | tuple[str, ...] = (), now: str | None = None
+    folders: Iterable[Path],
+    op: str | None = None,
+    device: Device | None = None,
+    role: str | tuple[str, ...] = (),
+    now: str | None = None,
 ) -> list[Record]:
-    """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one operator or role, or those that may serve a
-    device, where given.
+    """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one
+    operator or role, or those that may serve a device, where given.
     """
     logs = []
     for folder in folders:
         for name in device.folders if device else ("*",):
-            logs += [list(read_file(path, role)) for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))]
+            logs += [
+                list(read_file(path, role))
+                for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))
+            ]
     found = merged(logs, now)
     return found if device is None else [r for r in found if not device.differences(r.device)]
 
 
 def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Record]:
-    """The records of several files as one list, oldest first, whatever clocks said when they were written.
+    """The records of several files as one list, oldest first, whatever clocks said when they were
+    written.
 
-    Within a file lines are appended: the later one is later. Between files the times decide, but a time that lies more than AHEAD after
-    `now` (UTC, ISO 8601; by default this machine's) is that of a wrong clock, and its record counts as written right after the one before it.
+    Within a file lines are appended: the later one is later. Between files the times decide, but a
+    time that lies more than AHEAD after `now` (UTC, ISO 8601; by default this machine's) is that of
+    a wrong clock, and its record counts as written right after the one before it.
     """
     latest = horizon(now)
     placed: list[tuple[str, tuple[str, str], int, Record]] = []
@@ -239,22 +282,36 @@ def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Rec
         for number, record in enumerate(log):
             if at < record.time <= latest:
                 at = record.time
-            placed.append((at, (log[-1].time, log[-1].run), number, record))  # at one time: by file, in whatever order files are read
+            # at one time: by file, in whatever order files are read
+            placed.append((at, (log[-1].time, log[-1].run), number, record))
     return [record for *_, record in sorted(placed, key=lambda p: p[:3])]
 
 
 def horizon(now: str | None = None) -> str:
     """The latest time that a record may plausibly have."""
-    clock = datetime.datetime.now(datetime.timezone.utc) if now is None else datetime.datetime.fromisoformat(now)
+    clock = (
+        datetime.datetime.now(datetime.timezone.utc)
+        if now is None
+        else datetime.datetime.fromisoformat(now)
+    )
     return (clock + AHEAD).isoformat(timespec="milliseconds")
 
 
 def by_device(records: Iterable[Record]) -> list[list[Record]]:
-    """Records by the device they were measured on, in the order given; old ones may have a folder's name in common and differ."""
+    """Records by the device they were measured on, in the order given; old ones may have a folder's
+    name in common and differ.
+    """
     groups: list[list[Record]] = []
     for record in records:
         one = record.device
-        group = next((g for g in groups if g[0].device.slug == one.slug and not g[0].device.differences(one)), None)
+        group = next(
+            (
+                g
+                for g in groups
+                if g[0].device.slug == one.slug and not g[0].device.differences(one)
+            ),
+            None,
+        )
         if group is None:
             groups.append([record])
         else:
@@ -272,15 +329,18 @@ def measured(records: Iterable[Record]) -> dict[Key, list[Record]]:
 
 
 def finals(records: Iterable[Record]) -> dict[Key, Record]:
-    """The final that counts of each case: the latest that was not disturbed, where all were the latest. `records` as `read` gives them,
-    oldest first. Whether today's schedules can use it is another question, see `select.served`.
+    """The final that counts of each case: the latest that was not disturbed, where all were the
+    latest. `records` as `read` gives them, oldest first. Whether today's schedules can use it is
+    another question, see `select.served`.
 
-    The latest, not the fastest: each final was re-measured against its rivals, and keeping the luckiest of many would
-    drift towards outliers.
+    The latest, not the fastest: each final was re-measured against its rivals, and keeping the
+    luckiest of many would drift towards outliers.
     """
     return {key: preferred(found) for key, found in measured(records).items()}
 
 
 def preferred(found: Sequence[Record]) -> Record:
-    """Of several records, oldest first, the latest that was not disturbed; where all were, the latest."""
+    """Of several records, oldest first, the latest that was not disturbed; where all were, the
+    latest.
+    """
     return next((r for r in reversed(found) if len(found) == 1 or not r.disturbance), found[-1])

@@ -1,11 +1,12 @@
 """Which kernel serves a call: a pure decision over the log, with its reasons.
 
-exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the schedule's default knobs
--> eager mode. Records of another device never serve. A record in which eager won sends the call to eager: dispatch is
-honest.
+exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the
+schedule's default knobs -> eager mode. Records of another device never serve. A record in which
+eager won sends the call to eager: dispatch is honest.
 
-Of several finals of one case that one serves which comes first in this order (`standing`): knobs that can be used today before those that
-cannot; measured in quiet, or not known otherwise, before disturbed by other work; of the schedule as it is before stale; the latest.
+Of several finals of one case that one serves which comes first in this order (`standing`): knobs
+that can be used today before those that cannot; measured in quiet, or not known otherwise, before
+disturbed by other work; of the schedule as it is before stale; the latest.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ MARGIN = 1.02
 class Choice(msgspec.Struct, frozen=True):
     """What serves a call.
 
-    `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to it, one sentence each;
-    `record` is the measurement it rests on, `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
-    when they were asked, what they did.
+    `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to
+    it, one sentence each; `record` is the measurement it rests on, `stale` when its schedule has
+    changed since; `faults` says of schedules, by name, that failed when they were asked, what they
+    did.
     """
 
     tier: str
@@ -48,14 +50,19 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def measured(self) -> bool:
-        """True when the choice rests on a measurement of this very case, with its schedule as it is now."""
+        """True when the choice rests on a measurement of this very case, with its schedule as it is
+        now.
+        """
         return not self.stale and self.record is not None and self.tier in ("exact", "eager")
 
 
-def select(case: Case, device: Device, records: Iterable[Record], schedules: Mapping[str, Schedule]) -> Choice:
+def select(
+    case: Case, device: Device, records: Iterable[Record], schedules: Mapping[str, Schedule]
+) -> Choice:
     """The choice for the case's operator, hidden size, dtype and row bucket.
 
-    `schedules` are those of the operator for the device's kind; `records` are in the order of `records.read`, oldest first.
+    `schedules` are those of the operator for the device's kind; `records` are in the order of
+    `records.read`, oldest first.
     """
     case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
@@ -69,7 +76,9 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
             if not differences[record.device]:
                 mine.append(record)
     # Nobody expects a CPU's records to serve a GPU.
-    foreign = {other.slug: why for other, why in differences.items() if why and other.kind == device.kind}
+    foreign = {
+        other.slug: why for other, why in differences.items() if why and other.kind == device.kind
+    }
 
     for tier, groups in _tiers(case, list(measured(mine).values())):
         if not groups:
@@ -80,17 +89,27 @@ def select(case: Case, device: Device, records: Iterable[Record], schedules: Map
             steps += [f"{tier}: {said}" for said in told]
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps), faults=faults)
-    steps += [f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()]
+    steps += [
+        f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()
+    ]
     name, setting, told = untuned(case, device, schedules, faults)
     steps += told
     if name:
-        return Choice("default", name, knobs_module.to_dict(setting), None, tuple(steps), faults=faults)
+        return Choice(
+            "default", name, knobs_module.to_dict(setting), None, tuple(steps), faults=faults
+        )
     return Choice("eager", steps=tuple(steps), faults=faults)
 
 
-def untuned(case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str] | None = None) -> tuple[str, Any, list[str]]:
-    """(schedule, knobs, how it came to that) of what serves a case for which there is no measurement: the default knobs of the first schedule
-    that they fit. The empty string and None where eager mode does. A schedule that fails is passed over, and noted in `faults`.
+def untuned(
+    case: Case,
+    device: Device,
+    schedules: Mapping[str, Schedule],
+    faults: dict[str, str] | None = None,
+) -> tuple[str, Any, list[str]]:
+    """(schedule, knobs, how it came to that) of what serves a case for which there is no
+    measurement: the default knobs of the first schedule that they fit. The empty string and None
+    where eager mode does. A schedule that fails is passed over, and noted in `faults`.
     """
     steps: list[str] = []
     for schedule in schedules.values():
@@ -104,7 +123,11 @@ def untuned(case: Case, device: Device, schedules: Mapping[str, Schedule], fault
         if unfit:
             steps.append(f"default: {schedule.name} does not fit: {unfit}")
         else:
-            return schedule.name, setting, [*steps, f"default: {schedule.name} with its default knobs"]
+            return (
+                schedule.name,
+                setting,
+                [*steps, f"default: {schedule.name} with its default knobs"],
+            )
     return "", None, [*steps, f"eager: no schedule of {case.op} for a {device.kind} fits"]
 
 
@@ -120,7 +143,9 @@ def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
 
 
 def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
-    """The commands that measure some cases again, and no others: as few as can be had by joining hidden sizes, then rows, then dtypes."""
+    """The commands that measure some cases again, and no others: as few as can be had by joining
+    hidden sizes, then rows, then dtypes.
+    """
     joined: dict[tuple[str, str, str], set[int]] = {}
     for case in cases:
         joined.setdefault((case.op, case.dtype, str(case.typical.rows)), set()).add(case.hidden)
@@ -131,35 +156,52 @@ def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
     for (op, dtype, hidden_), counts in by_rows.items():
         by_dtype.setdefault((op, hidden_, ",".join(map(str, sorted(counts)))), []).append(dtype)
     end = "" if target == "cpu" else f" --target {target}"
-    return sorted(f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{end}" for (op, h, r), d in by_dtype.items())
+    return sorted(
+        f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{end}"
+        for (op, h, r), d in by_dtype.items()
+    )
 
 
-def standing(group: Sequence[Record], unusable: Callable[[Record], str], stale: Callable[[Record], bool]) -> list[Record]:
-    """Finals of one case on one device, given oldest first, in the order in which they deserve to serve it.
+def standing(
+    group: Sequence[Record], unusable: Callable[[Record], str], stale: Callable[[Record], bool]
+) -> list[Record]:
+    """Finals of one case on one device, given oldest first, in the order in which they deserve to
+    serve it.
 
-    `unusable` says why a record's knobs cannot be used today, or nothing; `stale` whether its schedule has changed since.
+    `unusable` says why a record's knobs cannot be used today, or nothing; `stale` whether its
+    schedule has changed since.
     """
     if len(group) == 1:
         return list(group)
-    return sorted(reversed(group), key=lambda r: (bool(unusable(r)), bool(r.disturbance), stale(r)))  # stable: the latest of equals first
+    # stable: the latest of equals first
+    return sorted(reversed(group), key=lambda r: (bool(unusable(r)), bool(r.disturbance), stale(r)))
 
 
 def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict[Key, Record]:
-    """The final that counts of each case, records of one device given oldest first: what serves the case on that device, and the latest
-    where none can be used. `schedules` are those of all operators.
+    """The final that counts of each case, records of one device given oldest first: what serves the
+    case on that device, and the latest where none can be used. `schedules` are those of all
+    operators.
     """
     found = measured(records)
     return {key: _first(group, schedules) for key, group in found.items()}
 
 
 def _first(group: Sequence[Record], schedules: Mapping[str, Schedule]) -> Record:
-    return standing(group, lambda r: _unusable(r, r.case.typical, r.device, schedules), lambda r: stale(r, schedules))[0]
+    return standing(
+        group,
+        lambda r: _unusable(r, r.case.typical, r.device, schedules),
+        lambda r: stale(r, schedules),
+    )[0]
 
 
 def _what(case: Case, tier: str) -> str:
     """What a tier looked for."""
     rows = " any rows" if tier == "bucket" else f" rows {bucket_label(case.bucket)}"
-    hidden = f"a hidden size within a factor of {2**NEAR_OCTAVES:g} of {case.hidden}" if tier == "near" else f"hidden {case.hidden}"
+    hidden = (
+        f"a hidden size within a factor of {2**NEAR_OCTAVES:g} of {case.hidden}"
+        if tier == "near"
+        else f"hidden {case.hidden}"
+    )
     return f"{hidden} {case.dtype}{rows}"
 
 
@@ -167,12 +209,24 @@ def _tiers(case: Case, groups: list[list[Record]]) -> Iterable[tuple[str, list[l
     """The records of each tier by the case they are of, the nearest case first."""
     same = [g for g in groups if g[0].case.hidden == case.hidden]
     yield "exact", [g for g in same if g[0].case.bucket == case.bucket]
-    yield "bucket", sorted((g for g in same if g[0].case.bucket != case.bucket), key=lambda g: abs(g[0].case.bucket - case.bucket))
+    yield (
+        "bucket",
+        sorted(
+            (g for g in same if g[0].case.bucket != case.bucket),
+            key=lambda g: abs(g[0].case.bucket - case.bucket),
+        ),
+    )
 
     def octaves(group: list[Record]) -> float:
         return abs(math.log2(group[0].case.hidden / case.hidden))
 
-    near = [g for g in groups if g[0].case.hidden != case.hidden and g[0].case.bucket == case.bucket and octaves(g) <= NEAR_OCTAVES]
+    near = [
+        g
+        for g in groups
+        if g[0].case.hidden != case.hidden
+        and g[0].case.bucket == case.bucket
+        and octaves(g) <= NEAR_OCTAVES
+    ]
     yield "near", sorted(near, key=octaves)
 
 
@@ -181,13 +235,26 @@ def _label(record: Record) -> str:
 
 
 def _from_group(
-    tier: str, group: Sequence[Record], case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str]
+    tier: str,
+    group: Sequence[Record],
+    case: Case,
+    device: Device,
+    schedules: Mapping[str, Schedule],
+    faults: dict[str, str],
 ) -> tuple[Choice | None, list[str]]:
-    """The choice that the records of one case lead to, or None, and the reasons, with those of later records that were passed over."""
-    best = standing(group, lambda r: _unusable(r, case, device, schedules, faults), lambda r: stale(r, schedules))[0]
+    """The choice that the records of one case lead to, or None, and the reasons, with those of
+    later records that were passed over.
+    """
+    best = standing(
+        group,
+        lambda r: _unusable(r, case, device, schedules, faults),
+        lambda r: stale(r, schedules),
+    )[0]
     told = []
     for later in reversed(group[group.index(best) + 1 :]):
-        why = _unusable(later, case, device, schedules, faults) or (f"was disturbed: {later.disturbance}" if later.disturbance else "is stale")
+        why = _unusable(later, case, device, schedules, faults) or (
+            f"was disturbed: {later.disturbance}" if later.disturbance else "is stale"
+        )
         told.append(f"{_label(later)} {why}; passed over for an older one")
     if reason := _unusable(best, case, device, schedules, faults):
         return None, [*told, f"{_label(best)} {reason}"]
@@ -203,8 +270,16 @@ def _from_group(
     return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), [*told, said]
 
 
-def _unusable(record: Record, case: Case, device: Device, schedules: Mapping[str, Schedule], faults: dict[str, str] | None = None) -> str:
-    """Why a record's knobs cannot serve a case today, as the rest of a sentence; empty when they can."""
+def _unusable(
+    record: Record,
+    case: Case,
+    device: Device,
+    schedules: Mapping[str, Schedule],
+    faults: dict[str, str] | None = None,
+) -> str:
+    """Why a record's knobs cannot serve a case today, as the rest of a sentence; empty when they
+    can.
+    """
     schedule = schedules.get(record.schedule)
     if schedule is None or schedule.op != case.op:
         return f"is of the schedule {record.schedule!r}, which is not there"

@@ -22,9 +22,13 @@ from lntune.log.records import Record, Timing
 from lntune.schedule import Schedule
 
 TRIAL_SAMPLES = 16
-"""Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps them all."""
+"""Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps
+them all.
+"""
 TRIAL_ATTEMPTS = 2
-"""How often a disturbed trial is measured; a final, which decides what serves calls, timing.ATTEMPTS times."""
+"""How often a disturbed trial is measured; a final, which decides what serves calls,
+timing.ATTEMPTS times.
+"""
 _MESSAGE = 500
 """Characters of a message that are kept; the log has a line for every trial."""
 
@@ -47,13 +51,15 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Work for one process: one candidate to try, or several finalists to measure against each other, the default and eager.
+    """Work for one process: one candidate to try, or several finalists to measure against each
+    other, the default and eager.
 
-    `spare` seconds may be spent beside `seconds` to measure a final again that other work on the machine disturbed. `default` is what serves
-    the case where nothing is tuned.
+    `spare` seconds may be spent beside `seconds` to measure a final again that other work on the
+    machine disturbed. `default` is what serves the case where nothing is tuned.
 
-    `only` leaves something out, so that the device need not be here: "build" puts the kernel into the cache, as far as it is worth it;
-    "check" builds it and checks it, a GPU's in the emulator, on rows as short as its knobs allow; "context" only makes the device ready.
+    `only` leaves something out, so that the device need not be here: "build" puts the kernel into
+    the cache, as far as it is worth it; "check" builds it and checks it, a GPU's in the emulator,
+    on rows as short as its knobs allow; "context" only makes the device ready.
     """
 
     case: Case
@@ -68,11 +74,13 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and "default" (where it is given
-    and works), "eager" and "copy"; `message` is the number of the fastest candidate.
+    """What came of a job. In a final, `timings` has an entry per candidate ("0", "1", ...), and
+    "default" (where it is given and works), "eager" and "copy"; `message` is the number of the
+    fastest candidate.
 
-    `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds` what building took it; `clocks`
-    a GPU's in MHz; `lost` says that the process can do no more: its GPU's context is broken.
+    `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
+    what building took it; `clocks` a GPU's in MHz; `lost` says that the process can do no more: its
+    GPU's context is broken.
     """
 
     status: str
@@ -89,11 +97,16 @@ class Outcome(msgspec.Struct, frozen=True):
 
 def measured(of: Outcome | Record) -> dict[str, Any]:
     """What came of a job, as the fields of a record."""
-    return {name: getattr(of, name) for name in ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")}
+    return {
+        name: getattr(of, name)
+        for name in ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")
+    }
 
 
 def run(job: Job) -> Outcome:
-    """Carry out a job in this process. Whatever a schedule or a kernel raises becomes the outcome."""
+    """Carry out a job in this process. Whatever a schedule or a kernel raises becomes the
+    outcome.
+    """
     try:
         if job.only == "context":
             return Outcome("run", broken) if (broken := _broken(job.device)) else Outcome("ok")
@@ -102,11 +115,17 @@ def run(job: Job) -> Outcome:
         outcome = _final(job) if job.final else _trial(job)
     except Exception as e:
         outcome = Outcome("run", _brief(e))
-    return msgspec.structs.replace(outcome, lost=True) if outcome.status == "run" and _broken(job.device) else outcome
+    return (
+        msgspec.structs.replace(outcome, lost=True)
+        if outcome.status == "run" and _broken(job.device)
+        else outcome
+    )
 
 
 def _broken(device: Device) -> str:
-    """What keeps the device from working, empty when it does. An illegal access breaks a GPU's context for good: every later call fails."""
+    """What keeps the device from working, empty when it does. An illegal access breaks a GPU's
+    context for good: every later call fails.
+    """
     if device.kind == "cpu":
         return ""
     try:
@@ -126,7 +145,9 @@ def _brief(error: Exception) -> str:
     text = gist(error)
     if not isinstance(error, LntuneError):
         text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
+    return (
+        text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
+    )
 
 
 def _planned(job: Job, candidate: Candidate) -> tuple[Schedule, Any] | Outcome:
@@ -141,7 +162,9 @@ def _planned(job: Job, candidate: Candidate) -> tuple[Schedule, Any] | Outcome:
 
 
 def _kernel(job: Job, candidate: Candidate) -> Callable[..., Any] | Outcome:
-    """The built kernel, or the outcome that says why there is none. A GPU's is found in the cache where it was built ahead."""
+    """The built kernel, or the outcome that says why there is none. A GPU's is found in the cache
+    where it was built ahead.
+    """
     planned = _planned(job, candidate)
     if isinstance(planned, Outcome):
         return planned
@@ -154,7 +177,9 @@ def _kernel(job: Job, candidate: Candidate) -> Callable[..., Any] | Outcome:
 
 
 def _prepared(job: Job) -> Outcome:
-    """Build one candidate and find out what there is to know about it without its device; with "check" its outputs, too."""
+    """Build one candidate and find out what there is to know about it without its device; with
+    "check" its outputs, too.
+    """
     planned = _planned(job, job.candidates[0])
     if isinstance(planned, Outcome):
         return planned
@@ -167,7 +192,8 @@ def _prepared(job: Job) -> Outcome:
             if not found.problems:
                 cache.prepare(case, plan, setting, job.device)
             if job.only == "check":
-                uncached = msgspec.structs.replace(job.device, l2=0)  # of which a short row need not be as large as a cache
+                # of which a short row need not be as large as a cache
+                uncached = msgspec.structs.replace(job.device, l2=0)
                 case = statics.shortened(case, plan, setting, uncached)
                 kernel = emulated.kernel(case, compiler.program(case, plan, setting, uncached))
     except Exception as e:
@@ -185,7 +211,12 @@ def _prepared(job: Job) -> Outcome:
 
 def _judged(verdict: check.Verdict) -> Outcome:
     """A verdict as an outcome, not timed yet."""
-    return Outcome("ok" if verdict.ok else "wrong", verdict.message, errors=verdict.errors, versus_eager=verdict.versus_eager)
+    return Outcome(
+        "ok" if verdict.ok else "wrong",
+        verdict.message,
+        errors=verdict.errors,
+        versus_eager=verdict.versus_eager,
+    )
 
 
 def _trial(job: Job) -> Outcome:
@@ -200,24 +231,34 @@ def _trial(job: Job) -> Outcome:
     if outcome.status != "ok":
         return outcome
     calls = bound_each(job.case, kernel, _inputs(job.case, place), allocate=False)
-    measured = timing.quietest(lambda: place.measure({"tuned": calls}, job.seconds, seed=job.seed), TRIAL_ATTEMPTS)
+    measured = timing.quietest(
+        lambda: place.measure({"tuned": calls}, job.seconds, seed=job.seed), TRIAL_ATTEMPTS
+    )
     tuned = measured.timings["tuned"]
     kept = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
-    return msgspec.structs.replace(outcome, timings=kept, busy=measured.busy, clocks=measured.clocks)
+    return msgspec.structs.replace(
+        outcome, timings=kept, busy=measured.busy, clocks=measured.clocks
+    )
 
 
 def _final(job: Job) -> Outcome:
-    """Finalists, the default knobs, eager and a copy, interleaved on the same inputs, as they are called from Python:
-    everyone allocates its output.
+    """Finalists, the default knobs, eager and a copy, interleaved on the same inputs, as they are
+    called from Python: everyone allocates its output.
     """
     import torch
 
     case, place = job.case, places.of(job.device)
     given = _inputs(case, place)
     first = ops.get(case.op).arguments(case)[0].name
-    contenders: dict[str, Sequence[Callable[[], Any]]] = {"eager": [place.baseline(case, g) for g in given], "copy": [g[first].clone for g in given]}
+    contenders: dict[str, Sequence[Callable[[], Any]]] = {
+        "eager": [place.baseline(case, g) for g in given],
+        "copy": [g[first].clone for g in given],
+    }
     verdicts: list[Outcome] = []
-    for name, candidate in [*((str(i), c) for i, c in enumerate(job.candidates)), ("default", job.default)]:
+    for name, candidate in [
+        *((str(i), c) for i, c in enumerate(job.candidates)),
+        ("default", job.default),
+    ]:
         if candidate is None or (name == "default" and candidate in job.candidates):
             continue
         kernel = _kernel(job, candidate)
@@ -229,22 +270,33 @@ def _final(job: Job) -> Outcome:
             return outcome
     with torch.inference_mode():
         again = functools.partial(place.measure, contenders, job.seconds, rounds=9, seed=job.seed)
-        measured = timing.quietest(again, seconds=job.seconds + job.spare)  # it decides what serves calls
+        # it decides what serves calls
+        measured = timing.quietest(again, seconds=job.seconds + job.spare)
     best = min(range(len(job.candidates)), key=lambda i: measured.timings[str(i)].median_us)
     timings = measured.timings
     if job.default in job.candidates:
         timings = {**timings, "default": timings[str(job.candidates.index(job.default))]}
-    return msgspec.structs.replace(verdicts[best], message=str(best), timings=timings, busy=measured.busy, clocks=measured.clocks)
+    return msgspec.structs.replace(
+        verdicts[best],
+        message=str(best),
+        timings=timings,
+        busy=measured.busy,
+        clocks=measured.clocks,
+    )
 
 
-@functools.lru_cache(maxsize=1)  # made once per case: it takes longer than a trial when the case is large
+# made once per case: it takes longer than a trial when the case is large
+@functools.lru_cache(maxsize=1)
 def _inputs(case: Case, place: Place) -> list[dict[str, Any]]:
     """Plain random inputs of a case at a place; contenders share them and none writes to them."""
     return place.inputs(case)
 
 
-def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocate: bool) -> Callable[[], Any]:
-    """The kernel bound to named inputs of the case; with `allocate` as a direct call, which makes its outputs as PyTorch does.
+def bound(
+    case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocate: bool
+) -> Callable[[], Any]:
+    """The kernel bound to named inputs of the case; with `allocate` as a direct call, which makes
+    its outputs as PyTorch does.
 
     Raises:
         LntuneError: direct calls cannot be made here.
@@ -253,21 +305,32 @@ def bound(case: Case, kernel: Callable[..., Any], given: dict[str, Any], allocat
     return call
 
 
-def bound_each(case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]], allocate: bool) -> list[Callable[[], Any]]:
+def bound_each(
+    case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]], allocate: bool
+) -> list[Callable[[], Any]]:
     """The kernel bound to each of several copies of a case's named inputs, see `bound`.
 
-    On a GPU, where launches are recorded and the price of a call from Python does not count, outputs are made in Python if need be.
+    On a GPU, where launches are recorded and the price of a call from Python does not count,
+    outputs are made in Python if need be.
     """
     if not allocate:
-        return [functools.partial(kernel, *_values(case, given, _outputs(case, given))) for given in copies]
+        return [
+            functools.partial(kernel, *_values(case, given, _outputs(case, given)))
+            for given in copies
+        ]
     if (calls := _direct(case, kernel, copies)) is not None:
         return calls
     if _where(copies[0]).type == "cpu":
-        raise LntuneError(f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that direct calls do not take.")
+        raise LntuneError(
+            f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that"
+            " direct calls do not take."
+        )
     return [functools.partial(_allocating, case, kernel, given) for given in copies]
 
 
-def _direct(case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]]) -> list[Callable[[], Any]] | None:
+def _direct(
+    case: Case, kernel: Callable[..., Any], copies: Sequence[dict[str, Any]]
+) -> list[Callable[[], Any]] | None:
     """Direct calls; None where they are refused."""
     import torch
 
@@ -291,7 +354,10 @@ def _allocating(case: Case, kernel: Callable[..., Any], given: dict[str, Any]) -
 
 def _values(case: Case, given: dict[str, Any], outputs: dict[str, Any]) -> list[Any]:
     """The kernel's arguments in order."""
-    return [outputs[a.name] if a.role == "out" else given[a.name] for a in ops.get(case.op).arguments(case)]
+    return [
+        outputs[a.name] if a.role == "out" else given[a.name]
+        for a in ops.get(case.op).arguments(case)
+    ]
 
 
 def _outputs(case: Case, given: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +365,12 @@ def _outputs(case: Case, given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     written = [a for a in ops.get(case.op).arguments(case) if a.role == "out"]
-    return {a.name: torch.empty(a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype), device=_where(given)) for a in written}
+    return {
+        a.name: torch.empty(
+            a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype), device=_where(given)
+        )
+        for a in written
+    }
 
 
 def _where(given: dict[str, Any]) -> Any:

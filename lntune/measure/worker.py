@@ -1,9 +1,10 @@
 """A process that runs trials, and is replaced when one kills it.
 
-Candidates are generated code: one may crash, hang or eat the stack. Jobs go to a child as JSON lines and outcomes come
-back on a pipe of their own, so nothing a kernel prints can be taken for an answer. A child that dies or overruns its time
-is killed with everything it started, its job is recorded as what it was, and the next job gets a fresh child. So does a child
-that says it is of no more use: an illegal access breaks a GPU's context for as long as its process lives.
+Candidates are generated code: one may crash, hang or eat the stack. Jobs go to a child as JSON
+lines and outcomes come back on a pipe of their own, so nothing a kernel prints can be taken for an
+answer. A child that dies or overruns its time is killed with everything it started, its job is
+recorded as what it was, and the next job gets a fresh child. So does a child that says it is of no
+more use: an illegal access breaks a GPU's context for as long as its process lives.
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ START_SECONDS = 180.0
 """A cold import of TVM and PyTorch right after installation compiles their byte code first."""
 _READY, _TAKEN = b"ready", b"taken"
 # The child imports from where this process does, and not first from the current folder as -m would.
-_START = "import sys; sys.path[:] = sys.argv[3:]; from lntune.measure.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; from lntune.measure.worker import main;"
+    " main(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 class Worker:
-    """A child process, started when first needed. Use as a context manager; not for several threads at once.
+    """A child process, started when first needed. Use as a context manager; not for several threads
+    at once.
 
-    A subclass may have other work done in its child: its `program` calls `serve` with a function of its own.
+    A subclass may have other work done in its child: its `program` calls `serve` with a function of
+    its own.
     """
 
     program = _START
@@ -77,47 +83,71 @@ class Worker:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (not a pipe: nobody reads it while a job runs, and a full one blocks)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", self.program, str(write_end), str(self._threads or 0), *sys.path],
+                [
+                    sys.executable,
+                    "-c",
+                    self.program,
+                    str(write_end),
+                    str(self._threads or 0),
+                    *sys.path,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=(write_end,),
                 env=self._scratch.environment,
-                start_new_session=True,  # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it started
+                # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it
+                # started
+                start_new_session=True,
             )
             self._scratch.serves(self._process.pid)
         except OSError as e:
             os.close(read_end)
             errors.close()
             self._scratch.remove()
-            raise BuildError(f"the worker process did not start: {sys.executable!r}: {e.strerror or e}.") from e
+            raise BuildError(
+                f"the worker process did not start: {sys.executable!r}: {e.strerror or e}."
+            ) from e
         finally:
             os.close(write_end)
-        self._requests, self._answers, self._errors, self._buffer = self._process.stdin, read_end, errors, b""
+        self._requests, self._answers, self._errors, self._buffer = (
+            self._process.stdin,
+            read_end,
+            errors,
+            b"",
+        )
         with self._stopped_on_interrupt():
             line = self._line(START_SECONDS)
         if line != _READY:
             detail = self._last_words()
             code = self.stop()
-            raise BuildError(f"the worker process did not start: {detail or ('no answer' if line is None else _cause(code))}.")
+            raise BuildError(
+                "the worker process did not start:"
+                f" {detail or ('no answer' if line is None else _cause(code))}."
+            )
 
     def run(self, job: Job, timeout: float) -> Outcome:
-        """The outcome of a job, whatever happens to the child. `timeout` in seconds, which others that take its cores do not count against.
+        """The outcome of a job, whatever happens to the child. `timeout` in seconds, which others
+        that take its cores do not count against.
 
         Raises:
             BuildError: no child came up to do it.
         """
         answer = self.answer(job, timeout, patient=True)
-        outcome = answer if isinstance(answer, Outcome) else msgspec.json.decode(answer, type=Outcome)
+        outcome = (
+            answer if isinstance(answer, Outcome) else msgspec.json.decode(answer, type=Outcome)
+        )
         if outcome.lost:  # it would report the same error for every later job
             self.stop()
             self.restarts += 1
         return outcome
 
     def answer(self, job: Any, timeout: float, patient: bool = False) -> bytes | Outcome:
-        """The child's answer to a job of whatever kind it serves, as JSON; an Outcome that says how it died or overran its time.
+        """The child's answer to a job of whatever kind it serves, as JSON; an Outcome that says how
+        it died or overran its time.
 
-        `patient`: the time is to find what hangs, so a child that others keep from computing gets more of it, see `patience`.
+        `patient`: the time is to find what hangs, so a child that others keep from computing gets
+        more of it, see `patience`.
 
         Raises:
             BuildError: no child came up to do it.
@@ -137,7 +167,11 @@ class Worker:
         self.restarts += 1
         if timed_out:
             took = time.monotonic() - begun
-            more = f", nor within {took:.1f} s while others used the machine" if took > 1.2 * timeout + 1 else ""
+            more = (
+                f", nor within {took:.1f} s while others used the machine"
+                if took > 1.2 * timeout + 1
+                else ""
+            )
             return Outcome("timeout", f"no answer within {timeout:.1f} s{more}; killed")
         return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
 
@@ -159,13 +193,20 @@ class Worker:
             if line != _TAKEN:
                 return False, line
             line = self._line(begun + timeout - time.monotonic())
-            while line is None and watched is not None and time.monotonic() < begun + timeout * patience.MOST and watched.starved(timeout):
+            while (
+                line is None
+                and watched is not None
+                and time.monotonic() < begun + timeout * patience.MOST
+                and watched.starved(timeout)
+            ):
                 line = self._line(timeout / 4)
             return True, line
 
     @contextlib.contextmanager
     def _stopped_on_interrupt(self) -> Iterator[None]:
-        """An interrupt leaves no child behind whose next answer would be taken for another job's."""
+        """An interrupt leaves no child behind whose next answer would be taken for another
+        job's.
+        """
         try:
             yield
         except BaseException:
@@ -173,7 +214,9 @@ class Worker:
             raise
 
     def stop(self) -> int | None:
-        """End the child and everything it started; returns its exit code, None when there was no child."""
+        """End the child and everything it started; returns its exit code, None when there was no
+        child.
+        """
         if self._process is None:
             return None
         code = self._process.poll()
@@ -236,7 +279,9 @@ def _cause(code: int | None) -> str:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it dies; elsewhere the closed pipe ends it after its job."""
+    """Ask Linux to kill this process when the one that started it dies; elsewhere the closed pipe
+    ends it after its job.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -251,13 +296,21 @@ def main(answers: int, threads: int) -> None:
     """The child of a tuning run: reads jobs, writes outcomes."""
     from lntune.measure import trial
 
-    serve(answers, threads, lambda line: msgspec.json.encode(trial.run(msgspec.json.decode(line, type=Job))))
+    serve(
+        answers,
+        threads,
+        lambda line: msgspec.json.encode(trial.run(msgspec.json.decode(line, type=Job))),
+    )
 
 
 def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
-    """A child's life: with everything imported it reads jobs, one a line, and writes what `do` makes of each."""
+    """A child's life: with everything imported it reads jobs, one a line, and writes what `do`
+    makes of each.
+    """
     _die_with_parent()
-    gc.disable()  # while what is made stays: collections among the imports' hundreds of thousands of objects take a fifth of their time
+    # while what is made stays: collections among the imports' hundreds of thousands of objects take
+    # a fifth of their time
+    gc.disable()
     import torch
 
     from lntune.backends.cpu import runtime

@@ -6,7 +6,10 @@ from lntune.errors import unknown
 from lntune.ops import layer_norm, layer_norm_backward, lnlstm_step, lnlstm_step_backward
 from lntune.ops.op import Arg, Op
 
-OPS: dict[str, Op] = {op.name: op for op in (layer_norm.OP, layer_norm_backward.OP, lnlstm_step.OP, lnlstm_step_backward.OP)}
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (layer_norm.OP, layer_norm_backward.OP, lnlstm_step.OP, lnlstm_step_backward.OP)
+}
 
 PAPER_HIDDEN = (240, 256, 400, 1000, 1024, 2400)
 """Hidden sizes of the experiments of Ba, Kiros, Hinton 2016, section 6 and its supplement."""

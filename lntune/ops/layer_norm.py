@@ -3,8 +3,9 @@
     mean = sum_k x[k] / N        var = sum_k (x[k] - mean)^2 / N        rstd = 1 / sqrt(var + eps)
     y[k] = (x[k] - mean) * rstd * weight[k] + bias[k]
 
-Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4, with eps as PyTorch places it; ops/moments.py says
-how mean and variance are found. All arithmetic is float32; low-precision inputs are widened on load and y is rounded once, after the affine.
+Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4, with eps as PyTorch
+places it; ops/moments.py says how mean and variance are found. All arithmetic is float32;
+low-precision inputs are widened on load and y is rounded once, after the affine.
 """
 
 from __future__ import annotations
@@ -24,18 +25,29 @@ if TYPE_CHECKING:
 
 NAME = "layer_norm"
 
-# A variant lists what is there beside x and y, joined by "+": an affine vector in the input's dtype ("weight", "bias") or
-# in float32 ("weight32", "bias32"), and the statistics kept for a backward pass ("stats").
+# A variant lists what is there beside x and y, joined by "+": an affine vector in the input's dtype
+# ("weight", "bias") or in float32 ("weight32", "bias32"), and the statistics kept for a backward
+# pass ("stats").
 _TOKENS = (("", "weight", "weight32"), ("", "bias", "bias32"), ("", "stats"))
 DEFAULT_VARIANT = "weight+bias"
 VARIANTS = (
     DEFAULT_VARIANT,
-    *sorted({"+".join(t for t in (w, b, s) if t) or "plain" for w in _TOKENS[0] for b in _TOKENS[1] for s in _TOKENS[2]} - {DEFAULT_VARIANT}),
+    *sorted(
+        {
+            "+".join(t for t in (w, b, s) if t) or "plain"
+            for w in _TOKENS[0]
+            for b in _TOKENS[1]
+            for s in _TOKENS[2]
+        }
+        - {DEFAULT_VARIANT}
+    ),
 )
 
 
 def variant(weight: str | None, bias: str | None, stats: bool = False) -> str:
-    """The variant's name from what a call brings; `weight` and `bias` are None, "same" (in the dtype of x) or "float32"."""
+    """The variant's name from what a call brings; `weight` and `bias` are None, "same" (in the
+    dtype of x) or "float32".
+    """
     suffix = {"same": "", "float32": "32"}
     parts = [f"{name}{suffix[kind]}" for name, kind in (("weight", weight), ("bias", bias)) if kind]
     return "+".join([*parts, "stats"] if stats else parts) or "plain"
@@ -44,18 +56,31 @@ def variant(weight: str | None, bias: str | None, stats: bool = False) -> str:
 def arguments(case: Case) -> tuple[Arg, ...]:
     """x, [weight], [bias], eps, y, [mean, rstd]."""
     tokens = (case.variant or DEFAULT_VARIANT).split("+")
-    affine = [Arg(t.removesuffix("32"), "in", ("hidden",), "float32" if t.endswith("32") else case.dtype) for t in tokens if t[0] in "wb"]
-    stats = [Arg(name, "out", ("rows",), "float32") for name in ("mean", "rstd") if "stats" in tokens]
+    affine = [
+        Arg(t.removesuffix("32"), "in", ("hidden",), "float32" if t.endswith("32") else case.dtype)
+        for t in tokens
+        if t[0] in "wb"
+    ]
+    stats = [
+        Arg(name, "out", ("rows",), "float32") for name in ("mean", "rstd") if "stats" in tokens
+    ]
     matrix = ("rows", "hidden")
-    return (Arg("x", "in", matrix, case.dtype), *affine, Arg("eps", "scalar", (), "float32"), Arg("y", "out", matrix, case.dtype), *stats)
+    return (
+        Arg("x", "in", matrix, case.dtype),
+        *affine,
+        Arg("eps", "scalar", (), "float32"),
+        Arg("y", "out", matrix, case.dtype),
+        *stats,
+    )
 
 
 def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     """The TE definition, ready for schedules that work on `together` rows side by side.
 
-    Stages, in order: x32, weight32 and bias32 (widened inputs), the sums, the scalars of a row, the outputs. All stages
-    but the outputs have rows padded to a multiple of `together`, the last row repeated, so that none of them needs a
-    condition. A schedule inlines the widening stages or keeps them (a row widened once, an affine widened once per call).
+    Stages, in order: x32, weight32 and bias32 (widened inputs), the sums, the scalars of a row, the
+    outputs. All stages but the outputs have rows padded to a multiple of `together`, the last row
+    repeated, so that none of them needs a condition. A schedule inlines the widening stages or
+    keeps them (a row widened once, an affine widened once per call).
     """
     from tvm import te, tirx
 
@@ -67,7 +92,9 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     args: dict[str, Any] = {}
     for arg in arguments(case):
         if arg.role == "in":
-            args[arg.name] = te.placeholder(tuple(sizes[axis] for axis in arg.shape), arg.dtype, name=arg.name)
+            args[arg.name] = te.placeholder(
+                tuple(sizes[axis] for axis in arg.shape), arg.dtype, name=arg.name
+            )
     eps = te.var("eps", f32)
 
     def load(i: Any, k: Any) -> Any:
@@ -104,7 +131,8 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, case.hidden, generator=generator)
     if style == "shifted":
-        # A mean far above sigma, yet with sigma still a few units in the last place: 1e4 + 1e-2 would be a constant in float16.
+        # A mean far above sigma, yet with sigma still a few units in the last place: 1e4 + 1e-2
+        # would be a constant in float16.
         x = x * 1e-2 + 1e4 if case.dtype == "float32" else x + 100
     elif style == "constant":
         x = x[:, :1].expand(rows, case.hidden) * 100
@@ -118,11 +146,15 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
         # Squared and summed these stay finite in float32; float16 ends at 65504.
         x = x * (1e3 if case.dtype == "float16" else 1e15)
     elif style != "normal":
-        raise unknown("input style", style, ("normal", "shifted", "constant", "nonfinite", "tiny", "huge"))
+        raise unknown(
+            "input style", style, ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
+        )
     made: dict[str, Any] = {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
     for arg in arguments(case):
         if arg.name in ("weight", "bias"):
-            vector = torch.randn(case.hidden, generator=generator) * 0.5 + (1.0 if arg.name == "weight" else 0.0)
+            vector = torch.randn(case.hidden, generator=generator) * 0.5 + (
+                1.0 if arg.name == "weight" else 0.0
+            )
             made[arg.name] = vector.to(getattr(torch, arg.dtype))
     return made
 
@@ -144,15 +176,17 @@ def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """What torch.native_layer_norm gives.
 
-    A float32 affine beside a low-precision x is what PyTorch's CPU kernels take too, but only both vectors together, so a
-    mixed pair is widened.
+    A float32 affine beside a low-precision x is what PyTorch's CPU kernels take too, but only both
+    vectors together, so a mixed pair is widened.
     """
     import torch
 
     weight, bias = given.get("weight"), given.get("bias")
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
-    y, mean, rstd = torch.native_layer_norm(given["x"], (case.hidden,), weight, bias, float(given["eps"]))
+    y, mean, rstd = torch.native_layer_norm(
+        given["x"], (case.hidden,), weight, bias, float(given["eps"])
+    )
     return {"y": y, "mean": mean.flatten(), "rstd": rstd.flatten()}
 
 
@@ -162,7 +196,8 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
 
     x, weight, bias, eps = given["x"], given.get("weight"), given.get("bias"), float(given["eps"])
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        weight, bias = weight.float(), bias.float()  # as in `eager`; once, where a user who can would do it, too
+        # as in `eager`; once, where a user who can would do it, too
+        weight, bias = weight.float(), bias.float()
     shape = (case.hidden,)
     return lambda: torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
 
@@ -170,30 +205,42 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
 def moved_bytes(case: Case) -> int:
     """x read once, y written once, plus the vectors."""
     vectors = [a for a in arguments(case) if len(a.shape) == 1]
-    return 2 * case.rows * case.hidden * case.itemsize + sum(a.sizes(case.rows, case.hidden)[0] * DTYPES[a.dtype] for a in vectors)
+    return 2 * case.rows * case.hidden * case.itemsize + sum(
+        a.sizes(case.rows, case.hidden)[0] * DTYPES[a.dtype] for a in vectors
+    )
 
 
 def flops(case: Case) -> int:
-    """1 for the sum, 4 for the deviations and their squares, 5 for the normalization with its affine, per element."""
+    """1 for the sum, 4 for the deviations and their squares, 5 for the normalization with its
+    affine, per element.
+    """
     return 10 * case.rows * case.hidden
 
 
 def tolerance(case: Case, output: str) -> Tolerance:
-    """Twice eager's own largest error on the same inputs (the form flash-attention's tests use), plus a floor.
+    """Twice eager's own largest error on the same inputs (the form flash-attention's tests use),
+    plus a floor.
 
-    The floor is for inputs on which eager happens to be exact: one rounding of a low-precision y, or 8 of float32 for sums
-    taken in another order.
+    The floor is for inputs on which eager happens to be exact: one rounding of a low-precision y,
+    or 8 of float32 for sums taken in another order.
     """
     rounding = {"float32": 8 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     if output == "y":
-        return Tolerance(2.0, rounding[case.dtype], of="y", least=1.0)  # a normalized row has scale 1
+        # a normalized row has scale 1
+        return Tolerance(2.0, rounding[case.dtype], of="y", least=1.0)
     return Tolerance(2.0, rounding["float32"], of="x" if output == "mean" else "rstd")
 
 
-# The sizes models have (768 BERT, 1024 .. 4096 the usual transformers), an awkward one, and the ends of the range.
+# The sizes models have (768 BERT, 1024 .. 4096 the usual transformers), an awkward one, and the
+# ends of the range.
 _HIDDEN = (1024, 768, 4096, 256, 1000, 16384)
 _ROWS = (4096, 512, 1, 32, 8)
-GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in _HIDDEN for dtype in ("float32", "bfloat16") for rows in _ROWS)
+GRID = tuple(
+    Case(NAME, hidden, dtype, rows)
+    for hidden in _HIDDEN
+    for dtype in ("float32", "bfloat16")
+    for rows in _ROWS
+)
 
 OP = Op(
     name=NAME,

@@ -1,14 +1,17 @@
 """Layer normalization, backward.
 
-With xhat[k] = (x[k] - mean) * rstd and g[k] = dy[k] * weight[k], all sums over the N elements of a row unless they say rows:
+With xhat[k] = (x[k] - mean) * rstd and g[k] = dy[k] * weight[k], all sums over the N elements of a
+row unless they say rows:
 
     dx[k] = rstd * (g[k] - sum(g) / N - xhat[k] * sum(g * xhat) / N)
     dgamma[k] = sum over rows of dy[k] * xhat[k]        dbeta[k] = sum over rows of dy[k]
 
-The derivative of eqs. 3-4 of Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450; mean and rstd are those the
-forward saved. x and dy are read from memory once: a row's sums, its dx and its share of dgamma and dbeta are made while it is
-in the cache. dgamma and dbeta are summed in float32 per block of rows, and the blocks in a fixed order, so the same call gives
-the same bits whatever the number of threads (the two stages are those of the kernels in Apex and in PyTorch's CUDA backward).
+The derivative of eqs. 3-4 of Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450; mean
+and rstd are those the forward saved. x and dy are read from memory once: a row's sums, its dx and
+its share of dgamma and dbeta are made while it is in the cache. dgamma and dbeta are summed in
+float32 per block of rows, and the blocks in a fixed order, so the same call gives the same bits
+whatever the number of threads (the two stages are those of the kernels in Apex and in PyTorch's
+CUDA backward).
 """
 
 from __future__ import annotations
@@ -27,14 +30,20 @@ if TYPE_CHECKING:
 
 NAME = "layer_norm_backward"
 
-# A variant lists the weight, where dx needs it, and the gradients that are wanted, joined by "+". "32" marks a float32 weight or
-# bias (and so its gradient) beside a low-precision x.
-_TOKENS = (("", "weight", "weight32"), ("", "dx"), ("", "dgamma", "dgamma32"), ("", "dbeta", "dbeta32"))
+# A variant lists the weight, where dx needs it, and the gradients that are wanted, joined by "+".
+# "32" marks a float32 weight or bias (and so its gradient) beside a low-precision x.
+_TOKENS = (
+    ("", "weight", "weight32"),
+    ("", "dx"),
+    ("", "dgamma", "dgamma32"),
+    ("", "dbeta", "dbeta32"),
+)
 DEFAULT_VARIANT = "weight+dx+dgamma+dbeta"
 
 
 def variant(weight: str | None, bias: str | None, wanted: tuple[bool, bool, bool]) -> str:
-    """The variant's name; `weight` and `bias` are None, "same" (in the dtype of x) or "float32", `wanted` is for dx, dgamma, dbeta.
+    """The variant's name; `weight` and `bias` are None, "same" (in the dtype of x) or "float32",
+    `wanted` is for dx, dgamma, dbeta.
 
     The gradient of a vector that is not there is not wanted, whatever `wanted` says.
     """
@@ -48,15 +57,25 @@ def variant(weight: str | None, bias: str | None, wanted: tuple[bool, bool, bool
 
 
 _KINDS = (None, "same", "float32")
-_WANTED = [(dx, dgamma, dbeta) for dx in (True, False) for dgamma in (True, False) for dbeta in (True, False)]
+_WANTED = [
+    (dx, dgamma, dbeta)
+    for dx in (True, False)
+    for dgamma in (True, False)
+    for dbeta in (True, False)
+]
 VARIANTS = (
     DEFAULT_VARIANT,
-    *sorted({variant(w, b, wanted) for w in _KINDS for b in _KINDS for wanted in _WANTED} - {"", DEFAULT_VARIANT}),
+    *sorted(
+        {variant(w, b, wanted) for w in _KINDS for b in _KINDS for wanted in _WANTED}
+        - {"", DEFAULT_VARIANT}
+    ),
 )
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
-    """dy, x, mean, rstd, [weight], [dx], [dgamma], [dbeta]; what no wanted gradient depends on is left out."""
+    """dy, x, mean, rstd, [weight], [dx], [dgamma], [dbeta]; what no wanted gradient depends on is
+    left out.
+    """
     tokens = (case.variant or DEFAULT_VARIANT).split("+")
     matrix = ("rows", "hidden")
 
@@ -65,18 +84,34 @@ def arguments(case: Case) -> tuple[Arg, ...]:
 
     made = [Arg("dy", "in", matrix, case.dtype)]
     if any(not t.startswith("dbeta") for t in tokens):
-        made += [Arg("x", "in", matrix, case.dtype), Arg("mean", "in", ("rows",), "float32"), Arg("rstd", "in", ("rows",), "float32")]
+        made += [
+            Arg("x", "in", matrix, case.dtype),
+            Arg("mean", "in", ("rows",), "float32"),
+            Arg("rstd", "in", ("rows",), "float32"),
+        ]
     made += [Arg("weight", "in", ("hidden",), kind(t)) for t in tokens if t.startswith("weight")]
     made += [Arg("dx", "out", matrix, case.dtype) for t in tokens if t == "dx"]
-    return (*made, *(Arg(t.removesuffix("32"), "out", ("hidden",), kind(t)) for t in tokens if t.startswith(("dgamma", "dbeta"))))
+    return (
+        *made,
+        *(
+            Arg(t.removesuffix("32"), "out", ("hidden",), kind(t))
+            for t in tokens
+            if t.startswith(("dgamma", "dbeta"))
+        ),
+    )
 
 
-def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False) -> Any:
-    """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on groups of `together` rows.
+def define(
+    case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False
+) -> Any:
+    """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on
+    groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: dy32, x32 and weight32 (widened inputs), the
-    row's sums, its two scalars c1 and c2, dx, the partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages over rows
-    but dx have them padded to a multiple of blocks x together, the last row repeated; the partial sums take zeros for those.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order:
+    dy32, x32 and weight32 (widened inputs), the row's sums, its two scalars c1 and c2, dx, the
+    partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages over rows but dx
+    have them padded to a multiple of blocks x together, the last row repeated; the partial sums
+    take zeros for those.
     """
     from tvm import te, tirx
 
@@ -90,7 +125,9 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
     sizes = {"rows": rows, "hidden": hidden}
     f32 = "float32"
     args: dict[str, Any] = {
-        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(case) if a.role == "in"
+        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name)
+        for a in arguments(case)
+        if a.role == "in"
     }
     wanted = {a.name: a.dtype for a in arguments(case) if a.role == "out"}
 
@@ -98,11 +135,17 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
         return tirx.min(i, rows - 1) if turn > 1 else i
 
     def widened(name: str) -> Any:
-        return te.compute((padded, hidden), lambda i, k: widen(args[name][row(i), k]), name=f"{name}32")
+        return te.compute(
+            (padded, hidden), lambda i, k: widen(args[name][row(i), k]), name=f"{name}32"
+        )
 
     dy = widened("dy")
     x = widened("x") if "x" in args else dy  # dbeta alone needs no x
-    weight = te.compute((hidden,), lambda k: widen(args["weight"][k]), name="weight32") if "weight" in args else None
+    weight = (
+        te.compute((hidden,), lambda k: widen(args["weight"][k]), name="weight32")
+        if "weight" in args
+        else None
+    )
 
     def xhat(i: Any, k: Any) -> Any:
         return (x[i, k] - args["mean"][row(i)]) * args["rstd"][row(i)]
@@ -116,19 +159,30 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
         sum_g, sum_gx = row_sum(padded, case.hidden, (g, lambda i, k: g(i, k) * xhat(i, k)), "row")
         c1 = te.compute((padded,), lambda i: sum_g(i) / n, name="c1")
         c2 = te.compute((padded,), lambda i: sum_gx(i) / n, name="c2")
-        made["dx"] = te.compute((rows, hidden), lambda i, k: ((g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][i]).astype(case.dtype), name="dx")
+        made["dx"] = te.compute(
+            (rows, hidden),
+            lambda i, k: ((g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][i]).astype(
+                case.dtype
+            ),
+            name="dx",
+        )
 
     terms = {"dgamma": lambda i, k: dy[i, k] * xhat(i, k), "dbeta": lambda i, k: dy[i, k]}
     columns = [name for name in terms if name in wanted]
     if columns:
-        t, side = te.reduce_axis((0, turns), name="turn"), te.reduce_axis((0, i64(together)), name="side")
+        t, side = (
+            te.reduce_axis((0, turns), name="turn"),
+            te.reduce_axis((0, i64(together)), name="side"),
+        )
 
         def partial(b: Any, k: Any) -> Any:
             group = b * turns + t if contiguous else t * i64(blocks) + b
             i = group * i64(together) + side
             values = tuple(terms[name](i, k) for name in columns)
             if turn > 1:
-                values = tuple(tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values)
+                values = tuple(
+                    tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values
+                )
             return add(values if len(columns) > 1 else values[0], axis=[t, side])
 
         # Both in one stage: the totals of one must not come between the partial sums of both.
@@ -140,32 +194,51 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
 
 
 def _total(name: str, part: Any, blocks: int, hidden: int, dtype: str) -> Any:
-    """The sum of all blocks' partial sums (blocks, hidden), rounded once where it is not kept in float32."""
+    """The sum of all blocks' partial sums (blocks, hidden), rounded once where it is not kept in
+    float32.
+    """
     from tvm import te, tirx
 
     block = te.reduce_axis((0, tirx.IntImm("int64", blocks)), name="block")
     whole = te.compute(
-        (tirx.IntImm("int64", hidden),), lambda k: te.sum(part[block, k], axis=block), name=name if dtype == "float32" else f"{name}_sum"
+        (tirx.IntImm("int64", hidden),),
+        lambda k: te.sum(part[block, k], axis=block),
+        name=name if dtype == "float32" else f"{name}_sum",
     )
-    return whole if dtype == "float32" else te.compute(whole.shape, lambda k: whole[k].astype(dtype), name=name)
+    return (
+        whole
+        if dtype == "float32"
+        else te.compute(whole.shape, lambda k: whole[k].astype(dtype), name=name)
+    )
 
 
 def _forward(case: Case) -> Case:
     """The forward whose statistics this backward takes."""
     tokens = (case.variant or DEFAULT_VARIANT).split("+")
     weight = next((t for t in tokens if t.startswith("weight")), None)
-    return Case(layer_norm.NAME, case.hidden, case.dtype, case.rows, layer_norm.variant(weight and ("float32" if "32" in weight else "same"), None))
+    return Case(
+        layer_norm.NAME,
+        case.hidden,
+        case.dtype,
+        case.rows,
+        layer_norm.variant(weight and ("float32" if "32" in weight else "same"), None),
+    )
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """x and weight as the forward's inputs of that style; dy plain random; mean and rstd as its reference gives them, in float32."""
+    """x and weight as the forward's inputs of that style; dy plain random; mean and rstd as its
+    reference gives them, in float32.
+    """
     import torch
 
     forward = _forward(case)
     given = layer_norm.inputs(forward, rows, style, seed)
     stats = layer_norm.reference(forward, given)
     generator = torch.Generator().manual_seed(seed + 1)
-    made = {**given, "dy": torch.randn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype))}
+    made = {
+        **given,
+        "dy": torch.randn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype)),
+    }
     made |= {name: stats[name].float() for name in ("mean", "rstd")}
     return {a.name: made[a.name] for a in arguments(case) if a.role == "in"}
 
@@ -179,15 +252,19 @@ def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
         rstd = given["rstd"].double()[:, None]
         xhat = (given["x"].double() - given["mean"].double()[:, None]) * rstd
         g = dy * given["weight"].double() if "weight" in given else dy
-        made["dx"] = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
+        made["dx"] = rstd * (
+            g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True)
+        )
         made["dgamma"] = (dy * xhat).sum(0)
     return {name: made[name] for name in made if name in wanted}
 
 
 def _aten(case: Case, given: Tensors, mixed: bool) -> Callable[[], tuple[Any, ...]]:
-    """PyTorch's own backward bound to its arguments; what it needs beside the kernel's inputs is made once, here.
+    """PyTorch's own backward bound to its arguments; what it needs beside the kernel's inputs is
+    made once, here.
 
-    `mixed`: statistics and weight in float32 whatever the dtype of x, which CPU kernels take as well.
+    `mixed`: statistics and weight in float32 whatever the dtype of x, which CPU kernels take as
+    well.
     """
     import torch
 
@@ -196,12 +273,19 @@ def _aten(case: Case, given: Tensors, mixed: bool) -> Callable[[], tuple[Any, ..
     dy = given["dy"]
     dtype = torch.float32 if mixed else dy.dtype
     x = given["x"] if "x" in given else torch.zeros_like(dy)
-    mean, rstd = (given[name][:, None].to(dtype) if name in given else torch.ones(dy.shape[0], 1, dtype=dtype) for name in ("mean", "rstd"))
+    mean, rstd = (
+        given[name][:, None].to(dtype) if name in given else torch.ones(dy.shape[0], 1, dtype=dtype)
+        for name in ("mean", "rstd")
+    )
     ones = torch.ones(case.hidden, dtype=dtype)
-    weight = given["weight"].to(dtype) if "weight" in given else ones if wanted[1] or mixed else None
+    weight = (
+        given["weight"].to(dtype) if "weight" in given else ones if wanted[1] or mixed else None
+    )
     bias = torch.zeros_like(ones) if wanted[2] else None
     shape = [case.hidden]
-    return lambda: torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, wanted)
+    return lambda: torch.ops.aten.native_layer_norm_backward(
+        dy, x, shape, mean, rstd, weight, bias, wanted
+    )
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
@@ -212,17 +296,26 @@ def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     import torch
 
     made = dict(zip(("dx", "dgamma", "dbeta"), _aten(case, given, mixed=True)(), strict=True))
-    return {a.name: made[a.name].to(getattr(torch, a.dtype)) for a in arguments(case) if a.role == "out"}
+    return {
+        a.name: made[a.name].to(getattr(torch, a.dtype)) for a in arguments(case) if a.role == "out"
+    }
 
 
 def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
-    """torch.ops.aten.native_layer_norm_backward as autograd calls it: with statistics in the dtype of x unless an affine is float32."""
+    """torch.ops.aten.native_layer_norm_backward as autograd calls it: with statistics in the dtype
+    of x unless an affine is float32.
+    """
     return _aten(case, given, mixed="32" in case.variant)
 
 
 def moved_bytes(case: Case) -> int:
     """dy and x read once, dx written once, plus the vectors and the statistics."""
-    return sum(DTYPES[a.dtype] * (case.rows if "rows" in a.shape else 1) * (case.hidden if "hidden" in a.shape else 1) for a in arguments(case))
+    return sum(
+        DTYPES[a.dtype]
+        * (case.rows if "rows" in a.shape else 1)
+        * (case.hidden if "hidden" in a.shape else 1)
+        for a in arguments(case)
+    )
 
 
 def flops(case: Case) -> int:
@@ -233,8 +326,9 @@ def flops(case: Case) -> int:
 def tolerance(case: Case, output: str) -> Tolerance:
     """Twice eager's own largest error on the same inputs, plus a floor.
 
-    The floor: one rounding of a low-precision gradient, or 16 of float32 for sums taken in another order, at the scale of the
-    gradient itself. dgamma is at least of the scale of sqrt(rows) products of two numbers around 1.
+    The floor: one rounding of a low-precision gradient, or 16 of float32 for sums taken in another
+    order, at the scale of the gradient itself. dgamma is at least of the scale of sqrt(rows)
+    products of two numbers around 1.
     """
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     dtype = next(a.dtype for a in arguments(case) if a.name == output)
@@ -242,7 +336,10 @@ def tolerance(case: Case, output: str) -> Tolerance:
 
 
 GRID = tuple(
-    Case(NAME, hidden, dtype, rows) for hidden in (1024, 768, 4096, 256, 1000, 16384) for dtype in ("float32", "bfloat16") for rows in (4096, 512, 32)
+    Case(NAME, hidden, dtype, rows)
+    for hidden in (1024, 768, 4096, 256, 1000, 16384)
+    for dtype in ("float32", "bfloat16")
+    for rows in (4096, 512, 32)
 )
 
 OP = Op(

@@ -1,17 +1,18 @@
 """One step of an LSTM with layer normalization, forward.
 
-    z = LN(gates_x; weight_x) + LN(gates_h; weight_h) + bias            (4 hidden elements a row, in the order i, f, g, o)
+    z = LN(gates_x; weight_x) + LN(gates_h; weight_h) + bias      (a row is i, f, g, o; each hidden)
     c_new = sigmoid(f) c + sigmoid(i) tanh(g)
     h = sigmoid(o) tanh(LN(c_new; weight_c) + bias_c)
 
-with gates_x = W_x x[t] and gates_h = W_h h[t-1]; LN without a bias of its own, since all that are added to z (those of both layer
-norms and b) are one vector. Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. Two
-variations: gates_x already normalized (LN(W_x x) does not depend on the step, and is cheaper for a whole sequence at once), and
+with gates_x = W_x x[t] and gates_h = W_h h[t-1]; LN without a bias of its own, since all that are
+added to z (those of both layer norms and b) are one vector. Ba, Kiros, Hinton: *Layer
+Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. Two variations: gates_x already
+normalized (LN(W_x x) does not depend on the step, and is cheaper for a whole sequence at once), and
 the cell carried normalized, c_new = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons.
 
-A row is one sequence of the batch. All arithmetic is float32; low-precision inputs are widened on load and each output is
-rounded once. For training the means and 1/sigmas of all layer norms are given as well; the rest of what the backward needs is
-cheaper made again than kept.
+A row is one sequence of the batch. All arithmetic is float32; low-precision inputs are widened on
+load and each output is rounded once. For training the means and 1/sigmas of all layer norms are
+given as well; the rest of what the backward needs is cheaper made again than kept.
 """
 
 from __future__ import annotations
@@ -37,18 +38,31 @@ NAME = "lnlstm_step"
 TENSORS = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
 """The tensors of a call, in order; weight_x and both biases may be missing."""
 
-# A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x), "bias", "bias_c", "carried"; and
-# "stats", where what the backward needs is wanted.
+# A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x),
+# "bias", "bias_c", "carried"; and "stats", where what the backward needs is wanted.
 _TOKENS = ("raw", "bias", "bias_c", "carried", "stats")
 DEFAULT_VARIANT = "bias+bias_c"
 
 
 def variant(raw: bool, bias: bool, bias_c: bool, carried: bool, stats: bool = False) -> str:
     """The variant's name from what a call brings."""
-    return "+".join(token for token, there in zip(_TOKENS, (raw, bias, bias_c, carried, stats), strict=True) if there) or "plain"
+    return (
+        "+".join(
+            token
+            for token, there in zip(_TOKENS, (raw, bias, bias_c, carried, stats), strict=True)
+            if there
+        )
+        or "plain"
+    )
 
 
-VARIANTS = (DEFAULT_VARIANT, *sorted({variant(*there) for there in itertools.product((False, True), repeat=5)} - {DEFAULT_VARIANT}))
+VARIANTS = (
+    DEFAULT_VARIANT,
+    *sorted(
+        {variant(*there) for there in itertools.product((False, True), repeat=5)}
+        - {DEFAULT_VARIANT}
+    ),
+)
 
 
 def tokens_of(case: Case) -> list[str]:
@@ -58,39 +72,65 @@ def tokens_of(case: Case) -> list[str]:
 
 def statistics(tokens: Sequence[str]) -> tuple[str, ...]:
     """The names of the rows' statistics, as the forward gives them to the backward."""
-    return tuple(f"{moment}_{of}" for of in ("x", "h", "c") for moment in ("mean", "rstd") if of != "x" or "raw" in tokens)
+    return tuple(
+        f"{moment}_{of}"
+        for of in ("x", "h", "c")
+        for moment in ("mean", "rstd")
+        if of != "x" or "raw" in tokens
+    )
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
-    """gates_x, gates_h, c, [weight_x], weight_h, weight_c, [bias], [bias_c], eps, h, c_new, [statistics]; all but the statistics, which
-    are float32 (rows,), in the dtype of the case.
+    """gates_x, gates_h, c, [weight_x], weight_h, weight_c, [bias], [bias_c], eps, h, c_new,
+    [statistics]; all but the statistics, which are float32 (rows,), in the dtype of the case.
     """
     tokens, dtype = tokens_of(case), case.dtype
     gates, state = ("rows", "gates"), ("rows", "hidden")
-    vectors = {"weight_x": "raw" in tokens, "weight_h": True, "weight_c": True, "bias": "bias" in tokens, "bias_c": "bias_c" in tokens}
+    vectors = {
+        "weight_x": "raw" in tokens,
+        "weight_h": True,
+        "weight_c": True,
+        "bias": "bias" in tokens,
+        "bias_c": "bias_c" in tokens,
+    }
     return (
         Arg("gates_x", "in", gates, dtype),
         Arg("gates_h", "in", gates, dtype),
         Arg("c", "in", state, dtype),
-        *(Arg(name, "in", ("hidden",) if name.endswith("_c") else ("gates",), dtype) for name, there in vectors.items() if there),
+        *(
+            Arg(name, "in", ("hidden",) if name.endswith("_c") else ("gates",), dtype)
+            for name, there in vectors.items()
+            if there
+        ),
         Arg("eps", "scalar", (), "float32"),
         Arg("h", "out", state, dtype),
         Arg("c_new", "out", state, dtype),
-        *(Arg(name, "out", ("rows",), "float32") for name in statistics(tokens) if "stats" in tokens),
+        *(
+            Arg(name, "out", ("rows",), "float32")
+            for name in statistics(tokens)
+            if "stats" in tokens
+        ),
     )
 
 
 def define(case: Case, row_sum: RowSum) -> Any:
-    """The TE definition. Stages, in order: the moments of gates_h (named h_...) and, where it is raw, of gates_x (x_...), z, the cell,
-    the cell's moments (c_...), inner (the argument of tanh), h and c_new.
+    """The TE definition. Stages, in order: the moments of gates_h (named h_...) and, where it is
+    raw, of gates_x (x_...), z, the cell, the cell's moments (c_...), inner (the argument of tanh),
+    h and c_new.
     """
     from tvm import te, tirx
 
     size, tokens, dtype = case.hidden, tokens_of(case), case.dtype
     rows = te.var("rows", "int64")
-    sizes = {"rows": rows, "hidden": tirx.IntImm("int64", size), "gates": tirx.IntImm("int64", 4 * size)}
+    sizes = {
+        "rows": rows,
+        "hidden": tirx.IntImm("int64", size),
+        "gates": tirx.IntImm("int64", 4 * size),
+    }
     args: dict[str, Any] = {
-        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(case) if a.role == "in"
+        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name)
+        for a in arguments(case)
+        if a.role == "in"
     }
     eps = te.var("eps", "float32")
 
@@ -111,7 +151,13 @@ def define(case: Case, row_sum: RowSum) -> Any:
         return z[i, k + tirx.IntImm("int64", number * size)]
 
     state = (rows, sizes["hidden"])
-    cell = te.compute(state, lambda i, k: sigmoid(gate(1, i, k)) * of("c")(i, k) + sigmoid(gate(0, i, k)) * tanh(gate(2, i, k)), name="cell")
+    cell = te.compute(
+        state,
+        lambda i, k: (
+            sigmoid(gate(1, i, k)) * of("c")(i, k) + sigmoid(gate(0, i, k)) * tanh(gate(2, i, k))
+        ),
+        name="cell",
+    )
     cs = normalize(row_sum, rows, size, lambda i, k: cell[i, k], eps, "c_")
 
     def normalized(i: Any, k: Any) -> Any:
@@ -121,7 +167,9 @@ def define(case: Case, row_sum: RowSum) -> Any:
     inner = te.compute(state, normalized, name="inner")
     kept = inner if "carried" in tokens else cell
     made = {
-        "h": te.compute(state, lambda i, k: (sigmoid(gate(3, i, k)) * tanh(inner[i, k])).astype(dtype), name="h"),
+        "h": te.compute(
+            state, lambda i, k: (sigmoid(gate(3, i, k)) * tanh(inner[i, k])).astype(dtype), name="h"
+        ),
         "c_new": te.compute(state, lambda i, k: kept[i, k].astype(dtype), name="c_new"),
     }
     if "stats" in tokens:
@@ -133,7 +181,9 @@ def define(case: Case, row_sum: RowSum) -> Any:
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """Gates of the given style (see ops.op.STYLES), a plain random cell, vectors around 1 and 0, eps = 1e-5."""
+    """Gates of the given style (see ops.op.STYLES), a plain random cell, vectors around 1 and 0,
+    eps = 1e-5.
+    """
     import torch
 
     if style not in STYLES:
@@ -147,18 +197,38 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
         if style == "constant":
             return x[:, :1].expand(-1, 4 * case.hidden) * 100
         if style == "nonfinite":
-            for row in range(0, rows, 2):  # the rows between must stay untouched by their neighbours
-                x[row, (row * 7) % (4 * case.hidden)] = (float("inf"), float("-inf"), float("nan"))[(row // 2) % 3]
+            # the rows between must stay untouched by their neighbours
+            for row in range(0, rows, 2):
+                x[row, (row * 7) % (4 * case.hidden)] = (float("inf"), float("-inf"), float("nan"))[
+                    (row // 2) % 3
+                ]
             return x
-        return x * {"normal": 1.0, "tiny": 1e-37, "huge": 1e3 if case.dtype == "float16" else 1e15}[style]
+        return (
+            x
+            * {"normal": 1.0, "tiny": 1e-37, "huge": 1e3 if case.dtype == "float16" else 1e15}[
+                style
+            ]
+        )
 
-    made: dict[str, Any] = {"gates_x": gates() if "raw" in tokens_of(case) else torch.randn(rows, 4 * case.hidden, generator=generator), "eps": 1e-5}
+    made: dict[str, Any] = {
+        "gates_x": (
+            gates()
+            if "raw" in tokens_of(case)
+            else torch.randn(rows, 4 * case.hidden, generator=generator)
+        ),
+        "eps": 1e-5,
+    }
     made |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
     for arg in arguments(case):
         if len(arg.shape) == 1:
             around = 1.0 if arg.name.startswith("weight") else 0.0
-            made[arg.name] = torch.randn(arg.sizes(rows, case.hidden), generator=generator) * 0.5 + around
-    return {name: t.contiguous().to(getattr(torch, case.dtype)) if name != "eps" else t for name, t in made.items()}
+            made[arg.name] = (
+                torch.randn(arg.sizes(rows, case.hidden), generator=generator) * 0.5 + around
+            )
+    return {
+        name: t.contiguous().to(getattr(torch, case.dtype)) if name != "eps" else t
+        for name, t in made.items()
+    }
 
 
 def formula(
@@ -186,7 +256,12 @@ def formula(
     def norm(gates: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if not per_gate:
             return functional.layer_norm(gates, (4 * hidden,), weight, None, eps)
-        return functional.layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, eps).flatten(-2) * weight
+        return (
+            functional.layer_norm(
+                gates.unflatten(-1, (4, hidden)), (hidden,), None, None, eps
+            ).flatten(-2)
+            * weight
+        )
 
     z = norm(gates_h, weight_h) + (gates_x if weight_x is None else norm(gates_x, weight_x))
     if bias is not None:
@@ -213,12 +288,17 @@ def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """What the formula gives in the inputs' own dtype, and statistics by PyTorch's float32."""
     import torch
 
-    wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    wide = {
+        name: value.float() if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
     return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True)) | _statistics(case, wide)
 
 
 def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Mean and rstd (rows,) of what is normalized, in the dtype of `given`, where the variant wants them."""
+    """Mean and rstd (rows,) of what is normalized, in the dtype of `given`, where the variant wants
+    them.
+    """
     import torch
 
     tokens = tokens_of(case)
@@ -228,7 +308,9 @@ def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
     made: dict[str, torch.Tensor] = {}
     for of, values in (("x", given["gates_x"]), ("h", given["gates_h"]), ("c", cell)):
         if of != "x" or "raw" in tokens:
-            _, mean, rstd = torch.native_layer_norm(values, [values.shape[-1]], None, None, given["eps"])
+            _, mean, rstd = torch.native_layer_norm(
+                values, [values.shape[-1]], None, None, given["eps"]
+            )
             made |= {f"mean_{of}": mean.flatten(), f"rstd_{of}": rstd.flatten()}
     return made
 
@@ -245,13 +327,16 @@ def moved_bytes(case: Case) -> int:
 
 
 def flops(case: Case) -> int:
-    """For each element of the gates 5 for the moments, 4 for z; for each of the cell 5 for its moments and 20 for each of five exp."""
+    """For each element of the gates 5 for the moments, 4 for z; for each of the cell 5 for its
+    moments and 20 for each of five exp.
+    """
     return (4 * 9 + 5 + 5 * 20) * case.rows * case.hidden
 
 
 def tolerance(case: Case, output: str) -> Tolerance:
-    """Twice eager's own largest error on the same inputs, plus a floor: one rounding of low precision, or 16 of float32 for sums in
-    another order and for the activations' polynomials, at the scale of h (1) or of the cell, of what a mean is taken of, of rstd.
+    """Twice eager's own largest error on the same inputs, plus a floor: one rounding of low
+    precision, or 16 of float32 for sums in another order and for the activations' polynomials, at
+    the scale of h (1) or of the cell, of what a mean is taken of, of rstd.
     """
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     if output.startswith(("mean", "rstd")):
@@ -260,7 +345,12 @@ def tolerance(case: Case, output: str) -> Tolerance:
     return Tolerance(2.0, rounding[case.dtype], of=output, least=1.0)
 
 
-GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (512, 1024, 256, 128, 400) for dtype in ("float32", "bfloat16") for rows in (32, 1, 128))
+GRID = tuple(
+    Case(NAME, hidden, dtype, rows)
+    for hidden in (512, 1024, 256, 128, 400)
+    for dtype in ("float32", "bfloat16")
+    for rows in (32, 1, 128)
+)
 
 OP = Op(
     name=NAME,

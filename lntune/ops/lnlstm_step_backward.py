@@ -1,22 +1,25 @@
 """One step of an LSTM with layer normalization, backward.
 
-Given the gradients dh and dc_new of what the forward (ops/lnlstm_step.py, whose names these are) made, with t = tanh(inner), the
-gates i, f, g, o after their activations, and xhat = (x - mean) * rstd of whatever is normalized:
+Given the gradients dh and dc_new of what the forward (ops/lnlstm_step.py, whose names these are)
+made, with t = tanh(inner), the gates i, f, g, o after their activations, and xhat = (x - mean) *
+rstd of whatever is normalized:
 
     dinner = dh o (1 - t^2)   [+ dc_new, where the cell is carried normalized]
     dcell  = LN'(dinner; weight_c, xhat_c)   [+ dc_new, where it is not]
     dc     = dcell f
     dz     = dcell g i (1 - i),  dcell c f (1 - f),  dcell i (1 - g^2),  dh t o (1 - o)
-    dgates_h = LN'(dz; weight_h, xhat_h)     dgates_x = dz, or LN'(dz; weight_x, xhat_x) where gates_x was raw
+    dgates_h = LN'(dz; weight_h, xhat_h)
+    dgates_x = dz, or LN'(dz; weight_x, xhat_x) where gates_x was raw
 
     LN'(d; weight, xhat)[k] = rstd (d[k] weight[k] - mean(d weight) - xhat[k] mean(d weight xhat))
 
-and, summed over rows, dweight_* = d xhat and dbias_* = d of their layer norm. Ba, Kiros, Hinton: *Layer Normalization*, 2016,
-arXiv:1607.06450, supplement, eqs. 20-22, differentiated.
+and, summed over rows, dweight_* = d xhat and dbias_* = d of their layer norm. Ba, Kiros, Hinton:
+*Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22, differentiated.
 
-The gates and the cell are made again from the forward's inputs and statistics, in less time than memory would take to keep them.
-The gradients of the gains and biases are *added* to float32 sums that the caller keeps over all time steps, a row of its own for
-each block of rows; adding these rows up, once, is left to the caller. The same calls give the same bits.
+The gates and the cell are made again from the forward's inputs and statistics, in less time than
+memory would take to keep them. The gradients of the gains and biases are *added* to float32 sums
+that the caller keeps over all time steps, a row of its own for each block of rows; adding these
+rows up, once, is left to the caller. The same calls give the same bits.
 """
 
 from __future__ import annotations
@@ -40,19 +43,35 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "lnlstm_step_backward"
-VARIANTS = (DEFAULT_VARIANT, *sorted({variant(*there) for there in itertools.product((False, True), repeat=4)} - {DEFAULT_VARIANT}))
+_I, _F, _G = range(3)
+"""Parts of the gates, in their order; o is the rest."""
+VARIANTS = (
+    DEFAULT_VARIANT,
+    *sorted(
+        {variant(*there) for there in itertools.product((False, True), repeat=4)}
+        - {DEFAULT_VARIANT}
+    ),
+)
 """Those of the forward, of which no statistics need to be asked."""
 
 
 def sums(tokens: Sequence[str]) -> dict[str, str]:
-    """The gradients that are summed over rows, and whether they have the size of "gates" or "hidden"."""
-    there = {"dweight_x": "raw" in tokens, "dweight_h": True, "dweight_c": True, "dbias": "bias" in tokens, "dbias_c": "bias_c" in tokens}
+    """The gradients that are summed over rows, and whether they have the size of "gates" or
+    "hidden".
+    """
+    there = {
+        "dweight_x": "raw" in tokens,
+        "dweight_h": True,
+        "dweight_c": True,
+        "dbias": "bias" in tokens,
+        "dbias_c": "bias_c" in tokens,
+    }
     return {name: "hidden" if name.endswith("_c") else "gates" for name in there if there[name]}
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
-    """dh, dc_new, the forward's inputs without eps, its statistics, dgates_x, dgates_h, dc and the sums; all in the dtype of the case
-    but statistics and sums, which are float32.
+    """dh, dc_new, the forward's inputs without eps, its statistics, dgates_x, dgates_h, dc and the
+    sums; all in the dtype of the case but statistics and sums, which are float32.
     """
     tokens = tokens_of(case)
     gates, state = ("rows", "gates"), ("rows", "hidden")
@@ -69,15 +88,18 @@ def arguments(case: Case) -> tuple[Arg, ...]:
 
 
 def _forward(case: Case) -> Case:
-    return Case(lnlstm_step.NAME, case.hidden, case.dtype, case.rows, case.variant or DEFAULT_VARIANT)
+    return Case(
+        lnlstm_step.NAME, case.hidden, case.dtype, case.rows, case.variant or DEFAULT_VARIANT
+    )
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The kernel's inputs and stages over its rows, shared among `blocks` blocks that work on groups of `together` rows.
+    """The kernel's inputs and stages over its rows, shared among `blocks` blocks that work on
+    groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages have their rows padded to as many groups for each
-    block, the last row repeated.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages have their rows
+    padded to as many groups for each block, the last row repeated.
     """
 
     case: Case
@@ -100,7 +122,9 @@ class _Rows:
     @property
     def turns(self) -> Any:
         """Turns of a block."""
-        return (self.count + _i64(self.turn - 1)) // _i64(self.turn) if self.turn > 1 else self.count
+        return (
+            (self.count + _i64(self.turn - 1)) // _i64(self.turn) if self.turn > 1 else self.count
+        )
 
     @property
     def padded(self) -> Any:
@@ -112,8 +136,16 @@ class _Rows:
         """The inputs."""
         from tvm import te
 
-        sizes = {"rows": self.count, "hidden": _i64(self.case.hidden), "gates": _i64(4 * self.case.hidden)}
-        return {a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name) for a in arguments(self.case) if a.role == "in"}
+        sizes = {
+            "rows": self.count,
+            "hidden": _i64(self.case.hidden),
+            "gates": _i64(4 * self.case.hidden),
+        }
+        return {
+            a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name)
+            for a in arguments(self.case)
+            if a.role == "in"
+        }
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """An input in float32: a vector at k, a statistic at a row, a matrix at both."""
@@ -130,26 +162,43 @@ class _Rows:
 
     def xhat(self, name: str) -> Callable[[Any, Any], Any]:
         """gates_x or gates_h, normalized."""
-        return lambda i, k: (self[f"gates_{name}"](i, k) - self[f"mean_{name}"](i)) * self[f"rstd_{name}"](i)
+        return lambda i, k: (
+            (self[f"gates_{name}"](i, k) - self[f"mean_{name}"](i)) * self[f"rstd_{name}"](i)
+        )
 
     def stage(self, name: str, size: int, value: Callable[..., Any]) -> Any:
         """A float32 stage of size x hidden elements a row, or of one number a row for size 0."""
         from tvm import te
 
-        return te.compute((self.padded, _i64(size * self.case.hidden)) if size else (self.padded,), value, name=name)
+        return te.compute(
+            (self.padded, _i64(size * self.case.hidden)) if size else (self.padded,),
+            value,
+            name=name,
+        )
 
     def output(self, name: str, value: Callable[[Any, Any], Any]) -> Any:
         """An output, rounded once."""
         from tvm import te
 
-        (size,) = (_i64(a.sizes(1, self.case.hidden)[1]) for a in arguments(self.case) if a.name == name)
-        return te.compute((self.count, size), lambda i, k: value(i, k).astype(self.case.dtype), name=name)
+        (size,) = (
+            _i64(a.sizes(1, self.case.hidden)[1]) for a in arguments(self.case) if a.name == name
+        )
+        return te.compute(
+            (self.count, size), lambda i, k: value(i, k).astype(self.case.dtype), name=name
+        )
 
-    def sums(self, stage: str, size: str, values: dict[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
-        """Sums over the rows of each block, all in one stage, so that none comes between the others' terms."""
+    def sums(
+        self, stage: str, size: str, values: dict[str, Callable[[Any, Any], Any]]
+    ) -> dict[str, Any]:
+        """Sums over the rows of each block, all in one stage, so that none comes between the
+        others' terms.
+        """
         from tvm import te, tirx
 
-        t, side = te.reduce_axis((0, self.turns), name="turn"), te.reduce_axis((0, _i64(self.together)), name="side")
+        t, side = (
+            te.reduce_axis((0, self.turns), name="turn"),
+            te.reduce_axis((0, _i64(self.together)), name="side"),
+        )
         add = sum_of(len(values))
 
         def total(b: Any, k: Any) -> Any:
@@ -157,10 +206,16 @@ class _Rows:
             i = group * _i64(self.together) + side
             terms = tuple(value(i, k) for value in values.values())
             if self.turn > 1:
-                terms = tuple(tirx.Select(i < self.count, term, tirx.const(0.0, "float32")) for term in terms)
+                terms = tuple(
+                    tirx.Select(i < self.count, term, tirx.const(0.0, "float32")) for term in terms
+                )
             return add(terms if len(terms) > 1 else terms[0], axis=[t, side])
 
-        made = te.compute((_i64(self.blocks), _i64((4 if size == "gates" else 1) * self.case.hidden)), total, name=stage)
+        made = te.compute(
+            (_i64(self.blocks), _i64((4 if size == "gates" else 1) * self.case.hidden)),
+            total,
+            name=stage,
+        )
         return dict(zip(values, made if len(values) > 1 else [made], strict=True))
 
 
@@ -170,12 +225,16 @@ def _i64(value: int) -> Any:
     return tirx.IntImm("int64", value)
 
 
-def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False) -> Any:
-    """The TE definition for schedules that share the rows among `blocks` blocks, which work on groups of `together` rows.
+def define(
+    case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False
+) -> Any:
+    """The TE definition for schedules that share the rows among `blocks` blocks, which work on
+    groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: z, act (the gates after their
-    activations), xhat_c, inner, tanh_inner, dinner, the sums of the cell's row (cell...), dcell, dz, the sums of the gates' row
-    (gates...), the outputs, and the sums over rows "sums_gates" and "sums_hidden", which take zeros for rows that are padding.
+    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: z,
+    act (the gates after their activations), xhat_c, inner, tanh_inner, dinner, the sums of the
+    cell's row (cell...), dcell, dz, the sums of the gates' row (gates...), the outputs, and the
+    sums over rows "sums_gates" and "sums_hidden", which take zeros for rows that are padding.
     """
     from tvm import te, tirx
 
@@ -188,7 +247,10 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
 
     def normed(d: Any, name: str, xhat: Any, means: Any) -> Any:
         """LN' at (i, k)."""
-        return lambda i, k: rows[f"rstd_{name}"](i) * (d(i, k) * rows[f"weight_{name}"](k) - means[0][i] - xhat(i, k) * means[1][i])
+        return lambda i, k: (
+            rows[f"rstd_{name}"](i)
+            * (d(i, k) * rows[f"weight_{name}"](k) - means[0][i] - xhat(i, k) * means[1][i])
+        )
 
     def terms_of(d: Any, name: str, xhat: Any) -> tuple[Any, Any]:
         weight = rows[f"weight_{name}"]
@@ -210,21 +272,41 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
     dinner = rows.stage("dinner", 1, output)
     cell = (lambda i, k: dinner[i, k], "c", lambda i, k: xhat_c[i, k])
     into_cell = normed(*cell, means_of(terms_of(*cell), n, "cell"))
-    dcell = rows.stage("dcell", 1, into_cell if "carried" in tokens else lambda i, k: into_cell(i, k) + rows["dc_new"](i, k))
+    dcell = rows.stage(
+        "dcell",
+        1,
+        into_cell if "carried" in tokens else lambda i, k: into_cell(i, k) + rows["dc_new"](i, k),
+    )
 
     # Through the cell and the gates.
     def of_gate(i: Any, k: Any) -> Any:
         """dz; which of the four expressions is known once k's loop is cut at the gates."""
         number, k = tirx.floordiv(k, _i64(n)), tirx.floormod(k, _i64(n))
         gi, gf, gg, go = (gate(j, i, k) for j in range(4))
-        of_i, of_f = dcell[i, k] * gg * (gi * (one - gi)), dcell[i, k] * rows["c"](i, k) * (gf * (one - gf))
-        of_g, of_o = dcell[i, k] * gi * (one - gg * gg), rows["dh"](i, k) * t[i, k] * (go * (one - go))
-        return tirx.Select(number == 0, of_i, tirx.Select(number == 1, of_f, tirx.Select(number == 2, of_g, of_o)))  # noqa: PLR2004
+        of_i, of_f = (
+            dcell[i, k] * gg * (gi * (one - gi)),
+            dcell[i, k] * rows["c"](i, k) * (gf * (one - gf)),
+        )
+        of_g, of_o = (
+            dcell[i, k] * gi * (one - gg * gg),
+            rows["dh"](i, k) * t[i, k] * (go * (one - go)),
+        )
+        return tirx.Select(
+            number == _I,
+            of_i,
+            tirx.Select(number == _F, of_f, tirx.Select(number == _G, of_g, of_o)),
+        )
 
     dz = rows.stage("dz", 4, of_gate)
-    gates = {name: (lambda i, k: dz[i, k], name, rows.xhat(name)) for name in (("x", "h") if "raw" in tokens else ("h",))}
+    gates = {
+        name: (lambda i, k: dz[i, k], name, rows.xhat(name))
+        for name in (("x", "h") if "raw" in tokens else ("h",))
+    }
     means = means_of([term for its in gates.values() for term in terms_of(*its)], 4 * n, "gates")
-    made: dict[str, Any] = {f"dgates_{name}": normed(*its, means[2 * j : 2 * j + 2]) for j, (name, its) in enumerate(gates.items())}
+    made: dict[str, Any] = {
+        f"dgates_{name}": normed(*its, means[2 * j : 2 * j + 2])
+        for j, (name, its) in enumerate(gates.items())
+    }
     made.setdefault("dgates_x", lambda i, k: dz[i, k])
     made["dc"] = lambda i, k: dcell[i, k] * gate(1, i, k)
     named = {**rows.args, **{name: rows.output(name, value) for name, value in made.items()}}
@@ -238,23 +320,35 @@ def define(case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, cont
         "dbias_c": lambda i, k: dinner[i, k],
     }
     for size in ("gates", "hidden"):
-        named |= rows.sums(f"sums_{size}", size, {name: values[name] for name, its in sums(tokens).items() if its == size})
+        named |= rows.sums(
+            f"sums_{size}",
+            size,
+            {name: values[name] for name, its in sums(tokens).items() if its == size},
+        )
     return te.create_prim_func([named[a.name] for a in arguments(case)])
 
 
 def _again(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
-    """What the forward made: the gates after their activations, the normalized cell, tanh of inner."""
+    """What the forward made: the gates after their activations, the normalized cell, tanh of
+    inner.
+    """
     from tvm import tirx
 
     n = rows.case.hidden
 
     def sum_of_gates(i: Any, k: Any) -> Any:
-        from_x = rows.xhat("x")(i, k) * rows["weight_x"](k) if "raw" in tokens else rows["gates_x"](i, k)
+        from_x = (
+            rows.xhat("x")(i, k) * rows["weight_x"](k) if "raw" in tokens else rows["gates_x"](i, k)
+        )
         value = rows.xhat("h")(i, k) * rows["weight_h"](k) + from_x
         return value + rows["bias"](k) if "bias" in tokens else value
 
     z = rows.stage("z", 4, sum_of_gates)
-    act = rows.stage("act", 4, lambda i, k: tirx.Select(tirx.floordiv(k, _i64(n)) == 2, tanh(z[i, k]), sigmoid(z[i, k])))  # noqa: PLR2004 (i, f, g, o)
+    act = rows.stage(
+        "act",
+        4,
+        lambda i, k: tirx.Select(tirx.floordiv(k, _i64(n)) == _G, tanh(z[i, k]), sigmoid(z[i, k])),
+    )
 
     def normalized(i: Any, k: Any) -> Any:
         gi, gf, gg = (act[i, k + _i64(j * n)] for j in range(3))
@@ -271,34 +365,64 @@ def _again(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """The forward's inputs of that style, dh and dc_new plain random, the statistics its reference gives, in float32; sums of 0."""
+    """The forward's inputs of that style, dh and dc_new plain random, the statistics its reference
+    gives, in float32; sums of 0.
+    """
     import torch
 
     forward = _with_statistics(case)
     given = lnlstm_step.inputs(forward, rows, style, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    made = {**given, **{name: t.float() for name, t in lnlstm_step.reference(forward, given).items()}}
+    made = {
+        **given,
+        **{name: t.float() for name, t in lnlstm_step.reference(forward, given).items()},
+    }
     for arg in arguments(case):
         if arg.name in ("dh", "dc_new"):
-            made[arg.name] = torch.randn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype))
+            made[arg.name] = torch.randn(rows, case.hidden, generator=generator).to(
+                getattr(torch, case.dtype)
+            )
         elif arg.role == "sum":
-            made[arg.name] = torch.zeros(arg.sizes(rows, case.hidden, case.blocks(device.current().cores)))
+            made[arg.name] = torch.zeros(
+                arg.sizes(rows, case.hidden, case.blocks(device.current().cores))
+            )
     return {a.name: made[a.name] for a in arguments(case) if a.role != "out"}
 
 
 def _with_statistics(case: Case) -> Case:
-    return Case(lnlstm_step.NAME, case.hidden, case.dtype, case.rows, "+".join([*(t for t in tokens_of(case) if t != "plain"), "stats"]))
+    return Case(
+        lnlstm_step.NAME,
+        case.hidden,
+        case.dtype,
+        case.rows,
+        "+".join([*(t for t in tokens_of(case) if t != "plain"), "stats"]),
+    )
 
 
 def formula(tokens: Sequence[str], given: Tensors) -> dict[str, torch.Tensor]:
-    """The equations above in PyTorch's operators, in the dtype of `given`; the sums as one row each, (gates,) or (hidden,)."""
+    """The equations above in PyTorch's operators, in the dtype of `given`; the sums as one row
+    each, (gates,) or (hidden,).
+    """
     import torch
 
     normalized = ("x", "h") if "raw" in tokens else ("h",)
-    xhat = {name: (given[f"gates_{name}"] - given[f"mean_{name}"][:, None]) * given[f"rstd_{name}"][:, None] for name in normalized}
-    z = xhat["h"] * given["weight_h"] + (xhat["x"] * given["weight_x"] if "raw" in tokens else given["gates_x"])
+    xhat = {
+        name: (
+            (given[f"gates_{name}"] - given[f"mean_{name}"][:, None])
+            * given[f"rstd_{name}"][:, None]
+        )
+        for name in normalized
+    }
+    z = xhat["h"] * given["weight_h"] + (
+        xhat["x"] * given["weight_x"] if "raw" in tokens else given["gates_x"]
+    )
     z = z + given["bias"] if "bias" in tokens else z
-    i, f, g, o = (act(part) for act, part in zip((torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid), z.chunk(4, -1), strict=True))
+    i, f, g, o = (
+        act(part)
+        for act, part in zip(
+            (torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid), z.chunk(4, -1), strict=True
+        )
+    )
     xhat["c"] = (f * given["c"] + i * g - given["mean_c"][:, None]) * given["rstd_c"][:, None]
     inner = xhat["c"] * given["weight_c"]
     t = torch.tanh(inner + given["bias_c"] if "bias_c" in tokens else inner)
@@ -312,34 +436,59 @@ def formula(tokens: Sequence[str], given: Tensors) -> dict[str, torch.Tensor]:
     dinner = dinner + given["dc_new"] if "carried" in tokens else dinner
     dcell = norm(dinner, "c")
     dcell = dcell if "carried" in tokens else dcell + given["dc_new"]
-    parts = dcell * g * (i * (1 - i)), dcell * given["c"] * (f * (1 - f)), dcell * i * (1 - g * g), given["dh"] * t * (o * (1 - o))
+    parts = (
+        dcell * g * (i * (1 - i)),
+        dcell * given["c"] * (f * (1 - f)),
+        dcell * i * (1 - g * g),
+        given["dh"] * t * (o * (1 - o)),
+    )
     dz = torch.cat(parts, -1)
-    made = {"dgates_x": norm(dz, "x") if "raw" in tokens else dz, "dgates_h": norm(dz, "h"), "dc": dcell * f}
-    made |= {f"dweight_{name}": ((dinner if name == "c" else dz) * xhat[name]).sum(0) for name in xhat}
+    made = {
+        "dgates_x": norm(dz, "x") if "raw" in tokens else dz,
+        "dgates_h": norm(dz, "h"),
+        "dc": dcell * f,
+    }
+    made |= {
+        f"dweight_{name}": ((dinner if name == "c" else dz) * xhat[name]).sum(0) for name in xhat
+    }
     made |= {"dbias": dz.sum(0), "dbias_c": dinner.sum(0)}
     return {name: made[name] for name in ("dgates_x", "dgates_h", "dc", *sums(tokens))}
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """All gradients in float64, given the statistics; the sums as one row each."""
-    return formula(tokens_of(case), {name: t.double() for name, t in given.items() if hasattr(t, "double")})
+    return formula(
+        tokens_of(case), {name: t.double() for name, t in given.items() if hasattr(t, "double")}
+    )
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
-    """The equations in float32, rounded to their dtypes at the end: nearer to float64 than eager mode in low precision comes."""
+    """The equations in float32, rounded to their dtypes at the end: nearer to float64 than eager
+    mode in low precision comes.
+    """
     import torch
 
-    made = formula(tokens_of(case), {name: t.float() for name, t in given.items() if hasattr(t, "float")})
-    return {a.name: made[a.name].to(getattr(torch, a.dtype)) for a in arguments(case) if a.role in ("out", "sum")}
+    made = formula(
+        tokens_of(case), {name: t.float() for name, t in given.items() if hasattr(t, "float")}
+    )
+    return {
+        a.name: made[a.name].to(getattr(torch, a.dtype))
+        for a in arguments(case)
+        if a.role in ("out", "sum")
+    }
 
 
 def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
-    """PyTorch's autograd through the forward's formula, recorded once: what eager mode does at every time step."""
+    """PyTorch's autograd through the forward's formula, recorded once: what eager mode does at
+    every time step.
+    """
     import torch
 
     names = [a.name for a in arguments(case) if a.role == "in" and a.name in lnlstm_step.TENSORS]
     with torch.inference_mode(False), torch.enable_grad():
-        leaves: dict[str, Any] = {name: given[name].detach().clone().requires_grad_() for name in names}
+        leaves: dict[str, Any] = {
+            name: given[name].detach().clone().requires_grad_() for name in names
+        }
         every: dict[str, Any] = {name: leaves.get(name) for name in lnlstm_step.TENSORS}
         made = lnlstm_step.formula(**every, eps=1e-5, carried="carried" in tokens_of(case))
         grads = tuple(given[name].clone() for name in ("dh", "dc_new"))
@@ -352,7 +501,9 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
 
 
 def compiled(case: Case, given: Tensors) -> Callable[[], Any]:
-    """The equations, for torch.compile: a graph of its own, without the autograd engine around it."""
+    """The equations, for torch.compile: a graph of its own, without the autograd engine around
+    it.
+    """
     tokens = tuple(tokens_of(case))
     return lambda: formula(tokens, given)
 
@@ -362,30 +513,49 @@ def moved_bytes(case: Case) -> int:
     made = 0
     for a in arguments(case):
         sizes = a.sizes(case.rows, case.hidden)
-        made += (2 if a.role == "sum" else 1) * DTYPES[a.dtype] * sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+        made += (
+            (2 if a.role == "sum" else 1)
+            * DTYPES[a.dtype]
+            * sizes[0]
+            * (sizes[1] if len(sizes) > 1 else 1)
+        )
     return made
 
 
 def flops(case: Case) -> int:
-    """For each element of the gates 4 for z, 8 for dz, 11 for its layer norm and 3 for the sums; for each of the cell 22 and five exp at 20."""
+    """For each element of the gates 4 for z, 8 for dz, 11 for its layer norm and 3 for the sums;
+    for each of the cell 22 and five exp at 20.
+    """
     return (4 * 26 + 22 + 5 * 20) * case.rows * case.hidden
 
 
 def tolerance(case: Case, output: str) -> Tolerance:
     """Twice the error of the same equations in float32, plus a floor.
 
-    The floor: one rounding of a low-precision gradient, or 16 of float32 for sums taken in another order and for the activations'
-    polynomials, at the scale of the gradient itself and of rstd_c, by which the cell's layer norm multiplies what is left when a row's
-    mean is taken off. The sums over rows are at least of the scale of what they begin with. In rows of a few elements next to nothing is
-    left, both layer norms multiply it by up to 1 / sqrt(eps), and two computations are as far apart as either is from the truth.
+    The floor: one rounding of a low-precision gradient, or 16 of float32 for sums taken in another
+    order and for the activations' polynomials, at the scale of the gradient itself and of rstd_c,
+    by which the cell's layer norm multiplies what is left when a row's mean is taken off. The sums
+    over rows are at least of the scale of what they begin with. In rows of a few elements next to
+    nothing is left, both layer norms multiply it by up to 1 / sqrt(eps), and two computations are
+    as far apart as either is from the truth.
     """
     rounding = {"float32": 16 * 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
     summed = output in sums(tokens_of(case))
     times = 2.0 if case.hidden >= 8 else 8.0  # noqa: PLR2004
-    return Tolerance(times, rounding["float32" if summed else case.dtype], of=(output, "rstd_c"), least=4.0 if summed else 0.0)
+    return Tolerance(
+        times,
+        rounding["float32" if summed else case.dtype],
+        of=(output, "rstd_c"),
+        least=4.0 if summed else 0.0,
+    )
 
 
-GRID = tuple(Case(NAME, hidden, dtype, rows) for hidden in (512, 1024, 256, 128, 400) for dtype in ("float32", "bfloat16") for rows in (32, 1, 128))
+GRID = tuple(
+    Case(NAME, hidden, dtype, rows)
+    for hidden in (512, 1024, 256, 128, 400)
+    for dtype in ("float32", "bfloat16")
+    for rows in (32, 1, 128)
+)
 
 OP = Op(
     name=NAME,

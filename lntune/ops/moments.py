@@ -1,9 +1,10 @@
 """Mean and variance of rows in TE expressions, and what a row is when it is normalized by them.
 
-The variance is centred (two passes over a row that stays on chip), never E[x^2] - mean^2, which loses all digits when
-|mean| >> sigma. The second pass also sums the deviations themselves: their mean is what rounding took from the first mean, and
-taking it off again keeps rows with |mean| >> sigma, and constant rows, exact (the corrected two-pass algorithm; Chan, Golub,
-LeVeque: *Algorithms for Computing the Sample Variance*, The American Statistician 37(3), 1983, eq. 1.7).
+The variance is centred (two passes over a row that stays on chip), never E[x^2] - mean^2, which
+loses all digits when |mean| >> sigma. The second pass also sums the deviations themselves: their
+mean is what rounding took from the first mean, and taking it off again keeps rows with |mean| >>
+sigma, and constant rows, exact (the corrected two-pass algorithm; Chan, Golub, LeVeque: *Algorithms
+for Computing the Sample Variance*, The American Statistician 37(3), 1983, eq. 1.7).
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from lntune.ops.op import RowSum, Term, Total
 
 @dataclass(frozen=True)
 class Normalized:
-    """A normalized row: its elements (x - mean) * rstd as an expression of row and element, and both moments of the row."""
+    """A normalized row: its elements (x - mean) * rstd as an expression of row and element, and
+    both moments of the row.
+    """
 
     value: Term
     mean: Total
     rstd: Total
 
 
-def normalize(row_sum: RowSum, rows: Any, hidden: int, x: Term, eps: Any, prefix: str = "") -> Normalized:
+def normalize(
+    row_sum: RowSum, rows: Any, hidden: int, x: Term, eps: Any, prefix: str = ""
+) -> Normalized:
     """Rows of float32 expressions normalized over their `hidden` elements.
 
-    Stages, in order, their names after `prefix`: sum, mean0, centred (the deviations and their squares), delta, variance, scale, shift.
+    Stages, in order, their names after `prefix`: sum, mean0, centred (the deviations and their
+    squares), delta, variance, scale, shift.
     """
     from tvm import te, tirx
 
@@ -41,10 +47,21 @@ def normalize(row_sum: RowSum, rows: Any, hidden: int, x: Term, eps: Any, prefix
     def deviation(i: Any, k: Any) -> Any:
         return x(i, k) - mean0[i]
 
-    deviations, squares = row_sum(rows, hidden, (deviation, lambda i, k: deviation(i, k) * deviation(i, k)), f"{prefix}centred")
+    deviations, squares = row_sum(
+        rows,
+        hidden,
+        (deviation, lambda i, k: deviation(i, k) * deviation(i, k)),
+        f"{prefix}centred",
+    )
     delta = per_row("delta", lambda i: deviations(i) / n)
     # Rounding may leave a variance just below 0; the comparison is written so that NaN stays NaN.
     raw = per_row("variance", lambda i: squares(i) / n - delta[i] * delta[i])
-    scale = per_row("scale", lambda i: one / tirx.sqrt(tirx.Select(raw[i] < zero, zero, raw[i]) + eps))
+    scale = per_row(
+        "scale", lambda i: one / tirx.sqrt(tirx.Select(raw[i] < zero, zero, raw[i]) + eps)
+    )
     shift = per_row("shift", lambda i: delta[i] * scale[i])
-    return Normalized(lambda i, k: deviation(i, k) * scale[i] - shift[i], lambda i: mean0[i] + delta[i], lambda i: scale[i])
+    return Normalized(
+        lambda i, k: deviation(i, k) * scale[i] - shift[i],
+        lambda i: mean0[i] + delta[i],
+        lambda i: scale[i],
+    )

@@ -1,4 +1,6 @@
-"""What an operator is to lntune: a definition, a reference, and the numbers that say how good a kernel is."""
+"""What an operator is to lntune: a definition, a reference, and the numbers that say how good a
+kernel is.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,20 @@ Term = Callable[[Any, Any], Any]
 Total = Callable[[Any], Any]
 """The sum of a term over k, as an expression of the row."""
 RowSum = Callable[[Any, int, "Sequence[Term]", str], "list[Total]"]
-"""How rows are summed: `row_sum(rows, hidden, terms, name)`; all terms are summed in one pass over the row.
+"""How rows are summed: `row_sum(rows, hidden, terms, name)`; all terms are summed in one pass over
+the row.
 
-The definition says *what* is summed; the schedule says *how* (in one loop, in vector lanes, across threads), because the
-order of a reduction is part of a schedule and s_tir's own rfactor loses the tail predicate of sizes that do not divide."""
+The definition says *what* is summed; the schedule says *how* (in one loop, in vector lanes, across
+threads), because the order of a reduction is part of a schedule and s_tir's own rfactor loses the
+tail predicate of sizes that do not divide."""
 
 
 class Arg(msgspec.Struct, frozen=True):
     """One argument of a kernel.
 
-    `role` is "in", "scalar", "out", or "sum" for a tensor that the kernel adds to: float32, with a row of its own for each of
-    the blocks that the rows are shared among. `shape` is made of "rows", "hidden", "gates" (four times hidden) and "blocks".
+    `role` is "in", "scalar", "out", or "sum" for a tensor that the kernel adds to: float32, with a
+    row of its own for each of the blocks that the rows are shared among. `shape` is made of "rows",
+    "hidden", "gates" (four times hidden) and "blocks".
     """
 
     name: str
@@ -40,15 +45,20 @@ class Arg(msgspec.Struct, frozen=True):
 
     def sizes(self, rows: int, hidden: int, blocks: int = 1) -> tuple[int, ...]:
         """The shape in numbers; `blocks` is Case.blocks of the case the kernel is for."""
-        return tuple({"rows": rows, "hidden": hidden, "gates": 4 * hidden, "blocks": blocks}[axis] for axis in self.shape)
+        return tuple(
+            {"rows": rows, "hidden": hidden, "gates": 4 * hidden, "blocks": blocks}[axis]
+            for axis in self.shape
+        )
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """The bar for one output against float64: |error| <= times x (eager's own largest error) + floor x scale.
+    """The bar for one output against float64: |error| <= times x (eager's own largest error) +
+    floor x scale.
 
-    Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can give. The scale is the
-    largest finite magnitude of the tensor or tensors `of` (inputs or reference outputs), at least `least`: a mean, for example, can be
-    near 0 and still carry the rounding of the numbers it was summed from.
+    Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can
+    give. The scale is the largest finite magnitude of the tensor or tensors `of` (inputs or
+    reference outputs), at least `least`: a mean, for example, can be near 0 and still carry the
+    rounding of the numbers it was summed from.
     """
 
     times: float
@@ -59,18 +69,24 @@ class Tolerance(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Op:
-    """An operator. Everything that knows its mathematics is in its own file; see `ops/layer_norm.py` for the order."""
+    """An operator. Everything that knows its mathematics is in its own file; see
+    `ops/layer_norm.py` for the order.
+    """
 
     name: str
     summary: str
     variants: tuple[str, ...]
     """Everything that can be compiled in beside the shape, the default first."""
     checked: tuple[str, ...]
-    """The variants besides the default that PyTorch calls most; `lntune check` goes through them too."""
+    """The variants besides the default that PyTorch calls most; `lntune check` goes through them
+    too.
+    """
     arguments: Callable[[Case], tuple[Arg, ...]]
     """The kernel's arguments, in the order they are passed."""
     define: Callable[..., Any]
-    """(case, row_sum, together=1) -> the TE definition: a TVM PrimFunc with symbolic rows, padded to a multiple of `together`."""
+    """(case, row_sum, together=1) -> the TE definition: a TVM PrimFunc with symbolic rows, padded
+    to a multiple of `together`.
+    """
     inputs: Callable[[Case, int, str, int], dict[str, Any]]
     """(case, rows, style, seed) -> named inputs; the styles are those of STYLES."""
     reference: Callable[[Case, Tensors], dict[str, torch.Tensor]]
@@ -88,7 +104,9 @@ class Op:
     version: int = 1
     """Raised when the code that kernels have from `define` changes."""
     compiled: Callable[[Case, Tensors], Callable[[], Any]] | None = None
-    """What torch.compile is given to compile where that is not the baseline, bound to its inputs."""
+    """What torch.compile is given to compile where that is not the baseline, bound to its
+    inputs.
+    """
 
     def check_variant(self, variant: str) -> str:
         """`variant`, or the default for the empty string; UnknownNameError for anything else."""
@@ -99,10 +117,15 @@ class Op:
         return variant
 
     def called(self, variant: str) -> tuple[str, ...]:
-        """The variants that PyTorch's calls take: `variant` alone, or for the empty string the default and those in `checked`."""
-        return tuple(dict.fromkeys((self.check_variant(variant), *(() if variant else self.checked))))
+        """The variants that PyTorch's calls take: `variant` alone, or for the empty string the
+        default and those in `checked`.
+        """
+        return tuple(
+            dict.fromkeys((self.check_variant(variant), *(() if variant else self.checked)))
+        )
 
 
 STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
-"""Adversarial inputs: plain random; a mean far above sigma (1e4 and 1e-2 in float32); constant rows; rows with Inf and NaN; values near the
-smallest normal number; values whose squares come near the largest."""
+"""Adversarial inputs: plain random; a mean far above sigma (1e4 and 1e-2 in float32); constant
+rows; rows with Inf and NaN; values near the smallest normal number; values whose squares come near
+the largest."""

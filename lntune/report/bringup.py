@@ -17,7 +17,9 @@ from lntune.report.tables import cases_table, number, percent
 from lntune.words import counted
 
 BEYOND = 2
-"""Data of this many times the last cache is far beyond it: there a kernel is held against a copy's bandwidth."""
+"""Data of this many times the last cache is far beyond it: there a kernel is held against a copy's
+bandwidth.
+"""
 _CACHE = 64 << 20  # bytes, where a device does not say
 
 
@@ -43,13 +45,18 @@ class Smoked(msgspec.Struct, frozen=True):
         return self.status == "ok"
 
     def __str__(self) -> str:
-        return f"{self.case} {self.schedule}: {self.status}{': ' + self.message if self.message else ''}"
+        return (
+            f"{self.case} {self.schedule}:"
+            f" {self.status}{': ' + self.message if self.message else ''}"
+        )
 
 
 class Operator(msgspec.Struct, frozen=True):
-    """One operator. `tuned` of `planned` cases have a final; ratios are geomeans; `of_copy` is the share of a copy's bandwidth on data far
-    beyond the cache, over the finals, and `smallest_of_copy` its smallest. None: not measured. Of finals and benchmarks `disturbed` were so by other
-    work on the machine and count in no figure. `over_default` is over what serves where nothing is tuned.
+    """One operator. `tuned` of `planned` cases have a final; ratios are geomeans; `of_copy` is the
+    share of a copy's bandwidth on data far beyond the cache, over the finals, and
+    `smallest_of_copy` its smallest. None: not measured. Of finals and benchmarks `disturbed` were
+    so by other work on the machine and count in no figure. `over_default` is over what serves where
+    nothing is tuned.
     """
 
     op: str
@@ -66,7 +73,9 @@ class Operator(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """Everything. `tuned` and `known` are cases tuned in this run and before it; `trials` and `failures` are the log's, by status."""
+    """Everything. `tuned` and `known` are cases tuned in this run and before it; `trials` and
+    `failures` are the log's, by status.
+    """
 
     device: str
     target: str
@@ -95,10 +104,16 @@ class Summary(msgspec.Struct, frozen=True):
     ok: bool
 
 
-def operator(op: str, planned: int, finals: Sequence[Record], benchmarks: Sequence[Record]) -> Operator:
+def operator(
+    op: str, planned: int, finals: Sequence[Record], benchmarks: Sequence[Record]
+) -> Operator:
     """What finals and benchmarks of an operator come to."""
     rows, compared = rows_of(finals), rows_of(benchmarks)
-    shares = [row.of_copy for row, record in ((rows_of([r])[0], r) for r in finals) if _beyond_cache(record) and row.of_copy is not None]
+    shares = [
+        row.of_copy
+        for row, record in ((rows_of([r])[0], r) for r in finals)
+        if _beyond_cache(record) and row.of_copy is not None
+    ]
     return Operator(
         op=op,
         planned=planned,
@@ -109,7 +124,11 @@ def operator(op: str, planned: int, finals: Sequence[Record], benchmarks: Sequen
         over_better=geomean(r.over_better for r in compared),
         of_copy=geomean(shares),
         smallest_of_copy=min(shares, default=None),
-        slower_than_eager=[f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1],
+        slower_than_eager=[
+            f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x"
+            for r in rows
+            if r.speedup is not None and r.speedup < 1
+        ],
         disturbed=sum(bool(r.disturbed) for r in (*rows, *compared)),
     )
 
@@ -117,17 +136,35 @@ def operator(op: str, planned: int, finals: Sequence[Record], benchmarks: Sequen
 def _beyond_cache(record: Record) -> bool:
     device = record.device
     cache = (device.l2 if device.kind == "gpu" else device.l3) or _CACHE
-    return record.case.op in ops.OPS and ops.get(record.case.op).bytes(record.case) >= BEYOND * cache
+    return (
+        record.case.op in ops.OPS and ops.get(record.case.op).bytes(record.case) >= BEYOND * cache
+    )
 
 
 def operators_table(operators: Iterable[Operator]) -> Table:
     """One line per operator."""
-    columns = [*key("operator"), Column("tuned"), Column("over eager"), Column("over untuned", 3), Column("benchmarked", 5)]
+    columns = [
+        *key("operator"),
+        Column("tuned"),
+        Column("over eager"),
+        Column("over untuned", 3),
+        Column("benchmarked", 5),
+    ]
     columns += [Column("over better", 1), Column("of copy", 2), Column("smallest", 4)]
-    table = Table("medians; over eager and of copy from the tuned cases, over better from the benchmark", columns)
+    table = Table(
+        "medians; over eager and of copy from the tuned cases, over better from the benchmark",
+        columns,
+    )
     for o in operators:
-        ratios = [number(o.over_eager, 2, "x"), number(o.over_default, 2, "x"), str(o.benchmarked), number(o.over_better, 2, "x")]
-        table.add(o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy))
+        ratios = [
+            number(o.over_eager, 2, "x"),
+            number(o.over_default, 2, "x"),
+            str(o.benchmarked),
+            number(o.over_better, 2, "x"),
+        ]
+        table.add(
+            o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy)
+        )
     return table
 
 
@@ -140,26 +177,40 @@ def lines(s: Summary) -> list[str]:
     failed = [smoked for smoked in s.smoke if not smoked.works]
     later = f", {s.not_smoked} not reached" if s.not_smoked else ""
     smoked = counted(len(s.smoke), "operator and dtype", "operators and dtypes")
-    made.append(f"smoke check: {len(s.smoke) - len(failed)} of {smoked} work with default knobs{later}")
+    made.append(
+        f"smoke check: {len(s.smoke) - len(failed)} of {smoked} work with default knobs{later}"
+    )
     made += [f"  {one}" for one in failed]
-    made.append(f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan: {len(s.left)}")
+    made.append(
+        f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan:"
+        f" {len(s.left)}"
+    )
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
     made.append(f"trials in the log: {trials}")
     made += [f"  {status}, for example {example}" for status, example in sorted(s.failures.items())]
     slower = [case for o in s.operators for case in o.slower_than_eager]
     if slower:
-        made.append(f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)")
+        made.append(
+            f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)"
+        )
     elif any(o.over_eager for o in s.operators):
         made.append("slower than eager nowhere")
     if disturbed := sum(o.disturbed for o in s.operators):
         what = counted(disturbed, "measurement was", "measurements were")
-        made.append(f"{what} disturbed by other work on the machine and left out: neither times nor ratios of these hold")
+        made.append(
+            f"{what} disturbed by other work on the machine and left out: neither times nor ratios"
+            " of these hold"
+        )
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
     made.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
     made += [f"  {one}" for one in s.wrong]
     made += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
-    made.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s" + (" (interrupted)" if s.interrupted else "") + f"; log in {whole(s.log_dir)}")
+    made.append(
+        f"{s.seconds:.0f} of {s.budget_s:.0f} s"
+        + (" (interrupted)" if s.interrupted else "")
+        + f"; log in {whole(s.log_dir)}"
+    )
     return [*made, *(f"next: {step}" for step in s.next)]
 
 
@@ -167,5 +218,12 @@ def show(s: Summary, out: Console) -> None:
     """Print it all."""
     tables.show(out, operators_table(s.operators))
     if s.benchmarks:
-        tables.show(out, cases_table(s.benchmarks, "benchmark of what serves each case; everyone allocates its output", details=True))
+        tables.show(
+            out,
+            cases_table(
+                s.benchmarks,
+                "benchmark of what serves each case; everyone allocates its output",
+                details=True,
+            ),
+        )
     tables.show(out, None, lines(s))

@@ -1,7 +1,8 @@
 """Tables for people: plain columns, one line a row, and never a cut figure.
 
-On a terminal the columns that matter least are left out until a row fits its width, and a line says which; where even the
-key columns do not fit, rows become blocks of `name value`. In a pipe or a file every column is there, however wide.
+On a terminal the columns that matter least are left out until a row fits its width, and a line says
+which; where even the key columns do not fit, rows become blocks of `name value`. In a pipe or a
+file every column is there, however wide.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rich.text import Text
 WIDE = 1_000_000
 """The width of what is not a terminal: nothing is left out or broken."""
 GAP = "  "
-"""Between columns. No cell is empty or has two spaces in a row, so that programs can split lines at them."""
+"""Between columns. No cell is empty or has two spaces in a row, so that programs can split lines at
+them.
+"""
 KEY = 0
 """The rank of columns without which a table has no point."""
 
@@ -55,7 +58,12 @@ class Table:
     def add(self, *cells: Cell) -> None:
         """One more row; an empty cell is a dash."""
         assert len(cells) == len(self.columns)
-        self.rows.append([(cell if isinstance(cell, Text) else Text(cell)) if cell else Text("-") for cell in cells])
+        self.rows.append(
+            [
+                (cell if isinstance(cell, Text) else Text(cell)) if cell else Text("-")
+                for cell in cells
+            ]
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self.lines(options.max_width if console.is_terminal else WIDE)
@@ -71,20 +79,33 @@ class Table:
             made += self._blocks(shown, width)
         if left:
             names = ", ".join(self.columns[i].name for i in left)
-            made.append(Text(f"not shown for want of width: {names}; --wide or a pipe shows all", style="dim"))
+            made.append(
+                Text(
+                    f"not shown for want of width: {names}; --wide or a pipe shows all", style="dim"
+                )
+            )
         return made
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
-        return [max(cell_len(self.columns[i].name), *(row[i].cell_len for row in self.rows), 0) for i in shown]
+        return [
+            max(cell_len(self.columns[i].name), *(row[i].cell_len for row in self.rows), 0)
+            for i in shown
+        ]
 
     def _width(self, shown: Sequence[int]) -> int:
         return sum(self._widths(shown)) + len(GAP) * (len(shown) - 1)
 
     def _fit(self, width: int) -> tuple[list[int], list[str], list[int]]:
-        """The columns to show, what all rows share and is said above instead, and the columns that are left out."""
+        """The columns to show, what all rows share and is said above instead, and the columns that
+        are left out.
+        """
         shown, said, left = list(range(len(self.columns))), [], []
         if self._width(shown) > width and len(self.rows) > 1:
-            for i in [i for i in shown if self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1]:
+            for i in [
+                i
+                for i in shown
+                if self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1
+            ]:
                 shown.remove(i)
                 said.append(f"{self.columns[i].name} {self.rows[0][i].plain}")
         while self._width(shown) > width and any(self.columns[i].rank for i in shown):
@@ -102,7 +123,9 @@ class Table:
             for i, size in zip(shown, widths, strict=True):
                 padding = " " * (size - row[i].cell_len)
                 line.append(GAP if i != shown[0] else "")
-                line.append_text(Text(padding) + row[i] if self.columns[i].right else row[i] + padding)
+                line.append_text(
+                    Text(padding) + row[i] if self.columns[i].right else row[i] + padding
+                )
             line.rstrip()
             made.append(line)
         return made
@@ -122,7 +145,8 @@ class Table:
                 line.append_text(pair)
             made.append(line)
         for line in made:
-            if max(map(cell_len, line.plain.split()), default=0) > width:  # a path, which is to be copied
+            # a path, which is to be copied
+            if max(map(cell_len, line.plain.split()), default=0) > width:
                 line.no_wrap, line.overflow = True, "ignore"
         return made
 
@@ -133,19 +157,25 @@ _COMMAND = re.compile(r"(?:(?<=Run: )|(?<=; ))lntune [^;()]*[^;()\s]")
 
 
 def whole(text: object) -> str:
-    """A path or a command for a sentence, to be copied: it stays on one line, however long, and however many spaces are in it."""
+    """A path or a command for a sentence, to be copied: it stays on one line, however long, and
+    however many spaces are in it.
+    """
     return str(text).replace(" ", _UNBROKEN)
 
 
 def say(out: Console, text: str) -> None:
-    """Print lines of text; on a terminal they are broken between words, and go on below where they began, a little further in."""
+    """Print lines of text; on a terminal they are broken between words, and go on below where they
+    began, a little further in.
+    """
     for line in text.splitlines() or [""]:
         indent = line[: len(line) - len(line.lstrip())]
         _lines(out, Text(indent), line.lstrip(), f"{indent}  ")
 
 
 def hanging(out: Console, lead: Cell, text: str) -> None:
-    """Print a sentence behind a lead; on a terminal its further lines stand below its first word, where the lead leaves room for that."""
+    """Print a sentence behind a lead; on a terminal its further lines stand below its first word,
+    where the lead leaves room for that.
+    """
     first = Text(lead) if isinstance(lead, str) else lead
     if first.cell_len > out.width // 2:
         say(out, first.plain + text)
@@ -154,13 +184,15 @@ def hanging(out: Console, lead: Cell, text: str) -> None:
 
 
 def _lines(out: Console, lead: Text, text: str, indent: str) -> None:
-    """Print text behind a lead, its further lines behind the indent. A word longer than a line is left to the terminal, which breaks it only for
-    the eye.
+    """Print text behind a lead, its further lines behind the indent. A word longer than a line is
+    left to the terminal, which breaks it only for the eye.
     """
     lines = [text]
     if out.is_terminal:
         kept, first = _COMMAND.sub(lambda found: whole(found[0]), text), " " * lead.cell_len
-        wrapper = textwrap.TextWrapper(out.width, first, indent, break_long_words=False, break_on_hyphens=False)
+        wrapper = textwrap.TextWrapper(
+            out.width, first, indent, break_long_words=False, break_on_hyphens=False
+        )
         lines = wrapper.wrap(kept) or [""]
         lines[0] = lines[0][lead.cell_len :]
     for i, line in enumerate(lines):

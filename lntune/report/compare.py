@@ -1,17 +1,21 @@
 """Two runs side by side: is the tuned op faster, slower, the same, or can the measurements not say?
 
-The verdict follows the idea of NVBench's robust comparison: what decides is not one number against another but where the
-whole interval lies in which the ratio must be expected. The ratio is A's median time divided by B's (above 1: B is
-faster), its interval the 95 % percentile bootstrap of the two medians, resampled independently with a fixed seed:
+The verdict follows the idea of NVBench's robust comparison: what decides is not one number against
+another but where the whole interval lies in which the ratio must be expected. The ratio is A's
+median time divided by B's (above 1: B is faster), its interval the 95 % percentile bootstrap of the
+two medians, resampled independently with a fixed seed:
 
 * SAME when the interval lies within 3 % of 1 (1/1.03 to 1.03);
 * FASTER when it lies wholly above 1.03, SLOWER when wholly below 1/1.03;
-* UNSURE otherwise, and always when a side was measured with another number of threads or in another way (outputs given or allocated);
-* UNSURE, too, when a side was disturbed by other work on the machine or measured too seldom, unless the ratio is beyond 3 either way and
-  eager's own, in the same two runs, is not: so much is no noise. (A loss counts as one also where eager was not measured.)
+* UNSURE otherwise, and always when a side was measured with another number of threads or in another
+  way (outputs given or allocated);
+* UNSURE, too, when a side was disturbed by other work on the machine or measured too seldom, unless
+  the ratio is beyond 3 either way and eager's own, in the same two runs, is not: so much is no
+  noise. (A loss counts as one also where eager was not measured.)
 
-The bootstrap sees the scatter within each run. What changed between the runs (another clock, a neighbour) it cannot see;
-eager's own ratio, measured in the same two runs, is shown beside it and should be near 1.
+The bootstrap sees the scatter within each run. What changed between the runs (another clock, a
+neighbour) it cannot see; eager's own ratio, measured in the same two runs, is shown beside it and
+should be near 1.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ from lntune.words import counted
 
 SAME = 1.03
 LARGE = 3.0
-"""A ratio beyond this is more than noise, where eager's own does not explain it; and no reason to let a case pass where it does."""
+"""A ratio beyond this is more than noise, where eager's own does not explain it; and no reason to
+let a case pass where it does.
+"""
 SAMPLES = 5
 """Fewer samples than this on a side say nothing about its median."""
 RESAMPLES = 2000
@@ -45,8 +51,8 @@ _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """One case: medians in microseconds, `ratio` = A / B with its 95 % interval (`low`, `high`), eager's own ratio, verdict, and
-    why the measurements are to be doubted, where they are.
+    """One case: medians in microseconds, `ratio` = A / B with its 95 % interval (`low`, `high`),
+    eager's own ratio, verdict, and why the measurements are to be doubted, where they are.
     """
 
     device: str
@@ -73,14 +79,17 @@ class Result(msgspec.Struct, frozen=True):
         return {verdict: sum(c.verdict == verdict for c in self.cases) for verdict in VERDICTS}
 
     def failing(self, on: str) -> list[str]:
-        """The cases for which to fail: `on` "slower" those that are slower in B, or that look LARGE times as slow and cannot be decided; "unsure"
-        all that are slower or cannot be decided.
+        """The cases for which to fail: `on` "slower" those that are slower in B, or that look LARGE
+        times as slow and cannot be decided; "unsure" all that are slower or cannot be decided.
         """
         found = []
         for c in self.cases:
             lost = c.verdict == "UNSURE" and c.ratio < 1 / LARGE
             if c.verdict == "SLOWER" or lost or (on == "unsure" and c.verdict == "UNSURE"):
-                found.append(f"{c.case}: {c.verdict}" + (f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else ""))
+                found.append(
+                    f"{c.case}: {c.verdict}"
+                    + (f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else "")
+                )
         return found
 
 
@@ -91,8 +100,8 @@ class _File(msgspec.Struct):
 
 
 def load(path: Path) -> list[Record]:
-    """The measured records of a file of `lntune bench --output`, or the finals that count (`records.finals`) of a folder of tuning logs, of one
-    device's folder in it, or of one log file.
+    """The measured records of a file of `lntune bench --output`, or the finals that count
+    (`records.finals`) of a folder of tuning logs, of one device's folder in it, or of one log file.
 
     Raises:
         InputError: neither, or nothing was measured there.
@@ -100,28 +109,46 @@ def load(path: Path) -> list[Record]:
     """
     try:
         logs = path.is_dir() or path.suffix == ".jsonl"
-        found = _finals(path) if logs else msgspec.json.decode(path.read_bytes(), type=_File).records
+        found = (
+            _finals(path) if logs else msgspec.json.decode(path.read_bytes(), type=_File).records
+        )
     except OSError as e:
         raise LogError(f"cannot read {path}: {e.strerror or e}. Give {_SIDE}.") from e
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise InputError(got_expected(str(path), f"a file that is not one ({e})", _SIDE)) from e
     found = [r for r in found if r.status == "ok" and r.median() is not None]
     if not found:
-        raise InputError(got_expected(str(path), "no measurements", "some", "Fill it with lntune bench --output or lntune tune --log-dir."))
+        raise InputError(
+            got_expected(
+                str(path),
+                "no measurements",
+                "some",
+                "Fill it with lntune bench --output or lntune tune --log-dir.",
+            )
+        )
     return found
 
 
-_SIDE = "JSON of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or one .jsonl"
+_SIDE = (
+    "JSON of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or one"
+    " .jsonl"
+)
 
 
 def _finals(path: Path) -> list[Record]:
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    read = records.merged(list(records.read_file(file, "final")) for file in files) if files else records.read([path], role="final")
+    read = (
+        records.merged(list(records.read_file(file, "final")) for file in files)
+        if files
+        else records.read([path], role="final")
+    )
     return [r for group in records.by_device(read) for r in records.finals(group).values()]
 
 
 def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of median(a) / median(b); the same for the same samples and seed."""
+    """The 95 % percentile bootstrap interval of median(a) / median(b); the same for the same
+    samples and seed.
+    """
     import numpy
 
     generator = numpy.random.default_rng(seed)
@@ -130,7 +157,12 @@ def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[flo
         values = numpy.asarray(samples)
         step = max(1, 2_000_000 // len(values))  # resamples at once: 16 MB of numbers
         parts = [
-            numpy.median(values[generator.integers(0, len(values), (min(step, RESAMPLES - at), len(values)))], axis=1)
+            numpy.median(
+                values[
+                    generator.integers(0, len(values), (min(step, RESAMPLES - at), len(values)))
+                ],
+                axis=1,
+            )
             for at in range(0, RESAMPLES, step)
         ]
         return numpy.concatenate(parts)
@@ -169,15 +201,21 @@ def _obstacle(a: Record, b: Record) -> str:
     """Why no difference between two records would say anything, or the empty string."""
     if a.threads != b.threads:
         return f"{counted(a.threads, 'thread')} in A, {b.threads} in B"
-    for role, what in (("bench-given-output", "outputs were given"), ("bench-strided", "rows lay apart")):
+    for role, what in (
+        ("bench-given-output", "outputs were given"),
+        ("bench-strided", "rows lay apart"),
+    ):
         its = [r.role == role for r in (a, b)]
         if its[0] != its[1]:
             return f"{what} in {'AB'[its.index(True)]} only"
     return ""
 
 
-def compare(before: Sequence[Record], after: Sequence[Record], across_devices: bool = False) -> Result:
-    """The tuned times of `after` against those of `before`, for each device and case that both have.
+def compare(
+    before: Sequence[Record], after: Sequence[Record], across_devices: bool = False
+) -> Result:
+    """The tuned times of `after` against those of `before`, for each device and case that both
+    have.
 
     With `across_devices` the device does not matter, and each side must be of one.
 
@@ -190,20 +228,45 @@ def compare(before: Sequence[Record], after: Sequence[Record], across_devices: b
         for name, side in (("A", here), ("B", there)):
             if len(side) > 1:
                 got = f"measurements of {', '.join(sorted(devices[i].slug for i in side))}"
-                raise InputError(got_expected(name, got, "one device on each side with --across-devices"))
+                raise InputError(
+                    got_expected(name, got, "one device on each side with --across-devices")
+                )
     elif not here & there:
         one, other = devices[min(here)], devices[min(there)]
         got = f"{one.slug} in A, {other.slug} in B ({'; '.join(one.differences(other))})"
-        raise InputError(got_expected("device", got, "the same device on both sides", "Compare them all the same with --across-devices."))
-    a, b = ({(0 if across_devices else _place(devices, r.device), r.case): r for r in side} for side in (before, after))
+        raise InputError(
+            got_expected(
+                "device",
+                got,
+                "the same device on both sides",
+                "Compare them all the same with --across-devices.",
+            )
+        )
+    a, b = (
+        {(0 if across_devices else _place(devices, r.device), r.case): r for r in side}
+        for side in (before, after)
+    )
     both = sorted(a.keys() & b.keys())
     if not both:
-        raise InputError(got_expected("cases", "none that A and B have in common", "some", f"A has {_few(a)}; B has {_few(b)}."))
-    return Result([_one(a[key], b[key]) for key in both], _names(a.keys() - b.keys()), _names(b.keys() - a.keys()))
+        raise InputError(
+            got_expected(
+                "cases",
+                "none that A and B have in common",
+                "some",
+                f"A has {_few(a)}; B has {_few(b)}.",
+            )
+        )
+    return Result(
+        [_one(a[key], b[key]) for key in both],
+        _names(a.keys() - b.keys()),
+        _names(b.keys() - a.keys()),
+    )
 
 
 def _place(devices: Sequence[Device], device: Device) -> int:
-    """The place of a device in a list, where it may have another slug: old records do not name the model."""
+    """The place of a device in a list, where it may have another slug: old records do not name the
+    model.
+    """
     return next(i for i, one in enumerate(devices) if not one.differences(device))
 
 
@@ -228,11 +291,21 @@ def _few(keys: Iterable[tuple[int, Case]], most: int = 3) -> str:
 def _one(a: Record, b: Record) -> Comparison:
     slow, fast = a.timings["tuned"], b.timings["tuned"]
     ratio = slow.median_us / fast.median_us
-    low, high = interval(slow.samples_us, fast.samples_us) if slow.samples_us and fast.samples_us else (ratio, ratio)
+    low, high = (
+        interval(slow.samples_us, fast.samples_us)
+        if slow.samples_us and fast.samples_us
+        else (ratio, ratio)
+    )
     eager = [r.median("eager") for r in (a, b)]
     eager_ratio = eager[0] / eager[1] if eager[0] and eager[1] else None
     obstacle, noise = _obstacle(a, b), _noise(a, b)
-    verdict = "UNSURE" if obstacle else _beyond_noise(low, high, ratio, eager_ratio) if noise else verdict_of(low, high)
+    verdict = (
+        "UNSURE"
+        if obstacle
+        else _beyond_noise(low, high, ratio, eager_ratio)
+        if noise
+        else verdict_of(low, high)
+    )
     return Comparison(
         device=b.device.slug,
         case=b.case,
@@ -248,23 +321,52 @@ def _one(a: Record, b: Record) -> Comparison:
 
 
 def table(result: Result) -> Table:
-    """Per case: both medians, their ratio with its interval, eager's ratio, verdict and why it is UNSURE."""
-    columns = [*key("case"), Column("A us", 2), Column("B us", 2), Column("A / B"), Column("95 % interval", 1), Column("eager's A / B", 3)]
+    """Per case: both medians, their ratio with its interval, eager's ratio, verdict and why it is
+    UNSURE.
+    """
+    columns = [
+        *key("case"),
+        Column("A us", 2),
+        Column("B us", 2),
+        Column("A / B"),
+        Column("95 % interval", 1),
+        Column("eager's A / B", 3),
+    ]
     reasons = any(c.reason for c in result.cases)
-    columns += [Column("verdict", right=False), *([Column("why", 4, right=False)] if reasons else [])]
+    columns += [
+        Column("verdict", right=False),
+        *([Column("why", 4, right=False)] if reasons else []),
+    ]
     made = Table("tuned: A / B, above 1 where B is faster", columns)
     for c in result.cases:
-        figures = micros(c.a_us), micros(c.b_us), f"{c.ratio:.3f}", f"{c.low:.3f} .. {c.high:.3f}", number(c.eager_ratio, 3)
-        made.add(str(c.case), *figures, Text(c.verdict, style=_STYLES[c.verdict]), *([c.reason] if reasons else []))
+        figures = (
+            micros(c.a_us),
+            micros(c.b_us),
+            f"{c.ratio:.3f}",
+            f"{c.low:.3f} .. {c.high:.3f}",
+            number(c.eager_ratio, 3),
+        )
+        made.add(
+            str(c.case),
+            *figures,
+            Text(c.verdict, style=_STYLES[c.verdict]),
+            *([c.reason] if reasons else []),
+        )
     return made
 
 
 def lines(result: Result) -> list[str]:
     """What the comparison comes to, in sentences."""
     counts = result.counts()
-    found = [f"{counted(len(result.cases), 'case')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])]
+    found = [
+        f"{counted(len(result.cases), 'case')}: "
+        + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+    ]
     found[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
-    found += [f"doubtful in {n}: {reason}" for reason, n in Counter(c.reason for c in result.cases if c.reason).items()]
+    found += [
+        f"doubtful in {n}: {reason}"
+        for reason, n in Counter(c.reason for c in result.cases if c.reason).items()
+    ]
     for side, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
             found.append(f"only in {side}: {', '.join(names)}")

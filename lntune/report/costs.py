@@ -14,11 +14,12 @@ from lntune.report.tables import micros, number, ratio_text
 class Costs(msgspec.Struct, frozen=True):
     """What surrounds a kernel.
 
-    `call_us`: microseconds of one call from Python in inference mode, keys "eager 2-D", "tuned 2-D", "eager 3-D" and
-    "tuned 3-D"; `eager_over_tuned` their ratios. `load_ms`: milliseconds to load a cached kernel; `first_load_ms`:
-    the same for a process's first one, which also imports tvm_ffi and reads the tuning log; None where eager serves the case.
-    `import_ms`: what `import lntune; lntune.layer_norm` adds to `import torch`. All three are medians over `processes`
-    fresh processes.
+    `call_us`: microseconds of one call from Python in inference mode, keys "eager 2-D", "tuned
+    2-D", "eager 3-D" and "tuned 3-D"; `eager_over_tuned` their ratios. `load_ms`: milliseconds to
+    load a cached kernel; `first_load_ms`: the same for a process's first one, which also imports
+    tvm_ffi and reads the tuning log; None where eager serves the case. `import_ms`: what `import
+    lntune; lntune.layer_norm` adds to `import torch`. All three are medians over `processes` fresh
+    processes.
     """
 
     case: Case
@@ -36,14 +37,25 @@ def costs_table(costs: Sequence[Costs]) -> Table:
     """Per case: a call with 2-D and 3-D input, eager against tuned; loading; importing."""
     columns = [*key("case")]
     for form, ranks in (("2-D", (1, KEY, KEY)), ("3-D", (6, 4, 4))):
-        columns += [Column(f"{form} {what}", rank) for what, rank in zip(("eager us", "tuned us", "over eager"), ranks, strict=True)]
+        columns += [
+            Column(f"{form} {what}", rank)
+            for what, rank in zip(("eager us", "tuned us", "over eager"), ranks, strict=True)
+        ]
     columns += [Column("load ms", 2), Column("first load", 5), Column("import ms", 3)]
-    table = Table("one call from Python in inference mode; loading and importing in fresh processes after `import torch`", columns)
+    table = Table(
+        "one call from Python in inference mode; loading and importing in fresh processes after"
+        " `import torch`",
+        columns,
+    )
     for c in costs:
         calls: list[Cell] = []
         for form in ("2-D", "3-D"):
             tuned = micros(c.call_us[f"tuned {form}"]) + ("*" if c.busy else "")
-            calls += [micros(c.call_us[f"eager {form}"]), tuned, ratio_text(c.eager_over_tuned[form])]
+            calls += [
+                micros(c.call_us[f"eager {form}"]),
+                tuned,
+                ratio_text(c.eager_over_tuned[form]),
+            ]
         load = number(c.load_ms, 1) + (" (imports tvm)" if c.loading_imports_tvm else "")
         table.add(str(c.case), *calls, load, number(c.first_load_ms, 1), number(c.import_ms, 1))
     return table
@@ -51,4 +63,8 @@ def costs_table(costs: Sequence[Costs]) -> Table:
 
 def costs_lines(costs: Sequence[Costs]) -> list[str]:
     """What is to be known about the table."""
-    return ["* disturbed by other work on the machine: neither times nor ratios hold"] if any(c.busy for c in costs) else []
+    return (
+        ["* disturbed by other work on the machine: neither times nor ratios hold"]
+        if any(c.busy for c in costs)
+        else []
+    )

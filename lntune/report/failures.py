@@ -1,4 +1,6 @@
-"""Why candidates failed: the commonest reasons, in the words of the first candidate that failed so."""
+"""Why candidates failed: the commonest reasons, in the words of the first candidate that failed
+so.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Candidates that failed alike: how many, with what status, and what is said of the first of them."""
+    """Candidates that failed alike: how many, with what status, and what is said of the first of
+    them.
+    """
 
     status: str
     count: int
@@ -36,7 +40,9 @@ class Failures:
 
     def reasons(self) -> list[Reason]:
         """The reasons, the commonest first."""
-        return [Reason(key[0], count, self._first[key]) for key, count in self._counts.most_common()]
+        return [
+            Reason(key[0], count, self._first[key]) for key, count in self._counts.most_common()
+        ]
 
 
 def said(reason: Reason) -> str:

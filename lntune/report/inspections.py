@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def widths(counts: dict[int, int]) -> str:
     """Accesses by their width: "6x128 1x32", in bits."""
-    return " ".join(f"{count}x{bits}" for bits, count in sorted(counts.items(), reverse=True)) or "-"
+    return (
+        " ".join(f"{count}x{bits}" for bits, count in sorted(counts.items(), reverse=True)) or "-"
+    )
 
 
 def times(moved: dict[str, float]) -> str:
@@ -25,15 +27,42 @@ def times(moved: dict[str, float]) -> str:
 
 def table(found: Sequence[Inspected]) -> Table:
     """A row for each kernel."""
-    columns = [*key("op", "dtype", "arch"), Column("hidden"), Column("registers"), Column("spill"), Column("stack", 2), Column("shared", 4)]
-    columns += [Column("occupancy", 1), Column("loads", 6, False), Column("stores", 7, False), Column("read", 8, False), Column("written", 9, False)]
-    columns += [Column("beyond least", 3), Column("between", 5), Column("schedule and knobs", 10, False)]
+    columns = [
+        *key("op", "dtype", "arch"),
+        Column("hidden"),
+        Column("registers"),
+        Column("spill"),
+        Column("stack", 2),
+        Column("shared", 4),
+    ]
+    columns += [
+        Column("occupancy", 1),
+        Column("loads", 6, False),
+        Column("stores", 7, False),
+        Column("read", 8, False),
+        Column("written", 9, False),
+    ]
+    columns += [
+        Column("beyond least", 3),
+        Column("between", 5),
+        Column("schedule and knobs", 10, False),
+    ]
     made = Table("compiled, not run on a device", columns)
     for one in found:
         for k in one.kernels:
             r = k.resources
-            used = (r.registers, r.spill_store_bytes + r.spill_load_bytes, r.stack_bytes, r.shared_bytes + k.dynamic_shared)
-            moves = widths(k.code.global_loads), widths(k.code.global_stores), times(one.read), times(one.written)
+            used = (
+                r.registers,
+                r.spill_store_bytes + r.spill_load_bytes,
+                r.stack_bytes,
+                r.shared_bytes + k.dynamic_shared,
+            )
+            moves = (
+                widths(k.code.global_loads),
+                widths(k.code.global_stores),
+                times(one.read),
+                times(one.written),
+            )
             shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
             case = one.case.op, one.case.dtype, one.arch, str(one.case.hidden)
             what = plan_text(one.schedule, one.knobs, one.strided)
@@ -44,8 +73,27 @@ def table(found: Sequence[Inspected]) -> Table:
 def lines(found: Sequence[Inspected]) -> list[str]:
     """What is wrong, and where the widths come from."""
     origins = {k.code.origin for one in found for k in one.kernels}
-    said = [f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes counted by running 8 rows or so in the emulator"]
+    said = [
+        f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes"
+        " counted by running 8 rows or so in the emulator"
+    ]
     if any(one.between for one in found):
-        said.append("between: what the kernels of a program write and read for each other, as a share of the least for the case's rows")
-    bad = [f"{one.case} {one.arch}{ROW_STRIDED if one.strided else ''}: {'; '.join(one.problems)}" for one in found if one.problems]
-    return [*said, *(bad or [f"{counted(len(found), 'kernel')}, no problems: no spills, no stack, nothing moved twice"])]
+        said.append(
+            "between: what the kernels of a program write and read for each other, as a share of"
+            " the least for the case's rows"
+        )
+    bad = [
+        f"{one.case} {one.arch}{ROW_STRIDED if one.strided else ''}: {'; '.join(one.problems)}"
+        for one in found
+        if one.problems
+    ]
+    return [
+        *said,
+        *(
+            bad
+            or [
+                f"{counted(len(found), 'kernel')}, no problems: no spills, no stack, nothing moved"
+                " twice"
+            ]
+        ),
+    ]

@@ -27,7 +27,8 @@ PLAIN_SECONDS = 5.0
 class Pace:
     """How many verified trials (built, right and timed) a run does in a second of searching.
 
-    Counted from the end of the first trial, which pays for the compiler's start, and without the finalists' second measurement.
+    Counted from the end of the first trial, which pays for the compiler's start, and without the
+    finalists' second measurement.
     """
 
     def __init__(self) -> None:
@@ -60,18 +61,29 @@ class Pace:
 
 
 class _Shown:
-    """A line that says how it goes: live on a terminal, elsewhere printed every PLAIN_SECONDS from `last` on. A context manager."""
+    """A line that says how it goes: live on a terminal, elsewhere printed every PLAIN_SECONDS from
+    `last` on. A context manager.
+    """
 
     def __init__(self, console: Console, last: float) -> None:
         self._console, self._last = console, last
-        self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_interactive else None
+        self._live = (
+            Live(console=console, refresh_per_second=8, transient=True)
+            if console.is_interactive
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -100,10 +112,16 @@ class TuningProgress(_Shown):
 
     # What matters less comes later: a terminal too narrow for the line cuts off its end.
     def _line(self, p: Progress) -> str:
-        left = "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
+        left = (
+            "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
+        )
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        best, knobs = (f", best {micros(p.best_us)} us", f" ({p.best})") if p.best_us < math.inf else ("", "")
-        doing = "measuring the finalists again" if p.phase == "final" else counted(p.trials, "trial")
+        best, knobs = (
+            (f", best {micros(p.best_us)} us", f" ({p.best})") if p.best_us < math.inf else ("", "")
+        )
+        doing = (
+            "measuring the finalists again" if p.phase == "final" else counted(p.trials, "trial")
+        )
         return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}{knobs}"
 
     def _finished(self, p: Progress) -> str:
@@ -111,7 +129,10 @@ class TuningProgress(_Shown):
         tuned, eager, default = p.final.median(), p.final.median("eager"), p.final.median("default")
         parts = [f"[{p.index + 1}/{p.cases}] {p.case}: tuned {micros(tuned)} us"]
         if p.final.disturbance:
-            what = "by other work on the machine: neither times nor ratios hold, and undisturbed records come before it"
+            what = (
+                "by other work on the machine: neither times nor ratios hold, and undisturbed"
+                " records come before it"
+            )
             return f"{parts[0]}, disturbed {what}"
         if tuned and eager:
             parts.append(f"eager {micros(eager)} us ({eager / tuned:.2f}x)")
@@ -122,7 +143,9 @@ class TuningProgress(_Shown):
 
 
 class StepProgress(_Shown):
-    """The same for work of a known number of steps, each a call with what is done next. Use as a context manager."""
+    """The same for work of a known number of steps, each a call with what is done next. Use as a
+    context manager.
+    """
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
         super().__init__(console, time.monotonic())

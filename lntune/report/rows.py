@@ -20,13 +20,15 @@ from lntune.words import counted
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A case with its figures: times in microseconds (medians), speedup = eager / tuned, `over_better` = the faster of eager
-    and torch.compile / tuned, bandwidth in GB/s of the bytes that must move, `of_copy` = that bandwidth as a share of a plain
-    copy's, `error` = largest error on plain random inputs divided by eager's own on these, `of_allowed` = largest error on the
-    inputs made to break kernels as a share of what is allowed there, `spread` = distance between the quartiles over the median.
+    """A case with its figures: times in microseconds (medians), speedup = eager / tuned,
+    `over_better` = the faster of eager and torch.compile / tuned, bandwidth in GB/s of the bytes
+    that must move, `of_copy` = that bandwidth as a share of a plain copy's, `error` = largest error
+    on plain random inputs divided by eager's own on these, `of_allowed` = largest error on the
+    inputs made to break kernels as a share of what is allowed there, `spread` = distance between
+    the quartiles over the median.
 
-    None stands for what was not measured, and for all that would be reckoned from times that were disturbed: `disturbed` says by what.
-    `stale`: the schedule has changed since.
+    None stands for what was not measured, and for all that would be reckoned from times that were
+    disturbed: `disturbed` says by what. `stale`: the schedule has changed since.
     """
 
     op: str
@@ -56,8 +58,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
-    """How many times faster `fast` is: the median over rounds of the ratio within a round, which a drifting clock leaves
-    alone; the ratio of medians where the rounds do not match.
+    """How many times faster `fast` is: the median over rounds of the ratio within a round, which a
+    drifting clock leaves alone; the ratio of medians where the rounds do not match.
     """
     if slow is None or fast is None or not fast.median_us:
         return None
@@ -70,14 +72,22 @@ def spread(measured: Timing | None) -> float | None:
     if measured is None or len(measured.samples_us) < 4:  # noqa: PLR2004 (quartiles of fewer say nothing)
         return None
     ordered = sorted(measured.samples_us)
-    return None if not measured.median_us else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / measured.median_us
+    return (
+        None
+        if not measured.median_us
+        else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / measured.median_us
+    )
 
 
 def row_of(record: Record, stale: bool = False) -> Row:
-    """The row of one final record or benchmark result; `stale` when its schedule has changed since."""
+    """The row of one final record or benchmark result; `stale` when its schedule has changed
+    since.
+    """
     case, disturbed = record.case, record.disturbance
     timings = {} if disturbed else record.timings  # of which figures are made
-    tuned, eager, copy, default = (timings.get(name) for name in ("tuned", "eager", "copy", "default"))
+    tuned, eager, copy, default = (
+        timings.get(name) for name in ("tuned", "eager", "copy", "default")
+    )
     compiled = timings.get("compile")
     better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
     moved = ops.get(case.op).bytes(case) if case.op in ops.OPS else None
@@ -110,16 +120,29 @@ def row_of(record: Record, stale: bool = False) -> Row:
 
 
 def _of_copy(case: Case, faster: float | None) -> float | None:
-    """The bandwidth of an op as a share of a copy's, from how many times faster it is than a copy of one of its tensors."""
+    """The bandwidth of an op as a share of a copy's, from how many times faster it is than a copy
+    of one of its tensors.
+    """
     if faster is None or case.op not in ops.OPS:
         return faster
-    sizes = [math.prod(a.sizes(1, case.hidden)) for a in ops.get(case.op).arguments(case) if len(a.shape) > 1]
+    sizes = [
+        math.prod(a.sizes(1, case.hidden))
+        for a in ops.get(case.op).arguments(case)
+        if len(a.shape) > 1
+    ]
     return faster * sum(sizes) / (2 * sizes[0])  # the first is what is copied, in and out
 
 
-def rows_of(records: Iterable[Record], schedules: Mapping[str, Schedule] | None = None) -> list[Row]:
-    """The rows of many records, in the order a person looks for them; `schedules` as they are now tell which are stale."""
-    return sorted((row_of(r, select.stale(r, schedules or {})) for r in records), key=lambda r: (r.op, r.dtype, r.hidden, r.rows, r.device))
+def rows_of(
+    records: Iterable[Record], schedules: Mapping[str, Schedule] | None = None
+) -> list[Row]:
+    """The rows of many records, in the order a person looks for them; `schedules` as they are now
+    tell which are stale.
+    """
+    return sorted(
+        (row_of(r, select.stale(r, schedules or {})) for r in records),
+        key=lambda r: (r.op, r.dtype, r.hidden, r.rows, r.device),
+    )
 
 
 def geomean(values: Iterable[float | None]) -> float | None:
@@ -132,18 +155,30 @@ _OURS = ("tuned", "eager", "compile", "copy", "default")
 
 
 def peer_lines(records: Iterable[Record]) -> list[str]:
-    """How the tuned op compares with others' kernels, contender by contender, where some were measured."""
+    """How the tuned op compares with others' kernels, contender by contender, where some were
+    measured.
+    """
     ratios: dict[str, list[float | None]] = {}
     for record in records:
         for name, measured in ({} if record.disturbance else record.timings).items():
             if name not in _OURS:
                 ratios.setdefault(name, []).append(pairwise(measured, record.timings.get("tuned")))
-    return [f"geomean {mean:.2f}x over {name} ({counted(len(found), 'case')})" for name, found in sorted(ratios.items()) if (mean := geomean(found))]
+    return [
+        f"geomean {mean:.2f}x over {name} ({counted(len(found), 'case')})"
+        for name, found in sorted(ratios.items())
+        if (mean := geomean(found))
+    ]
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Geomeans, the smallest share of a copy's bandwidth, and the cases in which the tuned op is slower than eager."""
-    slower = [f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x" for r in rows if r.speedup is not None and r.speedup < 1]
+    """Geomeans, the smallest share of a copy's bandwidth, and the cases in which the tuned op is
+    slower than eager.
+    """
+    slower = [
+        f"{r.op} {r.rows}x{r.hidden} {r.dtype}: {r.speedup:.2f}x"
+        for r in rows
+        if r.speedup is not None and r.speedup < 1
+    ]
     return {
         "cases": len(rows),
         "geomean_over_eager": geomean(r.speedup for r in rows),

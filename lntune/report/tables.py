@@ -18,7 +18,9 @@ ROW_STRIDED = ", row-strided"
 
 
 def console(stderr: bool = False, wide: bool = False) -> Console:
-    """A console as wide as the terminal; where output goes elsewhere, or with `wide`, nothing is left out or broken."""
+    """A console as wide as the terminal; where output goes elsewhere, or with `wide`, nothing is
+    left out or broken.
+    """
     made = Console(stderr=stderr, highlight=False)
     if not made.file.isatty():  # also with FORCE_COLOR, which is about colours alone
         return Console(stderr=stderr, highlight=False, width=WIDE, force_interactive=False)
@@ -26,7 +28,9 @@ def console(stderr: bool = False, wide: bool = False) -> Console:
 
 
 def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
-    """Print a table and the sentences below it. What is longer than a line is left to the terminal."""
+    """Print a table and the sentences below it. What is longer than a line is left to the
+    terminal.
+    """
     if table is not None:
         out.print(table, crop=False)
     for line in lines:
@@ -61,10 +65,14 @@ def ratio_text(value: float | None) -> Text:
     return Text(number(value, 2, "x"), style=style)
 
 
-def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidth: float | None = None) -> Table:
-    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a copy, errors.
+def cases_table(
+    rows: Sequence[Row], title: str, details: bool = False, bandwidth: float | None = None
+) -> Table:
+    """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a
+    copy, errors.
 
-    Where `bandwidth` is known, that of a large plain copy on the device in bytes a second, also the share of it.
+    Where `bandwidth` is known, that of a large plain copy on the device in bytes a second, also the
+    share of it.
     """
     compiled, eager = any(r.compile_us for r in rows), any(r.eager_us for r in rows)
     default = details and any(r.default_us for r in rows)
@@ -79,7 +87,11 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidt
         (True, Column("rows"), lambda r: str(r.rows)),
         (eager, Column("eager us", 1), lambda r: micros(r.eager_us)),
         (compiled, Column("compile us", 5), lambda r: micros(r.compile_us)),
-        (True, Column("tuned us"), lambda r: micros(r.tuned_us) + "*" * bool(r.disturbed) + "!" * r.stale),
+        (
+            True,
+            Column("tuned us"),
+            lambda r: micros(r.tuned_us) + "*" * bool(r.disturbed) + "!" * r.stale,
+        ),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
         (compiled, Column("over better", 2), lambda r: ratio_text(r.over_better)),
         (True, Column("GB/s", 8), lambda r: number(r.gbps, 1)),
@@ -89,7 +101,11 @@ def cases_table(rows: Sequence[Row], title: str, details: bool = False, bandwidt
         (True, Column("error/eager's", 9), lambda r: number(r.error, 2)),
         (default, Column("over untuned", 7), lambda r: ratio_text(r.over_default)),
         (details, Column("spread", 10), lambda r: percent(r.spread)),
-        (details, Column("schedule and knobs", 11, right=False), lambda r: f"{r.schedule} {r.knobs}".strip()),
+        (
+            details,
+            Column("schedule and knobs", 11, right=False),
+            lambda r: f"{r.schedule} {r.knobs}".strip(),
+        ),
     ]
     used = [(column, cell) for there, column, cell in figures if there]
     table = Table(title, [*key("op", "dtype"), *(column for column, _ in used)])
@@ -107,18 +123,40 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         of = f" in the {told} that nothing disturbed" if facts["disturbed"] else ""
         lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{of}"
     if facts["geomean_over_better_of_eager_and_compile"]:
-        lines.append(f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
+        lines.append(
+            f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"
+            " eager and torch.compile"
+        )
     if facts["geomean_over_default"]:
-        lines.append(f"geomean {facts['geomean_over_default']:.2f}x over the default knobs that serve where nothing is tuned")
+        lines.append(
+            f"geomean {facts['geomean_over_default']:.2f}x over the default knobs that serve where"
+            " nothing is tuned"
+        )
     slower = facts["slower_than_eager"]
     if facts["geomean_over_eager"]:
-        lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
+        lines.append(
+            "slower than eager nowhere"
+            if not slower
+            else f"slower than eager in {len(slower)}: {'; '.join(slower)}"
+        )
     elif facts["geomean_of_copy"]:
-        lines.append(f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest {percent(facts['smallest_of_copy'])}")
+        lines.append(
+            f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest"
+            f" {percent(facts['smallest_of_copy'])}"
+        )
     if beyond := sum(r.error is not None and r.error > TWICE for r in rows):
-        lines.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
+        lines.append(
+            f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
+            " counts, whose limit is 1"
+        )
     if facts["disturbed"]:
-        lines.append(f"* {facts['disturbed']} disturbed by other work on the machine: neither times nor ratios hold")
+        lines.append(
+            f"* {facts['disturbed']} disturbed by other work on the machine: neither times nor"
+            " ratios hold"
+        )
     if facts["stale"]:
-        lines.append(f"! {facts['stale']} stale, measured before the schedule changed: lntune doctor has the command that measures again")
+        lines.append(
+            f"! {facts['stale']} stale, measured before the schedule changed: lntune doctor has the"
+            " command that measures again"
+        )
     return lines

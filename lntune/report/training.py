@@ -18,9 +18,10 @@ FEW, MANY = 8, 512
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A case in training: microseconds (medians) of forward and backward by contender, and of the forward alone with gradients recorded;
-    how many times faster ours is than eager and than the better of eager and torch.compile. None stands for what was not measured, or
-    was disturbed by other work.
+    """A case in training: microseconds (medians) of forward and backward by contender, and of the
+    forward alone with gradients recorded; how many times faster ours is than eager and than the
+    better of eager and torch.compile. None stands for what was not measured, or was disturbed by
+    other work.
     """
 
     dtype: str
@@ -69,16 +70,31 @@ def facts(steps: Sequence[Step]) -> dict[str, Any]:
         "cases": len(steps),
         "geomean_over_eager": geomean(s.over_eager for s in steps),
         "geomean_over_eager_8_to_512_rows": geomean(between),
-        "geomean_over_better_of_eager_and_compile": geomean(s.over_better for s in steps if s.compile_us),
+        "geomean_over_better_of_eager_and_compile": geomean(
+            s.over_better for s in steps if s.compile_us
+        ),
         "geomean_forward_over_eager": geomean(s.forward_over_eager for s in steps),
-        "slower_than_eager": [f"{s.rows}x{s.hidden} {s.dtype}: {s.over_eager:.2f}x" for s in steps if s.over_eager and s.over_eager < 1],
+        "slower_than_eager": [
+            f"{s.rows}x{s.hidden} {s.dtype}: {s.over_eager:.2f}x"
+            for s in steps
+            if s.over_eager and s.over_eager < 1
+        ],
         "disturbed": sum(bool(s.disturbed) for s in steps),
     }
 
 
 def steps_table(steps: Sequence[Step]) -> Table:
-    """Per case: a step of eager's module, of the compiled one and of ours, and the forwards alone."""
-    columns = [*key("dtype"), Column("hidden", KEY), Column("rows", KEY), Column("eager us", 1), Column("compile us", 4), Column("tuned us", KEY)]
+    """Per case: a step of eager's module, of the compiled one and of ours, and the forwards
+    alone.
+    """
+    columns = [
+        *key("dtype"),
+        Column("hidden", KEY),
+        Column("rows", KEY),
+        Column("eager us", 1),
+        Column("compile us", 4),
+        Column("tuned us", KEY),
+    ]
     columns += [
         Column("over eager", KEY),
         Column("over better", 2),
@@ -86,12 +102,29 @@ def steps_table(steps: Sequence[Step]) -> Table:
         Column("tuned forward", 5),
         Column("forward over", 3),
     ]
-    table = Table("forward and backward of a module, gradients of x, weight and bias; forward alone with gradients recorded", columns)
+    table = Table(
+        "forward and backward of a module, gradients of x, weight and bias; forward alone with"
+        " gradients recorded",
+        columns,
+    )
     for s in steps:
         tuned = micros(s.tuned_us) + "*" * bool(s.disturbed)
         ratios = ratio_text(s.over_eager), ratio_text(s.over_better if s.compile_us else None)
-        forwards = micros(s.eager_forward_us), micros(s.tuned_forward_us), ratio_text(s.forward_over_eager)
-        table.add(s.dtype, str(s.hidden), str(s.rows), micros(s.eager_us), micros(s.compile_us), tuned, *ratios, *forwards)
+        forwards = (
+            micros(s.eager_forward_us),
+            micros(s.tuned_forward_us),
+            ratio_text(s.forward_over_eager),
+        )
+        table.add(
+            s.dtype,
+            str(s.hidden),
+            str(s.rows),
+            micros(s.eager_us),
+            micros(s.compile_us),
+            tuned,
+            *ratios,
+            *forwards,
+        )
     return table
 
 
@@ -100,14 +133,30 @@ def steps_lines(steps: Sequence[Step]) -> list[str]:
     found = facts(steps)
     lines = [counted(found["cases"], "case")]
     if found["geomean_over_eager"]:
-        lines[0] += f", geomean {found['geomean_over_eager']:.2f}x over eager, {found['geomean_forward_over_eager']:.2f}x in the forward alone"
+        lines[0] += (
+            f", geomean {found['geomean_over_eager']:.2f}x over eager,"
+            f" {found['geomean_forward_over_eager']:.2f}x in the forward alone"
+        )
     if found["geomean_over_eager_8_to_512_rows"]:
-        lines.append(f"{FEW} to {MANY} rows: geomean {found['geomean_over_eager_8_to_512_rows']:.2f}x over eager")
+        lines.append(
+            f"{FEW} to {MANY} rows: geomean {found['geomean_over_eager_8_to_512_rows']:.2f}x over"
+            " eager"
+        )
     if found["geomean_over_better_of_eager_and_compile"]:
-        lines.append(f"geomean {found['geomean_over_better_of_eager_and_compile']:.2f}x over the better of eager and torch.compile")
+        lines.append(
+            f"geomean {found['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"
+            " eager and torch.compile"
+        )
     if found["geomean_over_eager"]:
         slower = found["slower_than_eager"]
-        lines.append("slower than eager nowhere" if not slower else f"slower than eager in {len(slower)}: {'; '.join(slower)}")
+        lines.append(
+            "slower than eager nowhere"
+            if not slower
+            else f"slower than eager in {len(slower)}: {'; '.join(slower)}"
+        )
     if found["disturbed"]:
-        lines.append(f"* {found['disturbed']} disturbed by other work on the machine: neither times nor ratios hold")
+        lines.append(
+            f"* {found['disturbed']} disturbed by other work on the machine: neither times nor"
+            " ratios hold"
+        )
     return lines

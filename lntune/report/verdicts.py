@@ -16,13 +16,28 @@ if TYPE_CHECKING:
 
 
 def verdict_table(results: Sequence[Result]) -> Table:
-    """Per kernel: what serves it, its worst error as a share of what is allowed and of eager's own, and the verdict."""
-    columns = [*key("case"), Column("served by", 2, right=False), Column("error/allowed", 1), Column("error/eager's", 3)]
+    """Per kernel: what serves it, its worst error as a share of what is allowed and of eager's own,
+    and the verdict.
+    """
+    columns = [
+        *key("case"),
+        Column("served by", 2, right=False),
+        Column("error/allowed", 1),
+        Column("error/eager's", 3),
+    ]
     table = Table("", [*columns, Column("verdict", right=False)])
     for r in results:
-        worst, versus = (max(errors.values(), default=None) for errors in (r.errors, r.versus_eager))
+        worst, versus = (
+            max(errors.values(), default=None) for errors in (r.errors, r.versus_eager)
+        )
         verdict = Text("right", style="green") if r.ok else Text("WRONG", style="red")
-        table.add(str(r.case), f"{r.tier}: {r.schedule}" if r.schedule else r.tier, number(worst), number(versus), verdict)
+        table.add(
+            str(r.case),
+            f"{r.tier}: {r.schedule}" if r.schedule else r.tier,
+            number(worst),
+            number(versus),
+            verdict,
+        )
     return table
 
 
@@ -30,7 +45,13 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
     """What the table comes to, and what is wrong with each kernel that is."""
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
-    said = [f"{counted(len(results) - eager, 'kernel')} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    said = [
+        f"{counted(len(results) - eager, 'kernel')} checked,"
+        f" {f'{wrong} wrong' if wrong else 'all right'}{served}"
+    ]
     if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
-        said.append(f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed counts, whose limit is 1")
+        said.append(
+            f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
+            " counts, whose limit is 1"
+        )
     return [*said, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]

@@ -1,7 +1,9 @@
-"""Searches, by name. A new one is a file here and a line below; it knows nothing of kernels, TVM or PyTorch.
+"""Searches, by name. A new one is a file here and a line below; it knows nothing of kernels, TVM or
+PyTorch.
 
-A search calls `evaluate` on distinct candidates, the default (`space.candidates[0]`) first, until `budget.spent` or the
-space is used up. It keeps no result: whoever passed `evaluate` has seen every cost.
+A search calls `evaluate` on distinct candidates, the default (`space.candidates[0]`) first, until
+`budget.spent` or the space is used up. It keeps no result: whoever passed `evaluate` has seen every
+cost.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from lntune.search.space import Space
 
 Search = Callable[[Space, Evaluate, Budget, random.Random], None]
 
-SEARCHES: dict[str, Search] = {"exhaustive": exhaustive.search, "random": random_order.search, "local": local.search, "ranked": ranked.search}
+SEARCHES: dict[str, Search] = {
+    "exhaustive": exhaustive.search,
+    "random": random_order.search,
+    "local": local.search,
+    "ranked": ranked.search,
+}
 
 
 def get(name: str) -> Search:

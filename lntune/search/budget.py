@@ -9,7 +9,9 @@ from typing import Any
 from lntune.errors import InputError, got_expected
 
 Evaluate = Callable[[Any], float]
-"""Takes a candidate, returns its cost in microseconds, `math.inf` when it failed. It counts its own trial in the budget."""
+"""Takes a candidate, returns its cost in microseconds, `math.inf` when it failed. It counts its own
+trial in the budget.
+"""
 
 
 class Budget:
@@ -18,8 +20,8 @@ class Budget:
     Args:
         seconds: wall time from the moment the budget is made; None for no limit.
         trials: number of candidates to try; None for no limit.
-        reserve: seconds at the end of `seconds` that are kept for something else, as things stand when it is called; infinitely less than
-            none for as long as time is no limit yet.
+        reserve: seconds at the end of `seconds` that are kept for something else, as things stand
+            when it is called; infinitely less than none for as long as time is no limit yet.
         clock: seconds that never run backwards; tests pass their own.
 
     Raises:
@@ -35,7 +37,9 @@ class Budget:
     ) -> None:
         for name, limit in (("seconds", seconds), ("trials", trials)):
             if limit is not None and not limit >= 0:  # so written, NaN is refused too
-                raise InputError(got_expected(name, limit, "0 or more", "Leave it out for no limit."))
+                raise InputError(
+                    got_expected(name, limit, "0 or more", "Leave it out for no limit.")
+                )
         self._seconds = seconds
         self._trials = trials
         self._clock = clock
@@ -55,7 +59,9 @@ class Budget:
 
     @property
     def fraction(self) -> float:
-        """The part of the budget that is used, 0 to 1: the larger of time and trials; 0 without any limit."""
+        """The part of the budget that is used, 0 to 1: the larger of time and trials; 0 without any
+        limit.
+        """
         used = [0.0]
         if self._seconds is not None:
             seconds = self._seconds - self._reserve()

@@ -9,7 +9,9 @@ from lntune.search.space import Space
 
 
 def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random) -> None:
-    """Tries the candidates one after another until none is left or the budget is spent. `rng` is not used."""
+    """Tries the candidates one after another until none is left or the budget is spent. `rng` is
+    not used.
+    """
     for candidate in dict.fromkeys(space.candidates):  # a candidate listed twice is tried once
         if budget.spent:
             return

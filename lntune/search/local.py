@@ -1,9 +1,11 @@
-"""Hill climbing from the default, with restarts: most of what tuning gains, for a fraction of the trials.
+"""Hill climbing from the default, with restarts: most of what tuning gains, for a fraction of the
+trials.
 
-A step goes to the first neighbour found better, neighbours in random order, and not to the best of them all: a trial costs
-a build and a measurement, a point has up to ten neighbours, and a budget may be fifteen trials. Replayed on synthetic,
-rugged cost tables of 400 candidates, the first improvement came within 10 % of the best in 60 to 85 % of the trials the
-best neighbour needed, and at no budget fell behind it. Walking on over points tried on an earlier climb changed nothing.
+A step goes to the first neighbour found better, neighbours in random order, and not to the best of
+them all: a trial costs a build and a measurement, a point has up to ten neighbours, and a budget
+may be fifteen trials. Replayed on synthetic, rugged cost tables of 400 candidates, the first
+improvement came within 10 % of the best in 60 to 85 % of the trials the best neighbour needed, and
+at no budget fell behind it. Walking on over points tried on an earlier climb changed nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from lntune.search.space import Space
 
 
 def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random) -> None:
-    """Climbs from the default until no untried neighbour is better, then again from a random untried candidate, and so on.
+    """Climbs from the default until no untried neighbour is better, then again from a random
+    untried candidate, and so on.
 
-    A candidate is tried once; neighbours tried on an earlier climb are passed over, since their surroundings have had
-    their turn. Untried candidates that no climb reaches become starts themselves, so an unlimited budget tries everything.
+    A candidate is tried once; neighbours tried on an earlier climb are passed over, since their
+    surroundings have had their turn. Untried candidates that no climb reaches become starts
+    themselves, so an unlimited budget tries everything.
     """
-    untried = dict.fromkeys(space.candidates)  # a dictionary, not a set: its order does not depend on the hash seed
+    # a dictionary, not a set: its order does not depend on the hash seed
+    untried = dict.fromkeys(space.candidates)
     if not untried:
         return
     start = next(iter(untried))
@@ -32,7 +37,15 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
         start = rng.choice(list(untried))
 
 
-def _climb(here: Any, untried: dict[Any, None], space: Space, evaluate: Evaluate, budget: Budget, *, rng: random.Random) -> None:
+def _climb(
+    here: Any,
+    untried: dict[Any, None],
+    space: Space,
+    evaluate: Evaluate,
+    budget: Budget,
+    *,
+    rng: random.Random,
+) -> None:
     """One ascent from `here`, which is untried; takes what it tries out of `untried`."""
     del untried[here]
     cost = evaluate(here)

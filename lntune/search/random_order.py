@@ -12,7 +12,9 @@ from lntune.search.space import Space
 
 
 def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random) -> None:
-    """Tries the default, then the others in an order drawn from `rng`, until none is left or the budget is spent."""
+    """Tries the default, then the others in an order drawn from `rng`, until none is left or the
+    budget is spent.
+    """
     candidates = list(dict.fromkeys(space.candidates))
     rest = candidates[1:]
     rng.shuffle(rest)

@@ -9,15 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Space:
-    """Candidates (hashable knob settings), the first tried first; `neighbours(candidate)` lists candidates one step away.
+    """Candidates (hashable knob settings), the first tried first; `neighbours(candidate)` lists
+    candidates one step away.
 
-    `neighbours` may name settings that are no candidates (knobs that do not fit the case); a search passes over them.
-    A space without candidates is searched at once.
+    `neighbours` may name settings that are no candidates (knobs that do not fit the case); a search
+    passes over them. A space without candidates is searched at once.
 
-    `choose(preferred, others)` is for searches that let the space say what comes next: one of the preferred candidates if it may be, else
-    one of the others; by default the first of them.
+    `choose(preferred, others)` is for searches that let the space say what comes next: one of the
+    preferred candidates if it may be, else one of the others; by default the first of them.
     """
 
     candidates: tuple[Any, ...]
     neighbours: Callable[[Any], Iterable[Any]]
-    choose: Callable[[Sequence[Any], Sequence[Any]], Any] = lambda preferred, others: (preferred or others)[0]
+    choose: Callable[[Sequence[Any], Sequence[Any]], Any] = lambda preferred, others: (
+        preferred or others
+    )[0]

@@ -1,1 +1,3 @@
-"""What the machine and the operating system give and take: folders, locks, compilers of C++, files that stay whole, signals, children."""
+"""What the machine and the operating system give and take: folders, locks, compilers of C++, files
+that stay whole, signals, children.
+"""

@@ -1,4 +1,6 @@
-"""Warnings that point at the line of a user's program that led to them, through whatever of lntune and PyTorch lies between."""
+"""Warnings that point at the line of a user's program that led to them, through whatever of lntune
+and PyTorch lies between.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,32 @@ class Place(NamedTuple):
 
 
 def _passed_over() -> tuple[str, ...]:
-    """How the names of files begin whose lines are not the user's: ours, PyTorch's, those of code that PyTorch generates, and where Python
-    enters and leaves the block of a `with`.
+    """How the names of files begin whose lines are not the user's: ours, PyTorch's, those of code
+    that PyTorch generates, and where Python enters and leaves the block of a `with`.
     """
     torch = getattr(sys.modules.get("torch"), "__file__", None)
-    return (_HERE, contextlib.__file__, *([f"{Path(torch).parent}{os.sep}"] if torch else []), "<eval_with_key>", "<frozen ")
+    return (
+        _HERE,
+        contextlib.__file__,
+        *([f"{Path(torch).parent}{os.sep}"] if torch else []),
+        "<eval_with_key>",
+        "<frozen ",
+    )
 
 
 def place() -> Place:
-    """The innermost line on the stack that is neither lntune's nor PyTorch's; the outermost of all where there is none."""
+    """The innermost line on the stack that is neither lntune's nor PyTorch's; the outermost of all
+    where there is none.
+    """
     frame: FrameType | None = sys._getframe(1)
     passed_over = _passed_over()
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(passed_over) or frame.f_back is None:
             module = str(frame.f_globals.get("__name__", "<unknown>"))
-            return Place(name, frame.f_lineno, module, frame.f_globals.setdefault("__warningregistry__", {}))
+            return Place(
+                name, frame.f_lineno, module, frame.f_globals.setdefault("__warningregistry__", {})
+            )
         frame = frame.f_back
     raise AssertionError("a function is called by something")
 
@@ -52,11 +64,20 @@ def warn(message: str, category: type[Warning], at: Place | None = None) -> None
 def action(message: str, category: type[Warning], at: Place) -> str:
     """What the user's filters have done with a warning: "ignore", "error", "default" and so on."""
     for found, text, kind, module, line in warnings.filters:
-        if issubclass(category, kind) and _fits(text, message) and _fits(module, at.module) and line in (0, at.line):
+        if (
+            issubclass(category, kind)
+            and _fits(text, message)
+            and _fits(module, at.module)
+            and line in (0, at.line)
+        ):
             return str(found)
     return "default"
 
 
 def _fits(pattern: object, text: str) -> bool:
-    """A filter's pattern, which is None, a compiled expression, or among those that Python begins with a plain text."""
-    return pattern is None or (pattern == text if isinstance(pattern, str) else bool(pattern.match(text)))  # type: ignore[attr-defined]
+    """A filter's pattern, which is None, a compiled expression, or among those that Python begins
+    with a plain text.
+    """
+    if pattern is None or isinstance(pattern, str):
+        return pattern in (None, text)
+    return bool(pattern.match(text))  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""How our C reaches tvm_ffi and torch's tensors: headers, functions by their names, torch's DLPack exchange table."""
+"""How our C reaches tvm_ffi and torch's tensors: headers, functions by their names, torch's DLPack
+exchange table.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def require_table() -> ctypes.c_void_p:
         LntuneError: this PyTorch has none, or Python runs without the GIL.
     """
     if (found := table()) is None:
-        raise LntuneError("this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer.")
+        raise LntuneError(
+            "this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer."
+        )
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
     return found

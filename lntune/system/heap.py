@@ -1,8 +1,9 @@
 """Outputs without page faults.
 
-glibc takes a block above its mmap threshold (32 MB at most) from the system and gives it back when freed, so each fresh
-output of that size is mapped, zeroed and faulted in page by page: 20 ms for 64 MB, several times what any kernel needs.
-A program that runs a model usually keeps its memory; told to, so does the heap.
+glibc takes a block above its mmap threshold (32 MB at most) from the system and gives it back when
+freed, so each fresh output of that size is mapped, zeroed and faulted in page by page: 20 ms for 64
+MB, several times what any kernel needs. A program that runs a model usually keeps its memory; told
+to, so does the heap.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
-_DEFAULTS = ((_M_MMAP_MAX, 65_536), (_M_TRIM_THRESHOLD, 128 * 1024), (_M_MMAP_THRESHOLD, 128 * 1024))
+_DEFAULTS = (
+    (_M_MMAP_MAX, 65_536),
+    (_M_TRIM_THRESHOLD, 128 * 1024),
+    (_M_MMAP_THRESHOLD, 128 * 1024),
+)
 
 
 def _mallopt(parameter: int, value: int) -> bool:
@@ -26,11 +31,18 @@ def _mallopt(parameter: int, value: int) -> bool:
 
 @contextlib.contextmanager
 def kept_heap(wanted: bool = True) -> Iterator[bool]:
-    """In the block no memory is taken from the system for a single allocation or given back; yields whether that was had.
+    """In the block no memory is taken from the system for a single allocation or given back; yields
+    whether that was had.
 
-    The first calls still grow the heap. Only glibc can be told, process-wide; afterwards its initial thresholds hold, fixed.
+    The first calls still grow the heap. Only glibc can be told, process-wide; afterwards its
+    initial thresholds hold, fixed.
     """
-    kept = wanted and platform.libc_ver()[0] == "glibc" and _mallopt(_M_MMAP_MAX, 0) and _mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    kept = (
+        wanted
+        and platform.libc_ver()[0] == "glibc"
+        and _mallopt(_M_MMAP_MAX, 0)
+        and _mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    )
     try:
         yield kept
     finally:

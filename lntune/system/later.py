@@ -1,4 +1,6 @@
-"""When something that failed is tried again, and what is worth it: a fault of files may pass (a network drive that is away, a full disk)."""
+"""When something that failed is tried again, and what is worth it: a fault of files may pass (a
+network drive that is away, a full disk).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from collections.abc import Iterator
 
 
 class Later:
-    """When something that failed is tried again: after a delay that grows with every failure and with the time that trying takes, so that it
-    never costs more than a few per cent.
+    """When something that failed is tried again: after a delay that grows with every failure and
+    with the time that trying takes, so that it never costs more than a few per cent.
     """
 
     FIRST, GROWTH, MOST, COST = 1.0, 4, 3600.0, 20

@@ -14,7 +14,9 @@ from lntune.system import callers, interrupts
 SAID_AFTER = 1.0
 """Seconds of waiting after which it is said. What is done under a lock takes milliseconds."""
 LIMIT = 60.0
-"""Seconds after which waiting ends with an error: the holder was stopped (Ctrl-Z), or hangs on a file system that is gone."""
+"""Seconds after which waiting ends with an error: the holder was stopped (Ctrl-Z), or hangs on a
+file system that is gone.
+"""
 _PAUSE = 0.02
 _NOT_IMPLEMENTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 """What flock says on file systems that have none: some network and FUSE mounts."""
@@ -30,13 +32,16 @@ class LockedError(OSError):
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """The lock of a file, for as long as the block lasts: "FILE.lock" beside it, which stays there, empty, and means nothing by itself.
+    """The lock of a file, for as long as the block lasts: "FILE.lock" beside it, which stays there,
+    empty, and means nothing by itself.
 
-    Where the file system has no flock the lock is "FILE.lock.held", a file that names its holder's process and machine and is there
-    for as long as the lock is held; that of a process that was killed is taken over.
+    Where the file system has no flock the lock is "FILE.lock.held", a file that names its holder's
+    process and machine and is there for as long as the lock is held; that of a process that was
+    killed is taken over.
 
     Raises:
-        LockedError: another process held it for LIMIT seconds, or an interrupt that is held back came while it was waited for.
+        LockedError: another process held it for LIMIT seconds, or an interrupt that is held back
+            came while it was waited for.
         OSError: the folder cannot be written.
     """
     import filelock  # brings asyncio with it; only writers need it
@@ -68,12 +73,21 @@ def _wait(lock: object, name: Path) -> None:
             waited = time.monotonic() - begun
         remedy = "End or continue that process (fuser or lsof name it)"
         if name.suffix == ".held":
-            remedy = f"End or continue that process, which {name} names, or delete this file when there is no such process"
+            remedy = (
+                f"End or continue that process, which {name} names, or delete this file when there"
+                " is no such process"
+            )
         if waited >= LIMIT or (said and interrupts.waiting()):
-            raise LockedError(errno.EAGAIN, f"another process has held {name} for {waited:.0f} s. {remedy}")
+            raise LockedError(
+                errno.EAGAIN, f"another process has held {name} for {waited:.0f} s. {remedy}"
+            )
         if waited >= SAID_AFTER and not said:
             said = True
-            callers.warn(f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most. {remedy}.", LockWarning)
+            callers.warn(
+                f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most."
+                f" {remedy}.",
+                LockWarning,
+            )
         time.sleep(_PAUSE)
 
 

@@ -1,4 +1,6 @@
-"""Our own C files as shared libraries: compiled once per machine, stored in one step, checked before they are mapped."""
+"""Our own C files as shared libraries: compiled once per machine, stored in one step, checked
+before they are mapped.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Build(NamedTuple):
     libraries: tuple[str, ...] = ()
     """The linker's flags."""
     against: str = ""
-    """The release whose binary interface it uses, which makes it a file of its own; empty where that does not matter."""
+    """The release whose binary interface it uses, which makes it a file of its own; empty where
+    that does not matter.
+    """
 
 
 PLAIN = Build()
@@ -62,7 +66,8 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
     """
     path = path_of(source, build)
     if not path.is_file():
-        with _making.setdefault(path, threading.RLock()):  # threads that come at the same time wait for the first
+        # threads that come at the same time wait for the first
+        with _making.setdefault(path, threading.RLock()):
             if not path.is_file():
                 _compile(source, build, path)
     return path
@@ -70,7 +75,14 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
 
 def _compile(source: Path, build: Build, path: Path) -> None:
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    flags = ["-O2", "-shared", "-fPIC", *build.flags, *(f"-I{i}" for i in build.includes), *undefined]
+    flags = [
+        "-O2",
+        "-shared",
+        "-fPIC",
+        *build.flags,
+        *(f"-I{i}" for i in build.includes),
+        *undefined,
+    ]
     with atomic(path) as temporary:
         toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
         sealed.seal(temporary, {"source": source.name})
@@ -83,13 +95,17 @@ def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:
         BuildError: it cannot be compiled, stored or loaded.
     """
     path = compiled(source, build)
-    return fetch(path, lambda: sealed.loaded(path, lambda: kind(str(path))), lambda: _compile(source, build, path))
+    return fetch(
+        path,
+        lambda: sealed.loaded(path, lambda: kind(str(path))),
+        lambda: _compile(source, build, path),
+    )
 
 
 def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> Made:
-    """What `load` makes of a built file, which it checks (`sealed.loaded`, `sealed.read`). The file is made again by `make` where it is
-    damaged, and then put aside, or where the system refuses to load it: it was built where there is another C library, or half of what it
-    needs is gone.
+    """What `load` makes of a built file, which it checks (`sealed.loaded`, `sealed.read`). The file
+    is made again by `make` where it is damaged, and then put aside, or where the system refuses to
+    load it: it was built where there is another C library, or half of what it needs is gone.
 
     Raises:
         BuildError: it cannot be made, or not be loaded when it is new either.
@@ -103,11 +119,16 @@ def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> M
         try:
             make()
         except BuildError as e:  # what was there is what counts: nothing can be built here
-            raise BuildError(f"cannot load {path}: {refused}. Nor can it be built again: {e}") from refused
+            raise BuildError(
+                f"cannot load {path}: {refused}. Nor can it be built again: {e}"
+            ) from refused
     try:
         return load()
     except OSError as e:
-        raise BuildError(f"cannot load {path}: {e}. Delete it, or choose another cache folder with LNTUNE_CACHE_DIR.") from e
+        raise BuildError(
+            f"cannot load {path}: {e}. Delete it, or choose another cache folder with"
+            " LNTUNE_CACHE_DIR."
+        ) from e
 
 
 @contextlib.contextmanager
@@ -121,5 +142,10 @@ def atomic(path: Path) -> Iterator[Path]:
         with scratch.whole(path) as temporary:
             yield temporary
     except OSError as e:
-        space = "Free some space, or choose" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
-        raise BuildError(f"cannot store {path}: {e.strerror or e}. {space} another cache folder with LNTUNE_CACHE_DIR.") from e
+        space = (
+            "Free some space, or choose" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+        )
+        raise BuildError(
+            f"cannot store {path}: {e.strerror or e}. {space} another cache folder with"
+            " LNTUNE_CACHE_DIR."
+        ) from e

@@ -1,7 +1,8 @@
 """Where things lie: schedules, tuning logs, built kernels.
 
-`schedules/` and `tuning_logs/` are content the engine reads by path. In a wheel they sit in `lntune/_bundled/`, in a
-checkout beside the package; a user's own folders come on top and are searched first.
+`schedules/` and `tuning_logs/` are content the engine reads by path. In a wheel they sit in
+`lntune/_bundled/`, in a checkout beside the package; a user's own folders come on top and are
+searched first.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def is_checkout() -> bool:
 
 
 def content(name: str) -> Path:
-    """The shipped folder `name` ("schedules" or "tuning_logs"): bundled first, then beside the package.
+    """The shipped folder `name` ("schedules" or "tuning_logs"): bundled first, then beside the
+    package.
 
-    Bundled first, so that a stranger's `site-packages/schedules` is never picked up by an installed lntune.
+    Bundled first, so that a stranger's `site-packages/schedules` is never picked up by an installed
+    lntune.
     """
     bundled = PACKAGE / "_bundled" / name
     return bundled if bundled.is_dir() else PACKAGE.parent / name
@@ -49,13 +52,17 @@ def _distinct(folders: list[Path]) -> list[Path]:
 
 
 def schedule_dirs() -> list[Path]:
-    """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like PATH); they need not be there."""
+    """Folders searched for schedule files, the user's first (`LNTUNE_SCHEDULES`, separated like
+    PATH); they need not be there.
+    """
     extra = [expanded(p) for p in os.environ.get("LNTUNE_SCHEDULES", "").split(os.pathsep) if p]
     return _distinct([*extra, content("schedules")])
 
 
 def expanded(value: str) -> Path:
-    """A path of the environment's with the home folder in the place of `~`; as it stands, which is nothing, where the user has none."""
+    """A path of the environment's with the home folder in the place of `~`; as it stands, which is
+    nothing, where the user has none.
+    """
     try:
         return Path(value).expanduser()
     except RuntimeError:
@@ -72,21 +79,29 @@ def _wish(variable: str, value: str) -> Path:
         return Path(value).expanduser()
     except RuntimeError as e:
         remedy = "Set HOME, or give the whole path."
-        raise InputError(got_expected(variable, value, "a folder that exists; the user has no home folder", remedy)) from e
+        raise InputError(
+            got_expected(
+                variable, value, "a folder that exists; the user has no home folder", remedy
+            )
+        ) from e
 
 
 def _homes(kind: Callable[..., Path]) -> Path | None:
-    """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an account, as in containers."""
+    """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an
+    account, as in containers.
+    """
     try:
         found = kind("lntune")
     except RuntimeError:
         return None
-    return found if found.is_absolute() else None  # "~/.cache" as it stands, by older releases of platformdirs
+    # "~/.cache" as it stands, by older releases of platformdirs
+    return found if found.is_absolute() else None
 
 
 def log_dir() -> Path:
-    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's data folder; where there is no home, or
-    it is not the user's, the user's private temporary folder.
+    """Where new measurements are written: `LNTUNE_LOG_DIR`, a checkout's own folder, or the user's
+    data folder; where there is no home, or it is not the user's, the user's private temporary
+    folder.
 
     Raises:
         InputError: `LNTUNE_LOG_DIR` is in a home folder, and there is none.
@@ -100,14 +115,16 @@ def log_dir() -> Path:
 
 
 def log_dirs() -> list[Path]:
-    """Folders read for measurements: the one written to, and the shipped one, unless `LNTUNE_SHIPPED_LOGS` is 0."""
+    """Folders read for measurements: the one written to, and the shipped one, unless
+    `LNTUNE_SHIPPED_LOGS` is 0.
+    """
     shipped = os.environ.get("LNTUNE_SHIPPED_LOGS", "") != "0"
     return _distinct([log_dir(), *([content("tuning_logs")] if shipped else [])])
 
 
 def cache_dir() -> Path:
-    """Where built kernels are kept: `LNTUNE_CACHE_DIR` or the user's cache folder; where there is no home, the user's private temporary
-    folder. Safe to delete at any time.
+    """Where built kernels are kept: `LNTUNE_CACHE_DIR` or the user's cache folder; where there is
+    no home, the user's private temporary folder. Safe to delete at any time.
     """
     if env := os.environ.get("LNTUNE_CACHE_DIR"):
         with contextlib.suppress(InputError):
@@ -117,8 +134,9 @@ def cache_dir() -> Path:
 
 
 def cached(*parts: str) -> Path:
-    """Where a built file lies, or is to be put: in the cache; where that has it not and is a default that cannot be written (a container's
-    read-only file system, a home that is another's), in the user's private temporary folder.
+    """Where a built file lies, or is to be put: in the cache; where that has it not and is a
+    default that cannot be written (a container's read-only file system, a home that is another's),
+    in the user's private temporary folder.
     """
     path = cache_dir().joinpath(*parts)
     if os.environ.get("LNTUNE_CACHE_DIR") or _there(path) or _writable(path.parent):
@@ -141,8 +159,8 @@ def _writable(folder: Path) -> bool:
 
 
 def private(why: str = "") -> Path:
-    """A folder below the system's temporary one that is this user's alone, the same for all of the user's processes. With a reason, it is
-    said once why kernels are there.
+    """A folder below the system's temporary one that is this user's alone, the same for all of the
+    user's processes. With a reason, it is said once why kernels are there.
     """
     folder = _private(scratch.system())
     if why:
@@ -162,6 +180,8 @@ def _private(temporary: str) -> Path:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
-    if hasattr(os, "getuid") and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077):
+    if hasattr(os, "getuid") and (
+        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077
+    ):
         return Path(tempfile.mkdtemp(prefix="lntune-"))
     return folder

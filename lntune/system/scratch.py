@@ -1,5 +1,6 @@
-"""What processes that are killed leave: temporary folders, and files that have not got their names yet. All of it goes, at once where the
-process was somebody's child, else with the next that makes such a thing.
+"""What processes that are killed leave: temporary folders, and files that have not got their names
+yet. All of it goes, at once where the process was somebody's child, else with the next that makes
+such a thing.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from pathlib import Path
 SYSTEM = "LNTUNE_SYSTEM_TMPDIR"
 """Environment variable in which a child with a folder of its own finds the system's."""
 ABANDONED = 3600.0
-"""Seconds after which a file without its name, that nobody has written to and whose process cannot be looked at (it ran on another
-machine, or in another container), is thought to be left by one that was killed.
+"""Seconds after which a file without its name, that nobody has written to and whose process cannot
+be looked at (it ran on another machine, or in another container), is thought to be left by one that
+was killed.
 """
 _PREFIX = "lntune-scratch-"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
@@ -42,16 +44,18 @@ for link in "$0"/also-*; do
 done
 rm -rf -- "$0"
 """
-"""Waits until nobody holds the other end of its standard input, on which it is told of process groups, ends the last of these, and removes
-its folder and the files that go with it.
+"""Waits until nobody holds the other end of its standard input, on which it is told of process
+groups, ends the last of these, and removes its folder and the files that go with it.
 """
 
 
 class Scratch:
-    """A temporary folder for a child process, kept by this one. When this one is killed a shell ends the child with all it has started and
-    removes the folder; where that was killed too, the next process that makes a folder does: a lock says whether somebody holds it.
+    """A temporary folder for a child process, kept by this one. When this one is killed a shell
+    ends the child with all it has started and removes the folder; where that was killed too, the
+    next process that makes a folder does: a lock says whether somebody holds it.
 
-    `environment` is what the child is to be started with. Where no folder can be made it is this process's.
+    `environment` is what the child is to be started with. Where no folder can be made it is this
+    process's.
     """
 
     def __init__(self) -> None:
@@ -63,8 +67,11 @@ class Scratch:
             _sweep()
             self._folder, self._lock = _made()
             self.environment |= {"TMPDIR": self._folder, SYSTEM: system()}
-            if _INDUCTOR not in os.environ:  # what torch.compile has built is to last; it would lie below TMPDIR
-                self.environment[_INDUCTOR] = str(Path(system()) / f"torchinductor_{getpass.getuser()}")
+            # what torch.compile has built is to last; it would lie below TMPDIR
+            if _INDUCTOR not in os.environ:
+                self.environment[_INDUCTOR] = str(
+                    Path(system()) / f"torchinductor_{getpass.getuser()}"
+                )
             self._tidier = subprocess.Popen(
                 ["/bin/sh", "-c", _TIDIER, self._folder],
                 stdin=subprocess.PIPE,
@@ -74,19 +81,25 @@ class Scratch:
             )
 
     def serves(self, group: int) -> None:
-        """The child is the leader of this process group, which is to end when this process is killed."""
+        """The child is the leader of this process group, which is to end when this process is
+        killed.
+        """
         if self._tidier and self._tidier.stdin:
             with contextlib.suppress(OSError):
                 self._tidier.stdin.write(b"%d\n" % group)
                 self._tidier.stdin.flush()
 
     def takes(self, path: Path) -> None:
-        """A file that the child makes elsewhere goes too when this process is killed, and so do those that differ from it in the suffix alone."""
+        """A file that the child makes elsewhere goes too when this process is killed, and so do
+        those that differ from it in the suffix alone.
+        """
         if self._folder:
             self._taken.append(_noted(path, self._folder))
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it, and what the child, which has ended, was making in the cache (see `whole`)."""
+        """Remove the folder with all that is in it, and what the child, which has ended, was making
+        in the cache (see `whole`).
+        """
         if self._tidier:
             self._tidier.kill()
             self._tidier.communicate()
@@ -106,16 +119,18 @@ def system() -> str:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well and vanishes when it does not. Files beside it that differ
-    in the suffix alone are temporary too.
+    """A temporary file beside `path` that takes its name when the block ends well and vanishes when
+    it does not. Files beside it that differ in the suffix alone are temporary too.
 
-    Where it cannot take the name because another process has put its own file there in the meantime, that one stays: it has the same name
-    because it is made of the same.
+    Where it cannot take the name because another process has put its own file there in the
+    meantime, that one stays: it has the same name because it is made of the same.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    temporary = path.with_name(
+        f".{path.name}.{_host()}-{os.getpid()}.{threading.get_ident()}{path.suffix}"
+    )
     noted = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +163,8 @@ def _made() -> tuple[str, int]:
     """A new folder, and the descriptor that holds its lock, -1 where there are no locks."""
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another process thought it left, and removes it
+        # another process thought it left, and removes it
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             lock = _held(folder)
             if lock < 0 or Path(folder).exists():
                 return folder, lock
@@ -182,7 +198,11 @@ def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             found = folder.lstat()
-            if found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and (descriptor := _held(str(folder))) >= 0:
+            if (
+                found.st_uid == os.getuid()
+                and stat.S_ISDIR(found.st_mode)
+                and (descriptor := _held(str(folder))) >= 0
+            ):
                 _remove(folder)
                 os.close(descriptor)
 
@@ -212,7 +232,9 @@ def _sweep_unnamed(path: Path) -> None:
         found = _UNNAMED.fullmatch(other.name)
         if found or other.name.startswith(f".{path.name}."):
             with contextlib.suppress(OSError):
-                dead = found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+                dead = (
+                    found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
+                )
                 if dead or time.time() - other.stat().st_mtime > ABANDONED:
                     other.unlink()
 

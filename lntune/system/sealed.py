@@ -1,7 +1,7 @@
 """Files that carry a digest of their content, so that one changed bit is found before it is run.
 
-It stands at the end of the file, behind facts on how the content was made, where the loader of shared libraries does not look: file and
-digest are put in place by one rename and cannot be parted.
+It stands at the end of the file, behind facts on how the content was made, where the loader of
+shared libraries does not look: file and digest are put in place by one rename and cannot be parted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def read(path: Path) -> Sealed:
     if hashlib.sha256(whole[: len(whole) - len(digest) - len(_MARK)]).digest() != digest:
         raise DamagedError(f"{path} is damaged: its content is not what was stored (SHA-256).")
     place = len(whole) - _END.size - length
-    return Sealed(whole[:place], msgspec.json.decode(whole[place : place + length], type=Facts), identity)
+    return Sealed(
+        whole[:place], msgspec.json.decode(whole[place : place + length], type=Facts), identity
+    )
 
 
 def facts(path: Path) -> Facts:
@@ -106,8 +108,8 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 
 def loaded(path: Path, load: Callable[[], Made]) -> Made:
-    """What `load` makes of a sealed file, whose digest was checked: that of the very file that was loaded, should another process have put
-    a new one in its place meanwhile.
+    """What `load` makes of a sealed file, whose digest was checked: that of the very file that was
+    loaded, should another process have put a new one in its place meanwhile.
 
     Raises:
         DamagedError, OSError: as read. Nothing was loaded then, or a new file is damaged.
@@ -124,7 +126,9 @@ def loaded(path: Path, load: Callable[[], Made]) -> Made:
 
 
 def put_aside(path: Path, reason: str) -> None:
-    """Rename a damaged file to NAME.damaged, so that nobody loads it, and say so with the reason."""
+    """Rename a damaged file to NAME.damaged, so that nobody loads it, and say so with the
+    reason.
+    """
     with contextlib.suppress(DamagedError, OSError):
         read(path)
         return  # another process has put a new one in its place
@@ -136,7 +140,9 @@ def put_aside(path: Path, reason: str) -> None:
         return
     except OSError as e:
         where = f"it cannot be put aside: {e.strerror or e}"
-    callers.warn(f"{reason.rstrip('.')}; {where}. It is built again where that is possible.", DamagedWarning)
+    callers.warn(
+        f"{reason.rstrip('.')}; {where}. It is built again where that is possible.", DamagedWarning
+    )
     with contextlib.suppress(OSError):
         kept = sorted(path.parent.glob("*.damaged"), key=lambda p: p.stat().st_mtime_ns)
         for old in kept[:-_KEPT]:

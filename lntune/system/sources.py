@@ -1,6 +1,8 @@
-"""Whether the files that a kernel was built of are still what they were: what makes a checkout's cached kernels follow each change of its code.
+"""Whether the files that a kernel was built of are still what they were: what makes a checkout's
+cached kernels follow each change of its code.
 
-A release is told by its versions (`lntune/versions.py`); somebody who works on a schedule does not raise a number at each attempt.
+A release is told by its versions (`lntune/versions.py`); somebody who works on a schedule does not
+raise a number at each attempt.
 """
 
 from __future__ import annotations
@@ -17,8 +19,16 @@ from pathlib import Path
 
 from lntune.system import paths
 
-_MAKE_CODE = ("ops/*.py", "transforms/**/*.py", "backends/cpu/*.py", "backends/cuda/*.py", "kernels/compiler.py")
-"""Where in the package the code of kernels comes from, besides schedules: more than any one of them uses."""
+_MAKE_CODE = (
+    "ops/*.py",
+    "transforms/**/*.py",
+    "backends/cpu/*.py",
+    "backends/cuda/*.py",
+    "kernels/compiler.py",
+)
+"""Where in the package the code of kernels comes from, besides schedules: more than any one of them
+uses.
+"""
 _TEXTS, _CODE = "texts", "code"
 
 
@@ -34,8 +44,9 @@ def code_hash(schedule: Path) -> str:
 
 
 def imported(path: Path) -> list[Path]:
-    """The files that a Python file imports, directly or not, also inside functions, and that are neither Python's, nor of an installed
-    package, nor lntune's: what the author of a schedule may edit as well.
+    """The files that a Python file imports, directly or not, also inside functions, and that are
+    neither Python's, nor of an installed package, nor lntune's: what the author of a schedule may
+    edit as well.
     """
     found: list[Path] = []
 
@@ -44,7 +55,9 @@ def imported(path: Path) -> list[Path]:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
             return
-        for name in dict.fromkeys(name for node in ast.walk(tree) for name in _names(node, package)):
+        for name in dict.fromkeys(
+            name for node in ast.walk(tree) for name in _names(node, package)
+        ):
             origin, inside = _origin(name)
             if origin is not None and origin not in (path, *found) and _editable(origin):
                 found.append(origin)
@@ -55,7 +68,9 @@ def imported(path: Path) -> list[Path]:
 
 
 def _names(node: ast.AST, package: str) -> list[str]:
-    """The modules that a statement may import, by their whole names; `package` is that of the file it is in."""
+    """The modules that a statement may import, by their whole names; `package` is that of the file
+    it is in.
+    """
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -64,15 +79,25 @@ def _names(node: ast.AST, package: str) -> list[str]:
         base = node.module or ""
     elif package:
         parents = package.split(".")
-        base = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+        base = ".".join(
+            [*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])]
+        )
     else:
         return []
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 
 def _origin(name: str) -> tuple[Path | None, str]:
-    """(a module's file, the package it is in); no file where there is no such module, or it is no file of Python's."""
-    if name.partition(".")[0] in (*sys.stdlib_module_names, *sys.builtin_module_names, "lntune", "tvm", "torch"):
+    """(a module's file, the package it is in); no file where there is no such module, or it is no
+    file of Python's.
+    """
+    if name.partition(".")[0] in (
+        *sys.stdlib_module_names,
+        *sys.builtin_module_names,
+        "lntune",
+        "tvm",
+        "torch",
+    ):
         return None, ""
     try:
         spec = importlib.util.find_spec(name)
@@ -80,11 +105,16 @@ def _origin(name: str) -> tuple[Path | None, str]:
         return None, ""
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None, ""
-    return Path(spec.origin), spec.name if spec.submodule_search_locations is not None else spec.parent or ""
+    return Path(spec.origin), (
+        spec.name if spec.submodule_search_locations is not None else spec.parent or ""
+    )
 
 
 def _editable(path: Path) -> bool:
-    return not {"site-packages", "dist-packages"} & set(path.parts) and paths.PACKAGE not in path.parents
+    return (
+        not {"site-packages", "dist-packages"} & set(path.parts)
+        and paths.PACKAGE not in path.parents
+    )
 
 
 def _joined(files: Sequence[Path]) -> str:
@@ -155,7 +185,11 @@ def code_of(text: str) -> str:
     cuts += [(t.start, t.end) for t in tokens if t.type == tokenize.COMMENT]
     said = [t for t in tokens if t.type not in skipped]
     for before, token, after in zip([None, *said], said, said[1:], strict=False):
-        if token.type == tokenize.STRING and after.type == tokenize.NEWLINE and (before is None or before.type == tokenize.NEWLINE):
+        if (
+            token.type == tokenize.STRING
+            and after.type == tokenize.NEWLINE
+            and (before is None or before.type == tokenize.NEWLINE)
+        ):
             cuts.append((token.start, token.end))
     for (top, left), (bottom, right) in sorted(cuts, reverse=True):
         kept = lines[top - 1][:left] + lines[bottom - 1][right:]

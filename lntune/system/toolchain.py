@@ -17,7 +17,8 @@ from pathlib import Path
 from lntune.errors import BuildError, ToolchainError
 from lntune.system import scratch
 
-# Newer tvm-ffi releases import and compile beside TVM 0.27 and then crash inside MetaSchedule and IRModule pickling.
+# Newer tvm-ffi releases import and compile beside TVM 0.27 and then crash inside MetaSchedule and
+# IRModule pickling.
 COMPATIBLE = {"apache-tvm": "0.27.", "apache-tvm-ffi": "0.1.14"}
 """Package -> the version prefix lntune is tested with."""
 MISSING = "not installed"
@@ -25,8 +26,8 @@ MISSING = "not installed"
 
 
 def command() -> tuple[str, ...]:
-    """How a C++ compiler is called: the words of `CXX`, split as a shell does ("ccache g++", "c++ -m64"), else the first of c++, g++,
-    clang++ on PATH.
+    """How a C++ compiler is called: the words of `CXX`, split as a shell does ("ccache g++", "c++
+    -m64"), else the first of c++, g++, clang++ on PATH.
 
     Raises:
         ToolchainError: there is none. Kernels built before still load.
@@ -34,14 +35,24 @@ def command() -> tuple[str, ...]:
     asked = os.environ.get("CXX", "").strip()
     try:
         # A path with spaces in it is one word when there is such a program.
-        wishes = [[asked] if shutil.which(asked) else shlex.split(asked)] if asked else [["c++"], ["g++"], ["clang++"]]
+        wishes = (
+            [[asked] if shutil.which(asked) else shlex.split(asked)]
+            if asked
+            else [["c++"], ["g++"], ["clang++"]]
+        )
     except ValueError as e:  # a quote that is not closed
-        raise ToolchainError(f"CXX: got {asked}, expected the command of a C++ compiler ({e}). Correct it or unset it.") from e
+        raise ToolchainError(
+            f"CXX: got {asked}, expected the command of a C++ compiler ({e}). Correct it or"
+            " unset it."
+        ) from e
     for first, *rest in filter(None, wishes):
         if path := shutil.which(first):
             return path, *rest
     looked = f"CXX={asked}" if asked else "c++, g++ or clang++"
-    raise ToolchainError(f"no C++ compiler found ({looked} on PATH); building a kernel needs one. Install g++ or clang, or set CXX.")
+    raise ToolchainError(
+        f"no C++ compiler found ({looked} on PATH); building a kernel needs one. Install g++ or"
+        " clang, or set CXX."
+    )
 
 
 def compiler() -> str:
@@ -53,10 +64,13 @@ def compiler() -> str:
     return shlex.join(command())
 
 
-def run(words: Sequence[str], timeout: float | None = None, output: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in Latin-1) becomes a question mark. When it is
-    killed, as an interrupt does, or this process is, all it has started ends, and what it leaves in its temporary folder is removed; where
-    this process is killed, the `output` that it is making too.
+def run(
+    words: Sequence[str], timeout: float | None = None, output: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program run to its end, its outputs caught; what they have that is no UTF-8 (messages in
+    Latin-1) becomes a question mark. When it is killed, as an interrupt does, or this process is,
+    all it has started ends, and what it leaves in its temporary folder is removed; where this
+    process is killed, the `output` that it is making too.
 
     Raises:
         OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
@@ -69,7 +83,13 @@ def run(words: Sequence[str], timeout: float | None = None, output: Path | None 
     pipe = subprocess.PIPE
     try:
         with subprocess.Popen(
-            words, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=own.environment, start_new_session=alone
+            words,
+            stdout=pipe,
+            stderr=pipe,
+            encoding="utf-8",
+            errors="replace",
+            env=own.environment,
+            start_new_session=alone,
         ) as process:
             if alone:
                 own.serves(process.pid)
@@ -95,9 +115,14 @@ def run_compiler(arguments: Sequence[str], output: Path) -> None:
     try:
         done = run(words, output=output)
     except OSError as e:
-        raise ToolchainError(f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works.") from e
+        raise ToolchainError(
+            f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works."
+        ) from e
     if done.returncode:
-        raise BuildError(f"{shlex.join(words)} failed:\n{(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}")
+        raise BuildError(
+            f"{shlex.join(words)}"
+            f" failed:\n{(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}"
+        )
 
 
 @functools.cache
@@ -116,7 +141,11 @@ def versions() -> dict[str, str]:
     from lntune import __version__
 
     packages = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch"}
-    return {"lntune": __version__, **{k: installed(p) for k, p in packages.items()}, "python": platform.python_version()}
+    return {
+        "lntune": __version__,
+        **{k: installed(p) for k, p in packages.items()},
+        "python": platform.python_version(),
+    }
 
 
 def incompatible() -> list[str]:
@@ -127,5 +156,8 @@ def incompatible() -> list[str]:
         if version == MISSING:
             problems.append(f"{package} is not installed; install {package}=={prefix}*")
         elif not version.startswith(prefix):
-            problems.append(f"{package} {version} is not {prefix}*, the only release known not to crash here; install {package}=={prefix}*")
+            problems.append(
+                f"{package} {version} is not {prefix}*, the only release known not to crash here;"
+                f" install {package}=={prefix}*"
+            )
     return problems

@@ -11,14 +11,27 @@ from lntune.case import Case
 def _layer_norm(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     from lntune.torch.layer_norm import layer_norm
 
-    x, weight, bias, eps, shape = given["x"], given.get("weight"), given.get("bias"), given["eps"], (case.hidden,)
+    x, weight, bias, eps, shape = (
+        given["x"],
+        given.get("weight"),
+        given.get("bias"),
+        given["eps"],
+        (case.hidden,),
+    )
     return lambda: layer_norm(x, shape, weight, bias, eps)
 
 
 def _layer_norm_backward(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     from lntune.torch.layer_norm_backward import layer_norm_backward
 
-    dy, x, mean, rstd, weight, shape = given["dy"], given["x"], given["mean"], given["rstd"], given["weight"], (case.hidden,)
+    dy, x, mean, rstd, weight, shape = (
+        given["dy"],
+        given["x"],
+        given["mean"],
+        given["rstd"],
+        given["weight"],
+        (case.hidden,),
+    )
     return lambda: layer_norm_backward(dy, x, shape, mean, rstd, weight, weight)
 
 
@@ -26,7 +39,11 @@ def _lnlstm_step(case: Case, given: dict[str, Any]) -> Callable[[], Any]:
     from lntune.torch.lnlstm import lnlstm_step
 
     names = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias", "bias_c")
-    values: tuple[Any, ...] = (*(given.get(name) for name in names), given["eps"], "carried" in case.variant)
+    values: tuple[Any, ...] = (
+        *(given.get(name) for name in names),
+        given["eps"],
+        "carried" in case.variant,
+    )
     return lambda: lnlstm_step(*values)
 
 

@@ -10,9 +10,11 @@ _MARK = "_dynamo_marked_constant"
 
 
 def constant(function: Function) -> Function:
-    """The function, marked as torch.compiler.assume_constant_result marks it: dynamo calls it while it traces.
+    """The function, marked as torch.compiler.assume_constant_result marks it: dynamo calls it while
+    it traces.
 
-    PyTorch's own imports all of dynamo for that, most of a second in each process, whether or not it compiles anything.
+    PyTorch's own imports all of dynamo for that, most of a second in each process, whether or not
+    it compiles anything.
     """
     setattr(function, _MARK, True)
     return function

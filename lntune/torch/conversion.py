@@ -1,4 +1,6 @@
-"""The conversion of models: which of their layer norms are lntune's, which become it, and which stay what they are."""
+"""The conversion of models: which of their layer norms are lntune's, which become it, and which
+stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _THEIRS = (functional.layer_norm, torch.layer_norm, torch.ops.aten.layer_norm.de
 
 @dataclass(frozen=True)
 class Conversion:
-    """Which layer norms of a model run on lntune, by the names of `model.named_modules()`, and of its graphs' nodes."""
+    """Which layer norms of a model run on lntune, by the names of `model.named_modules()`, and of
+    its graphs' nodes.
+    """
 
     converted: tuple[str, ...] = ()
     """Those that do."""
@@ -36,31 +40,44 @@ class Conversion:
     """The others (nn.LayerNorm and its subclasses, calls in graphs), and why."""
 
     def __str__(self) -> str:
-        """One line, such as "24 of 25 layer norms are lntune's; left: decoder.norm (mine.Norm is another class)"."""
+        """One line, such as "24 of 25 layer norms are lntune's; left: decoder.norm (mine.Norm is
+        another class)".
+        """
         if not self.converted and not self.left:
             return "no torch.nn.LayerNorm among its modules and no call of one in a graph"
         total = len(self.converted) + len(self.left)
-        text = f"{len(self.converted)} of {total} layer norm{'s are' if total > 1 else ' is'} lntune's"
+        text = (
+            f"{len(self.converted)} of {total} layer norm{'s are' if total > 1 else ' is'} lntune's"
+        )
         if not self.left:
             return text
-        by_reason = {reason: [name for name, why in self.left.items() if why == reason] for reason in self.left.values()}
-        return f"{text}; left: {'; '.join(f'{_listed(names)} ({reason})' for reason, names in by_reason.items())}"
+        by_reason = {
+            reason: [name for name, why in self.left.items() if why == reason]
+            for reason in self.left.values()
+        }
+        return (
+            f"{text}; left:"
+            f" {'; '.join(f'{_listed(names)} ({reason})' for reason, names in by_reason.items())}"
+        )
 
 
 def convert(model: Model) -> Model:
-    """Replace every torch.nn.LayerNorm in the model, in place, by lntune.LayerNorm, and return the model.
+    """Replace every torch.nn.LayerNorm in the model, in place, by lntune.LayerNorm, and return the
+    model.
 
-    Parameters, buffers, hooks, training flags, devices, dtypes and sharing stay what they are: it is the module's class that changes.
-    Norms that FSDP2 (fully_shard) has given a class of its own, or accelerate a forward, are converted beneath. In graphs of torch.fx and
-    torch.export (`torch.export.load(file).module()`) the calls of layer norm are. Left alone are a subclass of nn.LayerNorm, since its
-    forward is its own, a module that somebody has set a forward on, and calls of functions in a module's Python code.
+    Parameters, buffers, hooks, training flags, devices, dtypes and sharing stay what they are: it
+    is the module's class that changes. Norms that FSDP2 (fully_shard) has given a class of its own,
+    or accelerate a forward, are converted beneath. In graphs of torch.fx and torch.export
+    (`torch.export.load(file).module()`) the calls of layer norm are. Left alone are a subclass of
+    nn.LayerNorm, since its forward is its own, a module that somebody has set a forward on, and
+    calls of functions in a module's Python code.
 
-    What was done is logged (the logger "lntune": as information, as a warning where norms were left), and `lntune.conversion(model)` has
-    it at any time. A model that is itself an nn.LayerNorm is converted too; converting twice changes nothing; `lntune.revert` is the way
-    back.
+    What was done is logged (the logger "lntune": as information, as a warning where norms were
+    left), and `lntune.conversion(model)` has it at any time. A model that is itself an nn.LayerNorm
+    is converted too; converting twice changes nothing; `lntune.revert` is the way back.
 
-    While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm, converted or not;
-    `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
+    While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm,
+    converted or not; `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
 
     Warns:
         UserWarning: the model has no layer norm that could be converted.
@@ -70,15 +87,25 @@ def convert(model: Model) -> Model:
     after = conversion(model)
     changed = len(after.converted) - len(before.converted)
     if not after.converted:
-        callers.warn(f"lntune.convert changed nothing in {type(model).__name__}: {after}", UserWarning)
+        callers.warn(
+            f"lntune.convert changed nothing in {type(model).__name__}: {after}", UserWarning
+        )
     else:
         level = logging.WARNING if after.left else logging.INFO
-        _log.log(level, "lntune.convert changed %d layer norm%s of %s: %s", changed, "" if changed == 1 else "s", type(model).__name__, after)
+        _log.log(
+            level,
+            "lntune.convert changed %d layer norm%s of %s: %s",
+            changed,
+            "" if changed == 1 else "s",
+            type(model).__name__,
+            after,
+        )
     return model
 
 
 def revert(model: Model) -> Model:
-    """Replace every lntune.LayerNorm in the model, in place, by torch.nn.LayerNorm, and return the model: what `convert` changed, and others.
+    """Replace every lntune.LayerNorm in the model, in place, by torch.nn.LayerNorm, and return the
+    model: what `convert` changed, and others.
 
     For tools that ask for PyTorch's class itself. Subclasses of lntune.LayerNorm stay.
     """
@@ -87,16 +114,29 @@ def revert(model: Model) -> Model:
 
 
 def conversion(model: nn.Module) -> Conversion:
-    """Which layer norms of a model run on lntune and which do not, and why; print it, or read its fields. Nothing is changed."""
+    """Which layer norms of a model run on lntune and which do not, and why; print it, or read its
+    fields. Nothing is changed.
+    """
     reasons = {name: _reason(module) for name, module in _norms(model)}
     for name, _, node in _calls(model):
-        reasons[name] = "" if node.target is layer_norm else _NOT_YET if node.target in _THEIRS else "the operator gives statistics as well"
-    return Conversion(tuple(name for name, why in reasons.items() if not why), {name: why for name, why in reasons.items() if why})
+        reasons[name] = (
+            ""
+            if node.target is layer_norm
+            else _NOT_YET
+            if node.target in _THEIRS
+            else "the operator gives statistics as well"
+        )
+    return Conversion(
+        tuple(name for name, why in reasons.items() if not why),
+        {name: why for name, why in reasons.items() if why},
+    )
 
 
 def _norms(model: nn.Module) -> Iterator[tuple[str, nn.LayerNorm]]:
     """The layer norms of a model with their names, each once."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)
+    )
 
 
 def _calls(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule, fx.Node]]:
@@ -104,7 +144,11 @@ def _calls(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule, fx.Node]]:
     for name, module in model.named_modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
-                if node.op == "call_function" and node.target in (layer_norm, *_THEIRS, torch.ops.aten.native_layer_norm.default):
+                if node.op == "call_function" and node.target in (
+                    layer_norm,
+                    *_THEIRS,
+                    torch.ops.aten.native_layer_norm.default,
+                ):
                     yield f"{name}.{node.name}" if name else node.name, module, node
 
 
@@ -120,11 +164,17 @@ def _reason(module: nn.LayerNorm) -> str:
         return ""
     if cls is nn.LayerNorm or _wrapper(cls, nn.LayerNorm):
         return _NOT_YET
-    return "it is parametrized" if parametrize.is_parametrized(module) else f"{cls.__module__}.{cls.__qualname__} is another class"
+    return (
+        "it is parametrized"
+        if parametrize.is_parametrized(module)
+        else f"{cls.__module__}.{cls.__qualname__} is another class"
+    )
 
 
 def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]) -> None:
-    """Give every norm of exactly one class, and of those that PyTorch's wrappers made of it, another one; and every call in a graph."""
+    """Give every norm of exactly one class, and of those that PyTorch's wrappers made of it,
+    another one; and every call in a graph.
+    """
     for _, module in _norms(model):
         cls = type(module)
         if cls is old:
@@ -142,24 +192,36 @@ def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]
         if node.target in (_THEIRS if new is LayerNorm else (layer_norm,)):
             node.target = target
             node.args = node.args[:5]
-            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "cudnn_enable"}
+            node.kwargs = {
+                name: value for name, value in node.kwargs.items() if name != "cudnn_enable"
+            }
             graph.recompile()
 
 
 def _own_forwards(module: nn.Module) -> dict[str, Any]:
-    """The forward that was set on a module itself, by the name of the attribute; beneath accelerate's hooks where it has them."""
+    """The forward that was set on a module itself, by the name of the attribute; beneath
+    accelerate's hooks where it has them.
+    """
     own = vars(module)
-    name = "_old_forward" if "_hf_hook" in own and "_old_forward" in own else "forward"  # accelerate's own forward calls the old one
+    # accelerate's own forward calls the old one
+    name = "_old_forward" if "_hf_hook" in own and "_old_forward" in own else "forward"
     return {name: own[name]} if name in own else {}
 
 
 def _bound_to(forward: Any, module: nn.Module, cls: type[nn.Module]) -> bool:
-    """True for a class's own forward of this very module, which accelerate leaves behind when its hooks are removed."""
-    return getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is cls.forward
+    """True for a class's own forward of this very module, which accelerate leaves behind when its
+    hooks are removed.
+    """
+    return (
+        getattr(forward, "__self__", None) is module
+        and getattr(forward, "__func__", None) is cls.forward
+    )
 
 
 def _wrapper(cls: type, base: type) -> type | None:
-    """The class that PyTorch's fully_shard or replicate has put before `base` to make `cls`; None where `cls` is not made so."""
+    """The class that PyTorch's fully_shard or replicate has put before `base` to make `cls`; None
+    where `cls` is not made so.
+    """
     first, *rest = cls.__bases__
     return first if rest == [base] and first.__module__.startswith("torch.distributed.") else None
 
@@ -170,7 +232,11 @@ _made: dict[tuple[type, type], type] = {}
 def _wrapped(cls: type, wrapper: type, base: type) -> type:
     """A class as `cls`, made of the wrapper and another base."""
     if (wrapper, base) not in _made:
-        members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        members = {
+            name: value
+            for name, value in vars(cls).items()
+            if name not in ("__dict__", "__weakref__")
+        }
         _made[wrapper, base] = type(cls.__name__, (wrapper, base), members)
     return _made[wrapper, base]
 

@@ -17,13 +17,17 @@ from lntune.system.later import Later, passes
 from lntune.torch.constants import constant
 
 WHOLE = 16
-"""Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for any."""
+"""Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for
+any.
+"""
 ANY = WHOLE
 """Elements: as many as an access ever has."""
 
 
 def of(place: torch.device) -> Device | None:
-    """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, which is said once where one would expect them to."""
+    """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, which is said
+    once where one would expect them to.
+    """
     return _known(place.type, place.index if place.index is not None else -1)
 
 
@@ -56,7 +60,10 @@ def _look(key: tuple[str, int]) -> Device | None:
             name = kind if kind == "cpu" else f"{kind}:{index}"
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             more = " It is tried again later." if passes(e) else ""
-            callers.warn(f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}{more}", RuntimeWarning)
+            callers.warn(
+                f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}{more}",
+                RuntimeWarning,
+            )
         if passes(e):
             _again[key] = later
         return None
@@ -79,9 +86,11 @@ class Layout(NamedTuple):
 
 
 def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
-    """What tensors ask of a kernel, all of rows of `hidden` elements, or of as many as their last axis has if these are more (gates).
+    """What tensors ask of a kernel, all of rows of `hidden` elements, or of as many as their last
+    axis has if these are more (gates).
 
-    Tensors that are neither contiguous nor evenly strided do not count: kernels are given copies, which are aligned.
+    Tensors that are neither contiguous nor evenly strided do not count: kernels are given copies,
+    which are aligned.
     """
     most, strided = ANY, False
     for tensor in tensors:
@@ -90,15 +99,19 @@ def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
             continue
         strided |= stride != length
         if device.kind == "gpu":
-            address = tensor.data_ptr() | (stride * tensor.element_size() if stride != length else 0) | WHOLE
+            address = (
+                tensor.data_ptr()
+                | (stride * tensor.element_size() if stride != length else 0)
+                | WHOLE
+            )
             if (aligned := address & -address) < WHOLE:
                 most = min(most, aligned // tensor.element_size())
     return Layout(most, strided)
 
 
 def row_stride(tensor: Tensor, length: int) -> int | None:
-    """Elements from one row of so many to the next, whatever the axes of a row and of the rows; None where the elements of a row are not side
-    by side, or the rows not evenly apart.
+    """Elements from one row of so many to the next, whatever the axes of a row and of the rows;
+    None where the elements of a row are not side by side, or the rows not evenly apart.
     """
     if tensor.is_contiguous():
         return length
@@ -120,14 +133,17 @@ def row_stride(tensor: Tensor, length: int) -> int | None:
 
 
 def matrix(tensor: Tensor, length: int) -> Tensor:
-    """A tensor as kernels take it, as (rows, length): evenly strided rows stay where they are, everything else that is not contiguous is copied."""
+    """A tensor as kernels take it, as (rows, length): evenly strided rows stay where they are,
+    everything else that is not contiguous is copied.
+    """
     tensor = tensor.resolve_neg()
     return (tensor.contiguous() if row_stride(tensor, length) is None else tensor).view(-1, length)
 
 
 def serves(kind: str) -> bool:
-    """True where kernels run on PyTorch's devices of a type, for code that torch.compile traces. The driver is asked for GPUs' tensors only:
-    it starts CUDA, which a process that works on the CPU and forks does not want.
+    """True where kernels run on PyTorch's devices of a type, for code that torch.compile traces.
+    The driver is asked for GPUs' tensors only: it starts CUDA, which a process that works on the
+    CPU and forks does not want.
     """
     return kind == "cpu" or (kind == "cuda" and _gpus())
 

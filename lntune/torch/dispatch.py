@@ -1,4 +1,6 @@
-"""From a call to a kernel: decide once per (device, operator, hidden size, dtype, row bucket), build or load once, remember."""
+"""From a call to a kernel: decide once per (device, operator, hidden size, dtype, row bucket),
+build or load once, remember.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,27 @@ from lntune.torch.untuned import UntunedWarning
 with contextlib.suppress(Exception):  # what is wrong with it is said when a kernel is loaded
     import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
 
-__all__ = ["Direct", "Kernel", "UntunedWarning", "choose", "kernel_for", "on_reload", "reload", "serve", "strict"]
+__all__ = [
+    "Direct",
+    "Kernel",
+    "UntunedWarning",
+    "choose",
+    "kernel_for",
+    "on_reload",
+    "reload",
+    "serve",
+    "strict",
+]
 
 Kernel = Callable[..., None]
 
 
 _lock = threading.RLock()
-# A process forks only between two decisions: a child that inherits the lock shut by another thread would wait for ever.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# A process forks only between two decisions: a child that inherits the lock shut by another thread
+# would wait for ever.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 _records: dict[tuple[Device, str], list[Record]] = {}
 _choices: dict[tuple[Device, Case], Choice] = {}
 _kernels: dict[tuple[Device, Case, devices.Layout], Kernel | None] = {}
@@ -69,9 +84,11 @@ class _Before:
 
 
 def strict(enabled: bool = True) -> _Before:
-    """From now on raise NotTunedError for a call whose case was not measured on this device, instead of stepping down.
+    """From now on raise NotTunedError for a call whose case was not measured on this device,
+    instead of stepping down.
 
-    `with lntune.strict():` does so in a block, in all threads. `LNTUNE_STRICT=1` in the environment does the same from the start.
+    `with lntune.strict():` does so in a block, in all threads. `LNTUNE_STRICT=1` in the environment
+    does the same from the start.
     """
     global _strict
     before, _strict = _strict, enabled
@@ -80,7 +97,9 @@ def strict(enabled: bool = True) -> _Before:
 
 
 def reload() -> None:
-    """Forget every decision and read the tuning logs again at the next call: after tuning in the same process."""
+    """Forget every decision and read the tuning logs again at the next call: after tuning in the
+    same process.
+    """
     with _lock:
         _records.clear()
         _choices.clear()
@@ -98,8 +117,9 @@ def on_reload(forget: Callable[[], None]) -> None:
 
 
 def choose(case: Case, device: Device | None = None) -> Choice:
-    """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none is given, decided on the logs as they
-    were when first asked. A schedule that fails when it is asked is left out, which is said once.
+    """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none
+    is given, decided on the logs as they were when first asked. A schedule that fails when it is
+    asked is left out, which is said once.
     """
     case, device = case.typical, device or device_module.current()
     with _lock:
@@ -112,7 +132,9 @@ def choose(case: Case, device: Device | None = None) -> Choice:
 
 def _choose(case: Case, device: Device, failed: dict[str, str]) -> None:
     """Decide on a case without the schedules that have failed, and say which fail."""
-    known = {name: s for name, s in schedule.for_op(case.op, device.kind).items() if name not in failed}
+    known = {
+        name: s for name, s in schedule.for_op(case.op, device.kind).items() if name not in failed
+    }
     choice = select(case, device, _records[device, case.op], known)
     faults = {**failed, **choice.faults}
     steps = (*(f"left out: {fault}" for fault in failed.values()), *choice.steps)
@@ -124,8 +146,8 @@ def _choose(case: Case, device: Device, failed: dict[str, str]) -> None:
 
 
 def _read(op: str, device: Device) -> list[Record]:
-    """The final measurements of an operator. Those of other devices only tell why they do not serve: a log of another device that cannot be
-    read is no loss.
+    """The final measurements of an operator. Those of other devices only tell why they do not
+    serve: a log of another device that cannot be read is no loss.
 
     Raises:
         LogError: a log of this device cannot be read.
@@ -140,14 +162,16 @@ def _read(op: str, device: Device) -> list[Record]:
 
 
 def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
-    """The kernel that serves a case, built or loaded now if need be; None where eager mode serves it.
+    """The kernel that serves a case, built or loaded now if need be; None where eager mode serves
+    it.
 
-    `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device, the CPU where there are none; where the
-    rows of one do not lie one behind the other, the same schedule serves with their distance left open (call the kernel with what
-    devices.matrix gives); and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
+    `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device,
+    the CPU where there are none; where the rows of one do not lie one behind the other, the same
+    schedule serves with their distance left open (call the kernel with what devices.matrix gives);
+    and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
 
-    Whatever goes wrong on the way to a kernel is said once, and eager mode serves; where it is a matter of files (a network drive that is away,
-    a disk that is full), it is tried again later.
+    Whatever goes wrong on the way to a kernel is said once, and eager mode serves; where it is a
+    matter of files (a network drive that is away, a disk that is full), it is tried again later.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -187,19 +211,27 @@ def _obtained(device: Device, case: Case, layout: devices.Layout) -> Kernel | No
         if passing:
             _again[key] = later
         # Once for all cases that have it: their files differ in their names.
-        what = (type(fault), fault.errno) if isinstance(fault, OSError) and fault.errno else (type(fault), str(fault))
+        what = (
+            (type(fault), fault.errno)
+            if isinstance(fault, OSError) and fault.errno
+            else (type(fault), str(fault))
+        )
         if what not in _said:
             _said.add(what)
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             again = " It is tried again later." if passing else ""
-            callers.warn(f"{untuned.name(case)} has no kernel, eager mode serves it: {reason}{again}", UntunedWarning)
+            callers.warn(
+                f"{untuned.name(case)} has no kernel, eager mode serves it: {reason}{again}",
+                UntunedWarning,
+            )
         return None
     _again.pop(key, None)
     return kernel
 
 
 def serve(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel:
-    """The kernel that serves a case; where eager mode does, PyTorch's operators behind the kernel's arguments. `tensors` as kernel_for's.
+    """The kernel that serves a case; where eager mode does, PyTorch's operators behind the kernel's
+    arguments. `tensors` as kernel_for's.
 
     Raises:
         NotTunedError, LntuneError: as kernel_for.
@@ -210,7 +242,9 @@ def serve(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel:
 def _stand_in(case: Case, *values: Any) -> None:
     arguments = ops.get(case.op).arguments(case)
     named = {a.name: value for a, value in zip(arguments, values, strict=True)}
-    made = ops.get(case.op).eager(case, {a.name: named[a.name] for a in arguments if a.role in ("in", "scalar")})
+    made = ops.get(case.op).eager(
+        case, {a.name: named[a.name] for a in arguments if a.role in ("in", "scalar")}
+    )
     for a in arguments:
         if a.role == "out":
             named[a.name].copy_(made[a.name])
@@ -221,21 +255,41 @@ def _stand_in(case: Case, *values: Any) -> None:
 def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
     choice = choose(case, device)
     if _strict:
-        for reason in (*choice.faults.values(), *(one.reason for one in schedule.left_out() if one.op in ("", case.op))):
+        for reason in (
+            *choice.faults.values(),
+            *(one.reason for one in schedule.left_out() if one.op in ("", case.op)),
+        ):
             raise ScheduleError(reason)
     if not choice.measured:
         outlived = choice.stale and choice.tier in ("exact", "eager")
         if _strict:
-            state = "was measured on this device before its schedule changed" if outlived else "was not measured on this device"
+            state = (
+                "was measured on this device before its schedule changed"
+                if outlived
+                else "was not measured on this device"
+            )
             command = untuned.Untuned(case, device, "").command
-            raise NotTunedError(f"{untuned.name(case)} {state} ({'; '.join(choice.steps)}). Run: {command}")
-        served = {"bucket": "the record of another row bucket", "near": "the record of a nearby hidden size", "default": "default knobs"}
-        untuned.met(case, device, {"exact": "that record", **served}.get(choice.tier, "eager mode"), outlived)
+            raise NotTunedError(
+                f"{untuned.name(case)} {state} ({'; '.join(choice.steps)}). Run: {command}"
+            )
+        served = {
+            "bucket": "the record of another row bucket",
+            "near": "the record of a nearby hidden size",
+            "default": "default knobs",
+        }
+        untuned.met(
+            case,
+            device,
+            {"exact": "that record", **served}.get(choice.tier, "eager mode"),
+            outlived,
+        )
     if choice.tier == "eager":
         return None
     plan = schedule.get(choice.schedule, case.op)
     try:
-        setting = narrowed(knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest)
+        setting = narrowed(
+            knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest
+        )
         return None if setting is None else _built(case, plan, setting, device, layout)
     except ScheduleError as e:  # of the schedule itself: another may do
         if _strict:
@@ -244,7 +298,9 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     return _obtain(device, case, layout)
 
 
-def _built(case: Case, plan: schedule.Schedule, setting: Any, device: Device, layout: devices.Layout) -> Kernel:
+def _built(
+    case: Case, plan: schedule.Schedule, setting: Any, device: Device, layout: devices.Layout
+) -> Kernel:
     """The kernel for tensors of a layout."""
     try:
         return cache.kernel(case, plan, setting, device, layout.strided)
@@ -261,13 +317,17 @@ def _with_copies(kernel: Kernel, *values: Any) -> None:
 
 
 class Direct:
-    """The direct calls of one operator: a `lntune.kernels.direct.Table` made when the first kernel is there, forgotten on reload.
+    """The direct calls of one operator: a `lntune.kernels.direct.Table` made when the first kernel
+    is there, forgotten on reload.
 
-    `names` says which argument of the kernels each argument of a call is. Where a table cannot be made every call takes the
-    general path, which is slower by some microseconds and otherwise the same; `lntune doctor` says so. `record` is as Table's.
+    `names` says which argument of the kernels each argument of a call is. Where a table cannot be
+    made every call takes the general path, which is slower by some microseconds and otherwise the
+    same; `lntune doctor` says so. `record` is as Table's.
     """
 
-    def __init__(self, signature: str, names: tuple[str, ...], record: ctypes.c_void_p | None = None) -> None:
+    def __init__(
+        self, signature: str, names: tuple[str, ...], record: ctypes.c_void_p | None = None
+    ) -> None:
         self.call: Callable[..., Any] = _unknown
         self.serves: Callable[..., Any] = _unknown
         self._signature, self._names, self._record = signature, names, record
@@ -275,12 +335,15 @@ class Direct:
         self._later = Later()
         on_reload(self.forget)
 
-    def remember(self, case: Case, kernel: Kernel, call: tuple[Any, ...], recorded: bool = False) -> None:
-        """Have calls like `call`, in the row bucket of `case`, served directly by this kernel; `recorded`: those whose gradients are recorded,
-        instead of the others.
+    def remember(
+        self, case: Case, kernel: Kernel, call: tuple[Any, ...], recorded: bool = False
+    ) -> None:
+        """Have calls like `call`, in the row bucket of `case`, served directly by this kernel;
+        `recorded`: those whose gradients are recorded, instead of the others.
         """
         with _lock:
-            if isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
+            # copies its arguments; only kernels can be called from C
+            if isinstance(kernel, functools.partial):
                 return
             if self._table is None and not self._later.due:
                 return
@@ -288,8 +351,17 @@ class Direct:
                 with self._later.trying():
                     self._table = self._table or Table(self._signature, record=self._record)
                     first, last = BUCKETS[case.bucket]
-                    bits = (first.bit_length(), last.bit_length())  # a bucket is a range of bit lengths
-                    known = self._table.remember(kernel, ops.get(case.op).arguments(case), self._names, bits, call, case, recorded)
+                    # a bucket is a range of bit lengths
+                    bits = (first.bit_length(), last.bit_length())
+                    known = self._table.remember(
+                        kernel,
+                        ops.get(case.op).arguments(case),
+                        self._names,
+                        bits,
+                        call,
+                        case,
+                        recorded,
+                    )
             except _OURS:
                 raise
             except Exception:  # the general path serves as well

@@ -23,10 +23,12 @@ SERVED_BY = {
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune why`.
+    """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune
+    why`.
 
-    `tier` is a key of SERVED_BY, `schedule` and `knobs` are the kernel's (empty for eager mode), `steps` what was looked at, in order;
-    `tuned_us` and `eager_us` are the medians of the record that it rests on, `stale` and `disturbed` say what speaks against that record.
+    `tier` is a key of SERVED_BY, `schedule` and `knobs` are the kernel's (empty for eager mode),
+    `steps` what was looked at, in order; `tuned_us` and `eager_us` are the medians of the record
+    that it rests on, `stale` and `disturbed` say what speaks against that record.
     """
 
     case: dict[str, Any]
@@ -43,27 +45,44 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """The case, in words."""
-        return f"{self.case['op']} hidden {self.case['hidden']} {self.case['dtype']} rows {self.case['rows']}{self.device and f' on {self.device}'}"
+        return (
+            f"{self.case['op']} hidden {self.case['hidden']} {self.case['dtype']} rows"
+            f" {self.case['rows']}{self.device and f' on {self.device}'}"
+        )
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """What serves, and how it came to that, in lines: what stands before a sentence, and the sentence."""
-        kernel = [("  ", f"{self.schedule} {knobs_module.describe(self.knobs)}")] if self.schedule else []
-        return [(f"{self.title}: ", f"served by {SERVED_BY[self.tier]}"), *kernel, *(("  - ", step) for step in self.steps)]
+        """What serves, and how it came to that, in lines: what stands before a sentence, and the
+        sentence.
+        """
+        kernel = (
+            [("  ", f"{self.schedule} {knobs_module.describe(self.knobs)}")]
+            if self.schedule
+            else []
+        )
+        return [
+            (f"{self.title}: ", f"served by {SERVED_BY[self.tier]}"),
+            *kernel,
+            *(("  - ", step) for step in self.steps),
+        ]
 
     def __str__(self) -> str:
         return "\n".join(lead + sentence for lead, sentence in self.lines)
 
 
-def explain(op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = "cpu") -> Explanation:
-    """Which kernel serves calls of an operator, and why: decided on the tuning logs, as a call decides it.
+def explain(
+    op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = "cpu"
+) -> Explanation:
+    """Which kernel serves calls of an operator, and why: decided on the tuning logs, as a call
+    decides it.
 
     Args:
         op: such as "layer_norm"; `lntune ops` lists them.
         hidden: elements of a row.
         dtype: of the input: a torch.dtype or its name.
         rows: number of rows; what serves one number serves its bucket.
-        target: "cpu", or a GPU, which need not be here: "cuda" (the one that is), "cuda:sm_90", "nvidia/nvidia-h100".
+        target: "cpu", or a GPU, which need not be here: "cuda" (the one that is), "cuda:sm_90",
+            "nvidia/nvidia-h100".
 
     Raises:
         UnknownNameError: there is no such operator or target.
@@ -76,12 +95,23 @@ def explain(op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target:
     if dtype == "float64" or hidden > MAX_HIDDEN:
         what = "float64" if dtype == "float64" else f"hidden {hidden}, above {MAX_HIDDEN},"
         asked = {"op": op, "hidden": hidden, "dtype": dtype, "rows": rows}
-        return Explanation(case=asked, device=where, tier="eager", steps=(f"eager: {what} is not built; PyTorch serves it",))
+        return Explanation(
+            case=asked,
+            device=where,
+            tier="eager",
+            steps=(f"eager: {what} is not built; PyTorch serves it",),
+        )
     case = Case(op, hidden, dtype, rows)
     choice = dispatch.choose(case, device)
     record = choice.record
     return Explanation(
-        case={"op": op, "hidden": hidden, "dtype": dtype, "rows": rows, "bucket": bucket_label(case.bucket)},
+        case={
+            "op": op,
+            "hidden": hidden,
+            "dtype": dtype,
+            "rows": rows,
+            "bucket": bucket_label(case.bucket),
+        },
         device=where,
         tier=choice.tier,
         schedule=choice.schedule,

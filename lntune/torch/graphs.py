@@ -1,8 +1,11 @@
-"""Time loops on a GPU as CUDA graphs: captured when a loop comes again with tensors of the same shapes, and replayed from then on.
+"""Time loops on a GPU as CUDA graphs: captured when a loop comes again with tensors of the same
+shapes, and replayed from then on.
 
-A time step's kernels take a GPU less time than a CPU needs to launch them; replaying all steps at once leaves the GPU the only one that
-counts (Gray: *Getting Started with CUDA Graphs*, NVIDIA developer blog, 2019). What a replay costs beside is a copy of the inputs to
-where the graph reads them and one of the outputs from where it writes them, and the memory of both, for at most CAPACITY graphs at a time.
+A time step's kernels take a GPU less time than a CPU needs to launch them; replaying all steps at
+once leaves the GPU the only one that counts (Gray: *Getting Started with CUDA Graphs*, NVIDIA
+developer blog, 2019). What a replay costs beside is a copy of the inputs to where the graph reads
+them and one of the outputs from where it writes them, and the memory of both, for at most CAPACITY
+graphs at a time.
 
 `LNTUNE_CUDA_GRAPHS=0` leaves every loop as it is.
 """
@@ -26,13 +29,19 @@ from lntune.torch import devices, dispatch
 CAPACITY = 8
 """Graphs kept; beyond, the one that was not used for longest is dropped, with its memory."""
 REMEMBERED = 256
-"""Loops that are remembered without a graph, those called last: where every batch has a length of its own, none of them may ever come again."""
+"""Loops that are remembered without a graph, those called last: where every batch has a length of
+its own, none of them may ever come again.
+"""
 _AGAIN = 2
-"""The call of its kind at which a loop is captured: the first one builds and loads kernels, and may be the only one."""
+"""The call of its kind at which a loop is captured: the first one builds and loads kernels, and may
+be the only one.
+"""
 
 Loop = Callable[..., tuple[Tensor, ...]]
 _lock = threading.RLock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 @dataclass
@@ -49,24 +58,35 @@ class _Seen:
 _seen: OrderedDict[Any, _Seen] = OrderedDict()
 
 
-def run(loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """loop(*tensors, *options), whose outputs are new tensors; by a graph on a GPU where it comes again.
+def run(
+    loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """loop(*tensors, *options), whose outputs are new tensors; by a graph on a GPU where it comes
+    again.
 
-    A loop computes the same for the same arguments, does nothing that waits for the GPU, and keeps nothing.
+    A loop computes the same for the same arguments, does nothing that waits for the GPU, and keeps
+    nothing.
     """
     there = [t for t in tensors if t is not None]
     if not _possible(there[0].device):
         return loop(*tensors, *options)
-    key = loop, tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors), _hashable(options), _stream(there[0].device)
-    # Tensors of a graph are none of inference mode, outside of which they could not be written to. And two threads on one stream must not
-    # replay between each other's copies.
+    key = (
+        loop,
+        tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors),
+        _hashable(options),
+        _stream(there[0].device),
+    )
+    # Tensors of a graph are none of inference mode, outside of which they could not be written to.
+    # And two threads on one stream must not replay between each other's copies.
     with _lock, torch.inference_mode(False), torch.no_grad():
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
         if len(_seen) > CAPACITY + REMEMBERED:  # graphs are CAPACITY at most, and so is the search
             del _seen[next(old for old, other in _seen.items() if other.replay is None)]
-        if seen.replay is None and (seen.plain or seen.calls < _AGAIN or not _captured(seen, loop, tensors, options)):
+        if seen.replay is None and (
+            seen.plain or seen.calls < _AGAIN or not _captured(seen, loop, tensors, options)
+        ):
             return loop(*tensors, *options)
         assert seen.inputs is not None
         assert seen.replay is not None
@@ -85,21 +105,33 @@ dispatch.on_reload(forget)
 
 
 def _possible(place: torch.device) -> bool:
-    """True where a loop may be captured: on a GPU, and not while somebody else captures what it does."""
+    """True where a loop may be captured: on a GPU, and not while somebody else captures what it
+    does.
+    """
     device = devices.of(place)
     if device is None or device.kind != "gpu" or os.environ.get("LNTUNE_CUDA_GRAPHS", "1") == "0":
         return False
     return not (place.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
-def _captured(seen: _Seen, loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> bool:
+def _captured(
+    seen: _Seen, loop: Loop, tensors: Sequence[Tensor | None], options: tuple[Any, ...]
+) -> bool:
     """Capture the loop on tensors of its own; False where it cannot be, now or later."""
-    own = [None if t is None else t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+    own = [
+        None if t is None else t.detach().clone(memory_format=torch.contiguous_format)
+        for t in tensors
+    ]
     try:
-        seen.outputs, seen.replay = capture(lambda: loop(*own, *options), next(t for t in own if t is not None).device)
+        seen.outputs, seen.replay = capture(
+            lambda: loop(*own, *options), next(t for t in own if t is not None).device
+        )
     except Exception as e:
         seen.plain = True
-        callers.warn(f"a time loop cannot be captured as a CUDA graph and runs without one: {e}", RuntimeWarning)
+        callers.warn(
+            f"a time loop cannot be captured as a CUDA graph and runs without one: {e}",
+            RuntimeWarning,
+        )
         return False
     seen.inputs = [t for t in own if t is not None]
     graphs = [key for key, other in _seen.items() if other.replay is not None]
@@ -108,8 +140,12 @@ def _captured(seen: _Seen, loop: Loop, tensors: Sequence[Tensor | None], options
     return True
 
 
-def capture(call: Callable[[], tuple[Tensor, ...]], place: torch.device) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-    """(the outputs of a call, a function that has the GPU do again what the call did, into the same outputs)."""
+def capture(
+    call: Callable[[], tuple[Tensor, ...]], place: torch.device
+) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+    """(the outputs of a call, a function that has the GPU do again what the call did, into the same
+    outputs).
+    """
     with torch.cuda.device(place):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -117,7 +153,8 @@ def capture(call: Callable[[], tuple[Tensor, ...]], place: torch.device) -> tupl
             call()  # libraries set up on a stream what they may not while it is captured
         torch.cuda.current_stream().wait_stream(stream)
         made: list[tuple[Tensor, ...]] = []
-        again = record(lambda: made.append(call()), stream, "thread_local")  # other threads of the process may go on calling CUDA meanwhile
+        # other threads of the process may go on calling CUDA meanwhile
+        again = record(lambda: made.append(call()), stream, "thread_local")
 
     def replay() -> None:
         with torch.cuda.device(place):
@@ -127,7 +164,9 @@ def capture(call: Callable[[], tuple[Tensor, ...]], place: torch.device) -> tupl
 
 
 def _stream(place: torch.device) -> int:
-    """The current stream: a graph is replayed on the one it was captured for, so that its buffers are never used by two at once."""
+    """The current stream: a graph is replayed on the one it was captured for, so that its buffers
+    are never used by two at once.
+    """
     return int(torch.cuda.current_stream(place).cuda_stream) if place.type == "cuda" else 0
 
 

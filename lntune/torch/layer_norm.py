@@ -1,13 +1,15 @@
 """torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
 
-* no gradient wanted: a direct call, one step of C from the arguments to the kernel, without autograd and dispatcher;
-* gradients: such a call that keeps the statistics, with a backward attached to its output in C++ (layer_norm_node); until that is
-  compiled, which the first backward has done, and for rows of several dimensions and tensors on GPUs, an autograd.Function of two
-  such calls;
+* no gradient wanted: a direct call, one step of C from the arguments to the kernel, without
+  autograd and dispatcher;
+* gradients: such a call that keeps the statistics, with a backward attached to its output in C++
+  (layer_norm_node); until that is compiled, which the first backward has done, and for rows of
+  several dimensions and tensors on GPUs, an autograd.Function of two such calls;
 * under torch.compile: the custom op `lntune::layer_norm`.
 
-Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch modes) goes to PyTorch, and so does what
-writes a program for elsewhere (torch.export, torch.onnx, torch.jit, torch.fx): that holds PyTorch's own norm.
+Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch
+modes) goes to PyTorch, and so does what writes a program for elsewhere (torch.export, torch.onnx,
+torch.jit, torch.fx): that holds PyTorch's own norm.
 """
 
 from __future__ import annotations
@@ -50,11 +52,13 @@ _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
-# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
+# names.
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
 _direct = dispatch.Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)
-_saving = dispatch.Direct(_SIGNATURE, _NAMES)  # for autograd.Function: with the statistics a backward takes
+# for autograd.Function: with the statistics a backward takes
+_saving = dispatch.Direct(_SIGNATURE, _NAMES)
 
 
 def layer_norm(
@@ -64,14 +68,17 @@ def layer_norm(
     bias: Tensor | None = None,  # normalized_shape
     eps: float = 1e-5,
 ) -> Tensor:
-    """Layer normalization over the last dimensions; the signature and the result of torch.nn.functional.layer_norm.
+    """Layer normalization over the last dimensions; the signature and the result of
+    torch.nn.functional.layer_norm.
 
-    float32, float16 and bfloat16 on CPUs and NVIDIA GPUs run on the kernel tuned for the device, hidden size and number of rows;
-    everything else, and every case in which eager measured faster, is PyTorch's. weight and bias may each be left out, and
-    each is in the input's dtype or float32. (Ba, Kiros, Hinton 2016, eqs. 3-4.)
+    float32, float16 and bfloat16 on CPUs and NVIDIA GPUs run on the kernel tuned for the device,
+    hidden size and number of rows; everything else, and every case in which eager measured faster,
+    is PyTorch's. weight and bias may each be left out, and each is in the input's dtype or float32.
+    (Ba, Kiros, Hinton 2016, eqs. 3-4.)
 
     Raises:
-        InputError: a shape, dtype or device that does not fit, or an eps that is no number, naming the argument.
+        InputError: a shape, dtype or device that does not fit, or an eps that is no number, naming
+            the argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
     if _dynamo_compiling():
@@ -96,10 +103,12 @@ def layer_norm_forward(
     bias: Tensor | None = None,  # normalized_shape
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rstd): layer normalization with the statistics of its rows, which `lntune.layer_norm_backward` takes.
+    """(y, mean, rstd): layer normalization with the statistics of its rows, which
+    `lntune.layer_norm_backward` takes.
 
-    The arguments of torch.native_layer_norm. mean and rstd = 1 / sqrt(variance + eps) have the shape (rows,); they are float32 whatever the
-    dtype of the input, float64 for one in float64. y can be differentiated, the statistics of a kernel's call cannot.
+    The arguments of torch.native_layer_norm. mean and rstd = 1 / sqrt(variance + eps) have the
+    shape (rows,); they are float32 whatever the dtype of the input, float64 for one in float64. y
+    can be differentiated, the statistics of a kernel's call cannot.
 
     Raises:
         InputError, NotTunedError: as layer_norm.
@@ -108,18 +117,27 @@ def layer_norm_forward(
         return torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     if served(input, weight, bias, math.prod(shape)) and usual(eps):
-        made: tuple[Tensor, Tensor, Tensor] = torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)
+        made: tuple[Tensor, Tensor, Tensor] = torch.ops.lntune.layer_norm(
+            input, list(shape), weight, bias, eps, True
+        )
         return made
     return _native(input, shape, weight, bias, eps)
 
 
-def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _any(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
     """Every call that is not ready to go: checked, and prepared for the next time."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
     if overridden(input, weight, bias):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
-    if isinstance(input, Tensor) and (input.is_nested or _tracing()):  # no sizes to check, or sizes that are tensors
+    # no sizes to check, or sizes that are tensors
+    if isinstance(input, Tensor) and (input.is_nested or _tracing()):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
@@ -137,7 +155,8 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
         return _eager(input, shape, weight, bias, eps)
     if watched:
         return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)[0]  # type: ignore[no-any-return]
-    # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be contiguous and have it.
+    # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be
+    # contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
         node = grad and len(shape) == 1 and input.device.type == "cpu" and layer_norm_node.ready()
         call = (input, shape, weight, bias, float(eps))
@@ -149,11 +168,21 @@ def _any(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, 
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
 
 
-def _case(rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, stats: bool) -> Case:
-    return Case(NAME, hidden, NAMES[input.dtype], max(rows, 1), variant(kind(weight, input), kind(bias, input), stats))
+def _case(
+    rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, stats: bool
+) -> Case:
+    return Case(
+        NAME,
+        hidden,
+        NAMES[input.dtype],
+        max(rows, 1),
+        variant(kind(weight, input), kind(bias, input), stats),
+    )
 
 
-def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _eager(
+    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """PyTorch's layer norm."""
     if input.device.type == "cuda" and mixed(input, weight, bias):
         x, weight, bias = in_float32(input, weight, bias)
@@ -161,36 +190,61 @@ def _eager(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
     return functional.layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
 
 
-def _native(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's (y, mean, rstd), the statistics as a kernel gives them: of shape (rows,), in float32 or wider."""
+def _native(
+    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's (y, mean, rstd), the statistics as a kernel gives them: of shape (rows,), in
+    float32 or wider.
+    """
     y, *stats = native(input, shape, weight, bias, eps)
     mean, rstd = (s.to(torch.promote_types(s.dtype, torch.float32)).flatten() for s in stats)
     return y, mean, rstd
 
 
 def _run(
-    kernel: Callable[..., None], input: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+    kernel: Callable[..., None],
+    input: Tensor,
+    hidden: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Call the kernel on any layout: (y shaped as the input and contiguous, mean (rows,), rstd (rows,))."""
+    """Call the kernel on any layout: (y shaped as the input and contiguous, mean (rows,), rstd
+    (rows,)).
+    """
     x = devices.matrix(input, hidden)
     y = torch.empty_like(input, memory_format=torch.contiguous_format)
     affine = [v.contiguous().resolve_neg().view(-1) for v in (weight, bias) if v is not None]
     if not stats:
         kernel(x, *affine, eps, y.view(-1, hidden))
         return y, None, None
-    mean = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)  # said, because torch.device may be in force
+    # said, because torch.device may be in force
+    mean = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     kernel(x, *affine, eps, y.view(-1, hidden), mean, rstd)
     return y, mean, rstd
 
 
 class _LayerNorm(torch.autograd.Function):
-    """Forward and backward on kernels; while the backward is recorded it is PyTorch's, which can be differentiated again."""
+    """Forward and backward on kernels; while the backward is recorded it is PyTorch's, which can be
+    differentiated again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, kernel: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        shape: tuple[int, ...],
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        kernel: Any,
+    ) -> Tensor:
         made = (
-            _saving.call(input, shape, weight, bias, eps) if kernel is None else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
+            _saving.call(input, shape, weight, bias, eps)
+            if kernel is None
+            else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
         )
         if made is None:  # forgotten by another thread since it was asked whether it serves
             made = _native(input, shape, weight, bias, eps)
@@ -203,47 +257,79 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, rstd = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
-        dx, dgamma, dbeta = layer_norm_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        dx, dgamma, dbeta = layer_norm_backward(
+            dy, input, ctx.shape, mean, rstd, weight, bias, wanted
+        )
         if layer_norm_node.compile_once():
             _saving.forget()
         return dx, None, dgamma, dbeta, None, None
 
 
-def _compiled(input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _compiled(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """What torch.compile and torch.export trace."""
     shape = list(normalized_shape)  # which may be symbols, and then stay such
-    # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no forward-mode derivative, and its
-    # tangent would be taken for zero). An exported program shall run where lntune is not.
-    if _exporting() or not devices.serves(input.device.type) or input.dtype not in NAMES or isinstance(eps, Tensor) or transformed():
+    # vmap, grad and jvp inside compiled code want PyTorch's own formulas (a custom op has no
+    # forward-mode derivative, and its tangent would be taken for zero). An exported program shall
+    # run where lntune is not.
+    if (
+        _exporting()
+        or not devices.serves(input.device.type)
+        or input.dtype not in NAMES
+        or isinstance(eps, Tensor)
+        or transformed()
+    ):
         return _eager(input, tuple(shape), weight, bias, eps)
     if lifted(input):
         input, weight, bias = in_float32(input, weight, bias)
-    y, _, _ = torch.ops.lntune.layer_norm(input, shape, weight, bias, eps, recorded(input, weight, bias))
+    y, _, _ = torch.ops.lntune.layer_norm(
+        input, shape, weight, bias, eps, recorded(input, weight, bias)
+    )
     return y  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types=("cpu", "cuda"))
 def layer_norm_op(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd); the statistics are float32 of shape (rows,), or empty without `stats`."""
     shape = check_arguments(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
     ours = rows and hidden <= MAX_HIDDEN and usual(eps)
-    kernel = dispatch.kernel_for(_case(rows, hidden, input, weight, bias, stats), there(input, weight, bias)) if ours else None
+    kernel = (
+        dispatch.kernel_for(
+            _case(rows, hidden, input, weight, bias, stats), there(input, weight, bias)
+        )
+        if ours
+        else None
+    )
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
         y, mean, rstd = _native(input, shape, weight, bias, eps)
     if not stats or mean is None or rstd is None:
-        mean, rstd = input.new_empty(0, dtype=torch.float32), input.new_empty(0, dtype=torch.float32)
+        mean, rstd = (
+            input.new_empty(0, dtype=torch.float32),
+            input.new_empty(0, dtype=torch.float32),
+        )
     return y, mean, rstd
 
 
 @layer_norm_op.register_fake
 def _fake(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, stats: bool
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(input, normalized_shape, weight, bias, eps)
     leading = input.shape[: input.ndim - len(normalized_shape)]
@@ -252,7 +338,9 @@ def _fake(
     return y, input.new_empty(rows, dtype=torch.float32), input.new_empty(rows, dtype=torch.float32)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     input, shape, weight, bias, eps, stats = inputs
     _, mean, rstd = output
     ctx.shape, ctx.eps, ctx.stats = shape, eps, stats
@@ -268,7 +356,9 @@ def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, .
     if torch.is_grad_enabled():
         dx, dgamma, dbeta = eager_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
         return dx, None, dgamma, dbeta, None, None
-    made = torch.ops.lntune.layer_norm_backward(dy, input, ctx.shape, mean, rstd, weight, bias, list(wanted))
+    made = torch.ops.lntune.layer_norm_backward(
+        dy, input, ctx.shape, mean, rstd, weight, bias, list(wanted)
+    )
     dx, dgamma, dbeta = (m if want else None for m, want in zip(made, wanted, strict=True))
     return dx, None, dgamma, dbeta, None, None
 

@@ -1,4 +1,6 @@
-"""The backward of layer norm as a node of PyTorch's autograd graph: compiled, loaded, told its kernels (`layer_norm_node.cpp` says why)."""
+"""The backward of layer norm as a node of PyTorch's autograd graph: compiled, loaded, told its
+kernels (`layer_norm_node.cpp` says why).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from lntune.torch import dispatch
 
 SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"
 RECORD = ctypes.c_void_p()
-"""For tables of direct calls: where the address of the function that attaches a node to an output is, once it is there."""
+"""For tables of direct calls: where the address of the function that attaches a node to an output
+is, once it is there.
+"""
 # What a kernel's argument is called in the C++, in the order of its enum.
 _ORDER = ("dy", "x", "mean", "rstd", "weight", "dx", "dgamma", "dbeta")
 
@@ -28,11 +32,17 @@ def _build() -> native.Build:
     folder = Path(torch.__file__).parent
     includes = (str(folder / "include"), *exchange.includes())
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    return native.Build(includes, ("-std=c++20", abi), (f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"), torch.__version__)
+    return native.Build(
+        includes,
+        ("-std=c++20", abi),
+        (f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"),
+        torch.__version__,
+    )
 
 
 def ensure_library() -> None:
-    """Compile the C++ if it is not there yet (some ten seconds, once per machine and release of PyTorch).
+    """Compile the C++ if it is not there yet (some ten seconds, once per machine and release of
+    PyTorch).
 
     Raises:
         BuildError: it cannot be compiled or stored.
@@ -41,7 +51,9 @@ def ensure_library() -> None:
 
 
 def ready() -> bool:
-    """True where nodes can be had without compiling: they are loaded, or lie in the cache and are loaded now."""
+    """True where nodes can be had without compiling: they are loaded, or lie in the cache and are
+    loaded now.
+    """
     if _loaded:
         return True
     try:
@@ -52,15 +64,15 @@ def ready() -> bool:
 
 
 def compile_once() -> bool:
-    """True where nodes are there now and were not before: the C++ is compiled at the first call in a process, and not tried again but for a
-    fault that may have passed.
+    """True where nodes are there now and were not before: the C++ is compiled at the first call in
+    a process, and not tried again but for a fault that may have passed.
     """
     return not _loaded and not reason_missing()
 
 
 def reason_missing() -> str:
-    """Why there are no such nodes in this process, so that autograd.Function serves; empty where there are, which are loaded then. What may
-    pass, a full disk, is tried again later.
+    """Why there are no such nodes in this process, so that autograd.Function serves; empty where
+    there are, which are loaded then. What may pass, a full disk, is tried again later.
     """
     if _loaded:
         return ""
@@ -78,7 +90,9 @@ def reason_missing() -> str:
 def _load() -> None:
     exchange.require_table()
     library = native.load(SOURCE, ctypes.CDLL, _build())
-    functions = exchange.functions("TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef")
+    functions = exchange.functions(
+        "TVMFFIFunctionCall", "TVMFFIErrorMoveFromRaised", "TVMFFIObjectDecRef"
+    )
     library.lntune_layer_norm_node_init(*functions)
     RECORD.value = ctypes.cast(library.lntune_layer_norm_node_record, ctypes.c_void_p).value
     number, numbers = ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
@@ -92,11 +106,19 @@ _later = Later()
 _loaded: list[ctypes.CDLL] = []
 
 
-def remember(case: Case, kernel: Callable[..., None] | None, weight: str | None, bias: str | None, wanted: tuple[bool, bool, bool]) -> None:
-    """Serve backwards of a case, in its row bucket, by a kernel, by PyTorch's operator where that is None. `weight` and `bias` are "same"
-    (in the dtype of x), "float32" or None; `wanted` is for dx, dgamma, dbeta.
+def remember(
+    case: Case,
+    kernel: Callable[..., None] | None,
+    weight: str | None,
+    bias: str | None,
+    wanted: tuple[bool, bool, bool],
+) -> None:
+    """Serve backwards of a case, in its row bucket, by a kernel, by PyTorch's operator where that
+    is None. `weight` and `bias` are "same" (in the dtype of x), "float32" or None; `wanted` is for
+    dx, dgamma, dbeta.
     """
-    if not _loaded or isinstance(kernel, functools.partial):  # copies its arguments; only kernels can be called from C
+    # copies its arguments; only kernels can be called from C
+    if not _loaded or isinstance(kernel, functools.partial):
         return
     kinds = {None: 0, "same": dtype_number(case.dtype), "float32": dtype_number("float32")}
     if kernel is None and not (case.dtype == "float32" and kinds[weight] < 2 and kinds[bias] < 2):  # noqa: PLR2004
@@ -109,7 +131,9 @@ def remember(case: Case, kernel: Callable[..., None] | None, weight: str | None,
         handle = kernel.__chandle__()  # type: ignore[attr-defined]
         _kept[handle] = kernel
     described = (case.hidden, kinds["same"], kinds[weight], kinds[bias], mask, *rows, len(order))
-    _loaded[0].lntune_layer_norm_node_remember(handle, *described, (ctypes.c_int64 * len(order))(*order))
+    _loaded[0].lntune_layer_norm_node_remember(
+        handle, *described, (ctypes.c_int64 * len(order))(*order)
+    )
 
 
 _kept: dict[int, Callable[..., None]] = {}  # kernels that the C++ points to

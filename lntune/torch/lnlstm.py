@@ -1,4 +1,5 @@
-"""One step of an LSTM with layer normalization, as a function of tensors; the matrix products are the caller's.
+"""One step of an LSTM with layer normalization, as a function of tensors; the matrix products are
+the caller's.
 
 * no gradient wanted: a direct call of the kernel;
 * gradients: an autograd.Function, whose forward keeps the statistics for the backward's kernel;
@@ -40,14 +41,16 @@ _dynamo_compiling = torch.compiler.is_dynamo_compiling
 _exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
-# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
+# names.
 _SIGNATURE = "tttottoof"
 _NAMES = (*TENSORS, "eps")
 _direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
 
 
 def lnlstm_step(
-    gates_x: Tensor,  # (batch, 4 * hidden): W_x x[t], or with weight_x None what is added to z as it is
+    # (batch, 4 * hidden): W_x x[t], or with weight_x None what is added to z as it is
+    gates_x: Tensor,
     gates_h: Tensor,  # (batch, 4 * hidden): W_h h[t-1]
     c: Tensor,  # (batch, hidden)
     weight_x: Tensor | None,  # (4 * hidden,)
@@ -65,13 +68,16 @@ def lnlstm_step(
         c[t] = sigmoid(f) c[t-1] + sigmoid(i) tanh(g)
         h[t] = sigmoid(o) tanh(LN(c[t]; weight_c) + bias_c)
 
-    Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22; `bias` is the sum of all vectors that are
-    added to z. `weight_x` None: the input's part is already normalized, with its gain (for a whole sequence at once). `carried`:
-    the cell is carried normalized, c[t] = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons. `per_gate`: each of the
-    four gates is normalized by itself, as in TensorFlow's LayerNormBasicLSTMCell (PyTorch's operators serve that).
+    Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22; `bias`
+    is the sum of all vectors that are added to z. `weight_x` None: the input's part is already
+    normalized, with its gain (for a whole sequence at once). `carried`: the cell is carried
+    normalized, c[t] = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons. `per_gate`:
+    each of the four gates is normalized by itself, as in TensorFlow's LayerNormBasicLSTMCell
+    (PyTorch's operators serve that).
 
     Raises:
-        InputError: a shape or dtype that does not fit, or an eps that is no number, naming the argument.
+        InputError: a shape or dtype that does not fit, or an eps that is no number, naming the
+            argument.
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
     tensors: Any = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
@@ -95,9 +101,14 @@ def lnlstm_step(
     return _any(dict(zip(TENSORS, tensors, strict=True)), eps, carried, per_gate)
 
 
-def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool) -> tuple[Tensor, Tensor]:
-    """Every call that is not ready to go: checked, and prepared for the next time. `given` has all tensors in the order of the call."""
-    # torch.jit.trace and torch.fx record the formula, sizes are tensors there; subclasses of tensors take PyTorch's operators.
+def _any(
+    given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: bool
+) -> tuple[Tensor, Tensor]:
+    """Every call that is not ready to go: checked, and prepared for the next time. `given` has all
+    tensors in the order of the call.
+    """
+    # torch.jit.trace and torch.fx record the formula, sizes are tensors there; subclasses of
+    # tensors take PyTorch's operators.
     if _tracing() or overridden(*given.values()):
         return formula(*(*given.values(), eps, carried, per_gate))  # type: ignore[arg-type]
     c = _check(given, eps)
@@ -108,7 +119,13 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
     values: Any = [there.get(name) for name in given]
     watched = rebuilt(*values)
     serves = served_unwatched if watched else served
-    if not rows or per_gate or not usual(eps) or hidden > MAX_HIDDEN // 4 or not all(serves(t, None, None, hidden) for t in there.values()):
+    if (
+        not rows
+        or per_gate
+        or not usual(eps)
+        or hidden > MAX_HIDDEN // 4
+        or not all(serves(t, None, None, hidden) for t in there.values())
+    ):
         return formula(*(*values, eps, carried, per_gate))
     stats = recorded(*values)
     case = case_of(NAME, there, rows, carried, stats)
@@ -119,20 +136,31 @@ def _any(given: dict[str, Tensor | None], eps: float, carried: bool, per_gate: b
         return torch.ops.lntune.lnlstm_step(*values, float(eps), carried, True)[:2]  # type: ignore[no-any-return]
     if stats:
         return _Step.apply(float(eps), carried, *values)  # type: ignore[no-any-return, no-untyped-call]
-    if hidden > 1 and not any(t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()):
+    if hidden > 1 and not any(
+        t is not None and (t.dtype != dtype or t.is_neg()) for t in given.values()
+    ):
         _direct[carried].remember(case, kernel, (*given.values(), float(eps)))
     h, c_new, _ = _run(there, float(eps), carried, stats=False)
     return h, c_new
 
 
 def _plain(there: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as kernels take them: matrices (rows, ...) as devices.matrix gives them, vectors contiguous."""
+    """The tensors as kernels take them: matrices (rows, ...) as devices.matrix gives them, vectors
+    contiguous.
+    """
     matrices = ("gates_x", "gates_h", "c")
-    return {name: devices.matrix(t, t.shape[-1]) if name in matrices else t.contiguous().resolve_neg() for name, t in there.items()}
+    return {
+        name: devices.matrix(t, t.shape[-1]) if name in matrices else t.contiguous().resolve_neg()
+        for name, t in there.items()
+    }
 
 
-def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, c, statistics), the first two shaped as the cell, the statistics (number of them, rows) or empty."""
+def _run(
+    there: dict[str, Tensor], eps: float, carried: bool, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, c, statistics), the first two shaped as the cell, the statistics (number of them, rows)
+    or empty.
+    """
     shape, plain = there["c"].shape, _plain(there)
     c = plain["c"]
     case = case_of(NAME, plain, c.shape[0], carried, stats)
@@ -141,18 +169,35 @@ def _run(there: dict[str, Tensor], eps: float, carried: bool, stats: bool) -> tu
         *(torch.empty_like(c, memory_format=torch.contiguous_format) for _ in range(2)),
         torch.empty((len(names), c.shape[0]), dtype=torch.float32, device=c.device),
     )
-    values = {**plain, "eps": eps, "h": made[0], "c_new": made[1], **dict(zip(names, made[2], strict=True))}
+    values = {
+        **plain,
+        "eps": eps,
+        "h": made[0],
+        "c_new": made[1],
+        **dict(zip(names, made[2], strict=True)),
+    }
     if c.shape[0]:
         dispatch.serve(case, tuple(plain.values()))(*(values[a.name] for a in arguments(case)))
     return made[0].view(shape), made[1].view(shape), made[2]
 
 
-def _gradients(tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_new: Tensor, carried: bool) -> tuple[Tensor | None, ...]:
+def _gradients(
+    tensors: Sequence[Tensor | None], stats: Tensor, dh: Tensor, dc_new: Tensor, carried: bool
+) -> tuple[Tensor | None, ...]:
     """The gradients of all tensors that are there."""
     there = {name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}
     hidden = dh.shape[-1]
-    made = step_backward(devices.matrix(dh, hidden), devices.matrix(dc_new, hidden), _plain(there), tuple(stats), carried)
-    return tuple(None if t is None else made[name].view(t.shape) for name, t in zip(TENSORS, tensors, strict=True))
+    made = step_backward(
+        devices.matrix(dh, hidden),
+        devices.matrix(dc_new, hidden),
+        _plain(there),
+        tuple(stats),
+        carried,
+    )
+    return tuple(
+        None if t is None else made[name].view(t.shape)
+        for name, t in zip(TENSORS, tensors, strict=True)
+    )
 
 
 def _formula(ctx: Any) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -161,11 +206,20 @@ def _formula(ctx: Any) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 class _Step(torch.autograd.Function):
-    """Forward and backward on kernels; while the backward is recorded it is the formula's, which can be differentiated again."""
+    """Forward and backward on kernels; while the backward is recorded it is the formula's, which
+    can be differentiated again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, eps: float, carried: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        h, c_new, stats = _run({name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None}, eps, carried, stats=True)
+    def forward(
+        ctx: Any, eps: float, carried: bool, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        h, c_new, stats = _run(
+            {name: t for name, t in zip(TENSORS, tensors, strict=True) if t is not None},
+            eps,
+            carried,
+            stats=True,
+        )
         ctx.eps, ctx.carried = eps, carried
         ctx.save_for_backward(*tensors, stats)
         return h, c_new
@@ -174,10 +228,16 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor, dc_new: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or not all(served(t, None, None, dh.shape[-1]) for t in (dh, dc_new, *tensors) if t is not None):
+        if torch.is_grad_enabled() or not all(
+            served(t, None, None, dh.shape[-1]) for t in (dh, dc_new, *tensors) if t is not None
+        ):
             return None, None, *recorded_backward(_formula(ctx), tensors, (dh, dc_new), wanted)
         grads = _gradients(tensors, stats, dh, dc_new, ctx.carried)
-        return None, None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
+        return (
+            None,
+            None,
+            *(grad if want else None for grad, want in zip(grads, wanted, strict=True)),
+        )
 
 
 def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
@@ -188,11 +248,17 @@ def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
         if not isinstance(t, Tensor):
             raise InputError(got_expected(name, type(t).__name__, "a torch.Tensor"))
         if t.device.type in ("cpu", "cuda") and not t.is_floating_point():
-            raise InputError(got_expected(name, str(t.dtype), "a floating-point dtype", f"Convert it: {name}.float()."))
+            raise InputError(
+                got_expected(
+                    name, str(t.dtype), "a floating-point dtype", f"Convert it: {name}.float()."
+                )
+            )
     c = given["c"]
     assert c is not None
     if not c.ndim or not c.shape[-1]:
-        raise InputError(got_expected("c", f"shape {tuple(c.shape)}", "(batch, hidden) with hidden 1 or more"))
+        raise InputError(
+            got_expected("c", f"shape {tuple(c.shape)}", "(batch, hidden) with hidden 1 or more")
+        )
     hidden = c.shape[-1]
     for name, t in given.items():
         if t is None:
@@ -200,9 +266,22 @@ def _check(given: dict[str, Tensor | None], eps: float) -> Tensor:
         size = hidden if name in ("c", "weight_c", "bias_c") else 4 * hidden
         leading = tuple(c.shape[:-1]) if name in ("gates_x", "gates_h", "c") else ()
         if tuple(t.shape) != (*leading, size):
-            raise InputError(got_expected(name, f"shape {tuple(t.shape)}", f"{(*leading, size)} beside a cell of shape {tuple(c.shape)}"))
+            raise InputError(
+                got_expected(
+                    name,
+                    f"shape {tuple(t.shape)}",
+                    f"{(*leading, size)} beside a cell of shape {tuple(c.shape)}",
+                )
+            )
         if t.device != c.device:
-            raise InputError(got_expected(name, f"device {t.device}", f"the cell's {c.device}", f"Move it: {name}.to(c.device)."))
+            raise InputError(
+                got_expected(
+                    name,
+                    f"device {t.device}",
+                    f"the cell's {c.device}",
+                    f"Move it: {name}.to(c.device).",
+                )
+            )
     check_number(eps)
     return c
 
@@ -222,7 +301,9 @@ def lnlstm_step_op(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What torch.compile puts into a graph: (h, c, statistics), the last empty without `stats`."""
-    given = dict(zip(TENSORS, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c), strict=True))
+    given = dict(
+        zip(TENSORS, (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c), strict=True)
+    )
     _check(given, eps)
     check_eps(eps)
     return _run({name: t for name, t in given.items() if t is not None}, eps, carried, stats)
@@ -237,7 +318,9 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return like[0], like[1], c.new_empty((count, math.prod(c.shape[:-1])), dtype=torch.float32)
 
 
-@torch.library.custom_op("lntune::lnlstm_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@torch.library.custom_op(
+    "lntune::lnlstm_step_backward", mutates_args=(), device_types=("cpu", "cuda")
+)
 def lnlstm_step_backward_op(
     dh: Tensor,
     dc_new: Tensor,
@@ -252,17 +335,25 @@ def lnlstm_step_backward_op(
     bias_c: Tensor | None,
     carried: bool,
 ) -> list[Tensor]:
-    """What torch.compile puts into a graph of gradients: those of the tensors that are there, in order."""
+    """What torch.compile puts into a graph of gradients: those of the tensors that are there, in
+    order.
+    """
     tensors = (gates_x, gates_h, c, weight_x, weight_h, weight_c, bias, bias_c)
     return [t for t in _gradients(tensors, stats, dh, dc_new, carried) if t is not None]
 
 
 @lnlstm_step_backward_op.register_fake
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[3:11] if t is not None]
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in arguments[3:11]
+        if t is not None
+    ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     *tensors, eps, carried, stats = inputs
     ctx.eps, ctx.carried, ctx.stats = eps, carried, stats
     ctx.mark_non_differentiable(output[2])
@@ -278,7 +369,12 @@ def _op_backward(ctx: Any, dh: Tensor, dc_new: Tensor, _: Any) -> tuple[Any, ...
         *_, stats = torch.ops.lntune.lnlstm_step(*tensors, ctx.eps, ctx.carried, True)
     made = iter(torch.ops.lntune.lnlstm_step_backward(dh, dc_new, stats, *tensors, ctx.carried))
     grads = [None if t is None else next(made) for t in tensors]
-    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None
+    return (
+        *(grad if want else None for grad, want in zip(grads, wanted, strict=True)),
+        None,
+        None,
+        None,
+    )
 
 
 lnlstm_step_op.register_autograd(_op_backward, setup_context=_setup_context)

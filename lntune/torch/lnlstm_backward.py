@@ -18,27 +18,58 @@ from lntune.torch.arguments import NAMES
 
 Given = dict[str, Tensor]
 
-# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels' names.
+# The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
+# names.
 _SUMS = tuple(op.sums(("raw", "bias", "bias_c")))
 _NAMES = ("dh", "dc_new", *TENSORS, *statistics(("raw",)), *_SUMS)
-_SIGNATURE = "".join("o" if name in ("weight_x", "bias", "bias_c", "mean_x", "rstd_x", "dweight_x", "dbias", "dbias_c") else "t" for name in _NAMES)
+_SIGNATURE = "".join(
+    (
+        "o"
+        if name
+        in (
+            "weight_x",
+            "bias",
+            "bias_c",
+            "mean_x",
+            "rstd_x",
+            "dweight_x",
+            "dbias",
+            "dbias_c",
+        )
+        else "t"
+    )
+    for name in _NAMES
+)
 _direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
 
 
 def case_of(name: str, given: Given, rows: int, carried: bool, stats: bool = False) -> Case:
-    """The case of the step, forward or backward by `name`, for the forward's tensors that are there."""
+    """The case of the step, forward or backward by `name`, for the forward's tensors that are
+    there.
+    """
     c = given["c"]
-    return Case(name, c.shape[-1], NAMES[c.dtype], rows, variant("weight_x" in given, "bias" in given, "bias_c" in given, carried, stats))
+    return Case(
+        name,
+        c.shape[-1],
+        NAMES[c.dtype],
+        rows,
+        variant("weight_x" in given, "bias" in given, "bias_c" in given, carried, stats),
+    )
 
 
 def cores(place: torch.device) -> int:
-    """Cores of the device behind `place`, which decide how many blocks of rows keep sums of their own.
+    """Cores of the device behind `place`, which decide how many blocks of rows keep sums of their
+    own.
 
     Raises:
         InputError: kernels do not run there.
     """
     if (device := devices.of(place)) is None:
-        raise InputError(got_expected("device", place, "a device that kernels run on", "`lntune doctor` tells which do."))
+        raise InputError(
+            got_expected(
+                "device", place, "a device that kernels run on", "`lntune doctor` tells which do."
+            )
+        )
     return device.cores
 
 
@@ -46,7 +77,9 @@ def zero_sums(case: Case, like: Tensor) -> Given:
     """What the kernels of `case` add the gradients of gains and biases to."""
     blocks = case.blocks(cores(like.device))
     return {
-        a.name: torch.zeros(a.sizes(case.rows, case.hidden, blocks), dtype=torch.float32, device=like.device)
+        a.name: torch.zeros(
+            a.sizes(case.rows, case.hidden, blocks), dtype=torch.float32, device=like.device
+        )
         for a in op.arguments(case)
         if a.role == "sum"
     }
@@ -57,11 +90,15 @@ def matrices(dh: Tensor, dc_new: Tensor, given: Given) -> tuple[Tensor, ...]:
     return dh, dc_new, *given.values()
 
 
-def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given) -> tuple[Tensor, Tensor, Tensor]:
-    """dgates_x, dgates_h and dc; the gradients of gains and biases are added to `sums`, see zero_sums.
+def accumulate(
+    dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dgates_x, dgates_h and dc; the gradients of gains and biases are added to `sums`, see
+    zero_sums.
 
-    `given` are the forward's tensors that are there, of one dtype, matrices (rows, ...) as devices.matrix gives them, as dh and dc_new are;
-    `stats` are as many (rows,) as ops.lnlstm_step.statistics names.
+    `given` are the forward's tensors that are there, of one dtype, matrices (rows, ...) as
+    devices.matrix gives them, as dh and dc_new are; `stats` are as many (rows,) as
+    ops.lnlstm_step.statistics names.
     """
     moments = (None, None, *stats) if "weight_x" not in given else stats
     call = (dh, dc_new, *map(given.get, TENSORS), *moments, *map(sums.get, _SUMS))
@@ -72,7 +109,10 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
     new = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
     outputs = new(given["gates_x"]), new(given["gates_h"]), new(given["c"])
     if case.rows:
-        values = {**dict(zip(_NAMES, call, strict=True)), **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True))}
+        values = {
+            **dict(zip(_NAMES, call, strict=True)),
+            **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True)),
+        }
         wide = matrices(dh, dc_new, given)
         dispatch.serve(case, wide)(*(values[a.name] for a in op.arguments(case)))
         if kernel := dispatch.kernel_for(case, wide):
@@ -80,24 +120,44 @@ def accumulate(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor]
     return outputs
 
 
-def step_backward(dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool) -> Given:
-    """All gradients of one step, by the names of the forward's tensors and in their dtypes; arguments as accumulate's."""
+def step_backward(
+    dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool
+) -> Given:
+    """All gradients of one step, by the names of the forward's tensors and in their dtypes;
+    arguments as accumulate's.
+    """
     sums = zero_sums(case_of(op.NAME, given, given["c"].shape[0], carried), dh)
-    made = dict(zip(("gates_x", "gates_h", "c"), accumulate(dh, dc_new, given, stats, carried, sums), strict=True))
-    return made | {name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype) for name, t in sums.items()}
+    made = dict(
+        zip(
+            ("gates_x", "gates_h", "c"),
+            accumulate(dh, dc_new, given, stats, carried, sums),
+            strict=True,
+        )
+    )
+    return made | {
+        name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype)
+        for name, t in sums.items()
+    }
 
 
 def recorded_backward(
-    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None], grads: tuple[Tensor, ...], wanted: Sequence[bool]
+    function: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    grads: tuple[Tensor, ...],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of function(*tensors), those that are wanted, made by autograd so that they can be differentiated again.
+    """The gradients of function(*tensors), those that are wanted, made by autograd so that they can
+    be differentiated again.
 
-    Each is that of its own argument alone: the tensors are what autograd has of them, so one may be made of another (the gates of h of the
-    weights that made h), and what a gradient owes to that way is added where it leads.
+    Each is that of its own argument alone: the tensors are what autograd has of them, so one may be
+    made of another (the gates of h of the weights that made h), and what a gradient owes to that
+    way is added where it leads.
     """
     with torch.enable_grad():
         own = [None if t is None else t.view_as(t) for t in tensors]
         made = function(*own)
         sources: list[Any] = [t for t, want in zip(own, wanted, strict=True) if want]
-        found = iter(torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True))
+        found = iter(
+            torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True)
+        )
     return tuple(next(found) if want else None for want in wanted)

@@ -1,9 +1,11 @@
-"""LN-LSTM steps over a whole sequence, in one direction: one matrix product and one kernel a time step, forward and backward.
+"""LN-LSTM steps over a whole sequence, in one direction: one matrix product and one kernel a time
+step, forward and backward.
 
-As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix is a product over many time steps
-at once, the gradients of gains and biases are summed inside the kernels, outputs are written where they belong, and of the gates only
-what enters a layer norm is kept. torch.compile sees one node, `lntune::lnlstm_sequence`, however long the sequence. On a GPU the time
-loop becomes a CUDA graph when its shapes repeat (see graphs.py).
+As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix
+is a product over many time steps at once, the gradients of gains and biases are summed inside the
+kernels, outputs are written where they belong, and of the gates only what enters a layer norm is
+kept. torch.compile sees one node, `lntune::lnlstm_sequence`, however long the sequence. On a GPU
+the time loop becomes a CUDA graph when its shapes repeat (see graphs.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,18 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import NAMES, batched, plain, rebuilt, recorded, recording, served, served_unwatched, transformed, usual
+from lntune.torch.arguments import (
+    NAMES,
+    batched,
+    plain,
+    rebuilt,
+    recorded,
+    recording,
+    served,
+    served_unwatched,
+    transformed,
+    usual,
+)
 from lntune.torch.constants import constant
 from lntune.torch.lnlstm_backward import recorded_backward
 from lntune.torch.lnlstm_steps import WHOLE, by_steps, each, in_a_trace
@@ -29,7 +42,8 @@ _to_onnx: Callable[[], bool] = constant(lambda: bool(torch.onnx.is_in_onnx_expor
 
 
 def lnlstm_sequence(
-    gates_x: Tensor,  # (rows of all steps, 4 * hidden): W_ih x, or with weight_x None what is added to z as it is
+    # (rows of all steps, 4 * hidden): W_ih x, or with weight_x None what is added to z as it is
+    gates_x: Tensor,
     h_0: Tensor,  # (batch, hidden)
     c_0: Tensor,  # (batch, hidden)
     matrix: Tensor,  # (4 * hidden, hidden): W_hh
@@ -44,12 +58,14 @@ def lnlstm_sequence(
     per_gate: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(h of all steps, laid out as gates_x, h_n and c_n) of `lntune.torch.lnlstm.lnlstm_step` from step to step.
+    """(h of all steps, laid out as gates_x, h_n and c_n) of `lntune.torch.lnlstm.lnlstm_step` from
+    step to step.
 
-    Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the steps before; without sizes every step has
-    all of them, so that a compiled graph is one for sequences of any length. `reverse` begins at the last step. A sequence's state is taken
-    up from h_0 and c_0 at its first step and handed on to h_n and c_n after its last. `sizes` is a tensor where torch.jit.trace shall not
-    take it for a constant.
+    Step t has the first sizes[t] sequences, sizes never rising, and their rows follow those of the
+    steps before; without sizes every step has all of them, so that a compiled graph is one for
+    sequences of any length. `reverse` begins at the last step. A sequence's state is taken up from
+    h_0 and c_0 at its first step and handed on to h_n and c_n after its last. `sizes` is a tensor
+    where torch.jit.trace shall not take it for a constant.
     """
     tensors = (gates_x, h_0, c_0, weight_x, weight_h, weight_c, bias, bias_c)
     there = [t for t in (*tensors, matrix) if t is not None]
@@ -57,7 +73,22 @@ def lnlstm_sequence(
     if _tracing() and plain(*there) and not transformed() and not _to_onnx():
         given = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes) if sizes else None
         loop = in_a_trace()
-        return loop(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, given, eps, carried, per_gate, reverse)
+        return loop(
+            gates_x,
+            h_0,
+            c_0,
+            matrix,
+            weight_x,
+            weight_h,
+            weight_c,
+            bias,
+            bias_c,
+            given,
+            eps,
+            carried,
+            per_gate,
+            reverse,
+        )
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
     if (
         per_gate
@@ -65,24 +96,62 @@ def lnlstm_sequence(
         or hidden > MAX_HIDDEN // 4
         or h_0.dtype not in NAMES
         or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (_compiled(there) if torch.compiler.is_compiling() or recording(*there) else not _tracing() and _served(there, hidden))
+        or not (
+            _compiled(there)
+            if torch.compiler.is_compiling() or recording(*there)
+            else not _tracing() and _served(there, hidden)
+        )
     ):
-        return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, per_gate, reverse)
+        return by_steps(
+            gates_x,
+            h_0,
+            c_0,
+            matrix,
+            weight_x,
+            weight_h,
+            weight_c,
+            bias,
+            bias_c,
+            sizes,
+            eps,
+            carried,
+            per_gate,
+            reverse,
+        )
     keep = recorded(*there)
     sizes = sizes or WHOLE
     op = torch.ops.lntune.lnlstm_sequence
-    out, h_n, c_n, *_ = op(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, sizes, eps, carried, reverse, keep)
+    out, h_n, c_n, *_ = op(
+        gates_x,
+        h_0,
+        c_0,
+        matrix,
+        weight_x,
+        weight_h,
+        weight_c,
+        bias,
+        bias_c,
+        sizes,
+        eps,
+        carried,
+        reverse,
+        keep,
+    )
     return out, h_n, c_n
 
 
 def _served(there: Sequence[Tensor], hidden: int) -> bool:
-    """True where the operator may have an eager call, also one that is watched now and not when it is done again."""
+    """True where the operator may have an eager call, also one that is watched now and not when it
+    is done again.
+    """
     serves = served_unwatched if rebuilt(*there) else served
     return all(serves(t, None, None, hidden) for t in there)
 
 
 def _compiled(there: Sequence[Tensor]) -> bool:
-    """True where a graph may have the operator; for transforms of functions in it, and for ONNX, PyTorch's own formulas are wanted."""
+    """True where a graph may have the operator; for transforms of functions in it, and for ONNX,
+    PyTorch's own formulas are wanted.
+    """
     return devices.serves(there[0].device.type) and not transformed() and not _to_onnx()
 
 
@@ -103,14 +172,27 @@ def lnlstm_sequence_op(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps and for the backward."""
+    """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps
+    and for the backward.
+    """
     tensors = (gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return graphs.run(lnlstm_loops.forward, tensors, (each(sizes, gates_x.shape[0], h_0.shape[0]), eps, carried, reverse, keep))  # type: ignore[return-value]
+    return graphs.run(
+        lnlstm_loops.forward,
+        tensors,
+        (each(sizes, gates_x.shape[0], h_0.shape[0]), eps, carried, reverse, keep),
+    )  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
 def _fake(
-    gates_x: Tensor, h_0: Tensor, c_0: Tensor, matrix: Tensor, weight_x: Any, weight_h: Tensor, weight_c: Tensor, *rest: Any
+    gates_x: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    matrix: Tensor,
+    weight_x: Any,
+    weight_h: Tensor,
+    weight_c: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     *_, keep = rest
     (rows, gates), hidden = gates_x.shape, h_0.shape[1]
@@ -123,7 +205,9 @@ def _fake(
     return gates_x.new_empty(rows, hidden), torch.empty_like(h_0), torch.empty_like(c_0), *kept
 
 
-@torch.library.custom_op("lntune::lnlstm_sequence_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@torch.library.custom_op(
+    "lntune::lnlstm_sequence_backward", mutates_args=(), device_types=("cpu", "cuda")
+)
 def lnlstm_sequence_backward_op(
     dout: Tensor,
     dh_n: Tensor,
@@ -148,12 +232,22 @@ def lnlstm_sequence_backward_op(
     """The gradients of the tensors from gates_x on that are there, in order."""
     kept = (dout, dh_n, dc_n, out, gates_h, cells, stats)
     tensors = (*kept, gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return list(graphs.run(lnlstm_loops.backward, tensors, (each(sizes, gates_x.shape[0], h_0.shape[0]), carried, reverse)))
+    return list(
+        graphs.run(
+            lnlstm_loops.backward,
+            tensors,
+            (each(sizes, gates_x.shape[0], h_0.shape[0]), carried, reverse),
+        )
+    )
 
 
 @lnlstm_sequence_backward_op.register_fake
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[7 : 7 + _TENSORS] if t is not None]
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in arguments[7 : 7 + _TENSORS]
+        if t is not None
+    ]
 
 
 _TENSORS = 9  # arguments of the operator that are tensors, and come first
@@ -172,7 +266,9 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
     saved: Any = ctx.saved_tensors
     tensors, kept = saved[:_TENSORS], saved[_TENSORS:]
     like = (kept[0], tensors[1], tensors[2])
-    dout, dh_n, dc_n = (torch.zeros_like(t) if g is None else g for g, t in zip(grads_out, like, strict=False))
+    dout, dh_n, dc_n = (
+        torch.zeros_like(t) if g is None else g for g, t in zip(grads_out, like, strict=False)
+    )
     sizes, eps, carried, reverse = ctx.sizes_and_options
     wanted = ctx.needs_input_grad[:_TENSORS]
     if torch.is_grad_enabled() or batched(dout, dh_n, dc_n, *tensors):
@@ -181,8 +277,11 @@ def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
             return by_steps(*(*given, sizes, eps, carried, False, reverse))
 
         return *recorded_backward(function, tensors, (dout, dh_n, dc_n), wanted), *[None] * 5
-    if not ctx.keep:  # a program that was written without gradients: what the backward takes is made now
-        *_, gates_h, cells, stats = torch.ops.lntune.lnlstm_sequence(*tensors, sizes, eps, carried, reverse, True)
+    # a program that was written without gradients: what the backward takes is made now
+    if not ctx.keep:
+        *_, gates_h, cells, stats = torch.ops.lntune.lnlstm_sequence(
+            *tensors, sizes, eps, carried, reverse, True
+        )
         kept = (kept[0], gates_h, cells, stats)
     op = torch.ops.lntune.lnlstm_sequence_backward
     made = iter(op(dout, dh_n, dc_n, *kept, *tensors, sizes, carried, reverse))

@@ -1,4 +1,5 @@
-"""LN-LSTM steps over a whole sequence in PyTorch's own operators: in Python, and as TorchScript, whose loop takes any number of steps.
+"""LN-LSTM steps over a whole sequence in PyTorch's own operators: in Python, and as TorchScript,
+whose loop takes any number of steps.
 
 TorchScript reads the functions here, so they are written in the part of Python that it knows.
 """
@@ -17,11 +18,15 @@ Sequence = tuple[Tensor, Tensor, Tensor]
 
 
 WHOLE = [-1]
-"""Sizes that stand for the whole batch at each step, as none do: AOTInductor calls an operator with None for an empty list."""
+"""Sizes that stand for the whole batch at each step, as none do: AOTInductor calls an operator with
+None for an empty list.
+"""
 
 
 def each(sizes: list[int], rows: int, batch: int) -> list[int]:
-    """How many sequences each step has: `sizes`, or where that is empty or WHOLE the whole batch."""
+    """How many sequences each step has: `sizes`, or where that is empty or WHOLE the whole
+    batch.
+    """
     if len(sizes) > 0 and sizes[0] >= 0:
         return sizes
     return [batch] * (rows // batch if batch > 0 else 1)
@@ -31,7 +36,12 @@ def _norm(gates: Tensor, weight: Tensor, eps: float, per_gate: bool) -> Tensor:
     hidden = gates.shape[-1] // 4
     if not per_gate:
         return torch.nn.functional.layer_norm(gates, [4 * hidden], weight, None, eps)
-    return torch.nn.functional.layer_norm(gates.unflatten(-1, [4, hidden]), [hidden], None, None, eps).flatten(-2) * weight
+    return (
+        torch.nn.functional.layer_norm(
+            gates.unflatten(-1, [4, hidden]), [hidden], None, None, eps
+        ).flatten(-2)
+        * weight
+    )
 
 
 def _step(
@@ -48,7 +58,9 @@ def _step(
     per_gate: bool,
 ) -> tuple[Tensor, Tensor]:
     """(h, c) of lntune.ops.lnlstm_step.formula, which TorchScript cannot read."""
-    z = _norm(gates_h, weight_h, eps, per_gate) + (gates_x if weight_x is None else _norm(gates_x, weight_x, eps, per_gate))
+    z = _norm(gates_h, weight_h, eps, per_gate) + (
+        gates_x if weight_x is None else _norm(gates_x, weight_x, eps, per_gate)
+    )
     if bias is not None:
         z = z + bias
     i, f, g, o = z.chunk(4, -1)
@@ -73,7 +85,9 @@ def by_steps(
     per_gate: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """lntune.torch.lnlstm_sequence.lnlstm_sequence in any dtype and on any device, differentiable as often as PyTorch's operators are."""
+    """lntune.torch.lnlstm_sequence.lnlstm_sequence in any dtype and on any device, differentiable
+    as often as PyTorch's operators are.
+    """
     sizes = each(sizes, int(gates_x.shape[0]), int(h_0.shape[0]))
     steps = len(sizes)
     gates = gates_x.split(sizes)
@@ -90,7 +104,19 @@ def by_steps(
         elif n > now:  # backwards, they begin
             h, c = torch.cat((h, h_0[now:n])), torch.cat((c, c_0[now:n]))
         gates_h = torch.nn.functional.linear(h, matrix).to(c.dtype)
-        h, c = _step(gates[t].to(c.dtype), gates_h, c, weight_x, weight_h, weight_c, bias, bias_c, eps, carried, per_gate)
+        h, c = _step(
+            gates[t].to(c.dtype),
+            gates_h,
+            c,
+            weight_x,
+            weight_h,
+            weight_c,
+            bias,
+            bias_c,
+            eps,
+            carried,
+            per_gate,
+        )
         out[t] = h
     if h_n.shape[0] > 0:
         h, c = torch.cat((h, h_n)), torch.cat((c, c_n))
@@ -115,12 +141,30 @@ def _of_tensor(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """by_steps for sizes in a tensor, which a trace does not take for constants."""
     listed: list[int] = [] if sizes is None else sizes.tolist()
-    return by_steps(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c, listed, eps, carried, per_gate, reverse)
+    return by_steps(
+        gates_x,
+        h_0,
+        c_0,
+        matrix,
+        weight_x,
+        weight_h,
+        weight_c,
+        bias,
+        bias_c,
+        listed,
+        eps,
+        carried,
+        per_gate,
+        reverse,
+    )
 
 
 @functools.cache
 def in_a_trace() -> Callable[..., Sequence]:
-    """by_steps with `sizes` a tensor, None for the whole batch, as one call of a function of TorchScript's, which torch.jit.trace keeps."""
+    """by_steps with `sizes` a tensor, None for the whole batch, as one call of a function of
+    TorchScript's, which torch.jit.trace keeps.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which who traces has been told already
+        # of TorchScript, which who traces has been told already
+        warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(_of_tensor)

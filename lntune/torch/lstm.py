@@ -4,8 +4,8 @@
     c[t] = sigmoid(f) c[t-1] + sigmoid(i) tanh(g)
     h[t] = sigmoid(o) tanh(LN(c[t]; ln_c))
 
-Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. The options are the forms other
-libraries gave this cell, so that their weights can be used.
+Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. The
+options are the forms other libraries gave this cell, so that their weights can be used.
 """
 
 from __future__ import annotations
@@ -31,10 +31,19 @@ from lntune.torch.lnlstm import lnlstm_step
 from lntune.torch.lnlstm_sequence import lnlstm_sequence
 from lntune.torch.products import linear
 
-# A constant to dynamo, which cannot trace the question before PyTorch 2.13 or so. A function of our own, since it is marked.
-_castable: Callable[[str], bool] = constant(lambda kind: bool(torch.amp.is_autocast_available(kind)))
+# A constant to dynamo, which cannot trace the question before PyTorch 2.13 or so. A function of our
+# own, since it is marked.
+_castable: Callable[[str], bool] = constant(
+    lambda kind: bool(torch.amp.is_autocast_available(kind))
+)
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_DEFAULTS: dict[str, Any] = {"norm_bias": True, "carried": False, "per_gate": False, "forget_bias": 0.0, "eps": 1e-5}
+_DEFAULTS: dict[str, Any] = {
+    "norm_bias": True,
+    "carried": False,
+    "per_gate": False,
+    "forget_bias": 0.0,
+    "eps": 1e-5,
+}
 
 
 class _Base(nn.Module):
@@ -42,13 +51,22 @@ class _Base(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, options: dict[str, Any]) -> None:
         super().__init__()
-        self.input_size, self.hidden_size = _count("input_size", input_size), _count("hidden_size", hidden_size)
-        self.norm_bias, self.carried, self.per_gate = (_flag(name, options[name]) for name in ("norm_bias", "carried", "per_gate"))
-        self.forget_bias = _number("forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number")
+        self.input_size, self.hidden_size = (
+            _count("input_size", input_size),
+            _count("hidden_size", hidden_size),
+        )
+        self.norm_bias, self.carried, self.per_gate = (
+            _flag(name, options[name]) for name in ("norm_bias", "carried", "per_gate")
+        )
+        self.forget_bias = _number(
+            "forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number"
+        )
         self.eps = _number("eps", options["eps"], -math.inf, math.inf, "a finite number")
 
     def _add(self, suffix: str, input_size: int, bias: bool, device: Any, dtype: Any) -> None:
-        """Register the parameters of one layer and direction; those the options leave out are None."""
+        """Register the parameters of one layer and direction; those the options leave out are
+        None.
+        """
         hidden, norm_bias = self.hidden_size, self.norm_bias
         for name, shape, there in (
             ("weight_ih", (4 * hidden, input_size), True),
@@ -61,10 +79,15 @@ class _Base(nn.Module):
             ("ln_c_weight", (hidden,), True),
             ("ln_c_bias", (hidden,), norm_bias),
         ):
-            self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if there else None)
+            self.register_parameter(
+                name + suffix,
+                nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if there else None,
+            )
 
     def reset_parameters(self) -> None:
-        """Matrices and b uniform within 1 / sqrt(hidden_size), as in torch.nn.LSTM; gains 1; biases of the layer norms 0."""
+        """Matrices and b uniform within 1 / sqrt(hidden_size), as in torch.nn.LSTM; gains 1; biases
+        of the layer norms 0.
+        """
         bound = 1 / math.sqrt(self.hidden_size)
         for name, p in self.named_parameters():
             if not name.startswith("ln_"):
@@ -87,21 +110,39 @@ class _Base(nn.Module):
         if not isinstance(input, Tensor):
             raise InputError(got_expected(name, type(input).__name__, "a torch.Tensor"))
         if input.dim() not in dims:
-            raise InputError(got_expected(name, f"shape {tuple(input.shape)}", f"{' or '.join(map(str, dims))} dimensions"))
+            raise InputError(
+                got_expected(
+                    name, f"shape {tuple(input.shape)}", f"{' or '.join(map(str, dims))} dimensions"
+                )
+            )
         if input.shape[-1] != self.input_size:
-            raise InputError(got_expected(name, f"shape {tuple(input.shape)}", f"a last dimension of input_size {self.input_size}"))
+            raise InputError(
+                got_expected(
+                    name,
+                    f"shape {tuple(input.shape)}",
+                    f"a last dimension of input_size {self.input_size}",
+                )
+            )
         _check_like(name, input, like)
 
     def _state(self, hx: Any, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The initial (h, c), zeros without one; in the parameters' dtype, which autocast leaves the state in."""
+        """The initial (h, c), zeros without one; in the parameters' dtype, which autocast leaves
+        the state in.
+        """
         if hx is None:
             zeros = torch.zeros(shape, device=like.device, dtype=like.dtype)
             return zeros, zeros
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):  # noqa: PLR2004 (h and c)
+        if (
+            not isinstance(hx, (tuple, list))
+            or len(hx) != 2  # noqa: PLR2004 (h and c)
+            or not all(isinstance(s, Tensor) for s in hx)
+        ):
             raise InputError(got_expected("hx", type(hx).__name__, "a pair of tensors (h_0, c_0)"))
         for name, state in zip(("hx[0]", "hx[1]"), hx, strict=True):
             if tuple(state.shape) != shape:
-                raise InputError(got_expected(name, f"shape {tuple(state.shape)}", f"shape {shape}"))
+                raise InputError(
+                    got_expected(name, f"shape {tuple(state.shape)}", f"shape {shape}")
+                )
             _check_like(name, state, like)
         return hx[0].to(like.dtype), hx[1].to(like.dtype)
 
@@ -113,21 +154,39 @@ class _Base(nn.Module):
         """
         tracer = input.tracer
         if getattr(tracer, "root", None) is self:
-            remedy = f"Trace a module that has it, such as torch.nn.Sequential({type(self).__name__}(...))."
-            raise InputError(got_expected("root", f"a {type(self).__name__}", "a module that torch.fx can look into", remedy))
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {})
+            remedy = (
+                "Trace a module that has it, such as"
+                f" torch.nn.Sequential({type(self).__name__}(...))."
+            )
+            raise InputError(
+                got_expected(
+                    "root",
+                    f"a {type(self).__name__}",
+                    "a module that torch.fx can look into",
+                    remedy,
+                )
+            )
+        return tracer.create_proxy(
+            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {}
+        )
 
     def _repr(self, **values: tuple[Any, Any]) -> str:
         ours = {name: (getattr(self, name), default) for name, default in _DEFAULTS.items()}
-        told = [f"{name}={value}" for name, (value, default) in {**values, **ours}.items() if value != default]
+        told = [
+            f"{name}={value}"
+            for name, (value, default) in {**values, **ours}.items()
+            if value != default
+        ]
         return ", ".join([str(self.input_size), str(self.hidden_size), *told])
 
 
 class LayerNormLSTMCell(_Base):
-    """One step of an LSTM with layer normalization; used as torch.nn.LSTMCell is (Ba, Kiros, Hinton 2016, eqs. 20-22).
+    """One step of an LSTM with layer normalization; used as torch.nn.LSTMCell is (Ba, Kiros, Hinton
+    2016, eqs. 20-22).
 
-    Parameters, all of `dtype`: weight_ih (4 * hidden_size, input_size), weight_hh (4 * hidden_size, hidden_size), bias, ln_ih_weight,
-    ln_ih_bias, ln_hh_weight, ln_hh_bias (4 * hidden_size,), ln_c_weight, ln_c_bias (hidden_size,); gates in the order i, f, g, o.
+    Parameters, all of `dtype`: weight_ih (4 * hidden_size, input_size), weight_hh (4 * hidden_size,
+    hidden_size), bias, ln_ih_weight, ln_ih_bias, ln_hh_weight, ln_hh_bias (4 * hidden_size,),
+    ln_c_weight, ln_c_bias (hidden_size,); gates in the order i, f, g, o.
 
     Args:
         input_size: features of the input.
@@ -136,9 +195,12 @@ class LayerNormLSTMCell(_Base):
         device: of the parameters.
         dtype: of the parameters, any floating-point one.
         eps: added to the variances.
-        norm_bias: whether ln_ih_bias, ln_hh_bias and ln_c_bias exist; without them this is the cell of haste.
-        carried: carry the normalized cell, c[t] = LN(...), as PyTorch's custom_lstms.py and TensorFlow Addons do.
-        per_gate: normalize each of the four gates by itself, as TensorFlow's LayerNormBasicLSTMCell does.
+        norm_bias: whether ln_ih_bias, ln_hh_bias and ln_c_bias exist; without them this is the cell
+            of haste.
+        carried: carry the normalized cell, c[t] = LN(...), as PyTorch's custom_lstms.py and
+            TensorFlow Addons do.
+        per_gate: normalize each of the four gates by itself, as TensorFlow's LayerNormBasicLSTMCell
+            does.
         forget_bias: a constant added to the forget gate, which is not a parameter.
 
     Raises:
@@ -169,17 +231,27 @@ class LayerNormLSTMCell(_Base):
         per_gate: bool = False,
         forget_bias: float = 0.0,
     ) -> None:
-        options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
+        options = {
+            "eps": eps,
+            "norm_bias": norm_bias,
+            "carried": carried,
+            "per_gate": per_gate,
+            "forget_bias": forget_bias,
+        }
         super().__init__(input_size, hidden_size, options)
         self._add("", self.input_size, _flag("bias", bias), device, dtype)
         self.reset_parameters()
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(h, c) after one step.
 
         Args:
-            input: (batch, input_size) or (input_size,), in the parameters' dtype (any under autocast).
-            hx: (h, c) before it, each (batch, hidden_size) or (hidden_size,); zeros where it is left out.
+            input: (batch, input_size) or (input_size,), in the parameters' dtype (any under
+                autocast).
+            hx: (h, c) before it, each (batch, hidden_size) or (hidden_size,); zeros where it is
+                left out.
 
         Raises:
             InputError: a shape, dtype or device that does not fit, naming the argument.
@@ -194,7 +266,9 @@ class LayerNormLSTMCell(_Base):
         gates_x, gates_h = linear(input, self.weight_ih), linear(h, self.weight_hh)
         gains = self.ln_ih_weight, self.ln_hh_weight, self.ln_c_weight
         bias = self._shared(self.ln_ih_bias, self.ln_hh_bias, self.bias, like=self.weight_ih)
-        h, c = lnlstm_step(gates_x, gates_h, c, *gains, bias, self.ln_c_bias, self.eps, self.carried, self.per_gate)
+        h, c = lnlstm_step(
+            gates_x, gates_h, c, *gains, bias, self.ln_c_bias, self.eps, self.carried, self.per_gate
+        )
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
     def extra_repr(self) -> str:
@@ -203,18 +277,21 @@ class LayerNormLSTMCell(_Base):
 
 
 class LayerNormLSTM(_Base):
-    """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016, eqs. 20-22).
+    """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016,
+    eqs. 20-22).
 
-    Parameters are the cell's, each with _l{k} for layer k and _l{k}_reverse for its other direction. The input's part of all time steps
-    is one matrix product; a time step is one matrix product and one kernel, forward and backward. torch.compile takes a direction of a
-    layer as one operator, however long the sequence; on a GPU its steps become a CUDA graph when shapes repeat.
+    Parameters are the cell's, each with _l{k} for layer k and _l{k}_reverse for its other
+    direction. The input's part of all time steps is one matrix product; a time step is one matrix
+    product and one kernel, forward and backward. torch.compile takes a direction of a layer as one
+    operator, however long the sequence; on a GPU its steps become a CUDA graph when shapes repeat.
 
     Args:
         input_size: features of the input.
         hidden_size: features of h and c.
         num_layers: layers on top of each other.
         bias: as in the cell, like device, dtype and the keyword-only arguments.
-        batch_first: whether input and output are (batch, time, features) instead of (time, batch, features).
+        batch_first: whether input and output are (batch, time, features) instead of (time, batch,
+            features).
         dropout: probability of dropout on the output of every layer but the last, in training.
         bidirectional: whether every layer also runs backwards; its outputs are concatenated.
 
@@ -242,22 +319,43 @@ class LayerNormLSTM(_Base):
         per_gate: bool = False,
         forget_bias: float = 0.0,
     ) -> None:
-        options = {"eps": eps, "norm_bias": norm_bias, "carried": carried, "per_gate": per_gate, "forget_bias": forget_bias}
+        options = {
+            "eps": eps,
+            "norm_bias": norm_bias,
+            "carried": carried,
+            "per_gate": per_gate,
+            "forget_bias": forget_bias,
+        }
         super().__init__(input_size, hidden_size, options)
         self.num_layers, self.bias = _count("num_layers", num_layers), _flag("bias", bias)
-        self.batch_first, self.bidirectional = _flag("batch_first", batch_first), _flag("bidirectional", bidirectional)
+        self.batch_first, self.bidirectional = (
+            _flag("batch_first", batch_first),
+            _flag("bidirectional", bidirectional),
+        )
         self.dropout = _number("dropout", dropout, 0, 1, "a probability from 0 to 1")
         if self.dropout > 0 and self.num_layers == 1:
-            what = "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, "
-            callers.warn(f"{what}but got dropout={dropout} and num_layers={num_layers}", UserWarning)
+            what = (
+                "dropout option adds dropout after all but last recurrent layer, so non-zero"
+                " dropout expects num_layers greater than 1, "
+            )
+            callers.warn(
+                f"{what}but got dropout={dropout} and num_layers={num_layers}", UserWarning
+            )
         for k, suffix in self.suffixes():
-            self._add(suffix, self.input_size if k == 0 else self.hidden_size * (1 + self.bidirectional), self.bias, device, dtype)
+            self._add(
+                suffix,
+                self.input_size if k == 0 else self.hidden_size * (1 + self.bidirectional),
+                self.bias,
+                device,
+                dtype,
+            )
         self.reset_parameters()
 
     @classmethod
     def from_lstm(cls, lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
-        """A layer-normalized LSTM to go on training from a torch.nn.LSTM: its sizes, options and matrices, b = bias_ih + bias_hh, gains 1,
-        biases of the layer norms 0; device, dtype and mode are the LSTM's. It does not compute the same, since it normalizes.
+        """A layer-normalized LSTM to go on training from a torch.nn.LSTM: its sizes, options and
+        matrices, b = bias_ih + bias_hh, gains 1, biases of the layer norms 0; device, dtype and
+        mode are the LSTM's. It does not compute the same, since it normalizes.
 
         Args:
             lstm: the LSTM, which stays as it is; without proj_size.
@@ -272,7 +370,11 @@ class LayerNormLSTM(_Base):
 
     def suffixes(self) -> list[tuple[int, str]]:
         """(layer, suffix of its parameters' names) in the order of h_n."""
-        return [(k, f"_l{k}{way}") for k in range(self.num_layers) for way in (("", "_reverse") if self.bidirectional else ("",))]
+        return [
+            (k, f"_l{k}{way}")
+            for k in range(self.num_layers)
+            for way in (("", "_reverse") if self.bidirectional else ("",))
+        ]
 
     def flatten_parameters(self) -> None:
         """Nothing to do; there for code that calls it on every recurrent module."""
@@ -280,33 +382,47 @@ class LayerNormLSTM(_Base):
     def forward(
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """(output, (h_n, c_n)), shaped as torch.nn.LSTM's. Below, n is num_layers * (2 if bidirectional else 1).
+        """(output, (h_n, c_n)), shaped as torch.nn.LSTM's. Below, n is num_layers * (2 if
+        bidirectional else 1).
 
         Args:
-            input: (time, batch, input_size), (batch, time, input_size) with batch_first, (time, input_size) for one sequence, or a
-                PackedSequence, which is computed without padding; in the parameters' dtype (any under autocast).
-            hx: (h_0, c_0), each (n, batch, hidden_size), or (n, hidden_size) for one sequence; zeros where it is left out.
+            input: (time, batch, input_size), (batch, time, input_size) with batch_first, (time,
+                input_size) for one sequence, or a PackedSequence, which is computed without
+                padding; in the parameters' dtype (any under autocast).
+            hx: (h_0, c_0), each (n, batch, hidden_size), or (n, hidden_size) for one sequence;
+                zeros where it is left out.
 
         Returns:
-            output, laid out as the input, of hidden_size features per direction, and h_n and c_n, shaped as h_0 and c_0. All have the
-            parameters' dtype: autocast lowers the matrix products and their layer norms, not the state.
+            output, laid out as the input, of hidden_size features per direction, and h_n and c_n,
+            shaped as h_0 and c_0. All have the parameters' dtype: autocast lowers the matrix
+            products and their layer norms, not the state.
 
         Raises:
-            InputError: a shape, dtype or device that does not fit, naming the argument; a sequence of no steps.
+            InputError: a shape, dtype or device that does not fit, naming the argument; a sequence
+                of no steps.
         """
         if isinstance(input, Proxy):
             return self._kept_whole(input, hx)
         like, many = self.weight_ih_l0, len(self.suffixes())
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "input.data", (2,), like)
-            sizes: Any = input.batch_sizes if _tracing() else input.batch_sizes.tolist()  # a list is a constant to torch.jit.trace
+            # a list is a constant to torch.jit.trace
+            sizes: Any = input.batch_sizes if _tracing() else input.batch_sizes.tolist()
             h_0, c_0 = self._state(hx, (many, sizes[0], self.hidden_size), like)
             if input.sorted_indices is not None:
-                h_0, c_0 = h_0.index_select(1, input.sorted_indices), c_0.index_select(1, input.sorted_indices)
+                h_0, c_0 = (
+                    h_0.index_select(1, input.sorted_indices),
+                    c_0.index_select(1, input.sorted_indices),
+                )
             flat, h_n, c_n = self._layers(input.data, sizes, h_0, c_0)
             if input.unsorted_indices is not None:
-                h_n, c_n = h_n.index_select(1, input.unsorted_indices), c_n.index_select(1, input.unsorted_indices)
-            return PackedSequence(flat, input.batch_sizes, input.sorted_indices, input.unsorted_indices), (h_n, c_n)
+                h_n, c_n = (
+                    h_n.index_select(1, input.unsorted_indices),
+                    c_n.index_select(1, input.unsorted_indices),
+                )
+            return PackedSequence(
+                flat, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+            ), (h_n, c_n)
         self._check_input(input, "input", (2, 3), like)
         batched = input.dim() == 3  # noqa: PLR2004 (time, batch, features)
         steps = input if batched else input.unsqueeze(1)
@@ -314,8 +430,12 @@ class LayerNormLSTM(_Base):
             steps = steps.transpose(0, 1)
         time, batch = steps.shape[:2]
         if time == 0:
-            raise InputError(got_expected("input", f"shape {tuple(input.shape)}", "at least one time step"))
-        h_0, c_0 = self._state(hx, (many, batch, self.hidden_size) if batched else (many, self.hidden_size), like)
+            raise InputError(
+                got_expected("input", f"shape {tuple(input.shape)}", "at least one time step")
+            )
+        h_0, c_0 = self._state(
+            hx, (many, batch, self.hidden_size) if batched else (many, self.hidden_size), like
+        )
         if not batched:
             h_0, c_0 = h_0.unsqueeze(1), c_0.unsqueeze(1)
         flat, h_n, c_n = self._layers(steps.flatten(0, 1), [], h_0, c_0)
@@ -324,8 +444,12 @@ class LayerNormLSTM(_Base):
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
-    def _layers(self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All layers over the rows of all time steps, sizes[t] of them at t, without sizes one a sequence: (rows of the output, h_n, c_n)."""
+    def _layers(
+        self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers over the rows of all time steps, sizes[t] of them at t, without sizes one a
+        sequence: (rows of the output, h_n, c_n).
+        """
         last: list[tuple[Tensor, Tensor]] = []
         ways: list[Tensor] = []
         for k, suffix in self.suffixes():
@@ -338,27 +462,44 @@ class LayerNormLSTM(_Base):
                 flat, ways = torch.cat(ways, -1) if self.bidirectional else out, []
         return flat, torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
 
-    def _direction(self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer in one direction. Sequences are sorted by length, so that those with a step t are the first sizes[t]."""
+    def _direction(
+        self, flat: Tensor, sizes: list[int] | Tensor, h_0: Tensor, c_0: Tensor, suffix: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer in one direction. Sequences are sorted by length, so that those with a step t
+        are the first sizes[t].
+        """
         names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
-        weight, b, gain, norm_bias, gain_c, bias_c = (getattr(self, name + suffix) for name in names)
+        weight, b, gain, norm_bias, gain_c, bias_c = (
+            getattr(self, name + suffix) for name in names
+        )
         gates, gain_x, bias_x = self._input_part(flat, suffix)
         bias = self._shared(bias_x, norm_bias, b, like=weight)
         if _castable(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         options = (sizes, self.eps, self.carried, self.per_gate, suffix.endswith("_reverse"))
-        return lnlstm_sequence(gates.to(h_0.dtype), h_0, c_0, weight, gain_x, gain, gain_c, bias, bias_c, *options)
+        return lnlstm_sequence(
+            gates.to(h_0.dtype), h_0, c_0, weight, gain_x, gain, gain_c, bias, bias_c, *options
+        )
 
     def _input_part(self, flat: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """W_ih x of all rows at once, with the gain and bias of its layer norm, which each step makes for itself: so the normalized gates
-        need not be kept for the backward. With a layer norm for each gate, what is added to z, and None.
+        """W_ih x of all rows at once, with the gain and bias of its layer norm, which each step
+        makes for itself: so the normalized gates need not be kept for the backward. With a layer
+        norm for each gate, what is added to z, and None.
         """
-        matrix, gain, bias = (getattr(self, name + suffix) for name in ("weight_ih", "ln_ih_weight", "ln_ih_bias"))
+        matrix, gain, bias = (
+            getattr(self, name + suffix) for name in ("weight_ih", "ln_ih_weight", "ln_ih_bias")
+        )
         gates, hidden = linear(flat, matrix), self.hidden_size
         if not self.per_gate:
             return gates, gain, bias
-        each = layer_norm(gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps).flatten(-2)
-        return (torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)), None, None
+        each = layer_norm(
+            gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps
+        ).flatten(-2)
+        return (
+            (torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)),
+            None,
+            None,
+        )
 
     def extra_repr(self) -> str:
         """Sizes, and what is not the default."""
@@ -373,7 +514,11 @@ class LayerNormLSTM(_Base):
 
 def _count(name: str, value: Any) -> int:
     """An integer of whatever kind (NumPy's too) as Python's."""
-    if not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)) or (count := operator.index(value)) < 1:
+    if (
+        not hasattr(value, "__index__")
+        or isinstance(value, (bool, Tensor))
+        or (count := operator.index(value)) < 1
+    ):
         raise InputError(got_expected(name, repr(value), "an integer, 1 or more"))
     return count
 
@@ -387,7 +532,12 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _number(name: str, value: Any, low: float, high: float, expected: str) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or not low <= float(value) <= high:
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or not low <= float(value) <= high
+    ):
         raise InputError(got_expected(name, repr(value), expected))
     return float(value)
 
@@ -395,9 +545,25 @@ def _number(name: str, value: Any, low: float, high: float, expected: str) -> fl
 def _check_like(name: str, tensor: Tensor, like: Tensor) -> None:
     """Device and dtype are the parameters'; autocast takes other floating-point dtypes."""
     if tensor.device != like.device:
-        raise InputError(got_expected(name, f"device {tensor.device}", f"the parameters' {like.device}", f"Move it: {name}.to(...)."))
-    if tensor.dtype != like.dtype and not (tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)):
-        raise InputError(got_expected(name, str(tensor.dtype), f"the parameters' {like.dtype}", f"Convert it: {name}.to({like.dtype})."))
+        raise InputError(
+            got_expected(
+                name,
+                f"device {tensor.device}",
+                f"the parameters' {like.device}",
+                f"Move it: {name}.to(...).",
+            )
+        )
+    if tensor.dtype != like.dtype and not (
+        tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+    ):
+        raise InputError(
+            got_expected(
+                name,
+                str(tensor.dtype),
+                f"the parameters' {like.dtype}",
+                f"Convert it: {name}.to({like.dtype}).",
+            )
+        )
 
 
 __all__ = ["LayerNormLSTM", "LayerNormLSTMCell"]

@@ -9,10 +9,11 @@ from lntune.torch.standing import for_quantization
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch.nn.LayerNorm on tuned kernels: the same arguments, parameters, initialization and state_dict.
+    """torch.nn.LayerNorm on tuned kernels: the same arguments, parameters, initialization and
+    state_dict.
 
-    A subclass, so `isinstance(m, nn.LayerNorm)` and everything built on it (weight-decay groups, initializers, sharding
-    policies) go on working.
+    A subclass, so `isinstance(m, nn.LayerNorm)` and everything built on it (weight-decay groups,
+    initializers, sharding policies) go on working.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # (..., *normalized_shape)

@@ -1,4 +1,6 @@
-"""Knobs for tensors that are not aligned as well as knobs would have it: the same schedule with narrower accesses."""
+"""Knobs for tensors that are not aligned as well as knobs would have it: the same schedule with
+narrower accesses.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ ACCESS = "access"
 
 
 def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, widest: int) -> Any | None:
-    """The knobs, or those nearest to them whose accesses have at most `widest` elements; None where there are none."""
+    """The knobs, or those nearest to them whose accesses have at most `widest` elements; None where
+    there are none.
+    """
     wanted = knobs.to_dict(setting)
     if device.kind != "gpu" or int(wanted.get(ACCESS, 1)) <= widest:
         return setting
-    fitting = (other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) <= widest)
+    fitting = (
+        other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) <= widest
+    )
 
     def likeness(other: Any) -> tuple[int, int]:
         its = knobs.to_dict(other)

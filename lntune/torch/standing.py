@@ -1,4 +1,6 @@
-"""What of PyTorch's an object of ours stands for, told to those tools that look functions and classes up in tables."""
+"""What of PyTorch's an object of ours stands for, told to those tools that look functions and
+classes up in tables.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,26 @@ from typing import Any
 
 
 def for_torchscript(function: Callable[..., Any], operator: str) -> None:
-    """Have TorchScript compile a call of the function to an operator of the same arguments, instead of reading its Python."""
-    # PyTorch without TorchScript has no such table, and one that lists its functions elsewhere reports ours as one it cannot compile.
+    """Have TorchScript compile a call of the function to an operator of the same arguments, instead
+    of reading its Python.
+    """
+    # PyTorch without TorchScript has no such table, and one that lists its functions elsewhere
+    # reports ours as one it cannot compile.
     register = getattr(sys.modules.get("torch.jit._builtins"), "_register_builtin", None)
     if register is not None:
         register(function, operator)
 
 
 def for_quantization(ours: type, theirs: type) -> None:
-    """Have torch.ao.quantization put in the place of a module of our class what it puts in the place of one of PyTorch's."""
+    """Have torch.ao.quantization put in the place of a module of our class what it puts in the
+    place of one of PyTorch's.
+    """
     mappings = sys.modules.get("torch.ao.quantization.quantization_mappings")
-    for name in ("DEFAULT_STATIC_QUANT_MODULE_MAPPINGS", "DEFAULT_QAT_MODULE_MAPPINGS", "DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS"):
+    for name in (
+        "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS",
+        "DEFAULT_QAT_MODULE_MAPPINGS",
+        "DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS",
+    ):
         mapping = getattr(mappings, name, {})
         if theirs in mapping:
             mapping[ours] = mapping[theirs]

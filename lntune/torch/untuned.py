@@ -1,4 +1,6 @@
-"""What calls of this process were not served by a measurement of their own: counted, and said in one line, not case by case."""
+"""What calls of this process were not served by a measurement of their own: counted, and said in
+one line, not case by case.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,16 @@ from lntune.words import counted
 
 
 class UntunedWarning(UserWarning):
-    """Calls are not served by a measurement of their own case. Said for the first such case of a process, and once for all when it ends;
-    `lntune.untuned()` lists them, `lntune why` explains one.
+    """Calls are not served by a measurement of their own case. Said for the first such case of a
+    process, and once for all when it ends; `lntune.untuned()` lists them, `lntune why` explains
+    one.
     """
 
 
 class Untuned(msgspec.Struct, frozen=True):
-    """A case that a call met and that was not measured on its device; `served` says what serves it: "default knobs", "eager mode". `outlived`
-    is true where it was measured, and its schedule has changed since.
+    """A case that a call met and that was not measured on its device; `served` says what serves it:
+    "default knobs", "eager mode". `outlived` is true where it was measured, and its schedule has
+    changed since.
     """
 
     case: Case
@@ -38,7 +42,9 @@ class Untuned(msgspec.Struct, frozen=True):
 
 
 _lock = threading.Lock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 _met: dict[tuple[Device, str, int, str, int], Untuned] = {}
 _heard: set[tuple[Device, str, int, str, int]] = set()
 """Those of which the user's filters let a warning through."""
@@ -48,8 +54,9 @@ _process: list[int] = []
 
 
 def untuned() -> list[Untuned]:
-    """The cases that calls of this process have met since it began, or since `lntune.reload()`, and that were not measured on their device,
-    in the order in which they were met; one for each operator, hidden size, dtype and row bucket.
+    """The cases that calls of this process have met since it began, or since `lntune.reload()`, and
+    that were not measured on their device, in the order in which they were met; one for each
+    operator, hidden size, dtype and row bucket.
     """
     with _lock:
         return list(_met.values())
@@ -69,13 +76,18 @@ def name(case: Case) -> str:
 
 
 def command(found: Iterable[Untuned]) -> str:
-    """One line for a shell that tunes cases, and what lies between them: a command for each operator and kind of device."""
+    """One line for a shell that tunes cases, and what lies between them: a command for each
+    operator and kind of device.
+    """
     groups: dict[tuple[str, str], list[Case]] = {}
     for one in found:
         groups.setdefault((one.case.op, one.device.kind), []).append(one.case)
     lines = []
     for (op, kind), cases in groups.items():
-        hidden, rows = (",".join(map(str, sorted(sizes))) for sizes in ({c.hidden for c in cases}, {c.rows for c in cases}))
+        hidden, rows = (
+            ",".join(map(str, sorted(sizes)))
+            for sizes in ({c.hidden for c in cases}, {c.rows for c in cases})
+        )
         dtypes = ",".join(dict.fromkeys(c.dtype for c in cases))
         target = " --target cuda" if kind == "gpu" else ""
         lines.append(f"lntune tune {op} --hidden {hidden} --dtype {dtypes} --rows {rows}{target}")
@@ -90,7 +102,9 @@ def met(case: Case, device: Device, served: str, outlived: bool = False) -> None
         if key in _met:
             return
         one = _met[key] = Untuned(case.typical, device, served, outlived)
-        state = "was tuned before its schedule changed" if outlived else "is not tuned on this device"
+        state = (
+            "was tuned before its schedule changed" if outlived else "is not tuned on this device"
+        )
         text = f"{name(case)} {state}; served by {served}. Run: {one.command}"
         text += " (further cases are counted, see lntune.untuned())"
         action = callers.action(text, UntunedWarning, at)
@@ -114,6 +128,8 @@ def _summary() -> None:
         return
     outlived = sum(one.outlived for one in said)
     since = f" ({outlived} were before their schedules changed)" if outlived else ""
-    text = f"{counted(len(said), 'case')} were not tuned on this device{since}. Run: {command(said)}"
+    text = (
+        f"{counted(len(said), 'case')} were not tuned on this device{since}. Run: {command(said)}"
+    )
     if callers.action(text, UntunedWarning, _first[0]) != "error":
         callers.warn(text, UntunedWarning, _first[0]._replace(registry={}))

@@ -1,4 +1,6 @@
-"""Tuning: for each case, search; then measure the finalists again; every result in the log at once."""
+"""Tuning: for each case, search; then measure the finalists again; every result in the log at
+once.
+"""
 
 from __future__ import annotations
 
@@ -7,4 +9,14 @@ from lntune.tune.settings import TRIAL_TIMEOUT, Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
 from lntune.tune.times import FINALISTS, TRIAL_SECONDS
 
-__all__ = ["FINALISTS", "TRIAL_SECONDS", "TRIAL_TIMEOUT", "Observer", "Progress", "Settings", "Summary", "check_settings", "tune"]
+__all__ = [
+    "FINALISTS",
+    "TRIAL_SECONDS",
+    "TRIAL_TIMEOUT",
+    "Observer",
+    "Progress",
+    "Settings",
+    "Summary",
+    "check_settings",
+    "tune",
+]

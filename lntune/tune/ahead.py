@@ -1,7 +1,9 @@
-"""Building ahead: processes that build the next candidates of a GPU while it measures the current ones.
+"""Building ahead: processes that build the next candidates of a GPU while it measures the current
+ones.
 
-Each is a Worker of its own, driven by a thread, so a candidate that crashes the compiler costs its builder's process and nothing else.
-What is built lies in the cache of kernels, where the process that measures finds it; what is known of it comes back as an Outcome.
+Each is a Worker of its own, driven by a thread, so a candidate that crashes the compiler costs its
+builder's process and nothing else. What is built lies in the cache of kernels, where the process
+that measures finds it; what is known of it comes back as an Outcome.
 """
 
 from __future__ import annotations
@@ -25,20 +27,25 @@ from lntune.tune import ranking
 MOST = 32
 """Builders at most, whatever the cores: each holds a compiler of some hundred MB."""
 FIRST, NEXT = 3, 2
-"""Candidates for each two builders: of the case in hand, before any of the next one is built; and of that, before the others in hand are. A
-case may end long before all its thousands are built, and the next must not begin by waiting for its first.
+"""Candidates for each two builders: of the case in hand, before any of the next one is built; and
+of that, before the others in hand are. A case may end long before all its thousands are built, and
+the next must not begin by waiting for its first.
 """
 
 _Key = tuple[Case, Candidate]
 
 
 class Ahead:
-    """The builders and what they have built. Use as a context manager; the methods are for one thread.
+    """The builders and what they have built. Use as a context manager; the methods are for one
+    thread.
 
-    `only` is that of their jobs, see trial.Job. `count` is how many there are: by default the cores but one.
+    `only` is that of their jobs, see trial.Job. `count` is how many there are: by default the cores
+    but one.
     """
 
-    def __init__(self, device: Device, timeout: float, only: str = "build", count: int | None = None) -> None:
+    def __init__(
+        self, device: Device, timeout: float, only: str = "build", count: int | None = None
+    ) -> None:
         self._device, self._timeout, self._only = device, timeout, only
         self._queue: deque[_Key] = deque()
         self._flying: set[_Key] = set()
@@ -52,18 +59,28 @@ class Ahead:
         """What the start of each process took."""
         self.count = count or max(1, min(MOST, usable_cores() - 1))
         self._workers = [Worker(1) for _ in range(self.count)]
-        self._threads = [threading.Thread(target=self._build, args=(worker,), daemon=True) for worker in self._workers]
+        self._threads = [
+            threading.Thread(target=self._build, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
 
     def __enter__(self) -> Ahead:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the builders at once and forget what they were doing; what is built stays in the cache, and known."""
+        """End the builders at once and forget what they were doing; what is built stays in the
+        cache, and known.
+        """
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -91,7 +108,9 @@ class Ahead:
                 worker.start()
                 self.starts.append(time.monotonic() - begun)
             begun = time.monotonic()
-            outcome = worker.run(Job(key[0], self._device, (key[1],), 0.0, only=self._only), self._timeout)
+            outcome = worker.run(
+                Job(key[0], self._device, (key[1],), 0.0, only=self._only), self._timeout
+            )
         except Exception as e:
             with self._changed:
                 self._flying.discard(key)
@@ -122,18 +141,33 @@ class Ahead:
         self._outcomes[key] = outcome
         good = outcome.status == "ok" and outcome.facts is not None and not outcome.facts.problems
         # What failed or is not worth measuring comes first: to note that takes no time.
-        self._scores[key] = ranking.score(outcome.facts, key[0], self._device) if good and outcome.facts else math.inf
+        self._scores[key] = (
+            ranking.score(outcome.facts, key[0], self._device)
+            if good and outcome.facts
+            else math.inf
+        )
 
-    def begin(self, case: Case, candidates: Iterable[Candidate], then: tuple[Case, Sequence[Candidate]] | None = None) -> None:
-        """From now on build the candidates of this case, in this order, and after the first of them the first of the next one's; nothing else."""
+    def begin(
+        self,
+        case: Case,
+        candidates: Iterable[Candidate],
+        then: tuple[Case, Sequence[Candidate]] | None = None,
+    ) -> None:
+        """From now on build the candidates of this case, in this order, and after the first of them
+        the first of the next one's; nothing else.
+        """
         own = [(case, c) for c in candidates]
         early = max(4, FIRST * self.count // 2)
         after = [(then[0], c) for c in then[1][: max(2, NEXT * self.count // 2)]] if then else []
         wanted = [*own[:early], *after, *own[early:]]
         with self._changed:
-            for other in [k for k in self._outcomes if k[0] != case and (then is None or k[0] != then[0])]:
+            for other in [
+                k for k in self._outcomes if k[0] != case and (then is None or k[0] != then[0])
+            ]:
                 del self._outcomes[other], self._scores[other]
-            self._queue = deque(k for k in wanted if k not in self._outcomes and k not in self._flying)
+            self._queue = deque(
+                k for k in wanted if k not in self._outcomes and k not in self._flying
+            )
             self._changed.notify_all()
 
     def hurry(self, case: Case, candidates: Iterable[Candidate]) -> None:
@@ -162,8 +196,11 @@ class Ahead:
         """The static score of what is built; infinite for what is not to be measured."""
         return self._scores[case, candidate]
 
-    def choose(self, case: Case, preferred: Sequence[Candidate], others: Sequence[Candidate]) -> Candidate:
-        """Of what is built the best by rank: among the preferred, and where none of these is built, among the others; waits for one.
+    def choose(
+        self, case: Case, preferred: Sequence[Candidate], others: Sequence[Candidate]
+    ) -> Candidate:
+        """Of what is built the best by rank: among the preferred, and where none of these is built,
+        among the others; waits for one.
 
         Raises:
             BuildError: the builders do not come up.
@@ -181,5 +218,8 @@ class Ahead:
         """Until one of them is built. Holds the lock, and gives it up while it waits."""
         while not any(k in self._outcomes for k in keys):
             if self._closed or not any(t.is_alive() for t in self._threads):
-                raise BuildError(f"candidates are not built any more: {self._failure or 'the builders were stopped'}")
+                raise BuildError(
+                    "candidates are not built any more:"
+                    f" {self._failure or 'the builders were stopped'}"
+                )
             self._changed.wait(1.0)

@@ -1,4 +1,6 @@
-"""The candidates of a case: every valid knob setting of its schedules, in the order in which they deserve to be tried."""
+"""The candidates of a case: every valid knob setting of its schedules, in the order in which they
+deserve to be tried.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from lntune.schedule import Schedule
 
 def plans(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
     """The schedules to tune for a case; those named, where some are."""
-    found = {name: schedule.get(name, case.op, device.kind) for name in only} if only else schedule.for_op(case.op, device.kind)
+    found = (
+        {name: schedule.get(name, case.op, device.kind) for name in only}
+        if only
+        else schedule.for_op(case.op, device.kind)
+    )
     return list(found.values())
 
 
@@ -29,10 +35,11 @@ def space(plan: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
 
 
 class Candidates:
-    """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid, and `rest`.
+    """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid, and
+    `rest`.
 
-    On a GPU, where the next ones are built ahead, the rest is ordered by steps away from the default knobs, which are a good guess
-    already; elsewhere as the values of the knobs are written.
+    On a GPU, where the next ones are built ahead, the rest is ordered by steps away from the
+    default knobs, which are a good guess already; elsewhere as the values of the knobs are written.
     """
 
     def __init__(self, case: Case, device: Device, only: Sequence[str] = ()) -> None:
@@ -65,14 +72,21 @@ class Candidates:
         return len(self._known)
 
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
-        """The candidates one step away: a knob moved to the value before or after, or another schedule's default knobs."""
+        """The candidates one step away: a knob moved to the value before or after, or another
+        schedule's default knobs.
+        """
         plan = schedule.get(candidate.schedule)
         moved = knobs.neighbours(knobs.from_dict(plan.knobs, candidate.knobs))
         others = [c for c in self.defaults if c.schedule != candidate.schedule]
-        return [c for c in (*(Candidate.of(plan.name, k) for k in moved), *others) if c in self._known]
+        return [
+            c for c in (*(Candidate.of(plan.name, k) for k in moved), *others) if c in self._known
+        ]
 
 
 def steps(one: Any, other: Any) -> int:
     """How many steps of one knob to its next value lie between two settings."""
     values = knobs.values_of(type(one))
-    return sum(abs(listed.index(getattr(one, name)) - listed.index(getattr(other, name))) for name, listed in values.items())
+    return sum(
+        abs(listed.index(getattr(one, name)) - listed.index(getattr(other, name)))
+        for name, listed in values.items()
+    )

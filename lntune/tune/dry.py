@@ -1,7 +1,8 @@
 """The whole tuner but the device: what a run would measure, and how long it would take.
 
-Candidates are enumerated, built (a bounded number of each case, in the order a run would build them), looked at as `statics` does, verified
-(a GPU's in the emulator, on rows as short as their knobs allow), ranked and pruned. Nothing is timed and nothing is logged.
+Candidates are enumerated, built (a bounded number of each case, in the order a run would build
+them), looked at as `statics` does, verified (a GPU's in the emulator, on rows as short as their
+knobs allow), ranked and pruned. Nothing is timed and nothing is logged.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from lntune.tune.times import TRIAL_SECONDS
 TRIALS = 8
 """Candidates built of each case, unless told otherwise."""
 DEVICE_SECONDS = 0.15
-"""Assumed of a GPU: loading a kernel, checking it and finding out how to time it, before it is timed. Not measured on one yet."""
+"""Assumed of a GPU: loading a kernel, checking it and finding out how to time it, before it is
+timed. Not measured on one yet.
+"""
 SHOWN = 3
 
 
 class Ranked(msgspec.Struct, frozen=True):
-    """A candidate that a run would measure: its place in the order and, of a GPU's main kernel, what it takes of a multiprocessor."""
+    """A candidate that a run would measure: its place in the order and, of a GPU's main kernel,
+    what it takes of a multiprocessor.
+    """
 
     schedule: str
     knobs: str
@@ -46,10 +51,12 @@ class Ranked(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One case. `candidates` are all valid knob settings; of the `built` ones (as many as there were time and trials for) `pruned` have a
-    problem that keeps them from being measured, by reason, and `failed` did not come out right: status and message -> which; `verified` are right.
-    `first` are the first by rank. A run without a budget would measure `measured` of them (the share of the built ones that would
-    be, of all) in `seconds`, its final included, and one with the budget about `within` of these.
+    """One case. `candidates` are all valid knob settings; of the `built` ones (as many as there
+    were time and trials for) `pruned` have a problem that keeps them from being measured, by
+    reason, and `failed` did not come out right: status and message -> which; `verified` are right.
+    `first` are the first by rank. A run without a budget would measure `measured` of them (the
+    share of the built ones that would be, of all) in `seconds`, its final included, and one with
+    the budget about `within` of these.
     """
 
     case: Case
@@ -65,7 +72,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class DryRun(msgspec.Struct, frozen=True):
-    """What came of it; `assumption` says what the times of a real run were reckoned from, `start` is what its process takes to be there."""
+    """What came of it; `assumption` says what the times of a real run were reckoned from, `start`
+    is what its process takes to be there.
+    """
 
     device: Device
     compiler: str
@@ -102,10 +111,12 @@ Observer = Callable[[Case, int, int, int], None]
 
 
 def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *_: None) -> DryRun:
-    """Go through the tuner without the device; `settings.seconds` bounds all of it, `settings.trials` what is built of a case.
+    """Go through the tuner without the device; `settings.seconds` bounds all of it,
+    `settings.trials` what is built of a case.
 
     Raises:
-        InputError, UnknownNameError, ScheduleError, ToolchainError, BuildError: as tune, but for a device that is not here.
+        InputError, UnknownNameError, ScheduleError, ToolchainError, BuildError: as tune, but for a
+        device that is not here.
     """
     check_settings(settings, cases, dry=True)
     device, begun, interrupted = settings.target, time.monotonic(), False
@@ -115,23 +126,45 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
     with Ahead(device, settings.timeout, only="check") as ahead:
         try:
             for index, case in enumerate(cases):
-                left = None if settings.seconds is None else settings.seconds - (time.monotonic() - begun)
+                left = (
+                    None
+                    if settings.seconds is None
+                    else settings.seconds - (time.monotonic() - begun)
+                )
                 end = None if left is None else time.monotonic() + left / (len(cases) - index)
                 observer(case, index, len(cases), 0)
                 tell = functools.partial(observer, case, index, len(cases))
                 known = Candidates(case, device, settings.schedules)
-                found[case] = _built(ahead, case, list(known)[: settings.trials or TRIALS], end, tell)
+                found[case] = _built(
+                    ahead, case, list(known)[: settings.trials or TRIALS], end, tell
+                )
                 scores = {c: ahead.score(case, c) for c in found[case]}
                 plans.append(_plan(case, known, found[case], scores, settings))
         except KeyboardInterrupt:
             interrupted = True
-        pace = _Pace(device, ahead, [o.seconds for of in found.values() for o in of.values() if o.seconds], len(found))
+        pace = _Pace(
+            device,
+            ahead,
+            [o.seconds for of in found.values() for o in of.values() if o.seconds],
+            len(found),
+        )
     plans = pace.reckoned(plans, settings, len(cases))
     compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
-    return DryRun(device, compiler, plans, ahead.count, pace.assumption, round(time.monotonic() - begun, 2), interrupted, round(pace.start, 2))
+    return DryRun(
+        device,
+        compiler,
+        plans,
+        ahead.count,
+        pace.assumption,
+        round(time.monotonic() - begun, 2),
+        interrupted,
+        round(pace.start, 2),
+    )
 
 
-def _built(ahead: Ahead, case: Case, known: list[Candidate], end: float | None, tell: Callable[[int], None]) -> dict[Candidate, Outcome]:
+def _built(
+    ahead: Ahead, case: Case, known: list[Candidate], end: float | None, tell: Callable[[int], None]
+) -> dict[Candidate, Outcome]:
     """The outcomes of as many candidates as there is time for; the first default's in any case."""
     ahead.begin(case, known)
     found: dict[Candidate, Outcome] = {}
@@ -143,7 +176,13 @@ def _built(ahead: Ahead, case: Case, known: list[Candidate], end: float | None, 
     return {**found, **ahead.done(case)}
 
 
-def _plan(case: Case, known: Candidates, found: dict[Candidate, Outcome], scores: dict[Candidate, float], settings: Settings) -> Plan:
+def _plan(
+    case: Case,
+    known: Candidates,
+    found: dict[Candidate, Outcome],
+    scores: dict[Candidate, float],
+    settings: Settings,
+) -> Plan:
     """The case's plan, not reckoned yet."""
     pruned: Counter[str] = Counter()
     failed: dict[str, list[str]] = {}
@@ -162,7 +201,9 @@ def _plan(case: Case, known: Candidates, found: dict[Candidate, Outcome], scores
     measured = min(measured, settings.trials or measured)
     first = tuple(_ranked(c, found[c], scores[c]) for c in kept[:SHOWN])
     verified = sum(o.status == "ok" for o in found.values())
-    return Plan(case, len(known), len(found), verified, dict(pruned), failed, first, measured, 0.0, 0)
+    return Plan(
+        case, len(known), len(found), verified, dict(pruned), failed, first, measured, 0.0, 0
+    )
 
 
 def _ranked(candidate: Candidate, outcome: Outcome, score: float) -> Ranked:
@@ -188,29 +229,49 @@ class _Pace:
         self.once = max(0.0, excess) / max(1, cases)
         self.again = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
         rest = (
-            f"a quiet machine; as much for each of a final's, which are measured for up to {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
+            "a quiet machine; as much for each of a final's, which are measured for up to"
+            f" {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
         )
         if self._gpu:
-            made = f"{self._build:.2f} s to build one, as here, by {self._builders} processes, whichever is longer"
-            self.assumption = f"{self.again:.2f} s of the GPU for a candidate (assumed, not measured), or {made}; {rest}"
+            made = (
+                f"{self._build:.2f} s to build one, as here, by {self._builders} processes,"
+                " whichever is longer"
+            )
+            self.assumption = (
+                f"{self.again:.2f} s of the GPU for a candidate (assumed, not measured), or {made};"
+                f" {rest}"
+            )
         else:
-            made = f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f} s to time it"
+            made = (
+                f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f}"
+                " s to time it"
+            )
             self.assumption = f"{made}, {self.once:.1f} s for the inputs of a case; {rest}"
 
     def reckoned(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
-        """The plans of the first of so many cases, with their times. In a run with a budget each case has its share of what is left; those that
-        come when it is over have nothing.
+        """The plans of the first of so many cases, with their times. In a run with a budget each
+        case has its share of what is left; those that come when it is over have nothing.
         """
         left, made = None if settings.seconds is None else settings.seconds - self.start, []
         for index, plan in enumerate(plans):
             refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
             share = 1 - refused / plan.built if plan.built else 1.0
             to_build = plan.measured / max(share, 0.1)
-            each = max(self.again, self._build * to_build / max(plan.measured, 1) / self._builders) if self._gpu else self.again
-            seconds = self.once + times.reckoned(None, each, self.again, plan.measured)[1] if plan.measured else 0.0
+            each = (
+                max(self.again, self._build * to_build / max(plan.measured, 1) / self._builders)
+                if self._gpu
+                else self.again
+            )
+            seconds = (
+                self.once + times.reckoned(None, each, self.again, plan.measured)[1]
+                if plan.measured
+                else 0.0
+            )
             within = plan.measured
             if left is not None and plan.measured:
-                within, took = times.reckoned(max(0.0, left / (cases - index) - self.once), each, self.again, plan.measured)
+                within, took = times.reckoned(
+                    max(0.0, left / (cases - index) - self.once), each, self.again, plan.measured
+                )
                 if index and left < 2 * self.again + times.SHORT_FINAL:
                     within, took = 0, 0.0
                 left -= took + self.once

@@ -27,8 +27,17 @@ class Journal:
         self._run = uuid.uuid4().hex[:12]
         self._finals: dict[str, dict[records.Key, Record]] = {}
 
-    def record(self, case: Case, candidate: Candidate, outcome: Outcome, role: str = "trial", default: Candidate | None = None) -> Record:
-        """Log what came of a candidate; in a final `default` is what the contender of that name was."""
+    def record(
+        self,
+        case: Case,
+        candidate: Candidate,
+        outcome: Outcome,
+        role: str = "trial",
+        default: Candidate | None = None,
+    ) -> Record:
+        """Log what came of a candidate; in a final `default` is what the contender of that name
+        was.
+        """
         record = Record(
             role=role,
             case=case,
@@ -47,10 +56,14 @@ class Journal:
         return record
 
     def had(self, case: Case) -> Candidate | None:
-        """The winner of the case's latest final in the log, of this device and of its schedule as it is."""
+        """The winner of the case's latest final in the log, of this device and of its schedule as
+        it is.
+        """
         if case.op not in self._finals:
             found = records.read(self._folders, case.op, self.device, role="final")
             known = schedule.for_op(case.op, self.device.kind)
-            self._finals[case.op] = records.finals(r for r in found if r.schedule in known and r.code == known[r.schedule].code)
+            self._finals[case.op] = records.finals(
+                r for r in found if r.schedule in known and r.code == known[r.schedule].code
+            )
         record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
         return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))

@@ -39,8 +39,21 @@ class _TimeOver(Exception):
 class _Run:
     """One tuning run."""
 
-    def __init__(self, settings: Settings, worker: Worker, observer: Observer, summary: Summary, ahead: Ahead | None) -> None:
-        self.settings, self.worker, self.observer, self.summary, self.ahead = settings, worker, observer, summary, ahead
+    def __init__(
+        self,
+        settings: Settings,
+        worker: Worker,
+        observer: Observer,
+        summary: Summary,
+        ahead: Ahead | None,
+    ) -> None:
+        self.settings, self.worker, self.observer, self.summary, self.ahead = (
+            settings,
+            worker,
+            observer,
+            summary,
+            ahead,
+        )
         self.device = settings.target
         self.journal = Journal(settings)
         self.times = Times()
@@ -50,31 +63,61 @@ class _Run:
         summary.log_dir = self.journal.folder
 
     def candidates(self, case: Case) -> Candidates:
-        """What there is to try. Kept for the next case, which is begun early: to list thousands takes a while."""
+        """What there is to try. Kept for the next case, which is begun early: to list thousands
+        takes a while.
+        """
         if case not in self._candidates:
             self._candidates = dict([*self._candidates.items()][-1:])
             self._candidates[case] = Candidates(case, self.device, self.settings.schedules)
         return self._candidates[case]
 
     def begin(self, case: Case, then: Case | None) -> None:
-        """Have the candidates of a case built from now on, and then the first of the next one's, where there is building ahead."""
+        """Have the candidates of a case built from now on, and then the first of the next one's,
+        where there is building ahead.
+        """
         if self.ahead:
-            self.ahead.begin(case, self.candidates(case), (then, list(self.candidates(then))) if then else None)
+            self.ahead.begin(
+                case, self.candidates(case), (then, list(self.candidates(then))) if then else None
+            )
 
     def untuned(self, case: Case) -> Candidate | None:
-        """What serves the case where nothing is tuned, whichever schedules are tuned; None where eager mode does."""
-        name, setting, _ = select.untuned(case.typical, self.device, schedule.for_op(case.op, self.device.kind))
+        """What serves the case where nothing is tuned, whichever schedules are tuned; None where
+        eager mode does.
+        """
+        name, setting, _ = select.untuned(
+            case.typical, self.device, schedule.for_op(case.op, self.device.kind)
+        )
         return Candidate.of(name, setting) if name else None
 
-    def attempt(self, case: Case, finalists: Sequence[Candidate], default: Candidate | None, share: float, spare: float = 0.0) -> Outcome:
-        """Measure finalists against each other in `share` seconds, and `spare` more where other work disturbs that; not logged."""
-        job = Job(case, self.device, tuple(finalists), share, spare, final=True, seed=self.settings.seed + 1, default=default)
+    def attempt(
+        self,
+        case: Case,
+        finalists: Sequence[Candidate],
+        default: Candidate | None,
+        share: float,
+        spare: float = 0.0,
+    ) -> Outcome:
+        """Measure finalists against each other in `share` seconds, and `spare` more where other
+        work disturbs that; not logged.
+        """
+        job = Job(
+            case,
+            self.device,
+            tuple(finalists),
+            share,
+            spare,
+            final=True,
+            seed=self.settings.seed + 1,
+            default=default,
+        )
         return self.worker.run(job, self.settings.timeout + 4 * share + spare)
 
     def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
-        """Why a candidate that was built ahead is not measured, as what is logged of it; None when it is, or there is no building ahead.
+        """Why a candidate that was built ahead is not measured, as what is logged of it; None when
+        it is, or there is no building ahead.
 
-        Default knobs are measured whatever is known of them: they serve calls where nothing is tuned, and some case may have nothing better.
+        Default knobs are measured whatever is known of them: they serve calls where nothing is
+        tuned, and some case may have nothing better.
         """
         if self.ahead is None:
             return None
@@ -84,8 +127,12 @@ class _Run:
             return Outcome("invalid", "; ".join(problems))
         return None if built.status == "ok" else built
 
-    def tune(self, case: Case, progress: Progress, seconds: float | None, then: Case | None = None) -> Record | None:
-        """Search one case and settle its winner; None when no candidate survived. `then` is the case that comes after it."""
+    def tune(
+        self, case: Case, progress: Progress, seconds: float | None, then: Case | None = None
+    ) -> Record | None:
+        """Search one case and settle its winner; None when no candidate survived. `then` is the
+        case that comes after it.
+        """
         known = self.candidates(case)
         if not known:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
@@ -117,16 +164,28 @@ class _Run:
             self.summary.untuned[str(case)] = "interrupted before its first trial was over"
         elif final is None:
             reasons = "; ".join(said(reason) for reason in failures.reasons()[:1])
-            self.summary.untuned[str(case)] = "no candidate was built, right and in time" + (f" ({reasons})" if reasons else "")
+            self.summary.untuned[str(case)] = "no candidate was built, right and in time" + (
+                f" ({reasons})" if reasons else ""
+            )
         return final
 
     def search(
-        self, case: Case, known: Candidates, costs: dict[Candidate, float], failures: Failures, progress: Progress, seconds: float | None
+        self,
+        case: Case,
+        known: Candidates,
+        costs: dict[Candidate, float],
+        failures: Failures,
+        progress: Progress,
+        seconds: float | None,
     ) -> None:
-        """Try candidates until the time or the trials are over; what each costs, in microseconds, and why it failed is noted at once."""
+        """Try candidates until the time or the trials are over; what each costs, in microseconds,
+        and why it failed is noted at once.
+        """
 
         def reserve() -> float:
-            """What is to be left when the next trial begins: time for it and for the final. A case that is begun gets one trial at least."""
+            """What is to be left when the next trial begins: time for it and for the final. A case
+            that is begun gets one trial at least.
+            """
             if not progress.trials or seconds is None:
                 return -math.inf
             final = self.times.final(min(FINALISTS, progress.trials) + 1, progress.best_us)
@@ -150,15 +209,24 @@ class _Run:
                     failures.add(outcome.status, outcome.message)
                     self.summary.failures.add(outcome.status, outcome.message)
                 if cost < progress.best_us:
-                    progress.best_us, progress.best = cost, f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+                    progress.best_us, progress.best = (
+                        cost,
+                        f"{candidate.schedule} {knobs.describe(candidate.knobs)}",
+                    )
             self.observer(progress)
             return cost
 
         space = Space(tuple(known), known.neighbours)
         if self.ahead:
             ahead = self.ahead
-            space = Space(tuple(known), known.neighbours, lambda preferred, others: ahead.choose(case, preferred, others))
-        search.get(self.settings.strategy)(space, evaluate, budget, random.Random(self.settings.seed))
+            space = Space(
+                tuple(known),
+                known.neighbours,
+                lambda preferred, others: ahead.choose(case, preferred, others),
+            )
+        search.get(self.settings.strategy)(
+            space, evaluate, budget, random.Random(self.settings.seed)
+        )
         had = self.journal.had(case)
         if had is not None and had in known and had not in costs:
             evaluate(had)  # no case is tuned to something slower than what it had
@@ -189,24 +257,34 @@ class _Run:
         end: float | None,
         seconds: float | None,
     ) -> Record | None:
-        """Measure the best candidates again, on fresh samples against eager and `default`, and log the winner.
+        """Measure the best candidates again, on fresh samples against eager and `default`, and log
+        the winner.
 
-        The case has `seconds`, until `end`; no limit where None. `default` serves the case where nothing is tuned. It is among the
-        candidates, unless only other schedules are tuned. When the measurement fails, each finalist is measured alone to find those that
-        it fails with, which are logged. Interrupted runs have short finals. None when no candidate is left.
+        The case has `seconds`, until `end`; no limit where None. `default` serves the case where
+        nothing is tuned. It is among the candidates, unless only other schedules are tuned. When
+        the measurement fails, each finalist is measured alone to find those that it fails with,
+        which are logged. Interrupted runs have short finals. None when no candidate is left.
         """
         begun = time.monotonic()
-        finalists = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])[:FINALISTS]
+        finalists = sorted(
+            (c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c]
+        )[:FINALISTS]
         if default is not None and default in costs and default not in finalists:
             finalists.append(default)
         progress.phase = "final"
         self.observer(progress)
         best_us = min(costs.values(), default=math.inf)
         left = None if end is None else end - begun
-        while left is not None and len(finalists) > 1 and self.times.final(len(finalists), best_us) > left:
+        while (
+            left is not None
+            and len(finalists) > 1
+            and self.times.final(len(finalists), best_us) > left
+        ):
             finalists.pop()  # the slowest: there is no time to build and check so many again
         fixed = self.times.fixed(len(finalists), best_us)
-        share, spare = times.measuring(None if seconds is None else seconds * FINAL_SHARE, left, fixed)
+        share, spare = times.measuring(
+            None if seconds is None else seconds * FINAL_SHARE, left, fixed
+        )
         if self.summary.interrupted:
             share, spare = min(share, times.LEAST_FINAL), 0.0
         while finalists:
@@ -219,38 +297,57 @@ class _Run:
                 if failed.status != "ok":
                     self.journal.record(case, candidate, failed, role="final")
             sound = [c for c in finalists if alone[c].status == "ok"]
-            if len(sound) == 1 or (sound == finalists and default is None):  # the best; or each works, but not together
+            # the best; or each works, but not together
+            if len(sound) == 1 or (sound == finalists and default is None):
                 return self._winner(case, sound[:1], alone[sound[0]], progress)
             finalists, default = sound, None
         return None
 
-    def _winner(self, case: Case, finalists: Sequence[Candidate], outcome: Outcome, progress: Progress, default: Candidate | None = None) -> Record:
+    def _winner(
+        self,
+        case: Case,
+        finalists: Sequence[Candidate],
+        outcome: Outcome,
+        progress: Progress,
+        default: Candidate | None = None,
+    ) -> Record:
         best = int(outcome.message)
         winner = finalists[best]
         timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
         timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
         with interrupts.held():
             default = default if "default" in timings else None
-            record = self.journal.record(case, winner, msgspec.structs.replace(outcome, message="", timings=timings), "final", default)
+            record = self.journal.record(
+                case,
+                winner,
+                msgspec.structs.replace(outcome, message="", timings=timings),
+                "final",
+                default,
+            )
             self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
         return record
 
 
-def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None) -> Summary:
+def tune(
+    cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None
+) -> Summary:
     """Tune the cases in order and return what was found; the log has it already.
 
-    `settings.seconds` are the run's from this call on, the start of the process that measures and all finals among them. They are shared
-    evenly among the cases that are left, so what one case does not use goes to the others; the first case gets one trial and a short final
-    however little there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles the case it was in, and returns; a
-    second one returns at once. For a GPU the next candidates are built in other processes while the device measures; what is known to be bad
-    of one before it is measured makes it invalid.
+    `settings.seconds` are the run's from this call on, the start of the process that measures and
+    all finals among them. They are shared evenly among the cases that are left, so what one case
+    does not use goes to the others; the first case gets one trial and a short final however little
+    there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles the case
+    it was in, and returns; a second one returns at once. For a GPU the next candidates are built in
+    other processes while the device measures; what is known to be bad of one before it is measured
+    makes it invalid.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
         LogError: the log cannot be written; what was measured before is in it.
-        BuildError: the worker process does not start, or nothing can be built; ToolchainError: the GPU cannot be used.
+        BuildError: the worker process does not start, or nothing can be built; ToolchainError: the
+            GPU cannot be used.
     """
     settings = settings or Settings()
     check_settings(settings, cases)
@@ -259,7 +356,9 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
     on_gpu = settings.target.kind == "gpu"
     try:
         with contextlib.ExitStack() as stack:
-            ahead = stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
+            ahead = (
+                stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
+            )
             worker = stack.enter_context(Worker(settings.threads))
             run = _Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
@@ -272,13 +371,24 @@ def tune(cases: Sequence[Case], settings: Settings | None = None, observer: Obse
                 if index and left < run.times.least:
                     summary.untuned[str(case)] = "the time was over"
                     continue
-                progress = Progress(case, index, len(cases), deadline=None if settings.seconds is None else run.end)
+                progress = Progress(
+                    case, index, len(cases), deadline=None if settings.seconds is None else run.end
+                )
                 observer(progress)
                 then = cases[index + 1] if index + 1 < len(cases) else None
-                run.tune(case, progress, None if settings.seconds is None else max(0.0, left) / (len(cases) - index), then)
+                run.tune(
+                    case,
+                    progress,
+                    None if settings.seconds is None else max(0.0, left) / (len(cases) - index),
+                    then,
+                )
                 if summary.interrupted:
                     break
-            if settings.seconds is not None and started >= 0.7 * settings.seconds and not summary.interrupted:
+            if (
+                settings.seconds is not None
+                and started >= 0.7 * settings.seconds
+                and not summary.interrupted
+            ):
                 summary.notes.append(times.too_short(settings.seconds, started))
     except KeyboardInterrupt:  # not in a search, or a second one
         summary.interrupted = True

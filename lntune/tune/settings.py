@@ -22,10 +22,11 @@ TRIAL_TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may choose. `seconds` and `trials` bound the whole run and each case's search; None is no bound.
+    """What a user may choose. `seconds` and `trials` bound the whole run and each case's search;
+    None is no bound.
 
-    `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry run. `search` is a name in
-    search.SEARCHES, the empty string for what suits the device.
+    `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry
+    run. `search` is a name in search.SEARCHES, the empty string for what suits the device.
     """
 
     search: str = ""
@@ -45,20 +46,27 @@ class Settings:
 
     @property
     def strategy(self) -> str:
-        """The search to use: on a GPU, where candidates are built ahead, one that takes what is ready and ranked first."""
+        """The search to use: on a GPU, where candidates are built ahead, one that takes what is
+        ready and ranked first.
+        """
         return self.search or ("ranked" if self.target.kind == "gpu" else "local")
 
 
 def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False) -> None:
-    """Complain about everything wrong before the first second is spent; `dry`: the device need not be here and nothing is logged. A schedule
-    that fails is left out, which is said, unless it is one that was named.
+    """Complain about everything wrong before the first second is spent; `dry`: the device need not
+    be here and nothing is logged. A schedule that fails is left out, which is said, unless it is
+    one that was named.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, BuildError, LogError.
     """
     if not cases:
         raise InputError("no cases to tune: give at least one hidden size, dtype and row count.")
-    for name, value in (("budget", settings.seconds), ("trials", settings.trials), ("timeout", settings.timeout)):
+    for name, value in (
+        ("budget", settings.seconds),
+        ("trials", settings.trials),
+        ("timeout", settings.timeout),
+    ):
         if value is not None and not value > 0:
             raise InputError(got_expected(name, value, "more than 0"))
     search.get(settings.strategy)
@@ -66,7 +74,9 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
     for case in cases:
         ops.get(case.op).check_variant(case.variant)
         if case.rows < 1:
-            raise InputError(got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel."))
+            raise InputError(
+                got_expected("rows", case.rows, "1 or more", "An empty batch needs no kernel.")
+            )
         for name in settings.schedules:
             if schedule.get(name, case.op, device.kind).kind != device.kind:
                 raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
@@ -93,4 +103,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise LogError(f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder with --log-dir or LNTUNE_LOG_DIR.") from e
+        raise LogError(
+            f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder"
+            " with --log-dir or LNTUNE_LOG_DIR."
+        ) from e

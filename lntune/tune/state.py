@@ -36,8 +36,9 @@ Observer = Callable[[Progress], None]
 
 @dataclass
 class Summary:
-    """What a run did: the finals it wrote, trials by status, why candidates failed (the commonest reason first), seconds, whether it was
-    interrupted, which cases have no final and why, and what else is to be said of it.
+    """What a run did: the finals it wrote, trials by status, why candidates failed (the commonest
+    reason first), seconds, whether it was interrupted, which cases have no final and why, and what
+    else is to be said of it.
     """
 
     finals: list[Record] = field(default_factory=list)

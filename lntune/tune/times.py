@@ -1,4 +1,6 @@
-"""How the time of a tuning run is divided: what a trial and a final take is learned from those made, and finals begin in time."""
+"""How the time of a tuning run is divided: what a trial and a final take is learned from those
+made, and finals begin in time.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,15 @@ TRIAL_SECONDS = 0.04
 FINAL_SHARE = 0.3
 """Part of a case's time kept for measuring the finalists again."""
 LEAST_FINAL, MOST_FINAL, FINAL_WITHOUT_LIMIT = 0.3, 2.0, 1.0
-"""Seconds of measuring in a final that has the time it wants; where time is short it is SHORT_FINAL."""
+"""Seconds of measuring in a final that has the time it wants; where time is short it is
+SHORT_FINAL.
+"""
 SHORT_FINAL = 0.1
 OTHERS = 2
 """Contenders of a final beside candidates: eager and a copy."""
 CALLS = 30
-"""Calls of each contender in a final at least: nine rounds of a sample and of a call before it, and those that find out how many calls a
-sample has.
+"""Calls of each contender in a final at least: nine rounds of a sample and of a call before it, and
+those that find out how many calls a sample has.
 """
 
 
@@ -33,7 +37,9 @@ class Times:
         self._trials.append(seconds)
 
     def finished(self, expected: float, seconds: float) -> None:
-        """A final that was expected to take so long took so long; what is expected of the next ones follows."""
+        """A final that was expected to take so long took so long; what is expected of the next ones
+        follows.
+        """
         if expected > 0:
             self._longer = min(3.0, max(0.5, self._longer * seconds / expected))
 
@@ -43,8 +49,8 @@ class Times:
         return statistics.median(self._trials) if self._trials else 0.0
 
     def fixed(self, contenders: int, best_us: float) -> float:
-        """What a final with so many candidates takes beside measuring: each is built and checked once more; or the calls it makes in any
-        case, where these take longer than measuring would.
+        """What a final with so many candidates takes beside measuring: each is built and checked
+        once more; or the calls it makes in any case, where these take longer than measuring would.
         """
         built = contenders * max(0.0, self.trial - TRIAL_SECONDS)
         called = CALLS * (contenders + OTHERS) * best_us * 1e-6 if math.isfinite(best_us) else 0.0
@@ -61,8 +67,9 @@ class Times:
 
 
 def measuring(wanted: float | None, left: float | None, fixed: float) -> tuple[float, float]:
-    """(seconds of measuring in a final, seconds to measure it again where other work disturbs it); `wanted` is the time that a case keeps
-    for its final, `left` what there is of it, None where there is no limit.
+    """(seconds of measuring in a final, seconds to measure it again where other work disturbs it);
+    `wanted` is the time that a case keeps for its final, `left` what there is of it, None where
+    there is no limit.
     """
     if wanted is None or left is None:
         return FINAL_WITHOUT_LIMIT, 2 * FINAL_WITHOUT_LIMIT
@@ -72,8 +79,9 @@ def measuring(wanted: float | None, left: float | None, fixed: float) -> tuple[f
 
 
 def reckoned(seconds: float | None, each: float, again: float, most: int) -> tuple[int, float]:
-    """(trials, seconds) of a case that has so many seconds (None: no limit) and at most so many candidates: as many trials as leave time for
-    the final, one at least. A trial takes `each`, a candidate of the final `again`, beside measuring.
+    """(trials, seconds) of a case that has so many seconds (None: no limit) and at most so many
+    candidates: as many trials as leave time for the final, one at least. A trial takes `each`, a
+    candidate of the final `again`, beside measuring.
     """
     times = Times()
     times.tried(again)
@@ -85,7 +93,10 @@ def reckoned(seconds: float | None, each: float, again: float, most: int) -> tup
     trials = most
     if seconds is not None:
         trials = 1
-        while trials < most and (trials + 1) * each + max(seconds * FINAL_SHARE, final(trials)[1]) < seconds:
+        while (
+            trials < most
+            and (trials + 1) * each + max(seconds * FINAL_SHARE, final(trials)[1]) < seconds
+        ):
             trials += 1
     fixed = times.fixed(final(trials)[0] if trials > 1 else 1, math.inf)
     left = None if seconds is None else seconds - trials * each
@@ -96,4 +107,7 @@ def reckoned(seconds: float | None, each: float, again: float, most: int) -> tup
 def too_short(seconds: float, started: float) -> str:
     """What is said of a budget of which next to nothing is left when the first trial begins."""
     least = math.ceil(2 * started + 5)
-    return f"the budget of {seconds:.1f} s is too short: to start the process that measures took {started:.1f} s of it; {least} s or more are of use"
+    return (
+        f"the budget of {seconds:.1f} s is too short: to start the process that measures took"
+        f" {started:.1f} s of it; {least} s or more are of use"
+    )

@@ -2,12 +2,15 @@
 
 Two ways to read a row three times (sum, squares, output):
 
-* `cached_rows` reads it from memory and then twice from the L1 or L2 cache, widening low precision each time;
-* `widened_rows` widens it once into a float32 row on the stack of the task, and the affine vectors once per call.
+* `cached_rows` reads it from memory and then twice from the L1 or L2 cache, widening low precision
+  each time;
+* `widened_rows` widens it once into a float32 row on the stack of the task, and the affine vectors
+  once per call.
 
-Both sum in vector lanes that are halved stage by stage. Rejected after trying: `rfactor` of a plain reduction (it loses
-the tail predicate when the stages are fused, and a single rfactor leaves a chain of 64 dependent adds a row). Not tried:
-Welford in one pass (a division for each step of a chain).
+Both sum in vector lanes that are halved stage by stage. Rejected after trying: `rfactor` of a plain
+reduction (it loses the tail predicate when the stages are fused, and a single rfactor leaves a
+chain of 64 dependent adds a row). Not tried: Welford in one pass (a division for each step of a
+chain).
 """
 
 from __future__ import annotations
@@ -23,9 +26,13 @@ from lntune.schedule import Schedule
 from lntune.transforms.cpu import loops, streaming
 
 SERIAL_LIMIT = 1 << 17
-"""Elements above which one thread is never worth trying; below, waking the others may cost more than they save."""
+"""Elements above which one thread is never worth trying; below, waking the others may cost more
+than they save.
+"""
 PARALLEL_ELEMENTS = 1 << 14
-"""Elements above which all threads are the better guess: sharing costs about a microsecond, 16k elements about four."""
+"""Elements above which all threads are the better guess: sharing costs about a microsecond, 16k
+elements about four.
+"""
 AFFINE_ROWS = 128
 """Rows from which on widening weight and bias once pays for itself."""
 UNKNOWN_L2 = 1 << 20
@@ -33,7 +40,9 @@ UNKNOWN_L3 = 32 << 20
 """Bytes of L2 cache per core, and of the last level, assumed where the system does not say."""
 
 REGISTERS = 8
-"""Accumulators of a pass that fit the registers beside what is loaded; the second pass has two for each."""
+"""Accumulators of a pass that fit the registers beside what is loaded; the second pass has two for
+each.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class Rows:
     together: int = knob(1, (1, 2, 4), "rows worked on side by side")
     prefetch: int = knob(1, (0, 1, 2), "groups of rows of x fetched ahead while squares are summed")
     write: str = knob(
-        "plain", ("plain", "claimed", "streamed"), "y stored as it comes, to cache lines claimed while squares are summed, or past the cache"
+        "plain",
+        ("plain", "claimed", "streamed"),
+        "y stored as it comes, to cache lines claimed while squares are summed, or past the cache",
     )
     affine32: bool = knob(False, (False, True), "weight and bias widened to float32 once per call")
     parallel: bool = knob(True, (False, True), "rows shared among the threads")
@@ -60,7 +71,10 @@ def valid(knobs: Rows, case: Case, device: Device) -> str | None:
         return f"{width} lanes are more than the {case.hidden} elements of a row"
     steps = loops.chains(case.hidden, knobs.lanes * vector)[2]
     if steps % knobs.unroll:
-        return f"{steps} steps of {knobs.lanes * vector} elements are not a multiple of {knobs.unroll} to unroll"
+        return (
+            f"{steps} steps of {knobs.lanes * vector} elements are not a multiple of {knobs.unroll}"
+            " to unroll"
+        )
     if knobs.together > 1 and case.rows == 1:
         return "one row has no other beside it"
     if knobs.together * knobs.lanes > REGISTERS:
@@ -71,7 +85,9 @@ def valid(knobs: Rows, case: Case, device: Device) -> str | None:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
     if knobs.prefetch and case.rows == 1:
         return "there is no next row to fetch"
-    if (knobs.prefetch or knobs.write == "claimed") and case.hidden < 2 * knobs.lanes * vector * knobs.unroll:
+    if (
+        knobs.prefetch or knobs.write == "claimed"
+    ) and case.hidden < 2 * knobs.lanes * vector * knobs.unroll:
         return "a row is too short to fetch another beside it"
     if knobs.write == "streamed" and not knobs.parallel:
         return "only the launcher of parallel loops orders streamed stores"
@@ -95,10 +111,11 @@ def valid_widened(knobs: Rows, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Rows:
-    """Four accumulators hide the latency of an add on every CPU so far; small work stays on one thread.
+    """Four accumulators hide the latency of an add on every CPU so far; small work stays on one
+    thread.
 
-    Claiming lines that are in the cache anyway costs 10 %; claiming those that are not gains up to a half, and streaming
-    them, where the data is beyond all caches, nearly as much again.
+    Claiming lines that are in the cache anyway costs 10 %; claiming those that are not gains up to
+    a half, and streaming them, where the data is beyond all caches, nearly as much again.
     """
     vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
@@ -122,18 +139,23 @@ def default(case: Case, device: Device) -> Rows:
 
 
 def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
-    """Steps: 1 define, 2 widening, 3 one loop over groups of rows, 4 sums, 5 outputs, 6 prefetch, 7 streaming."""
+    """Steps: 1 define, 2 widening, 3 one loop over groups of rows, 4 sums, 5 outputs, 6 prefetch, 7
+    streaming.
+    """
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    func = loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together))
+    func = loops.element_aligned(
+        ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together)
+    )
     sch = s_tir.Schedule(func)
     outputs = [a.name for a in ops.get(case.op).arguments(case) if a.role == "out"]
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
-    # 2. What is widened on the fly disappears; an affine widened once stays in front of the loop over rows.
+    # 2. What is widened on the fly disappears; an affine widened once stays in front of the loop
+    # over rows.
     if not keep_rows:
         sch.compute_inline(blocks.pop("x32"))
     for name in ("weight32", "bias32"):
@@ -144,24 +166,38 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
             else:
                 sch.compute_inline(block)
 
-    # 3. All stages into one loop over groups. merge keeps every block as it is, outputs among them, where compute_at refuses.
-    outer = [sch.split(sch.get_loops(block)[0], [None, knobs.together])[0] for block in blocks.values()]
+    # 3. All stages into one loop over groups. merge keeps every block as it is, outputs among them,
+    # where compute_at refuses.
+    outer = [
+        sch.split(sch.get_loops(block)[0], [None, knobs.together])[0] for block in blocks.values()
+    ]
     groups = sch.merge(*outer)
     if knobs.parallel:
         sch.parallel(groups)
 
     # 4. Sums and scalars; a widened row by whole vectors.
     per_row = {name: block for name, block in blocks.items() if name not in ("x32", *outputs)}
-    loops.vectorize_sums(sch, per_row, 1, knobs.unroll, "centred_lanes" if knobs.prefetch or knobs.write == "claimed" else None)
+    loops.vectorize_sums(
+        sch,
+        per_row,
+        1,
+        knobs.unroll,
+        "centred_lanes" if knobs.prefetch or knobs.write == "claimed" else None,
+    )
     if keep_rows:
         loops.exact_vectors(sch, sch.get_loops(blocks["x32"])[2], knobs.store * vector)
 
     # 5. Outputs by whole vectors.
     loops.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)
 
-    # 6. Rows fetched while others are summed, when memory has nothing else to do: the next of x, and the place of y.
+    # 6. Rows fetched while others are summed, when memory has nothing else to do: the next of x,
+    # and the place of y.
     names = [a.name for a in ops.get(case.op).arguments(case)]
-    fetches = [loops.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)] if knobs.prefetch else []
+    fetches = (
+        [loops.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)]
+        if knobs.prefetch
+        else []
+    )
     if knobs.write == "claimed":
         fetches.append(loops.Prefetch(names.index("y"), 0, True, case.itemsize))
     mod = loops.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
@@ -182,5 +218,7 @@ def apply_widened(case: Case, knobs: Rows, device: Device) -> Any:
 
 SCHEDULES = (
     Schedule("cached_rows", "layer_norm", "cpu", Rows, default, valid, apply_cached, version=1),
-    Schedule("widened_rows", "layer_norm", "cpu", Rows, default, valid_widened, apply_widened, version=1),
+    Schedule(
+        "widened_rows", "layer_norm", "cpu", Rows, default, valid_widened, apply_widened, version=1
+    ),
 )

@@ -1,10 +1,11 @@
 """CPU schedule for layer norm, backward.
 
-`blocked_rows`: the rows are shared among blocks, each of rows that lie one behind the other (where cores write rows next to each
-other, their prefetchers take lines away from one another, which can cost several times the kernel's time); a block
-reads each of its rows of dy and x from memory once, sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its
-own partial sums of dgamma and dbeta. The partial sums of all blocks are added at the end, in order. Several rows side by side share the
-loads of weight and the read-modify-write of the partial sums.
+`blocked_rows`: the rows are shared among blocks, each of rows that lie one behind the other (where
+cores write rows next to each other, their prefetchers take lines away from one another, which can
+cost several times the kernel's time); a block reads each of its rows of dy and x from memory once,
+sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its own partial
+sums of dgamma and dbeta. The partial sums of all blocks are added at the end, in order. Several
+rows side by side share the loads of weight and the read-modify-write of the partial sums.
 """
 
 from __future__ import annotations
@@ -33,13 +34,21 @@ REGISTERS = 8
 class Blocks:
     """Knobs. A vector is a full vector register of float32."""
 
-    blocks: int = knob(2, (1, 2, 4, 8, 16, 32, 64), "blocks of rows, each with partial sums of its own; more than one run in parallel")
+    blocks: int = knob(
+        2,
+        (1, 2, 4, 8, 16, 32, 64),
+        "blocks of rows, each with partial sums of its own; more than one run in parallel",
+    )
     together: int = knob(2, (1, 2, 4), "rows worked on side by side")
     lanes: int = knob(2, (1, 2, 4), "vectors that accumulate a row sum side by side")
     store: int = knob(1, (1, 2, 4), "vectors of output per step")
-    prefetch: int = knob(1, (0, 1, 2), "groups of rows of dy and x fetched ahead while a row is summed")
+    prefetch: int = knob(
+        1, (0, 1, 2), "groups of rows of dy and x fetched ahead while a row is summed"
+    )
     write: str = knob(
-        "plain", ("plain", "claimed", "streamed"), "dx stored as it comes, to cache lines claimed while a row is summed, or past the cache"
+        "plain",
+        ("plain", "claimed", "streamed"),
+        "dx stored as it comes, to cache lines claimed while a row is summed, or past the cache",
     )
 
 
@@ -79,7 +88,10 @@ def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
     if knobs.write == "streamed" and knobs.blocks == 1:
         return "only the launcher of parallel loops orders streamed stores"
     if knobs.write == "streamed" and not beyond_cache(case, device):
-        return "dx fits the cache with what it is made from, where whoever reads it next will look for it"
+        return (
+            "dx fits the cache with what it is made from, where whoever reads it next will look"
+            " for it"
+        )
     return None
 
 
@@ -88,25 +100,40 @@ def default(case: Case, device: Device) -> Blocks:
     vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
     parallel = device.cores > 1 and case.rows > 1 and elements > PARALLEL_ELEMENTS
-    blocks = min(loops.floor_power(max(1, device.cores)), loops.floor_power(max(1, case.rows)), 64) if parallel else 1
+    blocks = (
+        min(loops.floor_power(max(1, device.cores)), loops.floor_power(max(1, case.rows)), 64)
+        if parallel
+        else 1
+    )
     together = 2 if case.rows >= 2 * blocks and case.rows > 1 else 1
     if "dx" not in _outputs(case):
         return Blocks(blocks=blocks, together=together, lanes=1, store=1, prefetch=0, write="plain")
     lanes = min(2, vectors)
     ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
     write = "streamed" if blocks > 1 and beyond_cache(case, device) else "plain"
-    return Blocks(blocks=blocks, together=together, lanes=lanes, store=min(2, vectors), prefetch=int(ahead and case.rows > 1), write=write)
+    return Blocks(
+        blocks=blocks,
+        together=together,
+        lanes=lanes,
+        store=min(2, vectors),
+        prefetch=int(ahead and case.rows > 1),
+        write=write,
+    )
 
 
 def apply(case: Case, knobs: Blocks, device: Device) -> Any:
-    """Steps: 1 define, 2 widening, 3 one loop over blocks and groups of rows, 4 sums, 5 dx, partial sums, 6 totals, 7 prefetch, 8 streaming."""
+    """Steps: 1 define, 2 widening, 3 one loop over blocks and groups of rows, 4 sums, 5 dx, partial
+    sums, 6 totals, 7 prefetch, 8 streaming.
+    """
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
     step = knobs.store * vector
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks, contiguous=True)
+    definition = ops.get(case.op).define(
+        case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks, contiguous=True
+    )
     sch = s_tir.Schedule(loops.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
@@ -115,9 +142,13 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
         if name in blocks:
             sch.compute_inline(blocks.pop(name))
 
-    # 3. Rows as block x turn x side; dx and the partial sums in one loop over the elements of the rows side by side, and that
-    # in one loop with all stages over rows.
-    totals = {name: blocks.pop(name) for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum") if name in blocks}
+    # 3. Rows as block x turn x side; dx and the partial sums in one loop over the elements of the
+    # rows side by side, and that in one loop with all stages over rows.
+    totals = {
+        name: blocks.pop(name)
+        for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum")
+        if name in blocks
+    }
     per_row = {name: block for name, block in blocks.items() if name not in ("dx", "blocks")}
     elements, turns = [], []
     for name, block in blocks.items():
@@ -143,13 +174,16 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
     fetching = "row_lanes" if knobs.prefetch or knobs.write == "claimed" else None
     loops.vectorize_sums(sch, per_row, 2, 1, fetching)
 
-    # 5. dx and the partial sums by whole vectors; the sums are in memory, the rows side by side added in registers.
+    # 5. dx and the partial sums by whole vectors; the sums are in memory, the rows side by side
+    # added in registers.
     sch.annotate(k, loops.VECTORS, step)
     for name, block in blocks.items():
         if name not in per_row:
             sch.unroll(sch.get_loops(block)[-1])
     if "blocks" in blocks:
-        sch.annotate(sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1], loops.VECTORS, step)
+        sch.annotate(
+            sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1], loops.VECTORS, step
+        )
 
     # 6. What the blocks come to.
     for block in totals.values():
@@ -157,11 +191,19 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
         sch.annotate(k, loops.VECTORS, step)
         if block_loop:
             sch.reorder(*block_loop, k)
-            sch.annotate(sch.get_loops(sch.decompose_reduction(block, block_loop[0]))[-1], loops.VECTORS, step)
+            sch.annotate(
+                sch.get_loops(sch.decompose_reduction(block, block_loop[0]))[-1],
+                loops.VECTORS,
+                step,
+            )
 
     # 7. Guards that only dx needs; rows fetched while others are summed.
     names = [a.name for a in ops.get(case.op).arguments(case)]
-    fetches = [loops.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize) for name in ("dy", "x") if knobs.prefetch]
+    fetches = [
+        loops.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize)
+        for name in ("dy", "x")
+        if knobs.prefetch
+    ]
     if knobs.write == "claimed":
         fetches.append(loops.Prefetch(names.index("dx"), 0, True, case.itemsize))
     mod = loops.split_vectors(loops.drop_predicates(sch.mod, ("dx",)))
@@ -172,4 +214,8 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
     return streaming.request(mod, "dx") if knobs.write == "streamed" else mod
 
 
-SCHEDULES = (Schedule("blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply, version=2),)
+SCHEDULES = (
+    Schedule(
+        "blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply, version=2
+    ),
+)

@@ -1,7 +1,8 @@
 """CPU schedule for the LN-LSTM step, forward.
 
-`fused_step`: a row (one sequence of the batch) goes through all stages while it is in the L1 cache: the moments of its gates in
-vector lanes, the cell, the cell's moments, h. The exponentials are arithmetic and run in full vectors.
+`fused_step`: a row (one sequence of the batch) goes through all stages while it is in the L1 cache:
+the moments of its gates in vector lanes, the cell, the cell's moments, h. The exponentials are
+arithmetic and run in full vectors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from lntune.schedule import Schedule
 from lntune.transforms.cpu import loops
 
 SERIAL_LIMIT = 1 << 14
-"""Elements of the cell above which one thread is never worth trying; each costs five exponentials."""
+"""Elements of the cell above which one thread is never worth trying; each costs five
+exponentials.
+"""
 PARALLEL_ELEMENTS = 1 << 11
 """Elements of the cell above which all threads are the better guess."""
 
@@ -37,13 +40,19 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
     vector = device.vector_bytes // 4
     width = max(knobs.lanes, knobs.store) * vector
     if 4 * case.hidden > MAX_HIDDEN:
-        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
+        return (
+            f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN}"
+            " that a kernel takes"
+        )
     if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
         return f"{width} lanes are more than the {case.hidden} elements of a cell"
     if knobs.unroll > 1:
         for size in (case.hidden, 4 * case.hidden):
             if loops.chains(size, knobs.lanes * vector)[2] % knobs.unroll:
-                return f"the steps of sums of {size} elements are not a multiple of {knobs.unroll} to unroll"
+                return (
+                    f"the steps of sums of {size} elements are not a multiple of {knobs.unroll} to"
+                    " unroll"
+                )
     if knobs.parallel and case.rows == 1:
         return "one row cannot be shared among threads"
     if not knobs.parallel and device.cores > 1 and case.rows * case.hidden > SERIAL_LIMIT:
@@ -55,7 +64,11 @@ def default(case: Case, device: Device) -> Step:
     """Enough accumulators to hide the latency of an add; small work stays on one thread."""
     vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
-    return Step(lanes=min(4, vectors), store=1, parallel=case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1))
+    return Step(
+        lanes=min(4, vectors),
+        store=1,
+        parallel=case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1),
+    )
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
@@ -65,17 +78,28 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     vector = device.vector_bytes // 4
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    sch = s_tir.Schedule(loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector))))
+    sch = s_tir.Schedule(
+        loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector)))
+    )
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
-    # 2. All stages into one loop over rows (in groups of one, the form that vectorize_sums expects).
-    rows = sch.merge(*(sch.split(sch.get_loops(block)[0], [None, 1])[0] for block in blocks.values()))
+    # 2. All stages into one loop over rows (in groups of one, the form that vectorize_sums
+    # expects).
+    rows = sch.merge(
+        *(sch.split(sch.get_loops(block)[0], [None, 1])[0] for block in blocks.values())
+    )
     if knobs.parallel:
         sch.parallel(rows)
 
     # 3. Sums and scalars.
     elementwise = ("z", "cell", "inner", "h", "c_new")
-    loops.vectorize_sums(sch, {name: block for name, block in blocks.items() if name not in elementwise}, 1, knobs.unroll, None)
+    loops.vectorize_sums(
+        sch,
+        {name: block for name, block in blocks.items() if name not in elementwise},
+        1,
+        knobs.unroll,
+        None,
+    )
 
     # 4. The rest by whole vectors.
     for name in elementwise:

@@ -1,8 +1,9 @@
 """CPU schedule for the LN-LSTM step, backward.
 
-`blocked_step`: the rows (sequences of the batch) are shared among as many blocks as the machine has cores; a row goes through all
-stages, the gates made again first, while it is in the cache, and adds to its block's own sums for the gains and biases, which stay
-where they are from one time step to the next. Rows side by side share the read-modify-write of the sums.
+`blocked_step`: the rows (sequences of the batch) are shared among as many blocks as the machine has
+cores; a row goes through all stages, the gates made again first, while it is in the cache, and adds
+to its block's own sums for the gains and biases, which stay where they are from one time step to
+the next. Rows side by side share the read-modify-write of the sums.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from lntune.schedule import Schedule
 from lntune.transforms.cpu import loops, sums
 
 SERIAL_LIMIT = 1 << 13
-"""Elements of the cell above which one thread is never worth trying; each costs five exponentials and all that follows."""
+"""Elements of the cell above which one thread is never worth trying; each costs five exponentials
+and all that follows.
+"""
 PARALLEL_ELEMENTS = 1 << 10
 """Elements of the cell above which all threads are the better guess."""
 
@@ -37,14 +40,24 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
     """What the schedule refuses."""
     width = max(knobs.lanes, knobs.store) * device.vector_bytes // 4
     if 4 * case.hidden > MAX_HIDDEN:
-        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
+        return (
+            f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN}"
+            " that a kernel takes"
+        )
     if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
         return f"{width} lanes are more than the {case.hidden} elements of a cell"
     if knobs.together * case.blocks(device.cores) > max(case.rows, 1):
-        return f"{case.blocks(device.cores)} blocks of {knobs.together} rows are more than the {case.rows} rows"
+        return (
+            f"{case.blocks(device.cores)} blocks of {knobs.together} rows are more than the"
+            f" {case.rows} rows"
+        )
     if knobs.parallel and case.blocks(device.cores) == 1:
         return "one block cannot be shared among threads"
-    if not knobs.parallel and case.blocks(device.cores) > 1 and case.rows * case.hidden > SERIAL_LIMIT:
+    if (
+        not knobs.parallel
+        and case.blocks(device.cores) > 1
+        and case.rows * case.hidden > SERIAL_LIMIT
+    ):
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
     return None
 
@@ -62,19 +75,27 @@ def default(case: Case, device: Device) -> Step:
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
-    """Steps: 1 define, 2 rows as turns of blocks, 3 one loop over blocks and their turns, 4 stages, 5 outputs and sums over rows."""
+    """Steps: 1 define, 2 rows as turns of blocks, 3 one loop over blocks and their turns, 4 stages,
+    5 outputs and sums over rows.
+    """
     from tvm import s_tir
 
     vector, blocks_of_rows = device.vector_bytes // 4, case.blocks(device.cores)
     step = knobs.store * vector
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    definition = ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together, blocks_of_rows, contiguous=True)
+    definition = ops.get(case.op).define(
+        case,
+        loops.staged_sum(knobs.lanes * vector),
+        knobs.together,
+        blocks_of_rows,
+        contiguous=True,
+    )
     sch = s_tir.Schedule(loops.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
-    # 2. Rows as block x turn x side. Outputs and sums over rows of one size share a loop over their elements, with the rows side by
-    # side inside.
+    # 2. Rows as block x turn x side. Outputs and sums over rows of one size share a loop over their
+    # elements, with the rows side by side inside.
     outputs = {"dgates_x": "gates", "dgates_h": "gates", "dc": "hidden"}
     elements: dict[str, list[Any]] = {"gates": [], "hidden": []}
     for name, block in blocks.items():
@@ -92,15 +113,23 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     # 3. All stages in one loop.
     shared = {size: sch.merge(*its) for size, its in elements.items()}
     last = {size: next(name for name in blocks if name == f"sums_{size}") for size in shared}
-    stages = {name: block for name, block in blocks.items() if name not in outputs and not name.startswith("sums_")}
-    turns = [sch.get_loops(block)[1] for block in stages.values()] + [sch.get_loops(blocks[name])[1] for name in last.values()]
+    stages = {
+        name: block
+        for name, block in blocks.items()
+        if name not in outputs and not name.startswith("sums_")
+    }
+    turns = [sch.get_loops(block)[1] for block in stages.values()] + [
+        sch.get_loops(blocks[name])[1] for name in last.values()
+    ]
     sch.merge(*turns)
     if knobs.parallel:
         sch.parallel(sch.get_loops(blocks["z"])[0])
 
     # 4. Stages by whole vectors, cut at the gates where these differ; sums and scalars of a row.
     elementwise = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
-    loops.vectorize_sums(sch, {name: block for name, block in stages.items() if name not in elementwise}, 2, 1, None)
+    loops.vectorize_sums(
+        sch, {name: block for name, block in stages.items() if name not in elementwise}, 2, 1, None
+    )
     for name in elementwise:
         k = sch.get_loops(blocks[name])[3]
         if name in ("act", "dz"):
@@ -118,4 +147,6 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     return loops.split_vectors(sums.accumulate(mod, ("sums_gates", "sums_hidden")))
 
 
-SCHEDULES = (Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply, version=2),)
+SCHEDULES = (
+    Schedule("blocked_step", "lnlstm_step_backward", "cpu", Step, default, valid, apply, version=2),
+)

@@ -1,12 +1,13 @@
 """Layer norm forward on GPUs: one kernel, a row in the registers of the threads that share it.
 
-x is read once where it can be kept. How many threads share a row decides how many bytes are in flight, which is what a kernel bound by
-memory is about; the two exchanges of sums between them are all the synchronization there is.
+x is read once where it can be kept. How many threads share a row decides how many bytes are in
+flight, which is what a kernel bound by memory is about; the two exchanges of sums between them are
+all the synchronization there is.
 
 All loops over a thread's part of the row are unrolled, since registers have no addresses.
 
-Tried and left out: a row kept as float32 instead of as it came (twice the registers in low precision, to spare conversions that
-memory-bound code has time for).
+Tried and left out: a row kept as float32 instead of as it came (twice the registers in low
+precision, to spare conversions that memory-bound code has time for).
 """
 
 from __future__ import annotations
@@ -33,9 +34,22 @@ class Knobs:
     threads: int = knob(128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row")
     rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob("registers", ("registers", "shared", "again"), "where a row is kept between its three uses; again: read from memory each time")
-    rolled: bool = knob(False, (False, True), "a thread's turns over a row are a loop, not unrolled; not for registers, which have no addresses")
-    once: bool = knob(False, (False, True), "x and y are the first to leave the cache, since they are accessed once")
+    keep: str = knob(
+        "registers",
+        ("registers", "shared", "again"),
+        "where a row is kept between its three uses; again: read from memory each time",
+    )
+    rolled: bool = knob(
+        False,
+        (False, True),
+        "a thread's turns over a row are a loop, not unrolled; not for registers, which have no"
+        " addresses",
+    )
+    once: bool = knob(
+        False,
+        (False, True),
+        "x and y are the first to leave the cache, since they are accessed once",
+    )
 
 
 def turns_of(knobs: Knobs, case: Case) -> int:
@@ -44,7 +58,9 @@ def turns_of(knobs: Knobs, case: Case) -> int:
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row takes; an access shorter than that has one to itself."""
+    """32-bit registers that a thread's part of the row takes; an access shorter than that has one
+    to itself.
+    """
     return turns_of(knobs, case) * max(4, knobs.access * case.itemsize) // 4
 
 
@@ -59,8 +75,13 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
     if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
         return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
-    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(REGISTERS_PER_THREAD, REGISTERS // threads_all):
-        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS} others they do not fit {threads_all} threads"
+    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(
+        REGISTERS_PER_THREAD, REGISTERS // threads_all
+    ):
+        return (
+            f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS}"
+            f" others they do not fit {threads_all} threads"
+        )
     if knobs.keep == "registers" and knobs.rolled:
         return "a row in registers takes unrolled turns"
     if turns_of(knobs, case) == 1 and knobs.rolled:
@@ -69,7 +90,10 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return "shared memory is for one row to a block"
     row = case.hidden * case.itemsize
     if knobs.keep == "shared" and threads.STATIC + row > device.l1:
-        return f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which {threads.STATIC} are for sums"
+        return (
+            f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which"
+            f" {threads.STATIC} are for sums"
+        )
     if case.rows == 1 and knobs.rows > 1:
         return "a single row cannot fill a block of several"
     if knobs.once and (why := hints.misfit(case, device, knobs.keep == "again")):
@@ -78,11 +102,13 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, four to a thread; where registers do not hold the row, shared memory, else reading again.
+    """Wide accesses, four to a thread; where registers do not hold the row, shared memory, else
+    reading again.
 
-    One row to a block from 64 accesses on, since the stores of several rows are guarded; and of several rows three accesses to a thread at
-    most: for four ptxas 13.0 gives it a stack frame of 8 bytes. Turns that read again are a loop, and wide ones of long rows in low
-    precision: ptxas would keep what they read after all, and spill it.
+    One row to a block from 64 accesses on, since the stores of several rows are guarded; and of
+    several rows three accesses to a thread at most: for four ptxas 13.0 gives it a stack frame of 8
+    bytes. Turns that read again are a loop, and wide ones of long rows in low precision: ptxas
+    would keep what they read after all, and spill it.
     """
     access = threads.widest(case)
     wanted = -(-case.hidden // (access * 4))
@@ -91,15 +117,25 @@ def default(case: Case, device: Device) -> Knobs:
         several = max(several, fewest) if case.hidden >= fewest * access else several
     several = several * 2 if several < 64 and several * access * 4 <= case.hidden else several
     if several == THREADS_PER_BLOCK and case.hidden <= 512 * access * 6:
-        several = 512  # six accesses; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes 32 and spills
+        # six accesses; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes
+        # 32 and spills
+        several = 512
     rows = 1 if several >= 64 or case.rows == 1 else 128 // several
     if several * rows < 32:
         several = 32
     for keep in ("registers", "shared", "again"):
         several = min(several, 512) if keep == "again" else several
-        for s in (several, *(t for t in (256, 512, 1024) if t > several), *(t for t in (16, 8) if t < several)):
+        for s in (
+            several,
+            *(t for t in (256, 512, 1024) if t > several),
+            *(t for t in (16, 8) if t < several),
+        ):
             found = Knobs(s, rows, access, keep)
-            widened = case.itemsize < 4 and s == THREADS_PER_BLOCK and turns_of(found, case) * access > WIDENED
+            widened = (
+                case.itemsize < 4
+                and s == THREADS_PER_BLOCK
+                and turns_of(found, case) * access > WIDENED
+            )
             if widened and keep == "registers":
                 continue
             rolled = keep == "again" or (keep == "shared" and widened and access > 2)
@@ -115,7 +151,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     1. The definition, in groups of rows, without copies of what is widened.
     2. A block of threads for each group of rows; everything about a row inside it.
     3. The row, where it is kept.
-    4. Sums and outputs shared among the threads; the scalars of a row in registers of every thread that needs them.
+    4. Sums and outputs shared among the threads; the scalars of a row in registers of every thread
+    that needs them.
     """
     from tvm import s_tir
 
@@ -127,7 +164,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             sch.compute_inline(blocks.pop(name))
 
     # 2. By way of the first stage over rows.
-    group, row = sch.split(sch.get_loops(blocks["sum"])[0], [None, knobs.rows], preserve_unit_iters=True)
+    group, row = sch.split(
+        sch.get_loops(blocks["sum"])[0], [None, knobs.rows], preserve_unit_iters=True
+    )
     sch.bind(group, "blockIdx.x")
     sch.bind(row, "threadIdx.y")
     for name, block in blocks.items():
@@ -144,12 +183,16 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 4.
     for name in ("sum", "centred"):
-        thread = threads.one_by_one(sch, blocks[name], knobs.threads, knobs.access, not knobs.rolled)
+        thread = threads.one_by_one(
+            sch, blocks[name], knobs.threads, knobs.access, not knobs.rolled
+        )
         if knobs.keep != "registers":
             threads.fetch(sch, blocks[name], 0, thread, knobs.access)
     if knobs.keep != "registers":
         threads.fetch(sch, blocks["y"], 0, y, knobs.access)
-    for vector in [n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))]:
+    for vector in [
+        n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))
+    ]:
         threads.fetch(sch, blocks["y"], vector, y, knobs.access)
     for name in ("mean", "rstd"):
         if name in blocks:

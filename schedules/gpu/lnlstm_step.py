@@ -1,11 +1,14 @@
-"""LN-LSTM step forward on GPUs: one kernel, a block of threads to a row, which is one sequence of the batch.
+"""LN-LSTM step forward on GPUs: one kernel, a block of threads to a row, which is one sequence of
+the batch.
 
-A thread has the same elements of all four gates, so that a cell is its own business; only the sums of both layer norms are exchanged.
-The gates stay in registers between their three uses; rows too long for that are read again, access by access. What else a row needs can be
-asked for before the first sum, so that its way through memory and the exchanges overlap: with a batch of a few rows to a multiprocessor
-that time is most of the kernel's.
+A thread has the same elements of all four gates, so that a cell is its own business; only the sums
+of both layer norms are exchanged. The gates stay in registers between their three uses; rows too
+long for that are read again, access by access. What else a row needs can be asked for before the
+first sum, so that its way through memory and the exchanges overlap: with a batch of a few rows to a
+multiprocessor that time is most of the kernel's.
 
-Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a warp takes, are small anyway).
+Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a
+warp takes, are small anyway).
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from lntune.schedule import Schedule
 from lntune.transforms.gpu import functions, gates, phases, private, ragged, threads
 
 PHASES = "lntune_row"  # annotation of the loop over rows
-OTHERS = 36  # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and does not
+# registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and
+# does not
+OTHERS = 36
 OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or made again
 
 
@@ -34,12 +39,21 @@ class Knobs:
 
     threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob("registers", ("registers", "again"), "where gates that are normalized stay between their three uses; again: in memory")
-    ahead: bool = knob(True, (False, True), "cell, gains, biases and gates that need no sum are loaded before the first sum")
+    keep: str = knob(
+        "registers",
+        ("registers", "again"),
+        "where gates that are normalized stay between their three uses; again: in memory",
+    )
+    ahead: bool = knob(
+        True,
+        (False, True),
+        "cell, gains, biases and gates that need no sum are loaded before the first sum",
+    )
     stages: str = knob(
         "registers",
         ("registers", "again"),
-        "where what is made of a row stays between its sums; again: z in shared memory, if it fits, the rest made again access by access",
+        "where what is made of a row stays between its sums; again: z in shared memory, if it fits,"
+        " the rest made again access by access",
     )
 
 
@@ -50,14 +64,19 @@ def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row takes, or where stages are made again, one access of it."""
+    """32-bit registers that a thread's part of the row takes, or where stages are made again, one
+    access of it.
+    """
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
     of_gates = 4 * ("raw" in tokens) + 4 if knobs.keep == "registers" else 0
     of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.ahead else 0
     if knobs.stages == "again":
         return (10 + 4 * ("raw" in tokens)) * knobs.access
-    made = 4 * knobs.access + of_gates * access // (2 if "raw" in tokens else 4)  # what comes of the gates takes their place, but not at once
-    return gates.turns_of(case, knobs.threads, knobs.access) * max((of_gates + of_rest) * access, made)
+    # what comes of the gates takes their place, but not at once
+    made = 4 * knobs.access + of_gates * access // (2 if "raw" in tokens else 4)
+    return gates.turns_of(case, knobs.threads, knobs.access) * max(
+        (of_gates + of_rest) * access, made
+    )
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
@@ -65,23 +84,39 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     if reason := gates.misfit(case, knobs.threads, knobs.access):
         return reason
     if knobs.stages == "again" and (knobs.keep == "registers" or knobs.ahead):
-        return "stages that are made again, access by access, hold nothing else of a row in registers"
-    others = OTHERS_RAW if "raw" in tokens_of(case) and (case.itemsize < 4 or knobs.stages == "again") else OTHERS
+        return (
+            "stages that are made again, access by access, hold nothing else of a row in registers"
+        )
+    others = (
+        OTHERS_RAW
+        if "raw" in tokens_of(case) and (case.itemsize < 4 or knobs.stages == "again")
+        else OTHERS
+    )
     if registers_of(knobs, case) + others > min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads):
-        return f"{registers_of(knobs, case)} registers for a thread's part of the row; with {others} others they do not fit {knobs.threads} threads"
+        return (
+            f"{registers_of(knobs, case)} registers for a thread's part of the row; with {others}"
+            f" others they do not fit {knobs.threads} threads"
+        )
     return None
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, one to a thread if so many threads fit; everything asked for at once where registers hold it."""
+    """Wide accesses, one to a thread if so many threads fit; everything asked for at once where
+    registers hold it.
+    """
     access = gates.widest(case)
-    several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
+    several = next(
+        (t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK
+    )
     for ahead in (True, False):
         for shared in (several, *(t for t in (512, 256, 128) if t < several)):
             found = Knobs(shared, access, "registers", ahead)
             if valid(found, case, device) is None:
                 return found
-    again = [Knobs(shared, access, "again", ahead=False, stages="again") for shared in (512, 256, 128, 64, 32)]
+    again = [
+        Knobs(shared, access, "again", ahead=False, stages="again")
+        for shared in (512, 256, 128, 64, 32)
+    ]
     return next((one for one in again if valid(one, case, device) is None), again[-1])
 
 
@@ -97,9 +132,11 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     1. The definition, with the device's activations; gate and element two loops.
     2. A block of threads for each row; everything about the row inside it.
     3. What is loaded once for several stages, or before its turn.
-    4. Stages and outputs in registers, each access of what they read loaded at once; sums exchanged.
+    4. Stages and outputs in registers, each access of what they read loaded at once; sums
+    exchanged.
     5. The scalars of a row in registers of every thread; one thread gives the statistics.
-    6. Of a ragged row only memory and sums ask who has a part; rows too long for registers go through all stages access by access.
+    6. Of a ragged row only memory and sums ask who has a part; rows too long for registers go
+    through all stages access by access.
     """
     from tvm import s_tir
 
@@ -117,12 +154,25 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     sch.annotate(row, PHASES, 1)
 
     # 3.
-    normalized = {f"gates_{of}": [blocks[f"{of}_sum"], blocks[f"{of}_centred"], blocks["z"]] for of in ("h", "x") if f"{of}_sum" in blocks}
+    normalized = {
+        f"gates_{of}": [blocks[f"{of}_sum"], blocks[f"{of}_centred"], blocks["z"]]
+        for of in ("h", "x")
+        if f"{of}_sum" in blocks
+    }
     users = normalized if knobs.keep == "registers" else {}
     if knobs.ahead:
-        early = {name: [blocks[stage]] for stage in ("z", "cell", "inner") for name in gates.inputs(sch, blocks[stage], case)}
-        users = {**early, **users} if knobs.keep == "registers" else {name: its for name, its in early.items() if name not in normalized}
-    for name, consumers in reversed(users.items()):  # each comes before those of before; what the first sum needs is to be first
+        early = {
+            name: [blocks[stage]]
+            for stage in ("z", "cell", "inner")
+            for name in gates.inputs(sch, blocks[stage], case)
+        }
+        users = (
+            {**early, **users}
+            if knobs.keep == "registers"
+            else {name: its for name, its in early.items() if name not in normalized}
+        )
+    # each comes before those of before; what the first sum needs is to be first
+    for name, consumers in reversed(users.items()):
         deal.keep(sch, consumers, name, row, gates=name in of_gates)
 
     # 4.
@@ -133,7 +183,11 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             deal.output(sch, block, wide)
         elif name in stages or name.endswith(("_sum", "_centred")):
             place = "shared.dyn" if name == "z" and shared_of(knobs, case, device) else "local"
-            thread = deal.stage(sch, block, wide, place) if name in stages else deal.loops(sch, block, wide)
+            thread = (
+                deal.stage(sch, block, wide, place)
+                if name in stages
+                else deal.loops(sch, block, wide)
+            )
             for read in gates.inputs(sch, block, case):
                 deal.fetch(sch, block, read, thread, gates=read in of_gates)
 

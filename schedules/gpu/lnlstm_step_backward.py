@@ -1,11 +1,13 @@
-"""LN-LSTM step backward on GPUs: one kernel; blocks of threads take turns at the rows, which are the sequences of the batch.
+"""LN-LSTM step backward on GPUs: one kernel; blocks of threads take turns at the rows, which are
+the sequences of the batch.
 
-A thread has the same elements of all four gates. The gates are made again and stay in registers with what comes of them, as do the
-thread's own shares of the sums over rows, which it adds to its block's row of them once, after its last turn: no atomics, and the same
-bits at every call.
+A thread has the same elements of all four gates. The gates are made again and stay in registers
+with what comes of them, as do the thread's own shares of the sums over rows, which it adds to its
+block's row of them once, after its last turn: no atomics, and the same bits at every call.
 
-There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the sums, then the gates after their
-activations. Rows too long even for that go through all stages access by access, and what is not kept is read, and made, again.
+There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the
+sums, then the gates after their activations. Rows too long even for that go through all stages
+access by access, and what is not kept is read, and made, again.
 """
 
 from __future__ import annotations
@@ -37,13 +39,24 @@ class Knobs:
 
     threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
     access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob("registers", ("registers", "again"), "where what is read of a row stays between its uses; again: in memory")
-    sums: str = knob("registers", ("registers", "shared", "memory"), "where sums over rows are while a block has turns; memory: added to at each")
-    ahead: bool = knob(True, (False, True), "gains and biases are loaded once a row, before its first stage")
+    keep: str = knob(
+        "registers",
+        ("registers", "again"),
+        "where what is read of a row stays between its uses; again: in memory",
+    )
+    sums: str = knob(
+        "registers",
+        ("registers", "shared", "memory"),
+        "where sums over rows are while a block has turns; memory: added to at each",
+    )
+    ahead: bool = knob(
+        True, (False, True), "gains and biases are loaded once a row, before its first stage"
+    )
     stages: str = knob(
         "registers",
         ("registers", "shared", "again"),
-        "where what is made of a row stays between its sums; shared: gates in shared memory; again: there, if they fit, the rest made again",
+        "where what is made of a row stays between its sums; shared: gates in shared memory; again:"
+        " there, if they fit, the rest made again",
     )
 
 
@@ -53,20 +66,29 @@ def summed(case: Case) -> int:
 
 
 def registers_of(knobs: Knobs, case: Case, device: Device) -> int:
-    """32-bit registers that a thread's part of the row and of the sums takes, or where stages are made again, one access of it."""
+    """32-bit registers that a thread's part of the row and of the sums takes, or where stages are
+    made again, one access of it.
+    """
     tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
     raw = "raw" in tokens
     if knobs.stages == "again":
         return (16 + 4 * ("act" not in shared_stages(knobs, case, device)) + 4 * raw) * knobs.access
-    kept = {"registers": summed(case), "shared": 0, "memory": summed(case) / 2}[knobs.sums]  # what a turn adds lives shortly
+    # what a turn adds lives shortly
+    kept = {"registers": summed(case), "shared": 0, "memory": summed(case) / 2}[knobs.sums]
     matrices = 4 * (1 + raw) + 3 if knobs.keep == "registers" else 0
     vectors = 4 * (1 + raw) + 1 if knobs.ahead else 0
-    made = 3 + 4 * raw if knobs.stages == "shared" else 11 + 4 * raw if knobs.sums == "shared" else 7
-    return gates.turns_of(case, knobs.threads, knobs.access) * int((kept + made) * knobs.access + (matrices + vectors) * access)
+    made = (
+        3 + 4 * raw if knobs.stages == "shared" else 11 + 4 * raw if knobs.sums == "shared" else 7
+    )
+    return gates.turns_of(case, knobs.threads, knobs.access) * int(
+        (kept + made) * knobs.access + (matrices + vectors) * access
+    )
 
 
 def others_of(knobs: Knobs, case: Case, device: Device) -> int:
-    """About the registers for anything else, the addresses of twenty tensors among it: fitted to what ptxas 13.0 spills and does not."""
+    """About the registers for anything else, the addresses of twenty tensors among it: fitted to
+    what ptxas 13.0 spills and does not.
+    """
     newest = 20 * (device.isa in ("sm_100", "sm_120"))  # more than for others
     if knobs.stages == "again":
         return newest + (70 if case.hidden % (knobs.threads * knobs.access) else 54)
@@ -79,8 +101,12 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     if reason := gates.misfit(case, knobs.threads, knobs.access):
         return reason
-    if knobs.stages == "again" and (knobs.keep != "again" or knobs.sums == "registers" or knobs.ahead):
-        return "stages that are made again, access by access, hold nothing else of a row in registers"
+    if knobs.stages == "again" and (
+        knobs.keep != "again" or knobs.sums == "registers" or knobs.ahead
+    ):
+        return (
+            "stages that are made again, access by access, hold nothing else of a row in registers"
+        )
     if case.hidden == 1 and "shared" in (knobs.sums, knobs.stages):
         return "a cell of one element needs no shared memory"
     if shared_of(knobs, case, device) > device.l1:
@@ -89,28 +115,51 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     others = others_of(knobs, case, device)
     part = registers_of(knobs, case, device)
     if part + others > room:
-        return f"{part} registers for a thread's part of the row; with {others} others they do not fit {knobs.threads} threads"
+        return (
+            f"{part} registers for a thread's part of the row; with {others} others they do not fit"
+            f" {knobs.threads} threads"
+        )
     return None
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows, in this order.
+    """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows,
+    in this order.
 
-    Sums that they do not hold go to shared memory, then the gates after their activations, too. Where that is not enough either, stages are
-    made again access by access, whatever the length of the row.
+    Sums that they do not hold go to shared memory, then the gates after their activations, too.
+    Where that is not enough either, stages are made again access by access, whatever the length of
+    the row.
     """
     access = gates.widest(case)
-    several = next((t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK)
+    several = next(
+        (t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK
+    )
     fewer = (several, *(t for t in (512, 256, 128) if t < several))
-    kept = [Knobs(shares, access, "registers", sums, ahead) for sums in ("registers", "shared") for ahead in (True, False) for shares in fewer]
-    kept += [Knobs(shares, access, "registers", "shared", ahead=False, stages="shared") for shares in fewer]
-    kept += [Knobs(shares, max(1, access // 2), "registers", "shared", ahead=False) for shares in fewer]
+    kept = [
+        Knobs(shares, access, "registers", sums, ahead)
+        for sums in ("registers", "shared")
+        for ahead in (True, False)
+        for shares in fewer
+    ]
+    kept += [
+        Knobs(shares, access, "registers", "shared", ahead=False, stages="shared")
+        for shares in fewer
+    ]
+    kept += [
+        Knobs(shares, max(1, access // 2), "registers", "shared", ahead=False) for shares in fewer
+    ]
     found = next((one for one in kept if valid(one, case, device) is None), None)
     if found is not None:
         return found
-    again = [Knobs(shares, access, "again", "shared", ahead=False, stages="again") for shares in (512, 256)]
+    again = [
+        Knobs(shares, access, "again", "shared", ahead=False, stages="again")
+        for shares in (512, 256)
+    ]
     again = [one for one in again if shared_stages(one, case, device)]
-    again += [Knobs(shares, access, "again", "memory", ahead=False, stages="again") for shares in (512, 256, 128, 64, 32)]
+    again += [
+        Knobs(shares, access, "again", "memory", ahead=False, stages="again")
+        for shares in (512, 256, 128, 64, 32)
+    ]
     return next((one for one in again if valid(one, case, device) is None), again[-1])
 
 
@@ -127,18 +176,27 @@ def _sums_bytes(knobs: Knobs, case: Case) -> int:
 def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
     """The stages that are in shared memory."""
     if knobs.stages == "again":
-        return ("act", "dz")[: max(0, device.l1 - threads.STATIC - _sums_bytes(knobs, case)) // (16 * _padded(knobs, case))]
+        return ("act", "dz")[
+            : max(0, device.l1 - threads.STATIC - _sums_bytes(knobs, case))
+            // (16 * _padded(knobs, case))
+        ]
     return ("act",) if knobs.stages == "shared" else ()
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Bytes of shared memory that a block of threads takes."""
-    return threads.STATIC + _sums_bytes(knobs, case) + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
+    return (
+        threads.STATIC
+        + _sums_bytes(knobs, case)
+        + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def _definition(case: Case, blocks: int) -> Any:
-    """What every setting of the knobs begins with; making it takes half as long as all that follows."""
+    """What every setting of the knobs begins with; making it takes half as long as all that
+    follows.
+    """
     op = ops.get(case.op)
     made = op.define(case, gates.row_sum(case.hidden), 1, blocks)
     return turns.unpadded(functions.native(turns.named(made, [a.name for a in op.arguments(case)])))
@@ -150,9 +208,11 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     1. The definition, with the device's activations; gate and element two loops.
     2. Blocks of threads and their turns; all stages in one loop over a block's turns.
     3. What is loaded once for several stages, or before its turn.
-    4. Stages and outputs in registers or shared memory, each access of what they read loaded at once; sums of a row exchanged.
+    4. Stages and outputs in registers or shared memory, each access of what they read loaded at
+    once; sums of a row exchanged.
     5. The thread's sums over rows, added to its block's once or at each turn.
-    6. What no later stage needs is done early, or all of it access by access; turns end where the rows do.
+    6. What no later stage needs is done early, or all of it access by access; turns end where the
+    rows do.
     """
     from tvm import s_tir
 
@@ -191,7 +251,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             if name in arguments:
                 readers.setdefault(name, []).append(block)
     matrices = {a.name for a in ops.get(case.op).arguments(case) if len(a.shape) > 1}
-    for name, consumers in reversed(readers.items()):  # each comes before those of before; what is needed first is to be first
+    # each comes before those of before; what is needed first is to be first
+    for name, consumers in reversed(readers.items()):
         if arguments[name] == "rows":
             gates.keep_scalar(sch, consumers, name, turn)
         elif knobs.keep == "registers" if name in matrices else knobs.ahead:
@@ -219,7 +280,14 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         thread = deal.loops(sch, blocks[name], name in OF_GATES)
         for read in gates.inputs(sch, blocks[name], case):
             deal.fetch(sch, blocks[name], read, thread, gates=arguments[read] == "gates")
-        added += deal.sums(sch, blocks[name], b, turn, name in OF_GATES, "shared.dyn" if knobs.sums == "shared" else "local")
+        added += deal.sums(
+            sch,
+            blocks[name],
+            b,
+            turn,
+            name in OF_GATES,
+            "shared.dyn" if knobs.sums == "shared" else "local",
+        )
 
     # 6.
     sch.annotate(turn, turns.TURNS, count)
@@ -234,4 +302,6 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     return turns.trim(made)
 
 
-SCHEDULES = (Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1),)
+SCHEDULES = (
+    Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1),
+)

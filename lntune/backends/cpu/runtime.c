@@ -1,9 +1,10 @@
 /* What a built kernel needs from its process: a parallel launcher and scratch memory.
  *
- * The launcher runs TVM's parallel loops on the OpenMP pool that PyTorch already owns. A pool of TVM's own beside it
- * costs more than any schedule wins: two pools that spin for the same cores make each other's barriers take a
- * scheduler tick. It is looked up at run time (PyTorch brings libgomp with it under a name of its own), so this file
- * links against nothing. Valid as C and as C++.
+ * The launcher runs TVM's parallel loops on the OpenMP pool that PyTorch already owns. A pool of
+ * TVM's own beside it costs more than any schedule wins: two pools that spin for the same cores
+ * make each other's barriers take a scheduler tick. It is looked up at run time (PyTorch brings
+ * libgomp with it under a name of its own), so this file links against nothing. Valid as C and as
+ * C++.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,40 +38,45 @@ static int (*omp_pause)(int);
 static int paused;
 static __thread int pool_used, orphan; /* the pool is one per thread that starts parallel regions */
 
-/* libgomp's threads do not survive a fork; asking its pool for work in a child that inherited it hangs for ever. So the
- * forking thread's pool is given up before, and either process makes itself a new one when it needs it (PyTorch's own
- * operators too, which would hang otherwise). Where that fails, a child of a thread that used the pool stays serial. */
+/* libgomp's threads do not survive a fork; asking its pool for work in a child that inherited it
+ * hangs for ever. So the forking thread's pool is given up before, and either process makes itself
+ * a new one when it needs it (PyTorch's own operators too, which would hang otherwise). Where that
+ * fails, a child of a thread that used the pool stays serial. */
 static void before_fork(void) { paused = omp_pause && omp_pause(1) == 0; }
 static void after_fork(void) {
   if (!paused) orphan |= pool_used;
 }
 
-/* A kernel that fails without saying why crashes its caller, who looks for the error; and what another thread said is not
- * heard. All that can fail in a kernel's tasks is scratch memory. */
+/* A kernel that fails without saying why crashes its caller, who looks for the error; and what
+ * another thread said is not heard. All that can fail in a kernel's tasks is scratch memory. */
 static void (*set_error)(const char *kind, const char *message);
 static void no_scratch(void) {
   if (set_error) set_error("MemoryError", "a kernel's scratch memory could not be had");
 }
 
-/* A function of the OpenMP runtime that PyTorch runs on. Where that is not among everyone's symbols (its wheels for Arm), it
- * is among those of what `torch`, a handle of PyTorch's library, needs. */
+/* A function of the OpenMP runtime that PyTorch runs on. Where that is not among everyone's symbols
+ * (its wheels for Arm), it is among those of what `torch`, a handle of PyTorch's library, needs. */
 static void *of_pool(const char *name, void *torch) {
   void *found = dlsym(RTLD_DEFAULT, name);
   return found || !torch ? found : dlsym(torch, name);
 }
 
-/* `max_threads` is at::get_num_threads: it alone makes torch.set_num_threads hold in threads that called no parallel
- * operator of PyTorch's before. Null: OpenMP is asked itself. `error` is TVMFFIErrorSetRaisedFromCStr; `torch` may be null. */
-int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, const char *), void *torch) {
+/* `max_threads` is at::get_num_threads: it alone makes torch.set_num_threads hold in threads that
+ * called no parallel operator of PyTorch's before. Null: OpenMP is asked itself. `error` is
+ * TVMFFIErrorSetRaisedFromCStr; `torch` may be null. */
+int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, const char *),
+                        void *torch) {
   static int hooked;
   set_error = error;
   omp_run = (void (*)(void (*)(void *), void *, unsigned, unsigned))of_pool("GOMP_parallel", torch);
-  omp_max_threads = max_threads ? max_threads : (int (*)(void))of_pool("omp_get_max_threads", torch);
+  omp_max_threads =
+      max_threads ? max_threads : (int (*)(void))of_pool("omp_get_max_threads", torch);
   omp_inside = (int (*)(void))of_pool("omp_in_parallel", torch);
   omp_me = (int (*)(void))of_pool("omp_get_thread_num", torch);
   omp_team = (int (*)(void))of_pool("omp_get_num_threads", torch);
   omp_pause = (int (*)(int))of_pool("omp_pause_resource_all", torch);
-  if (!(omp_max_threads && omp_inside && omp_me && omp_team)) omp_run = 0; /* no pool, or half of one: serial */
+  if (!(omp_max_threads && omp_inside && omp_me && omp_team))
+    omp_run = 0; /* no pool, or half of one: serial */
   if (omp_run && !hooked++) pthread_atfork(before_fork, 0, after_fork);
   return omp_run != 0;
 }
@@ -109,7 +115,8 @@ int lntune_parallel_launch(Task task, void *data, int count) {
   return job.failed;
 }
 
-/* Scratch memory: a few blocks per thread, kept and grown. The largest kernels take nine at a time. */
+/* Scratch memory: a few blocks per thread, kept and grown. The largest kernels take nine at a time.
+ */
 enum { SLOTS = 32 };
 typedef struct {
   void *block;

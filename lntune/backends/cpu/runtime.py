@@ -24,8 +24,11 @@ _SYMBOLS = {
     b"__TVMBackendFreeWorkspace": ("lntune_workspace_free", "TVMBackendFreeWorkspace"),
 }
 _lock = threading.RLock()
-# A process forks only between two loads, never in the middle of another thread's, whose lock would stay shut in the child.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# A process forks only between two loads, never in the middle of another thread's, whose lock would
+# stay shut in the child.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 def source_hash() -> str:
@@ -103,7 +106,8 @@ def own_symbols() -> Iterator[None]:
         try:
             yield
         finally:
-            if "tvm" in sys.modules:  # TVM's runtime is in the process: give its own modules back what they expect
+            # TVM's runtime is in the process: give its own modules back what they expect
+            if "tvm" in sys.modules:
                 tvm_runtime = _tvm_runtime()
                 for name, (_, theirs) in _SYMBOLS.items():
                     _register(name, tvm_runtime, theirs)
@@ -120,9 +124,11 @@ _keep: list[Any] = []
 
 
 def load(path: Path) -> Callable[..., None]:
-    """The kernel in a shared library, whose digest is checked before, as a function that takes torch tensors over DLPack.
+    """The kernel in a shared library, whose digest is checked before, as a function that takes
+    torch tensors over DLPack.
 
-    Arguments are checked by the kernel for number, dtype, shape and contiguity, at about 0.1 us each.
+    Arguments are checked by the kernel for number, dtype, shape and contiguity, at about 0.1 us
+    each.
 
     Raises:
         DamagedError: the file is not what was stored.

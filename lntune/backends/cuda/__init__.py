@@ -30,7 +30,9 @@ __all__ = [
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """One kernel as compiled for one architecture and launched with `threads` a block; JSON by msgspec."""
+    """One kernel as compiled for one architecture and launched with `threads` a block; JSON by
+    msgspec.
+    """
 
     kernel: str
     arch: str
@@ -43,7 +45,9 @@ class Inspection(msgspec.Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What a good kernel has none of, one sentence each: spills, a stack frame, no room to run."""
+        """What a good kernel has none of, one sentence each: spills, a stack frame, no room to
+        run.
+        """
         used = self.resources
         found = []
         if spilled := max(used.spill_store_bytes, used.spill_load_bytes):
@@ -55,24 +59,39 @@ class Inspection(msgspec.Struct, frozen=True):
         return tuple(found)
 
 
-def inspect_kernel(source: str, arch: str, threads: int, dynamic_shared: int = 0, kernel: str | None = None, machine: bool = True) -> Inspection:
-    """Compile a CUDA C++ source for an architecture such as "sm_90" and gather what is known of its kernel without running it.
+def inspect_kernel(
+    source: str,
+    arch: str,
+    threads: int,
+    dynamic_shared: int = 0,
+    kernel: str | None = None,
+    machine: bool = True,
+) -> Inspection:
+    """Compile a CUDA C++ source for an architecture such as "sm_90" and gather what is known of its
+    kernel without running it.
 
-    `threads` and `dynamic_shared` are what a block is launched with; `kernel` is needed if the source has several. Instructions are counted
-    in the machine code, where there is a disassembler, or with `machine` false in the PTX, which takes no time.
+    `threads` and `dynamic_shared` are what a block is launched with; `kernel` is needed if the
+    source has several. Instructions are counted in the machine code, where there is a disassembler,
+    or with `machine` false in the PTX, which takes no time.
 
     Raises:
         UnknownNameError: there is no such architecture, or no such kernel in the source.
         ToolchainError: there is no CUDA compiler.
         BuildError: the source does not compile, or has no kernel.
-        InputError: `threads` or `dynamic_shared` is no possible number, or the source has several kernels and none is named.
+        InputError: `threads` or `dynamic_shared` is no possible number, or the source has several
+            kernels and none is named.
     """
     compiled = to_cubin(source, arch)
     known = resources.parse(compiled.log)
     if not known:
-        raise BuildError(f"the source compiles for {arch}, but ptxas reports no kernel in it; expected one __global__ function.")
+        raise BuildError(
+            f"the source compiles for {arch}, but ptxas reports no kernel in it; expected one"
+            " __global__ function."
+        )
     if kernel is None and len(known) > 1:
-        raise InputError(got_expected("kernel", "none", f"one of the source's {len(known)}: {', '.join(known)}"))
+        raise InputError(
+            got_expected("kernel", "none", f"one of the source's {len(known)}: {', '.join(known)}")
+        )
     name = kernel or next(iter(known))
     if name not in known:
         raise unknown("kernel", name, known)
@@ -81,6 +100,11 @@ def inspect_kernel(source: str, arch: str, threads: int, dynamic_shared: int = 0
     if name not in codes:
         codes = ptx.parse(compiled.ptx, reason)
     if name not in codes:
-        raise BuildError(f"neither the machine code nor the PTX of {name} for {arch} can be read ({reason or 'it is not in them'}).")
-    room = occupancy(arch, used.registers, threads, used.shared_bytes, dynamic_shared, used.barriers)
+        raise BuildError(
+            f"neither the machine code nor the PTX of {name} for {arch} can be read"
+            f" ({reason or 'it is not in them'})."
+        )
+    room = occupancy(
+        arch, used.registers, threads, used.shared_bytes, dynamic_shared, used.barriers
+    )
     return Inspection(name, arch, threads, dynamic_shared, find().identity, used, codes[name], room)

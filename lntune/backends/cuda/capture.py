@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 _failed: list[Any] = []
-"""Graphs whose recording broke off, for ever: PyTorch's allocator of pinned memory may go on asking them whether they still record."""
+"""Graphs whose recording broke off, for ever: PyTorch's allocator of pinned memory may go on asking
+them whether they still record.
+"""
 
 
 def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callable[[], None]:
-    """A function that has the GPU do again what `work` has it do, on the stream that is current then.
+    """A function that has the GPU do again what `work` has it do, on the stream that is current
+    then.
 
-    `stream` is a torch.cuda.Stream for the recording, on which `work` was done once before; `mode` is the capture_error_mode of
-    torch.cuda.graph.
+    `stream` is a torch.cuda.Stream for the recording, on which `work` was done once before; `mode`
+    is the capture_error_mode of torch.cuda.graph.
 
     Raises:
         Exception: whatever `work`, or the driver because of it, raises. Nothing is recorded then.
@@ -36,9 +39,11 @@ def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callab
 
 
 def _ended(graph: Any) -> bool:
-    """True where the recording itself went well and only `work` raised something: the graph then gives its memory back when it goes.
+    """True where the recording itself went well and only `work` raised something: the graph then
+    gives its memory back when it goes.
 
-    Giving it back a second time would end the process: PyTorch counts, and finds out in a destructor.
+    Giving it back a second time would end the process: PyTorch counts, and finds out in a
+    destructor.
     """
     try:
         graph.pool()  # refuses before the recording has ended
@@ -48,10 +53,13 @@ def _ended(graph: Any) -> bool:
 
 
 def _broke_off(graph: Any, device: int, pool: Any) -> None:
-    """End what a broken recording leaves behind: an allocator that acts as if it were under way, and a pool that is never given back."""
+    """End what a broken recording leaves behind: an allocator that acts as if it were under way,
+    and a pool that is never given back.
+    """
     import torch
 
     _failed.append(graph)
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        with contextlib.suppress(Exception):  # private; and the recording may have broken before there was a pool
+        # private; and the recording may have broken before there was a pool
+        with contextlib.suppress(Exception):
             getattr(torch._C, name)(device, pool)

@@ -9,7 +9,9 @@ import msgspec
 
 
 class Instruction(msgspec.Struct, frozen=True):
-    """One instruction as counted: its operation ("LDG", "ld.global"), modifiers, and whether a predicate may switch it off."""
+    """One instruction as counted: its operation ("LDG", "ld.global"), modifiers, and whether a
+    predicate may switch it off.
+    """
 
     op: str
     modifiers: tuple[str, ...] = ()
@@ -17,19 +19,22 @@ class Instruction(msgspec.Struct, frozen=True):
 
 
 class Code(msgspec.Struct, frozen=True):
-    """Instructions of one kernel as they stand in its code: one in a loop counts once, and a predicated one in full.
+    """Instructions of one kernel as they stand in its code: one in a loop counts once, and a
+    predicated one in full.
 
-    Widths are bits a thread moves with one instruction. `hints` are the other modifiers of global accesses, such as
-    "LDG.CONSTANT" (the read-only cache), "LDG.LTC128B" (a whole line into L2), "STG.EF" (evict first). `local_*` are accesses
-    of a thread's stack: spills and arrays with computed indices. Slow paths of division and the like are counted as well;
-    padding is not.
+    Widths are bits a thread moves with one instruction. `hints` are the other modifiers of global
+    accesses, such as "LDG.CONSTANT" (the read-only cache), "LDG.LTC128B" (a whole line into L2),
+    "STG.EF" (evict first). `local_*` are accesses of a thread's stack: spills and arrays with
+    computed indices. Slow paths of division and the like are counted as well; padding is not.
     """
 
     kernel: str
     origin: str
     """"cuobjdump" or "nvdisasm", or "PTX" and why it had to do."""
     machine: bool
-    """Whether these are the GPU's own instructions. PTX has no spills yet, and its counts are before ptxas's optimization."""
+    """Whether these are the GPU's own instructions. PTX has no spills yet, and its counts are
+    before ptxas's optimization.
+    """
     instructions: int
     predicated: int
     global_loads: dict[int, int]
@@ -83,7 +88,9 @@ def _bits(instruction: Instruction, kinds: Kinds) -> int:
     return bits * lanes
 
 
-def count(kernel: str, origin: str, machine: bool, kinds: Kinds, instructions: Iterable[Instruction]) -> Code:
+def count(
+    kernel: str, origin: str, machine: bool, kinds: Kinds, instructions: Iterable[Instruction]
+) -> Code:
     """The counts of a kernel's instructions."""
     listed = list(instructions)
     operations = Counter(i.op for i in listed)
@@ -95,7 +102,12 @@ def count(kernel: str, origin: str, machine: bool, kinds: Kinds, instructions: I
         return sum(operations[o] for o in ops)
 
     accesses = [i for i in listed if i.op in kinds.global_load | kinds.global_store]
-    hints = Counter(f"{i.op}.{m}" for i in accesses for m in i.modifiers if m not in kinds.plain and m not in kinds.widths)
+    hints = Counter(
+        f"{i.op}.{m}"
+        for i in accesses
+        for m in i.modifiers
+        if m not in kinds.plain and m not in kinds.widths
+    )
     return Code(
         kernel=kernel,
         origin=origin,

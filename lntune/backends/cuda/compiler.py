@@ -1,4 +1,6 @@
-"""CUDA C++ source to device code, through whichever compiler is there, each source once per machine."""
+"""CUDA C++ source to device code, through whichever compiler is there, each source once per
+machine.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ Stored = TypeVar("Stored", Compiled, bytes)
 
 
 def find() -> Nvcc | Nvrtc:
-    """The compiler to use: nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH), else NVRTC from pip's packages or a toolkit.
+    """The compiler to use: nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH), else NVRTC from pip's
+    packages or a toolkit.
 
     LNTUNE_NVCC=nvrtc asks for the library where both are there.
 
@@ -43,9 +46,10 @@ def find() -> Nvcc | Nvrtc:
         return library
     why = f" ({'; '.join(missing)})" if missing else ""
     raise ToolchainError(
-        f"no CUDA compiler found: neither nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH, {locate.STANDARD}) nor NVRTC with its headers{why}. "
-        "Install the CUDA toolkit and set LNTUNE_NVCC or CUDA_HOME, "
-        "or pip install 'lntune[cuda]' (nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl)."
+        "no CUDA compiler found: neither nvcc (LNTUNE_NVCC, CUDA_HOME, CUDA_PATH, PATH,"
+        f" {locate.STANDARD}) nor NVRTC with its headers{why}. Install the CUDA toolkit and set"
+        " LNTUNE_NVCC or CUDA_HOME, or pip install 'lntune[cuda]' (nvidia-cuda-nvrtc"
+        " nvidia-cuda-runtime nvidia-cuda-cccl)."
     )
 
 
@@ -67,19 +71,35 @@ def identity() -> str:
 
 
 def stamp() -> str:
-    """What tells one compiler from another without running it: its kind, path, size, time of change and flags; empty where there is none."""
+    """What tells one compiler from another without running it: its kind, path, size, time of change
+    and flags; empty where there is none.
+    """
     try:
         tool = find()
         file = Path(tool.path).stat()
     except (ToolchainError, OSError):
         return ""
     module = nvrtc if isinstance(tool, Nvrtc) else nvcc
-    told = [f"{name}={os.environ.get(name, '')}" for name in nvcc.ENVIRONMENT] if isinstance(tool, Nvcc) else []
-    return " ".join([type(tool).__name__, str(tool.path), str(file.st_size), str(file.st_mtime_ns), *module.FLAGS, *told])
+    told = (
+        [f"{name}={os.environ.get(name, '')}" for name in nvcc.ENVIRONMENT]
+        if isinstance(tool, Nvcc)
+        else []
+    )
+    return " ".join(
+        [
+            type(tool).__name__,
+            str(tool.path),
+            str(file.st_size),
+            str(file.st_mtime_ns),
+            *module.FLAGS,
+            *told,
+        ]
+    )
 
 
 def to_cubin(source: str, arch: str) -> Compiled:
-    """Machine code of a CUDA C++ source for one architecture such as "sm_90", with the log of ptxas -v and the PTX.
+    """Machine code of a CUDA C++ source for one architecture such as "sm_90", with the log of ptxas
+    -v and the PTX.
 
     Raises:
         UnknownNameError: the architecture is not in ARCHITECTURES.
@@ -87,7 +107,9 @@ def to_cubin(source: str, arch: str) -> Compiled:
         BuildError: the source does not compile, or the result cannot be stored.
     """
     target, tool = architecture(arch), find()
-    return _cached(["cubin", tool.identity, arch, source], Compiled, lambda: tool.cubin(source, target))
+    return _cached(
+        ["cubin", tool.identity, arch, source], Compiled, lambda: tool.cubin(source, target)
+    )
 
 
 def _cached(key: list[object], kind: type[Stored], make: Callable[[], Stored]) -> Stored:

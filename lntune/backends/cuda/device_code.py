@@ -1,4 +1,6 @@
-"""Scheduled GPU kernels -> CUDA source and how to launch it. The passes between are in lntune/backends/cuda/lowering.py."""
+"""Scheduled GPU kernels -> CUDA source and how to launch it. The passes between are in
+lntune/backends/cuda/lowering.py.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ WIDEST = 16
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """One kernel of a program. `arguments` are what it takes, in order: names of the operator's, and whole numbers as Python expressions in
-    `rows` and row strides (lntune/transforms/strides.py); `grid` and `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in
-    bytes.
+    """One kernel of a program. `arguments` are what it takes, in order: names of the operator's,
+    and whole numbers as Python expressions in `rows` and row strides (strides.py); `grid` and
+    `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes.
     """
 
     kernel: str
@@ -41,8 +43,11 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 def number(expression: str, rows: int, apart: Mapping[str, int] | None = None) -> int:
-    """The value of one of Launch's expressions; `apart` are row strides in elements, by the names that expressions have for them."""
-    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(apart or {})}))  # made by _text
+    """The value of one of Launch's expressions; `apart` are row strides in elements, by the names
+    that expressions have for them.
+    """
+    # made by _text
+    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(apart or {})}))
 
 
 def _bytes_of(dtype: str) -> int:
@@ -51,7 +56,9 @@ def _bytes_of(dtype: str) -> int:
 
 
 class Scratch(msgspec.Struct, frozen=True):
-    """Memory that one kernel of a program leaves for a later one; `shape` is of numbers, or expressions in `rows` as in Launch."""
+    """Memory that one kernel of a program leaves for a later one; `shape` is of numbers, or
+    expressions in `rows` as in Launch.
+    """
 
     name: str
     shape: tuple[str, ...]
@@ -68,7 +75,9 @@ class Scratch(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """CUDA C++ source, and the kernels to launch in order; launches name `scratch` like the operator's own arguments."""
+    """CUDA C++ source, and the kernels to launch in order; launches name `scratch` like the
+    operator's own arguments.
+    """
 
     source: str
     launches: tuple[Launch, ...]
@@ -76,8 +85,9 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows"; `stride` is what launches call the distance
-    between its rows, which may lie anywhere, or empty where they lie one behind the other.
+    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows";
+    `stride` is what launches call the distance between its rows, which may lie anywhere, or empty
+    where they lie one behind the other.
     """
 
     name: str
@@ -88,10 +98,12 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 class Binary(msgspec.Struct, frozen=True):
-    """A program as it is stored: device code for one or more architectures, and all that is needed to check a call and launch it.
+    """A program as it is stored: device code for one or more architectures, and all that is needed
+    to check a call and launch it.
 
-    `title` names operator, case and schedule in errors; `access` is the number of elements of the widest access; `images` is
-    architecture ("sm_90") -> cubin; `ptx` is for GPUs that are newer than the last of them; `compiler` is what made them.
+    `title` names operator, case and schedule in errors; `access` is the number of elements of the
+    widest access; `images` is architecture ("sm_90") -> cubin; `ptx` is for GPUs that are newer
+    than the last of them; `compiler` is what made them.
     """
 
     title: str
@@ -104,19 +116,31 @@ class Binary(msgspec.Struct, frozen=True):
     compiler: str
 
     def alignment(self, argument: Argument) -> int:
-        """What the address of a tensor must be a multiple of, in bytes; numbers of rows (a row's statistics) are loaded one by one."""
+        """What the address of a tensor must be a multiple of, in bytes; numbers of rows (a row's
+        statistics) are loaded one by one.
+        """
         if argument.role == "scalar":
             return 1
-        return min(WIDEST, (1 if argument.shape[-1:] == ("rows",) else self.access) * _bytes_of(argument.dtype))
+        return min(
+            WIDEST,
+            (1 if argument.shape[-1:] == ("rows",) else self.access) * _bytes_of(argument.dtype),
+        )
 
 
 def _text(expression: Any, told: Collection[str], bound: dict[str, Any]) -> str:
-    """A grid's size as Python; only what such sizes are made of. `told` are the numbers that a call brings, such as rows; `bound` are values
-    that the host has given names.
+    """A grid's size as Python; only what such sizes are made of. `told` are the numbers that a call
+    brings, such as rows; `bound` are values that the host has given names.
     """
     from tvm import tirx
 
-    operators = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.Div: "//", tirx.FloorMod: "%"}
+    operators = {
+        tirx.Add: "+",
+        tirx.Sub: "-",
+        tirx.Mul: "*",
+        tirx.FloorDiv: "//",
+        tirx.Div: "//",
+        tirx.FloorMod: "%",
+    }
     if isinstance(expression, tirx.IntImm):
         return str(int(expression))
     if isinstance(expression, tirx.Var) and expression.name in told:
@@ -126,7 +150,10 @@ def _text(expression: Any, told: Collection[str], bound: dict[str, Any]) -> str:
     if isinstance(expression, tirx.Cast):
         return _text(expression.value, told, bound)
     if type(expression) in operators:
-        return f"({_text(expression.a, told, bound)} {operators[type(expression)]} {_text(expression.b, told, bound)})"
+        return (
+            f"({_text(expression.a, told, bound)} {operators[type(expression)]}"
+            f" {_text(expression.b, told, bound)})"
+        )
     raise BuildError(f"a launch's size is of a form that is not known: {expression}")
 
 
@@ -136,8 +163,9 @@ def _name(name: str) -> str:
 
 
 class _Seen:
-    """What a program's lowered functions say: the host's calls of kernels, the values it gave names, what it allocates between the kernels,
-    and the kernels' parameters. `told` are the numbers that a call brings.
+    """What a program's lowered functions say: the host's calls of kernels, the values it gave
+    names, what it allocates between the kernels, and the kernels' parameters. `told` are the
+    numbers that a call brings.
     """
 
     def __init__(self, told: Collection[str], host: Iterable[Any], kernels: Iterable[Any]) -> None:
@@ -146,10 +174,14 @@ class _Seen:
         self.bound: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self.computed: list[str] = []
-        """What the host itself would compute, which TVM 0.27's VerifyMemory lets pass, and nobody runs."""
+        """What the host itself would compute, which TVM 0.27's VerifyMemory lets pass, and nobody
+        runs.
+        """
         for function in host:
             self._look(function)
-        self.parameters = {str(kernel.attrs["global_symbol"]): self._parameters(kernel) for kernel in kernels}
+        self.parameters = {
+            str(kernel.attrs["global_symbol"]): self._parameters(kernel) for kernel in kernels
+        }
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
     def _look(self, function: Any) -> None:
@@ -170,12 +202,19 @@ class _Seen:
         def store(statement: Any) -> None:
             self.computed.append(_name(str(statement.buffer.name)))
 
-        kinds = [(tvm.ir.Call, visit), (tirx.Bind, bind), (tirx.AllocBuffer, allocate), (tirx.BufferStore, store)]
+        kinds = [
+            (tvm.ir.Call, visit),
+            (tirx.Bind, bind),
+            (tirx.AllocBuffer, allocate),
+            (tirx.BufferStore, store),
+        ]
         tvm_ffi.structural_walk(function.body, kinds)
 
     def _parameters(self, kernel: Any) -> list[tuple[str, bool]]:
         named = [(str(p.name), str(p.ty)) for p in kernel.params]
-        return [(_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named]
+        return [
+            (_name(name), "int64" in kind and not name.endswith("_ptr")) for name, kind in named
+        ]
 
     def launches(self) -> tuple[Launch, ...]:
         """The kernels in the order of their launches."""
@@ -183,45 +222,73 @@ class _Seen:
 
     def scratch(self) -> tuple[Scratch, ...]:
         """What the host allocates between the kernels."""
-        return tuple(Scratch(_name(b.name), tuple(_text(size, self.told, self.bound) for size in b.shape), str(b.dtype)) for b in self.buffers)
+        return tuple(
+            Scratch(
+                _name(b.name),
+                tuple(_text(size, self.told, self.bound) for size in b.shape),
+                str(b.dtype),
+            )
+            for b in self.buffers
+        )
 
     def _launch(self, call: Any) -> Launch:
-        """From a call's arguments: the kernel's name, what it takes, and its launch parameters in the order of their tags."""
+        """From a call's arguments: the kernel's name, what it takes, and its launch parameters in
+        the order of their tags.
+        """
         tags = [str(tag) for tag in call.attrs.launch_params]
         name = str(call.args[0].value)
         sizes = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
-        grid = tuple(_text(sizes[tag], self.told, self.bound) if (tag := f"blockIdx.{axis}") in sizes else "1" for axis in "xyz")
-        block = tuple(int(sizes[tag]) if (tag := f"threadIdx.{axis}") in sizes else 1 for axis in "xyz")
+        grid = tuple(
+            (
+                _text(sizes[tag], self.told, self.bound)
+                if (tag := f"blockIdx.{axis}") in sizes
+                else "1"
+            )
+            for axis in "xyz"
+        )
+        block = tuple(
+            int(sizes[tag]) if (tag := f"threadIdx.{axis}") in sizes else 1 for axis in "xyz"
+        )
         shared = int(sizes.get("tirx.use_dyn_shared_memory", 0))
         given = zip(self.parameters[name], list(call.args)[1:], strict=False)
-        arguments = tuple(_text(value, self.told, self.bound) if whole else parameter for (parameter, whole), value in given)
+        arguments = tuple(
+            _text(value, self.told, self.bound) if whole else parameter
+            for (parameter, whole), value in given
+        )
         return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
 
 
 def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
-    """The target, as one that has bfloat16: for sm_75 TVM 0.27 emulates it in code that it then cannot write down, while CUDA's own header
-    converts in software there. The guard around that header in TVM's source is moved accordingly.
+    """The target, as one that has bfloat16: for sm_75 TVM 0.27 emulates it in code that it then
+    cannot write down, while CUDA's own header converts in software there. The guard around that
+    header in TVM's source is moved accordingly.
     """
     return {**target, "arch": "sm_80"} if target.get("arch") == "sm_75" else target
 
 
 _AGAIN = """#ifdef __CUDACC__
-#define lntune_again(pointer) asm volatile("" : "+l"(pointer)) /* to the compiler it is another from here on */
+#define lntune_again(pointer) asm volatile("" : "+l"(pointer)) 
+/* to the compiler it is another pointer from here on */
 #else
 #define lntune_again(pointer)
 #endif
 """
 
 
-_KERNEL = re.compile(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(([^{;]*)\) \{.*?^\}$", re.DOTALL | re.MULTILINE)
-_STORE = re.compile(r"^( *)\*\(((?:float|uint)[24])\*\)\((\w+_ptr) \+ (.*)\) = (.*);$", re.MULTILINE)
+_KERNEL = re.compile(
+    r"__global__ void __launch_bounds__\(\d+\) (\w+)\(([^{;]*)\) \{.*?^\}$",
+    re.DOTALL | re.MULTILINE,
+)
+_STORE = re.compile(
+    r"^( *)\*\(((?:float|uint)[24])\*\)\((\w+_ptr) \+ (.*)\) = (.*);$", re.MULTILINE
+)
 
 
 def _complete(source: str, launches: tuple[Launch, ...]) -> str:
     """The source with what it uses (see threads.load_again), and with wide stores that stay wide.
 
-    Where rows side by side ask whether they are there, nvcc 13.0 cuts some of the stores behind the question into single elements, unless
-    they are written as what they are.
+    Where rows side by side ask whether they are there, nvcc 13.0 cuts some of the stores behind the
+    question into single elements, unless they are written as what they are.
     """
     several = {launch.kernel for launch in launches if launch.block[1] > 1}
 
@@ -230,7 +297,11 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
 
         def store(one: re.Match[str]) -> str:
             indent, kind, pointer, offset, value = one.groups()
-            return f"{indent}__stwb(({kind}*)({pointer} + {offset}), {value});" if pointer in parameters else one[0]
+            return (
+                f"{indent}__stwb(({kind}*)({pointer} + {offset}), {value});"
+                if pointer in parameters
+                else one[0]
+            )
 
         return _STORE.sub(store, match[0]) if match[1] in several else match[0]
 
@@ -239,7 +310,8 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
 
 
 def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = ()) -> Program:
-    """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it; `strides` are those of its parameters that are rows'.
+    """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it; `strides`
+    are those of its parameters that are rows'.
 
     Raises:
         BuildError: TVM cannot compile it.
@@ -248,16 +320,24 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
 
     goal = tvm.target.Target(_with_bfloat16(target))
     try:
-        with source_only.kept(), goal, tvm.transform.PassContext(disabled_pass=private.needless(module)):
+        with (
+            source_only.kept(),
+            goal,
+            tvm.transform.PassContext(disabled_pass=private.needless(module)),
+        ):
             host, kernels = lowering.lower(module, goal)
             made = tvm.get_global_func("target.build.cuda")(kernels, goal)
-        source = str(made.inspect_source("cuda")).replace("(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)")
+        source = str(made.inspect_source("cuda")).replace(
+            "(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)"
+        )
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     seen = _Seen(("rows", *strides), host, kernels.functions.values())
     launches = seen.launches()
     if not launches or seen.computed:
-        left = f"{', '.join(seen.computed) or 'all of it'}: bind its loops to blockIdx and threadIdx"
+        left = (
+            f"{', '.join(seen.computed) or 'all of it'}: bind its loops to blockIdx and threadIdx"
+        )
         raise BuildError(f"the schedule leaves to the host what only a kernel can compute, {left}.")
     source = _complete(hints.apply(source, hints.requested(module)), launches)
     return Program(private.alone(module, source), launches, seen.scratch())

@@ -1,5 +1,5 @@
-"""NVIDIA's driver: which GPUs are here. Asked through launcher.c, when first needed: a process that forks after that cannot use CUDA
-in the child, so nothing asks while modules are imported.
+"""NVIDIA's driver: which GPUs are here. Asked through launcher.c, when first needed: a process that
+forks after that cannot use CUDA in the child, so nothing asks while modules are imported.
 """
 
 from __future__ import annotations
@@ -39,17 +39,21 @@ def library() -> ctypes.CDLL:
         ToolchainError: this PyTorch has no DLPack exchange table.
     """
     if (table := exchange.table()) is None:
-        raise ToolchainError("this PyTorch has no DLPack exchange table; GPU kernels need torch 2.10 or newer.")
+        raise ToolchainError(
+            "this PyTorch has no DLPack exchange table; GPU kernels need torch 2.10 or newer."
+        )
     found = native.load(SOURCE, ctypes.CDLL, native.Build(tuple(exchange.includes())))
-    found.lntune_launcher_init(table, *exchange.functions("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate"))
+    found.lntune_launcher_init(
+        table, *exchange.functions("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate")
+    )
     found.lntune_driver_open.restype = ctypes.c_void_p
     found.lntune_program.restype = ctypes.c_void_p
     return found
 
 
 class Driver:
-    """An open driver. `handle` is launcher.c's, null where there is none that can be used; `missing` then says why, and `fault` is the error of
-    ours, where it is one.
+    """An open driver. `handle` is launcher.c's, null where there is none that can be used;
+    `missing` then says why, and `fault` is the error of ours, where it is one.
     """
 
     def __init__(self, path: str, device_type: int) -> None:
@@ -93,7 +97,9 @@ class Driver:
 
     @functools.cached_property
     def devices(self) -> tuple[Device | str, ...]:
-        """The GPUs in the order of their ordinals; in the place of one that cannot be used, why not."""
+        """The GPUs in the order of their ordinals; in the place of one that cannot be used, why
+        not.
+        """
         return tuple(self._device(i) for i in range(self.count))
 
     def _device(self, ordinal: int) -> Device | str:
@@ -102,10 +108,24 @@ class Driver:
         name, capability = text.value.decode(errors="replace"), self.capability(ordinal)
         found = nearest(capability)
         if isinstance(found, str):
-            return f"{name} (cuda:{ordinal}) is of compute capability {capability[0]}.{capability[1]}; {found}"
+            return (
+                f"{name} (cuda:{ordinal}) is of compute capability {capability[0]}.{capability[1]};"
+                f" {found}"
+            )
         shared = self.attribute(ordinal, _SHARED)
-        multiprocessors, l2 = self.attribute(ordinal, _MULTIPROCESSORS), self.attribute(ordinal, _L2)
-        return Device("gpu", name, found.name, multiprocessors, (), shared if shared > 0 else found.shared_block, max(l2, 0))
+        multiprocessors, l2 = (
+            self.attribute(ordinal, _MULTIPROCESSORS),
+            self.attribute(ordinal, _L2),
+        )
+        return Device(
+            "gpu",
+            name,
+            found.name,
+            multiprocessors,
+            (),
+            shared if shared > 0 else found.shared_block,
+            max(l2, 0),
+        )
 
 
 def capability_of(arch: str) -> tuple[int, int]:
@@ -115,23 +135,35 @@ def capability_of(arch: str) -> tuple[int, int]:
 
 
 def nearest(capability: tuple[int, int]) -> Architecture | str:
-    """The architecture whose code runs best on a compute capability: of the same major number, the highest minor not above it.
+    """The architecture whose code runs best on a compute capability: of the same major number, the
+    highest minor not above it.
 
     The answer is text, and says why, where there is none.
     """
     major, minor = capability
-    fitting = [a for a in ARCHITECTURES.values() if capability_of(a.name)[0] == major and capability_of(a.name)[1] <= minor]
+    fitting = [
+        a
+        for a in ARCHITECTURES.values()
+        if capability_of(a.name)[0] == major and capability_of(a.name)[1] <= minor
+    ]
     if fitting:
         return max(fitting, key=lambda a: capability_of(a.name))
-    oldest, newest = (capability_of(a) for a in (next(iter(ARCHITECTURES)), list(ARCHITECTURES)[-1]))
+    oldest, newest = (
+        capability_of(a) for a in (next(iter(ARCHITECTURES)), list(ARCHITECTURES)[-1])
+    )
     if capability < oldest:
         return f"kernels are built for {oldest[0]}.{oldest[1]} and newer. Eager mode serves it."
     update = "Update lntune, if there is a newer release. " if capability > newest else ""
-    return f"no architecture kernels are built for is of that family ({', '.join(ARCHITECTURES)}). {update}Eager mode serves it."
+    return (
+        f"no architecture kernels are built for is of that family ({', '.join(ARCHITECTURES)})."
+        f" {update}Eager mode serves it."
+    )
 
 
 def place(ordinal: int) -> str:
-    """PyTorch's name of a GPU that is here: "cuda:1"; "cpu" where `use` says that its tensors are the CPU's."""
+    """PyTorch's name of a GPU that is here: "cuda:1"; "cpu" where `use` says that its tensors are
+    the CPU's.
+    """
     return "cpu" if opened().device_type == CPU else f"cuda:{ordinal}"
 
 
@@ -140,18 +172,19 @@ _opened: dict[tuple[str, int], Driver] = {}
 
 
 def use(path: Any = None, device_type: int = CUDA) -> None:
-    """Take another driver's library from now on, and tensors of a DLPack device type; without arguments, NVIDIA's again.
+    """Take another driver's library from now on, and tensors of a DLPack device type; without
+    arguments, NVIDIA's again.
 
-    For tests: a driver that runs kernels on the CPU takes tensors of the CPU. Kernels loaded before stay with the driver they were
-    loaded by.
+    For tests: a driver that runs kernels on the CPU takes tensors of the CPU. Kernels loaded before
+    stay with the driver they were loaded by.
     """
     global _chosen  # noqa: PLW0603 (one driver to a process, as CUDA has it)
     _chosen = (LIBRARY, CUDA) if path is None else (str(path), device_type)
 
 
 def opened() -> Driver:
-    """The driver, opened at the first call; `missing` tells whether it can be used. Where that is because of what may pass, it is tried again
-    later.
+    """The driver, opened at the first call; `missing` tells whether it can be used. Where that is
+    because of what may pass, it is tried again later.
     """
     with _lock:
         found = _opened.get(_chosen)
@@ -174,14 +207,17 @@ def missing() -> str:
 
 
 def count() -> int:
-    """GPUs that the driver shows (CUDA_VISIBLE_DEVICES counts); 0 where there is no driver that can be used, see `missing`."""
+    """GPUs that the driver shows (CUDA_VISIBLE_DEVICES counts); 0 where there is no driver that can
+    be used, see `missing`.
+    """
     return opened().count
 
 
 def device(ordinal: int) -> Device:
     """A GPU that is here, by the number that PyTorch has for it.
 
-    `isa` is the best known architecture whose code it runs, `l1` the shared memory a block may opt into, in bytes.
+    `isa` is the best known architecture whose code it runs, `l1` the shared memory a block may opt
+    into, in bytes.
 
     Raises:
         InputError: there is no such GPU.
@@ -191,7 +227,14 @@ def device(ordinal: int) -> Device:
     if driver.missing:
         raise ToolchainError(f"no GPU can be used here: {driver.missing}") from driver.fault
     if not 0 <= ordinal < driver.count:
-        raise InputError(got_expected("device", f"cuda:{ordinal}", f"cuda:0 to cuda:{driver.count - 1}", "See CUDA_VISIBLE_DEVICES."))
+        raise InputError(
+            got_expected(
+                "device",
+                f"cuda:{ordinal}",
+                f"cuda:0 to cuda:{driver.count - 1}",
+                "See CUDA_VISIBLE_DEVICES.",
+            )
+        )
     found = driver.devices[ordinal]
     if isinstance(found, str):
         raise ToolchainError(found)
@@ -200,4 +243,11 @@ def device(ordinal: int) -> Device:
 
 def ordinal_of(wanted: Device) -> int | None:
     """The first GPU here that is this device; None where there is none."""
-    return next((i for i, found in enumerate(opened().devices) if isinstance(found, Device) and not found.differences(wanted)), None)
+    return next(
+        (
+            i
+            for i, found in enumerate(opened().devices)
+            if isinstance(found, Device) and not found.differences(wanted)
+        ),
+        None,
+    )

@@ -1,17 +1,21 @@
 """Built GPU kernels as functions, launched by launcher.c through NVIDIA's driver and nothing else.
 
-TVM 0.27's own ways were tried, and left out for these reasons (layer norm, hidden 1024, float16, sm_90; one machine without a GPU):
+TVM 0.27's own ways were tried, and left out for these reasons (layer norm, hidden 1024, float16,
+sm_90; one machine without a GPU):
 
-- `export_library` with libtvm_runtime_cuda. Without a driver `tvm.compile` keeps CUDA source and says nothing, so the file needs TVM's
-  compiler when it is loaded. It also needs libtvm_runtime_cuda, and with it libcudart.so.13, which is not what a PyTorch of CUDA 12
-  brings; loading these two libraries takes 1.5 ms.
-- `export_cuda_host`, one CUDA C++ file with the host's part in it. It loads in 0.3 ms and needs `tvm_ffi` alone, but only nvcc with a host
-  compiler can build it (NVRTC cannot), in 2.4 s of a core where the device's part takes 0.9, as a file of 1 MB (a CUDA runtime in each). Its
-  launches make a grid of no blocks one of one block, which for no rows reads and writes memory that is not there; alignment is not
-  checked; it has no memory between kernels; and the stream is the one that tvm_ffi's Python was told, not PyTorch's, when it is called
-  from C as direct.py does.
-- This one: 1.5 ms for the first kernel of a process and 0.2 ms for each after that, beside the driver's own time; files of 30 KB; the
-  driver and nothing else; a call costs 0.7 us of Python, checks and launcher before the driver's launch.
+- `export_library` with libtvm_runtime_cuda. Without a driver `tvm.compile` keeps CUDA source and
+  says nothing, so the file needs TVM's compiler when it is loaded. It also needs
+  libtvm_runtime_cuda, and with it libcudart.so.13, which is not what a PyTorch of CUDA 12 brings;
+  loading these two libraries takes 1.5 ms.
+- `export_cuda_host`, one CUDA C++ file with the host's part in it. It loads in 0.3 ms and needs
+  `tvm_ffi` alone, but only nvcc with a host compiler can build it (NVRTC cannot), in 2.4 s of a
+  core where the device's part takes 0.9, as a file of 1 MB (a CUDA runtime in each). Its launches
+  make a grid of no blocks one of one block, which for no rows reads and writes memory that is not
+  there; alignment is not checked; it has no memory between kernels; and the stream is the one that
+  tvm_ffi's Python was told, not PyTorch's, when it is called from C as direct.py does.
+- This one: 1.5 ms for the first kernel of a process and 0.2 ms for each after that, beside the
+  driver's own time; files of 30 KB; the driver and nothing else; a call costs 0.7 us of Python,
+  checks and launcher before the driver's launch.
 """
 
 from __future__ import annotations
@@ -42,29 +46,42 @@ def _wrap() -> Callable[[int], Callable[..., None]]:
 
     tvm_ffi.register_error("lntune.InputError", InputError)
     tvm_ffi.register_error("lntune.LaunchError", LaunchError)
-    module = tvm_ffi.load_module(str(Path(driver.library()._name).resolve()))  # the one that is loaded, wherever the cache is by now
+    # the one that is loaded, wherever the cache is by now
+    module = tvm_ffi.load_module(str(Path(driver.library()._name).resolve()))
     _keep.append(module)
     return module["wrap"]  # type: ignore[no-any-return]
 
 
 def image_for(binary: Binary, capability: tuple[int, int]) -> str | None:
-    """Which image a GPU runs: its own architecture's, the nearest below it of its family, "ptx", or None where there is none."""
-    family = [arch for arch in binary.images if capability_of(arch)[0] == capability[0] and capability_of(arch)[1] <= capability[1]]
+    """Which image a GPU runs: its own architecture's, the nearest below it of its family, "ptx", or
+    None where there is none.
+    """
+    family = [
+        arch
+        for arch in binary.images
+        if capability_of(arch)[0] == capability[0] and capability_of(arch)[1] <= capability[1]
+    ]
     if family:
         return max(family, key=capability_of)
     # PTX is that of the newest architecture, and runs on every one that is as new or newer.
-    return "ptx" if binary.ptx and capability >= max(capability_of(arch) for arch in binary.images) else None
+    return (
+        "ptx"
+        if binary.ptx and capability >= max(capability_of(arch) for arch in binary.images)
+        else None
+    )
 
 
 def load(binary: Binary) -> Callable[..., None]:
-    """A built kernel as a tvm_ffi.Function of tensors in the operator's order, on any GPU here that it has an image for.
+    """A built kernel as a tvm_ffi.Function of tensors in the operator's order, on any GPU here that
+    it has an image for.
 
-    A call launches on PyTorch's current stream and returns at once. It checks every argument: number, kind, dtype, shape, contiguity,
-    device, alignment. No rows launch nothing.
+    A call launches on PyTorch's current stream and returns at once. It checks every argument:
+    number, kind, dtype, shape, contiguity, device, alignment. No rows launch nothing.
 
     Raises:
         ToolchainError: there is no driver or GPU that can be used.
-        BuildError: the kernel has no code for a GPU that is here, or the driver cannot load it; when called:
+        BuildError: the kernel has no code for a GPU that is here, or the driver cannot load it;
+            when called:
         InputError: an argument does not fit.
         LaunchError: the driver refuses the launch, or there is no memory.
     """
@@ -74,10 +91,17 @@ def load(binary: Binary) -> Callable[..., None]:
     chosen = [image_for(binary, found.capability(i)) for i in range(found.count)]
     names = sorted({name for name in chosen if name})
     if not names:
-        here = ", ".join(sorted({"sm_{}{}".format(*found.capability(i)) for i in range(found.count)}))
-        raise BuildError(f"{binary.title} is built for {', '.join(binary.images)}; the GPUs here are {here}. Build it for one of these.")
+        here = ", ".join(
+            sorted({"sm_{}{}".format(*found.capability(i)) for i in range(found.count)})
+        )
+        raise BuildError(
+            f"{binary.title} is built for {', '.join(binary.images)}; the GPUs here are {here}."
+            " Build it for one of these."
+        )
     words, text = packed.pack(binary)
-    images = [binary.ptx.encode() + b"\0" if name == "ptx" else binary.images[name] for name in names]
+    images = [
+        binary.ptx.encode() + b"\0" if name == "ptx" else binary.images[name] for name in names
+    ]
     why = ctypes.create_string_buffer(1024)
     address = driver.library().lntune_program(
         found.handle,

@@ -1,16 +1,21 @@
-"""From a scheduled IRModule to its kernels and the host's code that launches them: TVM's passes, written out.
+"""From a scheduled IRModule to its kernels and the host's code that launches them: TVM's passes,
+written out.
 
-They are those of TVM 0.27's own pipeline (tvm/s_tir/pipeline.py) in its order, with these deviations; all but the third have a test that
-fails without them (tests/test_device_code.py), and tests/test_lowering.py holds this list against that pipeline:
+They are those of TVM 0.27's own pipeline (tvm/s_tir/pipeline.py) in its order, with these
+deviations; all but the third have a test that fails without them (tests/test_device_code.py), and
+tests/test_lowering.py holds this list against that pipeline:
 
-- Storage is not rewritten. TVM merges the stage behind a reduction over threads into the reduction's result, which then lies in
-  shared memory: every thread executes `mean[0] = mean[0] / N` on the same cell, a race that multi-warp rows lose.
-- Expressions are simplified once more before buffers are compacted. Otherwise what a thread keeps of a row is indexed by what the compiler
-  cannot see is a constant, and lives in a stack frame instead of registers.
-- What changes nothing in any of our kernels is left out, for the time it takes: passes for what schedules here do not ask for by
-  annotation (software pipelines, double buffers, partitioned loops, tensor cores and the layouts that they want, copies that are planned,
-  other devices' memory), for 8-bit floats and for devices without bfloat16, a second removal of empty statements, and the host's code as
-  machine code: launches are made by lntune.backends.cuda.launcher.
+- Storage is not rewritten. TVM merges the stage behind a reduction over threads into the
+  reduction's result, which then lies in shared memory: every thread executes `mean[0] = mean[0] /
+  N` on the same cell, a race that multi-warp rows lose.
+- Expressions are simplified once more before buffers are compacted. Otherwise what a thread keeps
+  of a row is indexed by what the compiler cannot see is a constant, and lives in a stack frame
+  instead of registers.
+- What changes nothing in any of our kernels is left out, for the time it takes: passes for what
+  schedules here do not ask for by annotation (software pipelines, double buffers, partitioned
+  loops, tensor cores and the layouts that they want, copies that are planned, other devices'
+  memory), for 8-bit floats and for devices without bfloat16, a second removal of empty statements,
+  and the host's code as machine code: launches are made by lntune.backends.cuda.launcher.
 - Sums of several values are spelled out; see below.
 """
 
@@ -20,9 +25,11 @@ from typing import Any
 
 
 def spelled_out(body: Any) -> Any:
-    """Without names for the values of a reduction of several (v = a[0] + x; w = b[0] + y; a[0] = v; b[0] = w).
+    """Without names for the values of a reduction of several (v = a[0] + x; w = b[0] + y; a[0] = v;
+    b[0] = w).
 
-    Where there is dynamic shared memory, TVM 0.27 refuses names for anything that is loaded. No sum is made of another here.
+    Where there is dynamic shared memory, TVM 0.27 refuses names for anything that is loaded. No sum
+    is made of another here.
     """
     import tvm
     import tvm_ffi
@@ -32,7 +39,19 @@ def spelled_out(body: Any) -> Any:
         named: list[tuple[Any, Any]] = []
         left = []
         for one in statement.seq:
-            made = tvm_ffi.structural_map(one, [(tvm.ir.Var, lambda var: next((v for old, v in named if var.same_as(old)), var))]) if named else one
+            made = (
+                tvm_ffi.structural_map(
+                    one,
+                    [
+                        (
+                            tvm.ir.Var,
+                            lambda var: next((v for old, v in named if var.same_as(old)), var),
+                        )
+                    ],
+                )
+                if named
+                else one
+            )
             if isinstance(one, tirx.Bind):
                 named.append((one.var, made.value))
             else:
@@ -49,7 +68,12 @@ def _passes() -> list[Any]:
     from tvm.tirx import transform as t
 
     def spell(mod: Any, _: Any) -> Any:
-        return tvm.IRModule({name: function.with_body(spelled_out(function.body)) for name, function in mod.functions.items()})
+        return tvm.IRModule(
+            {
+                name: function.with_body(spelled_out(function.body))
+                for name, function in mod.functions.items()
+            }
+        )
 
     return [
         s.CanonicalizeLoop(),
@@ -60,7 +84,8 @@ def _passes() -> list[Any]:
         s.ConvertBlocksToOpaque(),
         s.LiftThreadBinding(),
         s.StmtSimplify(),
-        s.PlanAndUpdateBufferAllocationLocation(),  # simpler indices have some buffers end further inside
+        # simpler indices have some buffers end further inside
+        s.PlanAndUpdateBufferAllocationLocation(),
         s.CompactBufferAllocation(),
         s.UnifyThreadBinding(),
         s.LowerMatchBuffer(),
@@ -88,9 +113,11 @@ def _passes() -> list[Any]:
 
 
 def lower(module: Any, target: Any) -> tuple[list[Any], Any]:
-    """(the host's functions, IRModule of the kernels) of a scheduled IRModule for a tvm.target.Target, in a PassContext that may disable passes.
+    """(the host's functions, IRModule of the kernels) of a scheduled IRModule for a
+    tvm.target.Target, in a PassContext that may disable passes.
 
-    The kernels are as the device's code generator takes them, the host's functions as they come from their calls being packed.
+    The kernels are as the device's code generator takes them, the host's functions as they come
+    from their calls being packed.
     """
     import tvm
     from tvm import tirx
@@ -104,5 +131,9 @@ def lower(module: Any, target: Any) -> tuple[list[Any], Any]:
         return str(function.attrs["target"].kind.name) in here
 
     kernels = t.Filter(lambda function: not runs_here(function))(mod)
-    kernels = tvm.ir.transform.Sequential([t.LowerWarpMemory(), t.StmtSimplify(), t.LowerIntrin()])(kernels)
-    return [f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc) and runs_here(f)], kernels
+    kernels = tvm.ir.transform.Sequential([t.LowerWarpMemory(), t.StmtSimplify(), t.LowerIntrin()])(
+        kernels
+    )
+    return [
+        f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc) and runs_here(f)
+    ], kernels

@@ -19,8 +19,9 @@ from lntune.errors import BuildError, ToolchainError
 from lntune.system import paths, toolchain
 
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v", "-diag-suppress=177")
-"""No fast math: it would flush denormals and drop the correct rounding of division and square root. The warning that is switched off is
-about variables nobody reads, of which generated source has many."""
+"""No fast math: it would flush denormals and drop the correct rounding of division and square root.
+The warning that is switched off is about variables nobody reads, of which generated source has
+many."""
 ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 """What nvcc reads by itself, and what its output therefore depends on."""
 
@@ -35,11 +36,16 @@ def _release(path: str) -> str:
         said = str(e)
     if found := re.search(r"release [\d.]+, V([\d.]+)", said):
         return found[1]
-    raise ToolchainError(f"{path} is not a working nvcc; asked for its version it says: {said.strip()[:200] or 'nothing'}. Set LNTUNE_NVCC to one.")
+    raise ToolchainError(
+        f"{path} is not a working nvcc; asked for its version it says:"
+        f" {said.strip()[:200] or 'nothing'}. Set LNTUNE_NVCC to one."
+    )
 
 
 class Nvcc(msgspec.Struct, frozen=True):
-    """An nvcc by its path. It needs a host compiler, which it looks for itself (NVCC_CCBIN names another)."""
+    """An nvcc by its path. It needs a host compiler, which it looks for itself (NVCC_CCBIN names
+    another).
+    """
 
     path: str
 
@@ -53,19 +59,41 @@ class Nvcc(msgspec.Struct, frozen=True):
         """Machine code, PTX and log of one architecture."""
         with _folder() as name:
             folder = Path(name)
-            log = self._run(source, ["-cubin", f"-arch={arch.name}", "--keep", "--keep-dir", "."], folder, arch.name)
-            ptx = "\n".join(p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.glob("*.ptx")))
+            log = self._run(
+                source,
+                ["-cubin", f"-arch={arch.name}", "--keep", "--keep-dir", "."],
+                folder,
+                arch.name,
+            )
+            ptx = "\n".join(
+                p.read_text(encoding="utf-8", errors="replace")
+                for p in sorted(folder.glob("*.ptx"))
+            )
             return Compiled((folder / "out").read_bytes(), log, ptx)
 
     def _run(self, source: str, arguments: list[str], folder: Path, archs: str) -> str:
-        """Compile kernel.cu in the folder to `out`; its log. Names are relative, so that messages are the same every time."""
+        """Compile kernel.cu in the folder to `out`; its log. Names are relative, so that messages
+        are the same every time.
+        """
         try:
             (folder / "kernel.cu").write_text(source, encoding="utf-8")
             command = [self.path, *FLAGS, *arguments, "kernel.cu", "-o", "out"]
-            own = {**os.environ, "TMPDIR": str(folder)}  # where an nvcc that is killed leaves its files
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, cwd=folder, env=own)
+            # where an nvcc that is killed leaves its files
+            own = {**os.environ, "TMPDIR": str(folder)}
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                cwd=folder,
+                env=own,
+            )
         except OSError as e:
-            raise BuildError(f"cannot run {self.path} in {folder}: {e.strerror or e}. Check LNTUNE_NVCC and the space in TMPDIR.") from e
+            raise BuildError(
+                f"cannot run {self.path} in {folder}: {e.strerror or e}. Check LNTUNE_NVCC and the"
+                " space in TMPDIR."
+            ) from e
         if done.returncode:
             raise failure(f"nvcc {_release(self.path)}", archs, done.stdout + done.stderr)
         return done.stdout + done.stderr
@@ -76,7 +104,9 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="lntune-cuda-", ignore_cleanup_errors=True)
     except OSError as e:
-        raise BuildError(f"cannot make a temporary folder: {e.strerror or e}. Free some space, or set TMPDIR.") from e
+        raise BuildError(
+            f"cannot make a temporary folder: {e.strerror or e}. Free some space, or set TMPDIR."
+        ) from e
 
 
 def find() -> Nvcc | None:
@@ -89,8 +119,12 @@ def find() -> Nvcc | None:
     if asked:
         path = shutil.which(paths.expanded(asked))
         if not path:
-            raise ToolchainError(f"LNTUNE_NVCC: got {asked}, expected the path of nvcc, or nvrtc for the library. Correct it or unset it.")
+            raise ToolchainError(
+                f"LNTUNE_NVCC: got {asked}, expected the path of nvcc, or nvrtc for the library."
+                " Correct it or unset it."
+            )
     else:
         path = locate.program("nvcc")
-    # Absolute, because it runs in a temporary folder; not resolved, because it may be a wrapper that looks at its own name.
+    # Absolute, because it runs in a temporary folder; not resolved, because it may be a wrapper
+    # that looks at its own name.
     return Nvcc(str(Path(path).absolute())) if path else None

@@ -1,4 +1,6 @@
-"""What the driver's management library tells of a GPU: its clock, and who else uses it. Absent or silent, it costs nothing but knowledge."""
+"""What the driver's management library tells of a GPU: its clock, and who else uses it. Absent or
+silent, it costs nothing but knowledge.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,18 @@ _ROOM = 64
 class _Process(ctypes.Structure):
     """`nvmlProcessInfo_t`, as nvmlDeviceGetComputeRunningProcesses_v3 fills it."""
 
-    _fields_ = (("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong), ("gpu_instance", ctypes.c_uint), ("compute_instance", ctypes.c_uint))
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
 
 
 class _Used(ctypes.Structure):
-    """`nvmlProcessUtilizationSample_t`; shares are in percent, the time in microseconds since 1970."""
+    """`nvmlProcessUtilizationSample_t`; shares are in percent, the time in microseconds since
+    1970.
+    """
 
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -52,11 +61,18 @@ def _library(name: str) -> Any:
 
 
 class Nvml:
-    """One GPU by its UUID, "GPU-..."; every question has the answer None where the library does not say."""
+    """One GPU by its UUID, "GPU-..."; every question has the answer None where the library does not
+    say.
+    """
 
     def __init__(self, uuid: str, library: str = LIBRARY) -> None:
         self._library, self._handle, self._last = _library(library), ctypes.c_void_p(), 0
-        if self._call("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(self._handle), bare=True) != 0:
+        if (
+            self._call(
+                "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(self._handle), bare=True
+            )
+            != 0
+        ):
             self._library = None
 
     def _call(self, name: str, *arguments: Any, bare: bool = False) -> int:
@@ -71,7 +87,11 @@ class Nvml:
     def clock(self) -> int | None:
         """MHz of the multiprocessors now."""
         found = ctypes.c_uint()
-        return found.value if self._call("nvmlDeviceGetClockInfo", _SM_CLOCK, ctypes.byref(found)) == 0 else None
+        return (
+            found.value
+            if self._call("nvmlDeviceGetClockInfo", _SM_CLOCK, ctypes.byref(found)) == 0
+            else None
+        )
 
     def _processes(self) -> set[int] | None:
         """Ids of the processes that compute on it."""
@@ -81,10 +101,11 @@ class Nvml:
         return {listed[i].pid for i in range(count.value)}
 
     def others(self) -> float | None:
-        """Share of the multiprocessors' time, 0 to 1, that processes but this one used since the last question.
+        """Share of the multiprocessors' time, 0 to 1, that processes but this one used since the
+        last question.
 
-        In a container the library may list processes under ids that are not ours to compare: a single one is then this process, and of
-        several nothing is said.
+        In a container the library may list processes under ids that are not ours to compare: a
+        single one is then this process, and of several nothing is said.
         """
         running = self._processes()
         if running is None:
@@ -94,7 +115,12 @@ class Nvml:
         if os.getpid() not in running:
             return None
         samples, count = (_Used * _ROOM)(), ctypes.c_uint(_ROOM)
-        code = self._call("nvmlDeviceGetProcessUtilization", samples, ctypes.byref(count), ctypes.c_ulonglong(self._last))
+        code = self._call(
+            "nvmlDeviceGetProcessUtilization",
+            samples,
+            ctypes.byref(count),
+            ctypes.c_ulonglong(self._last),
+        )
         if code == _NOT_FOUND:
             return 0.0
         if code != 0:

@@ -1,4 +1,6 @@
-"""A stored kernel as the table of numbers that launcher.c reads: its structs, one behind the other."""
+"""A stored kernel as the table of numbers that launcher.c reads: its structs, one behind the
+other.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,35 @@ MAX_ARGUMENTS, MAX_SCRATCH, MAX_LAUNCHES, MAX_PARAMETERS, MAX_DIMS, MAX_STACK = 
 """As in launcher.c."""
 _ROWS = -1
 _CONSTANT, _ROWS_HERE = 0, 1
-_OPERATORS: dict[type[ast.operator], int] = {ast.Add: 2, ast.Sub: 3, ast.Mult: 4, ast.FloorDiv: 5, ast.Mod: 6}
+_OPERATORS: dict[type[ast.operator], int] = {
+    ast.Add: 2,
+    ast.Sub: 3,
+    ast.Mult: 4,
+    ast.FloorDiv: 5,
+    ast.Mod: 6,
+}
 _STRIDE = 7
 _ARGUMENT, _SCRATCH, _NUMBER = 0, 1, 2
-_DTYPES = {"float32": (2, 32), "float64": (2, 64), "float16": (2, 16), "bfloat16": (4, 16), "int32": (0, 32), "int64": (0, 64)}
+_DTYPES = {
+    "float32": (2, 32),
+    "float64": (2, 64),
+    "float16": (2, 16),
+    "bfloat16": (4, 16),
+    "int32": (0, 32),
+    "int64": (0, 64),
+}
 """DLPack's code and bits."""
 _SCALARS = ("float32", "float64", "int32", "int64")
 
 
 def codes(expression: str, strides: Mapping[str, int]) -> list[int]:
-    """A size in `rows`, such as those of Launch, as launcher.c evaluates it: postfix, operands before their operator. `strides` has the
-    names of row strides, and whose they are: the numbers of arguments.
+    """A size in `rows`, such as those of Launch, as launcher.c evaluates it: postfix, operands
+    before their operator. `strides` has the names of row strides, and whose they are: the numbers
+    of arguments.
 
     Raises:
-        BuildError: it is not made of rows, strides, whole numbers and + - * // % alone, or too deep.
+        BuildError: it is not made of rows, strides, whole numbers and + - * // % alone, or too
+            deep.
     """
 
     def walk(node: ast.expr, depth: int) -> list[int]:
@@ -44,7 +61,11 @@ def codes(expression: str, strides: Mapping[str, int]) -> list[int]:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return [_CONSTANT, 0, *walk(node.operand, depth + 1), _OPERATORS[ast.Sub]]
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return [*walk(node.left, depth), *walk(node.right, depth + 1), _OPERATORS[type(node.op)]]
+            return [
+                *walk(node.left, depth),
+                *walk(node.right, depth + 1),
+                _OPERATORS[type(node.op)],
+            ]
         raise BuildError(f"a launch's size is of a form that is not known: {expression}")
 
     try:
@@ -71,7 +92,8 @@ class _Pool:
 
 
 def pack(binary: Binary) -> tuple[list[int], bytes]:
-    """The table, and the names in the order launcher.c takes them (title, arguments, kernels), each ended by a zero byte.
+    """The table, and the names in the order launcher.c takes them (title, arguments, kernels), each
+    ended by a zero byte.
 
     Raises:
         BuildError: the kernel is of a form the launcher does not know.
@@ -79,16 +101,24 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
     pool = _Pool({a.stride: i for i, a in enumerate(binary.arguments) if a.stride})
     places = {a.name: (_ARGUMENT, i) for i, a in enumerate(binary.arguments)}
     places |= {s.name: (_SCRATCH, i) for i, s in enumerate(binary.scratch)}
-    counts = ((len(binary.arguments), MAX_ARGUMENTS, "arguments"), (len(binary.scratch), MAX_SCRATCH, "scratch buffers"))
+    counts = (
+        (len(binary.arguments), MAX_ARGUMENTS, "arguments"),
+        (len(binary.scratch), MAX_SCRATCH, "scratch buffers"),
+    )
     for got, most, what in (*counts, (len(binary.launches), MAX_LAUNCHES, "kernels")):
         if got > most:
             raise BuildError(f"{binary.title}: {got} {what}; the launcher takes {most}.")
     arguments: list[int] = []
     for a in binary.arguments:
-        known = a.dtype in (_SCALARS if a.role == "scalar" else _DTYPES) and len(a.shape) <= MAX_DIMS
+        known = (
+            a.dtype in (_SCALARS if a.role == "scalar" else _DTYPES) and len(a.shape) <= MAX_DIMS
+        )
         if not known or (a.stride and a.shape[:1] != ("rows",)):
             form = f"{a.role}, {a.dtype}, {counted(len(a.shape), 'dimension')}"
-            raise BuildError(f"{binary.title}: argument {a.name} is of a form the launcher does not know ({form}).")
+            raise BuildError(
+                f"{binary.title}: argument {a.name} is of a form the launcher does not know"
+                f" ({form})."
+            )
         dims = [_ROWS if size == "rows" else int(size) for size in a.shape]
         arguments += [
             int(a.role == "scalar"),
@@ -101,18 +131,38 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
         ]
     if not any("rows" in a.shape for a in binary.arguments):
         raise BuildError(f"{binary.title}: no argument has rows.")
-    scratch = [word for s in binary.scratch for word in (s.bytes_of_one, pool.place(" * ".join(f"({n})" for n in s.shape) or "1"))]
+    scratch = [
+        word
+        for s in binary.scratch
+        for word in (s.bytes_of_one, pool.place(" * ".join(f"({n})" for n in s.shape) or "1"))
+    ]
     launches: list[int] = []
     parameters: list[int] = []
     for launch in binary.launches:
         if len(launch.arguments) > MAX_PARAMETERS:
             takes = counted(len(launch.arguments), "parameter")
-            raise BuildError(f"{binary.title}: {launch.kernel} takes {takes}; the launcher passes {MAX_PARAMETERS}.")
+            raise BuildError(
+                f"{binary.title}: {launch.kernel} takes {takes}; the launcher passes"
+                f" {MAX_PARAMETERS}."
+            )
         opted = max(other.shared for other in binary.launches if other.kernel == launch.kernel)
         grid = [pool.place(size) for size in launch.grid]
-        launches += [len(parameters) // 2, len(launch.arguments), *grid, *launch.block, launch.shared, opted]
+        launches += [
+            len(parameters) // 2,
+            len(launch.arguments),
+            *grid,
+            *launch.block,
+            launch.shared,
+            opted,
+        ]
         for name in launch.arguments:
             parameters += places.get(name) or (_NUMBER, pool.place(name))
     head = [len(binary.arguments), len(binary.scratch), len(binary.launches), len(parameters) // 2]
-    names = [binary.title, *(a.name for a in binary.arguments), *(launch.kernel for launch in binary.launches)]
-    return [*head, *arguments, *scratch, *launches, *parameters, *pool.words], b"".join(name.encode() + b"\0" for name in names)
+    names = [
+        binary.title,
+        *(a.name for a in binary.arguments),
+        *(launch.kernel for launch in binary.launches),
+    ]
+    return [*head, *arguments, *scratch, *launches, *parameters, *pool.words], b"".join(
+        name.encode() + b"\0" for name in names
+    )

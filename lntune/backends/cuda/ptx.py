@@ -1,4 +1,6 @@
-"""A kernel's PTX, which is read where there is no disassembler: an approximation of the machine code."""
+"""A kernel's PTX, which is read where there is no disassembler: an approximation of the machine
+code.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from lntune.backends.cuda.code import Code, Instruction, Kinds, count
 
 _SPACES = ("global", "shared", "local", "param", "const")
 _MUFU = ("rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh", "div")
-_TYPES = {f"{letter}{bits}": bits for letter in "busf" for bits in (8, 16, 32, 64)} | {"b128": 128, "bf16": 16, "f16x2": 32, "bf16x2": 32}
+_TYPES = {f"{letter}{bits}": bits for letter in "busf" for bits in (8, 16, 32, 64)} | {
+    "b128": 128,
+    "bf16": 16,
+    "f16x2": 32,
+    "bf16x2": 32,
+}
 _KINDS = Kinds(
     global_load=frozenset({"ld.global"}),
     global_store=frozenset({"st.global"}),
@@ -28,7 +35,9 @@ _KINDS = Kinds(
 )
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_INSTRUCTION = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][a-z0-9_]*)((?:(?:\.|::)[A-Za-z0-9_]+)*)(?=\s|$)")
+_INSTRUCTION = re.compile(
+    r"(?:@(!?%\w+)\s+)?([a-z][a-z0-9_]*)((?:(?:\.|::)[A-Za-z0-9_]+)*)(?=\s|$)"
+)
 _LABEL = re.compile(r"^[$%\w]+:(?!:)\s*")
 
 
@@ -44,7 +53,9 @@ def _body(text: str, start: int) -> str:
 
 
 def _instructions(body: str) -> Iterator[Instruction]:
-    """The instructions of a function; directives, labels and braces of inline assembly are passed over."""
+    """The instructions of a function; directives, labels and braces of inline assembly are passed
+    over.
+    """
     for statement in body.split(";"):
         text = statement.strip(" \t\r\n{}")
         while label := _LABEL.match(text):
@@ -57,7 +68,11 @@ def _instructions(body: str) -> Iterator[Instruction]:
         if op in ("ld", "st", "atom", "red", "cp") and spaces:
             modifiers = [s for s in modifiers if s.partition("::")[0] not in _SPACES]
             op = f"{op}.{spaces[0]}"
-        elif op in _MUFU and modifiers and modifiers[-1] in ("f16", "bf16", "f16x2", "bf16x2", "f32", "f64"):
+        elif (
+            op in _MUFU
+            and modifiers
+            and modifiers[-1] in ("f16", "bf16", "f16x2", "bf16x2", "f32", "f64")
+        ):
             op = f"{op}.float"
         elif op in ("bar", "barrier") and modifiers[:1] == ["warp"]:
             op = f"{op}.warp"
@@ -69,4 +84,7 @@ def parse(text: str, reason: str) -> dict[str, Code]:
     plain = _COMMENT.sub("", text)
     # The closing parenthesis ends the parameters, before which braces of alignment do not occur.
     origin = f"PTX ({reason})" if reason else "PTX"
-    return {m[1]: count(m[1], origin, False, _KINDS, _instructions(_body(plain, m.end()))) for m in _ENTRY.finditer(plain)}
+    return {
+        m[1]: count(m[1], origin, False, _KINDS, _instructions(_body(plain, m.end())))
+        for m in _ENTRY.finditer(plain)
+    }

@@ -29,11 +29,15 @@ _KINDS = Kinds(
 # cuobjdump: "        Function : name"; nvdisasm: ".text.name:".
 _KERNEL = re.compile(r"^\s*(?:Function\s*:\s*(\S+)|\.text\.(\S+):)\s*$")
 # "        /*0070*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;"
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?)(U?P\w+)\s+)?([A-Z][A-Z0-9_]*)((?:\.[A-Za-z0-9_]+)*)")
+_INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?)(U?P\w+)\s+)?([A-Z][A-Z0-9_]*)((?:\.[A-Za-z0-9_]+)*)"
+)
 
 
 def parse(text: str, origin: str) -> dict[str, Code]:
-    """Kernel -> counts, from the text of a disassembler. Lines that are no instruction are passed over."""
+    """Kernel -> counts, from the text of a disassembler. Lines that are no instruction are passed
+    over.
+    """
     found: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():
@@ -42,11 +46,17 @@ def parse(text: str, origin: str) -> dict[str, Code]:
         elif current is not None and (m := _INSTRUCTION.match(line)) and m[3] != "NOP":
             always = m[2] in (None, "PT", "UPT") and not m[1]
             current.append(Instruction(m[3], tuple(m[4].split(".")[1:]), not always))
-    return {kernel: count(kernel, origin, True, _KINDS, listed) for kernel, listed in found.items() if listed}
+    return {
+        kernel: count(kernel, origin, True, _KINDS, listed)
+        for kernel, listed in found.items()
+        if listed
+    }
 
 
 def disassemble(cubin: bytes) -> tuple[dict[str, Code], str]:
-    """Kernel -> counts of a cubin's machine code; empty where no disassembler could read it, with the reason."""
+    """Kernel -> counts of a cubin's machine code; empty where no disassembler could read it, with
+    the reason.
+    """
     reasons = []
     with tempfile.TemporaryDirectory(prefix="lntune-sass-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "kernel.cubin"
@@ -57,7 +67,14 @@ def disassemble(cubin: bytes) -> tuple[dict[str, Code], str]:
                 reasons.append(f"no {name}")
                 continue
             try:
-                done = subprocess.run([tool, option, str(path)], capture_output=True, text=True, errors="replace", check=False, timeout=120)
+                done = subprocess.run(
+                    [tool, option, str(path)],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                    timeout=120,
+                )
             except (OSError, subprocess.TimeoutExpired) as e:
                 reasons.append(f"{name}: {e}")
                 continue

@@ -12,11 +12,13 @@ _NAME = "tvm_callback_cuda_compile"
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """In the block TVM compiles kernels to CUDA source and no further; calls of other threads are as ever.
+    """In the block TVM compiles kernels to CUDA source and no further; calls of other threads are
+    as ever.
 
-    Without a driver TVM 0.27 does so by itself. Where its CUDA runtime can be loaded (there is a driver, and PyTorch has brought libcudart)
-    it hands the source to NVRTC through packages that need not be installed, with fast mathematics, and fails where it finds no headers:
-    time lost on what nobody uses.
+    Without a driver TVM 0.27 does so by itself. Where its CUDA runtime can be loaded (there is a
+    driver, and PyTorch has brought libcudart) it hands the source to NVRTC through packages that
+    need not be installed, with fast mathematics, and fails where it finds no headers: time lost on
+    what nobody uses.
     """
     import tvm_ffi
 

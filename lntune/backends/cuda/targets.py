@@ -10,7 +10,8 @@ from lntune.errors import unknown
 
 _MB = 1 << 20
 
-# Multiprocessors and L2 of the products people own, from NVIDIA's data sheets and architecture white papers.
+# Multiprocessors and L2 of the products people own, from NVIDIA's data sheets and architecture
+# white papers.
 PRODUCTS: dict[str, tuple[str, str, int, int]] = {
     "nvidia/nvidia-t4": ("Tesla T4", "sm_75", 40, 4),
     "nvidia/nvidia-a100": ("NVIDIA A100", "sm_80", 108, 40),
@@ -35,10 +36,11 @@ def names() -> list[str]:
 
 
 def device_of(target: str) -> Device:
-    """The device of a target: "cpu" (this machine's), "cuda" or "cuda:1" (a GPU that is here), an architecture such as "cuda:sm_90", or
-    a product such as "nvidia/nvidia-h100".
+    """The device of a target: "cpu" (this machine's), "cuda" or "cuda:1" (a GPU that is here), an
+    architecture such as "cuda:sm_90", or a product such as "nvidia/nvidia-h100".
 
-    An architecture stands for its first product in PRODUCTS. A GPU's `cores` are its multiprocessors, `l1` the shared memory of a block.
+    An architecture stands for its first product in PRODUCTS. A GPU's `cores` are its
+    multiprocessors, `l1` the shared memory of a block.
 
     Raises:
         UnknownNameError: there is no such target.

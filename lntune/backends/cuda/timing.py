@@ -1,15 +1,17 @@
 """How time is measured on a GPU.
 
-As in `timing`, contenders are interleaved: every round times each of them once, in a new random order, after as much untimed work of its
-own; what is reported is the median over rounds, with all samples kept, and the garbage collector is off. What differs:
+As in `timing`, contenders are interleaved: every round times each of them once, in a new random
+order, after as much untimed work of its own; what is reported is the median over rounds, with all
+samples kept, and the garbage collector is off. What differs:
 
-- The clock is the GPU's: events around a sample's calls. The untimed work before keeps the GPU busy while the sample is being enqueued, so
-  the sample has no gap at its beginning.
-- The L2 cache is cold. A contender brings a call for each of several copies of its inputs, together larger than the cache, and they are
-  called in turn; what they return is held for a turn, so outputs rotate, too. What is so small that MOST copies do not fill the cache is
-  measured warm.
-- Short kernels are recorded as a graph of many calls and replayed, so that launches from Python cost nothing. What cannot be recorded
-  (a call that waits for the GPU) is called as it is, and pays for its launches; `Measured.uncaptured` names it.
+- The clock is the GPU's: events around a sample's calls. The untimed work before keeps the GPU busy
+  while the sample is being enqueued, so the sample has no gap at its beginning.
+- The L2 cache is cold. A contender brings a call for each of several copies of its inputs, together
+  larger than the cache, and they are called in turn; what they return is held for a turn, so
+  outputs rotate, too. What is so small that MOST copies do not fill the cache is measured warm.
+- Short kernels are recorded as a graph of many calls and replayed, so that launches from Python
+  cost nothing. What cannot be recorded (a call that waits for the GPU) is called as it is, and pays
+  for its launches; `Measured.uncaptured` names it.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ from lntune.timing import Measured, disturbed
 Call = Callable[[], Any]
 
 TIMES = 3
-"""Copies of the inputs fill the L2 cache so many times: it does not replace the oldest line strictly."""
+"""Copies of the inputs fill the L2 cache so many times: it does not replace the oldest line
+strictly.
+"""
 MOST, FEW = 128, 8
-"""Copies at most, since more would take longer to record than to measure; and where even these would leave the cache warm."""
+"""Copies at most, since more would take longer to record than to measure; and where even these
+would leave the cache warm.
+"""
 SAMPLE_SECONDS = 4e-4
 """What a sample takes at least: events tell half a microsecond."""
 LONG_SECONDS = 2e-3
@@ -49,7 +55,9 @@ class Gpu(Protocol):
     """What measuring asks of a GPU."""
 
     def active(self) -> contextlib.AbstractContextManager[None]:
-        """In the block the GPU is PyTorch's current device, with a stream that can be recorded; calls on it are to be bound there, too."""
+        """In the block the GPU is PyTorch's current device, with a stream that can be recorded;
+        calls on it are to be bound there, too.
+        """
 
     def wait(self) -> None:
         """Until everything enqueued is done; raises what went wrong in it."""
@@ -67,11 +75,15 @@ class Gpu(Protocol):
         """MHz the multiprocessors run at now, None where that is not told."""
 
     def others(self) -> float | None:
-        """Share of the multiprocessors' time that other processes used since the last question; None where that is not told."""
+        """Share of the multiprocessors' time that other processes used since the last question;
+        None where that is not told.
+        """
 
 
 class Cuda:
-    """A GPU by PyTorch's number, through torch.cuda and NVML; starts nothing on it before it is asked to."""
+    """A GPU by PyTorch's number, through torch.cuda and NVML; starts nothing on it before it is
+    asked to.
+    """
 
     def __init__(self, ordinal: int) -> None:
         import torch
@@ -80,7 +92,9 @@ class Cuda:
 
     @functools.cached_property
     def _nvml(self) -> Nvml:
-        return Nvml(f"GPU-{getattr(self._torch.cuda.get_device_properties(self._device), 'uuid', '')}")
+        return Nvml(
+            f"GPU-{getattr(self._torch.cuda.get_device_properties(self._device), 'uuid', '')}"
+        )
 
     @functools.cached_property
     def _stream(self) -> Any:
@@ -88,7 +102,9 @@ class Cuda:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """See Gpu. Autograd runs a backward on its forward's stream, so what is recorded has to begin on the stream of the recording."""
+        """See Gpu. Autograd runs a backward on its forward's stream, so what is recorded has to
+        begin on the stream of the recording.
+        """
         with self._torch.cuda.device(self._device), self._torch.cuda.stream(self._stream):
             self._stream.wait_stream(self._torch.cuda.default_stream(self._device))
             yield
@@ -122,7 +138,9 @@ class Cuda:
 
 
 def copies(size: int, l2: int) -> int:
-    """How many copies of the tensors of a call, `size` bytes, are to be called in turn on a GPU with so much L2 cache."""
+    """How many copies of the tensors of a call, `size` bytes, are to be called in turn on a GPU
+    with so much L2 cache.
+    """
     wanted = max(1, math.ceil(TIMES * l2 / max(size, 1)))
     return wanted if wanted <= MOST else MOST if MOST * size > l2 else FEW
 
@@ -158,7 +176,9 @@ class _Prepared:
         return max(1, min(wanted, NODES // len(self._calls)))
 
     def _record(self, turns: int) -> None:
-        """As a graph; a longer one where the calls turn out to be quicker without their launches."""
+        """As a graph; a longer one where the calls turn out to be quicker without their
+        launches.
+        """
         try:
             for _ in range(2):
                 replay = self._gpu.capture(functools.partial(self._several, turns))
@@ -193,10 +213,17 @@ def _not_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def measure(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu, rounds: int = 5, seed: int = 0) -> Measured:
+def measure(
+    contenders: Mapping[str, Sequence[Call]],
+    seconds: float,
+    gpu: Gpu,
+    rounds: int = 5,
+    seed: int = 0,
+) -> Measured:
     """Time the contenders on a GPU for about `seconds` in all, at least `rounds` rounds.
 
-    A contender is the same call bound to each copy of its inputs (see `copies`), to be called in turn.
+    A contender is the same call bound to each copy of its inputs (see `copies`), to be called in
+    turn.
 
     Raises:
         Exception: whatever a contender, or the GPU on its behalf, raises.
@@ -205,7 +232,13 @@ def measure(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu, 
         return _measured(contenders, seconds, gpu, rounds, random.Random(seed))
 
 
-def _measured(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu, rounds: int, order: random.Random) -> Measured:
+def _measured(
+    contenders: Mapping[str, Sequence[Call]],
+    seconds: float,
+    gpu: Gpu,
+    rounds: int,
+    order: random.Random,
+) -> Measured:
     names = list(contenders)
     prepared = {name: _Prepared(gpu, contenders[name]) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -223,7 +256,10 @@ def _measured(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu
                 clocks.append(gpu.clock())  # warm by now
     clocks.append(gpu.clock())
     others = gpu.others()
-    timings = {name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4)) for name, values in samples.items()}
+    timings = {
+        name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4))
+        for name, values in samples.items()
+    }
     return Measured(
         timings,
         others,
@@ -234,11 +270,18 @@ def _measured(contenders: Mapping[str, Sequence[Call]], seconds: float, gpu: Gpu
 
 
 def copy_bandwidth(place: str = "cuda:0", seconds: float = 0.2, gpu: Gpu | None = None) -> float:
-    """Bytes a second, read and written, of a plain copy of COPY_BYTES / 2 on a device of PyTorch's: what any kernel may hope for."""
+    """Bytes a second, read and written, of a plain copy of COPY_BYTES / 2 on a device of PyTorch's:
+    what any kernel may hope for.
+    """
     import torch
 
     source = torch.empty(COPY_BYTES // 2, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
     source.fill_(1)
-    made = measure({"copy": [lambda: target.copy_(source)]}, seconds, gpu or Cuda(torch.device(place).index or 0), rounds=9)
+    made = measure(
+        {"copy": [lambda: target.copy_(source)]},
+        seconds,
+        gpu or Cuda(torch.device(place).index or 0),
+        rounds=9,
+    )
     return COPY_BYTES / made.timings["copy"].median_us * 1e6

@@ -1,11 +1,12 @@
 """Runs CUDA C++ as TVM writes it on the CPU, and proves there what a GPU would leave to chance.
 
     program = emulator.compile(source)
-    traffic = program.launch("main_kernel", grid=(rows, 1, 1), block=(128, 1, 1), arguments=[x, y, 1e-5, rows])
+    traffic = program.launch("main_kernel", grid=(rows, 1, 1), block=(128, 1, 1),
+                             arguments=[x, y, 1e-5, rows])
 
-A launch computes what the GPU would (up to fused multiply-adds and the last bits of functions such as `exp`), and raises an
-error for what a GPU would do silently: see `errors`. It says nothing about speed, but counts the bytes that pass between the
-kernel and its tensors.
+A launch computes what the GPU would (up to fused multiply-adds and the last bits of functions such
+as `exp`), and raises an error for what a GPU would do silently: see `errors`. It says nothing about
+speed, but counts the bytes that pass between the kernel and its tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lntune.backends.emulated.errors import BarrierError, BoundsError, EmulatorError, MisalignedError, RaceError
+from lntune.backends.emulated.errors import (
+    BarrierError,
+    BoundsError,
+    EmulatorError,
+    MisalignedError,
+    RaceError,
+)
 from lntune.backends.emulated.translate import TYPES, Kernel, Parameter, kernels_of, translate
 from lntune.errors import BuildError, InputError, ToolchainError, got_expected
 from lntune.system import native, paths, sealed, toolchain
@@ -30,12 +37,33 @@ from lntune.system.sealed import DamagedError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BarrierError", "BoundsError", "EmulatorError", "MisalignedError", "Moved", "Program", "RaceError", "Traffic", "compile"]
+__all__ = [
+    "BarrierError",
+    "BoundsError",
+    "EmulatorError",
+    "MisalignedError",
+    "Moved",
+    "Program",
+    "RaceError",
+    "Traffic",
+    "compile",
+]
 
 HERE = Path(__file__).parent
 PARTS = ("runtime.cc", "fibers.h", "memory.h", "hooks.h", "prelude.h", "half.h")
-# Unoptimized: every access the source writes down is made, with the width it is written with. It compiles fastest, too.
-FLAGS = ["-std=gnu++17", "-O0", "-w", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-ffp-contract=off"]
+# Unoptimized: every access the source writes down is made, with the width it is written with. It
+# compiles fastest, too.
+FLAGS = [
+    "-std=gnu++17",
+    "-O0",
+    "-w",
+    "-fPIC",
+    "-shared",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+]
 RUNTIME_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti"]
 ORDERS = ("forward", "backward", "shuffled")
 ERRORS = (EmulatorError, BoundsError, MisalignedError, RaceError, BarrierError, EmulatorError)
@@ -48,7 +76,9 @@ _one_launch = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """What a launch moved between its threads and one tensor; an atomic update is a load and a store."""
+    """What a launch moved between its threads and one tensor; an atomic update is a load and a
+    store.
+    """
 
     loaded: int
     stored: int
@@ -68,7 +98,10 @@ class _Buffer(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
         ("data", ctypes.c_void_p),
-        *((name, ctypes.c_uint64) for name in ("bytes", "granule", "loaded", "stored", "loads", "stores", "widest")),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("bytes", "granule", "loaded", "stored", "loads", "stores", "widest")
+        ),
         ("low", ctypes.c_void_p),
         ("cells", ctypes.c_void_p),
     )
@@ -77,7 +110,9 @@ class _Buffer(ctypes.Structure):
 @functools.cache
 def _key() -> str:
     """Hash of all that decides how a kernel is compiled but the kernel itself."""
-    digest = hashlib.sha256(repr((native.FORMAT, FLAGS, RUNTIME_FLAGS, toolchain.compiler())).encode())
+    digest = hashlib.sha256(
+        repr((native.FORMAT, FLAGS, RUNTIME_FLAGS, toolchain.compiler())).encode()
+    )
     for part in PARTS:
         digest.update((HERE / part).read_bytes())
     return digest.hexdigest()[:12]
@@ -87,16 +122,24 @@ def _runtime() -> Path:
     """The library all kernels share, compiled now if it is not there yet."""
     path = paths.cached("emulator", f"runtime-{_key()}.so")
     if not path.is_file():
-        name = ["-install_name", f"@rpath/{path.name}"] if sys.platform == "darwin" else [f"-Wl,-soname,{path.name}"]
+        name = (
+            ["-install_name", f"@rpath/{path.name}"]
+            if sys.platform == "darwin"
+            else [f"-Wl,-soname,{path.name}"]
+        )
         with native.atomic(path) as temporary:
-            toolchain.run_compiler([*RUNTIME_FLAGS, *name, str(HERE / "runtime.cc"), "-ldl"], temporary)
+            toolchain.run_compiler(
+                [*RUNTIME_FLAGS, *name, str(HERE / "runtime.cc"), "-ldl"], temporary
+            )
             sealed.seal(temporary, {})
     return path
 
 
 @functools.cache
 def _loaded() -> ctypes.CDLL:
-    """That library in this process, once: a kernel finds the first one of its name, whatever folder the kernel itself lies in."""
+    """That library in this process, once: a kernel finds the first one of its name, whatever folder
+    the kernel itself lies in.
+    """
     path = _runtime()
     return sealed.loaded(path, lambda: ctypes.CDLL(str(path)))
 
@@ -108,25 +151,37 @@ def _compiled(source: str) -> Path:
         EmulatorError: it does not compile.
     """
     code = translate(source)
-    path = paths.cached("emulator", f"kernel-{_key()}-{hashlib.sha256(code.encode()).hexdigest()[:16]}.so")
+    path = paths.cached(
+        "emulator", f"kernel-{_key()}-{hashlib.sha256(code.encode()).hexdigest()[:16]}.so"
+    )
     if path.is_file():
         return path
     runtime = _runtime()
     # With no default libraries the sanitizer's own stays out: the runtime stands in its place.
     darwin = sys.platform == "darwin"
-    rest = ["-Wl,-rpath,@loader_path", "-lSystem"] if darwin else ["-Wl,-rpath,$ORIGIN", "-lm", "-lc", "-lgcc"]
+    rest = (
+        ["-Wl,-rpath,@loader_path", "-lSystem"]
+        if darwin
+        else ["-Wl,-rpath,$ORIGIN", "-lm", "-lc", "-lgcc"]
+    )
     libraries = ["-nodefaultlibs", str(runtime), *rest]
     with native.atomic(path) as temporary:
         text = temporary.with_suffix(".cc")
         try:
             text.write_text(code, encoding="utf-8")
-            toolchain.run_compiler([*FLAGS, "-fsanitize=thread", f"-I{HERE}", str(text), *libraries], temporary)
+            toolchain.run_compiler(
+                [*FLAGS, "-fsanitize=thread", f"-I{HERE}", str(text), *libraries], temporary
+            )
             sealed.seal(temporary, {})
         except ToolchainError:
             raise
         except BuildError as e:
-            wrong = [line for line in str(e).splitlines() if "error:" in line or "undefined" in line] or str(e).splitlines()[1:]
-            raise EmulatorError("the kernel does not compile: " + " | ".join(line.strip() for line in wrong[:3])) from None
+            wrong = [
+                line for line in str(e).splitlines() if "error:" in line or "undefined" in line
+            ] or str(e).splitlines()[1:]
+            raise EmulatorError(
+                "the kernel does not compile: " + " | ".join(line.strip() for line in wrong[:3])
+            ) from None
         finally:
             text.unlink(missing_ok=True)
     return path
@@ -165,23 +220,33 @@ class Program:
         shared: int = 0,
         order: str = "forward",
     ) -> Traffic:
-        """Run a kernel on contiguous tensors of the CPU, which it changes in place, and count its traffic by parameter.
+        """Run a kernel on contiguous tensors of the CPU, which it changes in place, and count its
+        traffic by parameter.
 
-        `shared` is the size in bytes of the dynamic shared memory; `order` is the one in which blocks, and threads between
-        barriers, take their turns. A kernel that is right gives the same result in every order. Tensors that share their
-        memory must share all of it.
+        `shared` is the size in bytes of the dynamic shared memory; `order` is the one in which
+        blocks, and threads between barriers, take their turns. A kernel that is right gives the
+        same result in every order. Tensors that share their memory must share all of it.
 
         Raises:
             InputError: the arguments do not fit the kernel.
-            BoundsError, MisalignedError, RaceError, BarrierError: what the kernel does wrong; the tensors are as before.
+            BoundsError, MisalignedError, RaceError, BarrierError: what the kernel does wrong; the
+            tensors are as before.
         """
         if kernel not in self.kernels:
-            raise InputError(got_expected("kernel", repr(kernel), f"one of {', '.join(self.kernels)}"))
+            raise InputError(
+                got_expected("kernel", repr(kernel), f"one of {', '.join(self.kernels)}")
+            )
         signature = self.kernels[kernel]
         _check_shape(signature, grid, block, shared, order)
         if len(arguments) != len(signature.parameters):
             names = ", ".join(p.name for p in signature.parameters)
-            raise InputError(got_expected(f"arguments of {kernel}", len(arguments), f"{len(signature.parameters)} ({names})"))
+            raise InputError(
+                got_expected(
+                    f"arguments of {kernel}",
+                    len(arguments),
+                    f"{len(signature.parameters)} ({names})",
+                )
+            )
         buffers: list[_Buffer] = []
         numbers: list[int | None] = []
         values = bytearray()
@@ -208,28 +273,48 @@ class Program:
         if not buffers:
             listed[0].granule = 1
         stored = (ctypes.c_uint8 * max(len(values), 1)).from_buffer(values or bytearray(1))
-        pointers = (ctypes.c_void_p * max(count, 1))(*(ctypes.addressof(stored) + 8 * i for i in range(count)))
+        pointers = (ctypes.c_void_p * max(count, 1))(
+            *(ctypes.addressof(stored) + 8 * i for i in range(count))
+        )
         flags = (ctypes.c_uint8 * max(count, 1))(*(number is not None for number in numbers))
         text = ctypes.create_string_buffer(1024)
-        call, arrays = getattr(self._library, f"lnt_call_{kernel.name}"), ctypes.c_byte.in_dll(self._library, "lnt_arrays")
+        call = getattr(self._library, f"lnt_call_{kernel.name}")
+        arrays = ctypes.c_byte.in_dll(self._library, "lnt_arrays")
         with _one_launch:
             failure = self._runtime.lnt_launch(
-                call, ctypes.byref(arrays), listed, len(listed), pointers, flags, count, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
-                ctypes.c_uint64(shared), ORDERS.index(order), text, ctypes.c_uint64(len(text)),
+                call, ctypes.byref(arrays), listed, len(listed), pointers, flags, count,
+                (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_uint64(shared),
+                ORDERS.index(order), text, ctypes.c_uint64(len(text)),
             )  # fmt: skip
         if failure:
             raise ERRORS[failure](f"{kernel.name}, {text.value.decode()}")
         moved = [Moved(b.loaded, b.stored, b.loads, b.stores, b.widest) for b in listed]
-        return Traffic({p.name: moved[n] for p, n in zip(kernel.parameters, numbers, strict=True) if n is not None})
+        return Traffic(
+            {
+                p.name: moved[n]
+                for p, n in zip(kernel.parameters, numbers, strict=True)
+                if n is not None
+            }
+        )
 
 
-def _check_shape(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, order: str) -> None:
+def _check_shape(
+    kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, order: str
+) -> None:
     """InputError for a launch that a GPU refuses."""
     for name, got, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
-        if len(got) != len(limits) or not all(1 <= n <= limit for n, limit in zip(got, limits, strict=True)):
+        if len(got) != len(limits) or not all(
+            1 <= n <= limit for n, limit in zip(got, limits, strict=True)
+        ):
             raise InputError(got_expected(name, got, f"three numbers from 1 to {limits}"))
     if (threads := block[0] * block[1] * block[2]) > min(kernel.bound, MAX_THREADS):
-        raise InputError(got_expected("block", f"{block}, which are {threads} threads", f"at most {kernel.bound} for {kernel.name}"))
+        raise InputError(
+            got_expected(
+                "block",
+                f"{block}, which are {threads} threads",
+                f"at most {kernel.bound} for {kernel.name}",
+            )
+        )
     if not 0 <= shared <= SHARED_LIMIT:
         raise InputError(got_expected("shared", shared, f"0 to {SHARED_LIMIT} bytes"))
     if order not in ORDERS:
@@ -242,14 +327,32 @@ def _buffer(wanted: Parameter, got: torch.Tensor | int | float, buffers: list[_B
 
     dtypes = TYPES[wanted.type][1] if wanted.type in TYPES else ()
     if not isinstance(got, torch.Tensor):
-        raise InputError(got_expected(f"argument {wanted.name}", repr(got), f"a tensor ({wanted.type}*)"))
+        raise InputError(
+            got_expected(f"argument {wanted.name}", repr(got), f"a tensor ({wanted.type}*)")
+        )
     dtype = str(got.dtype).removeprefix("torch.")
     if dtypes and dtype not in dtypes:
-        raise InputError(got_expected(f"argument {wanted.name}", f"a tensor of {dtype}", f"{' or '.join(dtypes)} ({wanted.type}*)"))
+        raise InputError(
+            got_expected(
+                f"argument {wanted.name}",
+                f"a tensor of {dtype}",
+                f"{' or '.join(dtypes)} ({wanted.type}*)",
+            )
+        )
     if got.device.type != "cpu" or not got[:1].is_contiguous():
         found = f"a tensor on {got.device} with strides {got.stride()}"
-        raise InputError(got_expected(f"argument {wanted.name}", found, "one on the CPU that is contiguous, but for gaps between rows"))
-    span = 1 + sum((n - 1) * stride for n, stride in zip(got.shape, got.stride(), strict=True)) if got.numel() else 0
+        raise InputError(
+            got_expected(
+                f"argument {wanted.name}",
+                found,
+                "one on the CPU that is contiguous, but for gaps between rows",
+            )
+        )
+    span = (
+        1 + sum((n - 1) * stride for n, stride in zip(got.shape, got.stride(), strict=True))
+        if got.numel()
+        else 0
+    )
     data, size = got.data_ptr(), span * got.element_size()
     for number, other in enumerate(buffers):
         begin = other.data or 0
@@ -257,25 +360,43 @@ def _buffer(wanted: Parameter, got: torch.Tensor | int | float, buffers: list[_B
             return number
         if data < begin + other.bytes and begin < data + size:
             names = f"arguments {other.name.decode()} and {wanted.name}"
-            raise InputError(got_expected(names, "tensors that overlap in part", "the same memory or none in common"))
-    buffers.append(_Buffer(name=wanted.name.encode(), data=data, bytes=size, granule=min(got.element_size(), 4)))
+            raise InputError(
+                got_expected(
+                    names, "tensors that overlap in part", "the same memory or none in common"
+                )
+            )
+    buffers.append(
+        _Buffer(
+            name=wanted.name.encode(), data=data, bytes=size, granule=min(got.element_size(), 4)
+        )
+    )
     return len(buffers) - 1
 
 
 def _scalar(wanted: Parameter, got: torch.Tensor | int | float) -> bytes:
     """Eight bytes that hold a number in the parameter's type."""
-    number = isinstance(got, int) if TYPES.get(wanted.type, ("q",))[0] not in ("f", "d", "e", "") else isinstance(got, int | float)
+    number = (
+        isinstance(got, int)
+        if TYPES.get(wanted.type, ("q",))[0] not in ("f", "d", "e", "")
+        else isinstance(got, int | float)
+    )
     if wanted.type not in TYPES or not number:
-        raise InputError(got_expected(f"argument {wanted.name}", repr(got), f"a number ({wanted.type})"))
+        raise InputError(
+            got_expected(f"argument {wanted.name}", repr(got), f"a number ({wanted.type})")
+        )
     code = TYPES[wanted.type][0]
     try:
         return (struct.pack(f"<{code}", got) if code else _bfloat16(float(got))).ljust(8, b"\0")
     except (struct.error, OverflowError) as e:
-        raise InputError(got_expected(f"argument {wanted.name}", got, f"a number that {wanted.type} holds")) from e
+        raise InputError(
+            got_expected(f"argument {wanted.name}", got, f"a number that {wanted.type} holds")
+        ) from e
 
 
 def _bfloat16(value: float) -> bytes:
     """The two bytes of a number rounded to bfloat16."""
     import torch
 
-    return int(torch.tensor(value, dtype=torch.bfloat16).view(torch.int16).item()).to_bytes(2, "little", signed=True)
+    return int(torch.tensor(value, dtype=torch.bfloat16).view(torch.int16).item()).to_bytes(
+        2, "little", signed=True
+    )

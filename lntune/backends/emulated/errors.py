@@ -6,7 +6,9 @@ from lntune.errors import LntuneError
 
 
 class EmulatorError(LntuneError, RuntimeError):
-    """A kernel does not compile, or broke a rule of the machine; the message names kernel, thread, buffer and offset."""
+    """A kernel does not compile, or broke a rule of the machine; the message names kernel, thread,
+    buffer and offset.
+    """
 
 
 class BoundsError(EmulatorError):
@@ -22,4 +24,6 @@ class RaceError(EmulatorError):
 
 
 class BarrierError(EmulatorError):
-    """Threads wait for others that do not come: a divergent barrier, a shuffle with lanes missing, a deadlock."""
+    """Threads wait for others that do not come: a divergent barrier, a shuffle with lanes missing,
+    a deadlock.
+    """

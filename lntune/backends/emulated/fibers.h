@@ -13,9 +13,19 @@
 #include "memory.h"
 
 enum State : uint8_t { READY, AT_BARRIER, AT_COLLECTIVE, EXITED };
-enum Collective { SHUFFLE, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR, BALLOT, ALL, ANY, SYNC };         /* prelude.h */
-static const char *const collectives[] = {"__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync",
-                                          "__ballot_sync", "__all_sync", "__any_sync", "__syncwarp"};
+enum Collective {
+  SHUFFLE,
+  SHUFFLE_UP,
+  SHUFFLE_DOWN,
+  SHUFFLE_XOR,
+  BALLOT,
+  ALL,
+  ANY,
+  SYNC
+}; /* prelude.h */
+static const char *const collectives[] = {"__shfl_sync",     "__shfl_up_sync", "__shfl_down_sync",
+                                          "__shfl_xor_sync", "__ballot_sync",  "__all_sync",
+                                          "__any_sync",      "__syncwarp"};
 enum Gather { PLAIN, COUNT, AND, OR };
 
 struct Thread {
@@ -95,7 +105,8 @@ static void begin(uint32_t id) {
   threads[id].context.uc_link = nullptr;
   makecontext(&threads[id].context, fiber, 0);
 #else
-  void **top = (void **)(stack + stack_bytes) - 8; /* six registers, where to go, and the caller that is none */
+  void **top = (void **)(stack + stack_bytes) -
+               8; /* six registers, where to go, and the caller that is none */
   memset(top, 0, 8 * sizeof *top);
   top[6] = (void *)fiber;
   threads[id].context = top;
@@ -112,7 +123,8 @@ static const char *thread_name(uint32_t id) {
 
 static void say(Kind kind, uint32_t id, const char *format, va_list arguments) {
   failure = kind;
-  int n = snprintf(failure_text, sizeof failure_text, "block (%u, %u, %u), thread %s: ", blockIdx.x, blockIdx.y, blockIdx.z, thread_name(id));
+  int n = snprintf(failure_text, sizeof failure_text, "block (%u, %u, %u), thread %s: ", blockIdx.x,
+                   blockIdx.y, blockIdx.z, thread_name(id));
   vsnprintf(failure_text + n, sizeof failure_text - size_t(n), format, arguments);
 }
 

@@ -1,13 +1,14 @@
 /* What the threads of a launch may touch, and who touched it last.
  *
- * The kernel is compiled with -fsanitize=thread, which puts a call before every load and store; the calls end up here
- * instead of in the sanitizer's library. Each access is looked up in the launch's buffers (their copies lie in an arena
- * with guard zones around each, so that what is next to a buffer is nobody's), checked for its alignment as the hardware
- * does, and compared with the last accesses to the same bytes.
+ * The kernel is compiled with -fsanitize=thread, which puts a call before every load and store; the
+ * calls end up here instead of in the sanitizer's library. Each access is looked up in the launch's
+ * buffers (their copies lie in an arena with guard zones around each, so that what is next to a
+ * buffer is nobody's), checked for its alignment as the hardware does, and compared with the last
+ * accesses to the same bytes.
  *
- * Time is counted in phases: a new block and every barrier of a block begin one. Two accesses of different threads of a
- * block are in a defined order when their phases differ; within a phase only when a collective of their warp lies
- * between them, which a counter per warp tells.
+ * Time is counted in phases: a new block and every barrier of a block begin one. Two accesses of
+ * different threads of a block are in a defined order when their phases differ; within a phase only
+ * when a collective of their warp lies between them, which a counter per warp tells.
  */
 #pragma once
 #include <dlfcn.h>
@@ -23,7 +24,12 @@ struct Cell { /* the shadow of a granule: its last store, its loads since */
   uint32_t write, write_stamp, read, first_read, read_stamp;
   uint16_t writer, reader;
 };
-enum : uint16_t { BY_ATOMIC = 0x8000, ONE = 0x3ff, SEVERAL = 0x400, MIXED = 0xffff }; /* SEVERAL | warp: all in one warp */
+enum : uint16_t {
+  BY_ATOMIC = 0x8000,
+  ONE = 0x3ff,
+  SEVERAL = 0x400,
+  MIXED = 0xffff
+}; /* SEVERAL | warp: all in one warp */
 
 struct Buffer { /* _Buffer in __init__.py */
   const char *name;
@@ -40,7 +46,7 @@ struct Array { /* a __shared__ array; translate.py writes the table */
 };
 
 struct Warp {
-  uint32_t clock, all; /* collectives so far; the last one of all lanes */
+  uint32_t clock, all;   /* collectives so far; the last one of all lanes */
   uint32_t pair[32][32]; /* the last one of two lanes, when it was not one of all */
   uint32_t exists, waiting, live;
 };
@@ -52,17 +58,25 @@ struct Index {
 struct Thread;
 static Thread *me;
 static Warp *my_warp;
-static uint32_t my_id; /* in the block */
+static uint32_t my_id;              /* in the block */
 static uint32_t phase, block_phase; /* now; when the block began */
-static uint64_t patience; /* accesses left before a thread that does not come to a barrier is taken for one that spins */
+static uint64_t patience; /* accesses left before a thread that does not come to a barrier is taken
+                             for one that spins */
 static char *my_stack, *stacks;
 static size_t stack_bytes, stacks_bytes;
 
-[[noreturn]] static void fail(Kind kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] static void fail(Kind kind, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 static const char *thread_name(uint32_t id);
 
 /* The arena: guard, buffer, guard, buffer, ... A page of the table names the nearest buffer. */
-enum : size_t { PAGE = 1 << 16, GUARD = 1 << 20, SHARED_PAGE = 256, SHARED_BYTES = 1 << 20, DYNAMIC = SHARED_BYTES / 2 };
+enum : size_t {
+  PAGE = 1 << 16,
+  GUARD = 1 << 20,
+  SHARED_PAGE = 256,
+  SHARED_BYTES = 1 << 20,
+  DYNAMIC = SHARED_BYTES / 2
+};
 static char *arena, *shared;
 static size_t arena_bytes;
 static uint16_t *pages, shared_pages[SHARED_BYTES / SHARED_PAGE];
@@ -70,35 +84,40 @@ static Buffer *buffers, shared_buffers[4096];
 static Cell *shared_cells;
 
 static inline bool ordered_in_warp(uint32_t other, uint32_t stamp) {
-  return other / 32 == my_id / 32 && (stamp < my_warp->all || stamp < my_warp->pair[my_id % 32][other % 32]);
+  return other / 32 == my_id / 32 &&
+         (stamp < my_warp->all || stamp < my_warp->pair[my_id % 32][other % 32]);
 }
 
 static inline bool loads_are_past(const Cell &cell) {
   if (cell.reader == my_id) return true;
   if (cell.reader == MIXED) return false;
-  if (cell.reader & SEVERAL) return uint32_t(cell.reader & 31) == my_id / 32 && cell.read_stamp < my_warp->all;
+  if (cell.reader & SEVERAL)
+    return uint32_t(cell.reader & 31) == my_id / 32 && cell.read_stamp < my_warp->all;
   return ordered_in_warp(cell.reader, cell.read_stamp);
 }
 
 static const char *const verbs[] = {"load", "store", "atomic update"};
 
-static void race(const Buffer &b, const char *address, size_t size, Use use, bool with_load, bool other_block, uint32_t other) {
+static void race(const Buffer &b, const char *address, size_t size, Use use, bool with_load,
+                 bool other_block, uint32_t other) {
   char who[160];
-  if (other_block)
-    snprintf(who, sizeof who, "another block, which nothing orders");
+  if (other_block) snprintf(who, sizeof who, "another block, which nothing orders");
   else if (with_load && other & SEVERAL)
     snprintf(who, sizeof who, "several threads of the block, and no barrier lies between");
   else
-    snprintf(who, sizeof who, "thread %s of the block, and no barrier lies between", thread_name(other & ONE));
-  fail(RACE, "%s of %zu bytes at offset %td of %s races with a %s by %s", verbs[use], size, address - b.low, b.name, with_load ? "load" : "store",
-       who);
+    snprintf(who, sizeof who, "thread %s of the block, and no barrier lies between",
+             thread_name(other & ONE));
+  fail(RACE, "%s of %zu bytes at offset %td of %s races with a %s by %s", verbs[use], size,
+       address - b.low, b.name, with_load ? "load" : "store", who);
 }
 
-static inline void note(const Buffer &b, Cell &cell, const char *address, size_t size, Use use, bool global) {
+static inline void note(const Buffer &b, Cell &cell, const char *address, size_t size, Use use,
+                        bool global) {
   if (cell.write && !(use == ATOMIC && cell.writer & BY_ATOMIC)) {
     uint32_t other = cell.writer & ONE;
     if (cell.write == phase) {
-      if (other != my_id && !ordered_in_warp(other, cell.write_stamp)) race(b, address, size, use, false, false, other);
+      if (other != my_id && !ordered_in_warp(other, cell.write_stamp))
+        race(b, address, size, use, false, false, other);
     } else if (global && cell.write < block_phase) {
       race(b, address, size, use, false, true, 0);
     }
@@ -109,14 +128,15 @@ static inline void note(const Buffer &b, Cell &cell, const char *address, size_t
     bool own_warp = cell.reader != MIXED && by == my_id / 32;
     if (cell.read != phase || cell.reader == my_id || (own_warp && cell.read_stamp < my_warp->all))
       cell.reader = uint16_t(my_id); /* earlier loads of the warp are past for all its lanes */
-    else
-      cell.reader = own_warp ? uint16_t(SEVERAL | my_id / 32) : uint16_t(MIXED);
+    else cell.reader = own_warp ? uint16_t(SEVERAL | my_id / 32) : uint16_t(MIXED);
     cell.read = phase;
     cell.read_stamp = my_warp->clock;
     return;
   }
-  if (global && cell.first_read && cell.first_read < block_phase) race(b, address, size, use, true, true, 0);
-  if (cell.read == phase && !loads_are_past(cell)) race(b, address, size, use, true, false, cell.reader);
+  if (global && cell.first_read && cell.first_read < block_phase)
+    race(b, address, size, use, true, true, 0);
+  if (cell.read == phase && !loads_are_past(cell))
+    race(b, address, size, use, true, false, cell.reader);
   cell.write = phase;
   cell.write_stamp = my_warp->clock;
   cell.writer = uint16_t(my_id | (use == ATOMIC ? BY_ATOMIC : 0));
@@ -124,20 +144,25 @@ static inline void note(const Buffer &b, Cell &cell, const char *address, size_t
 
 static void check(Buffer &b, char *address, size_t size, Use use, bool whole, bool global) {
   if (address < b.low || address + size > b.low + b.bytes)
-    fail(BOUNDS, "%s of %zu bytes at offset %td of %s, which has %llu bytes", verbs[use], size, address - b.low, b.name, (unsigned long long)b.bytes);
+    fail(BOUNDS, "%s of %zu bytes at offset %td of %s, which has %llu bytes", verbs[use], size,
+         address - b.low, b.name, (unsigned long long)b.bytes);
   if (whole && (uintptr_t)address & (size - 1))
-    fail(MISALIGNED, "%s of %zu bytes at offset %td of %s, at an address that is no multiple of %zu", verbs[use], size, address - b.low, b.name, size);
+    fail(MISALIGNED,
+         "%s of %zu bytes at offset %td of %s, at an address that is no multiple of %zu",
+         verbs[use], size, address - b.low, b.name, size);
   if (use != STORE) b.loaded += size, ++b.loads;
   if (use != LOAD) b.stored += size, ++b.stores;
   if (size > b.widest) b.widest = size;
   if (!--patience) fail(BARRIER, "a deadlock: the thread spins on %s", b.name);
   size_t last = size_t(address + size - 1 - b.low) / b.granule;
-  for (size_t i = size_t(address - b.low) / b.granule; i <= last; ++i) note(b, b.cells[i], address, size, use, global);
+  for (size_t i = size_t(address - b.low) / b.granule; i <= last; ++i)
+    note(b, b.cells[i], address, size, use, global);
 }
 
 static void elsewhere(char *address, size_t size, Use use) {
   Dl_info info;
-  if (dladdr(address, &info) && info.dli_fname) return; /* a constant of the kernel's, or the emulator's own */
+  if (dladdr(address, &info) && info.dli_fname)
+    return; /* a constant of the kernel's, or the emulator's own */
   fail(BOUNDS, "%s of %zu bytes at %p, outside of all buffers", verbs[use], size, (void *)address);
 }
 
@@ -148,15 +173,17 @@ static inline void touch(void *p, size_t size, Use use, bool whole) {
   if (size_t(address - arena) < arena_bytes)
     check(buffers[pages[size_t(address - arena) / PAGE]], address, size, use, whole, true);
   else if (size_t(address - shared) < SHARED_BYTES)
-    check(shared_buffers[shared_pages[size_t(address - shared) / SHARED_PAGE]], address, size, use, whole, false);
+    check(shared_buffers[shared_pages[size_t(address - shared) / SHARED_PAGE]], address, size, use,
+          whole, false);
   else if (size_t(address - stacks) < stacks_bytes)
-    fail(BOUNDS, "%s of %zu bytes in the local memory of another thread, or beyond its own", verbs[use], size);
-  else
-    elsewhere(address, size, use);
+    fail(BOUNDS, "%s of %zu bytes in the local memory of another thread, or beyond its own",
+         verbs[use], size);
+  else elsewhere(address, size, use);
 }
 
 static char *reserve(size_t bytes) {
-  void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return p == MAP_FAILED ? nullptr : (char *)p;
 }
 
@@ -197,7 +224,8 @@ static void leave(int count, bool copy, size_t cells_bytes, Cell *cells) {
   arena = nullptr, pages = nullptr, arena_bytes = 0;
 }
 
-/* The shared memory of a block: the kernel's arrays each between guards, then what the launch asks for. */
+/* The shared memory of a block: the kernel's arrays each between guards, then what the launch asks
+ * for. */
 static size_t shared_used;
 static bool lay_out_shared(const Array *arrays, size_t dynamic) {
   static const char *const DYNAMIC_NAME = "dynamic shared memory";
@@ -209,10 +237,23 @@ static bool lay_out_shared(const Array *arrays, size_t dynamic) {
     if (i >= 4094 || arrays[i].offset + arrays[i].bytes + SHARED_PAGE > DYNAMIC) return false;
     snprintf(names[i], sizeof names[i], "shared memory %s", arrays[i].name);
     shared_used = arrays[i].offset + arrays[i].bytes;
-    shared_buffers[i] = {names[i], nullptr, arrays[i].bytes, 1, 0, 0, 0, 0, 0, shared + arrays[i].offset, shared_cells + arrays[i].offset};
-    for (size_t end = arrays[i + 1].name ? arrays[i + 1].offset : DYNAMIC - PAGE; page < end / SHARED_PAGE; ++page) shared_pages[page] = uint16_t(i);
+    shared_buffers[i] = {names[i],
+                         nullptr,
+                         arrays[i].bytes,
+                         1,
+                         0,
+                         0,
+                         0,
+                         0,
+                         0,
+                         shared + arrays[i].offset,
+                         shared_cells + arrays[i].offset};
+    for (size_t end = arrays[i + 1].name ? arrays[i + 1].offset : DYNAMIC - PAGE;
+         page < end / SHARED_PAGE; ++page)
+      shared_pages[page] = uint16_t(i);
   }
-  shared_buffers[i] = {DYNAMIC_NAME, nullptr, dynamic, 1, 0, 0, 0, 0, 0, shared + DYNAMIC, shared_cells + DYNAMIC};
+  shared_buffers[i] = {DYNAMIC_NAME,          nullptr, dynamic, 1, 0, 0, 0, 0, 0, shared + DYNAMIC,
+                       shared_cells + DYNAMIC};
   for (; page < SHARED_BYTES / SHARED_PAGE; ++page) shared_pages[page] = uint16_t(i);
   return DYNAMIC + dynamic + PAGE <= SHARED_BYTES;
 }

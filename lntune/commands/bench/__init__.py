@@ -1,4 +1,6 @@
-"""The benchmark: the op as a user calls it against eager, torch.compile, a plain copy and, on a GPU, others' kernels, interleaved in one run."""
+"""The benchmark: the op as a user calls it against eager, torch.compile, a plain copy and, on a
+GPU, others' kernels, interleaved in one run.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ ROUNDS = 11
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One record per case, and where the outputs came from: "given", or "allocated by every call" and how. `bandwidth` is what a plain copy
-    of hundreds of MB reaches on the GPU, in bytes a second, read and written; None on a CPU.
+    """One record per case, and where the outputs came from: "given", or "allocated by every call"
+    and how. `bandwidth` is what a plain copy of hundreds of MB reaches on the GPU, in bytes a
+    second, read and written; None on a CPU.
     """
 
     outputs: str
@@ -58,16 +61,18 @@ def run(
     on_result: Callable[[Result], None] = _silent,
     strided: bool = False,
 ) -> Result:
-    """Benchmark each case for about `seconds` on a device, this machine's CPU if none is given; one record each, with timings "eager",
-    "compile", "tuned" and "copy", and on a GPU those of bench.peers.
+    """Benchmark each case for about `seconds` on a device, this machine's CPU if none is given; one
+    record each, with timings "eager", "compile", "tuned" and "copy", and on a GPU those of
+    bench.peers.
 
-    Everybody allocates its output, as a call in PyTorch does. With `given_output` nobody does, where that can be had: the
-    kernel and the copy write into a tensor given to them, and the others are left out, since they cannot.
-    With `strided` the rows of all matrices are halves of wider rows, as in `x[:, :1024]`.
-    The heap keeps its pages while outputs are allocated, unless `page_faults` leaves the system's behaviour. On a GPU the outputs are held
-    for a turn of the inputs' copies, so that they are not in the cache either (see device_timing).
-    A case measured while others used the machine is measured again, up to three times, and the quietest is kept. `on_result` is told what
-    there is after every case; an interrupt ends the run with that.
+    Everybody allocates its output, as a call in PyTorch does. With `given_output` nobody does,
+    where that can be had: the kernel and the copy write into a tensor given to them, and the others
+    are left out, since they cannot. With `strided` the rows of all matrices are halves of wider
+    rows, as in `x[:, :1024]`. The heap keeps its pages while outputs are allocated, unless
+    `page_faults` leaves the system's behaviour. On a GPU the outputs are held for a turn of the
+    inputs' copies, so that they are not in the cache either (see device_timing). A case measured
+    while others used the machine is measured again, up to three times, and the quietest is kept.
+    `on_result` is told what there is after every case; an interrupt ends the run with that.
 
     Raises:
         InputError: the GPU is not here, or a case's tensors do not fit into memory.
@@ -82,9 +87,13 @@ def run(
     on_gpu = place.gpu is not None
     bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
     with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
-        how = "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
+        how = (
+            "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
+        )
         how += ", inputs half of wider rows" if strided else ""
-        result = Result("given" if given_output else f"allocated by every call {how}", made, bandwidth)
+        result = Result(
+            "given" if given_output else f"allocated by every call {how}", made, bandwidth
+        )
         try:
             for index, case in enumerate(cases):
                 on_case(index, len(cases), case)
@@ -96,7 +105,15 @@ def run(
     return result
 
 
-def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_output: bool, seed: int, strided: bool) -> Record:
+def _one(
+    case: Case,
+    place: Place,
+    seconds: float,
+    with_compile: bool,
+    given_output: bool,
+    seed: int,
+    strided: bool,
+) -> Record:
     import torch
 
     copies = place.inputs(case, seed)
@@ -104,13 +121,26 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
         copies = [_halves(case, given) for given in copies]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        kernel, choice = dispatch.kernel_for(case, _tensors(copies[0])), dispatch.choose(case, place.device)
+        kernel, choice = (
+            dispatch.kernel_for(case, _tensors(copies[0])),
+            dispatch.choose(case, place.device),
+        )
         left_out: dict[str, str] = {}
-        contenders = _given(case, kernel, copies) if given_output else _calls(case, copies, place, with_compile, left_out)
-        measured = timing.quietest(lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
+        contenders = (
+            _given(case, kernel, copies)
+            if given_output
+            else _calls(case, copies, place, with_compile, left_out)
+        )
+        measured = timing.quietest(
+            lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
+        )
     plan = schedule.get(choice.schedule) if choice.schedule else None
     verdict = place.verify(case, kernel) if kernel else None
-    said = verdict.message if verdict and not verdict.ok else f"{choice.tier}: {knobs.describe(choice.knobs)}"
+    said = (
+        verdict.message
+        if verdict and not verdict.ok
+        else f"{choice.tier}: {knobs.describe(choice.knobs)}"
+    )
     said += "".join(f"; {name} left out: {why}" for name, why in left_out.items())
     return Record(
         role="bench-given-output" if given_output else "bench-strided" if strided else "bench",
@@ -121,7 +151,8 @@ def _one(case: Case, place: Place, seconds: float, with_compile: bool, given_out
         code=plan.code if plan else Code(),
         knobs=choice.knobs,
         status="wrong" if verdict and not verdict.ok else "ok",
-        message=said + (f"; not as a graph: {', '.join(measured.uncaptured)}" if measured.uncaptured else ""),
+        message=said
+        + (f"; not as a graph: {', '.join(measured.uncaptured)}" if measured.uncaptured else ""),
         timings=measured.timings,
         errors=verdict.errors if verdict else {},
         versus_eager=verdict.versus_eager if verdict else {},
@@ -137,7 +168,10 @@ def _halves(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     matrices = strides.names(ops.get(case.op).arguments(case))
-    return {name: torch.cat([v, v], 1)[:, : v.shape[1]] if name in matrices else v for name, v in given.items()}
+    return {
+        name: torch.cat([v, v], 1)[:, : v.shape[1]] if name in matrices else v
+        for name, v in given.items()
+    }
 
 
 def _tensors(given: Mapping[str, Any]) -> list[Any]:
@@ -147,11 +181,17 @@ def _tensors(given: Mapping[str, Any]) -> list[Any]:
     return [v for v in given.values() if isinstance(v, torch.Tensor)]
 
 
-def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_compile: bool, left_out: dict[str, str] | None = None) -> Calls:
+def _calls(
+    case: Case,
+    copies: Sequence[dict[str, Any]],
+    place: Place,
+    with_compile: bool,
+    left_out: dict[str, str] | None = None,
+) -> Calls:
     """Everyone as a user calls them, bound to each copy of the inputs.
 
-    On a GPU torch.compile needs more than is on every machine (a C compiler, Python's headers): where it fails `left_out` says why, and the
-    others are measured.
+    On a GPU torch.compile needs more than is on every machine (a C compiler, Python's headers):
+    where it fails `left_out` says why, and the others are measured.
     """
     import torch
 
@@ -173,12 +213,20 @@ def _calls(case: Case, copies: Sequence[dict[str, Any]], place: Place, with_comp
             left_out["torch.compile"] = why
     if place.gpu is not None:
         found = [peers.calls(case, given) for given in copies]
-        contenders |= {name: [one[name] for one in found] for name, call in found[0].items() if not peers.refusal(call)}
+        contenders |= {
+            name: [one[name] for one in found]
+            for name, call in found[0].items()
+            if not peers.refusal(call)
+        }
     return contenders
 
 
-def _compiled(case: Case, copies: Sequence[dict[str, Any]], place: Place) -> Sequence[Callable[[], Any]]:
-    """Eager's call (or what the operator has for it) through torch.compile, with the inputs as arguments: constants would be folded in."""
+def _compiled(
+    case: Case, copies: Sequence[dict[str, Any]], place: Place
+) -> Sequence[Callable[[], Any]]:
+    """Eager's call (or what the operator has for it) through torch.compile, with the inputs as
+    arguments: constants would be folded in.
+    """
     import torch
 
     op = ops.get(case.op)
@@ -192,12 +240,19 @@ def _compiled(case: Case, copies: Sequence[dict[str, Any]], place: Place) -> Seq
     return [functools.partial(compiled, *(given[n] for n in names)) for given in copies]
 
 
-def _given(case: Case, kernel: Callable[..., Any] | None, copies: Sequence[dict[str, Any]]) -> Calls:
+def _given(
+    case: Case, kernel: Callable[..., Any] | None, copies: Sequence[dict[str, Any]]
+) -> Calls:
     """The kernel and a copy, both into existing outputs."""
     import torch
 
     first = ops.get(case.op).arguments(case)[0].name
-    contenders: Calls = {"copy": [functools.partial(torch.empty_like(given[first]).copy_, given[first]) for given in copies]}
+    contenders: Calls = {
+        "copy": [
+            functools.partial(torch.empty_like(given[first]).copy_, given[first])
+            for given in copies
+        ]
+    }
     if kernel is not None:
         contenders["tuned"] = trial.bound_each(case, kernel, copies, allocate=False)
     return contenders

@@ -1,4 +1,6 @@
-"""What stands around a kernel: one call from Python at one row, loading a cached kernel, importing the package."""
+"""What stands around a kernel: one call from Python at one row, loading a cached kernel, importing
+the package.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ times.append(time.perf_counter())
 dispatch.kernel_for(second)
 times.append(time.perf_counter())
 milliseconds = [1e3 * (imported - start), 1e3 * (times[1] - times[0]), 1e3 * (times[2] - times[1])]
-print(msgspec.json.encode({"milliseconds": milliseconds, "kernel": kernel is not None, "tvm": "tvm" in sys.modules}).decode())
+facts = {"milliseconds": milliseconds, "kernel": kernel is not None, "tvm": "tvm" in sys.modules}
+print(msgspec.json.encode(facts).decode())
 """
 
 
@@ -51,7 +54,8 @@ class _Fresh(msgspec.Struct):
 
 
 def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
-    """The costs of a case: its calls interleaved for about `seconds`, import and load the medians of fresh processes.
+    """The costs of a case: its calls interleaved for about `seconds`, import and load the medians
+    of fresh processes.
 
     Raises:
         BuildError: a fresh process failed.
@@ -68,14 +72,22 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
             contenders[f"tuned {name}"] = CALLS[case.op](case, {**given, "x": x})
         measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS))
         second = msgspec.structs.replace(case, variant=op.checked[0])
-        kernel, _ = dispatch.kernel_for(case), dispatch.kernel_for(second)  # in the cache from now on
+        # in the cache from now on
+        kernel, _ = dispatch.kernel_for(case), dispatch.kernel_for(second)
     fresh = [_fresh(case, second) for _ in range(processes)]
-    ratios = {n: timing.ratio(measured.timings[f"eager {n}"], measured.timings[f"tuned {n}"]) for n in ("2-D", "3-D")}
-    imported, first, loaded = (round(statistics.median(f.milliseconds[i] for f in fresh), 3) for i in range(3))
+    ratios = {
+        n: timing.ratio(measured.timings[f"eager {n}"], measured.timings[f"tuned {n}"])
+        for n in ("2-D", "3-D")
+    }
+    imported, first, loaded = (
+        round(statistics.median(f.milliseconds[i] for f in fresh), 3) for i in range(3)
+    )
     return Costs(
         case=case,
         call_us={name: timing_.median_us for name, timing_ in measured.timings.items()},
-        eager_over_tuned={n: None if measured.busy else round(ratio, 4) for n, ratio in ratios.items()},
+        eager_over_tuned={
+            n: None if measured.busy else round(ratio, 4) for n, ratio in ratios.items()
+        },
         first_load_ms=None if kernel is None else first,
         load_ms=None if kernel is None else loaded,
         loading_imports_tvm=any(f.tvm for f in fresh),
@@ -87,9 +99,21 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
 
 def _fresh(first: Case, second: Case) -> _Fresh:
     """Import and load in a process that has done nothing but `import torch`."""
-    path = os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     command = [sys.executable, "-c", _SCRIPT, msgspec.json.encode([first, second]).decode()]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     if done.returncode:
-        raise BuildError(f"a fresh process could not load the kernel of {first}: {done.stderr.strip().splitlines()[-1:]}")
+        raise BuildError(
+            f"a fresh process could not load the kernel of {first}:"
+            f" {done.stderr.strip().splitlines()[-1:]}"
+        )
     return msgspec.json.decode(done.stdout, type=_Fresh)

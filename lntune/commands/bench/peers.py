@@ -1,7 +1,7 @@
 """Others' layer norms for GPUs, where their packages are installed: contenders of the benchmark.
 
-Liger-Kernel's is called as its users call it. Triton brings none of its own; the usual one is that of its tutorial, which has it in a
-script, so the same kernel stands in triton_layer_norm.py.
+Liger-Kernel's is called as its users call it. Triton brings none of its own; the usual one is that
+of its tutorial, which has it in a script, so the same kernel stands in triton_layer_norm.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Call = Callable[[], Any]
 
 
 def calls(case: Case, given: Mapping[str, Any]) -> dict[str, Call]:
-    """Contender -> its call bound to a case's inputs on a GPU; empty for what they do not have: other operators, other variants."""
+    """Contender -> its call bound to a case's inputs on a GPU; empty for what they do not have:
+    other operators, other variants.
+    """
     if case.op != layer_norm.NAME or case.variant not in ("", layer_norm.DEFAULT_VARIANT):
         return {}
     made = {}
@@ -43,7 +45,9 @@ def _triton(given: Mapping[str, Any]) -> Call:
 
 
 def refusal(call: Call) -> str:
-    """Why a contender does not take the case, on a line, or the empty string: some refuse long rows, others the GPU or the machine."""
+    """Why a contender does not take the case, on a line, or the empty string: some refuse long
+    rows, others the GPU or the machine.
+    """
     try:
         call()
     except Exception as e:  # theirs, of whatever kind

@@ -1,4 +1,6 @@
-"""The benchmark of a training step: a module's forward with gradients recorded, and its backward, as autograd runs them."""
+"""The benchmark of a training step: a module's forward with gradients recorded, and its backward,
+as autograd runs them.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,13 @@ def run(
     on_case: Progress = lambda *_: None,
     on_result: Callable[[list[Record]], None] = lambda _: None,
 ) -> list[Record]:
-    """Benchmark `torch.nn.LayerNorm`, that through torch.compile, and `lntune.LayerNorm` in training on this machine's CPU, interleaved, each
-    case for about `seconds`.
+    """Benchmark `torch.nn.LayerNorm`, that through torch.compile, and `lntune.LayerNorm` in
+    training on this machine's CPU, interleaved, each case for about `seconds`.
 
-    Timings "eager", "compile" and "tuned" are of a forward and a backward that gives the gradients of x, weight and bias; "eager forward" and
-    so on of the forward alone, with gradients recorded. Everything is allocated at every call, from a heap that keeps its pages.
-    `on_case` and `on_result` are told what is under way and what there is; an interrupt ends the run with that.
+    Timings "eager", "compile" and "tuned" are of a forward and a backward that gives the gradients
+    of x, weight and bias; "eager forward" and so on of the forward alone, with gradients recorded.
+    Everything is allocated at every call, from a heap that keeps its pages. `on_case` and
+    `on_result` are told what is under way and what there is; an interrupt ends the run with that.
 
     Raises:
         InputError: an operator that is no layer norm.
@@ -76,7 +79,9 @@ def _forward(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return module(x)
 
 
-def _step(module: Callable[[Tensor], Tensor], x: Tensor, wanted: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
+def _step(
+    module: Callable[[Tensor], Tensor], x: Tensor, wanted: tuple[Tensor, ...], dy: Tensor
+) -> tuple[Tensor, ...]:
     return torch.autograd.grad(module(x), wanted, dy)
 
 
@@ -84,7 +89,10 @@ def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
     given = ops.get(case.op).inputs(case, case.rows, "normal", seed)
     x, dy = given["x"].requires_grad_(), torch.randn_like(given["x"])
     eager, ours = _module(case, nn.LayerNorm), _module(case, LayerNorm)
-    modules: dict[str, tuple[Callable[[Tensor], Tensor], nn.LayerNorm]] = {"eager": (eager, eager), "tuned": (ours, ours)}
+    modules: dict[str, tuple[Callable[[Tensor], Tensor], nn.LayerNorm]] = {
+        "eager": (eager, eager),
+        "tuned": (ours, ours),
+    }
     if with_compile:
         torch._dynamo.reset()
         modules["compile"] = torch.compile(eager, dynamic=False, fullgraph=True), eager
@@ -95,10 +103,13 @@ def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
     device = device_module.current()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        for _ in range(3):  # the first backward may compile the node of autograd's graph, the next ones learn kernels
+        # the first backward may compile the node of autograd's graph, the next ones learn kernels
+        for _ in range(3):
             contenders["tuned"]()
         choice = dispatch.choose(msgspec.structs.replace(case, variant=_VARIANT), device)
-        measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed))
+        measured = timing.quietest(
+            lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
+        )
     plan = schedule.get(choice.schedule) if choice.schedule else None
     return Record(
         role=ROLE,

@@ -1,4 +1,5 @@
-"""The forward of Triton's tutorial on layer norm (05-layer-norm.py of the triton repository): a program a row, the row in blocks.
+"""The forward of Triton's tutorial on layer norm (05-layer-norm.py of the triton repository): a
+program a row, the row in blocks.
 
 Needs triton; imported by peers alone.
 """
@@ -39,12 +40,15 @@ def _forward(x, y, weight, bias, mean, rstd, stride, hidden, eps, BLOCK: tl.cons
         at = offset + tl.arange(0, BLOCK)
         mask = at < hidden
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-        out = (value - middle) * scale * tl.load(weight + at, mask=mask) + tl.load(bias + at, mask=mask)
+        out = (value - middle) * scale * tl.load(weight + at, mask=mask) + tl.load(
+            bias + at, mask=mask
+        )
         tl.store(y + at, out, mask=mask)
 
 
 def forward(x: Any, weight: Any, bias: Any, eps: float) -> Any:
-    """Layer norm of a contiguous (rows, hidden) tensor on a GPU, with the tutorial's choice of block and warps.
+    """Layer norm of a contiguous (rows, hidden) tensor on a GPU, with the tutorial's choice of
+    block and warps.
 
     Raises:
         RuntimeError: a row is beyond 64 KB, which the tutorial does not serve.
@@ -56,5 +60,18 @@ def forward(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     y = torch.empty_like(x)
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
     warps = min(max(block // 256, 1), 8)
-    _forward[(rows,)](x, y, weight, bias, mean, rstd, x.stride(0), hidden, eps, BLOCK=block, num_warps=warps, num_ctas=1)
+    _forward[(rows,)](
+        x,
+        y,
+        weight,
+        bias,
+        mean,
+        rstd,
+        x.stride(0),
+        hidden,
+        eps,
+        BLOCK=block,
+        num_warps=warps,
+        num_ctas=1,
+    )
     return y

@@ -1,7 +1,9 @@
-"""The first minutes with a device: look, smoke check, tune the default grids in order of value, verify, benchmark, sum up.
+"""The first minutes with a device: look, smoke check, tune the default grids in order of value,
+verify, benchmark, sum up.
 
-All that is measured is in the tuning log at once, and the log is the only memory: killed at any moment, the same command goes on. A case
-with a final of this device and of its schedule as it is now is not tuned again unless everything else is.
+All that is measured is in the tuning log at once, and the log is the only memory: killed at any
+moment, the same command goes on. A case with a final of this device and of its schedule as it is
+now is not tuned again unless everything else is.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ from lntune.tune import Settings as TuneSettings
 from lntune.words import counted
 
 SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
-"""Parts of the budget: what the smoke check may take at most, and what is kept for verifying and for the benchmark. The rest is tuning."""
+"""Parts of the budget: what the smoke check may take at most, and what is kept for verifying and
+for the benchmark. The rest is tuning.
+"""
 CASE_SECONDS = {"cpu": 4.0, "gpu": 6.0}
-"""What a case gets at least: some ten trials and the final. Where there is less the first cases get it and the last ones nothing. The inputs of
-the largest cases on a GPU take a second or two to make.
+"""What a case gets at least: some ten trials and the final. Where there is less the first cases get
+it and the last ones nothing. The inputs of the largest cases on a GPU take a second or two to make.
 """
 SMALL_CASE_SECONDS = 1.0
 """The same for the grid of small cases."""
@@ -53,12 +57,16 @@ SMOKE_SIZES = {"float32": 1000, "bfloat16": 1024}
 """Hidden sizes of the smoke check: an odd one, and one of whole vectors."""
 SMOKE_ROWS = 24
 SMOKE_SECONDS, SMOKE_LEAST = 30.0, 5.0
-"""What one of its kernels may take, as long as the smoke check has time, and what it may take in any case."""
+"""What one of its kernels may take, as long as the smoke check has time, and what it may take in
+any case.
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may choose; `seconds` is the whole run's budget, `trials` a bound of each case's search, with which no case is tuned again."""
+    """What a user may choose; `seconds` is the whole run's budget, `trials` a bound of each case's
+    search, with which no case is tuned again.
+    """
 
     seconds: float = 600.0
     target: str = ""
@@ -71,9 +79,11 @@ class Settings:
 
 
 def run(settings: Settings, out: Console) -> Summary:
-    """A bringup of about `settings.seconds`. `out` shows how it goes; the summary, also of a run that was interrupted, is the caller's to show.
+    """A bringup of about `settings.seconds`. `out` shows how it goes; the summary, also of a run
+    that was interrupted, is the caller's to show.
 
-    With `settings.output` the summary as it stands is written there after every stage, and when the run ends or is ended.
+    With `settings.output` the summary as it stands is written there after every stage, and when the
+    run ends or is ended.
 
     Raises:
         InputError, UnknownNameError: a target, operator or grid that is not there.
@@ -81,7 +91,9 @@ def run(settings: Settings, out: Console) -> Summary:
         LogError: the tuning log cannot be written.
     """
     device, note = place.find(settings.target)
-    bringup = _Bringup(settings, device, note, value.cases(device, settings.ops, settings.grid), out)
+    bringup = _Bringup(
+        settings, device, note, value.cases(device, settings.ops, settings.grid), out
+    )
     try:
         bringup.everything()
     except KeyboardInterrupt:
@@ -92,8 +104,16 @@ def run(settings: Settings, out: Console) -> Summary:
 class _Bringup:
     """One run."""
 
-    def __init__(self, settings: Settings, device: Device, note: str, plan: list[Case], out: Console) -> None:
-        self.settings, self.device, self.note, self.plan, self.out = settings, device, note, plan, out
+    def __init__(
+        self, settings: Settings, device: Device, note: str, plan: list[Case], out: Console
+    ) -> None:
+        self.settings, self.device, self.note, self.plan, self.out = (
+            settings,
+            device,
+            note,
+            plan,
+            out,
+        )
         self.begun = time.monotonic()
         self.end = self.begun + settings.seconds
         self.found = Found()
@@ -106,7 +126,10 @@ class _Bringup:
 
     def everything(self) -> None:
         """All stages, the cheapest and most telling first."""
-        say(self.out, f"{self.device.name}, {self.device.slug}{': ' + self.note if self.note else ''}")
+        say(
+            self.out,
+            f"{self.device.name}, {self.device.slug}{': ' + self.note if self.note else ''}",
+        )
         self.stage("doctor", self.examine)
         with Helper() as helper:
             self.stage("copy", lambda: self.copy(helper))
@@ -128,9 +151,14 @@ class _Bringup:
     def examine(self) -> str:
         """The doctor; what it does not like is kept."""
         findings = doctor.examine()
-        looked_at = [f for f in findings if f.status != "ok" and f.topic != "tuned cases"]  # what is tuned is this command's business
-        self.found.doctor = [f"{f.status} {f.topic}: {f.detail} {f.remedy}".strip() for f in looked_at]
-        return f"{counted(len(findings), 'finding')}, {len(self.found.doctor)} of them to be looked at"
+        # what is tuned is this command's business
+        looked_at = [f for f in findings if f.status != "ok" and f.topic != "tuned cases"]
+        self.found.doctor = [
+            f"{f.status} {f.topic}: {f.detail} {f.remedy}".strip() for f in looked_at
+        ]
+        return (
+            f"{counted(len(findings), 'finding')}, {len(self.found.doctor)} of them to be looked at"
+        )
 
     def copy(self, helper: Helper) -> str:
         """The yardstick."""
@@ -142,11 +170,19 @@ class _Bringup:
         return f"{self.found.copy_gbps:,.1f} GB/s"
 
     def smoke(self, helper: Helper) -> str:
-        """What serves every operator where nothing is tuned, on a small shape: built, loaded, checked against float64."""
-        wanted = [Case(op, hidden, dtype, SMOKE_ROWS) for dtype, hidden in SMOKE_SIZES.items() for op in dict.fromkeys(c.op for c in self.plan)]
+        """What serves every operator where nothing is tuned, on a small shape: built, loaded,
+        checked against float64.
+        """
+        wanted = [
+            Case(op, hidden, dtype, SMOKE_ROWS)
+            for dtype, hidden in SMOKE_SIZES.items()
+            for op in dict.fromkeys(c.op for c in self.plan)
+        ]
         plans = {case: schedule.for_op(case.op, self.device.kind) for case in wanted}
         served = {case: select.untuned(case, self.device, plans[case]) for case in wanted}
-        defaults = {case: Candidate.of(name, setting) for case, (name, setting, _) in served.items() if name}
+        defaults = {
+            case: Candidate.of(name, setting) for case, (name, setting, _) in served.items() if name
+        }
         until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
         with (
             Builders(self.device, list(defaults.items()), SMOKE_SECONDS) as builders,
@@ -155,18 +191,33 @@ class _Bringup:
             for case, (name, _, steps) in served.items():
                 progress(str(case))
                 if not name:
-                    why = "; ".join(steps) if plans[case] else f"{case.op} has no schedule for a {self.device.kind}"
+                    why = (
+                        "; ".join(steps)
+                        if plans[case]
+                        else f"{case.op} has no schedule for a {self.device.kind}"
+                    )
                     self.found.smoke.append(Smoked(case, "", "invalid", why))
                     continue
                 plan = plans[case][name]
                 if self.left() <= 0:
                     break
                 builders.wait(case, defaults[case], until - time.monotonic())
-                job = Job(case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed)
-                seconds = min(SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic()))
+                job = Job(
+                    case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed
+                )
+                seconds = min(
+                    SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())
+                )
                 answer = helper.do(Smoke(job), seconds, patient=True)
                 came = answer.outcome or Outcome("run", answer.error)
-                self.log(case, role="trial", schedule=plan.name, code=plan.code, knobs=defaults[case].knobs, **measured(came))
+                self.log(
+                    case,
+                    role="trial",
+                    schedule=plan.name,
+                    code=plan.code,
+                    knobs=defaults[case].knobs,
+                    **measured(came),
+                )
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
         for one in failed:
@@ -181,19 +232,40 @@ class _Bringup:
 
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         threads, versions = torch.get_num_threads(), toolchain.versions()
-        records.append(paths.log_dir(), Record(case=case, device=self.device, threads=threads, versions=versions, run=self.id, time=now, **fields))
+        records.append(
+            paths.log_dir(),
+            Record(
+                case=case,
+                device=self.device,
+                threads=threads,
+                versions=versions,
+                run=self.id,
+                time=now,
+                **fields,
+            ),
+        )
 
     def tune(self, helper: Helper) -> str:
-        """New cases in order of value, those last whose operator failed the smoke check; then, with time left, the known ones again."""
+        """New cases in order of value, those last whose operator failed the smoke check; then, with
+        time left, the known ones again.
+        """
         works = {one.case.op for one in self.found.smoke if one.works}
-        new = sorted((case for case in self.plan if case not in self.before), key=lambda case: case.op not in works)
+        new = sorted(
+            (case for case in self.plan if case not in self.before),
+            key=lambda case: case.op not in works,
+        )
         again = [case for case in self.plan if case in self.before and self.settings.trials is None]
-        least = CASE_SECONDS[self.device.kind] if self.settings.grid == "default" else SMALL_CASE_SECONDS
+        least = (
+            CASE_SECONDS[self.device.kind]
+            if self.settings.grid == "default"
+            else SMALL_CASE_SECONDS
+        )
         said: list[str] = []
         for todo, seed in ((new, self.settings.seed), (again, self.settings.seed + len(again) + 1)):
             while todo and not self.found.interrupted:
                 seconds = self.left(SHARES["verify"] + SHARES["bench"])
-                count = int((seconds - helper.start_seconds) / least)  # the tuner's child starts first
+                # the tuner's child starts first
+                count = int((seconds - helper.start_seconds) / least)
                 if count < 1:
                     break
                 said.append(self._tune(todo[:count], seconds, seed))
@@ -204,45 +276,80 @@ class _Bringup:
 
     def _tune(self, cases: list[Case], seconds: float, seed: int) -> str:
         timeout = min(TRIAL_TIMEOUT, max(5.0, self.settings.seconds / 10))
-        asked = TuneSettings(seconds=seconds, trials=self.settings.trials, seed=seed, timeout=timeout, device=self.device)
+        asked = TuneSettings(
+            seconds=seconds,
+            trials=self.settings.trials,
+            seed=seed,
+            timeout=timeout,
+            device=self.device,
+        )
         with TuningProgress(self.out) as progress:
             done = tune(cases, asked, progress)
         self.found.tuned |= {record.case: record for record in done.finals}
         self.found.interrupted = done.interrupted
-        return f"{len(done.finals)} of {counted(len(cases), 'case')} in {counted(done.trials, 'trial')}"
+        return (
+            f"{len(done.finals)} of {counted(len(cases), 'case')} in"
+            f" {counted(done.trials, 'trial')}"
+        )
 
     def verify(self, helper: Helper) -> str:
-        """What serves the tuned cases, those of this run first, the most valuable first: the default variant of all, then the variants that
-        PyTorch calls besides.
+        """What serves the tuned cases, those of this run first, the most valuable first: the
+        default variant of all, then the variants that PyTorch calls besides.
         """
         # Where tuning took longer than its share, what is left is divided as the shares are.
         left = self.left()
-        until = time.monotonic() + max(self.left(SHARES["bench"]), left * SHARES["verify"] / (SHARES["verify"] + SHARES["bench"]))
+        until = time.monotonic() + max(
+            self.left(SHARES["bench"]),
+            left * SHARES["verify"] / (SHARES["verify"] + SHARES["bench"]),
+        )
         tuned = [case for case in self.plan if case in self.found.tuned]
-        tuned += [case for case in self.plan if case in self.before and case not in self.found.tuned]
-        todo = [msgspec.structs.replace(case, variant=ops.get(case.op).check_variant("")) for case in tuned]
-        todo += [msgspec.structs.replace(case, variant=variant) for case in tuned for variant in ops.get(case.op).checked]
+        tuned += [
+            case for case in self.plan if case in self.before and case not in self.found.tuned
+        ]
+        todo = [
+            msgspec.structs.replace(case, variant=ops.get(case.op).check_variant(""))
+            for case in tuned
+        ]
+        todo += [
+            msgspec.structs.replace(case, variant=variant)
+            for case in tuned
+            for variant in ops.get(case.op).checked
+        ]
         finals = known.finals(self.device, tuned)
         served = [finals[msgspec.structs.replace(case, variant="")] for case in todo]
-        kernels = [(case, Candidate(r.schedule, tuple(r.knobs.items()))) for case, r in zip(todo, served, strict=True)]
+        kernels = [
+            (case, Candidate(r.schedule, tuple(r.knobs.items())))
+            for case, r in zip(todo, served, strict=True)
+        ]
         done = 0
-        with Builders(self.device, kernels, VERIFY_SECONDS) as builders, StepProgress(self.out, "verify", len(todo)) as progress:
+        with (
+            Builders(self.device, kernels, VERIFY_SECONDS) as builders,
+            StepProgress(self.out, "verify", len(todo)) as progress,
+        ):
             for case, candidate in kernels:
                 progress(str(case))
                 builders.wait(case, candidate, min(VERIFY_SECONDS, until - time.monotonic()))
                 if (left := until - time.monotonic()) <= 0:
                     break
-                answer = helper.do(Verify(case, self.device), min(VERIFY_SECONDS, left), patient=left >= VERIFY_SECONDS)
+                answer = helper.do(
+                    Verify(case, self.device),
+                    min(VERIFY_SECONDS, left),
+                    patient=left >= VERIFY_SECONDS,
+                )
                 if answer.late and left < VERIFY_SECONDS:
                     break  # the time was over, which is not the kernel's fault
                 done += 1
-                self.found.wrong += [f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok]
+                self.found.wrong += [
+                    f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok
+                ]
                 self.found.wrong += [f"{case}: {answer.error}"] if answer.error else []
         self.found.verified, self.found.not_verified = done, len(todo) - done
         return f"{done} of {counted(len(todo), 'kernel')} checked, {len(self.found.wrong)} wrong"
 
     def bench(self, helper: Helper) -> str:
-        """The telling cases against eager, torch.compile and whoever else is installed, unless the log has them."""
+        """The telling cases against eager, torch.compile and whoever else is installed, unless the
+        log has them.
+        """
         telling = value.telling(self.plan)
         have = known.benchmarked(self.device, telling)
         takes = BENCH_SECONDS + (COMPILE_SECONDS if self.settings.with_compile else 1.0)
@@ -255,21 +362,37 @@ class _Bringup:
                     continue
                 progress(str(case))
                 begun = time.monotonic()
-                answer = helper.do(Bench(case, self.device, BENCH_SECONDS, self.settings.with_compile), left)
+                answer = helper.do(
+                    Bench(case, self.device, BENCH_SECONDS, self.settings.with_compile), left
+                )
                 takes = time.monotonic() - begun
                 if answer.record is None:
                     self.found.not_benchmarked[str(case)] = answer.error
                     continue
-                served = {name: getattr(answer.record, name) for name in ("schedule", "code", "knobs")}
+                served = {
+                    name: getattr(answer.record, name) for name in ("schedule", "code", "knobs")
+                }
                 self.log(case, role=known.BENCH, **served, **measured(answer.record))
-                self.found.wrong += [f"{case}: {answer.record.schedule}: {answer.record.message}"] if answer.record.status == "wrong" else []
+                self.found.wrong += (
+                    [f"{case}: {answer.record.schedule}: {answer.record.message}"]
+                    if answer.record.status == "wrong"
+                    else []
+                )
         done = len(telling) - len(self.found.not_benchmarked)
         return f"{done} of {counted(len(telling), 'case')}, {len(have)} of them known before"
 
     def summed_up(self) -> Summary:
         """The summary as things stand, which is also written where that was asked for."""
         seconds = time.monotonic() - self.begun
-        found = outcome.summary(self.device, self.note, self.plan, self.found, len(self.before), seconds, self.settings.seconds)
+        found = outcome.summary(
+            self.device,
+            self.note,
+            self.plan,
+            self.found,
+            len(self.before),
+            seconds,
+            self.settings.seconds,
+        )
         if self.settings.output is not None:
             outcome.write(found, self.settings.output)
         return found

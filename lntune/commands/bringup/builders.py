@@ -1,4 +1,6 @@
-"""Kernels of a GPU built into the cache on all cores, so that the step that needs one finds it there."""
+"""Kernels of a GPU built into the cache on all cores, so that the step that needs one finds it
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ from lntune.tune.ahead import MOST
 
 
 class Builders:
-    """Build kernels in the order given. Use as a context manager; for a CPU, whose kernels are built in no time, it does nothing.
+    """Build kernels in the order given. Use as a context manager; for a CPU, whose kernels are
+    built in no time, it does nothing.
 
-    Each builder is a Worker driven by a thread, as those of tune.ahead are; what fails to build fails again, and is recorded, in its step.
+    Each builder is a Worker driven by a thread, as those of tune.ahead are; what fails to build
+    fails again, and is recorded, in its step.
     """
 
-    def __init__(self, device: Device, wanted: Sequence[tuple[Case, Candidate]], timeout: float) -> None:
+    def __init__(
+        self, device: Device, wanted: Sequence[tuple[Case, Candidate]], timeout: float
+    ) -> None:
         self._device, self._timeout = device, timeout
         self._queue = deque(wanted)
         self._built: set[tuple[Case, Candidate]] = set()
@@ -30,14 +36,22 @@ class Builders:
         self._closed = False
         count = 0 if device.kind == "cpu" else min(MOST, usable_cores(), len(self._queue))
         self._workers = [Worker(1) for _ in range(count)]
-        self._threads = [threading.Thread(target=self._build, args=(worker,), daemon=True) for worker in self._workers]
+        self._threads = [
+            threading.Thread(target=self._build, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
 
     def __enter__(self) -> Builders:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -47,10 +61,16 @@ class Builders:
                 thread.join(0.05)
 
     def wait(self, case: Case, candidate: Candidate, seconds: float) -> None:
-        """Until it was built or failed to be, or nobody is there to build it, or the time is over."""
+        """Until it was built or failed to be, or nobody is there to build it, or the time is
+        over.
+        """
         end = time.monotonic() + seconds
         with self._changed:
-            while (case, candidate) not in self._built and any(t.is_alive() for t in self._threads) and (left := end - time.monotonic()) > 0:
+            while (
+                (case, candidate) not in self._built
+                and any(t.is_alive() for t in self._threads)
+                and (left := end - time.monotonic()) > 0
+            ):
                 self._changed.wait(min(left, 1.0))
 
     def _build(self, worker: Worker) -> None:

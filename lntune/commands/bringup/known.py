@@ -1,4 +1,6 @@
-"""What the tuning log already holds of a plan. There is no other memory: a run that was killed goes on from here."""
+"""What the tuning log already holds of a plan. There is no other memory: a run that was killed goes
+on from here.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,17 @@ from lntune.system import paths
 from lntune.versions import Code
 
 BENCH = "bench"
-"""The role of a record that `lntune bringup` benchmarked: what serves the case against eager, torch.compile and the others."""
+"""The role of a record that `lntune bringup` benchmarked: what serves the case against eager,
+torch.compile and the others.
+"""
 
 
-def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()) -> list[Record]:
-    """The records of this device, oldest first, for the operators of the cases, whose schedule is as it was; also those without one."""
+def _of(
+    device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()
+) -> list[Record]:
+    """The records of this device, oldest first, for the operators of the cases, whose schedule is
+    as it was; also those without one.
+    """
     found = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
@@ -30,7 +38,9 @@ def _of(device: Device, cases: Sequence[Case], folders: Sequence[Path], role: st
 
 
 def _code(name: str) -> Code:
-    """What tells a schedule's code as it is now; Code() when there is none of that name that can be used, or for eager mode."""
+    """What tells a schedule's code as it is now; Code() when there is none of that name that can be
+    used, or for eager mode.
+    """
     try:
         return schedule.get(name).code
     except (UnknownNameError, ScheduleError):
@@ -38,7 +48,9 @@ def _code(name: str) -> Code:
 
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
-    """The latest final of each case that has one: measured on this device, with the schedules as they are."""
+    """The latest final of each case that has one: measured on this device, with the schedules as
+    they are.
+    """
     return _finals(cases, _of(device, cases, paths.log_dirs(), "final"))
 
 
@@ -56,13 +68,20 @@ def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     newest = {case: place[id(record)] for case, record in _finals(cases, log).items()}
     found: dict[Case, Record] = {}
     for record in log:
-        if record.role == BENCH and record.case in cases and record.status == "ok" and place[id(record)] >= newest.get(record.case, 0):
+        if (
+            record.role == BENCH
+            and record.case in cases
+            and record.status == "ok"
+            and place[id(record)] >= newest.get(record.case, 0)
+        ):
             found[record.case] = record
     return found
 
 
 def failures(device: Device, cases: Sequence[Case]) -> tuple[Counter[str], dict[str, str]]:
-    """(trials by status, an example of each failure in words) of the folder that is written to, for the operators of the cases."""
+    """(trials by status, an example of each failure in words) of the folder that is written to, for
+    the operators of the cases.
+    """
     counted: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for record in _of(device, cases, [paths.log_dir()]):

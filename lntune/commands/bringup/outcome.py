@@ -38,8 +38,18 @@ class Found:
     interrupted: bool = False
 
 
-def summary(device: Device, note: str, plan: list[Case], found: Found, before: int, seconds: float, budget: float) -> Summary:
-    """The summary of a plan's cases as things stand; `before` are the cases that were tuned before the run, times are in seconds."""
+def summary(
+    device: Device,
+    note: str,
+    plan: list[Case],
+    found: Found,
+    before: int,
+    seconds: float,
+    budget: float,
+) -> Summary:
+    """The summary of a plan's cases as things stand; `before` are the cases that were tuned before
+    the run, times are in seconds.
+    """
     finals = known.finals(device, plan)
     benchmarks = known.benchmarked(device, plan)
     trials, failures = known.failures(device, plan)
@@ -61,7 +71,10 @@ def summary(device: Device, note: str, plan: list[Case], found: Found, before: i
         doctor=found.doctor,
         smoke=found.smoke,
         not_smoked=found.not_smoked,
-        operators=[operator(op, sum(c.op == op for c in plan), of(op, finals), of(op, benchmarks)) for op in names],
+        operators=[
+            operator(op, sum(c.op == op for c in plan), of(op, finals), of(op, benchmarks))
+            for op in names
+        ],
         tuned=len(found.tuned),
         known=before,
         left=left,
@@ -74,7 +87,11 @@ def summary(device: Device, note: str, plan: list[Case], found: Found, before: i
         not_benchmarked=found.not_benchmarked,
         log_dir=str(paths.log_dir() / device.slug),
         next=_next(device, found, left, bool(finals)),
-        ok=bool(finals) and bool(found.smoke) and not found.not_smoked and all(one.works for one in found.smoke) and not found.wrong,
+        ok=bool(finals)
+        and bool(found.smoke)
+        and not found.not_smoked
+        and all(one.works for one in found.smoke)
+        and not found.wrong,
     )
 
 
@@ -85,13 +102,22 @@ def _next(device: Device, found: Found, left: list[str], tuned: bool) -> list[st
     steps = []
     on = " --target cuda" if device.kind == "gpu" else ""
     if found.wrong:
-        steps.append(f"kernels that serve calls are wrong: lntune check OPERATOR{on} shows them; tune these cases again, and report them")
+        steps.append(
+            f"kernels that serve calls are wrong: lntune check OPERATOR{on} shows them; tune these"
+            " cases again, and report them"
+        )
     if not all(one.works for one in found.smoke):
-        steps.append(f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints its code")
+        steps.append(
+            f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints"
+            " its code"
+        )
     if left:
         steps.append(f"the same command goes on: {counted(len(left), 'case')} left")
     if tuned:
-        steps.append(f"lntune report{on} shows every case, lntune why OPERATOR --hidden N{on} what serves a call; commit the log's folder to keep it")
+        steps.append(
+            f"lntune report{on} shows every case, lntune why OPERATOR --hidden N{on} what serves a"
+            " call; commit the log's folder to keep it"
+        )
     if found.not_verified:
         steps.append(f"lntune check OPERATOR{on} verifies all that serves the tuned cases")
     return steps
@@ -105,10 +131,15 @@ def write(found: Summary, folder: Path) -> None:
     """
     console = Console(record=True, file=io.StringIO(), width=WIDE, highlight=False)
     show(found, console)
-    contents = {"summary.json": msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n", "summary.txt": console.export_text().encode()}
+    contents = {
+        "summary.json": msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n",
+        "summary.txt": console.export_text().encode(),
+    }
     try:
         for name, content in contents.items():
             with scratch.whole(folder / name) as temporary:
                 temporary.write_bytes(content)
     except OSError as e:
-        raise InputError(got_expected("--output", folder, "a folder that can be written", e.strerror or str(e))) from e
+        raise InputError(
+            got_expected("--output", folder, "a folder that can be written", e.strerror or str(e))
+        ) from e

@@ -1,5 +1,5 @@
-"""What a bringup does beside tuning, each step in a child process: a kernel that crashes, hangs or spoils the device's context costs
-its own step, and whatever torch.compile takes it ends on time.
+"""What a bringup does beside tuning, each step in a child process: a kernel that crashes, hangs or
+spoils the device's context costs its own step, and whatever torch.compile takes it ends on time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ Step = Copy | Smoke | Verify | Bench
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a step: one of the results, or `error` in words; `late` when its time was over, `lost` when the child can do no more."""
+    """What came of a step: one of the results, or `error` in words; `late` when its time was over,
+    `lost` when the child can do no more.
+    """
 
     error: str = ""
     late: bool = False
@@ -67,7 +69,10 @@ class Answer(msgspec.Struct, frozen=True):
 class Helper(worker.Worker):
     """The child that does steps. Use as a context manager."""
 
-    program = "import sys; sys.path[:] = sys.argv[3:]; from lntune.commands.bringup.steps import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    program = (
+        "import sys; sys.path[:] = sys.argv[3:]; from lntune.commands.bringup.steps import main;"
+        " main(int(sys.argv[1]), int(sys.argv[2]))"
+    )
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
@@ -89,14 +94,19 @@ class Helper(worker.Worker):
             self.start_seconds = time.monotonic() - begun
 
     def do(self, step: Step, seconds: float, patient: bool = False) -> Answer:
-        """A step's answer, within `seconds` or so; `patient` as worker.Worker.answer's: the time is to find what hangs.
+        """A step's answer, within `seconds` or so; `patient` as worker.Worker.answer's: the time is
+        to find what hangs.
 
         Raises:
             BuildError: no child came up to do it.
         """
         raw = self.answer(step, max(seconds, 0.1), patient)
         if isinstance(raw, Outcome):
-            return Answer(outcome=raw) if isinstance(step, Smoke) else Answer(raw.message, raw.status == "timeout")
+            return (
+                Answer(outcome=raw)
+                if isinstance(step, Smoke)
+                else Answer(raw.message, raw.status == "timeout")
+            )
         answer = msgspec.json.decode(raw, type=Answer)
         if answer.lost:
             self.stop()
@@ -111,14 +121,19 @@ def perform(step: Step) -> Answer:
     except Exception as e:
         answer = Answer(f"{type(e).__name__}: {gist(e)}")
     if isinstance(step, Smoke):
-        return msgspec.structs.replace(answer, lost=answer.outcome is not None and answer.outcome.lost)
+        return msgspec.structs.replace(
+            answer, lost=answer.outcome is not None and answer.outcome.lost
+        )
     failed = answer.error or any(not r.ok for r in answer.results)
-    # What broke a GPU's context stays with the process, and every later step would report it as its own.
+    # What broke a GPU's context stays with the process, and every later step would report it as its
+    # own.
     return msgspec.structs.replace(answer, lost=True) if failed and _broken(step.device) else answer
 
 
 def _give_back(device: Device) -> None:
-    """Have PyTorch keep no memory of a GPU for this process, which waits while another one tunes."""
+    """Have PyTorch keep no memory of a GPU for this process, which waits while another one
+    tunes.
+    """
     if places.name_of(device).startswith("cuda"):
         import torch
 
@@ -129,7 +144,10 @@ def _broken(device: Device) -> bool:
     """True when this process can do no more on the device."""
     from lntune.measure import trial
 
-    return trial.run(Job(Case("layer_norm", 1, "float32", 1), device, (), 0.0, only="context")).status != "ok"
+    return (
+        trial.run(Job(Case("layer_norm", 1, "float32", 1), device, (), 0.0, only="context")).status
+        != "ok"
+    )
 
 
 def _done(step: Step) -> Answer:

@@ -15,12 +15,21 @@ _SHARE = 16
 
 
 def copy(place: str) -> float:
-    """Bytes a second of `y.copy_(x)`, read and written, on data far beyond the caches; the median. `place` is PyTorch's name of the device."""
+    """Bytes a second of `y.copy_(x)`, read and written, on data far beyond the caches; the median.
+    `place` is PyTorch's name of the device.
+    """
     import torch
 
     if place.startswith("cuda"):
         return device_timing.copy_bandwidth(place, SECONDS)
-    size = min(_LARGEST, max(1 << 20, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE))
+    size = min(
+        _LARGEST, max(1 << 20, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE)
+    )
     x = torch.ones(size, dtype=torch.uint8)  # ones: zeros may be pages that are not there yet
     y = torch.ones_like(x)
-    return 2 * size / timing.measure({"copy": lambda: y.copy_(x)}, SECONDS, rounds=3).timings["copy"].median_us * 1e6
+    return (
+        2
+        * size
+        / timing.measure({"copy": lambda: y.copy_(x)}, SECONDS, rounds=3).timings["copy"].median_us
+        * 1e6
+    )

@@ -20,24 +20,51 @@ def examine() -> list[Finding]:
         try:
             known, broken = schedule.all_schedules(), [one.reason for one in schedule.left_out()]
         except LntuneError as e:
-            return [Finding("schedules", "fail", str(e), "See LNTUNE_SCHEDULES."), *looked("tuned cases", lambda: _records({}))]
+            return [
+                Finding("schedules", "fail", str(e), "See LNTUNE_SCHEDULES."),
+                *looked("tuned cases", lambda: _records({})),
+            ]
         empty = schedule.empty_folders()
     folders = ", ".join(map(str, paths.schedule_dirs()))
     shipped = paths.content("schedules")
-    names = [name if s.path.is_relative_to(shipped) else f"{name} ({s.path})" for name, s in sorted(known.items())]
-    found = [Finding("schedules", "ok" if known else "fail", ", ".join(names) or f"none in {folders}", "Install lntune again.")]
+    names = [
+        name if s.path.is_relative_to(shipped) else f"{name} ({s.path})"
+        for name, s in sorted(known.items())
+    ]
+    found = [
+        Finding(
+            "schedules",
+            "ok" if known else "fail",
+            ", ".join(names) or f"none in {folders}",
+            "Install lntune again.",
+        )
+    ]
     broken += filter(None, map(_fault, known.values()))
     if broken:
         remedy = "Mend or remove them, see LNTUNE_SCHEDULES; the other schedules serve."
-        found.append(Finding("left out", "fail", "; ".join(reason.rstrip(".") for reason in broken), remedy))
+        found.append(
+            Finding("left out", "fail", "; ".join(reason.rstrip(".") for reason in broken), remedy)
+        )
     if empty:
-        remedy = "Set LNTUNE_SCHEDULES to a folder that has folders cpu or gpu with schedule files in them, or unset it."
-        found.append(Finding("schedule folders", "warn", f"no schedule file in {', '.join(map(str, empty))}", remedy))
+        remedy = (
+            "Set LNTUNE_SCHEDULES to a folder that has folders cpu or gpu with schedule files in"
+            " them, or unset it."
+        )
+        found.append(
+            Finding(
+                "schedule folders",
+                "warn",
+                f"no schedule file in {', '.join(map(str, empty))}",
+                remedy,
+            )
+        )
     return [*found, *looked("tuned cases", lambda: _records(known))]
 
 
 def _fault(plan: schedule.Schedule) -> str:
-    """What a CPU's schedule does wrong when it is asked about its operator's grid; the empty string where all is well."""
+    """What a CPU's schedule does wrong when it is asked about its operator's grid; the empty string
+    where all is well.
+    """
     here, grid = device.current(), ops.get(plan.op).grid
     if plan.kind != here.kind:
         return ""
@@ -50,23 +77,43 @@ def _fault(plan: schedule.Schedule) -> str:
     return ""
 
 
-def _again(topic: str, found: Sequence[records.Record], of: int, what: str, first: str = "") -> Finding:
-    """Finals that are better measured again, `found` of so many, with the commands that do; `first` is to be done before."""
+def _again(
+    topic: str, found: Sequence[records.Record], of: int, what: str, first: str = ""
+) -> Finding:
+    """Finals that are better measured again, `found` of so many, with the commands that do; `first`
+    is to be done before.
+    """
     if not found:
         return Finding(topic, "ok", "none")
     commands = select.tune_commands(r.case for r in found)
-    more = f" (and {counted(len(commands) - SHOWN, 'command')} more)" if len(commands) > SHOWN else ""
-    return Finding(topic, "warn", f"{len(found)}{f' of {of}' if of else ''}{what}", f"{first}Run: {'; '.join(commands[:SHOWN])}{more}")
+    more = (
+        f" (and {counted(len(commands) - SHOWN, 'command')} more)" if len(commands) > SHOWN else ""
+    )
+    return Finding(
+        topic,
+        "warn",
+        f"{len(found)}{f' of {of}' if of else ''}{what}",
+        f"{first}Run: {'; '.join(commands[:SHOWN])}{more}",
+    )
 
 
 def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
-    """What is tuned on this device, which of it schedules have outrun since, and the lines nobody can use."""
+    """What is tuned on this device, which of it schedules have outrun since, and the lines nobody
+    can use.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             log = records.read(paths.log_dirs(), device=device.current())
         except LntuneError as e:
-            return [Finding("tuned cases", "fail", str(e), "Make the file readable, or set LNTUNE_LOG_DIR to another folder.")]
+            return [
+                Finding(
+                    "tuned cases",
+                    "fail",
+                    str(e),
+                    "Make the file readable, or set LNTUNE_LOG_DIR to another folder.",
+                )
+            ]
     skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]
     mine = select.served(log, known)
     found = []
@@ -74,20 +121,52 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
         hidden = ", ".join(map(str, sorted({r.case.hidden for r in mine.values()})))
         found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
     else:
-        found.append(Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm"))
-    stale = [r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))]
+        found.append(
+            Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm")
+        )
+    stale = [
+        r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))
+    ]
     names = ", ".join(sorted({r.schedule for r in stale}))
-    found.append(_again("stale records", stale, len(mine), f": {names} changed or went since they were measured"))
+    found.append(
+        _again(
+            "stale records", stale, len(mine), f": {names} changed or went since they were measured"
+        )
+    )
     disturbed = [r for r in mine.values() if r.disturbance]
-    found.append(_again("disturbed records", disturbed, len(mine), " were measured while other work used the machine, and there are no others"))
+    found.append(
+        _again(
+            "disturbed records",
+            disturbed,
+            len(mine),
+            " were measured while other work used the machine, and there are no others",
+        )
+    )
     latest = records.horizon()
     future = [r for r in log if r.role == "final" and r.time > latest]
     said = "; ".join(f"{r.case} of {r.time}" for r in future[:SHOWN])
-    found.append(_again("future records", future, 0, f" dated after today, of a wrong clock, count as old: {said}", "Set the clock. "))
+    found.append(
+        _again(
+            "future records",
+            future,
+            0,
+            f" dated after today, of a wrong clock, count as old: {said}",
+            "Set the clock. ",
+        )
+    )
     if skipped:
         more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        remedy = "They are left out; remove the lines, or update lntune if it is older than they are."
-        found.append(Finding("skipped records", "warn", f"{len(skipped)}: {' '.join(skipped[:SHOWN])}{more}", remedy))
+        remedy = (
+            "They are left out; remove the lines, or update lntune if it is older than they are."
+        )
+        found.append(
+            Finding(
+                "skipped records",
+                "warn",
+                f"{len(skipped)}: {' '.join(skipped[:SHOWN])}{more}",
+                remedy,
+            )
+        )
     else:
         found.append(Finding("skipped records", "ok", "none"))
     return found

@@ -9,11 +9,15 @@ import msgspec
 from lntune.errors import LntuneError
 
 SHOWN = 3
-"""Things of a kind that are quoted: damaged files, skipped lines of the log, records and commands."""
+"""Things of a kind that are quoted: damaged files, skipped lines of the log, records and
+commands.
+"""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. `status` is "ok", "warn" (works, with less) or "fail" (something will not work)."""
+    """One thing looked at. `status` is "ok", "warn" (works, with less) or "fail" (something will
+    not work).
+    """
 
     topic: str
     status: str
@@ -21,7 +25,9 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def looked(topic: str, look: Callable[[], Finding | list[Finding]], status: str = "fail") -> list[Finding]:
+def looked(
+    topic: str, look: Callable[[], Finding | list[Finding]], status: str = "fail"
+) -> list[Finding]:
     """What looking finds; an error is a finding under the topic."""
     try:
         found = look()

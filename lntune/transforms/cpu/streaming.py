@@ -1,10 +1,12 @@
-"""Stores that go around the cache, which TVM has no way to ask for: set in the LLVM IR of a compiled kernel.
+"""Stores that go around the cache, which TVM has no way to ask for: set in the LLVM IR of a
+compiled kernel.
 
-A store to memory that is not in the cache first reads the line it is going to overwrite: a third of the traffic of a kernel
-that reads one tensor and writes another, for nothing. Non-temporal stores do not (Intel's optimization manual, 9.6; the STREAM
-benchmark's authors ask for them too). They want aligned addresses, and tensors may start anywhere, so each is written twice
-and the address decides. What they write is not ordered with other stores until a fence, which the launcher sets after each
-task (`runtime.c`).
+A store to memory that is not in the cache first reads the line it is going to overwrite: a third of
+the traffic of a kernel that reads one tensor and writes another, for nothing. Non-temporal stores
+do not (Intel's optimization manual, 9.6; the STREAM benchmark's authors ask for them too). They
+want aligned addresses, and tensors may start anywhere, so each is written twice and the address
+decides. What they write is not ordered with other stores until a fence, which the launcher sets
+after each task (`runtime.c`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ ATTRIBUTE = "lntune_stream"
 """Attribute of a scheduled PrimFunc: the name of the parameter whose full vectors are streamed."""
 
 _LEAST = 16  # bytes of the smallest vector that is worth it
-_BITS = {"i8": 8, "i16": 16, "half": 16, "bfloat": 16, "i32": 32, "float": 32, "i64": 64, "double": 64}
+_BITS = {
+    "i8": 8,
+    "i16": 16,
+    "half": 16,
+    "bfloat": 16,
+    "i32": 32,
+    "float": 32,
+    "i64": 64,
+    "double": 64,
+}
 _LABEL = re.compile(r"^([\w.$-]+):")
 _ROOT = re.compile(r"^\s+(%[\w.$-]+) = load ptr, ptr ")
 _OFFSET = re.compile(r"^\s+(%[\w.$-]+) = getelementptr [^%]*ptr (%[\w.$-]+),")
@@ -59,7 +70,8 @@ def apply(compiled: Any, parameter: str, vector_bytes: int) -> Any:
 
 
 def edit(text: str, parameter: str, vector_bytes: int) -> str:
-    """The IR with the vectors of at least 16 bytes that are stored to `parameter` streamed where their address allows it.
+    """The IR with the vectors of at least 16 bytes that are stored to `parameter` streamed where
+    their address allows it.
 
     Raises:
         BuildError: no such store was found.
@@ -83,20 +95,31 @@ def edit(text: str, parameter: str, vector_bytes: int) -> str:
     return "\n".join([*lines, f"!{metadata} = !{{i32 1}}", ""])
 
 
-def _function(lines: list[str], parameter: str, vector_bytes: int, metadata: int, made: int) -> tuple[list[str], int]:
+def _function(
+    lines: list[str], parameter: str, vector_bytes: int, metadata: int, made: int
+) -> tuple[list[str], int]:
     """One function with its stores edited, and how many were edited in all."""
     pointers = _pointers(lines, parameter)
     out: list[str] = []
-    label, last = None, {}  # block that a line is in; block -> the last part of it after it was cut up
+    # block that a line is in; block -> the last part of it after it was cut up
+    label, last = None, {}
     for line in lines:
         if found := _LABEL.match(line):
             label = found[1]
         store = _STORE.match(line)
-        if store and label and store[3] in pointers and store[2] in _BITS and int(store[1]) * _BITS[store[2]] >= 8 * _LEAST:
+        if (
+            store
+            and label
+            and store[3] in pointers
+            and store[2] in _BITS
+            and int(store[1]) * _BITS[store[2]] >= 8 * _LEAST
+        ):
             align = min(int(store[1]) * _BITS[store[2]] // 8, vector_bytes)
             align = 1 << (align.bit_length() - 1)
             name = f"lntune.stream{made}"
-            streamed = re.sub(r", align \d+", f", align {align}, !nontemporal !{metadata}", line, count=1)
+            streamed = re.sub(
+                r", align \d+", f", align {align}, !nontemporal !{metadata}", line, count=1
+            )
             out += [
                 f"  %{name}.address = ptrtoint ptr {store[3]} to i64",
                 f"  %{name}.offset = and i64 %{name}.address, {align - 1}",
@@ -116,16 +139,22 @@ def _function(lines: list[str], parameter: str, vector_bytes: int, metadata: int
             out.append(line)
     if last:  # the values of a phi come from where a block ends now
         came = re.compile(r"%([\w.$-]+) \]")
-        out = [came.sub(lambda m: f"%{last.get(m[1], m[1])} ]", line) if " = phi " in line else line for line in out]
+        out = [
+            came.sub(lambda m: f"%{last.get(m[1], m[1])} ]", line) if " = phi " in line else line
+            for line in out
+        ]
     return out, made
 
 
 def _pointers(lines: list[str], parameter: str) -> set[str]:
-    """The values that point into the parameter: its own name, as an argument or loaded, and what is counted from it."""
+    """The values that point into the parameter: its own name, as an argument or loaded, and what is
+    counted from it.
+    """
     own = re.compile(rf"^%{re.escape(parameter)}(\.\d+)?$")
     found = {m for m in re.findall(r"ptr [^,%]*(%[\w.$-]+)[,)]", lines[0]) if own.match(m)}
     found |= {root[1] for line in lines if (root := _ROOT.match(line)) and own.match(root[1])}
     counted = {offset[1]: offset[2] for line in lines if (offset := _OFFSET.match(line))}
-    while more := {pointer for pointer, base in counted.items() if base in found} - found:  # blocks come in any order
+    # blocks come in any order
+    while more := {pointer for pointer, base in counted.items() if base in found} - found:
         found |= more
     return found

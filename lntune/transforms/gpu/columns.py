@@ -1,8 +1,9 @@
-"""Sums over rows in GPU schedules: blocks of threads that share the rows in turns, what they sum, and what that comes to.
+"""Sums over rows in GPU schedules: blocks of threads that share the rows in turns, what they sum,
+and what that comes to.
 
-Rows are numbered turn x block x side by side, as in definitions with `together` and `blocks`. A block of threads keeps one partial sum
-of each column in registers over all its turns; a second kernel adds the partial sums of all blocks, always in the same
-order.
+Rows are numbered turn x block x side by side, as in definitions with `together` and `blocks`. A
+block of threads keeps one partial sum of each column in registers over all its turns; a second
+kernel adds the partial sums of all blocks, always in the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 from lntune.transforms.gpu import threads
 
 TILE = 32
-"""Columns of a block of threads that adds partial sums: a warp's loads lie side by side, and there are blocks enough."""
+"""Columns of a block of threads that adds partial sums: a warp's loads lie side by side, and there
+are blocks enough.
+"""
 WAYS = 16
 """Threads that share such a column."""
 UNROLLED = 32
@@ -24,15 +27,21 @@ VECTOR = 4
 
 def rows_in_turns(sch: Any, block: Any, blocks: int, rows: int) -> list[Any]:
     """The loops of a stage over rows as (block, side, turn); without side for one row at a time."""
-    turn, *outer = sch.split(sch.get_loops(block)[0], [None, blocks, rows] if rows > 1 else [None, blocks], preserve_unit_iters=True)
+    turn, *outer = sch.split(
+        sch.get_loops(block)[0],
+        [None, blocks, rows] if rows > 1 else [None, blocks],
+        preserve_unit_iters=True,
+    )
     sch.reorder(*outer, turn)
     return [*outer, turn]
 
 
 def sums_in_turns(sch: Any, block: Any, rows: int) -> tuple[Any, list[Any]]:
-    """The same loops of the stage of partial sums (blocks, hidden): (the stage that sums over turns, its loops).
+    """The same loops of the stage of partial sums (blocks, hidden): (the stage that sums over
+    turns, its loops).
 
-    Rows side by side get sums of their own; the stage given adds these from now on, and is left where it was.
+    Rows side by side get sums of their own; the stage given adds these from now on, and is left
+    where it was.
     """
     sums = sch.rfactor(sch.get_loops(block)[3], 0) if rows > 1 else block
     b, k, turn, side = sch.get_loops(sums)
@@ -44,14 +53,21 @@ def sums_in_turns(sch: Any, block: Any, rows: int) -> tuple[Any, list[Any]]:
 
 
 def accumulate(sch: Any, sums: Any, shares: int, access: int) -> list[Any]:
-    """Keep sums in registers for all turns, each thread its own side by side; `shares` threads share a row. Returns the stages that store them."""
+    """Keep sums in registers for all turns, each thread its own side by side; `shares` threads
+    share a row. Returns the stages that store them.
+    """
     stores = []
     for index in range(len(sch.get(sums).writes)):
         stores.append(sch.cache_write(sums, index, "local"))
         sch.transform_layout(
             sums,
             ("write", index),
-            lambda *at: (*at[:-1], at[-1] // access // shares, at[-1] // access % shares, at[-1] % access),
+            lambda *at: (
+                *at[:-1],
+                at[-1] // access // shares,
+                at[-1] // access % shares,
+                at[-1] % access,
+            ),
             assume_injective_transform=True,
         )
     return stores
@@ -76,7 +92,9 @@ def vectorize(sch: Any, block: Any) -> None:
 
 
 def add_sides(sch: Any, block: Any, at: Any, shares: int, rows: int, access: int) -> None:
-    """Add the sums of rows side by side, at loop `at` over blocks; all threads share the columns."""
+    """Add the sums of rows side by side, at loop `at` over blocks; all threads share the
+    columns.
+    """
     stores = [sch.cache_write(block, index, "local") for index in range(len(sch.get(block).writes))]
     sch.reverse_compute_at(block, at, preserve_unit_loops=True)
     side, b, k = sch.get_loops(block)[-3:]
@@ -94,7 +112,9 @@ def add_sides(sch: Any, block: Any, at: Any, shares: int, rows: int, access: int
 
 
 def add_sides_within(sch: Any, block: Any, at: Any, rows: int) -> None:
-    """The same at loop `at` over threads that share columns, each adding for its own; of those side by side the first stores them."""
+    """The same at loop `at` over threads that share columns, each adding for its own; of those side
+    by side the first stores them.
+    """
     stores = [sch.cache_write(block, index, "local") for index in range(len(sch.get(block).writes))]
     sch.reverse_compute_at(block, at, preserve_unit_loops=True)
     side, b, k = sch.get_loops(block)[-3:]
@@ -104,15 +124,24 @@ def add_sides_within(sch: Any, block: Any, at: Any, rows: int) -> None:
     for stored in stores:
         sch.reverse_compute_at(stored, at, preserve_unit_loops=True)
         vectorize(sch, stored)
-        within = next(i for i, loop in enumerate(sch.get_loops(stored)) if sch.get(loop).same_as(sch.get(at))) + 1
+        within = (
+            next(
+                i
+                for i, loop in enumerate(sch.get_loops(stored))
+                if sch.get(loop).same_as(sch.get(at))
+            )
+            + 1
+        )
         threads.once(sch, sch.get_loops(stored)[within], rows, "threadIdx.y")
 
 
 def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str]) -> None:
-    """The second kernel: outputs (hidden,) from the partial sums of all blocks; `blocks` has stages by name.
+    """The second kernel: outputs (hidden,) from the partial sums of all blocks; `blocks` has stages
+    by name.
 
-    One kernel for all outputs. `{name}_sum` is the stage that sums where the output itself only rounds; where there is none, one is made,
-    since what a reduction over threads stores is not kept within the columns there are.
+    One kernel for all outputs. `{name}_sum` is the stage that sums where the output itself only
+    rounds; where there is none, one is made, since what a reduction over threads stores is not kept
+    within the columns there are.
     """
     tiles, bound = [], []
     for name in names:
@@ -128,7 +157,8 @@ def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str]) -> None:
         threads.once(sch, stored, WAYS, "threadIdx.y")
         tiles.append(tile)
         bound.append((x, y))
-    # Not before: stages that are brought to a loop made by merging find nothing of where they belong.
+    # Not before: stages that are brought to a loop made by merging find nothing of where they
+    # belong.
     sch.bind(sch.merge(*tiles) if len(tiles) > 1 else tiles[0], "blockIdx.x")
     for x, y in bound:
         sch.bind(x, "threadIdx.x")

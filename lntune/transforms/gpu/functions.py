@@ -1,4 +1,6 @@
-"""CUDA's own functions where a definition has the polynomials of ops/activations.py, which are for vectors of CPUs."""
+"""CUDA's own functions where a definition has the polynomials of ops/activations.py, which are for
+vectors of CPUs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from lntune.ops.activations import sigmoid, tanh
 def native(func: Any) -> Any:
     """The PrimFunc with CUDA's own functions for activations.
 
-    expf and tanhf are as accurate in a third of the instructions, and __fdividef, whose error is below two units in the last place, spares
-    the slow path of a division; a denominator it flushes to 0 is one of a sigmoid below 1e-37.
-    What stands for an activation is recognized by making it again of the one tensor element that stands in it.
+    expf and tanhf are as accurate in a third of the instructions, and __fdividef, whose error is
+    below two units in the last place, spares the slow path of a division; a denominator it flushes
+    to 0 is one of a sigmoid below 1e-37. What stands for an activation is recognized by making it
+    again of the one tensor element that stands in it.
     """
     import tvm_ffi
     from tvm import tirx
@@ -31,14 +34,20 @@ def native(func: Any) -> Any:
     def replaced(value: Any, mutator: Any) -> Any:
         definition, own = written[type(value)]
         x = _only_load(value)
-        return own(x) if x is not None and _stands_for(definition, value, x) else mutator.default_mutate(value)
+        return (
+            own(x)
+            if x is not None and _stands_for(definition, value, x)
+            else mutator.default_mutate(value)
+        )
 
     return tvm_ffi.structural_mutate(func, [(kind, replaced) for kind in written])
 
 
 @functools.cache
 def _model(definition: Callable[[Any], Any]) -> tuple[Any, Any, list[Any]]:
-    """(a variable, the activation of it simplified, its other forms that were met): simplifying takes longest of all about a definition."""
+    """(a variable, the activation of it simplified, its other forms that were met): simplifying
+    takes longest of all about a definition.
+    """
     import tvm
 
     x = tvm.ir.Var("x", "float32")
@@ -46,7 +55,9 @@ def _model(definition: Callable[[Any], Any]) -> tuple[Any, Any, list[Any]]:
 
 
 def _stands_for(definition: Callable[[Any], Any], value: Any, load: Any) -> bool:
-    """Whether an expression is an activation, which are of float32, of the one tensor element that it loads."""
+    """Whether an expression is an activation, which are of float32, of the one tensor element that
+    it loads.
+    """
     import tvm
     import tvm_ffi
 
@@ -63,7 +74,9 @@ def _stands_for(definition: Callable[[Any], Any], value: Any, load: Any) -> bool
 
 
 def _only_load(value: Any) -> Any:
-    """The tensor element that an expression loads, however often, or None where it loads several."""
+    """The tensor element that an expression loads, however often, or None where it loads
+    several.
+    """
     import tvm
     import tvm_ffi
 

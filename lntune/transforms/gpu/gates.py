@@ -1,7 +1,9 @@
-"""Loop transformations of GPU schedules for rows of an LSTM's gates: four parts of `hidden` elements, one after another.
+"""Loop transformations of GPU schedules for rows of an LSTM's gates: four parts of `hidden`
+elements, one after another.
 
-The definition has an axis of 4 hidden elements. Here it becomes two, gate and element, so that a thread has the same elements of all
-gates, which is what makes a cell, and so that an access never reaches from one gate into the next.
+The definition has an axis of 4 hidden elements. Here it becomes two, gate and element, so that a
+thread has the same elements of all gates, which is what makes a cell, and so that an access never
+reaches from one gate into the next.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from lntune.transforms.gpu import threads
 
 GATES = 4
 EXCHANGED = 2
-"""Sums that TVM 0.27 lowers to one exchange between threads; of more it says that it has no matching reducer."""
+"""Sums that TVM 0.27 lowers to one exchange between threads; of more it says that it has no
+matching reducer.
+"""
 VECTOR = 4
 """Elements of float32 in the widest access."""
 
@@ -36,14 +40,21 @@ def turns_of(case: Case, shared: int, access: int) -> int:
 
 
 def misfit(case: Case, shared: int, access: int) -> str | None:
-    """Why `shared` threads cannot share a row of gates in such accesses, whatever else a schedule does; None where they can."""
+    """Why `shared` threads cannot share a row of gates in such accesses, whatever else a schedule
+    does; None where they can.
+    """
     if 4 * case.hidden > MAX_HIDDEN:
-        return f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN} that a kernel takes"
+        return (
+            f"the gates of {case.hidden} elements are {4 * case.hidden}, more than the {MAX_HIDDEN}"
+            " that a kernel takes"
+        )
     if case.hidden % access:
         return f"accesses of {access} elements do not divide {case.hidden}"
     if access * case.itemsize > threads.ACCESS:
         return f"accesses of {access * case.itemsize} bytes; {threads.ACCESS} is the most"
-    if access == case.hidden > 1:  # TVM 0.27 then simplifies the thread's number away, and gives each a stack frame for a warp's gates
+    # TVM 0.27 then simplifies the thread's number away, and gives each a stack frame for a warp's
+    # gates
+    if access == case.hidden > 1:
         return f"an access would be all of a row of {case.hidden}"
     if shared > WARP and shared * access >= 2 * case.hidden:
         return f"half of {shared} threads would have no part of {case.hidden} elements"
@@ -51,13 +62,18 @@ def misfit(case: Case, shared: int, access: int) -> str | None:
 
 
 def row_sum(hidden: int) -> RowSum:
-    """The RowSum of these schedules: threads.row_sum, with gates and their elements as two loops where the row is one of gates."""
+    """The RowSum of these schedules: threads.row_sum, with gates and their elements as two loops
+    where the row is one of gates.
+    """
 
     def together(rows: Any, expressions: Sequence[Term], name: str) -> list[Total]:
         from tvm import te, tirx
 
         n = tirx.IntImm("int64", hidden)
-        gate, k = te.reduce_axis((0, tirx.IntImm("int64", GATES)), name=f"{name}_gate"), te.reduce_axis((0, n), name=f"{name}_k")
+        gate, k = (
+            te.reduce_axis((0, tirx.IntImm("int64", GATES)), name=f"{name}_gate"),
+            te.reduce_axis((0, n), name=f"{name}_k"),
+        )
         add = sum_of(len(expressions))
 
         def body(i: Any) -> Any:
@@ -71,7 +87,11 @@ def row_sum(hidden: int) -> RowSum:
         if size == hidden:
             return threads.row_sum(rows, size, expressions, name)
         cuts = range(0, len(expressions), EXCHANGED)
-        return [total for at in cuts for total in together(rows, expressions[at : at + EXCHANGED], f"{name}{at or ''}")]
+        return [
+            total
+            for at in cuts
+            for total in together(rows, expressions[at : at + EXCHANGED], f"{name}{at or ''}")
+        ]
 
     return summed
 
@@ -82,10 +102,12 @@ def apart(sch: Any, block: Any, hidden: int) -> None:
 
 
 def settled(mod: Any, alike: Sequence[str] = ()) -> Any:
-    """The module, gate and element two loops of its stages, with their values in terms of both: what is chosen for one gate is said of it.
+    """The module, gate and element two loops of its stages, with their values in terms of both:
+    what is chosen for one gate is said of it.
 
-    Otherwise an index keeps the division that tells gate and element apart, TVM does not see which part of a row a thread needs, and
-    gives each thread a stack frame for all of it. Stages `alike` choose among functions of the same gate, and keep their choice as it is.
+    Otherwise an index keeps the division that tells gate and element apart, TVM does not see which
+    part of a row a thread needs, and gives each thread a stack frame for all of it. Stages `alike`
+    choose among functions of the same gate, and keep their choice as it is.
     """
     import tvm
     import tvm_ffi
@@ -95,9 +117,15 @@ def settled(mod: Any, alike: Sequence[str] = ()) -> Any:
     def choice(value: Any, mutator: Any) -> Any:
         value = mutator.default_mutate(value)
         asked = value.condition
-        if not (isinstance(asked, tirx.EQ) and isinstance(asked.a, tirx.Var) and isinstance(asked.b, tirx.IntImm)):
+        if not (
+            isinstance(asked, tirx.EQ)
+            and isinstance(asked.a, tirx.Var)
+            and isinstance(asked.b, tirx.IntImm)
+        ):
             return value
-        said = tvm_ffi.structural_map(value.true_value, [(tirx.Var, lambda v: asked.b if v.same_as(asked.a) else v)])
+        said = tvm_ffi.structural_map(
+            value.true_value, [(tirx.Var, lambda v: asked.b if v.same_as(asked.a) else v)]
+        )
         return tirx.Select(asked, said, value.false_value)
 
     def stage(block: Any, mutator: Any) -> Any:
@@ -110,19 +138,33 @@ def settled(mod: Any, alike: Sequence[str] = ()) -> Any:
         value = known.simplify(store.value)
         if block.name_hint not in alike:
             value = known.simplify(tvm_ffi.structural_mutate(value, [(tirx.Select, choice)]))
-        rest = (block.name_hint, tirx.BufferStore(store.buffer, value, store.indices), None, block.alloc_buffers, block.match_buffers)
+        rest = (
+            block.name_hint,
+            tirx.BufferStore(store.buffer, value, store.indices),
+            None,
+            block.alloc_buffers,
+            block.match_buffers,
+        )
         buffers = {r.source: r.source for r in (*block.reads, *block.writes)}
-        reads, writes, _ = s_tir.analysis.get_sblock_access_region(SBlock(block.iter_vars, [], [], *rest, block.annotations), buffers)
+        reads, writes, _ = s_tir.analysis.get_sblock_access_region(
+            SBlock(block.iter_vars, [], [], *rest, block.annotations), buffers
+        )
         return SBlock(block.iter_vars, reads, writes, *rest, block.annotations)
 
     func = mod["main"]
-    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(SBlock, stage)]))})
+    return tvm.IRModule(
+        {"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(SBlock, stage)]))}
+    )
 
 
 def turns_first(sch: Any, block: Any, hidden: int, gates: bool) -> Any:
-    """Put the loops of sums over rows in order: block, turn, the rest, [gate], element. Returns the loop over turns."""
+    """Put the loops of sums over rows in order: block, turn, the rest, [gate], element. Returns the
+    loop over turns.
+    """
     names = [str(v.var.name) for v in sch.get(block).iter_vars]
-    b, k, turn = (next(i for i, name in enumerate(names) if name.endswith(of)) for of in ("_b", "_k", "turn"))
+    b, k, turn = (
+        next(i for i, name in enumerate(names) if name.endswith(of)) for of in ("_b", "_k", "turn")
+    )
 
     def place(*at: Any) -> tuple[Any, ...]:
         rest = [value for i, value in enumerate(at) if i not in (b, k, turn)]
@@ -140,28 +182,41 @@ def _reordered(sch: Any, block: Any, place: Callable[..., Any]) -> None:
 
 @dataclass(frozen=True)
 class Deal:
-    """How the elements of a row, or of each gate's part of it, are shared: `hidden` of them among `threads` in accesses of `access`."""
+    """How the elements of a row, or of each gate's part of it, are shared: `hidden` of them among
+    `threads` in accesses of `access`.
+    """
 
     hidden: int
     threads: int
     access: int
 
     def loops(self, sch: Any, block: Any, gates: bool) -> Any:
-        """Deal the innermost loop of a block out, to be computed one by one; one gate after the other. Returns the loop over threads."""
+        """Deal the innermost loop of a block out, to be computed one by one; one gate after the
+        other. Returns the loop over threads.
+        """
         thread = threads.one_by_one(sch, block, self.threads, self.access)
         if gates:
             sch.unroll(sch.get_loops(block)[-4])
         return thread
 
     def held(self, sch: Any, block: Any, index: int, scope: str = "local") -> None:
-        """Lay a buffer that a block writes out so that what a thread holds of a row is as long as its turns: contiguous in registers; in
-        shared memory side by side with what other threads hold, so that single elements are accessed without conflicts.
+        """Lay a buffer that a block writes out so that what a thread holds of a row is as long as
+        its turns: contiguous in registers; in shared memory side by side with what other threads
+        hold, so that single elements are accessed without conflicts.
         """
 
         def place(*at: Any) -> tuple[Any, ...]:
             *lead, k = at
-            turn, thread, element = k // self.access // self.threads, k // self.access % self.threads, k % self.access
-            return (*lead, turn, thread, element) if scope == "local" else (*lead, turn, element, thread)
+            turn, thread, element = (
+                k // self.access // self.threads,
+                k // self.access % self.threads,
+                k % self.access,
+            )
+            return (
+                (*lead, turn, thread, element)
+                if scope == "local"
+                else (*lead, turn, element, thread)
+            )
 
         sch.transform_layout(block, ("write", index), place, assume_injective_transform=True)
 
@@ -174,8 +229,12 @@ class Deal:
         return self.loops(sch, block, gates)
 
     def keep(self, sch: Any, consumers: Sequence[Any], name: str, at: Any, gates: bool) -> None:
-        """Load a row, or vector, at loop `at` into the registers of the threads that need its elements, for all of `consumers`."""
-        copy = sch.cache_read(consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers))
+        """Load a row, or vector, at loop `at` into the registers of the threads that need its
+        elements, for all of `consumers`.
+        """
+        copy = sch.cache_read(
+            consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers)
+        )
         if gates:
             apart(sch, copy, self.hidden)
             self._by_gate(sch, copy, 0)
@@ -197,9 +256,11 @@ class Deal:
         sch.vectorize(sch.get_loops(copy)[-1])
 
     def output(self, sch: Any, block: Any, gates: bool) -> Any:
-        """Compute an output in registers, one by one, and store an access of elements at once. Returns the loop over threads.
+        """Compute an output in registers, one by one, and store an access of elements at once.
+        Returns the loop over threads.
 
-        Single elements are stored as they are made; TVM loses the question whether there is one where the output has but one element.
+        Single elements are stored as they are made; TVM loses the question whether there is one
+        where the output has but one element.
         """
         if self.access == 1:
             return self.loops(sch, block, gates)
@@ -212,11 +273,16 @@ class Deal:
         sch.vectorize(sch.get_loops(copy)[-1])
         return thread
 
-    def sums(self, sch: Any, block: Any, at: Any, turn: Any, gates: bool, scope: str = "local") -> list[str]:
-        """Sum over rows in registers, or in places of shared memory that are each one thread's, from 0 before loop `turn`, and store the
-        sums at loop `at` after it. Returns the stores' names.
+    def sums(
+        self, sch: Any, block: Any, at: Any, turn: Any, gates: bool, scope: str = "local"
+    ) -> list[str]:
+        """Sum over rows in registers, or in places of shared memory that are each one thread's,
+        from 0 before loop `turn`, and store the sums at loop `at` after it. Returns the stores'
+        names.
         """
-        copies = [sch.cache_write(block, index, scope) for index in range(len(sch.get(block).writes))]
+        copies = [
+            sch.cache_write(block, index, scope) for index in range(len(sch.get(block).writes))
+        ]
         for index, copy in enumerate(copies):
             if gates:
                 apart(sch, copy, self.hidden)
@@ -226,25 +292,39 @@ class Deal:
             self.held(sch, block, index, scope)
             self.loops(sch, copy, gates)
             if self.access > 1:
-                _, elements = sch.split(sch.get_loops(copy)[-1], [None, min(self.access, VECTOR)], preserve_unit_iters=True)
+                _, elements = sch.split(
+                    sch.get_loops(copy)[-1],
+                    [None, min(self.access, VECTOR)],
+                    preserve_unit_iters=True,
+                )
                 sch.vectorize(elements)
         sch.decompose_reduction(block, turn)
         return [str(sch.get(copy).name_hint) for copy in copies]
 
     def _by_gate(self, sch: Any, block: Any, index: int) -> None:
-        """Gate and element as two dimensions of a local buffer that a block writes, so that where a gate ends is seen."""
-        sch.transform_layout(block, ("write", index), lambda *at: (*at[:-1], at[-1] // self.hidden, at[-1] % self.hidden))
+        """Gate and element as two dimensions of a local buffer that a block writes, so that where a
+        gate ends is seen.
+        """
+        sch.transform_layout(
+            block,
+            ("write", index),
+            lambda *at: (*at[:-1], at[-1] // self.hidden, at[-1] % self.hidden),
+        )
 
 
 def keep_scalar(sch: Any, consumers: Sequence[Any], name: str, at: Any) -> None:
     """Load a row's scalar at loop `at`, once for all of `consumers`."""
-    copy = sch.cache_read(consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers))
+    copy = sch.cache_read(
+        consumers[0], _reads(sch, consumers[0], name), "local", consumer_blocks=list(consumers)
+    )
     sch.compute_at(copy, at, preserve_unit_loops=True, index=-2)
 
 
 def inputs(sch: Any, block: Any, case: Case) -> list[str]:
     """The operator's matrices and vectors that a block reads, by name."""
-    known = {a.name for a in ops.get(case.op).arguments(case) if a.role == "in" and a.shape != ("rows",)}
+    known = {
+        a.name for a in ops.get(case.op).arguments(case) if a.role == "in" and a.shape != ("rows",)
+    }
     return [name for r in sch.get(block).reads if (name := str(r.source.name)) in known]
 
 

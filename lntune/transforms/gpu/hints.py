@@ -1,8 +1,9 @@
 """Cache hints on GPUs, which TVM has no way to ask for: set in the CUDA source of a kernel.
 
-What is read once or written for somebody later need not push out what others will read again. Such accesses are marked as the first to
-leave the cache (PTX `ld.global.cs` and `st.global.cs`, "likely accessed once"; CUDA C++ Programming Guide, *Load Functions Using Cache
-Hints*). Whether that pays depends on what comes before and behind a kernel, so it is a knob.
+What is read once or written for somebody later need not push out what others will read again. Such
+accesses are marked as the first to leave the cache (PTX `ld.global.cs` and `st.global.cs`, "likely
+accessed once"; CUDA C++ Programming Guide, *Load Functions Using Cache Hints*). Whether that pays
+depends on what comes before and behind a kernel, so it is a knob.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from lntune.device import Device
 from lntune.errors import BuildError
 
 ATTRIBUTE = "lntune_once"
-"""Attribute of a scheduled PrimFunc: the names of the parameters each of whose elements is accessed once."""
+"""Attribute of a scheduled PrimFunc: the names of the parameters each of whose elements is accessed
+once.
+"""
 
 _KERNEL = re.compile(r"__global__ void [^{;]*\{.*?^\}$", re.DOTALL | re.MULTILINE)
 
 
 def misfit(case: Case, device: Device, again: bool) -> str | None:
-    """Why accesses to a case's matrices should not be marked, or None; `again`: they are read more than once."""
+    """Why accesses to a case's matrices should not be marked, or None; `again`: they are read more
+    than once.
+    """
     if again:
         return "what is read again should stay in the cache"
     size = case.rows * case.hidden * case.itemsize
@@ -39,32 +44,45 @@ def request(module: Any, parameters: tuple[str, ...]) -> Any:
 def requested(module: Any) -> tuple[str, ...]:
     """The parameters of a scheduled IRModule whose accesses are to be marked."""
     attributes = module["main"].attrs
-    return tuple(str(attributes[ATTRIBUTE]).split(",")) if attributes and ATTRIBUTE in attributes else ()
+    return (
+        tuple(str(attributes[ATTRIBUTE]).split(","))
+        if attributes and ATTRIBUTE in attributes
+        else ()
+    )
 
 
 def apply(source: str, parameters: tuple[str, ...]) -> str:
     """CUDA source with the loads and stores of `parameters` in all its kernels marked.
 
     Raises:
-        BuildError: a parameter that no kernel accesses, or an access of another form than TVM writes.
+        BuildError: a parameter that no kernel accesses, or an access of another form than TVM
+            writes.
     """
     for name in parameters:
         marked = _KERNEL.sub(lambda kernel, name=name: _marked(kernel[0], f"{name}_ptr"), source)  # type: ignore[misc]
         if marked == source:
-            raise BuildError(f"no access to {name} was found in the kernel, to give it a cache hint")
+            raise BuildError(
+                f"no access to {name} was found in the kernel, to give it a cache hint"
+            )
         source = marked
     return source
 
 
 def _marked(kernel: str, pointer: str) -> str:
-    """One kernel with the accesses through a pointer marked; `*(float4*)(x_ptr + i)` and `x_ptr[i]` are what TVM writes."""
+    """One kernel with the accesses through a pointer marked; `*(float4*)(x_ptr + i)` and `x_ptr[i]`
+    are what TVM writes.
+    """
     made, at = [], kernel.index("{")
     done = at
     made.append(kernel[:at])
     for start, end, address in _accesses(kernel, pointer, at):
         made.append(kernel[done:start])
         line_start = kernel.rfind("\n", 0, start) + 1
-        stored = re.match(r" = (.*);$", kernel[end : kernel.index("\n", end)]) if not kernel[line_start:start].strip() else None
+        stored = (
+            re.match(r" = (.*);$", kernel[end : kernel.index("\n", end)])
+            if not kernel[line_start:start].strip()
+            else None
+        )
         if stored:
             made.append(f"__stcs({address}, {stored[1]});")
             done = end + stored.end()
@@ -85,7 +103,10 @@ def _accesses(kernel: str, pointer: str, begin: int) -> Iterator[tuple[int, int,
             close = _closing(kernel, end)
             yield start, close + 1, f"{pointer} + ({kernel[end + 1 : close]})"
         else:
-            raise BuildError(f"an access to {pointer} is of a form that is not known: {kernel[start : start + 60]!r}")
+            raise BuildError(
+                f"an access to {pointer} is of a form that is not known:"
+                f" {kernel[start : start + 60]!r}"
+            )
 
 
 def _closing(text: str, opening: int) -> int:

@@ -1,4 +1,6 @@
-"""What GPU schedules do to definitions whose blocks take turns at the rows, and to sums that are added to; neither TE nor s_tir can say it."""
+"""What GPU schedules do to definitions whose blocks take turns at the rows, and to sums that are
+added to; neither TE nor s_tir can say it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,14 @@ from typing import Any
 from lntune.transforms.gpu import threads
 
 TURNS = "lntune_turns"
-"""Loop annotation: the turns of a block, to be cut to the rows there are. Its value is the number of blocks."""
+"""Loop annotation: the turns of a block, to be cut to the rows there are. Its value is the number
+of blocks.
+"""
 
 
 def unpadded(func: Any) -> Any:
-    """A definition without what it does for rows beyond the last: the last row read again (min(row, rows - 1)), zeros in sums over rows.
+    """A definition without what it does for rows beyond the last: the last row read again (min(row,
+    rows - 1)), zeros in sums over rows.
 
     To be scheduled with a loop annotated TURNS, and trimmed.
     """
@@ -29,11 +34,13 @@ def unpadded(func: Any) -> Any:
 
 
 def trim(mod: Any, together: int = 1) -> Any:
-    """The module with the loop annotated TURNS ending at a block's last row; of several `together`, which are as many blocks' rows in a
-    turn, at those with the last row, where the definition's questions remain.
+    """The module with the loop annotated TURNS ending at a block's last row; of several `together`,
+    which are as many blocks' rows in a turn, at those with the last row, where the definition's
+    questions remain.
 
-    A row is turn * blocks + block, so a block has ceil((rows - block) / blocks) turns. Sums across threads are lowered before, which TVM
-    no longer recognizes in a loop whose end depends on the block.
+    A row is turn * blocks + block, so a block has ceil((rows - block) / blocks) turns. Sums across
+    threads are lowered before, which TVM no longer recognizes in a loop whose end depends on the
+    block.
     """
     import tvm
     import tvm_ffi
@@ -49,28 +56,52 @@ def trim(mod: Any, together: int = 1) -> Any:
         if TURNS not in loop.annotations:
             return mutator.default_mutate(loop)
         count = tirx.IntImm("int64", int(loop.annotations[TURNS]))
-        turns = tirx.floordiv(rows + (count * together - 1) - block[-1] * together, count * together)
+        turns = tirx.floordiv(
+            rows + (count * together - 1) - block[-1] * together, count * together
+        )
         rest = {key: value for key, value in loop.annotations.items() if key != TURNS}
         body = _all_there(loop.body, rows) if together == 1 else loop.body
-        return type(loop)(loop.loop_var, loop.min, turns, loop.kind, body, loop.thread_binding, rest)
+        return type(loop)(
+            loop.loop_var, loop.min, turns, loop.kind, body, loop.thread_binding, rest
+        )
 
-    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, cut)]))})
+    return tvm.IRModule(
+        {"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, cut)]))}
+    )
 
 
 def named(func: Any, names: Sequence[str]) -> Any:
-    """The PrimFunc with its parameters called `names`: TE has names of its own for the results of one stage."""
+    """The PrimFunc with its parameters called `names`: TE has names of its own for the results of
+    one stage.
+    """
     import tvm
     import tvm_ffi
 
-    new = {old: tvm.ir.Var(name, old.ty) for old, name in zip(func.params, names, strict=True) if str(old.name) != name}
-    return tvm_ffi.structural_map(func, [(tvm.ir.Var, lambda value: next((v for old, v in new.items() if value.same_as(old)), value))])
+    new = {
+        old: tvm.ir.Var(name, old.ty)
+        for old, name in zip(func.params, names, strict=True)
+        if str(old.name) != name
+    }
+    return tvm_ffi.structural_map(
+        func,
+        [
+            (
+                tvm.ir.Var,
+                lambda value: next((v for old, v in new.items() if value.same_as(old)), value),
+            )
+        ],
+    )
 
 
 def _rows(func: Any) -> Any:
     """The variable that is the number of rows."""
     from tvm import tirx
 
-    return next(p.ty.shape[0] for p in func.params if hasattr(p.ty, "shape") and isinstance(p.ty.shape[0], tirx.Var))
+    return next(
+        p.ty.shape[0]
+        for p in func.params
+        if hasattr(p.ty, "shape") and isinstance(p.ty.shape[0], tirx.Var)
+    )
 
 
 def _all_there(body: Any, rows: Any) -> Any:
@@ -82,27 +113,44 @@ def _all_there(body: Any, rows: Any) -> Any:
         return tirx.const(True, "bool") if value.b.same_as(rows) else value
 
     def select(value: Any) -> Any:
-        return value.true_value if isinstance(value.condition, tirx.IntImm) and int(value.condition) else value
+        return (
+            value.true_value
+            if isinstance(value.condition, tirx.IntImm) and int(value.condition)
+            else value
+        )
 
     return tvm_ffi.structural_map(body, [(tirx.LT, less), (tirx.Select, select)])
 
 
 def each(mod: Any) -> Any:
-    """The module with what is before and after the loop annotated TURNS done in each turn: sums begun, and added to what they are for."""
+    """The module with what is before and after the loop annotated TURNS done in each turn: sums
+    begun, and added to what they are for.
+    """
     import tvm
     import tvm_ffi
     from tvm import tirx
 
     def inward(loop: Any, mutator: Any) -> Any:
         parts = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else []
-        at = next((i for i, part in enumerate(parts) if isinstance(part, tirx.For) and TURNS in part.annotations), None)
+        at = next(
+            (
+                i
+                for i, part in enumerate(parts)
+                if isinstance(part, tirx.For) and TURNS in part.annotations
+            ),
+            None,
+        )
         if at is None:
             return mutator.default_mutate(loop)
         turn = parts[at]
-        return threads.like(loop, threads.like(turn, tirx.SeqStmt([*parts[:at], *turn.body.seq, *parts[at + 1 :]])))
+        return threads.like(
+            loop, threads.like(turn, tirx.SeqStmt([*parts[:at], *turn.body.seq, *parts[at + 1 :]]))
+        )
 
     func = mod["main"]
-    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, inward)]))})
+    return tvm.IRModule(
+        {"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, inward)]))}
+    )
 
 
 def add(mod: Any, names: Sequence[str]) -> Any:
@@ -119,10 +167,20 @@ def add(mod: Any, names: Sequence[str]) -> Any:
             return mutator.default_mutate(block)
         left.discard(block.name_hint)
         store = block.body
-        body = tirx.BufferStore(store.buffer, tirx.BufferLoad(store.buffer, store.indices) + store.value, store.indices)
+        body = tirx.BufferStore(
+            store.buffer, tirx.BufferLoad(store.buffer, store.indices) + store.value, store.indices
+        )
         reads = [*block.reads, *block.writes]
         return type(block)(
-            block.iter_vars, reads, block.writes, block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers, block.annotations
+            block.iter_vars,
+            reads,
+            block.writes,
+            block.name_hint,
+            body,
+            block.init,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
         )
 
     func = mod["main"]
@@ -133,7 +191,9 @@ def add(mod: Any, names: Sequence[str]) -> Any:
 
 
 def early(mod: Any, moves: dict[str, str]) -> Any:
-    """The module with stages of the loop annotated TURNS brought right behind others, by name, so that what they need need not be kept."""
+    """The module with stages of the loop annotated TURNS brought right behind others, by name, so
+    that what they need need not be kept.
+    """
     import tvm
     import tvm_ffi
     from tvm import tirx
@@ -141,7 +201,9 @@ def early(mod: Any, moves: dict[str, str]) -> Any:
 
     def names(statement: Any) -> set[str]:
         found = set[str]()
-        tvm_ffi.structural_walk(statement, [(SBlock, lambda block: found.add(str(block.name_hint)))])
+        tvm_ffi.structural_walk(
+            statement, [(SBlock, lambda block: found.add(str(block.name_hint)))]
+        )
         return found
 
     def moved(loop: Any, mutator: Any) -> Any:
@@ -156,4 +218,6 @@ def early(mod: Any, moves: dict[str, str]) -> Any:
         return threads.like(loop, tirx.SeqStmt(parts))
 
     func = mod["main"]
-    return tvm.IRModule({"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, moved)]))})
+    return tvm.IRModule(
+        {"main": func.with_body(tvm_ffi.structural_mutate(func.body, [(tirx.For, moved)]))}
+    )

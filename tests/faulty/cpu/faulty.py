@@ -34,7 +34,15 @@ def _module(case: Case, row_sum: Any = loops.plain_sum) -> Any:
     """The definition, unscheduled."""
     import tvm
 
-    return tvm.IRModule({"main": loops.element_aligned(ops.get(case.op).define(case, row_sum)).with_attr("global_symbol", "main")})
+    return tvm.IRModule(
+        {
+            "main": (
+                loops.element_aligned(ops.get(case.op).define(case, row_sum)).with_attr(
+                    "global_symbol", "main"
+                )
+            )
+        }
+    )
 
 
 def plain(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -74,7 +82,9 @@ def kernel_segfaults(case: Case, knobs: Knobs, device: Device) -> Any:
 
     def row_sum(rows: Any, hidden: int, expressions: Any, name: str) -> Any:
         far = tirx.IntImm("int64", 1 << 40)
-        return loops.plain_sum(rows, hidden, [lambda i, k, f=f: f(i, k + far) for f in expressions], name)
+        return loops.plain_sum(
+            rows, hidden, [lambda i, k, f=f: f(i, k + far) for f in expressions], name
+        )
 
     return _module(case, row_sum)
 
@@ -84,7 +94,10 @@ def wrong(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import tirx
 
     def row_sum(rows: Any, hidden: int, expressions: Any, name: str) -> Any:
-        return [lambda i, s=s: s(i) * tirx.const(1.001, "float32") for s in loops.plain_sum(rows, hidden, expressions, name)]
+        return [
+            lambda i, s=s: s(i) * tirx.const(1.001, "float32")
+            for s in loops.plain_sum(rows, hidden, expressions, name)
+        ]
 
     return _module(case, row_sum)
 
@@ -93,7 +106,12 @@ def wrong_but_fast(case: Case, knobs: Knobs, device: Device) -> Any:
     """Sums nothing at all: nothing right is as fast."""
     from tvm import tirx
 
-    return _module(case, lambda rows, hidden, expressions, name: [lambda i: tirx.const(0.0, "float32") for _ in expressions])
+    return _module(
+        case,
+        lambda rows, hidden, expressions, name: [
+            lambda i: tirx.const(0.0, "float32") for _ in expressions
+        ],
+    )
 
 
 def noisy(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -121,10 +139,31 @@ def fickle(case: Case, knobs: Knobs, device: Device) -> Any:
 
 
 def _schedule(apply: Callable[[Case, Knobs, Device], Any]) -> Schedule:
-    return Schedule(apply.__name__, "layer_norm", "cpu", Knobs, lambda case, device: Knobs(), lambda knobs, case, device: None, apply)
+    return Schedule(
+        apply.__name__,
+        "layer_norm",
+        "cpu",
+        Knobs,
+        lambda case, device: Knobs(),
+        lambda knobs, case, device: None,
+        apply,
+    )
 
 
 SCHEDULES = tuple(
     _schedule(apply)
-    for apply in (aborts, segfaults, exits, hangs, raises, kernel_segfaults, wrong, wrong_but_fast, noisy, tells_threads, fickle, plain)
+    for apply in (
+        aborts,
+        segfaults,
+        exits,
+        hangs,
+        raises,
+        kernel_segfaults,
+        wrong,
+        wrong_but_fast,
+        noisy,
+        tells_threads,
+        fickle,
+        plain,
+    )
 )

@@ -71,18 +71,31 @@ def misses(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import tirx
 
     def row_sum(rows: Any, hidden: int, expressions: Any, name: str) -> Any:
-        return [lambda i, s=s: s(i) * tirx.const(1.001, "float32") for s in threads.row_sum(rows, hidden, expressions, name)]
+        return [
+            lambda i, s=s: s(i) * tirx.const(1.001, "float32")
+            for s in threads.row_sum(rows, hidden, expressions, name)
+        ]
 
     return _simple(case, row_sum)
 
 
 def strays(case: Case, knobs: Knobs, device: Device) -> Any:
     """Right for far longer rows, and so it reads behind these: what breaks a GPU's context."""
-    return _simple(Case(case.op, 64 * case.hidden, case.dtype, case.rows, case.variant), threads.row_sum)
+    return _simple(
+        Case(case.op, 64 * case.hidden, case.dtype, case.rows, case.variant), threads.row_sum
+    )
 
 
 def _schedule(apply: Callable[[Case, Knobs, Device], Any]) -> Schedule:
-    return Schedule(apply.__name__, "layer_norm", "gpu", Knobs, lambda case, device: Knobs(), lambda knobs, case, device: None, apply)
+    return Schedule(
+        apply.__name__,
+        "layer_norm",
+        "gpu",
+        Knobs,
+        lambda case, device: Knobs(),
+        lambda knobs, case, device: None,
+        apply,
+    )
 
 
 SCHEDULES = tuple(_schedule(apply) for apply in (crashes, stalls, misses, strays, sound))
