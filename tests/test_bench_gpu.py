@@ -4,6 +4,7 @@ and others' kernels.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -158,13 +159,21 @@ def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets x, weight, bias and eps, and answers as eager does."""
-    module = ModuleType("lntune.commands.bench.triton_layer_norm")
-    module.forward = by_torch  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("triton", "triton.language"):
+        module = ModuleType(name)
+        module.jit, module.constexpr = (lambda f: f), int  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    name = ops.get("layer_norm").peers["triton"]
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "forward", by_torch)
     liger(monkeypatch, by_torch)
     values = given()
-    for call in peers.calls(CASE, values).values():
+    calls = peers.calls(CASE, values)
+    assert set(calls) == {"liger", "triton"}
+    for call in calls.values():
         assert torch.equal(call(), ops.get("layer_norm").baseline(CASE, values)())
+    del sys.modules[name]
 
 
 def test_who_does_not_take_the_case_is_left_out(

@@ -34,6 +34,7 @@ from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.measure.trial import Job, Outcome, measured
+from lntune.ops.op import Priority
 from lntune.report import bringup as report
 from lntune.report import progress
 from lntune.system import interrupts, paths
@@ -109,21 +110,30 @@ def test_what_comes_first_on_a_gpu() -> None:
         for dtype in ("bfloat16", "float32")
         for rows in (4096, 32768)
     }
-    at = [next(i for i, case in enumerate(plan) if case.op == op) for op in value.OPS]
+    at = [next(i for i, case in enumerate(plan) if case.op == op) for op in ops.OPS]
     assert at == sorted(at)
     assert {c.dtype for c in plan if c.op == "layer_norm"} == {"bfloat16", "float32", "float16"}
 
 
 def test_every_size_has_its_step() -> None:
-    """Every hidden size and number of rows of a plan is in the tables: none falls to the last place
-    because nobody thought of it.
+    """Every hidden size and number of rows of a plan is in its operator's priority: none falls to
+    the last place because nobody thought of it.
     """
     for device in (CPU, GPU):
         for case in value.cases(device):
-            family = value._FAMILY.get(case.op, case.op)
-            assert case.hidden in value.HIDDEN[family], case
-            assert case.rows in value.ROWS[device.kind][family], case
-    assert set(value.OPS) == set(ops.OPS)
+            priority = ops.get(case.op).priority
+            assert case.hidden in priority.hidden, case
+            assert case.rows in priority.rows[device.kind], case
+    steps = [op.priority.operator for op in ops.OPS.values()]
+    assert steps == sorted(set(steps)), "the operators' own order is that of their worth"
+
+
+def test_an_operator_that_says_nothing_of_its_worth_comes_last() -> None:
+    """Without a priority a case costs more than any of the plans' of an operator that has one."""
+    case = Case("layer_norm", 1024, "float32", 4096)
+    for device in (CPU, GPU):
+        least = Priority().steps(case, device.kind) + value.DTYPES[case.dtype]
+        assert all(value.cost(other, device.kind) < least for other in value.cases(device))
 
 
 def test_choosing_operators_and_grids() -> None:
@@ -141,8 +151,10 @@ def test_the_telling_cases() -> None:
     without any of them it has the first.
     """
     telling = value.telling(value.cases(GPU))
-    assert len(telling) == len(value.TELLING)
+    assert sorted(telling) == sorted(c for op in ops.OPS.values() for c in sum(op.telling, ()))
     assert telling[0] == Case("layer_norm", 4096, "bfloat16", 32768)
+    firsts = [case for op in ops.OPS.values() for case in op.telling[0]]
+    assert telling[: len(firsts)] == firsts
     assert {case.op for case in telling[:6]} == set(ops.OPS)
     assert {case.op for case in value.telling(value.cases(CPU))} == set(ops.OPS)
     assert value.telling(SMALL) == SMALL

@@ -20,7 +20,6 @@ from lntune.backends.cuda.timing import Call, Gpu
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
-from lntune.ops import on_gpu
 from lntune.timing import Measured
 
 
@@ -68,7 +67,7 @@ class Place:
         if self.gpu is None:
             return op.baseline(case, given)
         with self.gpu.active():
-            return on_gpu.baseline(op, case, given)
+            return (op.gpu_baseline or op.baseline)(case, given)
 
     def verify(self, case: Case, kernel: Callable[..., Any]) -> check.Verdict:
         """Check a kernel on the device, see check.verify."""

@@ -16,7 +16,7 @@ from lntune.case import DTYPES, Case
 from lntune.errors import unknown
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
+from lntune.ops.op import Arg, Op, Priority, RowSum, Tensors, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,6 +242,45 @@ GRID = tuple(
     for rows in _ROWS
 )
 
+# What a GPU is for beyond the default grid: data far beyond its cache, the widths of large models,
+# the precision of older GPUs.
+GPU_CASES = (
+    *(
+        Case(NAME, hidden, dtype, 32768)
+        for hidden in (1024, 4096, 768)
+        for dtype in ("bfloat16", "float32")
+    ),
+    *(Case(NAME, 8192, dtype, 4096) for dtype in ("bfloat16", "float32")),
+    *(Case(NAME, hidden, "float16", 4096) for hidden in (1024, 4096)),
+)
+
+PRIORITY = Priority(
+    # every user calls it, in inference and in training, and its bandwidth tells whether the rest
+    # can be any good
+    operator=0,
+    # transformers' usual widths; the widest; an odd one; a narrow one
+    hidden={1024: 0, 4096: 0, 768: 1, 8192: 1, 16384: 2, 1000: 2, 256: 3},
+    rows={
+        # inference of a few rows is what CPUs do, too
+        "cpu": {4096: 0, 512: 0, 1: 1, 32: 1, 8: 2},
+        # Tokens of a training step. Below some hundred rows all kernels take as long as a launch,
+        # whatever their knobs.
+        "gpu": {4096: 0, 32768: 0, 512: 1, 32: 2, 8: 3, 1: 3},
+    },
+)
+
+# What moves the most data and the usual size; then the other ends, and few rows.
+TELLING = (
+    (Case(NAME, 4096, "bfloat16", 32768), Case(NAME, 1024, "float32", 4096)),
+    (
+        Case(NAME, 1024, "bfloat16", 32768),
+        Case(NAME, 8192, "float32", 4096),
+        Case(NAME, 1000, "float32", 4096),
+        Case(NAME, 4096, "bfloat16", 512),
+        Case(NAME, 1024, "float32", 1),
+    ),
+)
+
 OP = Op(
     name=NAME,
     summary="layer normalization over the last axis, forward",
@@ -257,4 +296,12 @@ OP = Op(
     flops=flops,
     tolerance=tolerance,
     grid=GRID,
+    binding="lntune.torch.layer_norm",
+    more_cases={"gpu": GPU_CASES},
+    priority=PRIORITY,
+    telling=TELLING,
+    peers={
+        "liger": "lntune.commands.bench.liger_layer_norm",
+        "triton": "lntune.commands.bench.triton_layer_norm",
+    },
 )

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lntune.case import DTYPES, Case
 from lntune.ops import layer_norm
 from lntune.ops.dtypes import sum_of, widen
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance, same_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,6 +310,29 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
     return _aten(case, given, mixed="32" in case.variant)
 
 
+def gpu_baseline(case: Case, given: Tensors) -> Callable[[], Any]:
+    """torch.ops.aten.native_layer_norm_backward: statistics in float32 whatever the dtype of x, the
+    weight in that of x.
+    """
+    import torch
+
+    wanted_names = {a.name for a in arguments(case) if a.role == "out"}
+    wanted = [name in wanted_names for name in ("dx", "dgamma", "dbeta")]
+    dy = given["dy"]
+    x = given["x"] if "x" in given else torch.zeros_like(dy)
+    mean, rstd = (
+        given[name][:, None] if name in given else dy.new_ones(dy.shape[0], 1, dtype=torch.float32)
+        for name in ("mean", "rstd")
+    )
+    ones = dy.new_ones(case.hidden)
+    weight = given["weight"].to(dy.dtype) if "weight" in given else ones if wanted[1] else None
+    bias = torch.zeros_like(ones) if wanted[2] else None
+    shape = [case.hidden]
+    return lambda: torch.ops.aten.native_layer_norm_backward(
+        dy, x, shape, mean, rstd, weight, bias, wanted
+    )
+
+
 def moved_bytes(case: Case) -> int:
     """dy and x read once, dx written once, plus the vectors and the statistics."""
     return sum(
@@ -342,6 +367,11 @@ GRID = tuple(
     for rows in (4096, 512, 32)
 )
 
+TELLING = (
+    (Case(NAME, 4096, "bfloat16", 32768), Case(NAME, 1024, "float32", 4096)),
+    (Case(NAME, 4096, "bfloat16", 512),),
+)
+
 OP = Op(
     name=NAME,
     summary="layer normalization over the last axis, backward",
@@ -357,4 +387,10 @@ OP = Op(
     flops=flops,
     tolerance=tolerance,
     grid=GRID,
+    binding="lntune.torch.layer_norm_backward",
+    gpu_baseline=gpu_baseline,
+    more_cases={"gpu": same_sizes(NAME, layer_norm.GPU_CASES)},
+    # only training calls it; half as much again is moved, so it takes longer than the forward
+    priority=msgspec.structs.replace(layer_norm.PRIORITY, operator=1),
+    telling=TELLING,
 )

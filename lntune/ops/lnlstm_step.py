@@ -27,7 +27,7 @@ from lntune.errors import unknown
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
-from lntune.ops.op import STYLES, Arg, Op, RowSum, Tensors, Tolerance
+from lntune.ops.op import STYLES, Arg, Op, Priority, RowSum, Tensors, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -352,6 +352,21 @@ GRID = tuple(
     for rows in (32, 1, 128)
 )
 
+# What a GPU is for beyond the default grid: large models and batches.
+GPU_CASES = tuple(
+    Case(NAME, hidden, dtype, rows)
+    for hidden, rows in ((2048, 128), (1024, 512), (512, 512))
+    for dtype in ("float32", "bfloat16")
+)
+
+PRIORITY = Priority(
+    operator=2,  # few models have one, though they gain the most
+    hidden={512: 0, 1024: 0, 256: 1, 2048: 1, 128: 2, 400: 2},
+    rows={"cpu": {32: 0, 1: 0, 128: 1}, "gpu": {128: 0, 32: 1, 512: 1, 1: 3}},
+)
+
+TELLING = ((Case(NAME, 1024, "float32", 128),), (Case(NAME, 512, "bfloat16", 32),))
+
 OP = Op(
     name=NAME,
     summary="one step of an LSTM with layer normalization, forward",
@@ -367,4 +382,8 @@ OP = Op(
     flops=flops,
     tolerance=tolerance,
     grid=GRID,
+    binding="lntune.torch.lnlstm",
+    more_cases={"gpu": GPU_CASES},
+    priority=PRIORITY,
+    telling=TELLING,
 )

@@ -29,13 +29,15 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lntune import device
 from lntune.case import DTYPES, Case
 from lntune.ops import lnlstm_step
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of, widen
 from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, variant
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance, same_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -573,4 +575,8 @@ OP = Op(
     flops=flops,
     tolerance=tolerance,
     grid=GRID,
+    binding="lntune.torch.lnlstm_backward",
+    more_cases={"gpu": same_sizes(NAME, lnlstm_step.GPU_CASES)},
+    priority=msgspec.structs.replace(lnlstm_step.PRIORITY, operator=3),
+    telling=tuple(same_sizes(NAME, cases) for cases in lnlstm_step.TELLING),
 )

@@ -5,7 +5,7 @@ kernel is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -67,10 +67,35 @@ class Tolerance(msgspec.Struct, frozen=True):
     least: float = 0.0
 
 
-@dataclass(frozen=True)
+LAST = 3
+"""The step of what nobody has given one: see Priority."""
+
+
+class Priority(msgspec.Struct, frozen=True):
+    """What tuned kernels of an operator are worth where time is short: steps, the smaller the
+    earlier; a case's place is the sum of its steps. They are a judgement, not a measurement.
+
+    `operator` is the operator's own step; `hidden` has those of its hidden sizes, and `rows`, by
+    the kind of device, those of its numbers of rows. A size that is not there has LAST.
+    """
+
+    operator: int = LAST
+    hidden: Mapping[int, int] = {}
+    rows: Mapping[str, Mapping[int, int]] = {}
+
+    def steps(self, case: Case, kind: str) -> int:
+        """The sum of the steps of a case on a kind of device, but for that of its dtype."""
+        return (
+            self.operator
+            + self.hidden.get(case.hidden, LAST)
+            + self.rows.get(kind, {}).get(case.rows, LAST)
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Op:
-    """An operator. Everything that knows its mathematics is in its own file; see
-    `ops/layer_norm.py` for the order.
+    """An operator: all that the rest of lntune knows of it. What it computes and what is said about
+    it stand in its own file; see `ops/layer_norm.py` for the order.
     """
 
     name: str
@@ -101,11 +126,34 @@ class Op:
     tolerance: Callable[[Case, str], Tolerance]
     grid: tuple[Case, ...]
     """Default cases to tune, the most valuable first."""
+    binding: str
+    """The module with its PyTorch call, such as "lntune.torch.layer_norm". Its function
+    `bound_call(case, inputs)` is the public call bound to named inputs: what a benchmark times.
+    """
     version: int = 1
     """Raised when the code that kernels have from `define` changes."""
+    gpu_baseline: Callable[[Case, Tensors], Callable[[], Any]] | None = None
+    """`baseline` as a user of a GPU writes it, where PyTorch's CUDA kernels take other arguments
+    than its CPU kernels do.
+    """
     compiled: Callable[[Case, Tensors], Callable[[], Any]] | None = None
     """What torch.compile is given to compile where that is not the baseline, bound to its
     inputs.
+    """
+    more_cases: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
+    """By the kind of device: what `lntune bringup` tunes there beyond the default grid, which is
+    also a laptop's.
+    """
+    priority: Priority = field(default_factory=Priority)
+    """Which of its cases `lntune bringup` tunes first, and how early among other operators'."""
+    telling: tuple[tuple[Case, ...], ...] = ()
+    """Cases that `lntune bringup` benchmarks, in rounds: the first round of every operator comes
+    before the second of any.
+    """
+    peers: Mapping[str, str] = field(default_factory=dict)
+    """Others' kernels for GPUs that the default variant is benchmarked against: the contender's
+    name -> a module with a function `bound_call`, as `binding` has it. Importing or calling it
+    raises ImportError where their package is not installed.
     """
 
     def check_variant(self, variant: str) -> str:
@@ -123,6 +171,11 @@ class Op:
         return tuple(
             dict.fromkeys((self.check_variant(variant), *(() if variant else self.checked)))
         )
+
+
+def same_sizes(op: str, cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases of another operator as cases of `op`: a backward has its forward's sizes."""
+    return tuple(msgspec.structs.replace(case, op=op) for case in cases)
 
 
 STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")

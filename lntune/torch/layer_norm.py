@@ -15,7 +15,7 @@ torch.jit, torch.fx): that holds PyTorch's own norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -364,3 +364,10 @@ def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, .
 
 
 layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """layer_norm bound to the operator's named inputs, see `Op.binding`."""
+    x, weight, bias, eps = inputs["x"], inputs.get("weight"), inputs.get("bias"), inputs["eps"]
+    shape = (case.hidden,)
+    return lambda: layer_norm(x, shape, weight, bias, eps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -327,3 +327,10 @@ def _gradients(
                 case, kernel, kind(weight, input), kind(bias, input), (dx, dgamma, dbeta)
             )
     return tuple(input.new_empty(0) if m is None else m for m in made)
+
+
+def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """layer_norm_backward bound to the operator's named inputs, see `Op.binding`."""
+    dy, x, mean, rstd, weight = (inputs[name] for name in ("dy", "x", "mean", "rstd", "weight"))
+    shape = (case.hidden,)
+    return lambda: layer_norm_backward(dy, x, shape, mean, rstd, weight, weight)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lntune.case import MAX_HIDDEN
+from lntune.case import MAX_HIDDEN, Case
 from lntune.errors import InputError, got_expected
 from lntune.ops.lnlstm_step import NAME, TENSORS, arguments, formula, statistics, tokens_of
 from lntune.torch import devices, dispatch
@@ -378,3 +378,13 @@ def _op_backward(ctx: Any, dh: Tensor, dc_new: Tensor, _: Any) -> tuple[Any, ...
 
 
 lnlstm_step_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """lnlstm_step bound to the operator's named inputs, see `Op.binding`."""
+    values: tuple[Any, ...] = (
+        *map(inputs.get, TENSORS),
+        inputs["eps"],
+        "carried" in tokens_of(case),
+    )
+    return lambda: lnlstm_step(*values)

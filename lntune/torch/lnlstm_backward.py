@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from lntune.case import Case
 from lntune.errors import InputError, got_expected
 from lntune.ops import lnlstm_step_backward as op
-from lntune.ops.lnlstm_step import TENSORS, statistics, variant
+from lntune.ops.lnlstm_step import TENSORS, statistics, tokens_of, variant
 from lntune.torch import devices, dispatch
 from lntune.torch.arguments import NAMES
 
@@ -161,3 +161,13 @@ def recorded_backward(
             torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True)
         )
     return tuple(next(found) if want else None for want in wanted)
+
+
+def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """accumulate bound to the operator's named inputs, see `Op.binding`."""
+    tokens = tokens_of(case)
+    tensors = {name: inputs[name] for name in TENSORS if name in inputs}
+    stats = tuple(inputs[name] for name in statistics(tokens))
+    sums = {name: inputs[name] for name in op.sums(tokens)}
+    dh, dc_new, carried = inputs["dh"], inputs["dc_new"], "carried" in tokens
+    return lambda: accumulate(dh, dc_new, tensors, stats, carried, sums)

@@ -23,7 +23,7 @@ from lntune.log.records import Record
 from lntune.measure import trial
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
-from lntune.torch import dispatch
+from lntune.torch import bound_call, dispatch
 from lntune.transforms import strides
 from lntune.versions import Code
 
@@ -195,12 +195,10 @@ def _calls(
     """
     import torch
 
-    from lntune.torch import CALLS
-
     first = ops.get(case.op).arguments(case)[0].name
     contenders: Calls = {
         "eager": [place.baseline(case, given) for given in copies],
-        "tuned": [CALLS[case.op](case, given) for given in copies],
+        "tuned": [bound_call(case, given) for given in copies],
         "copy": [given[first].clone for given in copies],
     }
     if with_compile:

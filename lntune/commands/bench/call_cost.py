@@ -20,7 +20,7 @@ from lntune.commands.bench import ROUNDS
 from lntune.errors import BuildError
 from lntune.report.costs import Costs
 from lntune.system import paths
-from lntune.torch import CALLS, dispatch
+from lntune.torch import bound_call, dispatch
 
 PROCESSES = 5
 
@@ -69,7 +69,7 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         for name, x in (("2-D", given["x"]), ("3-D", given["x"].unsqueeze(0))):
             contenders[f"eager {name}"] = op.baseline(case, {**given, "x": x})
-            contenders[f"tuned {name}"] = CALLS[case.op](case, {**given, "x": x})
+            contenders[f"tuned {name}"] = bound_call(case, {**given, "x": x})
         measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS))
         second = msgspec.structs.replace(case, variant=op.checked[0])
         # in the cache from now on

@@ -1,8 +1,4 @@
-"""Others' layer norms for GPUs, where their packages are installed: contenders of the benchmark.
-
-Liger-Kernel's is called as its users call it. Triton brings none of its own; the usual one is that
-of its tutorial, which has it in a script, so the same kernel stands in triton_layer_norm.py.
-"""
+"""Others' kernels for GPUs, where their packages are installed: contenders of the benchmark."""
 
 from __future__ import annotations
 
@@ -10,38 +6,27 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lntune import ops
 from lntune.case import Case
 from lntune.errors import gist
-from lntune.ops import layer_norm
 
 Call = Callable[[], Any]
 
 
-def calls(case: Case, given: Mapping[str, Any]) -> dict[str, Call]:
-    """Contender -> its call bound to a case's inputs on a GPU; empty for what they do not have:
-    other operators, other variants.
+def calls(case: Case, inputs: Mapping[str, Any]) -> dict[str, Call]:
+    """Contender -> its call bound to a case's inputs on a GPU, of those that the operator names
+    (`Op.peers`) and that are installed; they have its default variant only.
     """
-    if case.op != layer_norm.NAME or case.variant not in ("", layer_norm.DEFAULT_VARIANT):
+    op = ops.get(case.op)
+    if op.check_variant(case.variant) != op.variants[0]:
         return {}
-    made = {}
-    for name, make in (("liger", _liger), ("triton", _triton)):
+    contenders = {}
+    for name, module in op.peers.items():
         try:
-            made[name] = make(given)
+            contenders[name] = importlib.import_module(module).bound_call(case, inputs)
         except ImportError:  # not installed
             continue
-    return made
-
-
-def _liger(given: Mapping[str, Any]) -> Call:
-    function = importlib.import_module("liger_kernel.ops.layer_norm").LigerLayerNormFunction
-    x, weight, bias, eps = given["x"], given["weight"], given["bias"], float(given["eps"])
-    return lambda: function.apply(x, weight, bias, eps)
-
-
-def _triton(given: Mapping[str, Any]) -> Call:
-    forward = importlib.import_module("lntune.commands.bench.triton_layer_norm").forward
-    x, weight, bias, eps = given["x"], given["weight"], given["bias"], float(given["eps"])
-    return lambda: forward(x, weight, bias, eps)
+    return contenders
 
 
 def refusal(call: Call) -> str:

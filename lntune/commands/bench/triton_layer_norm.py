@@ -1,16 +1,19 @@
-"""The forward of Triton's tutorial on layer norm (05-layer-norm.py of the triton repository): a
-program a row, the row in blocks.
+"""The forward of Triton's tutorial on layer norm (05-layer-norm.py of the triton repository), a
+contender of the benchmark on GPUs: a program a row, the row in blocks.
 
-Needs triton; imported by peers alone.
+Triton brings no layer norm of its own, and its tutorial has this one in a script. Needs triton.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from lntune.case import Case
 
 _MOST_BYTES = 65536
 """Of a row: the tutorial holds one in a single block."""
@@ -75,3 +78,9 @@ def forward(x: Any, weight: Any, bias: Any, eps: float) -> Any:
         num_ctas=1,
     )
     return y
+
+
+def bound_call(_case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The call bound to the operator's named inputs, see `Op.peers`."""
+    x, weight, bias, eps = inputs["x"], inputs["weight"], inputs["bias"], float(inputs["eps"])
+    return lambda: forward(x, weight, bias, eps)
