@@ -294,7 +294,7 @@ def test_a_busy_case_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = """
 import resource, torch
-from lntune import heap
+from lntune.system import heap
 
 def faults(calls):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -414,6 +414,12 @@ def test_call_cost(tmp_path: Path) -> None:
         if costs["busy"]
         else []
     )
+
+
+def test_call_cost_is_of_layer_norm() -> None:
+    """Another operator is refused before anything is measured."""
+    with pytest.raises(InputError, match="--call-cost: got lnlstm_step, expected layer_norm"):
+        call_cost.measure(Case("lnlstm_step", 64, "float32", 1), 0.01)
 
 
 def test_a_fresh_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def report(
             show(console(wide=wide), None, trials)
         remedy = (
             f"{'Run' if here else 'Run where it is'}: lntune tune"
-            f" {op or 'layer_norm'}{_target(target if here else 'cuda')}"
+            f" {op or ops.DEFAULT}{_target(target if here else 'cuda')}"
         )
         tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
         raise typer.Exit(1)
@@ -251,7 +251,7 @@ def show(
 
 @command()
 def inspect(
-    op: OP = "layer_norm",
+    op: OP = ops.DEFAULT,
     target: Annotated[
         str,
         typer.Option(

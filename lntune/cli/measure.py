@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from lntune import ops
 from lntune.cli.base import (
     DTYPE,
     GRID,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 @command()
 def tune(
-    op: OP = "layer_norm",
+    op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
@@ -191,7 +192,7 @@ def _dry_run(asked: list[Case], settings: Settings, wide: bool, as_json: bool) -
 
 @command()
 def check(
-    op: OP = "layer_norm",
+    op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
@@ -232,7 +233,7 @@ def check(
 
 @command()
 def build(
-    op: OP = "layer_norm",
+    op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
@@ -299,7 +300,7 @@ def build(
 
 @command()
 def bench(
-    op: OP = "layer_norm",
+    op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
@@ -522,16 +523,6 @@ def _call_cost(
     from lntune.report.costs import costs_lines, costs_table
     from lntune.report.tables import console, show
 
-    if op != "layer_norm":
-        raise InputError(
-            got_expected(
-                "--call-cost",
-                op,
-                "layer_norm",
-                "It is the cost of a call in inference; other operators are benchmarked"
-                " without it.",
-            )
-        )
     asked = cases(op, hidden or "1024", dtype or "float32", "1")
     with dispatching(log_dir):
         costs = [call_cost.measure(case, length) for case in asked]

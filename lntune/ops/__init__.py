@@ -11,6 +11,9 @@ OPS: dict[str, Op] = {
     for op in (layer_norm.OP, layer_norm_backward.OP, lnlstm_step.OP, lnlstm_step_backward.OP)
 }
 
+DEFAULT = layer_norm.NAME
+"""The operator of a command that names none."""
+
 PAPER_HIDDEN = (240, 256, 400, 1000, 1024, 2400)
 """Hidden sizes of the experiments of Ba, Kiros, Hinton 2016, section 6 and its supplement."""
 
@@ -22,4 +25,4 @@ def get(name: str) -> Op:
     return OPS[name]
 
 
-__all__ = ["OPS", "PAPER_HIDDEN", "Arg", "Op", "get"]
+__all__ = ["DEFAULT", "OPS", "PAPER_HIDDEN", "Arg", "Op", "get"]

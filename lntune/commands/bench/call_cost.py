@@ -17,7 +17,8 @@ import msgspec
 from lntune import ops, timing
 from lntune.case import Case
 from lntune.commands.bench import ROUNDS
-from lntune.errors import BuildError
+from lntune.errors import BuildError, InputError, got_expected
+from lntune.ops import layer_norm
 from lntune.report.costs import Costs
 from lntune.system import paths
 from lntune.torch import bound_call, dispatch
@@ -58,10 +59,16 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
     of fresh processes.
 
     Raises:
+        InputError: an operator that is no layer norm.
         BuildError: a fresh process failed.
     """
     import torch
 
+    if case.op != layer_norm.NAME:
+        remedy = (
+            "It is the cost of a call in inference; other operators are benchmarked without it."
+        )
+        raise InputError(got_expected("--call-cost", case.op, layer_norm.NAME, remedy))
     op = ops.get(case.op)
     given = op.inputs(case, case.rows, "normal", 0)
     contenders: dict[str, Callable[[], Any]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from lntune import ops
 from lntune.backends import places
 from lntune.case import Case
 from lntune.commands.bringup import yardstick
@@ -145,7 +146,7 @@ def _broken(device: Device) -> bool:
     from lntune.measure import trial
 
     return (
-        trial.run(Job(Case("layer_norm", 1, "float32", 1), device, (), 0.0, only="context")).status
+        trial.run(Job(Case(ops.DEFAULT, 1, "float32", 1), device, (), 0.0, only="context")).status
         != "ok"
     )
 

@@ -122,7 +122,7 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
         found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
     else:
         found.append(
-            Finding("tuned cases", "warn", "none on this device", "Run: lntune tune layer_norm")
+            Finding("tuned cases", "warn", "none on this device", f"Run: lntune tune {ops.DEFAULT}")
         )
     stale = [
         r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))
