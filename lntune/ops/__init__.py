@@ -1,17 +1,27 @@
-"""The operators, by name. A new one is a file here, a line below, and at least one schedule."""
+"""The operators, by name. A new one is a file here and a line in _FILES, at least one schedule, and
+its PyTorch binding (`Op.binding`).
+"""
 
 from __future__ import annotations
 
+import importlib
+
 from lntune.errors import unknown
-from lntune.ops import layer_norm, layer_norm_backward, lnlstm_step, lnlstm_step_backward
 from lntune.ops.op import Arg, Op
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (layer_norm.OP, layer_norm_backward.OP, lnlstm_step.OP, lnlstm_step_backward.OP)
-}
+_FILES = (
+    "layer_norm",
+    "layer_norm_backward",
+    "lnlstm_step",
+    "lnlstm_step_backward",
+)
 
-DEFAULT = layer_norm.NAME
+OPS: dict[str, Op] = {
+    op.name: op for op in (importlib.import_module(f"lntune.ops.{file}").OP for file in _FILES)
+}
+"""Operators by name, in the order in which they are listed and, at the same priority, tuned."""
+
+DEFAULT = next(iter(OPS))
 """The operator of a command that names none."""
 
 PAPER_HIDDEN = (240, 256, 400, 1000, 1024, 2400)
