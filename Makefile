@@ -1,10 +1,12 @@
 # make demo: set up, tune a small grid for this machine, use it, report.   make test: every check.
-# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes to, WORKERS the processes that test:
-# one more than there are cores, since a test often waits for a process that it started.
+# PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes
+# to, WORKERS the processes that test: one more than there are cores, since a test often waits for a
+# process that it started.
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))')
+CORES := len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + ($(CORES)))')
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -27,7 +29,8 @@ setup: $(READY)
 # Installed again when what is to be installed changes; the package itself is editable.
 $(READY): pyproject.toml constraints.txt tools/bundle.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "$(PYTHON) is too old or missing; lntune needs Python 3.10 or newer: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	  { echo "$(PYTHON) is too old or missing; lntune needs Python 3.10 or newer:" \
+	    "make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
 	@touch $@

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# Takes the figures of the README on this machine: bench/run.sh [OUT]. About 25 minutes, mostly torch.compile's compiling.
-# LNTUNE names the command to run (lntune), PYTHON the interpreter that has it (python), with the packages of lntune[bench].
+# Takes the figures of the README on this machine: bench/run.sh [OUT]. About 25 minutes, mostly
+# torch.compile's compiling. LNTUNE names the command to run (lntune), PYTHON the interpreter that
+# has it (python), with the packages of lntune[bench].
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lntune=${LNTUNE:-lntune}
 python=${PYTHON:-python}
-out=${1:-bench/results/$($lntune doctor --json | python3 -c 'import json, sys; print(next(f["detail"] for f in json.load(sys.stdin)["findings"] if f["topic"] == "log folder name"))')}
+
+log_folder() { # this device's, as `lntune doctor` says it
+  $lntune doctor --json | python3 -c '
+import json, sys
+findings = json.load(sys.stdin)["findings"]
+print(next(f["detail"] for f in findings if f["topic"] == "log folder name"))'
+}
+out=${1:-bench/results/$(log_folder)}
 mkdir -p "$out"
 
 bench() { # name, operator, options...
@@ -15,18 +23,27 @@ bench() { # name, operator, options...
 }
 
 bench call_cost layer_norm --call-cost
-# 512 MiB in, 512 MiB out.
-bench beyond_cache_1024_float32 layer_norm --given-output --hidden 1024 --dtype float32 --rows 131072 --time 10s
-bench beyond_cache_4096_float32 layer_norm --given-output --hidden 4096 --dtype float32 --rows 32768 --time 10s
-bench beyond_cache_16384_float32 layer_norm --given-output --hidden 16384 --dtype float32 --rows 8192 --time 10s
-bench beyond_cache_1024_bfloat16 layer_norm --given-output --hidden 1024 --dtype bfloat16 --rows 262144 --time 10s
-bench beyond_cache_4096_bfloat16 layer_norm --given-output --hidden 4096 --dtype bfloat16 --rows 65536 --time 10s
-bench layer_norm layer_norm --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
-bench row_strided layer_norm --strided --hidden 768,1024,4096 --dtype float32,bfloat16 --rows 1,32,512,4096 --time 1500ms
-bench layer_norm_backward layer_norm_backward --hidden 256,768,1000,1024,4096,16384 --dtype float32,bfloat16 --rows 32,512,4096 --time 1500ms
-bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 --dtype float32,bfloat16 --rows 1,8,32,128,512,4096 --time 1500ms
-bench lnlstm_step lnlstm_step --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
-bench lnlstm_step_backward lnlstm_step_backward --hidden 128,256,400,512,1024 --dtype float32,bfloat16 --rows 1,32,128 --time 1500ms
+
+beyond_cache() { # hidden, dtype, rows: 512 MiB in, 512 MiB out
+  bench "beyond_cache_$1_$2" layer_norm --given-output --hidden "$1" --dtype "$2" --rows "$3" \
+    --time 10s
+}
+beyond_cache 1024 float32 131072
+beyond_cache 4096 float32 32768
+beyond_cache 16384 float32 8192
+beyond_cache 1024 bfloat16 262144
+beyond_cache 4096 bfloat16 65536
+
+both=(--dtype float32,bfloat16 --time 1500ms)
+sizes=256,768,1000,1024,4096,16384
+steps=128,256,400,512,1024
+bench layer_norm layer_norm --hidden $sizes --rows 1,32,512,4096 "${both[@]}"
+bench row_strided layer_norm --strided --hidden 768,1024,4096 --rows 1,32,512,4096 "${both[@]}"
+bench layer_norm_backward layer_norm_backward --hidden $sizes --rows 32,512,4096 "${both[@]}"
+bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 \
+  --rows 1,8,32,128,512,4096 "${both[@]}"
+bench lnlstm_step lnlstm_step --hidden $steps --rows 1,32,128 "${both[@]}"
+bench lnlstm_step_backward lnlstm_step_backward --hidden $steps --rows 1,32,128 "${both[@]}"
 $python bench/lnlstm_training.py --output "$out"
 $python bench/transformer.py --output "$out"
 $python bench/digits.py --output "$out"

@@ -33,57 +33,19 @@ for ignored, default in (
         signal.signal(ignored, default)
 
 
-LONGEST = (
-    "gpu_kernels",
-    "gpu_pass",
-    "versions",
-    "kernel_options",
-    "kernels",
-    "bringup",
-    "tune_gpu",
-    "runtime",
-    "on_gpu_torch",
-)
-LONGEST += ("killed_commands", "lnlstm")
-LONGEST += (
-    "worker",
-    "build",
-    "readme",
-    "on_gpu_kernels",
-    "lnlstm_sequence",
-    "tune",
-    "torch_compile",
-    "wheel",
-)
+LONGEST = """
+    gpu_kernels gpu_pass versions kernel_options kernels bringup tune_gpu runtime on_gpu_torch
+    killed_commands lnlstm worker build readme on_gpu_kernels lnlstm_sequence tune torch_compile
+    wheel
+""".split()
 """Files that take longest, begun first: a long one begun last keeps one process busy while the
 others have nothing left to do.
 """
-QUICK = (
-    "bench_summary",
-    "capture",
-    "case",
-    "check",
-    "columns",
-    "cuda_headers",
-    "device",
-    "disturbance",
-    "doctor",
-    "errors",
-)
-QUICK += (
-    "failures",
-    "interrupts",
-    "kills",
-    "knobs",
-    "layers",
-    "locks",
-    "log_dir",
-    "lowering",
-    "paths",
-    "patience",
-    "records",
-)
-QUICK += ("report", "schedule", "scratch", "search_budget", "timing", "toolchain", "words")
+QUICK = """
+    bench_summary capture case check columns cuda_headers device disturbance doctor errors failures
+    interrupts kills knobs layers line_lengths locks log_dir lowering paths patience records report
+    schedule scratch search_budget timing toolchain words
+""".split()
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.
 """

@@ -123,21 +123,11 @@ int cuDeviceGetName(char *name, int size, int device) {
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   switch (attribute) {
-  case 16:
-    *value = 132;
-    return 0;
-  case 38:
-    *value = 50 << 20;
-    return 0;
-  case 75:
-    *value = capability[device][0];
-    return 0;
-  case 76:
-    *value = capability[device][1];
-    return 0;
-  case 97:
-    *value = 227 * 1024;
-    return 0;
+  case 16: *value = 132; return 0;
+  case 38: *value = 50 << 20; return 0;
+  case 75: *value = capability[device][0]; return 0;
+  case 76: *value = capability[device][1]; return 0;
+  case 97: *value = 227 * 1024; return 0;
   }
   return INVALID_VALUE;
 }

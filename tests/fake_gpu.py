@@ -2,9 +2,9 @@
 run in the emulator on CPU tensors.
 
     def test_something(fake_gpu: FakeGpu) -> None:
-        device = launcher.device(0)                             # an sm_90 with 132 multiprocessors
+        device = launcher.device(0)  # an sm_90 with 132 multiprocessors
         kernel = artifact.kernel(case, schedule, setting, device)
-        kernel(*tensors_of_the_cpu)                             # launched through launcher.c, run by the emulator
+        kernel(*tensors_of_the_cpu)  # launched through launcher.c, run by the emulator
 
 In the test `launcher.count()` is 1; kernels are built without a CUDA compiler (device code is the
 CUDA source itself) and stored in the cache under names of their own. `fake_gpu.log()` has the
@@ -45,9 +45,16 @@ import fake_gpu
 fake_gpu.FakeGpu().install(setattr)
 """
 _LAUNCHED = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_void_p,
+    ctypes.c_int,  # the result
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_uint,
+    ctypes.c_void_p,
     ctypes.POINTER(ctypes.c_void_p),
-)  # fmt: skip
+)
+"""`Launched` of fake_driver.c."""
 
 
 def library() -> Path:

@@ -107,8 +107,9 @@ def won(log_dir: Path, name: str, knobs: dict[str, Any], code: Code | None = Non
     timings = {"tuned": Timing((1.0,), 1.0), "eager": Timing((2.0,), 2.0)}
     code = code or (known[name].code if name in known else Code())
     record = Record(
-        role="final", case=CASE, device=device.current(), threads=1, schedule=name, code=code, knobs=knobs, status="ok", timings=timings,
-        busy=False, time="2026-01-01T00:00:00.000+00:00",
+        role="final", case=CASE, device=device.current(), threads=1, schedule=name, code=code,
+        knobs=knobs, status="ok", timings=timings, busy=False,
+        time="2026-01-01T00:00:00.000+00:00",
     )  # fmt: skip
     records.append(log_dir, record)
 

@@ -63,9 +63,11 @@ KNOBS: dict[str, int | bool | str] = {
 def row(case: Case, **fields: object) -> Row:
     """A measured case with everything in it."""
     made = Row(
-        op=case.op, device="some-cpu", dtype=case.dtype, hidden=case.hidden, rows=case.rows, bucket="1", eager_us=12_345.6, compile_us=10_000,
-        tuned_us=7_654.3, default_us=8_000, copy_us=6_000, speedup=1.61, over_better=1.31, over_default=1.05, gbps=123.4, of_copy=1.27, error=4.17,
-        of_allowed=0.3, spread=0.25, schedule="cached_rows", knobs="lanes=4 store=2 unroll=1 together=2 prefetch=1 write=streamed parallel",
+        op=case.op, device="some-cpu", dtype=case.dtype, hidden=case.hidden, rows=case.rows,
+        bucket="1", eager_us=12_345.6, compile_us=10_000, tuned_us=7_654.3, default_us=8_000,
+        copy_us=6_000, speedup=1.61, over_better=1.31, over_default=1.05, gbps=123.4, of_copy=1.27,
+        error=4.17, of_allowed=0.3, spread=0.25, schedule="cached_rows",
+        knobs="lanes=4 store=2 unroll=1 together=2 prefetch=1 write=streamed parallel",
         disturbed="others", stale=True, time="",
     )  # fmt: skip
     return msgspec.structs.replace(made, **fields)

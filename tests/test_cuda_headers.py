@@ -24,22 +24,27 @@ ALIKE = """
 #include <cstddef>
 #include <type_traits>
 template <class A, class B> struct same_kind {  // pointers lead to anything where one is void *
-  static constexpr bool value = sizeof(A) == sizeof(B) && std::is_pointer<A>::value == std::is_pointer<B>::value;
+  static constexpr bool value =
+      sizeof(A) == sizeof(B) && std::is_pointer<A>::value == std::is_pointer<B>::value;
 };
 template <class A, class B> struct alike : same_kind<A, B> {};
 template <class A> struct alike<A *, void *> : std::true_type {};
 template <class B> struct alike<void *, B *> : std::true_type {};
 template <> struct alike<void *, void *> : std::true_type {};
-template <class A, class B> struct alike<A *, B *> : std::integral_constant<bool, alike<std::remove_cv_t<A>, std::remove_cv_t<B>>::value> {};
+template <class A, class B> struct alike<A *, B *>
+    : std::bool_constant<alike<std::remove_cv_t<A>, std::remove_cv_t<B>>::value> {};
 template <class R, class S> struct calls_alike : std::false_type {};
 template <class R, class S, class... A, class... B> struct calls_alike<R (*)(A...), S (*)(B...)> {
   template <bool count, class = void> struct each : std::false_type {};
-  template <class unused> struct each<true, unused> : std::integral_constant<bool, (true && ... && alike<A, B>::value)> {};
+  template <class unused> struct each<true, unused>
+      : std::bool_constant<(true && ... && alike<A, B>::value)> {};
   static constexpr bool value = alike<R, S>::value && each<sizeof...(A) == sizeof...(B)>::value;
 };
 #define TEXT(...) #__VA_ARGS__
 #define NAME(name) TEXT(name)
-constexpr bool equal(const char *a, const char *b) { return *a == *b && (!*a || equal(a + 1, b + 1)); }
+constexpr bool equal(const char *a, const char *b) {
+  return *a == *b && (!*a || equal(a + 1, b + 1));
+}
 """
 
 
@@ -164,14 +169,8 @@ def test_the_driver_s_numbers(tmp_path: Path) -> None:
     }
     text = driver.SOURCE.read_text()
     assert "kernel_attribute(8," in text
-    named = set(
-        map(
-            int,
-            re.findall(
-                r"case (\d+):", text[text.index("*likely") : text.index("static void describe")]
-            ),
-        )
-    )
+    likely = text[text.index("*likely") : text.index("static void describe")]
+    named = {int(number) for number in re.findall(r"case (\d+):", likely)}
     assert named == {number for name, number in meant.items() if name.startswith("CUDA_ERROR")}
     lines = [f'static_assert(int({name}) == {number}, "{name}");' for name, number in meant.items()]
     assert proven(header("cuda.h"), ["#include <cuda.h>"], lines, tmp_path) == ""

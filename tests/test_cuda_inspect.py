@@ -32,14 +32,16 @@ WHY_NOT = available()
 compiles = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 COPY = """
-extern "C" __global__ void __launch_bounds__(256) copy(const float4* __restrict__ x, float4* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(256)
+copy(const float4* __restrict__ x, float4* __restrict__ y) {
   int i = blockIdx.x * 256 + threadIdx.x;
   y[i] = x[i];
 }
 """
 HALVES = """
 #include <cuda_fp16.h>
-extern "C" __global__ void __launch_bounds__(256) halves(const half* __restrict__ x, half* __restrict__ y, int n) {
+extern "C" __global__ void __launch_bounds__(256)
+halves(const half* __restrict__ x, half* __restrict__ y, int n) {
   int i = blockIdx.x * 256 + threadIdx.x;
   if (i < n) y[i] = x[i];
 }
@@ -67,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(1024) spilling(const volatile float
 }
 """
 ROW_SUM = """
-extern "C" __global__ void __launch_bounds__(128) row_sum(const float* __restrict__ x, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128)
+row_sum(const float* __restrict__ x, float* __restrict__ y) {
   __shared__ float parts[4];
   float v = x[blockIdx.x * 128 + threadIdx.x];
   for (int d = 16; d; d /= 2) v += __shfl_down_sync(0xffffffffu, v, d);
@@ -84,12 +87,14 @@ ptxas info    : 0 bytes gmem, 256 bytes cmem[3]
 ptxas info    : Compiling entry function '_Z1bILi3EEvPdi' for 'sm_75'
 ptxas info    : Function properties for _Z1bILi3EEvPdi
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 24 registers, used 2 barriers, 1024+16 bytes smem, 364 bytes cmem[0], 8 bytes cmem[2]
+ptxas info    : Used 24 registers, used 2 barriers, 1024+16 bytes smem, 364 bytes cmem[0], \
+8 bytes cmem[2]
 ptxas info    : Compile time = 21.207 ms
 ptxas info    : Compiling entry function 'a' for 'sm_75'
 ptxas info    : Function properties for a
     160 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
-ptxas info    : Used 38 registers, used 0 barriers, 176 bytes cumulative stack size, 364 bytes cmem[0]
+ptxas info    : Used 38 registers, used 0 barriers, 176 bytes cumulative stack size, \
+364 bytes cmem[0]
 ptxas info    : Compile time = 25.238 ms
 ptxas info    : Function properties for _Z4slowfi
     16 bytes stack frame, 12 bytes spill stores, 12 bytes spill loads
@@ -100,22 +105,22 @@ ptxas info    : Function properties for main_kernel
 ptxas         .     208 bytes stack frame, 228 bytes spill stores, 284 bytes spill loads
 ptxas info    : Used 255 registers, used 0 barriers, 208 bytes cumulative stack size
 """
-# Recorded from cuobjdump, then cut.
+# Recorded from cuobjdump, then cut; its second column began two columns further on.
 SASS = """
 \tcode for sm_90
 
 \t\tFunction : halves
 \t.headerflags\t@"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
-        /*0050*/                   ISETP.GE.AND P0, PT, R7, UR4, PT ;         /* 0x0000000407007c0c */
-                                                                              /* 0x000fda000bf06270 */
-        /*0060*/               @P0 EXIT ;                                     /* 0x000000000000094d */
-                                                                              /* 0x000fea0003800000 */
-        /*0070*/                   LDC.64 R2, c[0x0][0x210] ;                 /* 0x00008400ff027b82 */
-        /*00b0*/                   LDG.E.U16.CONSTANT R3, desc[UR4][R2.64] ;  /* 0x0000000402037981 */
-        /*00d0*/                   STG.E.U16 desc[UR4][R4.64], R3 ;           /* 0x0000000304007986 */
-        /*00e0*/                   EXIT ;                                     /* 0x000000000000794d */
-        /*00f0*/                   BRA 0xf0;                                  /* 0xfffffffc00fc7947 */
-        /*0100*/                   NOP;                                       /* 0x0000000000007918 */
+        /*0050*/                   ISETP.GE.AND P0, PT, R7, UR4, PT ;       /* 0x0000000407007c0c */
+                                                                            /* 0x000fda000bf06270 */
+        /*0060*/               @P0 EXIT ;                                   /* 0x000000000000094d */
+                                                                            /* 0x000fea0003800000 */
+        /*0070*/                   LDC.64 R2, c[0x0][0x210] ;               /* 0x00008400ff027b82 */
+        /*00b0*/                   LDG.E.U16.CONSTANT R3, desc[UR4][R2.64] ;/* 0x0000000402037981 */
+        /*00d0*/                   STG.E.U16 desc[UR4][R4.64], R3 ;         /* 0x0000000304007986 */
+        /*00e0*/                   EXIT ;                                   /* 0x000000000000794d */
+        /*00f0*/                   BRA 0xf0;                                /* 0xfffffffc00fc7947 */
+        /*0100*/                   NOP;                                     /* 0x0000000000007918 */
 \t\t..........
 
 \t\tFunction : main_kernel
@@ -356,16 +361,30 @@ REFERENCE = r"""
 #include <cstdio>
 #include <cuda_occupancy.h>
 int main() {
-  int major, minor, threads_sm, shared_sm, shared_optin, reserved, regs, threads, fixed, dynamic, bars;
-  while (std::scanf("%d%d%d%d%d%d%d%d%d%d%d", &major, &minor, &threads_sm, &shared_sm, &shared_optin, &reserved, &regs, &threads, &fixed, &dynamic,
-                    &bars) == 11) {
+  int major, minor, threads_sm, shared_sm, shared_optin, reserved;
+  int regs, threads, fixed, dynamic, bars;
+  while (std::scanf("%d%d%d%d%d%d%d%d%d%d%d", &major, &minor, &threads_sm, &shared_sm,
+                    &shared_optin, &reserved, &regs, &threads, &fixed, &dynamic, &bars) == 11) {
     cudaOccDeviceProp p;
-    p.computeMajor = major; p.computeMinor = minor; p.maxThreadsPerBlock = 1024; p.maxThreadsPerMultiprocessor = threads_sm;
-    p.regsPerBlock = p.regsPerMultiprocessor = 65536; p.warpSize = 32; p.sharedMemPerBlock = 48 * 1024; p.numSms = 1;
-    p.sharedMemPerMultiprocessor = shared_sm; p.sharedMemPerBlockOptin = shared_optin; p.reservedSharedMemPerBlock = reserved;
+    p.computeMajor = major;
+    p.computeMinor = minor;
+    p.maxThreadsPerBlock = 1024;
+    p.maxThreadsPerMultiprocessor = threads_sm;
+    p.regsPerBlock = p.regsPerMultiprocessor = 65536;
+    p.warpSize = 32;
+    p.sharedMemPerBlock = 48 * 1024;
+    p.numSms = 1;
+    p.sharedMemPerMultiprocessor = shared_sm;
+    p.sharedMemPerBlockOptin = shared_optin;
+    p.reservedSharedMemPerBlock = reserved;
     cudaOccFuncAttributes a;
-    a.maxThreadsPerBlock = 1024; a.numRegs = regs; a.sharedSizeBytes = fixed; a.partitionedGCConfig = PARTITIONED_GC_OFF;
-    a.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN; a.maxDynamicSharedSizeBytes = dynamic; a.numBlockBarriers = bars;
+    a.maxThreadsPerBlock = 1024;
+    a.numRegs = regs;
+    a.sharedSizeBytes = fixed;
+    a.partitionedGCConfig = PARTITIONED_GC_OFF;
+    a.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+    a.maxDynamicSharedSizeBytes = dynamic;
+    a.numBlockBarriers = bars;
     cudaOccDeviceState s;
     s.carveoutConfig = SHAREDMEM_CARVEOUT_MAX_SHARED;
     cudaOccResult r;

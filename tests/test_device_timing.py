@@ -400,7 +400,11 @@ def test_a_backward_of_autograds_is_recorded_on_a_gpu() -> None:
 LIBRARY = """
     #include <string.h>
     typedef struct { unsigned pid; unsigned long long memory; unsigned gi, ci; } Process;
-    typedef struct { unsigned pid; unsigned long long time; unsigned sm, memory, encoder, decoder; } Used;
+    typedef struct {
+      unsigned pid;
+      unsigned long long time;
+      unsigned sm, memory, encoder, decoder;
+    } Used;
     static unsigned pids[8], count, mhz;
     static Used used[8];
     static unsigned used_count;
@@ -410,18 +414,27 @@ LIBRARY = """
       mhz = new_mhz, count = n, fails = new_fails, used_count = 0;
       for (unsigned i = 0; i < n; ++i) pids[i] = list[i];
     }
-    void fake_used(unsigned pid, unsigned sm, unsigned long long time) { used[used_count++] = (Used){pid, time, sm, 0, 0, 0}; }
+    void fake_used(unsigned pid, unsigned sm, unsigned long long time) {
+      used[used_count++] = (Used){pid, time, sm, 0, 0, 0};
+    }
     unsigned long long fake_since(void) { return since; }
     int nvmlInit_v2(void) { return 0; }
-    int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) { *device = &mhz; return strcmp(uuid, "GPU-known") ? 6 : 0; }
-    int nvmlDeviceGetClockInfo(void *device, int type, unsigned *clock) { *clock = mhz; return device == &mhz && type == 1 ? fails : 2; }
+    int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+      *device = &mhz;
+      return strcmp(uuid, "GPU-known") ? 6 : 0;
+    }
+    int nvmlDeviceGetClockInfo(void *device, int type, unsigned *clock) {
+      *clock = mhz;
+      return device == &mhz && type == 1 ? fails : 2;
+    }
     int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *n, Process *found) {
       (void)device;
       for (unsigned i = 0; i < count && i < *n; ++i) found[i].pid = pids[i];
       *n = count;
       return fails;
     }
-    int nvmlDeviceGetProcessUtilization(void *device, Used *found, unsigned *n, unsigned long long last) {
+    int nvmlDeviceGetProcessUtilization(void *device, Used *found, unsigned *n,
+                                        unsigned long long last) {
       (void)device;
       since = last;
       memcpy(found, used, sizeof used);

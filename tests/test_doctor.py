@@ -301,11 +301,26 @@ def test_the_command_prints_each_finding_on_a_line() -> None:
 
 
 FAULTS: list[tuple[Any, str]] = [
-    (toolchain, "incompatible"), (toolchain, "command"), (toolchain, "run"), (device, "current"), (torch, "get_num_threads"),
-    (direct, "has_shim"), (layer_norm_node, "reason_missing"), (products, "mkl_is_slow"), (torch.cuda, "is_available"), (driver, "opened"),
-    (cuda, "available"), (paths, "log_dir"), (paths, "cached"), (sealed, "read"), (schedule, "all_schedules"), (paths, "schedule_dirs"),
-    (records, "read"), (select, "served"), (tempfile, "TemporaryFile"),
-]  # fmt: skip
+    (toolchain, "incompatible"),
+    (toolchain, "command"),
+    (toolchain, "run"),
+    (device, "current"),
+    (torch, "get_num_threads"),
+    (direct, "has_shim"),
+    (layer_norm_node, "reason_missing"),
+    (products, "mkl_is_slow"),
+    (torch.cuda, "is_available"),
+    (driver, "opened"),
+    (cuda, "available"),
+    (paths, "log_dir"),
+    (paths, "cached"),
+    (sealed, "read"),
+    (schedule, "all_schedules"),
+    (paths, "schedule_dirs"),
+    (records, "read"),
+    (select, "served"),
+    (tempfile, "TemporaryFile"),
+]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,9 @@ using half4 = half4_bfloat164<__half, __half2>;
 """
     source = f"""{own}
 __device__ {kind} same({kind} v) {{ return v; }}
-extern "C" __global__ void k(const {kind}* x_ptr, {kind}* y_ptr) {{ y_ptr[threadIdx.x] = same(x_ptr[threadIdx.x]); }}
+extern "C" __global__ void k(const {kind}* x_ptr, {kind}* y_ptr) {{
+  y_ptr[threadIdx.x] = same(x_ptr[threadIdx.x]);
+}}
 """
     x = numbers(32 * 8).to(getattr(torch, dtype))
     y = torch.zeros_like(x)
@@ -210,9 +212,11 @@ def test_a_tile_is_transposed_in_dynamic_shared_memory(order: str) -> None:
     x, y = numbers(32, 32), torch.empty(32, 32)
     body = """
   extern __shared__ __align__(64) uchar buf_dyn_shmem[];
-  for (int r = threadIdx.y; r < 32; r += blockDim.y) ((float*)buf_dyn_shmem)[r * 33 + threadIdx.x] = x[r * 32 + threadIdx.x];
+  float* tile = (float*)buf_dyn_shmem;
+  int c = threadIdx.x;
+  for (int r = threadIdx.y; r < 32; r += blockDim.y) tile[r * 33 + c] = x[r * 32 + c];
   __syncthreads();
-  for (int r = threadIdx.y; r < 32; r += blockDim.y) y[r * 32 + threadIdx.x] = ((float*)buf_dyn_shmem)[threadIdx.x * 33 + r];
+  for (int r = threadIdx.y; r < 32; r += blockDim.y) y[r * 32 + c] = tile[c * 33 + r];
 """
     head = "#define uchar unsigned char\n"
     source = f'{head}extern "C" __global__ void k(float* x, float* y) {{{body}}}'
@@ -313,7 +317,10 @@ def test_narrow_arithmetic_is_rounded_once(dtype: torch.dtype, kind: str) -> Non
     y = torch.empty(4, len(x), dtype=dtype)
     body = f"""
   int i = blockIdx.x * 1024 + threadIdx.x, n = {len(x)};
-  y[i] = x[i] + z[i]; y[n + i] = x[i] * z[i]; y[2 * n + i] = x[i] / z[i]; y[3 * n + i] = x[i] < z[i] ? -x[i] : __habs(z[i]);
+  y[i] = x[i] + z[i];
+  y[n + i] = x[i] * z[i];
+  y[2 * n + i] = x[i] / z[i];
+  y[3 * n + i] = x[i] < z[i] ? -x[i] : __habs(z[i]);
 """
     run(f"{kind}* x, {kind}* z, {kind}* y", body, x, z, y, grid=9, block=1024)
     right = torch.stack([x + z, x * z, x / z, torch.where(x < z, -x, z.abs())])
@@ -736,8 +743,10 @@ def test_signatures_are_read_as_tvm_writes_them() -> None:
     have.
     """
     source = """
-extern "C" __global__ void __launch_bounds__(64, 2) a(const half* __restrict__ x_ptr, unsigned int n, int64_t rows);
-extern "C" __global__ void __launch_bounds__(64, 2) a(const half* __restrict__ x_ptr, unsigned int n, int64_t rows) {}
+extern "C" __global__ void __launch_bounds__(64, 2) \
+a(const half* __restrict__ x_ptr, unsigned int n, int64_t rows);
+extern "C" __global__ void __launch_bounds__(64, 2) \
+a(const half* __restrict__ x_ptr, unsigned int n, int64_t rows) {}
 __global__ void b() {}
 """
     found = kernels_of(source)

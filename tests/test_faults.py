@@ -358,8 +358,9 @@ def test_a_log_of_another_device_that_cannot_be_read(log_dir: Path) -> None:
     here, timings = device.current(), {"tuned": Timing((1.0,), 1.0), "eager": Timing((2.0,), 2.0)}
     knobs = msgspec.to_builtins(plan.default(CASE, here))
     record = Record(
-        role="final", case=CASE, device=here, threads=1, schedule=plan.name, code=plan.code, knobs=knobs, status="ok", timings=timings,
-        busy=False, time="2026-01-01T00:00:00.000+00:00",
+        role="final", case=CASE, device=here, threads=1, schedule=plan.name, code=plan.code,
+        knobs=knobs, status="ok", timings=timings, busy=False,
+        time="2026-01-01T00:00:00.000+00:00",
     )  # fmt: skip
     records.append(log_dir, record)
     (log_dir / "another" / "layer_norm.jsonl").mkdir(parents=True)
@@ -395,15 +396,17 @@ for name in ("HOME", "LNTUNE_CACHE_DIR", "LNTUNE_LOG_DIR", "XDG_CACHE_HOME", "XD
     os.environ.pop(name, None)
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
 paths.is_checkout = lambda: False
-for number, environment in enumerate(({}, {"LNTUNE_CACHE_DIR": "~/x"}, {"HOME": "/"}, {"HOME": "/root"})):
+for environment in ({}, {"LNTUNE_CACHE_DIR": "~/x"}, {"HOME": "/"}, {"HOME": "/root"}):
     os.environ.update(environment)
     lntune.reload()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         right(72); right(80)
-    told = [str(w.message) for w in caught]
-    assert dispatch.kernel_for(Case("layer_norm", 72, "float32", 8, "plain")) is not None, told
-    print(len([t for t in told if "kernels are kept in" in t]), len([t for t in told if "no kernel" in t]), paths.log_dir())
+    messages = [str(w.message) for w in caught]
+    assert dispatch.kernel_for(Case("layer_norm", 72, "float32", 8, "plain")) is not None, messages
+    kept = len([m for m in messages if "kernels are kept in" in m])
+    missing = len([m for m in messages if "no kernel" in m])
+    print(kept, missing, paths.log_dir())
     os.environ.pop("LNTUNE_CACHE_DIR", None)
 """
 

@@ -119,8 +119,10 @@ def test_where_hints_have_no_place(name: str) -> None:
         )
 
 
-KERNEL = """extern "C" __global__ void __launch_bounds__(32) main_kernel(float* __restrict__ dx_ptr, float* __restrict__ x_ptr);
-extern "C" __global__ void __launch_bounds__(32) main_kernel(float* __restrict__ dx_ptr, float* __restrict__ x_ptr) {
+KERNEL = """extern "C" __global__ void __launch_bounds__(32) \
+main_kernel(float* __restrict__ dx_ptr, float* __restrict__ x_ptr);
+extern "C" __global__ void __launch_bounds__(32) \
+main_kernel(float* __restrict__ dx_ptr, float* __restrict__ x_ptr) {
   float4 v = *(float4*)(x_ptr + (((int64_t)threadIdx.x) * (int64_t)4));
   if (rows[0] < 3) {
     *(float4*)(dx_ptr + ((int64_t)threadIdx.x)) = make_float4(v.x, x_ptr[(a[(1)] + 2)], v.z, v.w);

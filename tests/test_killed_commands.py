@@ -41,7 +41,8 @@ BRIEF = """
 from lntune.commands import bringup
 from lntune.commands.bringup import yardstick
 from lntune.tune import loop
-yardstick._LARGEST, yardstick.SECONDS, loop.FINAL_SHARE, bringup.BENCH_SECONDS = 1 << 24, 0.05, 1e-4, 0.05
+yardstick._LARGEST, yardstick.SECONDS = 1 << 24, 0.05
+loop.FINAL_SHARE, bringup.BENCH_SECONDS = 1e-4, 0.05
 from lntune.cli import main
 main()
 """

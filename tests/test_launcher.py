@@ -139,8 +139,10 @@ def test_scratch_between_kernels(fake_gpu: FakeGpu, rows: int) -> None:
 
 
 NUMBERS = """
-extern "C" __global__ void numbers(int64_t* out, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f) {
-  if (threadIdx.x == 0 && blockIdx.x == 0) { out[0] = a; out[1] = b; out[2] = c; out[3] = d; out[4] = e; out[5] = f; }
+extern "C" __global__ void numbers(
+    int64_t* out, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f) {
+  if (threadIdx.x || blockIdx.x) return;
+  out[0] = a; out[1] = b; out[2] = c; out[3] = d; out[4] = e; out[5] = f;
 }
 """
 

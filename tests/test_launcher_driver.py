@@ -252,8 +252,12 @@ class Managed(ctypes.Structure):
     """DLManagedTensorVersioned."""
 
     _fields_ = (
-        ("version", ctypes.c_uint32 * 2), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p), ("flags", ctypes.c_uint64), ("tensor", Tensor),
-    )  # fmt: skip
+        ("version", ctypes.c_uint32 * 2),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", Tensor),
+    )
 
 
 ALLOCATE = ctypes.CFUNCTYPE(

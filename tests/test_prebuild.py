@@ -85,16 +85,18 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
 HIDDEN = """
 import importlib.metadata, sys
 
-class NoTvm:  # as if apache-tvm had never been installed: neither its module nor its metadata is found
+# As if apache-tvm had never been installed: neither its module nor its metadata is found.
+class NoTvm:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "tvm":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NoTvm())
 discover = importlib.metadata.Distribution.discover
-importlib.metadata.Distribution.discover = classmethod(
-    lambda cls, **asked: (d for d in discover(**asked) if (d.metadata["Name"] or "").lower() != "apache-tvm")
-)
+def without_tvm(cls, **asked):
+    return (d for d in discover(**asked) if (d.metadata["Name"] or "").lower() != "apache-tvm")
+
+importlib.metadata.Distribution.discover = classmethod(without_tvm)
 """
 SERVED = """
 import importlib.metadata, shutil, warnings
@@ -104,9 +106,11 @@ from lntune.backends import cuda
 from lntune.backends.cpu import runtime
 from lntune.system import toolchain
 from lntune.torch import dispatch, layer_norm as module
-for nothing in (lambda: __import__("tvm"), lambda: importlib.metadata.version("apache-tvm"), toolchain.command):
+for missing in (
+    lambda: __import__("tvm"), lambda: importlib.metadata.version("apache-tvm"), toolchain.command
+):
     try:
-        nothing()
+        missing()
     except (ImportError, lntune.LntuneError):
         pass
     else:
@@ -115,9 +119,10 @@ assert toolchain.installed("apache-tvm") == "not installed"
 warnings.filterwarnings("error", ".*no kernel.*")
 x, w = torch.randn(5, 40), torch.ones(40)
 for given in (x, torch.cat([x, x], 1)[:, :40]):
-    torch.testing.assert_close(lntune.layer_norm(given, (40,), w, w), functional.layer_norm(given, (40,), w, w))
+    eager = functional.layer_norm(given, (40,), w, w)
+    torch.testing.assert_close(lntune.layer_norm(given, (40,), w, w), eager)
     leaf = given.detach().requires_grad_()
-    torch.testing.assert_close(lntune.layer_norm(leaf, (40,), w, w).detach(), functional.layer_norm(given, (40,), w, w))
+    torch.testing.assert_close(lntune.layer_norm(leaf, (40,), w, w).detach(), eager)
 print(module._direct.ready, runtime.has_pool())
 """
 

@@ -289,11 +289,15 @@ def test_no_scratch_memory() -> None:
         from lntune.kernels import compiler
         from lntune.case import Case
         case, plan = Case("layer_norm", 4096, "float16", 512), schedule.get("widened_rows")
-        kernel = compiler.in_memory(case, plan, plan.default(case, device.current()), device.current())
+        here = device.current()
+        kernel = compiler.in_memory(case, plan, plan.default(case, here), here)
         allocate, free = runtime._own().lntune_workspace_alloc, runtime._own().lntune_workspace_free
-        allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
-        free.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-        x, one, y = torch.randn(512, 4096).half(), torch.ones(4096).half(), torch.empty(512, 4096).half()
+        number = ctypes.c_int
+        allocate.restype = ctypes.c_void_p
+        allocate.argtypes = [number, number, ctypes.c_uint64, number, number]
+        free.argtypes = [number, number, ctypes.c_void_p]
+        x, one = torch.randn(512, 4096).half(), torch.ones(4096).half()
+        y = torch.empty_like(x)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             held = [allocate(1, 0, 8, 2, 32) for _ in range(32)]
@@ -347,7 +351,10 @@ def test_fork_while_another_thread_builds() -> None:
     done = process("""
         import threading, time
         right()
-        thread = threading.Thread(target=lambda: [lntune.layer_norm(torch.randn(3, n), (n,)) for n in (33, 34, 35)])
+        def build():
+            for n in (33, 34, 35):
+                lntune.layer_norm(torch.randn(3, n), (n,))
+        thread = threading.Thread(target=build)
         thread.start()
         codes = []
         while thread.is_alive():
@@ -374,8 +381,9 @@ def test_data_loader_workers() -> None:
             def __getitem__(self, i): return lntune.layer_norm(x + i, (256,))
         if __name__ == "__main__":
             wanted = [Rows()[i] for i in range(8)]
-            for workers in (0, 2):
-                got = list(DataLoader(Rows(), batch_size=None, num_workers=workers, multiprocessing_context="fork" if workers else None))
+            for workers, context in ((0, None), (2, "fork")):
+                options = {"num_workers": workers, "multiprocessing_context": context}
+                got = list(DataLoader(Rows(), batch_size=None, **options))
                 assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
             print("done")
         """)
@@ -417,8 +425,11 @@ def test_tvm_modules_of_the_user() -> None:
         import ctypes
         from lntune.backends.cpu import runtime
         theirs = ctypes.cast(runtime._tvm_runtime().TVMBackendParallelLaunch, ctypes.c_void_p).value
-        registered = []
-        real, runtime._register = runtime._register, lambda name, library, function: (registered.append(function), real(name, library, function))[1]
+        registered, real = [], runtime._register
+        def noted(name, library, function):
+            registered.append(function)
+            return real(name, library, function)
+        runtime._register = noted
         with runtime.own_symbols(): pass
         print(registered[3:])
         """)
@@ -502,9 +513,10 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(3):
         assert torch.equal(lntune.layer_norm(x, (256,)), functional.layer_norm(x, (256,)))
-told = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning) and "eager mode serves it" in str(w.message)]
+untuned = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning)]
+eager = [message for message in untuned if "eager mode serves it" in message]
 lntune.strict()
-from lntune.select import Choice
+from lntune.log.select import Choice
 Choice.measured = True
 errors = []
 for _ in range(2):
@@ -512,7 +524,7 @@ for _ in range(2):
         lntune.layer_norm(x, (256,))
     except LntuneError as e:
         errors.append(type(e).__name__)
-print(len(told), errors, told[0])
+print(len(eager), errors, eager[0])
 """
 
 

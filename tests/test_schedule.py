@@ -38,7 +38,10 @@ class Knobs:
 def valid(knobs, case, device):
     return "too many for a row" if knobs.lanes > case.hidden else None
 
-SCHEDULES = (Schedule("NAME", "OP", "KIND", Knobs, lambda case, device: Knobs(), valid, lambda case, knobs, device: "module"),)
+def module(case, knobs, device):
+    return "module"
+
+SCHEDULES = (Schedule("NAME", "OP", "KIND", Knobs, lambda case, device: Knobs(), valid, module),)
 """
 
 WriteFile = Callable[..., Path]
@@ -415,16 +418,14 @@ FAULTS = {
         "    return",
         "    {}['no']\n    return",
     ),
-    "valid() of 'mine' gave True for layer_norm 4x64 float32, expected why the knobs do not fit, or None.": (
-        " None\n",
-        " True\n",
-    ),
+    (
+        "valid() of 'mine' gave True for layer_norm 4x64 float32,"
+        " expected why the knobs do not fit, or None."
+    ): (" None\n", " True\n"),
     "Knobs() of 'mine' failed on layer_norm 4x64 float32: ValueError: no": (
         '"how many")',
-        (
-            '"how many")\n\n    def __post_init__(self):\n        if self.lanes == 4:\n           '
-            ' raise ValueError("no")'
-        ),
+        '"how many")\n\n    def __post_init__(self):\n'
+        '        if self.lanes == 4:\n            raise ValueError("no")',
     ),
 }
 """What is said of a schedule that fails when it is asked, and how one becomes it."""
@@ -507,7 +508,7 @@ def test_a_declared_version_is_what_counts(
     """A schedule with a version is told by it, by its operator's and by the lowering's, whatever
     else its file says.
     """
-    text = MINE.replace('"module")', '"module", version=3)')
+    text = MINE.replace("valid, module)", "valid, module, version=3)")
     assert text != MINE
     one = schedule.load_file(write("cpu/a.py", text=text), "cpu")[0].code
     assert one == Code(3, 1, 1)
@@ -522,7 +523,8 @@ def test_a_declared_version_is_what_counts(
 @pytest.mark.parametrize("version", ["-1", "'2'", "1.5"])
 def test_versions_are_whole_numbers(write: WriteFile, version: str) -> None:
     """Another version than a number from 1 on is an error that says so."""
-    path = write("cpu/odd.py", text=MINE.replace('"module")', f'"module", version={version})'))
+    text = MINE.replace("valid, module)", f"valid, module, version={version})")
+    path = write("cpu/odd.py", text=text)
     assert left_out() == [
         f"{path}: version of schedule 'mine': got {version}, expected a whole number from 1 on, or"
         " none."
@@ -558,7 +560,14 @@ docstring"""'''
 
 
 @pytest.mark.parametrize(
-    "part", ["ops/layer_norm.py", "loops.py", "gpu/threads.py", "cuda/hints.py", "mine"]
+    "part",
+    [
+        "ops/layer_norm.py",
+        "transforms/cpu/loops.py",
+        "transforms/gpu/threads.py",
+        "transforms/gpu/hints.py",
+        "mine",
+    ],
 )
 def test_edits_are_seen(
     write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

@@ -158,7 +158,7 @@ def test_a_folder_that_was_thought_left(temporary: Path, monkeypatch: pytest.Mon
 OUTLIVED = """
 import sys, time
 sys.path[:] = sys.argv[2:]
-from lntune.worker import Worker
+from lntune.measure.worker import Worker
 class Busy(Worker):
     program = sys.argv[1]
 with Busy() as worker:
@@ -181,7 +181,8 @@ sys.path[:] = sys.argv[2:]
 from lntune.system import scratch, toolchain
 cache = pathlib.Path(os.environ["CACHE"])
 cache.mkdir()
-os.environ["CXX"] = "sh -c 'sleep 600 & touch $TMPDIR/cc1.s $CACHE/kernel.so; echo $$ >$CACHE/../group; wait'"
+files = "touch $TMPDIR/cc1.s $CACHE/kernel.so; echo $$ >$CACHE/../group"
+os.environ["CXX"] = f"sh -c 'sleep 600 & {files}; wait'"
 toolchain.run_compiler([], cache / "kernel.so")
 """
 

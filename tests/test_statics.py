@@ -29,7 +29,8 @@ SPILLING = """
 extern "C" __global__ void __launch_bounds__(1024) main_kernel(const float* x, float* y) {
   float held[200];
   for (int i = 0; i < 200; ++i) held[i] = x[i * 1024 + threadIdx.x];
-  for (int i = 0; i < 200; ++i) y[i * 1024 + threadIdx.x] = held[i] * held[(i * 7 + (int)held[0]) % 200];
+  for (int i = 0; i < 200; ++i)
+    y[i * 1024 + threadIdx.x] = held[i] * held[(i * 7 + (int)held[0]) % 200];
 }
 """
 

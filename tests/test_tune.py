@@ -873,7 +873,8 @@ RUN = """
     def observe(progress):
         print(progress.trials, flush=True)
 
-    tune.tune([Case("layer_norm", 64, "float32", 8)], tune.Settings(search="exhaustive", seconds=None), observe)
+    settings = tune.Settings(search="exhaustive", seconds=None)
+    tune.tune([Case("layer_norm", 64, "float32", 8)], settings, observe)
 """
 
 

@@ -125,7 +125,8 @@ entry:
   ret void
 }
 """
-CUDA = """extern "C" __global__ void __launch_bounds__(128) main_kernel(float* __restrict__ x_ptr, float* __restrict__ y_ptr) {
+CUDA = """extern "C" __global__ void __launch_bounds__(128) \
+main_kernel(float* __restrict__ x_ptr, float* __restrict__ y_ptr) {
   float4 v = *(float4*)(x_ptr + (threadIdx.x * 4));
   *(float4*)(y_ptr + (threadIdx.x * 4)) = v;
 }

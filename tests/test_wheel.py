@@ -53,11 +53,14 @@ warnings.simplefilter("ignore", lntune.UntunedWarning)
 x, weight, bias = torch.randn(8, 96), torch.randn(96), torch.randn(96)
 with torch.inference_mode():
     ours = lntune.layer_norm(x, (96,), weight, bias)
-torch.testing.assert_close(ours, torch.nn.functional.layer_norm(x, (96,), weight, bias), rtol=1e-5, atol=1e-5)
-assert dispatch.kernel_for(Case("layer_norm", 96, "float32", 8)) is not None, "served by eager mode, not by a kernel"
+eager = torch.nn.functional.layer_norm(x, (96,), weight, bias)
+torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-5)
+kernel = dispatch.kernel_for(Case("layer_norm", 96, "float32", 8))
+assert kernel is not None, "served by eager mode, not by a kernel"
 
 assert not paths.is_checkout()
-assert {s.path.parent for s in schedule.for_op("layer_norm", "cpu").values()} == {site / "lntune/_bundled/schedules/cpu"}
+folders = {s.path.parent for s in schedule.for_op("layer_norm", "cpu").values()}
+assert folders == {site / "lntune/_bundled/schedules/cpu"}
 assert paths.content("tuning_logs") == site / "lntune/_bundled/tuning_logs"
 assert data in paths.log_dir().parents, paths.log_dir()
 for name, module in list(sys.modules.items()):

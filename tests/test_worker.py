@@ -295,15 +295,16 @@ PARENT = """
     from pathlib import Path
     from lntune import device
     from lntune.case import Case
-    from lntune.trial import Candidate, Job
-    from lntune.worker import Worker
+    from lntune.measure.trial import Candidate, Job
+    from lntune.measure.worker import Worker
 
     worker = Worker()
     worker.start()
     print(worker.pid, flush=True)
+    case = Case("layer_norm", 64, "float32", 8)
     candidate = Candidate("hangs", (("first", 1), ("second", False)))
     if sys.argv[1] == "busy":
-        worker.run(Job(Case("layer_norm", 64, "float32", 8), device.current(), (candidate,), 0.001), 300)
+        worker.run(Job(case, device.current(), (candidate,), 0.001), 300)
     threading.Event().wait()
 """
 

@@ -66,15 +66,14 @@ void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *);
 
 enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
-enum {
-  ALIGNED = 16
-}; /* bytes; kernels of GPUs ask for whole accesses, and those for other tensors are found by the
-      general path */
+/* Bytes: kernels of GPUs ask for whole accesses, and the general path finds those for other
+ * tensors. */
+enum { ALIGNED = 16 };
 
-/* A shape of its own, or that of the first tensor (`dims` 0). A dimension is rows (-1) or a number.
- */
+/* A shape of its own, or that of the first tensor (`dims` 0). */
 typedef struct {
-  int64_t dtype, dims, dim[MAX_DIMS];
+  int64_t dtype, dims;
+  int64_t dim[MAX_DIMS]; /* rows (-1) or a number */
 } Output;
 
 /* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output.
@@ -91,11 +90,10 @@ typedef struct {
 typedef int (*Record)(void *const *inputs, void *const *outputs, char *message, size_t size);
 
 typedef struct {
-  char *
-      signature; /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
-  /* quiet: all to be false, the first of them only where tensors are not on the CPU */
-  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata,
-      **quiet;
+  /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
+  char *signature;
+  PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata;
+  PyObject **quiet; /* all to be false, the first of them only where tensors are not on the CPU */
   int quiet_count, size, used, shim;
   Record *record; /* null, or null there: calls whose gradients are recorded are not served */
   Entry *entries; /* open addressing; `arguments` 0 is a free place */
@@ -108,8 +106,8 @@ static int (*release)(void *);
 static int32_t (*empty_strided)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t,
                                 int32_t, void **);
 static int32_t (*data_pointer)(void *, void **), (*delete_tensor)(void *);
-static PyObject *(*wrap)(
-    void *); /* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor * */
+/* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor *. */
+static PyObject *(*wrap)(void *);
 
 /* True when the shim was found. */
 int lntune_direct_init(void *exchange, void *call, void *error, void *decref, const char *torch_cpu,
@@ -175,15 +173,15 @@ static int truth(PyObject *result) {
 typedef struct {
   DLTensor tensor[MAX_ARGS];
   int64_t apart[MAX_ARGS]; /* elements from one row to the next */
-  int strided; /* some rows do not lie one behind the other, which is another kernel's business */
   double scalar[MAX_ARGS];
+  int strided; /* some rows do not lie one behind the other, which is another kernel's business */
   DLDevice device;
   int64_t hidden, rows, key; /* the key has the hidden size and the device */
   uint64_t rest;             /* and everything else */
 } Call;
 
-static const uint64_t RECORDED = (uint64_t)1
-                                 << 63; /* in `rest`: gradients of this call are recorded */
+/* In `rest`: gradients of this call are recorded. */
+static const uint64_t RECORDED = (uint64_t)1 << 63;
 
 static int is_tensor(const Table *table, PyObject *const *args, int i) {
   return (table->signature[i] == 't' || table->signature[i] == 'o') && args[i] != &_Py_NoneStruct;
@@ -418,9 +416,8 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!table->record || !*table->record) return none();
     c.rest |= RECORDED;
   }
-  Entry entry = *place(
-      table, c.key,
-      c.rest); /* a copy: Python that runs from here on, and other threads, may change the table */
+  /* A copy: Python that runs from here on, and other threads, may change the table. */
+  Entry entry = *place(table, c.key, c.rest);
   if (!entry.arguments || unusual(table, args, &c)) return none();
   PyErr_Clear();
   PyObject *result = run(table, &entry, &c, args);

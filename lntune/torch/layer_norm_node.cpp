@@ -53,14 +53,10 @@ std::unordered_map<uint64_t, Backward> backwards;
 uint64_t dtype_of(const Tensor &t) {
   if (!t.defined()) return 0;
   switch (t.scalar_type()) {
-  case at::kFloat:
-    return 1;
-  case at::kHalf:
-    return 2;
-  case at::kBFloat16:
-    return 3;
-  default:
-    return 0;
+  case at::kFloat: return 1;
+  case at::kHalf: return 2;
+  case at::kBFloat16: return 3;
+  default: return 0;
   }
 }
 
@@ -69,8 +65,7 @@ uint64_t key_of(uint64_t hidden, uint64_t x, uint64_t weight, uint64_t bias, uin
   return hidden << 32 | x << 16 | weight << 14 | bias << 12 | wanted << 8 | row_bits;
 }
 
-/* A dense tensor on the CPU, contiguous, without anything that wants to see what is done with it.
- */
+/* A dense, contiguous tensor on the CPU, without anything that wants to see what is done to it. */
 bool plain(const Tensor &t) {
   static const c10::DispatchKeySet usual = at::empty({1}).key_set() |
                                            c10::autograd_dispatch_keyset_with_ADInplaceOrView |
@@ -100,14 +95,10 @@ variable_list general(const Tensor &dy, const Saved &s, std::array<bool, 3> want
   const auto optional = [](const Tensor &t) {
     return t.defined() ? c10::IValue(t) : c10::IValue();
   };
-  torch::jit::Stack stack{dy,
-                          s.input,
-                          c10::SymIntArrayRef(sizes.slice(sizes.size() - 1)),
-                          s.mean,
-                          s.rstd,
-                          optional(s.weight),
-                          optional(s.bias),
-                          c10::List<bool>({wanted[0], wanted[1], wanted[2]})};
+  const c10::SymIntArrayRef shape(sizes.slice(sizes.size() - 1));
+  const c10::List<bool> mask({wanted[0], wanted[1], wanted[2]});
+  const auto weight = optional(s.weight), bias = optional(s.bias);
+  torch::jit::Stack stack{dy, s.input, shape, s.mean, s.rstd, weight, bias, mask};
   op.callBoxed(stack);
   variable_list made(3);
   for (size_t i = 0; i < 3; ++i)
@@ -117,15 +108,15 @@ variable_list general(const Tensor &dy, const Saved &s, std::array<bool, 3> want
 
 DLTensor described(const Tensor &t, int64_t *shape, int ndim) {
   const uint8_t code = t.scalar_type() == at::kBFloat16 ? kDLBfloat : kDLFloat;
-  return {t.data_ptr(), {kDLCPU, 0}, ndim, {code, (uint8_t)(8 * t.element_size()), 1},
-          shape,        nullptr,     0};
+  const DLDataType dtype{code, (uint8_t)(8 * t.element_size()), 1};
+  return {t.data_ptr(), {kDLCPU, 0}, ndim, dtype, shape, nullptr, 0};
 }
 
 /* The gradients by the kernel; false, and nothing done, where none is known or it refuses. */
 bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list &made) {
   if (at::GradMode::is_enabled() || watched()) return false;
-  if (dy.key_set() == s.input.key_set() && !dy.is_contiguous())
-    dy = dy.contiguous(); /* as from sum() */
+  /* As from sum(). */
+  if (dy.key_set() == s.input.key_set() && !dy.is_contiguous()) dy = dy.contiguous();
   const bool usual = plain(dy) && plain(s.input) && plain(s.mean) && plain(s.rstd) &&
                      (!s.weight.defined() || plain(s.weight)) &&
                      (!s.bias.defined() || plain(s.bias));
@@ -135,8 +126,8 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   int64_t hidden = s.input.size(-1);
   if (hidden <= 0 || hidden >> 31 || !s.input.numel()) return false;
   int64_t rows = s.input.numel() / hidden;
-  if (s.mean.numel() != rows || s.rstd.numel() != rows)
-    return false; /* other ones, by hooks for saved tensors */
+  /* Other ones, by hooks for saved tensors. */
+  if (s.mean.numel() != rows || s.rstd.numel() != rows) return false;
   const uint64_t mask = wanted[0] | wanted[1] << 1 | wanted[2] << 2;
   const uint64_t bits = 64 - __builtin_clzll((uint64_t)rows);
   Backward backward;
@@ -167,8 +158,8 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   int64_t matrix[2] = {rows, hidden};
   for (int64_t i = 0; i < backward.count; ++i) {
     const int64_t which = backward.order[i];
-    const bool is_matrix = which == DY || which == X || which == DX,
-               by_row = which == MEAN || which == RSTD;
+    const bool is_matrix = which == DY || which == X || which == DX;
+    const bool by_row = which == MEAN || which == RSTD;
     described_[i] =
         described(*tensors[which], is_matrix || by_row ? matrix : matrix + 1, is_matrix ? 2 : 1);
     values[i].type_index = kTVMFFIDLTensorPtr;
@@ -217,8 +208,8 @@ struct LayerNormBackward : torch::autograd::Node {
                               const std::vector<c10::IValue> &values) {
     torch::dynamo::autograd::PackedArgs packed(values);
     const auto saved = packed.unpack<variable_list>();
-    const auto present = packed.unpack<std::vector<bool>>(),
-               asked = packed.unpack<std::vector<bool>>();
+    const auto present = packed.unpack<std::vector<bool>>();
+    const auto asked = packed.unpack<std::vector<bool>>();
     if (!gradients[0].defined()) return variable_list(3);
     Tensor whole[5];
     for (size_t i = 0, next = 0; i < 5; ++i)
@@ -289,13 +280,12 @@ void lntune_layer_norm_node_init(void *call, void *error, void *decref) {
   (void)registered;
 }
 
-/* A Record of direct.c: inputs are x, normalized_shape, weight, bias, eps; outputs y, mean, rstd.
- */
+/* A Record of direct.c; inputs: x, normalized_shape, weight, bias, eps; outputs: y, mean, rstd. */
 int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, char *message,
                                   size_t size) {
   try {
-    const Tensor input = borrowed(inputs[0]), weight = borrowed(inputs[2]),
-                 bias = borrowed(inputs[3]);
+    const Tensor input = borrowed(inputs[0]);
+    const Tensor weight = borrowed(inputs[2]), bias = borrowed(inputs[3]);
     const Tensor &y = *(const Tensor *)outputs[0];
     auto node = make_node<LayerNormBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(input, weight, bias));
@@ -308,8 +298,8 @@ int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, cha
     return 0;
   } catch (const c10::Error &e) {
     std::strncpy(message, e.what_without_backtrace(), size - 1);
-  } catch (const std::exception
-               &e) { /* of Python's, from a hook for saved tensors: then its error is set */
+  } catch (const std::exception &e) {
+    /* Of Python's, from a hook for saved tensors: then its error is set. */
     std::strncpy(message, e.what(), size - 1);
   }
   return 1;

@@ -75,8 +75,8 @@ int lntune_runtime_init(int (*max_threads)(void), void (*error)(const char *, co
   omp_me = (int (*)(void))of_pool("omp_get_thread_num", torch);
   omp_team = (int (*)(void))of_pool("omp_get_num_threads", torch);
   omp_pause = (int (*)(int))of_pool("omp_pause_resource_all", torch);
-  if (!(omp_max_threads && omp_inside && omp_me && omp_team))
-    omp_run = 0; /* no pool, or half of one: serial */
+  /* No pool, or half of one: serial. */
+  if (!(omp_max_threads && omp_inside && omp_me && omp_team)) omp_run = 0;
   if (omp_run && !hooked++) pthread_atfork(before_fork, 0, after_fork);
   return omp_run != 0;
 }
@@ -115,8 +115,7 @@ int lntune_parallel_launch(Task task, void *data, int count) {
   return job.failed;
 }
 
-/* Scratch memory: a few blocks per thread, kept and grown. The largest kernels take nine at a time.
- */
+/* Scratch memory: a few blocks a thread, kept and grown. The largest kernels take nine at once. */
 enum { SLOTS = 32 };
 typedef struct {
   void *block;

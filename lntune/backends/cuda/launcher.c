@@ -22,33 +22,27 @@
 extern "C" {
 #endif
 
-enum {
-  MAX_DEVICES = 64,
-  MAX_ARGS = 32,
-  MAX_SCRATCH = 8,
-  MAX_LAUNCHES = 8,
-  MAX_PARAMS = 48,
-  MAX_DIMS = 4,
-  MAX_STACK = 16
-}; /* as in packed.py */
+/* As in packed.py. */
+enum { MAX_DEVICES = 64, MAX_ARGS = 32, MAX_SCRATCH = 8, MAX_LAUNCHES = 8 };
+enum { MAX_PARAMS = 48, MAX_DIMS = 4, MAX_STACK = 16 };
 enum { ROWS = -1, OLDEST = 12000, SCRATCH_ALIGNMENT = 256 };
 enum { GRID_X = 0x7fffffff, GRID_YZ = 65535 };
 
 typedef struct {
   void *library;
-  int device_type, version, count,
-      device[MAX_DEVICES];    /* device_type: DLPack's, of the tensors that are taken */
+  int device_type; /* DLPack's, of the tensors that are taken */
+  int version, count, device[MAX_DEVICES];
   void *context[MAX_DEVICES]; /* primary contexts, once one had to be asked for; never given back */
   pthread_mutex_t lock;
-  int (*init)(unsigned), (*driver_version)(int *), (*device_count)(int *),
-      (*device_get)(int *, int);
+  int (*init)(unsigned), (*driver_version)(int *);
+  int (*device_count)(int *), (*device_get)(int *, int);
   int (*device_name)(char *, int, int), (*device_attribute)(int *, int, int);
-  int (*context_device)(int *), (*context_retain)(void **, int),
-      (*context_state)(int, unsigned *, int *);
+  int (*context_device)(int *), (*context_retain)(void **, int);
+  int (*context_state)(int, unsigned *, int *);
   int (*context_push)(void *), (*context_pop)(void **);
   int (*library_load)(void **, const void *, void *, void **, unsigned, void *, void **, unsigned);
-  int (*library_kernel)(void **, void *, const char *), (*kernel_function)(void **, void *),
-      (*kernel_attribute)(int, int, void *, int);
+  int (*library_kernel)(void **, void *, const char *);
+  int (*kernel_function)(void **, void *), (*kernel_attribute)(int, int, void *, int);
   int (*function_load)(void *); /* of CUDA 12.4; null before */
   int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                 void *, void **, void **);
@@ -57,15 +51,16 @@ typedef struct {
 
 /* Offsets of expressions are into `codes`. */
 typedef struct {
-  int64_t scalar, strided, code, bits, alignment, dims,
-      dim[MAX_DIMS]; /* a dimension is rows (-1) or a number */
+  int64_t scalar, strided, code, bits, alignment, dims;
+  int64_t dim[MAX_DIMS]; /* rows (-1) or a number */
 } Argument;
 typedef struct {
   int64_t itemsize, elements;
 } Scratch;
 typedef struct {
-  int64_t first, count, grid[3], block[3], shared,
-      opted; /* parameters; opted: dynamic shared memory the kernel is told to allow */
+  int64_t first, count; /* parameters */
+  int64_t grid[3], block[3], shared;
+  int64_t opted; /* dynamic shared memory the kernel is told to allow */
 } Launch;
 typedef struct {
   int64_t kind, index; /* of `kind` ARGUMENT, SCRATCH or NUMBER */
@@ -82,9 +77,9 @@ typedef struct {
   Launch *launch;
   Parameter *parameter;
   int64_t *codes;
-  void **
-      kernel[MAX_DEVICES]; /* by device and launch; null where the GPU is of another architecture */
-  int ready[MAX_DEVICES];  /* its functions are loaded there */
+  /* By device and launch; null where the GPU is of another architecture. */
+  void **kernel[MAX_DEVICES];
+  int ready[MAX_DEVICES]; /* its functions are loaded there */
 } Program;
 
 static DLPackExchangeAPI *dlpack;
@@ -110,38 +105,22 @@ static int fail(const char *kind, const char *format, ...) {
 
 /* What a driver's error most likely comes from. */
 static const char *likely(int status) {
+  /* clang-format off */
   switch (status) {
-  case 1:
-    return "; the launch asks for what this GPU does not have";
-  case 2:
-    return "; free GPU memory";
-  case 3:
-  case 4:
+  case 1: return "; the launch asks for what this GPU does not have";
+  case 2: return "; free GPU memory";
+  case 3: case 4:
     return "; a process that was forked after CUDA was used cannot use it, and none can at its end";
-  case 200:
-  case 209:
-  case 218:
-  case 222:
+  case 200: case 209: case 218: case 222:
     return "; the driver is older than the compiler that made the kernel, or the GPU is not the "
            "one it was made for";
-  case 701:
-    return "; a block needs more registers or shared memory than a multiprocessor has";
-  case 700:
-  case 702:
-  case 710:
-  case 714:
-  case 715:
-  case 716:
-  case 717:
-  case 718:
-  case 719:
+  case 701: return "; a block needs more registers or shared memory than a multiprocessor has";
+  case 700: case 702: case 710: case 714: case 715: case 716: case 717: case 718: case 719:
     return "; a kernel before this one failed, and the process cannot use the GPU any more";
-  case 900:
-  case 901:
-  case 906:
-  case 907:
+  case 900: case 901: case 906: case 907:
     return "; call the op once before its calls are captured in a CUDA graph";
   }
+  /* clang-format on */
   return "";
 }
 
@@ -186,12 +165,11 @@ Driver *lntune_driver_open(const char *path, int device_type, char *why, int siz
 #define FIND(field, name) find(d, &d->field, name, missing, sizeof missing)
   FIND(error_name, "cuGetErrorName"), FIND(error_string, "cuGetErrorString");
   FIND(init, "cuInit"), FIND(driver_version, "cuDriverGetVersion");
-  FIND(device_count, "cuDeviceGetCount"), FIND(device_get, "cuDeviceGet"),
-      FIND(device_name, "cuDeviceGetName");
-  FIND(device_attribute, "cuDeviceGetAttribute"), FIND(context_device, "cuCtxGetDevice"),
-      FIND(context_retain, "cuDevicePrimaryCtxRetain");
-  FIND(context_state, "cuDevicePrimaryCtxGetState"), FIND(context_push, "cuCtxPushCurrent_v2"),
-      FIND(context_pop, "cuCtxPopCurrent_v2");
+  FIND(device_count, "cuDeviceGetCount"), FIND(device_get, "cuDeviceGet");
+  FIND(device_name, "cuDeviceGetName"), FIND(device_attribute, "cuDeviceGetAttribute");
+  FIND(context_device, "cuCtxGetDevice"), FIND(context_retain, "cuDevicePrimaryCtxRetain");
+  FIND(context_state, "cuDevicePrimaryCtxGetState");
+  FIND(context_push, "cuCtxPushCurrent_v2"), FIND(context_pop, "cuCtxPopCurrent_v2");
   FIND(launch, "cuLaunchKernel");
   if (*missing) {
     snprintf(why, (size_t)size, "%s is no NVIDIA driver: it has no %s", path, missing);

@@ -13,16 +13,9 @@
 #include "memory.h"
 
 enum State : uint8_t { READY, AT_BARRIER, AT_COLLECTIVE, EXITED };
-enum Collective {
-  SHUFFLE,
-  SHUFFLE_UP,
-  SHUFFLE_DOWN,
-  SHUFFLE_XOR,
-  BALLOT,
-  ALL,
-  ANY,
-  SYNC
-}; /* prelude.h */
+/* clang-format off */
+enum Collective { SHUFFLE, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR, BALLOT, ALL, ANY, SYNC };
+/* clang-format on */
 static const char *const collectives[] = {"__shfl_sync",     "__shfl_up_sync", "__shfl_down_sync",
                                           "__shfl_xor_sync", "__ballot_sync",  "__all_sync",
                                           "__any_sync",      "__syncwarp"};
@@ -105,8 +98,8 @@ static void begin(uint32_t id) {
   threads[id].context.uc_link = nullptr;
   makecontext(&threads[id].context, fiber, 0);
 #else
-  void **top = (void **)(stack + stack_bytes) -
-               8; /* six registers, where to go, and the caller that is none */
+  /* Six registers, where to go, and the caller that is none. */
+  void **top = (void **)(stack + stack_bytes) - 8;
   memset(top, 0, 8 * sizeof *top);
   top[6] = (void *)fiber;
   threads[id].context = top;

@@ -14,9 +14,12 @@
   void __tsan_read##n##_pc(void *p, void *) { touch(p, n, LOAD, true); }                           \
   void __tsan_write##n##_pc(void *p, void *) { touch(p, n, STORE, true); }
 extern "C" {
-HOOK(1) HOOK(2) HOOK(4) HOOK(8) HOOK(16) void __tsan_read_range(void *p, size_t n) {
-  touch(p, n, LOAD, false);
-}
+HOOK(1)
+HOOK(2)
+HOOK(4)
+HOOK(8)
+HOOK(16)
+void __tsan_read_range(void *p, size_t n) { touch(p, n, LOAD, false); }
 void __tsan_write_range(void *p, size_t n) { touch(p, n, STORE, false); }
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}

@@ -24,12 +24,8 @@ struct Cell { /* the shadow of a granule: its last store, its loads since */
   uint32_t write, write_stamp, read, first_read, read_stamp;
   uint16_t writer, reader;
 };
-enum : uint16_t {
-  BY_ATOMIC = 0x8000,
-  ONE = 0x3ff,
-  SEVERAL = 0x400,
-  MIXED = 0xffff
-}; /* SEVERAL | warp: all in one warp */
+/* SEVERAL | warp: all in one warp. */
+enum : uint16_t { BY_ATOMIC = 0x8000, ONE = 0x3ff, SEVERAL = 0x400, MIXED = 0xffff };
 
 struct Buffer { /* _Buffer in __init__.py */
   const char *name;
@@ -60,8 +56,8 @@ static Thread *me;
 static Warp *my_warp;
 static uint32_t my_id;              /* in the block */
 static uint32_t phase, block_phase; /* now; when the block began */
-static uint64_t patience; /* accesses left before a thread that does not come to a barrier is taken
-                             for one that spins */
+/* Accesses left before a thread that does not come to a barrier is taken for one that spins. */
+static uint64_t patience;
 static char *my_stack, *stacks;
 static size_t stack_bytes, stacks_bytes;
 
@@ -70,13 +66,8 @@ static size_t stack_bytes, stacks_bytes;
 static const char *thread_name(uint32_t id);
 
 /* The arena: guard, buffer, guard, buffer, ... A page of the table names the nearest buffer. */
-enum : size_t {
-  PAGE = 1 << 16,
-  GUARD = 1 << 20,
-  SHARED_PAGE = 256,
-  SHARED_BYTES = 1 << 20,
-  DYNAMIC = SHARED_BYTES / 2
-};
+enum : size_t { PAGE = 1 << 16, GUARD = 1 << 20 };
+enum : size_t { SHARED_PAGE = 256, SHARED_BYTES = 1 << 20, DYNAMIC = SHARED_BYTES / 2 };
 static char *arena, *shared;
 static size_t arena_bytes;
 static uint16_t *pages, shared_pages[SHARED_BYTES / SHARED_PAGE];
@@ -161,8 +152,8 @@ static void check(Buffer &b, char *address, size_t size, Use use, bool whole, bo
 
 static void elsewhere(char *address, size_t size, Use use) {
   Dl_info info;
-  if (dladdr(address, &info) && info.dli_fname)
-    return; /* a constant of the kernel's, or the emulator's own */
+  /* A constant of the kernel's, or the emulator's own. */
+  if (dladdr(address, &info) && info.dli_fname) return;
   fail(BOUNDS, "%s of %zu bytes at %p, outside of all buffers", verbs[use], size, (void *)address);
 }
 
@@ -224,11 +215,14 @@ static void leave(int count, bool copy, size_t cells_bytes, Cell *cells) {
   arena = nullptr, pages = nullptr, arena_bytes = 0;
 }
 
+static Buffer buffer_in_shared(const char *name, size_t offset, size_t bytes) {
+  return {name, nullptr, bytes, 1, 0, 0, 0, 0, 0, shared + offset, shared_cells + offset};
+}
+
 /* The shared memory of a block: the kernel's arrays each between guards, then what the launch asks
  * for. */
 static size_t shared_used;
 static bool lay_out_shared(const Array *arrays, size_t dynamic) {
-  static const char *const DYNAMIC_NAME = "dynamic shared memory";
   static char names[4096][64];
   size_t page = 0;
   int i = 0;
@@ -237,23 +231,12 @@ static bool lay_out_shared(const Array *arrays, size_t dynamic) {
     if (i >= 4094 || arrays[i].offset + arrays[i].bytes + SHARED_PAGE > DYNAMIC) return false;
     snprintf(names[i], sizeof names[i], "shared memory %s", arrays[i].name);
     shared_used = arrays[i].offset + arrays[i].bytes;
-    shared_buffers[i] = {names[i],
-                         nullptr,
-                         arrays[i].bytes,
-                         1,
-                         0,
-                         0,
-                         0,
-                         0,
-                         0,
-                         shared + arrays[i].offset,
-                         shared_cells + arrays[i].offset};
+    shared_buffers[i] = buffer_in_shared(names[i], arrays[i].offset, arrays[i].bytes);
     for (size_t end = arrays[i + 1].name ? arrays[i + 1].offset : DYNAMIC - PAGE;
          page < end / SHARED_PAGE; ++page)
       shared_pages[page] = uint16_t(i);
   }
-  shared_buffers[i] = {DYNAMIC_NAME,          nullptr, dynamic, 1, 0, 0, 0, 0, 0, shared + DYNAMIC,
-                       shared_cells + DYNAMIC};
+  shared_buffers[i] = buffer_in_shared("dynamic shared memory", DYNAMIC, dynamic);
   for (; page < SHARED_BYTES / SHARED_PAGE; ++page) shared_pages[page] = uint16_t(i);
   return DYNAMIC + dynamic + PAGE <= SHARED_BYTES;
 }

@@ -27,8 +27,8 @@
 #define __CUDA_ARCH__ 900
 #define __CUDACC_VER_MAJOR__ 12
 #define __CUDACC_VER_MINOR__ 8
-#define LNT_HIDDEN                                                                                 \
-  __attribute__((no_sanitize("thread"), noinline)) /* its own accesses are not the kernel's */
+/* Functions whose own accesses are not the kernel's. */
+#define LNT_HIDDEN __attribute__((no_sanitize("thread"), noinline))
 
 struct lnt_index {
   unsigned x, y, z;
@@ -37,9 +37,8 @@ struct lnt_array {
   const char *name;
   unsigned offset, bytes;
 };
-constexpr unsigned lnt_after(unsigned end) {
-  return (end + 511) / 256 * 256;
-} /* a guard of 256 bytes at least */
+/* Where the next array begins: a guard of 256 bytes at least lies between. */
+constexpr unsigned lnt_after(unsigned end) { return (end + 511) / 256 * 256; }
 
 template <int I, typename F> struct lnt_nth;
 template <int I, typename R, typename A, typename... As>
@@ -72,8 +71,8 @@ LNT_MATH1(asinh) LNT_MATH1(acosh) LNT_MATH1(atanh) LNT_MATH1(erf) LNT_MATH1(erfc
 LNT_MATH1(floor) LNT_MATH1(ceil) LNT_MATH1(trunc) LNT_MATH1(round) LNT_MATH1(nearbyint)
 LNT_MATH1(rint) LNT_MATH1(fabs) LNT_MATH2(pow) LNT_MATH2(fmod) LNT_MATH2(fmax) LNT_MATH2(fmin)
 LNT_MATH2(atan2) LNT_MATH2(hypot) LNT_MATH2(copysign) LNT_MATH2(fdim)
-float fmaf(float, float, float) noexcept, ldexpf(float, int) noexcept;
 /* clang-format on */
+float fmaf(float, float, float) noexcept, ldexpf(float, int) noexcept;
 double fma(double, double, double) noexcept, ldexp(double, int) noexcept;
 }
 
@@ -169,13 +168,10 @@ struct dim3 {
 /* clang-format off */
 LNT_LOADS(__ldg) LNT_LOADS(__ldcg) LNT_LOADS(__ldca) LNT_LOADS(__ldcs) LNT_LOADS(__ldlu)
 LNT_LOADS(__ldcv) LNT_STORES(__stwb) LNT_STORES(__stcg) LNT_STORES(__stcs) LNT_STORES(__stwt)
-    /* clang-format on */
 
-    /* Atomic updates. Threads take turns, so a plain one will do. */
-    template <typename T>
-    struct lnt_same {
-  typedef T type;
-};
+/* Atomic updates. Threads take turns, so a plain one will do. */
+template <typename T> struct lnt_same { typedef T type; };
+/* clang-format on */
 #define LNT_ATOMIC(f, expression)                                                                  \
   template <typename T> LNT_HIDDEN T f(T *p, typename lnt_same<T>::type value) {                   \
     lnt_atomic((void *)p, sizeof *p);                                                              \
@@ -183,15 +179,17 @@ LNT_LOADS(__ldcv) LNT_STORES(__stwb) LNT_STORES(__stcg) LNT_STORES(__stcs) LNT_S
     *p = T(expression);                                                                            \
     return old;                                                                                    \
   }
+/* clang-format off */
 LNT_ATOMIC(atomicAdd, old + value)
 LNT_ATOMIC(atomicSub, old - value)
 LNT_ATOMIC(atomicExch, value)
 LNT_ATOMIC(atomicMin, value < old ? value : old)
 LNT_ATOMIC(atomicMax, value > old ? value : old)
-LNT_ATOMIC(atomicAnd, old &value)
+LNT_ATOMIC(atomicAnd, old & value)
 LNT_ATOMIC(atomicOr, old | value)
 LNT_ATOMIC(atomicXor, old ^ value)
 LNT_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
+/* clang-format on */
 template <typename T>
 LNT_HIDDEN T atomicCAS(T *p, typename lnt_same<T>::type expected,
                        typename lnt_same<T>::type value) {
@@ -205,40 +203,34 @@ LNT_HIDDEN T atomicCAS(T *p, typename lnt_same<T>::type expected,
 #define LNT_MIN_MAX(T)                                                                             \
   inline T min(T a, T b) { return b < a ? b : a; }                                                 \
   inline T max(T a, T b) { return a < b ? b : a; }
-LNT_MIN_MAX(int)
-LNT_MIN_MAX(unsigned)
-LNT_MIN_MAX(long) LNT_MIN_MAX(unsigned long) LNT_MIN_MAX(long long)
-    LNT_MIN_MAX(unsigned long long) inline float min(float a, float b) {
-  return fminf(a, b);
-}
+/* clang-format off */
+LNT_MIN_MAX(int) LNT_MIN_MAX(long) LNT_MIN_MAX(long long)
+LNT_MIN_MAX(unsigned) LNT_MIN_MAX(unsigned long) LNT_MIN_MAX(unsigned long long)
+/* clang-format on */
+inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
-#define LNT_FLOAT1(name)                                                                           \
-  inline float name(float x) { return name##f(x); }
-LNT_FLOAT1(sqrt)
-LNT_FLOAT1(exp)
-LNT_FLOAT1(exp2) LNT_FLOAT1(log) LNT_FLOAT1(log2) LNT_FLOAT1(sin) LNT_FLOAT1(cos) LNT_FLOAT1(tanh)
-    LNT_FLOAT1(erf) LNT_FLOAT1(floor) LNT_FLOAT1(ceil)
-        LNT_FLOAT1(fabs) inline float pow(float x, float y) {
-  return powf(x, y);
-}
+/* clang-format off */
+#define LNT_FLOAT1(name) inline float name(float x) { return name##f(x); }
+LNT_FLOAT1(sqrt) LNT_FLOAT1(exp) LNT_FLOAT1(exp2) LNT_FLOAT1(log) LNT_FLOAT1(log2) LNT_FLOAT1(sin)
+LNT_FLOAT1(cos) LNT_FLOAT1(tanh) LNT_FLOAT1(erf) LNT_FLOAT1(floor) LNT_FLOAT1(ceil) LNT_FLOAT1(fabs)
+/* clang-format on */
+inline float pow(float x, float y) { return powf(x, y); }
 inline int abs(int x) { return x < 0 ? -x : x; }
 inline float abs(float x) { return fabsf(x); }
 inline double abs(double x) { return fabs(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float rsqrt(float x) { return rsqrtf(x); }
-#define LNT_ALIAS1(alias, f)                                                                       \
-  inline float alias(float x) { return f(x); }
-LNT_ALIAS1(__expf, expf)
-LNT_ALIAS1(__exp10f, exp10f)
-LNT_ALIAS1(__exp2f, exp2f) LNT_ALIAS1(__logf, logf) LNT_ALIAS1(__log2f, log2f)
-    LNT_ALIAS1(__log10f, log10f) LNT_ALIAS1(__sinf, sinf) LNT_ALIAS1(__cosf, cosf)
-        LNT_ALIAS1(__tanf, tanf) LNT_ALIAS1(__tanhf, tanhf) LNT_ALIAS1(__fsqrt_rn, sqrtf)
-            LNT_ALIAS1(__frsqrt_rn, rsqrtf) inline float __frcp_rn(float x) {
-  return 1.0f / x;
-}
+/* clang-format off */
+#define LNT_ALIAS1(alias, f) inline float alias(float x) { return f(x); }
+LNT_ALIAS1(__expf, expf) LNT_ALIAS1(__exp2f, exp2f) LNT_ALIAS1(__exp10f, exp10f)
+LNT_ALIAS1(__logf, logf) LNT_ALIAS1(__log2f, log2f) LNT_ALIAS1(__log10f, log10f)
+LNT_ALIAS1(__sinf, sinf) LNT_ALIAS1(__cosf, cosf) LNT_ALIAS1(__tanf, tanf)
+LNT_ALIAS1(__tanhf, tanhf) LNT_ALIAS1(__fsqrt_rn, sqrtf) LNT_ALIAS1(__frsqrt_rn, rsqrtf)
+/* clang-format on */
+inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __powf(float x, float y) { return powf(x, y); }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }

@@ -32,9 +32,8 @@ static uint64_t result_of(const Warp &w, Thread *lanes, uint32_t lane, uint32_t 
   if (t.kind == SHUFFLE_UP && own - t.argument >= first) from = own - t.argument;
   if (t.kind == SHUFFLE_DOWN && own + t.argument < first + width) from = own + t.argument;
   if (t.kind == SHUFFLE_XOR && (own ^ t.argument) < first + width) from = own ^ t.argument;
-  return from >= 0 && need & w.exists & (1u << (from & 31))
-             ? lanes[from & 31].value
-             : ~uint64_t(0); /* undefined; NaN shows it */
+  const bool defined = from >= 0 && need & w.exists & (1u << (from & 31));
+  return defined ? lanes[from & 31].value : ~uint64_t(0); /* undefined: NaN shows it */
 }
 
 extern "C" uint64_t lnt_collective(int line, int kind, uint32_t mask, uint64_t value, int argument,
@@ -107,8 +106,8 @@ static void run_ready() {
     progress = false;
     arrange(warp_order, count);
     for (uint32_t i = 0; i < count; ++i) {
-      uint32_t first = warp_order[i] * 32,
-               lanes = thread_count - first < 32 ? thread_count - first : 32;
+      uint32_t first = warp_order[i] * 32;
+      uint32_t lanes = thread_count - first < 32 ? thread_count - first : 32;
       for (bool ran = true; ran;) {
         ran = false;
         arrange(lane_order, lanes);
@@ -201,9 +200,8 @@ static bool prepare() {
   shared = reserve(SHARED_BYTES);
   shared_cells = (Cell *)reserve(SHARED_BYTES * sizeof(Cell));
   if (!region || !shared || !shared_cells) return false;
-  for (size_t i = 0; i < 1024; ++i)
-    mprotect(region + i * stack_bytes, page,
-             PROT_NONE); /* a stack that overflows does not reach the next */
+  /* A stack that overflows does not reach the next. */
+  for (size_t i = 0; i < 1024; ++i) mprotect(region + i * stack_bytes, page, PROT_NONE);
   stacks = region, stacks_bytes = 1024 * stack_bytes;
   lnt_shared = shared, lnt_dynamic_shared = shared + DYNAMIC;
   return true;
