@@ -37,7 +37,7 @@ LONGEST = """
     gpu_kernels gpu_pass versions kernel_options kernels bringup tune_gpu runtime on_gpu_torch
     killed_commands lnlstm worker build readme on_gpu_kernels lnlstm_sequence tune torch_compile
     wheel
-""".split()
+"""
 """Files that take longest, begun first: a long one begun last keeps one process busy while the
 others have nothing left to do.
 """
@@ -45,7 +45,7 @@ QUICK = """
     bench_summary capture case check columns cuda_headers device disturbance doctor errors failures
     interrupts kills knobs layers line_lengths locks log_dir lowering paths patience records report
     schedule scratch search_budget timing toolchain words
-""".split()
+"""
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.
 """
@@ -147,10 +147,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; mark what builds kernels. Skip what needs a GPU where there is
     none; torch is imported only if some test asks for one.
     """
-    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:
-        if item.path.stem.removeprefix("test_") not in QUICK:
+        if item.path.stem.removeprefix("test_") not in QUICK.split():
             item.add_marker(pytest.mark.slow)
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:

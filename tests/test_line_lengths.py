@@ -1,4 +1,4 @@
-"""Lines of at most 100 columns in what ruff does not read: C, C++, shell scripts and the Makefile."""
+"""Lines of at most 100 columns in what ruff does not read: C, C++, shell scripts, the Makefile."""
 
 from __future__ import annotations
 
