@@ -41,7 +41,7 @@ _EARLIER = dict.fromkeys(
         "2718dfc9ddc9",  # shared_row
         "980d16dd4848",  # shared_row_backward
         "bc85a53e028a",  # gated_row
-        "cd16b70c7cd1",  # gated_turns
+        "cd16b70c7cd1",  # gated_row_backward
     ),
     _FIRST,
 )

@@ -283,7 +283,7 @@ def test_json_parses(
                 "--target",
                 "cuda:sm_90",
                 "--schedule",
-                "gated_turns",
+                "gated_row_backward",
             ),
             "65540, more than the 65536",
         ),

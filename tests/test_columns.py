@@ -114,7 +114,7 @@ def the_compared() -> Table:
 
 def the_dry_runs() -> Table:
     """A dry run with candidates that failed."""
-    first = (Ranked("shared_row", "threads=8 access=16", "ok", 0.5, 128, 1024, 0.5),)
+    first = (Ranked("shared_row", "threads_per_row=8 vector_width=16", "ok", 0.5, 128, 1024, 0.5),)
     plans = [
         Plan(c, 12_000, 8, 7, {"spills": 1}, {"wrong: y": ["a"]}, first, 10_000, 72_000, 100)
         for c in CASES

@@ -57,13 +57,17 @@ def test_a_launch_says_arguments_and_sizes() -> None:
     """Arguments by the operator's names, the grid as an expression in rows, the block as numbers,
     dynamic shared memory in bytes.
     """
-    (launch,) = device_code.generate(scheduled(threads=256, rows=2), GPU.target()).launches
+    (launch,) = device_code.generate(
+        scheduled(threads_per_row=256, rows_per_block=2), GPU.target()
+    ).launches
     assert set(launch.arguments) >= {"x", "weight", "bias", "y", "eps"}
     assert launch.block == (256, 2, 1)
     assert launch.threads == 512
     assert launch.blocks(7) == (4, 1, 1)
     assert launch.shared == 0
-    (launch,) = device_code.generate(scheduled(threads=256, keep="shared"), GPU.target()).launches
+    (launch,) = device_code.generate(
+        scheduled(threads_per_row=256, row_storage="shared"), GPU.target()
+    ).launches
     assert launch.shared == WIDE.hidden * 4
     assert launch.blocks(7) == (7, 1, 1)
 
@@ -128,7 +132,7 @@ def test_a_program_of_two_kernels_has_scratch() -> None:
     """What one kernel leaves for the next is named by both, has a size and a dtype, and is no
     argument of the operator's.
     """
-    program = backward(1000, "float16", threads=128, rows=1)
+    program = backward(1000, "float16", threads_per_row=128, rows_per_block=1)
     first, second = program.launches
     assert len(program.scratch) == 2  # partial sums of dgamma and of dbeta
     for between in program.scratch:
@@ -164,13 +168,15 @@ def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPa
     assert (
         max(
             launch.shared
-            for launch in backward(1000, "float32", threads=128, rows=1, keep="shared").launches
+            for launch in backward(
+                1000, "float32", threads_per_row=128, rows_per_block=1, row_storage="shared"
+            ).launches
         )
         >= 2 * 1000 * 4
     )
     monkeypatch.setattr(lowering, "spelled_out", lambda body: body)
     with pytest.raises(BuildError, match="Load memory in places other than store"):
-        backward(1000, "float32", threads=128, rows=1, keep="shared")
+        backward(1000, "float32", threads_per_row=128, rows_per_block=1, row_storage="shared")
 
 
 @needs_compiler
@@ -178,7 +184,7 @@ def test_guarded_stores_must_be_written_as_such() -> None:
     """Behind the question whether a row is there nvcc cuts stores of 16 bytes into elements, unless
     they say that they are stores.
     """
-    program = backward(256, "float32", threads=32, rows=4)
+    program = backward(256, "float32", threads_per_row=32, rows_per_block=4)
     plain = re.sub(r"__stwb\(\((\w+)\*\)\((.*)\), (.*)\);", r"*(\1*)(\2) = \3;", program.source)
     launch = program.launches[0]
     narrow = [
@@ -194,7 +200,7 @@ def test_guarded_stores_must_be_written_as_such() -> None:
 @needs_compiler
 def test_the_weight_is_not_kept_in_registers() -> None:
     """What is said to be loaded again leaves registers to others."""
-    program = backward(8192, "bfloat16", threads=512, rows=1)
+    program = backward(8192, "bfloat16", threads_per_row=512, rows_per_block=1)
     launch = program.launches[0]
     assert "lntune_again(weight_ptr);" in program.source
     kept = program.source.replace("lntune_again(weight_ptr);", "")
@@ -313,16 +319,16 @@ def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("sums", "times"), [("registers", 1), ("memory", inspection.TURNS)])
+@pytest.mark.parametrize(("sums", "times"), [("registers", 1), ("global", inspection.TURNS)])
 def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
     """Sums that a block adds to once are moved once, those that it adds to at every turn as often
     as it has turns.
     """
     plan, case = (
-        get("gated_turns"),
+        get("gated_row_backward"),
         Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c"),
     )
-    setting = dataclasses.replace(plan.default(case, GPU), sums=sums)
+    setting = dataclasses.replace(plan.default(case, GPU), partial_sums=sums)
     found = inspection.inspect(case, plan, setting, GPU)
     assert found.read["dweight_h"] == found.written["dweight_h"] == times
     assert found.read["gates_h"] == found.written["dgates_h"] == 1
@@ -352,7 +358,7 @@ def test_inspect_counts_rows_and_not_blocks_without_any(
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has a row for each kernel, and what is wrong ends with exit code 1."""
     bad = inspection.Inspected(
-        WIDE, "sm_90", "shared_row", {"threads": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5
+        WIDE, "sm_90", "shared_row", {"threads_per_row": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5
     )
     monkeypatch.setattr(inspection, "inspect", lambda *_: bad)
     done = CliRunner().invoke(

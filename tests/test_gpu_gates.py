@@ -26,7 +26,7 @@ FORWARD, BACKWARD = (
     Case("lnlstm_step", 96, "float32", 512),
     Case("lnlstm_step_backward", 96, "float32", 8),
 )
-PLANS = {"lnlstm_step": "gated_row", "lnlstm_step_backward": "gated_turns"}
+PLANS = {"lnlstm_step": "gated_row", "lnlstm_step_backward": "gated_row_backward"}
 
 needs_compiler = pytest.mark.skipif(
     bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
@@ -80,7 +80,7 @@ def test_rows_beyond_the_last_are_not_asked_about() -> None:
     assert body.count("rows") == 1
 
 
-@pytest.mark.parametrize("where", ["registers", "shared", "memory"])
+@pytest.mark.parametrize("where", ["registers", "shared", "global"])
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 24])
 def test_sums_are_added_to(rows: int, where: str) -> None:
     """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and
@@ -93,7 +93,7 @@ def test_sums_are_added_to(rows: int, where: str) -> None:
     for a in op.arguments(BACKWARD):
         begun = torch.full(a.sizes(rows, BACKWARD.hidden, blocks), 2.0)
         values.append(given[a.name] if a.role in ("in", "scalar") else begun)
-    emulated.kernel(BACKWARD, program(BACKWARD, sums=where))(*values)
+    emulated.kernel(BACKWARD, program(BACKWARD, partial_sums=where))(*values)
     made = dict(zip((a.name for a in op.arguments(BACKWARD)), values, strict=True))
     for block in range(blocks):
         own = slice(block, None, blocks)
@@ -130,7 +130,7 @@ def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) 
     """
     case = Case(op, hidden, dtype, 8)
     setting = get(PLANS[op]).default(case, GPU)
-    part = 4 * setting.access * -(-hidden // (setting.access * setting.threads))
+    part = 4 * setting.vector_width * -(-hidden // (setting.vector_width * setting.threads_per_row))
     arrays = re.findall(
         r"^\s*alignas\(\d+\) \w+ (\w+)\[(\d+)\];", program(case).source, re.MULTILINE
     )
@@ -173,15 +173,23 @@ def test_only_memory_and_sums_ask_who_has_a_part(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("memory", "again")]
+    ("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("global", "recompute")]
 )
 def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: str) -> None:
     """There are as many barriers as without it, those of the two sums of a row; and the compiler
     knows that a block is alone.
     """
-    plain = program(BACKWARD, threads=64, access=1)
-    keep = "again" if stages == "again" else "registers"
-    made = program(BACKWARD, threads=64, access=1, sums=sums, stages=stages, ahead=False, keep=keep)
+    plain = program(BACKWARD, threads_per_row=64, vector_width=1)
+    keep = "reload" if stages == "recompute" else "registers"
+    made = program(
+        BACKWARD,
+        threads_per_row=64,
+        vector_width=1,
+        partial_sums=sums,
+        intermediates=stages,
+        prefetch=False,
+        row_storage=keep,
+    )
     assert made.launches[0].shared > 0
     assert made.source.count("__syncthreads()") == plain.source.count("__syncthreads()") > 0
     assert "__launch_bounds__(64, 1)" in made.source
@@ -193,8 +201,14 @@ def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
     """Where stages are made again, a thread's arrays are as long for a row of many accesses as for
     one of few, and the code is, too.
     """
-    changed = {"threads": 32, "access": 4, "keep": "again", "stages": "again", "ahead": False}
-    changed |= {"sums": "memory"} if case is BACKWARD else {}
+    changed = {
+        "threads_per_row": 32,
+        "vector_width": 4,
+        "row_storage": "reload",
+        "intermediates": "recompute",
+        "prefetch": False,
+    }
+    changed |= {"partial_sums": "global"} if case is BACKWARD else {}
     short, long = (
         program(msgspec.structs.replace(case, hidden=hidden), **changed).source
         for hidden in (256, 2048)

@@ -35,7 +35,7 @@ needs_compiler = pytest.mark.skipif(
 
 def marked(plan: Schedule, case: Case, device: Device = UNCACHED, **values: Any) -> Any:
     """Default knobs with hints, and these values."""
-    return dataclasses.replace(plan.default(case, device), once=True, **values)
+    return dataclasses.replace(plan.default(case, device), cache_hints=True, **values)
 
 
 @pytest.mark.parametrize("hidden", [1000, 1023, 128])
@@ -69,7 +69,10 @@ def test_a_row_in_shared_memory(name: str) -> None:
     plan = get(name)
     case = Case(plan.op, 1000, "float32", 512)
     made = compiler.program(
-        case, plan, marked(plan, case, keep="shared", threads=128, rows=1), UNCACHED
+        case,
+        plan,
+        marked(plan, case, row_storage="shared", threads_per_row=128, rows_per_block=1),
+        UNCACHED,
     )
     assert "__ldcs((float4*)(x_ptr" in made.source
     assert check.verify(case, emulated.kernel(case, made), check.ALIGNED, cores=UNCACHED.cores).ok
@@ -110,11 +113,20 @@ def test_where_hints_have_no_place(name: str) -> None:
     case = Case(plan.op, 1024, "float32", 512)
     assert "need not leave a cache" in str(plan.valid(marked(plan, case), case, GPU))
     assert plan.valid(marked(plan, case), msgspec.structs.replace(case, rows=1 << 20), GPU) is None
-    assert "read again" in str(plan.valid(marked(plan, case, keep="again"), case, UNCACHED))
+    assert "read again" in str(plan.valid(marked(plan, case, row_storage="reload"), case, UNCACHED))
     if name == "shared_row_backward":
         assert "read again" in str(
             plan.valid(
-                marked(plan, case, sums="apart", threads=128, rows=8, blocks=1), case, UNCACHED
+                marked(
+                    plan,
+                    case,
+                    partial_sums="separate_kernel",
+                    threads_per_row=128,
+                    rows_per_block=8,
+                    blocks_per_sm=1,
+                ),
+                case,
+                UNCACHED,
             )
         )
 

@@ -29,12 +29,12 @@ def made(case: Case, **changed: Any) -> Program:
     return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
 
 
-@pytest.mark.parametrize("keep", ["shared", "again"])
-def test_turns_that_are_a_loop(keep: str) -> None:
+@pytest.mark.parametrize("row_storage", ["shared", "reload"])
+def test_turns_that_are_a_loop(row_storage: str) -> None:
     """A ragged row whose turns are a loop is right, and its code is as long for many turns as for a
     few.
     """
-    rolled = {"threads": 32, "access": 4, "keep": keep, "rolled": True}
+    rolled = {"threads_per_row": 32, "vector_width": 4, "row_storage": row_storage, "rolled": True}
     case = Case("layer_norm", 1004, "bfloat16", 32)
     verdict = check.verify(
         case, emulated.kernel(case, made(case, **rolled), "shuffled"), check.ALIGNED
@@ -61,8 +61,8 @@ def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
         if (hidden := device.l1 // size) <= 65536:
             case = Case("layer_norm", hidden, dtype, 4096)
             setting = PLAN.default(case, device)
-            assert setting.keep != "shared"
-            filled = type(setting)(**{**vars(setting), "keep": "shared"})
+            assert setting.row_storage != "shared"
+            filled = type(setting)(**{**vars(setting), "row_storage": "shared"})
             assert "of which 1024 are for sums" in str(PLAN.reason_invalid(filled, case, device))
 
 

@@ -32,7 +32,7 @@ def test_sums_apart_are_right(variant: str, rows: int) -> None:
     blocks than rows, and ragged columns.
     """
     case = Case("layer_norm_backward", 100, "bfloat16", 32, variant)
-    program = made(case, threads=32, rows=rows, sums="apart")
+    program = made(case, threads_per_row=32, rows_per_block=rows, partial_sums="separate_kernel")
     assert any(launch.grid[1] != "1" for launch in program.launches)  # blocks of rows
     verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
     assert verdict.ok, verdict.message
@@ -42,7 +42,7 @@ def test_sums_apart_are_right(variant: str, rows: int) -> None:
 def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
     """dgamma and dbeta do not depend on which block or thread comes first."""
     case = Case("layer_norm_backward", 96, "float32", 32)
-    program, op = made(case, threads=32, rows=rows), ops.get(case.op)
+    program, op = made(case, threads_per_row=32, rows_per_block=rows), ops.get(case.op)
     given, found = op.inputs(case, 200, "normal", 0), []
     for order in ("forward", "backward", "shuffled"):
         out = {a.name: torch.empty(a.sizes(200, 96)) for a in op.arguments(case) if a.role == "out"}
@@ -54,7 +54,7 @@ def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
         assert all(torch.equal(value, other[name]) for name, value in found[0].items())
 
 
-@pytest.mark.parametrize("sums", ["registers", "apart"])
+@pytest.mark.parametrize("sums", ["registers", "separate_kernel"])
 def test_no_rows_give_sums_of_zero(sums: str) -> None:
     """An empty batch has gradients of its weight and bias: zeros, whatever the kernels keep partial
     sums in.
@@ -69,7 +69,9 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
             if a.role == "out"
             else given[a.name].new_zeros(sizes)
         )
-    emulated.kernel(case, made(case, threads=32, rows=1, sums=sums))(*values.values())
+    emulated.kernel(case, made(case, threads_per_row=32, rows_per_block=1, partial_sums=sums))(
+        *values.values()
+    )
     assert not values["dgamma"].count_nonzero()
     assert not values["dbeta"].count_nonzero()
 

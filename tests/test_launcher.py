@@ -73,7 +73,7 @@ def test_dimensions_of_one_have_any_stride(fake_gpu: FakeGpu) -> None:
     values = tensors(1)
     values["x"] = torch.randn(7, 200)[2:3, :96]
     values["y"] = torch.empty_strided((1, 96), (1000, 1))
-    kernel_of(access=1)(*values.values())
+    kernel_of(vector_width=1)(*values.values())
     assert right(values)
 
 
@@ -112,7 +112,7 @@ def test_shared_memory_is_opted_into(fake_gpu: FakeGpu) -> None:
     without.
     """
     case = Case("layer_norm", 16384, "float32", 8)
-    kernel = kernel_of(case, keep="shared", threads=256, rows=1)
+    kernel = kernel_of(case, row_storage="shared", threads_per_row=256, rows_per_block=1)
     values = tensors(1, case)
     kernel(*values.values())
     assert [line for line in fake_gpu.log() if line.startswith("cuKernelSetAttribute")] == [

@@ -53,7 +53,7 @@ SHIPPED = (
     "blocked_step",
     "shared_row",
     "gated_row",
-    "gated_turns",
+    "gated_row_backward",
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in which there is no schedule file")

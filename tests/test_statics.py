@@ -51,7 +51,7 @@ def test_the_facts_of_a_good_candidate() -> None:
     assert kernel.resources == closer.resources
     assert kernel.occupancy == closer.occupancy
     assert set(kernel.code.global_loads) == {128}
-    assert blocks * knobs().rows == CASE.rows
+    assert blocks * knobs().rows_per_block == CASE.rows
     assert found.problems == ()
     assert 0 < ranking.score(found, CASE, DEVICE) <= 1
 
@@ -83,12 +83,14 @@ def test_reading_again_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     so.
     """
     assert moved(CASE, PLAN, knobs(), DEVICE) == ()
-    assert moved(CASE, PLAN, knobs(keep="again"), DEVICE) == ("reads x 3 times",)
+    assert moved(CASE, PLAN, knobs(row_storage="reload"), DEVICE) == ("reads x 3 times",)
     monkeypatch.setattr(statics, "_emulated", lambda *_: pytest.fail("asked again"))
-    assert moved(CASE, PLAN, knobs(keep="again", threads=64), DEVICE) == ("reads x 3 times",)
-    assert moved(msgspec.structs.replace(CASE, hidden=4096), PLAN, knobs(keep="again"), DEVICE) == (
+    assert moved(CASE, PLAN, knobs(row_storage="reload", threads_per_row=64), DEVICE) == (
         "reads x 3 times",
     )
+    assert moved(
+        msgspec.structs.replace(CASE, hidden=4096), PLAN, knobs(row_storage="reload"), DEVICE
+    ) == ("reads x 3 times",)
 
 
 @needs_compiler
@@ -98,14 +100,14 @@ def test_what_the_default_does_is_no_problem() -> None:
     """
     long = Case("layer_norm", 65536, "float32", 4096)
     default = PLAN.default(long, DEVICE)
-    assert default.keep == "again"
+    assert default.row_storage == "reload"
     for other in (
         default,
         dataclasses.replace(default, rolled=False),
-        dataclasses.replace(default, rolled=False, threads=256),
+        dataclasses.replace(default, rolled=False, threads_per_row=256),
     ):
         assert not any("times" in p for p in facts(long, PLAN, other, DEVICE).problems)
-    assert "reads x 3 times" in facts(CASE, PLAN, knobs(keep="again"), DEVICE).problems
+    assert "reads x 3 times" in facts(CASE, PLAN, knobs(row_storage="reload"), DEVICE).problems
 
 
 def test_a_candidate_that_cannot_be_run_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +129,9 @@ def test_a_candidate_that_cannot_be_run_is_not_judged(monkeypatch: pytest.Monkey
     [
         (1024, {}, 1024),
         (16384, {}, 1024),
-        (16385, {"access": 1}, 1025),
-        (5003, {"access": 1}, 1931),
-        (12288, {"threads": 1024, "access": 2}, 2048),
+        (16385, {"vector_width": 1}, 1025),
+        (5003, {"vector_width": 1}, 1931),
+        (12288, {"threads_per_row": 1024, "vector_width": 2}, 2048),
     ],
 )
 def test_a_short_row_for_the_emulator(hidden: int, changed: dict[str, Any], short: int) -> None:

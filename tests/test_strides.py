@@ -207,7 +207,7 @@ def test_rows_that_do_not_fit_are_told(fake_gpu: FakeGpu) -> None:
     """Rows apart by a part of an access, elements that are not side by side, and outputs with gaps
     are refused before anything is launched.
     """
-    kernel, values = kernel_of(access=4), tensors()
+    kernel, values = kernel_of(vector_width=4), tensors()
     launches(fake_gpu)
     for changed, message in (
         (

@@ -16,7 +16,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.case import DTYPES, Case
 from lntune.schedule import all_schedules, get
 from lntune.torch import devices, dispatch
-from lntune.torch.narrow import ACCESS, narrowed
+from lntune.torch.narrow import VECTOR_WIDTH, narrowed
 
 __all__ = ["here"]
 
@@ -37,7 +37,7 @@ def test_narrowed_knobs_fit(name: str, dtype: str, widest: int) -> None:
     found = narrowed(plan.default(case, GPU), plan, case, GPU, widest)
     assert found is not None
     assert plan.reason_invalid(found, case, GPU) is None
-    assert knobs.to_dict(found)[ACCESS] == widest
+    assert knobs.to_dict(found)[VECTOR_WIDTH] == widest
 
 
 def test_knobs_that_fit_stay() -> None:

@@ -107,7 +107,7 @@ def program(
 
 def _access(setting: Any) -> int:
     """Elements of the widest access of a GPU's kernel, by its knobs."""
-    return int(knobs_module.to_dict(setting).get("access", device_code.WIDEST))
+    return int(knobs_module.to_dict(setting).get("vector_width", device_code.WIDEST))
 
 
 def binary(

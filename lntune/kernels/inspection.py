@@ -105,7 +105,9 @@ def inspect(
         cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel)
         for one in program.launches
     )
-    few = msgspec.structs.replace(case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows", 1))))
+    few = msgspec.structs.replace(
+        case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows_per_block", 1)))
+    )
     sums = any(a.role == "sum" for a in ops.get(case.op).arguments(case))
     if sums:  # so that each block has turns enough to show what one costs
         device = msgspec.structs.replace(device, cores=max(1, few.rows // TURNS))

@@ -152,7 +152,7 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
         if schedule.reason_invalid(setting, short, small) is None:
             break
     program = compiler.program(short, schedule, setting, small)
-    turn = program.launches[0].blocks(1)[0] * int(knobs.to_dict(setting).get("rows", 1))
+    turn = program.launches[0].blocks(1)[0] * int(knobs.to_dict(setting).get("rows_per_block", 1))
     rows = -(-ROWS // turn) * turn
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))

@@ -11,7 +11,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.schedule import Schedule
 
-ACCESS = "access"
+VECTOR_WIDTH = "vector_width"
 """The knob of GPU schedules for elements to one load or store."""
 
 
@@ -20,14 +20,16 @@ def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, widest: i
     there are none.
     """
     wanted = knobs.to_dict(setting)
-    if device.kind != "gpu" or int(wanted.get(ACCESS, 1)) <= widest:
+    if device.kind != "gpu" or int(wanted.get(VECTOR_WIDTH, 1)) <= widest:
         return setting
     fitting = (
-        other for other in plan.space(case, device) if int(knobs.to_dict(other)[ACCESS]) <= widest
+        other
+        for other in plan.space(case, device)
+        if int(knobs.to_dict(other)[VECTOR_WIDTH]) <= widest
     )
 
     def likeness(other: Any) -> tuple[int, int]:
         its = knobs.to_dict(other)
-        return sum(its[name] == value for name, value in wanted.items()), int(its[ACCESS])
+        return sum(its[name] == value for name, value in wanted.items()), int(its[VECTOR_WIDTH])
 
     return max(fitting, key=likeness, default=None)

@@ -31,72 +31,86 @@ WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 kee
 class Knobs:
     """Knobs of `shared_row`."""
 
-    threads: int = knob(128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row")
-    rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads")
-    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob(
+    threads_per_row: int = knob(
+        128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row"
+    )
+    rows_per_block: int = knob(
+        1, (1, 2, 4, 8, 16, 32), "rows that a block of threads works on at a time"
+    )
+    vector_width: int = knob(
+        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
+    )
+    row_storage: str = knob(
         "registers",
-        ("registers", "shared", "again"),
-        "where a row is kept between its three uses; again: read from memory each time",
+        ("registers", "shared", "reload"),
+        "where a row is kept between its three uses; reload: nowhere, it is loaded from global"
+        " memory each time",
     )
     rolled: bool = knob(
         False,
         (False, True),
-        "a thread's turns over a row are a loop, not unrolled; not for registers, which have no"
-        " addresses",
+        "a thread's loop over its vectors of a row stays a loop and is not unrolled; not for"
+        " registers, which have no addresses",
     )
-    once: bool = knob(
+    cache_hints: bool = knob(
         False,
         (False, True),
-        "x and y are the first to leave the cache, since they are accessed once",
+        "x is loaded and y stored with the cache hint .cs (accessed once, evict first)",
     )
 
 
 def turns_of(knobs: Knobs, case: Case) -> int:
     """Accesses that one thread makes to pass over a row."""
-    return -(-case.hidden // (knobs.access * knobs.threads))
+    return -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
     """32-bit registers that a thread's part of the row takes; an access shorter than that has one
     to itself.
     """
-    return turns_of(knobs, case) * max(4, knobs.access * case.itemsize) // 4
+    return turns_of(knobs, case) * max(4, knobs.vector_width * case.itemsize) // 4
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    threads_all = knobs.threads * knobs.rows
-    if case.hidden % knobs.access:
-        return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
-    if knobs.access * case.itemsize > threads.ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {threads.ACCESS} is the most"
+    threads_all = knobs.threads_per_row * knobs.rows_per_block
+    if case.hidden % knobs.vector_width:
+        return f"accesses of {knobs.vector_width} elements do not divide a row of {case.hidden}"
+    if knobs.vector_width * case.itemsize > threads.ACCESS:
+        return (
+            f"accesses of {knobs.vector_width * case.itemsize} bytes; {threads.ACCESS} is the most"
+        )
     if not WARP <= threads_all <= THREADS_PER_BLOCK:
         return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
-    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
-        return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
-    if knobs.keep == "registers" and registers_of(knobs, case) + OTHERS > min(
+    if (
+        knobs.threads_per_row > WARP
+        and knobs.threads_per_row * knobs.vector_width >= 2 * case.hidden
+    ):
+        return (
+            f"half of {knobs.threads_per_row} threads would have no part of a row of {case.hidden}"
+        )
+    if knobs.row_storage == "registers" and registers_of(knobs, case) + OTHERS > min(
         REGISTERS_PER_THREAD, REGISTERS // threads_all
     ):
         return (
             f"{registers_of(knobs, case)} registers for a thread's part of the row; with {OTHERS}"
             f" others they do not fit {threads_all} threads"
         )
-    if knobs.keep == "registers" and knobs.rolled:
+    if knobs.row_storage == "registers" and knobs.rolled:
         return "a row in registers takes unrolled turns"
     if turns_of(knobs, case) == 1 and knobs.rolled:
         return "there is one turn"
-    if knobs.keep == "shared" and knobs.rows > 1:
+    if knobs.row_storage == "shared" and knobs.rows_per_block > 1:
         return "shared memory is for one row to a block"
     row = case.hidden * case.itemsize
-    if knobs.keep == "shared" and threads.STATIC + row > device.l1:
+    if knobs.row_storage == "shared" and threads.STATIC + row > device.l1:
         return (
             f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which"
             f" {threads.STATIC} are for sums"
         )
-    if case.rows == 1 and knobs.rows > 1:
+    if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"
-    if knobs.once and (why := hints.misfit(case, device, knobs.keep == "again")):
+    if knobs.cache_hints and (why := hints.misfit(case, device, knobs.row_storage == "reload")):
         return why
     return None
 
@@ -123,8 +137,8 @@ def default(case: Case, device: Device) -> Knobs:
     rows = 1 if several >= 64 or case.rows == 1 else 128 // several
     if several * rows < 32:
         several = 32
-    for keep in ("registers", "shared", "again"):
-        several = min(several, 512) if keep == "again" else several
+    for keep in ("registers", "shared", "reload"):
+        several = min(several, 512) if keep == "reload" else several
         for s in (
             several,
             *(t for t in (256, 512, 1024) if t > several),
@@ -138,11 +152,11 @@ def default(case: Case, device: Device) -> Knobs:
             )
             if widened and keep == "registers":
                 continue
-            rolled = keep == "again" or (keep == "shared" and widened and access > 2)
+            rolled = keep == "reload" or (keep == "shared" and widened and access > 2)
             found = replace(found, rolled=rolled and turns_of(found, case) > 1)
             if valid(found, case, device) is None:
                 return found
-    return Knobs(32, 1, access, "again", rolled=True)
+    return Knobs(32, 1, access, "reload", rolled=True)
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -157,7 +171,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import s_tir
 
     # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
-    sch = s_tir.Schedule(layer_norm.define(case, threads.row_sum, knobs.rows))
+    sch = s_tir.Schedule(layer_norm.define(case, threads.row_sum, knobs.rows_per_block))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("x32", "weight32", "bias32"):
         if name in blocks:
@@ -165,42 +179,46 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 2. By way of the first stage over rows.
     group, row = sch.split(
-        sch.get_loops(blocks["sum"])[0], [None, knobs.rows], preserve_unit_iters=True
+        sch.get_loops(blocks["sum"])[0], [None, knobs.rows_per_block], preserve_unit_iters=True
     )
     sch.bind(group, "blockIdx.x")
     sch.bind(row, "threadIdx.y")
     for name, block in blocks.items():
         if name not in ("sum", "y"):
             sch.reverse_compute_at(block, row, preserve_unit_loops=True)
-    y = threads.output(sch, blocks["y"], row, knobs.threads, knobs.access, not knobs.rolled)
+    y = threads.output(
+        sch, blocks["y"], row, knobs.threads_per_row, knobs.vector_width, not knobs.rolled
+    )
 
     # 3.
     users = [blocks[name] for name in ("sum", "centred", "y")]
-    if knobs.keep == "registers":
-        threads.keep(sch, users, 0, row, knobs.threads, knobs.access)
-    elif knobs.keep == "shared":
-        threads.stage(sch, users, 0, row, knobs.threads, knobs.access, not knobs.rolled)
+    if knobs.row_storage == "registers":
+        threads.keep(sch, users, 0, row, knobs.threads_per_row, knobs.vector_width)
+    elif knobs.row_storage == "shared":
+        threads.stage(
+            sch, users, 0, row, knobs.threads_per_row, knobs.vector_width, not knobs.rolled
+        )
 
     # 4.
     for name in ("sum", "centred"):
         thread = threads.one_by_one(
-            sch, blocks[name], knobs.threads, knobs.access, not knobs.rolled
+            sch, blocks[name], knobs.threads_per_row, knobs.vector_width, not knobs.rolled
         )
-        if knobs.keep != "registers":
-            threads.fetch(sch, blocks[name], 0, thread, knobs.access)
-    if knobs.keep != "registers":
-        threads.fetch(sch, blocks["y"], 0, y, knobs.access)
+        if knobs.row_storage != "registers":
+            threads.fetch(sch, blocks[name], 0, thread, knobs.vector_width)
+    if knobs.row_storage != "registers":
+        threads.fetch(sch, blocks["y"], 0, y, knobs.vector_width)
     for vector in [
         n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))
     ]:
-        threads.fetch(sch, blocks["y"], vector, y, knobs.access)
+        threads.fetch(sch, blocks["y"], vector, y, knobs.vector_width)
     for name in ("mean", "rstd"):
         if name in blocks:
-            threads.once(sch, blocks[name], knobs.threads)
+            threads.once(sch, blocks[name], knobs.threads_per_row)
     for name in ("sum", "mean0", "centred", "delta", "variance", "scale", "shift"):
         for index in range(len(sch.get(blocks[name]).writes)):
             sch.set_scope(blocks[name], index, "local")
-    return hints.request(sch.mod, ("x", "y")) if knobs.once else sch.mod
+    return hints.request(sch.mod, ("x", "y")) if knobs.cache_hints else sch.mod
 
 
 SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply, version=1),)

@@ -32,26 +32,35 @@ WORD = 4  # bytes; arrays in shared memory that are no longer are lost by TVM 0.
 class Knobs:
     """Knobs of `shared_row_backward`."""
 
-    threads: int = knob(128, THREADS, "threads that share a row")
-    rows: int = knob(1, (1, 2, 4, 8, 16, 32), "rows to a block of threads, side by side")
-    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob(
+    threads_per_row: int = knob(128, THREADS, "threads that share a row")
+    rows_per_block: int = knob(
+        1, (1, 2, 4, 8, 16, 32), "rows that a block of threads works on at a time"
+    )
+    vector_width: int = knob(
+        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
+    )
+    row_storage: str = knob(
         "registers",
-        ("registers", "shared", "again"),
-        "where a row is kept between its uses; again: read from memory each time",
+        ("registers", "shared", "reload"),
+        "where a row is kept between its uses; reload: nowhere, it is loaded from global memory"
+        " each time",
     )
-    sums: str = knob(
+    partial_sums: str = knob(
         "registers",
-        ("registers", "apart"),
-        "where partial sums of dgamma and dbeta are kept; apart: in a kernel of their own",
+        ("registers", "separate_kernel"),
+        "where partial sums of dgamma and dbeta are kept; separate_kernel: in registers of a kernel"
+        " of their own",
     )
-    blocks: int = knob(
-        2, BLOCKS, "blocks of partial sums for each multiprocessor, as far as there are rows"
+    blocks_per_sm: int = knob(
+        2,
+        BLOCKS,
+        "blocks of threads (and rows of partial sums) for each multiprocessor, as far as there are"
+        " rows",
     )
-    once: bool = knob(
+    cache_hints: bool = knob(
         False,
         (False, True),
-        "dy, x and dx are the first to leave the cache, since they are accessed once",
+        "dy and x are loaded and dx stored with the cache hint .cs (accessed once, evict first)",
     )
 
 
@@ -66,14 +75,14 @@ def _sums(case: Case) -> tuple[str, ...]:
 
 def apart(knobs: Knobs, case: Case) -> bool:
     """Whether the partial sums have a kernel of their own."""
-    return bool(_sums(case)) and knobs.sums == "apart"
+    return bool(_sums(case)) and knobs.partial_sums == "separate_kernel"
 
 
 def shares_of(knobs: Knobs) -> int:
     """Threads side by side in a kernel of partial sums of its own; a warp's accesses are long
     enough.
     """
-    return min(knobs.threads, WARP)
+    return min(knobs.threads_per_row, WARP)
 
 
 def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
@@ -82,9 +91,9 @@ def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
     """
     if not _sums(case):
         return 1
-    most = 1 if case.rows <= 1 else max(1, 2 * TYPICAL_ROWS[case.bucket] // knobs.rows)
-    chunks = -(-case.hidden // (shares_of(knobs) * knobs.access)) if apart(knobs, case) else 1
-    return max(1, min(most, -(-knobs.blocks * device.cores // chunks)))
+    most = 1 if case.rows <= 1 else max(1, 2 * TYPICAL_ROWS[case.bucket] // knobs.rows_per_block)
+    chunks = -(-case.hidden // (shares_of(knobs) * knobs.vector_width)) if apart(knobs, case) else 1
+    return max(1, min(most, -(-knobs.blocks_per_sm * device.cores // chunks)))
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
@@ -94,14 +103,22 @@ def registers_of(knobs: Knobs, case: Case) -> int:
     is above 32, what is loaded has places in shared memory, or low precision is widened beside no
     sums: fitted to what ptxas 13.0 says for sm_90.
     """
-    turns = -(-case.hidden // (knobs.access * knobs.threads))
-    part = 2 * turns * max(4, knobs.access * case.itemsize) // 4 if knobs.keep == "registers" else 0
-    part += len(_sums(case)) * turns * knobs.access if knobs.sums == "registers" else 0
-    wide = knobs.access == case.itemsize == 4
-    copied = 0 if knobs.keep != "shared" else max(10, part // 2 - 16) if wide else 10
+    turns = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
+    part = (
+        2 * turns * max(4, knobs.vector_width * case.itemsize) // 4
+        if knobs.row_storage == "registers"
+        else 0
+    )
+    part += (
+        len(_sums(case)) * turns * knobs.vector_width if knobs.partial_sums == "registers" else 0
+    )
+    wide = knobs.vector_width == case.itemsize == 4
+    copied = 0 if knobs.row_storage != "shared" else max(10, part // 2 - 16) if wide else 10
     widened = (
         part // 3
-        if knobs.keep == "registers" and knobs.sums == "apart" and case.itemsize < 4
+        if knobs.row_storage == "registers"
+        and knobs.partial_sums == "separate_kernel"
+        and case.itemsize < 4
         else 0
     )
     return part + 32 + max(0, part - 32) * 5 // 8 + copied + widened
@@ -109,10 +126,14 @@ def registers_of(knobs: Knobs, case: Case) -> int:
 
 def shared_of(knobs: Knobs, case: Case) -> int:
     """Bytes of shared memory that a block of threads takes."""
-    kept = 2 * case.hidden * case.itemsize if knobs.keep == "shared" else 0
-    sides = case.hidden if knobs.sums == "registers" else shares_of(knobs) * knobs.access
+    kept = 2 * case.hidden * case.itemsize if knobs.row_storage == "shared" else 0
+    sides = (
+        case.hidden if knobs.partial_sums == "registers" else shares_of(knobs) * knobs.vector_width
+    )
     return (
-        threads.STATIC + kept + (4 * len(_sums(case)) * sides * knobs.rows if knobs.rows > 1 else 0)
+        threads.STATIC
+        + kept
+        + (4 * len(_sums(case)) * sides * knobs.rows_per_block if knobs.rows_per_block > 1 else 0)
     )
 
 
@@ -120,48 +141,65 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     dx, sums = "dx" in _outputs(case), bool(_sums(case))
     threads_all = (
-        max(knobs.threads, WARP * knobs.rows)
+        max(knobs.threads_per_row, WARP * knobs.rows_per_block)
         if dx and apart(knobs, case)
-        else knobs.threads * knobs.rows
+        else knobs.threads_per_row * knobs.rows_per_block
     )
-    if case.hidden % knobs.access:
-        return f"accesses of {knobs.access} elements do not divide a row of {case.hidden}"
-    if knobs.access * case.itemsize > threads.ACCESS:
-        return f"accesses of {knobs.access * case.itemsize} bytes; {threads.ACCESS} is the most"
+    if case.hidden % knobs.vector_width:
+        return f"accesses of {knobs.vector_width} elements do not divide a row of {case.hidden}"
+    if knobs.vector_width * case.itemsize > threads.ACCESS:
+        return (
+            f"accesses of {knobs.vector_width * case.itemsize} bytes; {threads.ACCESS} is the most"
+        )
     if not WARP <= threads_all <= THREADS_PER_BLOCK or (
-        apart(knobs, case) and dx and knobs.threads < WARP
+        apart(knobs, case) and dx and knobs.threads_per_row < WARP
     ):
         return (
-            f"{knobs.threads} x {knobs.rows} threads; {WARP} to {THREADS_PER_BLOCK} fit a block of"
-            " each kernel"
+            f"{knobs.threads_per_row} x {knobs.rows_per_block} threads; {WARP} to"
+            f" {THREADS_PER_BLOCK} fit a block of each kernel"
         )
-    if knobs.threads > WARP and knobs.threads * knobs.access >= 2 * case.hidden:
-        return f"half of {knobs.threads} threads would have no part of a row of {case.hidden}"
-    if not sums and (knobs.sums != "registers" or knobs.blocks > 1):
+    if (
+        knobs.threads_per_row > WARP
+        and knobs.threads_per_row * knobs.vector_width >= 2 * case.hidden
+    ):
+        return (
+            f"half of {knobs.threads_per_row} threads would have no part of a row of {case.hidden}"
+        )
+    if not sums and (knobs.partial_sums != "registers" or knobs.blocks_per_sm > 1):
         return "there are no sums over rows"
-    if not dx and (knobs.sums != "apart" or knobs.keep != "registers" or knobs.threads > WARP):
+    if not dx and (
+        knobs.partial_sums != "separate_kernel"
+        or knobs.row_storage != "registers"
+        or knobs.threads_per_row > WARP
+    ):
         return "without dx no row is summed; a warp side by side takes its columns"
-    if knobs.keep == "shared" and case.hidden * case.itemsize <= WORD:
+    if knobs.row_storage == "shared" and case.hidden * case.itemsize <= WORD:
         return f"a row of {case.hidden * case.itemsize} bytes needs no shared memory"
-    if case.hidden == 1 and knobs.keep == "again" and apart(knobs, case):
+    if case.hidden == 1 and knobs.row_storage == "reload" and apart(knobs, case):
         return "a row of one element need not be read again"
-    if knobs.rows > 1 and knobs.keep == "shared" and not apart(knobs, case):
+    if knobs.rows_per_block > 1 and knobs.row_storage == "shared" and not apart(knobs, case):
         return "shared memory is for one row to a block"
     if shared_of(knobs, case) > device.l1:
         return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
     if dx and registers_of(knobs, case) > min(
-        REGISTERS_PER_THREAD, REGISTERS // (knobs.threads if apart(knobs, case) else threads_all)
+        REGISTERS_PER_THREAD,
+        REGISTERS // (knobs.threads_per_row if apart(knobs, case) else threads_all),
     ):
         return f"{registers_of(knobs, case)} registers a thread do not fit {threads_all} threads"
-    if case.rows == 1 and knobs.rows > 1:
+    if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"
-    fewer = [n for n in BLOCKS if n < knobs.blocks]
+    fewer = [n for n in BLOCKS if n < knobs.blocks_per_sm]
     if fewer and parts_of(knobs, case, device) == parts_of(
-        replace(knobs, blocks=fewer[-1]), case, device
+        replace(knobs, blocks_per_sm=fewer[-1]), case, device
     ):
-        return f"{knobs.blocks} blocks for each multiprocessor are more than {case.rows} rows fill"
-    if knobs.once and (
-        why := hints.misfit(case, device, dx and (knobs.keep == "again" or apart(knobs, case)))
+        return (
+            f"{knobs.blocks_per_sm} blocks for each multiprocessor are more than {case.rows} rows"
+            " fill"
+        )
+    if knobs.cache_hints and (
+        why := hints.misfit(
+            case, device, dx and (knobs.row_storage == "reload" or apart(knobs, case))
+        )
     ):
         return why
     return None
@@ -174,10 +212,10 @@ def default(case: Case, device: Device) -> Knobs:
     access = threads.widest(case)
     least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
     if "dx" not in _outputs(case):
-        return next(_fitting(WARP, access, "registers", "apart", case, device))
-    for where in ("registers", "apart") if _sums(case) else ("registers",):
+        return next(_fitting(WARP, access, "registers", "separate_kernel", case, device))
+    for where in ("registers", "separate_kernel") if _sums(case) else ("registers",):
         # with more registers each, where sums do not keep them
-        least = min(least, 512) if where == "apart" else least
+        least = min(least, 512) if where == "separate_kernel" else least
         nearest = (
             least,
             *(t for t in THREADS if t > least),
@@ -188,12 +226,12 @@ def default(case: Case, device: Device) -> Knobs:
             ("registers", least // 2, access),
             ("shared", least // 4, access),
             ("shared", least // 4, narrow),
-            ("again", 0, access),
+            ("reload", 0, access),
         ):
             for shares in (t for t in nearest if t >= fewest):
                 for found in _fitting(shares, each, keep, where, case, device):
                     return found
-    return Knobs(WARP, 1, access, "again", "apart", 1)
+    return Knobs(WARP, 1, access, "reload", "separate_kernel", 1)
 
 
 def _fitting(
@@ -202,7 +240,7 @@ def _fitting(
     """Valid knobs like these, the best first: as many blocks as a multiprocessor holds, but not so
     many that their partial sums are much beside the rows, nor more than the rows fill.
     """
-    if where == "apart":
+    if where == "separate_kernel":
         found, blocks = (
             Knobs(max(shares, WARP), 1 if case.rows == 1 else 8, access, keep, where),
             BLOCKS[-1],
@@ -210,14 +248,14 @@ def _fitting(
     else:
         rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
         found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where)
-        resident = REGISTERS // (found.threads * rows * registers_of(found, case))
+        resident = REGISTERS // (found.threads_per_row * rows * registers_of(found, case))
         blocks = (
             min(resident, TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores))
             if _sums(case)
             else 1
         )
     for n in reversed(BLOCKS):
-        one = replace(found, blocks=n)
+        one = replace(found, blocks_per_sm=n)
         if n <= max(1, blocks) and valid(one, case, device) is None:
             yield one
 
@@ -235,9 +273,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
     # Where a block has one at a time, its turns end at the last, and nothing asks.
     parts, alone = parts_of(knobs, case, device), apart(knobs, case)
-    definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows, parts)
+    definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows_per_block, parts)
     sch = s_tir.Schedule(
-        turns.unpadded(definition) if knobs.rows == 1 and not alone else definition
+        turns.unpadded(definition) if knobs.rows_per_block == 1 and not alone else definition
     )
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("dy32", "x32", "weight32"):
@@ -256,32 +294,34 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     made = sch.mod
     if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
         made = threads.load_again(made, "c2", "weight")
-    made = turns.trim(made, knobs.rows)
+    made = turns.trim(made, knobs.rows_per_block)
     return (
         hints.request(made, ("dy", "x", *(("dx",) if "dx" in blocks else ())))
-        if knobs.once
+        if knobs.cache_hints
         else made
     )
 
 
 def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
     """The kernel of dx; `parts` is the number of blocks that take turns and keep sums, or 0."""
-    row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads, knobs.access
+    row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads_per_row, knobs.vector_width
     sums, users = None, [row, dx]
     if not parts:
         outer, at, thread = _exact_rows(sch, blocks, knobs)
     else:
         fused = "blocks" in blocks
         outer = (
-            columns.rows_in_turns(sch, row, parts, knobs.rows)
+            columns.rows_in_turns(sch, row, parts, knobs.rows_per_block)
             if fused
-            else sch.split(sch.get_loops(row)[0], [None, knobs.rows], preserve_unit_iters=True)
+            else sch.split(
+                sch.get_loops(row)[0], [None, knobs.rows_per_block], preserve_unit_iters=True
+            )
         )
         for name in ("c1", "c2"):
             sch.reverse_compute_at(blocks[name], outer[-1], preserve_unit_loops=True)
         thread = threads.output(sch, dx, outer[-1], shares, access)
         if fused:
-            sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows)
+            sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows_per_block)
             users.append(sums)
             at = sch.merge(outer[-1], within[-1])
             sch.annotate(at, turns.TURNS, parts)
@@ -293,18 +333,18 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
 
     # The row and its statistics.
     for name in ("dy", "x"):
-        if knobs.keep == "registers":
+        if knobs.row_storage == "registers":
             threads.keep(sch, users, threads.sources(sch, row).index(name), at, shares, access)
-        elif knobs.keep == "shared":
+        elif knobs.row_storage == "shared":
             threads.stage(sch, users, threads.sources(sch, row).index(name), at, shares, access)
     columns_of = {
-        row: threads.one_by_one(sch, row, shares, access, knobs.keep == "registers"),
+        row: threads.one_by_one(sch, row, shares, access, knobs.row_storage == "registers"),
         dx: thread,
     }
     if sums is not None:
         stores = columns.accumulate(sch, sums, shares, access)
         columns_of[sums] = threads.one_by_one(sch, sums, shares, access)
-        if knobs.rows > 1:
+        if knobs.rows_per_block > 1:
             # for as many loops as dx has
             sch.add_unit_loop(threads.around(sch, sums, columns_of[sums]))
         # Access by access, so that what both need is short-lived.
@@ -319,17 +359,22 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
         sch.decompose_reduction(sums, at)
         for stored in stores:
             columns.store(sch, stored, outer[-1], shares, access)
-            if knobs.rows > 1:
+            if knobs.rows_per_block > 1:
                 sch.set_scope(stored, 0, "shared.dyn")
-        if knobs.rows > 1:
-            columns.add_sides(sch, blocks["blocks"], outer[0], shares, knobs.rows, access)
+        if knobs.rows_per_block > 1:
+            columns.add_sides(sch, blocks["blocks"], outer[0], shares, knobs.rows_per_block, access)
     for user, loop in columns_of.items():
         for name in ("dy", "x", "weight"):
             if (name == "weight" and "weight" in threads.sources(sch, user)) or (
-                name != "weight" and knobs.keep != "registers"
+                name != "weight" and knobs.row_storage != "registers"
             ):
                 threads.fetch(
-                    sch, user, name, loop, access, knobs.keep == "shared" and name != "weight"
+                    sch,
+                    user,
+                    name,
+                    loop,
+                    access,
+                    knobs.row_storage == "shared" and name != "weight",
                 )
     for name in ("row", "c1", "c2"):
         for index in range(len(sch.get(blocks[name]).writes)):
@@ -343,7 +388,9 @@ def _exact_rows(sch: Any, blocks: dict[str, Any], knobs: Knobs) -> tuple[list[An
     stored = sch.cache_write(blocks["dx"], 0, "local")
     row, thread = (
         sch.get_loops(stored)[0],
-        threads.copy(sch, stored, knobs.threads, knobs.access, knobs.keep == "registers"),
+        threads.copy(
+            sch, stored, knobs.threads_per_row, knobs.vector_width, knobs.row_storage == "registers"
+        ),
     )
     sch.compute_at(blocks["dx"], thread, preserve_unit_loops=True)
     sch.unroll(sch.get_loops(blocks["dx"])[-1])
@@ -354,8 +401,8 @@ def _exact_rows(sch: Any, blocks: dict[str, Any], knobs: Knobs) -> tuple[list[An
 
 def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
     """The kernel of partial sums alone: a block of threads for some columns of its rows."""
-    shares, access = shares_of(knobs), knobs.access
-    sums, (part, *side, turn) = columns.sums_in_turns(sch, block, knobs.rows)
+    shares, access = shares_of(knobs), knobs.vector_width
+    sums, (part, *side, turn) = columns.sums_in_turns(sch, block, knobs.rows_per_block)
     k = sch.get_loops(sums)[-1]
     chunk, thread, elements = sch.split(k, [None, shares, access], preserve_unit_iters=True)
     sch.reorder(
@@ -379,7 +426,7 @@ def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
         if side:
             sch.set_scope(stored, 0, "shared.dyn")
     if side:
-        columns.add_sides_within(sch, block, thread, knobs.rows)
+        columns.add_sides_within(sch, block, thread, knobs.rows_per_block)
 
 
 SCHEDULES = (

@@ -37,65 +37,77 @@ OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened 
 class Knobs:
     """Knobs of `gated_row`."""
 
-    threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
-    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob(
-        "registers",
-        ("registers", "again"),
-        "where gates that are normalized stay between their three uses; again: in memory",
+    threads_per_row: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
+    vector_width: int = knob(
+        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
     )
-    ahead: bool = knob(
+    row_storage: str = knob(
+        "registers",
+        ("registers", "reload"),
+        "where gates that are normalized are kept between their three uses; reload: nowhere, they"
+        " are loaded from global memory each time",
+    )
+    prefetch: bool = knob(
         True,
         (False, True),
         "cell, gains, biases and gates that need no sum are loaded before the first sum",
     )
-    stages: str = knob(
+    intermediates: str = knob(
         "registers",
-        ("registers", "again"),
-        "where what is made of a row stays between its sums; again: z in shared memory, if it fits,"
-        " the rest made again access by access",
+        ("registers", "recompute"),
+        "where what is computed of a row is kept between its sums; recompute: z in shared memory, "
+        "if it fits, the rest computed again, vector by vector",
     )
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Bytes of shared memory that a block of threads has z in, or 0."""
-    whole = 16 * gates.turns_of(case, knobs.threads, knobs.access) * knobs.threads * knobs.access
-    return whole if knobs.stages == "again" and whole + threads.STATIC <= device.l1 else 0
+    whole = (
+        16
+        * gates.turns_of(case, knobs.threads_per_row, knobs.vector_width)
+        * knobs.threads_per_row
+        * knobs.vector_width
+    )
+    return (
+        whole if knobs.intermediates == "recompute" and whole + threads.STATIC <= device.l1 else 0
+    )
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
     """32-bit registers that a thread's part of the row takes, or where stages are made again, one
     access of it.
     """
-    tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
-    of_gates = 4 * ("raw" in tokens) + 4 if knobs.keep == "registers" else 0
-    of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.ahead else 0
-    if knobs.stages == "again":
-        return (10 + 4 * ("raw" in tokens)) * knobs.access
+    tokens, access = tokens_of(case), max(4, knobs.vector_width * case.itemsize) // 4
+    of_gates = 4 * ("raw" in tokens) + 4 if knobs.row_storage == "registers" else 0
+    of_rest = 4 * (2 + ("bias" in tokens)) + 2 + ("bias_c" in tokens) if knobs.prefetch else 0
+    if knobs.intermediates == "recompute":
+        return (10 + 4 * ("raw" in tokens)) * knobs.vector_width
     # what comes of the gates takes their place, but not at once
-    made = 4 * knobs.access + of_gates * access // (2 if "raw" in tokens else 4)
-    return gates.turns_of(case, knobs.threads, knobs.access) * max(
+    made = 4 * knobs.vector_width + of_gates * access // (2 if "raw" in tokens else 4)
+    return gates.turns_of(case, knobs.threads_per_row, knobs.vector_width) * max(
         (of_gates + of_rest) * access, made
     )
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    if reason := gates.misfit(case, knobs.threads, knobs.access):
+    if reason := gates.misfit(case, knobs.threads_per_row, knobs.vector_width):
         return reason
-    if knobs.stages == "again" and (knobs.keep == "registers" or knobs.ahead):
+    if knobs.intermediates == "recompute" and (knobs.row_storage == "registers" or knobs.prefetch):
         return (
             "stages that are made again, access by access, hold nothing else of a row in registers"
         )
     others = (
         OTHERS_RAW
-        if "raw" in tokens_of(case) and (case.itemsize < 4 or knobs.stages == "again")
+        if "raw" in tokens_of(case) and (case.itemsize < 4 or knobs.intermediates == "recompute")
         else OTHERS
     )
-    if registers_of(knobs, case) + others > min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads):
+    if registers_of(knobs, case) + others > min(
+        REGISTERS_PER_THREAD, REGISTERS // knobs.threads_per_row
+    ):
         return (
             f"{registers_of(knobs, case)} registers for a thread's part of the row; with {others}"
-            f" others they do not fit {knobs.threads} threads"
+            f" others they do not fit {knobs.threads_per_row} threads"
         )
     return None
 
@@ -114,7 +126,7 @@ def default(case: Case, device: Device) -> Knobs:
             if valid(found, case, device) is None:
                 return found
     again = [
-        Knobs(shared, access, "again", ahead=False, stages="again")
+        Knobs(shared, access, "reload", prefetch=False, intermediates="recompute")
         for shared in (512, 256, 128, 64, 32)
     ]
     return next((one for one in again if valid(one, case, device) is None), again[-1])
@@ -140,7 +152,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """
     from tvm import s_tir
 
-    deal = gates.Deal(case.hidden, knobs.threads, knobs.access)
+    deal = gates.Deal(case.hidden, knobs.threads_per_row, knobs.vector_width)
     of_gates = {a.name for a in ops.get(case.op).arguments(case) if a.shape[-1:] == ("gates",)}
 
     # 1.
@@ -159,8 +171,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         for of in ("h", "x")
         if f"{of}_sum" in blocks
     }
-    users = normalized if knobs.keep == "registers" else {}
-    if knobs.ahead:
+    users = normalized if knobs.row_storage == "registers" else {}
+    if knobs.prefetch:
         early = {
             name: [blocks[stage]]
             for stage in ("z", "cell", "inner")
@@ -168,7 +180,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         }
         users = (
             {**early, **users}
-            if knobs.keep == "registers"
+            if knobs.row_storage == "registers"
             else {name: its for name, its in early.items() if name not in normalized}
         )
     # each comes before those of before; what the first sum needs is to be first
@@ -194,14 +206,18 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 5.
     for name, block in blocks.items():
         if name.startswith(("mean_", "rstd_")):
-            threads.once(sch, block, knobs.threads)
+            threads.once(sch, block, knobs.threads_per_row)
         elif name not in (*outputs, *stages):
             for index in range(len(sch.get(block).writes)):
                 sch.set_scope(block, index, "local")
 
     # 6.
     made = ragged.asked_where_it_matters(sch.mod)
-    return phases.by_access(private.declare(made), PHASES) if knobs.stages == "again" else made
+    return (
+        phases.by_access(private.declare(made), PHASES)
+        if knobs.intermediates == "recompute"
+        else made
+    )
 
 
 SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply, version=1),)

@@ -35,28 +35,32 @@ OF_GATES = ("z", "act", "dz", *ROW_SUMS[1:], "dgates_x", "dgates_h", "sums_gates
 
 @dataclass(frozen=True)
 class Knobs:
-    """Knobs of `gated_turns`."""
+    """Knobs of `gated_row_backward`."""
 
-    threads: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
-    access: int = knob(4, (1, 2, 4, 8), "elements of one load or store")
-    keep: str = knob(
-        "registers",
-        ("registers", "again"),
-        "where what is read of a row stays between its uses; again: in memory",
+    threads_per_row: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
+    vector_width: int = knob(
+        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
     )
-    sums: str = knob(
+    row_storage: str = knob(
         "registers",
-        ("registers", "shared", "memory"),
-        "where sums over rows are while a block has turns; memory: added to at each",
+        ("registers", "reload"),
+        "where what is read of a row is kept between its uses; reload: nowhere, it is loaded from"
+        " global memory each time",
     )
-    ahead: bool = knob(
+    partial_sums: str = knob(
+        "registers",
+        ("registers", "shared", "global"),
+        "where a block keeps its sums over rows while it loops over them; global: in global memory,"
+        " added to at each row",
+    )
+    prefetch: bool = knob(
         True, (False, True), "gains and biases are loaded once a row, before its first stage"
     )
-    stages: str = knob(
+    intermediates: str = knob(
         "registers",
-        ("registers", "shared", "again"),
-        "where what is made of a row stays between its sums; shared: gates in shared memory; again:"
-        " there, if they fit, the rest made again",
+        ("registers", "shared", "recompute"),
+        "where what is computed of a row is kept between its sums; shared: gates in shared memory;"
+        " recompute: there, if they fit, the rest computed again",
     )
 
 
@@ -69,19 +73,25 @@ def registers_of(knobs: Knobs, case: Case, device: Device) -> int:
     """32-bit registers that a thread's part of the row and of the sums takes, or where stages are
     made again, one access of it.
     """
-    tokens, access = tokens_of(case), max(4, knobs.access * case.itemsize) // 4
+    tokens, access = tokens_of(case), max(4, knobs.vector_width * case.itemsize) // 4
     raw = "raw" in tokens
-    if knobs.stages == "again":
-        return (16 + 4 * ("act" not in shared_stages(knobs, case, device)) + 4 * raw) * knobs.access
+    if knobs.intermediates == "recompute":
+        return (
+            16 + 4 * ("act" not in shared_stages(knobs, case, device)) + 4 * raw
+        ) * knobs.vector_width
     # what a turn adds lives shortly
-    kept = {"registers": summed(case), "shared": 0, "memory": summed(case) / 2}[knobs.sums]
-    matrices = 4 * (1 + raw) + 3 if knobs.keep == "registers" else 0
-    vectors = 4 * (1 + raw) + 1 if knobs.ahead else 0
+    kept = {"registers": summed(case), "shared": 0, "global": summed(case) / 2}[knobs.partial_sums]
+    matrices = 4 * (1 + raw) + 3 if knobs.row_storage == "registers" else 0
+    vectors = 4 * (1 + raw) + 1 if knobs.prefetch else 0
     made = (
-        3 + 4 * raw if knobs.stages == "shared" else 11 + 4 * raw if knobs.sums == "shared" else 7
+        3 + 4 * raw
+        if knobs.intermediates == "shared"
+        else 11 + 4 * raw
+        if knobs.partial_sums == "shared"
+        else 7
     )
-    return gates.turns_of(case, knobs.threads, knobs.access) * int(
-        (kept + made) * knobs.access + (matrices + vectors) * access
+    return gates.turns_of(case, knobs.threads_per_row, knobs.vector_width) * int(
+        (kept + made) * knobs.vector_width + (matrices + vectors) * access
     )
 
 
@@ -90,34 +100,34 @@ def others_of(knobs: Knobs, case: Case, device: Device) -> int:
     what ptxas 13.0 spills and does not.
     """
     newest = 20 * (device.isa in ("sm_100", "sm_120"))  # more than for others
-    if knobs.stages == "again":
-        return newest + (70 if case.hidden % (knobs.threads * knobs.access) else 54)
-    if knobs.stages == "shared":
+    if knobs.intermediates == "recompute":
+        return newest + (70 if case.hidden % (knobs.threads_per_row * knobs.vector_width) else 54)
+    if knobs.intermediates == "shared":
         return 80 if newest or case.dtype == "float16" else 60
-    return 44 if knobs.sums == "shared" else 100 if knobs.threads == WARP else 64
+    return 44 if knobs.partial_sums == "shared" else 100 if knobs.threads_per_row == WARP else 64
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    if reason := gates.misfit(case, knobs.threads, knobs.access):
+    if reason := gates.misfit(case, knobs.threads_per_row, knobs.vector_width):
         return reason
-    if knobs.stages == "again" and (
-        knobs.keep != "again" or knobs.sums == "registers" or knobs.ahead
+    if knobs.intermediates == "recompute" and (
+        knobs.row_storage != "reload" or knobs.partial_sums == "registers" or knobs.prefetch
     ):
         return (
             "stages that are made again, access by access, hold nothing else of a row in registers"
         )
-    if case.hidden == 1 and "shared" in (knobs.sums, knobs.stages):
+    if case.hidden == 1 and "shared" in (knobs.partial_sums, knobs.intermediates):
         return "a cell of one element needs no shared memory"
     if shared_of(knobs, case, device) > device.l1:
         return f"{shared_of(knobs, case, device)} bytes of shared memory; a block has {device.l1}"
-    room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads)
+    room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads_per_row)
     others = others_of(knobs, case, device)
     part = registers_of(knobs, case, device)
     if part + others > room:
         return (
             f"{part} registers for a thread's part of the row; with {others} others they do not fit"
-            f" {knobs.threads} threads"
+            f" {knobs.threads_per_row} threads"
         )
     return None
 
@@ -142,22 +152,23 @@ def default(case: Case, device: Device) -> Knobs:
         for shares in fewer
     ]
     kept += [
-        Knobs(shares, access, "registers", "shared", ahead=False, stages="shared")
+        Knobs(shares, access, "registers", "shared", prefetch=False, intermediates="shared")
         for shares in fewer
     ]
     kept += [
-        Knobs(shares, max(1, access // 2), "registers", "shared", ahead=False) for shares in fewer
+        Knobs(shares, max(1, access // 2), "registers", "shared", prefetch=False)
+        for shares in fewer
     ]
     found = next((one for one in kept if valid(one, case, device) is None), None)
     if found is not None:
         return found
     again = [
-        Knobs(shares, access, "again", "shared", ahead=False, stages="again")
+        Knobs(shares, access, "reload", "shared", prefetch=False, intermediates="recompute")
         for shares in (512, 256)
     ]
     again = [one for one in again if shared_stages(one, case, device)]
     again += [
-        Knobs(shares, access, "again", "memory", ahead=False, stages="again")
+        Knobs(shares, access, "reload", "global", prefetch=False, intermediates="recompute")
         for shares in (512, 256, 128, 64, 32)
     ]
     return next((one for one in again if valid(one, case, device) is None), again[-1])
@@ -165,22 +176,26 @@ def default(case: Case, device: Device) -> Knobs:
 
 def _padded(knobs: Knobs, case: Case) -> int:
     """Elements of the cell, counting all that the threads have turns for."""
-    return gates.turns_of(case, knobs.threads, knobs.access) * knobs.threads * knobs.access
+    return (
+        gates.turns_of(case, knobs.threads_per_row, knobs.vector_width)
+        * knobs.threads_per_row
+        * knobs.vector_width
+    )
 
 
 def _sums_bytes(knobs: Knobs, case: Case) -> int:
     """Bytes of sums in shared memory."""
-    return 4 * summed(case) * _padded(knobs, case) if knobs.sums == "shared" else 0
+    return 4 * summed(case) * _padded(knobs, case) if knobs.partial_sums == "shared" else 0
 
 
 def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
     """The stages that are in shared memory."""
-    if knobs.stages == "again":
+    if knobs.intermediates == "recompute":
         return ("act", "dz")[
             : max(0, device.l1 - threads.STATIC - _sums_bytes(knobs, case))
             // (16 * _padded(knobs, case))
         ]
-    return ("act",) if knobs.stages == "shared" else ()
+    return ("act",) if knobs.intermediates == "shared" else ()
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
@@ -216,13 +231,16 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """
     from tvm import s_tir
 
-    deal, count = gates.Deal(case.hidden, knobs.threads, knobs.access), case.blocks(device.cores)
+    deal, count = (
+        gates.Deal(case.hidden, knobs.threads_per_row, knobs.vector_width),
+        case.blocks(device.cores),
+    )
     in_shared = shared_stages(knobs, case, device)
     arguments = {a.name: a.shape[-1] for a in ops.get(case.op).arguments(case)}
 
     # 1.
     sch = s_tir.Schedule(_definition(case, count))
-    alone = knobs.stages == "shared"  # act, that is; z need not be kept for it
+    alone = knobs.intermediates == "shared"  # act, that is; z need not be kept for it
     if alone:
         sch.compute_inline(sch.get_sblock("z"))
     for name in (*STAGES[alone:], *OUTPUTS):
@@ -255,7 +273,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     for name, consumers in reversed(readers.items()):
         if arguments[name] == "rows":
             gates.keep_scalar(sch, consumers, name, turn)
-        elif knobs.keep == "registers" if name in matrices else knobs.ahead:
+        elif knobs.row_storage == "registers" if name in matrices else knobs.prefetch:
             deal.keep(sch, consumers, name, turn, gates=arguments[name] == "gates")
 
     # 4.
@@ -286,22 +304,24 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             b,
             turn,
             name in OF_GATES,
-            "shared.dyn" if knobs.sums == "shared" else "local",
+            "shared.dyn" if knobs.partial_sums == "shared" else "local",
         )
 
     # 6.
     sch.annotate(turn, turns.TURNS, count)
     made = turns.add(ragged.asked_where_it_matters(sch.mod), added)
-    made = turns.each(made) if knobs.sums == "memory" else made
-    if knobs.sums == "shared" or knobs.stages != "registers":
+    made = turns.each(made) if knobs.partial_sums == "global" else made
+    if knobs.partial_sums == "shared" or knobs.intermediates != "registers":
         made = private.declare(made)
-    if knobs.stages == "shared":
+    if knobs.intermediates == "shared":
         made = turns.early(made, {"sums_hidden_update": "dinner", "dc": "dcell"})
-    elif knobs.stages == "again":
+    elif knobs.intermediates == "recompute":
         made = phases.by_access(made, turns.TURNS)
     return turns.trim(made)
 
 
 SCHEDULES = (
-    Schedule("gated_turns", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1),
+    Schedule(
+        "gated_row_backward", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1
+    ),
 )

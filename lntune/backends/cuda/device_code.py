@@ -266,13 +266,14 @@ def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
     return {**target, "arch": "sm_80"} if target.get("arch") == "sm_75" else target
 
 
-_AGAIN = """#ifdef __CUDACC__
-#define lntune_again(pointer) asm volatile("" : "+l"(pointer)) 
-/* to the compiler it is another pointer from here on */
-#else
-#define lntune_again(pointer)
-#endif
-"""
+_AGAIN = (
+    "#ifdef __CUDACC__\n"
+    '#define lntune_again(pointer) asm volatile("" : "+l"(pointer))'
+    " /* to the compiler it is another from here on */\n"
+    "#else\n"
+    "#define lntune_again(pointer)\n"
+    "#endif\n"
+)
 
 
 _KERNEL = re.compile(
