@@ -121,7 +121,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found = tmp_path / "temporary"
     found.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(found))
-    paths._say.cache_clear()
+    paths._warn_once.cache_clear()
     paths._private.cache_clear()
     return found
 

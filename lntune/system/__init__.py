@@ -1,3 +1,3 @@
-"""What the machine and the operating system give and take: folders, locks, compilers of C++, files
-that stay whole, signals, children.
+"""What is asked of the operating system: folders, locks, the C++ compiler, files that are written
+whole or not at all, signals, child processes.
 """

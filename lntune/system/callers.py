@@ -24,18 +24,13 @@ class Place(NamedTuple):
     registry: dict[str | tuple[str, type[Warning], int], int]
 
 
-def _passed_over() -> tuple[str, ...]:
+def _not_the_users() -> tuple[str, ...]:
     """How the names of files begin whose lines are not the user's: ours, PyTorch's, those of code
     that PyTorch generates, and where Python enters and leaves the block of a `with`.
     """
     torch = getattr(sys.modules.get("torch"), "__file__", None)
-    return (
-        _HERE,
-        contextlib.__file__,
-        *([f"{Path(torch).parent}{os.sep}"] if torch else []),
-        "<eval_with_key>",
-        "<frozen ",
-    )
+    libraries = (_HERE, *([f"{Path(torch).parent}{os.sep}"] if torch else []))
+    return (*libraries, contextlib.__file__, "<eval_with_key>", "<frozen ")
 
 
 def place() -> Place:
@@ -43,14 +38,13 @@ def place() -> Place:
     where there is none.
     """
     frame: FrameType | None = sys._getframe(1)
-    passed_over = _passed_over()
+    others = _not_the_users()
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(passed_over) or frame.f_back is None:
+        if not name.startswith(others) or frame.f_back is None:
             module = str(frame.f_globals.get("__name__", "<unknown>"))
-            return Place(
-                name, frame.f_lineno, module, frame.f_globals.setdefault("__warningregistry__", {})
-            )
+            registry = frame.f_globals.setdefault("__warningregistry__", {})
+            return Place(name, frame.f_lineno, module, registry)
         frame = frame.f_back
     raise AssertionError("a function is called by something")
 
@@ -63,14 +57,10 @@ def warn(message: str, category: type[Warning], at: Place | None = None) -> None
 
 def action(message: str, category: type[Warning], at: Place) -> str:
     """What the user's filters have done with a warning: "ignore", "error", "default" and so on."""
-    for found, text, kind, module, line in warnings.filters:
-        if (
-            issubclass(category, kind)
-            and _fits(text, message)
-            and _fits(module, at.module)
-            and line in (0, at.line)
-        ):
-            return str(found)
+    for response, text, kind, module, line in warnings.filters:
+        words_fit = issubclass(category, kind) and _fits(text, message)
+        if words_fit and _fits(module, at.module) and line in (0, at.line):
+            return str(response)
     return "default"
 
 

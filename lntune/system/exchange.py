@@ -1,5 +1,5 @@
-"""How our C reaches tvm_ffi and torch's tensors: headers, functions by their names, torch's DLPack
-exchange table.
+"""What C code of ours needs to call tvm_ffi and to read torch's tensors: folders of headers,
+addresses of functions, torch's DLPack exchange table.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def require_table() -> ctypes.c_void_p:
     Raises:
         LntuneError: this PyTorch has none, or Python runs without the GIL.
     """
-    if (found := table()) is None:
+    if (address := table()) is None:
         raise LntuneError(
             "this PyTorch has no DLPack exchange table; direct calls need torch 2.10 or newer."
         )
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise LntuneError("direct calls rely on the GIL, and this Python runs without.")
-    return found
+    return address

@@ -1,4 +1,4 @@
-"""Outputs without page faults.
+"""Large outputs without page faults: a heap that keeps the memory it was given.
 
 glibc takes a block above its mmap threshold (32 MB at most) from the system and gives it back when
 freed, so each fresh output of that size is mapped, zeroed and faulted in page by page: 20 ms for 64

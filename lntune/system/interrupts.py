@@ -1,5 +1,5 @@
-"""Interrupts that arrive when they can be dealt with: Ctrl-C that waits for the end of a block,
-SIGTERM and SIGHUP that are as Ctrl-C.
+"""When a process is told to end: Ctrl-C that waits for the end of a block, SIGTERM and SIGHUP that
+are treated as Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE_MESSAGE = 1.0
 group, a closed terminal SIGHUP twice.
 """
 
-_held: list[int] = []
+_pending: list[int] = []
 """Signals that wait for the end of a block."""
 
 
@@ -42,8 +42,8 @@ def _handled(handlers: dict[signal.Signals, _Handler]) -> Iterator[None]:
             signal.signal(number, handler)
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextlib.contextmanager
@@ -54,12 +54,12 @@ def held() -> Iterator[None]:
     interrupt in the middle would leave a trial that is logged and not known to the search, and a
     case that was measured without a winner.
     """
-    came: list[tuple[_Handler, int, FrameType | None]] = []
+    deliveries: list[tuple[_Handler, int, FrameType | None]] = []
 
     def later(handler: _Handler) -> _Handler:
         def note(number: int, frame: FrameType | None) -> None:
-            came.append((handler, number, frame))
-            _held.append(number)
+            deliveries.append((handler, number, frame))
+            _pending.append(number)
 
         return note
 
@@ -72,16 +72,14 @@ def held() -> Iterator[None]:
         with _handled({number: later(handler) for number, handler in ours.items()}):
             yield
     finally:
-        del _held[len(_held) - len(came) :]
-        for handler, number, frame in came:
+        del _pending[len(_pending) - len(deliveries) :]
+        for handler, number, frame in deliveries:
             handler(number, frame)
 
 
 def waiting() -> bool:
-    """True while a signal waits for the end of a block: what takes long in one is to be cut
-    short.
-    """
-    return bool(_held)
+    """True while a signal waits for the end of a block; what takes long there is cut short."""
+    return bool(_pending)
 
 
 @contextlib.contextmanager
@@ -91,17 +89,16 @@ def as_ctrl_c() -> Iterator[list[int]]:
 
     A signal that this process was started to ignore (nohup) stays ignored.
     """
-    came: list[int] = []
+    received: list[int] = []
     last = -math.inf
 
     def interrupt(number: int, _: FrameType | None) -> None:
         nonlocal last
         before, last = last, time.monotonic()
-        came.append(number)
+        received.append(number)
         if last - before >= ONE_MESSAGE:
             raise KeyboardInterrupt
 
-    with _handled(
-        {number: interrupt for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
-    ):
-        yield came
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    with _handled(dict.fromkeys(heeded, interrupt)):
+        yield received

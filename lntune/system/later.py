@@ -1,4 +1,4 @@
-"""When something that failed is tried again, and what is worth it: a fault of files may pass (a
+"""Retries: when to try again what failed, and which failures may pass, as faults of files do (a
 network drive that is away, a full disk).
 """
 

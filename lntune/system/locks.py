@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lntune.system import callers, interrupts
 
-SAID_AFTER = 1.0
-"""Seconds of waiting after which it is said. What is done under a lock takes milliseconds."""
+WARN_AFTER = 1.0
+"""Seconds of waiting after which a warning says so: work under a lock takes milliseconds."""
 LIMIT = 60.0
 """Seconds after which waiting ends with an error: the holder was stopped (Ctrl-Z), or hangs on a
 file system that is gone.
@@ -64,7 +64,7 @@ def _wait(lock: object, name: Path) -> None:
     import filelock
 
     assert isinstance(lock, filelock.BaseFileLock)
-    begun, said = time.monotonic(), False
+    begun, warned = time.monotonic(), False
     while True:
         try:
             lock.acquire(timeout=0)
@@ -77,12 +77,12 @@ def _wait(lock: object, name: Path) -> None:
                 f"End or continue that process, which {name} names, or delete this file when there"
                 " is no such process"
             )
-        if waited >= LIMIT or (said and interrupts.waiting()):
+        if waited >= LIMIT or (warned and interrupts.waiting()):
             raise LockedError(
                 errno.EAGAIN, f"another process has held {name} for {waited:.0f} s. {remedy}"
             )
-        if waited >= SAID_AFTER and not said:
-            said = True
+        if waited >= WARN_AFTER and not warned:
+            warned = True
             callers.warn(
                 f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most."
                 f" {remedy}.",

@@ -1,5 +1,5 @@
-"""Our own C files as shared libraries: compiled once per machine, stored in one step, checked
-before they are mapped.
+"""lntune's own C files as shared libraries: compiled once per machine, stored in one step, checked
+before they are loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lntune.system import paths, scratch, sealed, toolchain
 from lntune.system.sealed import DamagedError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
-Made = TypeVar("Made")
+Loaded = TypeVar("Loaded")
 FORMAT = 2
 """Of built files, part of their names: since 2 they carry a digest."""
 
@@ -42,8 +42,8 @@ class Build(NamedTuple):
 
 
 PLAIN = Build()
-_making: dict[Path, threading.RLock] = {}
-os.register_at_fork(after_in_child=_making.clear)  # who made it then is not in the child
+_compiling: dict[Path, threading.RLock] = {}
+os.register_at_fork(after_in_child=_compiling.clear)  # a child has not the thread that compiles
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
     path = path_of(source, build)
     if not path.is_file():
         # threads that come at the same time wait for the first
-        with _making.setdefault(path, threading.RLock()):
+        with _compiling.setdefault(path, threading.RLock()):
             if not path.is_file():
                 _compile(source, build, path)
     return path
@@ -75,14 +75,8 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
 
 def _compile(source: Path, build: Build, path: Path) -> None:
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    flags = [
-        "-O2",
-        "-shared",
-        "-fPIC",
-        *build.flags,
-        *(f"-I{i}" for i in build.includes),
-        *undefined,
-    ]
+    includes = [f"-I{folder}" for folder in build.includes]
+    flags = ["-O2", "-shared", "-fPIC", *build.flags, *includes, *undefined]
     with atomic(path) as temporary:
         toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
         sealed.seal(temporary, {"source": source.name})
@@ -95,14 +89,14 @@ def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:
         BuildError: it cannot be compiled, stored or loaded.
     """
     path = compiled(source, build)
-    return fetch(
-        path,
-        lambda: sealed.loaded(path, lambda: kind(str(path))),
-        lambda: _compile(source, build, path),
-    )
+
+    def checked() -> Library:
+        return sealed.loaded(path, lambda: kind(str(path)))
+
+    return fetch(path, checked, lambda: _compile(source, build, path))
 
 
-def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> Made:
+def fetch(path: Path, load: Callable[[], Loaded], make: Callable[[], object]) -> Loaded:
     """What `load` makes of a built file, which it checks (`sealed.loaded`, `sealed.read`). The file
     is made again by `make` where it is damaged, and then put aside, or where the system refuses to
     load it: it was built where there is another C library, or half of what it needs is gone.
@@ -118,7 +112,7 @@ def fetch(path: Path, load: Callable[[], Made], make: Callable[[], object]) -> M
     except OSError as refused:
         try:
             make()
-        except BuildError as e:  # what was there is what counts: nothing can be built here
+        except BuildError as e:  # the old file's error comes first: nothing can be built here
             raise BuildError(
                 f"cannot load {path}: {refused}. Nor can it be built again: {e}"
             ) from refused
@@ -142,10 +136,9 @@ def atomic(path: Path) -> Iterator[Path]:
         with scratch.whole(path) as temporary:
             yield temporary
     except OSError as e:
-        space = (
-            "Free some space, or choose" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
-        )
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         raise BuildError(
-            f"cannot store {path}: {e.strerror or e}. {space} another cache folder with"
+            f"cannot store {path}: {e.strerror or e}."
+            f" {'Free some space, or choose' if full else 'Choose'} another cache folder with"
             " LNTUNE_CACHE_DIR."
         ) from e

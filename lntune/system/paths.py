@@ -1,8 +1,7 @@
-"""Where things lie: schedules, tuning logs, built kernels.
+"""The folders of schedules, tuning logs and built kernels.
 
-`schedules/` and `tuning_logs/` are content the engine reads by path. In a wheel they sit in
-`lntune/_bundled/`, in a checkout beside the package; a user's own folders come on top and are
-searched first.
+`schedules/` and `tuning_logs/` are content that is read by path. In a wheel they sit in
+`lntune/_bundled/`, in a checkout beside the package; a user's own folders are searched first.
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ def is_checkout() -> bool:
 
 
 def content(name: str) -> Path:
-    """The shipped folder `name` ("schedules" or "tuning_logs"): bundled first, then beside the
-    package.
+    """The shipped folder `name` ("schedules" or "tuning_logs"): bundled, else beside the package.
 
-    Bundled first, so that a stranger's `site-packages/schedules` is never picked up by an installed
-    lntune.
+    Bundled first, so that an installed lntune never picks up a stranger's
+    `site-packages/schedules`.
     """
     bundled = PACKAGE / "_bundled" / name
     return bundled if bundled.is_dir() else PACKAGE.parent / name
@@ -45,10 +43,10 @@ def content(name: str) -> Path:
 
 def _distinct(folders: list[Path]) -> list[Path]:
     """The folders without those that are another one's second name; the first stays."""
-    found: dict[Path, Path] = {}
+    distinct: dict[Path, Path] = {}
     for folder in folders:
-        found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+        distinct.setdefault(folder.resolve(), folder)
+    return list(distinct.values())
 
 
 def schedule_dirs() -> list[Path]:
@@ -69,8 +67,8 @@ def expanded(value: str) -> Path:
         return Path(value)
 
 
-def _wish(variable: str, value: str) -> Path:
-    """The folder that a variable names.
+def _named(variable: str, value: str) -> Path:
+    """The folder that a variable of the environment names.
 
     Raises:
         InputError: it is in a home folder, and there is none.
@@ -78,24 +76,21 @@ def _wish(variable: str, value: str) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError as e:
+        expected = "a folder that exists; the user has no home folder"
         remedy = "Set HOME, or give the whole path."
-        raise InputError(
-            got_expected(
-                variable, value, "a folder that exists; the user has no home folder", remedy
-            )
-        ) from e
+        raise InputError(got_expected(variable, value, expected, remedy)) from e
 
 
-def _homes(kind: Callable[..., Path]) -> Path | None:
+def _users(kind: Callable[..., Path]) -> Path | None:
     """One of the user's folders as platformdirs knows them; None where there is neither HOME nor an
     account, as in containers.
     """
     try:
-        found = kind("lntune")
+        folder = kind("lntune")
     except RuntimeError:
         return None
     # "~/.cache" as it stands, by older releases of platformdirs
-    return found if found.is_absolute() else None
+    return folder if folder.is_absolute() else None
 
 
 def log_dir() -> Path:
@@ -107,11 +102,11 @@ def log_dir() -> Path:
         InputError: `LNTUNE_LOG_DIR` is in a home folder, and there is none.
     """
     if env := os.environ.get("LNTUNE_LOG_DIR"):
-        return _wish("LNTUNE_LOG_DIR", env)
+        return _named("LNTUNE_LOG_DIR", env)
     if is_checkout():
         return content("tuning_logs")
-    home = _homes(platformdirs.user_data_path)
-    return (home if home and (_there(home) or _writable(home)) else private()) / "tuning_logs"
+    data = _users(platformdirs.user_data_path)
+    return (data if data and (_exists(data) or _writable(data)) else private()) / "tuning_logs"
 
 
 def log_dirs() -> list[Path]:
@@ -128,9 +123,9 @@ def cache_dir() -> Path:
     """
     if env := os.environ.get("LNTUNE_CACHE_DIR"):
         with contextlib.suppress(InputError):
-            return _wish("LNTUNE_CACHE_DIR", env)
+            return _named("LNTUNE_CACHE_DIR", env)
         return private(f"LNTUNE_CACHE_DIR={env} is in a home folder, which the user does not have")
-    return _homes(platformdirs.user_cache_path) or private("the user has no home folder")
+    return _users(platformdirs.user_cache_path) or private("the user has no home folder")
 
 
 def cached(*parts: str) -> Path:
@@ -139,12 +134,12 @@ def cached(*parts: str) -> Path:
     in the user's private temporary folder.
     """
     path = cache_dir().joinpath(*parts)
-    if os.environ.get("LNTUNE_CACHE_DIR") or _there(path) or _writable(path.parent):
+    if os.environ.get("LNTUNE_CACHE_DIR") or _exists(path) or _writable(path.parent):
         return path
     return private(f"the cache {cache_dir()} cannot be written").joinpath(*parts)
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """True where there is a file or folder that this user may know of."""
     try:
         return path.exists()
@@ -154,8 +149,8 @@ def _there(path: Path) -> bool:
 
 def _writable(folder: Path) -> bool:
     """True where files can be made in a folder, or the folder itself can."""
-    there = next((f for f in (folder, *folder.parents) if _there(f)), folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    nearest = next((f for f in (folder, *folder.parents) if _exists(f)), folder)
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def private(why: str = "") -> Path:
@@ -164,12 +159,14 @@ def private(why: str = "") -> Path:
     """
     folder = _private(scratch.system())
     if why:
-        _say(f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts.")
+        _warn_once(
+            f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts."
+        )
     return folder
 
 
 @functools.cache
-def _say(message: str) -> None:
+def _warn_once(message: str) -> None:
     callers.warn(message, CacheWarning)
 
 
@@ -179,9 +176,9 @@ def _private(temporary: str) -> Path:
     folder = Path(temporary) / f"lntune-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if hasattr(os, "getuid") and (
-        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077
-    ):
-        return Path(tempfile.mkdtemp(prefix="lntune-"))
+    if hasattr(os, "getuid"):
+        status = folder.lstat()
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        if not own or status.st_mode & 0o077:
+            return Path(tempfile.mkdtemp(prefix="lntune-"))
     return folder

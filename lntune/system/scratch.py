@@ -1,6 +1,6 @@
-"""What processes that are killed leave: temporary folders, and files that have not got their names
-yet. All of it goes, at once where the process was somebody's child, else with the next that makes
-such a thing.
+"""Temporary folders and half-written files that processes leave behind when they are killed, and
+how they are removed: at once where the process was somebody's child, else by the next process that
+makes such a thing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from pathlib import Path
 SYSTEM = "LNTUNE_SYSTEM_TMPDIR"
 """Environment variable in which a child with a folder of its own finds the system's."""
 ABANDONED = 3600.0
-"""Seconds after which a file without its name, that nobody has written to and whose process cannot
-be looked at (it ran on another machine, or in another container), is thought to be left by one that
-was killed.
+"""Seconds after which a half-written file that nobody has written to, and whose process cannot be
+looked at (it ran on another machine, or in another container), is thought to be left behind.
 """
 _PREFIX = "lntune-scratch-"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
@@ -54,8 +53,7 @@ class Scratch:
     ends the child with all it has started and removes the folder; where that was killed too, the
     next process that makes a folder does: a lock says whether somebody holds it.
 
-    `environment` is what the child is to be started with. Where no folder can be made it is this
-    process's.
+    `environment` is what to start the child with; this process's where no folder can be made.
     """
 
     def __init__(self) -> None:
@@ -65,13 +63,12 @@ class Scratch:
         self._taken: list[Path] = []
         with contextlib.suppress(OSError, KeyError):  # KeyError: of a user without a name
             _sweep()
-            self._folder, self._lock = _made()
+            self._folder, self._lock = _new_folder()
             self.environment |= {"TMPDIR": self._folder, SYSTEM: system()}
             # what torch.compile has built is to last; it would lie below TMPDIR
             if _INDUCTOR not in os.environ:
-                self.environment[_INDUCTOR] = str(
-                    Path(system()) / f"torchinductor_{getpass.getuser()}"
-                )
+                built = Path(system()) / f"torchinductor_{getpass.getuser()}"
+                self.environment[_INDUCTOR] = str(built)
             self._tidier = subprocess.Popen(
                 ["/bin/sh", "-c", _TIDIER, self._folder],
                 stdin=subprocess.PIPE,
@@ -81,9 +78,7 @@ class Scratch:
             )
 
     def serves(self, group: int) -> None:
-        """The child is the leader of this process group, which is to end when this process is
-        killed.
-        """
+        """The child leads this process group, which is to end when this process is killed."""
         if self._tidier and self._tidier.stdin:
             with contextlib.suppress(OSError):
                 self._tidier.stdin.write(b"%d\n" % group)
@@ -94,7 +89,7 @@ class Scratch:
         those that differ from it in the suffix alone.
         """
         if self._folder:
-            self._taken.append(_noted(path, self._folder))
+            self._taken.append(_linked(path, self._folder))
 
     def remove(self) -> None:
         """Remove the folder with all that is in it, and what the child, which has ended, was making
@@ -131,13 +126,13 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(
         f".{path.name}.{_host()}-{os.getpid()}.{threading.get_ident()}{path.suffix}"
     )
-    noted = None
+    link = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _which(path)
         _sweep_unnamed(path)
         if SYSTEM in os.environ:  # a child's, whose folder it is to go with
-            noted = _noted(temporary, os.environ["TMPDIR"])
+            link = _linked(temporary, os.environ["TMPDIR"])
         temporary.touch()  # what cannot be stored need not be made
         yield temporary
         try:
@@ -146,12 +141,12 @@ def whole(path: Path) -> Iterator[Path]:
             if _which(path) in (None, before):
                 raise
     finally:
-        for left in filter(None, (temporary, noted)):
+        for leftover in filter(None, (temporary, link)):
             with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
 
 
-def _noted(path: Path, folder: str) -> Path:
+def _linked(path: Path, folder: str) -> Path:
     """A link in a folder to a file that goes with it."""
     link = Path(folder, f"{_ALSO}{path.name}")
     with contextlib.suppress(OSError):
@@ -159,7 +154,7 @@ def _noted(path: Path, folder: str) -> Path:
     return link
 
 
-def _made() -> tuple[str, int]:
+def _new_folder() -> tuple[str, int]:
     """A new folder, and the descriptor that holds its lock, -1 where there are no locks."""
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
@@ -197,12 +192,9 @@ def _sweep() -> None:
     """Remove the folders that killed processes of this user have left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            found = folder.lstat()
-            if (
-                found.st_uid == os.getuid()
-                and stat.S_ISDIR(found.st_mode)
-                and (descriptor := _held(str(folder))) >= 0
-            ):
+            status = folder.lstat()
+            own = status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode)
+            if own and (descriptor := _held(str(folder))) >= 0:
                 _remove(folder)
                 os.close(descriptor)
 
@@ -212,8 +204,8 @@ def _remove(folder: Path) -> None:
     for link in folder.rglob(f"{_ALSO}*"):
         with contextlib.suppress(OSError):
             temporary = link.readlink()
-            for left in temporary.parent.glob(f"{glob.escape(temporary.stem)}.*"):
-                left.unlink(missing_ok=True)
+            for leftover in temporary.parent.glob(f"{glob.escape(temporary.stem)}.*"):
+                leftover.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -228,13 +220,12 @@ def _host() -> str:
 
 def _sweep_unnamed(path: Path) -> None:
     """Remove the temporary files beside `path` that processes which were killed have left."""
+    host = _host()
     for other in path.parent.iterdir():
-        found = _UNNAMED.fullmatch(other.name)
-        if found or other.name.startswith(f".{path.name}."):
+        parts = _UNNAMED.fullmatch(other.name)
+        if parts or other.name.startswith(f".{path.name}."):
             with contextlib.suppress(OSError):
-                dead = (
-                    found is not None and found["host"] == _host() and not _alive(int(found["pid"]))
-                )
+                dead = parts is not None and parts["host"] == host and not _alive(int(parts["pid"]))
                 if dead or time.time() - other.stat().st_mtime > ABANDONED:
                     other.unlink()
 
@@ -253,7 +244,7 @@ def _alive(pid: int) -> bool:
 def _which(path: Path) -> tuple[int, ...] | None:
     """Which of all files that had a name is there; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_mtime_ns

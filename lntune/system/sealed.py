@@ -1,7 +1,7 @@
 """Files that carry a digest of their content, so that one changed bit is found before it is run.
 
-It stands at the end of the file, behind facts on how the content was made, where the loader of
-shared libraries does not look: file and digest are put in place by one rename and cannot be parted.
+The digest stands at the end of the file, behind facts on how the content was made, where the loader
+of shared libraries does not look: one rename puts file and digest in place, and nothing parts them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from lntune.errors import BuildError
 from lntune.system import callers
 
-Made = TypeVar("Made")
+Loaded = TypeVar("Loaded")
 Facts = dict[str, str]
 
 _END = struct.Struct("<Q32s8s")
@@ -48,9 +48,9 @@ class Sealed(NamedTuple):
 
 def end(content: bytes, facts: Mapping[str, str]) -> bytes:
     """What follows the content of a sealed file."""
-    told = msgspec.json.encode(dict(facts), order="sorted")
-    length = struct.pack("<Q", len(told))
-    return told + length + hashlib.sha256(content + told + length).digest() + _MARK
+    encoded = msgspec.json.encode(dict(facts), order="sorted")
+    length = struct.pack("<Q", len(encoded))
+    return encoded + length + hashlib.sha256(content + encoded + length).digest() + _MARK
 
 
 def seal(path: Path, facts: Mapping[str, str]) -> None:
@@ -103,11 +103,11 @@ def facts(path: Path) -> Facts:
         raise DamagedError(f"{path} is damaged: {e}") from e
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def loaded(path: Path, load: Callable[[], Made]) -> Made:
+def loaded(path: Path, load: Callable[[], Loaded]) -> Loaded:
     """What `load` makes of a sealed file, whose digest was checked: that of the very file that was
     loaded, should another process have put a new one in its place meanwhile.
 
@@ -115,20 +115,18 @@ def loaded(path: Path, load: Callable[[], Made]) -> Made:
         DamagedError, OSError: as read. Nothing was loaded then, or a new file is damaged.
     """
     for _ in range(_ATTEMPTS):
-        found = read(path)
-        made = load()
+        checked = read(path)
+        content = load()
         try:
-            if _identity(path.stat()) == found.identity:
+            if _identity(path.stat()) == checked.identity:
                 break
         except FileNotFoundError:  # the cache was emptied meanwhile
             break
-    return made
+    return content
 
 
 def put_aside(path: Path, reason: str) -> None:
-    """Rename a damaged file to NAME.damaged, so that nobody loads it, and say so with the
-    reason.
-    """
+    """Rename a damaged file to NAME.damaged, so that nobody loads it, and warn of it."""
     with contextlib.suppress(DamagedError, OSError):
         read(path)
         return  # another process has put a new one in its place

@@ -1,8 +1,8 @@
-"""Whether the files that a kernel was built of are still what they were: what makes a checkout's
-cached kernels follow each change of its code.
+"""Whether the source files that a kernel was built of have changed, so that a checkout's cached
+kernels follow each edit of its code.
 
-A release is told by its versions (`lntune/versions.py`); somebody who works on a schedule does not
-raise a number at each attempt.
+Records are told apart by versions (`lntune/versions.py`), but somebody who works on a schedule does
+not raise a number at each attempt.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _MAKE_CODE = (
     "backends/cuda/*.py",
     "kernels/compiler.py",
 )
-"""Where in the package the code of kernels comes from, besides schedules: more than any one of them
-uses.
-"""
+"""Where in the package the code of kernels comes from: more than any one schedule uses."""
 _TEXTS, _CODE = "texts", "code"
 
 
@@ -48,23 +46,22 @@ def imported(path: Path) -> list[Path]:
     neither Python's, nor of an installed package, nor lntune's: what the author of a schedule may
     edit as well.
     """
-    found: list[Path] = []
+    files: list[Path] = []
 
     def follow(file: Path, package: str) -> None:
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
             return
-        for name in dict.fromkeys(
-            name for node in ast.walk(tree) for name in _names(node, package)
-        ):
+        names = [name for node in ast.walk(tree) for name in _names(node, package)]
+        for name in dict.fromkeys(names):
             origin, inside = _origin(name)
-            if origin is not None and origin not in (path, *found) and _editable(origin):
-                found.append(origin)
+            if origin is not None and origin not in (path, *files) and _editable(origin):
+                files.append(origin)
                 follow(origin, inside)
 
     follow(path, "")
-    return found
+    return files
 
 
 def _names(node: ast.AST, package: str) -> list[str]:
@@ -79,9 +76,8 @@ def _names(node: ast.AST, package: str) -> list[str]:
         base = node.module or ""
     elif package:
         parents = package.split(".")
-        base = ".".join(
-            [*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])]
-        )
+        modules = [node.module] if node.module else []
+        base = ".".join([*parents[: len(parents) - node.level + 1], *modules])
     else:
         return []
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
@@ -91,13 +87,8 @@ def _origin(name: str) -> tuple[Path | None, str]:
     """(a module's file, the package it is in); no file where there is no such module, or it is no
     file of Python's.
     """
-    if name.partition(".")[0] in (
-        *sys.stdlib_module_names,
-        *sys.builtin_module_names,
-        "lntune",
-        "tvm",
-        "torch",
-    ):
+    python = (*sys.stdlib_module_names, *sys.builtin_module_names)
+    if name.partition(".")[0] in (*python, "lntune", "tvm", "torch"):
         return None, ""
     try:
         spec = importlib.util.find_spec(name)
@@ -105,16 +96,13 @@ def _origin(name: str) -> tuple[Path | None, str]:
         return None, ""
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None, ""
-    return Path(spec.origin), (
-        spec.name if spec.submodule_search_locations is not None else spec.parent or ""
-    )
+    is_package = spec.submodule_search_locations is not None
+    return Path(spec.origin), spec.name if is_package else spec.parent or ""
 
 
 def _editable(path: Path) -> bool:
-    return (
-        not {"site-packages", "dist-packages"} & set(path.parts)
-        and paths.PACKAGE not in path.parents
-    )
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and paths.PACKAGE not in path.parents
 
 
 def _joined(files: Sequence[Path]) -> str:
@@ -167,9 +155,9 @@ def stamp(schedule: Path) -> dict[str, str]:
     return {_TEXTS: _texts(schedule), _CODE: _code(schedule)}
 
 
-def unchanged(kept: Mapping[str, str], schedule: Path) -> bool:
-    """True when the code is what it was when `kept` was made by `stamp`."""
-    return kept.get(_TEXTS) == _texts(schedule) or kept.get(_CODE) == _code(schedule)
+def unchanged(hashes: Mapping[str, str], schedule: Path) -> bool:
+    """True when the code is what it was when `stamp` gave these hashes."""
+    return hashes.get(_TEXTS) == _texts(schedule) or hashes.get(_CODE) == _code(schedule)
 
 
 @functools.cache
@@ -183,15 +171,12 @@ def code_of(text: str) -> str:
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     cuts += [(t.start, t.end) for t in tokens if t.type == tokenize.COMMENT]
-    said = [t for t in tokens if t.type not in skipped]
-    for before, token, after in zip([None, *said], said, said[1:], strict=False):
-        if (
-            token.type == tokenize.STRING
-            and after.type == tokenize.NEWLINE
-            and (before is None or before.type == tokenize.NEWLINE)
-        ):
+    words = [t for t in tokens if t.type not in skipped]
+    for before, token, after in zip([None, *words], words, words[1:], strict=False):
+        begins = before is None or before.type == tokenize.NEWLINE
+        if token.type == tokenize.STRING and begins and after.type == tokenize.NEWLINE:
             cuts.append((token.start, token.end))
     for (top, left), (bottom, right) in sorted(cuts, reverse=True):
-        kept = lines[top - 1][:left] + lines[bottom - 1][right:]
-        lines[top - 1 : bottom] = [kept]
+        rest = lines[top - 1][:left] + lines[bottom - 1][right:]
+        lines[top - 1 : bottom] = [rest]
     return "\n".join(line.rstrip() for line in lines if line.strip())

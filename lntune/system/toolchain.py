@@ -1,4 +1,4 @@
-"""The C++ compiler and the versions of what generates code."""
+"""The C++ compiler of this machine, and the versions of the packages that generate code."""
 
 from __future__ import annotations
 
@@ -32,25 +32,23 @@ def command() -> tuple[str, ...]:
     Raises:
         ToolchainError: there is none. Kernels built before still load.
     """
-    asked = os.environ.get("CXX", "").strip()
-    try:
-        # A path with spaces in it is one word when there is such a program.
-        wishes = (
-            [[asked] if shutil.which(asked) else shlex.split(asked)]
-            if asked
-            else [["c++"], ["g++"], ["clang++"]]
-        )
-    except ValueError as e:  # a quote that is not closed
-        raise ToolchainError(
-            f"CXX: got {asked}, expected the command of a C++ compiler ({e}). Correct it or"
-            " unset it."
-        ) from e
-    for first, *rest in filter(None, wishes):
-        if path := shutil.which(first):
-            return path, *rest
-    looked = f"CXX={asked}" if asked else "c++, g++ or clang++"
+    cxx = os.environ.get("CXX", "").strip()
+    candidates = [["c++"], ["g++"], ["clang++"]]
+    if cxx:
+        try:
+            # A path with spaces in it is one word when there is such a program.
+            candidates = [[cxx] if shutil.which(cxx) else shlex.split(cxx)]
+        except ValueError as e:  # a quote that is not closed
+            raise ToolchainError(
+                f"CXX: got {cxx}, expected the command of a C++ compiler ({e}). Correct it or unset"
+                " it."
+            ) from e
+    for program, *options in filter(None, candidates):
+        if path := shutil.which(program):
+            return path, *options
+    names = f"CXX={cxx}" if cxx else "c++, g++ or clang++"
     raise ToolchainError(
-        f"no C++ compiler found ({looked} on PATH); building a kernel needs one. Install g++ or"
+        f"no C++ compiler found ({names} on PATH); building a kernel needs one. Install g++ or"
         " clang, or set CXX."
     )
 
@@ -75,11 +73,11 @@ def run(
     Raises:
         OSError, subprocess.TimeoutExpired: it cannot be run, or takes longer than so many seconds.
     """
-    own = scratch.Scratch()
-    # A worker's compilers are of its group, and end with it.
-    alone = scratch.SYSTEM not in os.environ
-    if alone and output is not None:
-        own.takes(output)
+    folder = scratch.Scratch()
+    # A worker's compilers are of its process group, and end with it.
+    own_group = scratch.SYSTEM not in os.environ
+    if own_group and output is not None:
+        folder.takes(output)
     pipe = subprocess.PIPE
     try:
         with subprocess.Popen(
@@ -88,20 +86,20 @@ def run(
             stderr=pipe,
             encoding="utf-8",
             errors="replace",
-            env=own.environment,
-            start_new_session=alone,
+            env=folder.environment,
+            start_new_session=own_group,
         ) as process:
-            if alone:
-                own.serves(process.pid)
+            if own_group:
+                folder.serves(process.pid)
             try:
-                said, wrong = process.communicate(timeout=timeout)
+                stdout, stderr = process.communicate(timeout=timeout)
             except BaseException:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL) if alone else process.kill()
+                    os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
                 raise
-        return subprocess.CompletedProcess(words, process.returncode, said, wrong)
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
     finally:
-        own.remove()
+        folder.remove()
 
 
 def run_compiler(arguments: Sequence[str], output: Path) -> None:
@@ -113,16 +111,15 @@ def run_compiler(arguments: Sequence[str], output: Path) -> None:
     """
     words = [*command(), *arguments, "-o", str(output)]
     try:
-        done = run(words, output=output)
+        compilation = run(words, output=output)
     except OSError as e:
         raise ToolchainError(
             f"cannot run the C++ compiler {words[0]}: {e.strerror or e}. Set CXX to one that works."
         ) from e
-    if done.returncode:
-        raise BuildError(
-            f"{shlex.join(words)}"
-            f" failed:\n{(done.stderr or done.stdout).strip() or f'exit code {done.returncode}'}"
-        )
+    if compilation.returncode:
+        output_text = (compilation.stderr or compilation.stdout).strip()
+        reason = output_text or f"exit code {compilation.returncode}"
+        raise BuildError(f"{shlex.join(words)} failed:\n{reason}")
 
 
 @functools.cache

@@ -296,7 +296,7 @@ def _cache() -> Finding:
     """Where built kernels are kept."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", paths.CacheWarning)
-        paths._say.cache_clear()
+        paths._warn_once.cache_clear()
         folder = paths.cached("kernels").parent
     if said:  # the temporary folder, and why
         return Finding(
