@@ -16,7 +16,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.statics import Facts
-from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.jobs import Build, Candidate, Outcome
 from lntune.tune import ahead as module
 from lntune.tune.ahead import Ahead
 
@@ -61,7 +61,7 @@ def facts(registers: int = 32, spills: int = 0) -> Facts:
 class FakeWorker:
     """Builds by `answer` in place of a process."""
 
-    answer: Callable[[Job], Outcome] = staticmethod(lambda job: Outcome("ok", facts=facts()))
+    answer: Callable[[Build], Outcome] = staticmethod(lambda job: Outcome("ok", facts=facts()))
     made: list[FakeWorker]
 
     def __init__(self, threads: int | None = None) -> None:
@@ -74,7 +74,7 @@ class FakeWorker:
         """It comes up at once."""
         self.pid = 1
 
-    def run(self, job: Job, timeout: float) -> Outcome:
+    def run(self, job: Build, timeout: float) -> Outcome:
         """What `answer` says."""
         return type(self).answer(job)
 
@@ -103,10 +103,10 @@ def test_built_in_order(worker: type[FakeWorker]) -> None:
     order: list[tuple[Case, int]] = []
     go = threading.Event()
 
-    def answer(job: Job) -> Outcome:
+    def answer(job: Build) -> Outcome:
         go.wait(10)
-        order.append((job.case, number(job.candidates[0])))
-        assert (job.device, job.only) == (DEVICE, "build")
+        order.append((job.case, number(job.candidate)))
+        assert (job.device, type(job)) == (DEVICE, Build)
         return Outcome("ok", facts=facts())
 
     worker.answer = staticmethod(answer)
@@ -151,8 +151,8 @@ def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:
     """
     built: list[int] = []
 
-    def answer(job: Job) -> Outcome:
-        built.append(number(job.candidates[0]))
+    def answer(job: Build) -> Outcome:
+        built.append(number(job.candidate))
         return Outcome("ok", facts=facts())
 
     worker.answer = staticmethod(answer)
@@ -175,7 +175,7 @@ def test_what_goes_wrong_is_the_candidates(status: str, worker: type[FakeWorker]
     worker.answer = staticmethod(
         lambda job: (
             Outcome(status, "the worker died (SIGSEGV)")
-            if number(job.candidates[0]) == 1
+            if number(job.candidate) == 1
             else Outcome("ok", facts=facts())
         )
     )
@@ -192,8 +192,8 @@ def test_the_best_of_what_is_built(worker: type[FakeWorker]) -> None:
     """
     late = threading.Event()
 
-    def answer(job: Job) -> Outcome:
-        it = number(job.candidates[0])
+    def answer(job: Build) -> Outcome:
+        it = number(job.candidate)
         if it == 9:
             late.wait(10)
         return (
@@ -231,7 +231,7 @@ def test_the_end_does_not_wait(worker: type[FakeWorker]) -> None:
     """
     started = threading.Barrier(3)
 
-    def run(self: FakeWorker, job: Job, timeout: float) -> Outcome:
+    def run(self: FakeWorker, job: Build, timeout: float) -> Outcome:
         started.wait(10)
         assert self.killed.wait(30)
         return Outcome("run", "the worker died (SIGKILL)")
@@ -253,7 +253,7 @@ def test_builders_that_do_not_come_up(worker: type[FakeWorker]) -> None:
     waiting for ever.
     """
 
-    def answer(job: Job) -> Outcome:
+    def answer(job: Build) -> Outcome:
         raise BuildError("the worker process did not start: no memory.")
 
     worker.answer = staticmethod(answer)

@@ -33,7 +33,7 @@ from lntune.commands.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Ve
 from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Timing
-from lntune.measure.trial import Job, Outcome, measured
+from lntune.measure.jobs import Candidate, Outcome, Try, record_fields
 from lntune.ops.op import Priority
 from lntune.report import bringup as report
 from lntune.report import progress
@@ -263,10 +263,8 @@ def test_steps_in_a_child(faulty: None) -> None:
     case = SMALL[0]
 
     def smoke(name: str) -> Smoke:
-        from lntune.measure.trial import Candidate
-
         return Smoke(
-            Job(case, CPU, (Candidate.of(name, schedule.get(name).default(case, CPU)),), 0.01)
+            Try(case, CPU, Candidate.of(name, schedule.get(name).default(case, CPU)), 0.01)
         )
 
     with Helper() as helper:
@@ -305,7 +303,7 @@ def test_a_gpu_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "check_cases", fails)
     step = Verify(SMALL[0], GPU)
     for broken in ("", "illegal memory access"):
-        monkeypatch.setattr(trial, "_broken", lambda device, broken=broken: broken)
+        monkeypatch.setattr(trial, "_fault", lambda device, broken=broken: broken)
         answer = steps.perform(step)
         assert "illegal" in answer.error and answer.lost is bool(broken)
         stopped: list[bool] = []
@@ -799,7 +797,7 @@ def test_the_command(ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_outcomes_are_records(log_dir: Path) -> None:
     """A smoke check is in the log as a trial is."""
     outcome_ = Outcome("ok", "", {"tuned": Timing((1.0,), 1.0)}, {"y": 0.5}, {"y": 1.0})
-    assert set(measured(outcome_)) <= set(Record.__struct_fields__)
+    assert set(record_fields(outcome_)) <= set(Record.__struct_fields__)
 
 
 def test_a_bringup_on_an_imagined_gpu(

@@ -20,7 +20,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
-from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.report import dry_runs
 from lntune.tune import Settings, ahead, dry
 from lntune.tune.candidates import Candidates, steps
@@ -48,7 +48,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, compiler: None) -> Iterator[type]:
     """Builders of the test's own; everything works unless the test says otherwise."""
 
     class Fake:
-        jobs: list[Job]
+        jobs: list[Check]
         answer: Any = staticmethod(lambda job: Outcome("ok", facts=facts(), seconds=2.0))
         starting: Any = staticmethod(lambda: None)
 
@@ -60,7 +60,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, compiler: None) -> Iterator[type]:
             type(self).starting()
             self.pid = 1
 
-        def run(self, job: Job, timeout: float) -> Outcome:
+        def run(self, job: Check, timeout: float) -> Outcome:
             """What `answer` says."""
             self.jobs.append(job)
             return type(self).answer(job)  # type: ignore[no-any-return]
@@ -83,13 +83,11 @@ def test_what_is_built(worker: Any, log_dir: Path) -> None:
     found = dry.run(
         [CASE, OTHER], Settings(device=GPU, seconds=None, trials=5), lambda *told: seen.append(told)
     )
-    assert all((job.device, job.only) == (GPU, "check") for job in worker.jobs)
+    assert all((job.device, type(job)) == (GPU, Check) for job in worker.jobs)
     for index, case in enumerate((CASE, OTHER)):
         plan = found.plans[index]
         known = Candidates(case, GPU)
-        assert {job.candidates[0] for job in worker.jobs if job.case == case} == set(
-            list(known)[:5]
-        )
+        assert {job.candidate for job in worker.jobs if job.case == case} == set(list(known)[:5])
         assert (
             plan.case,
             plan.candidates,
@@ -142,7 +140,7 @@ def test_what_is_pruned_and_what_fails(worker: Any) -> None:
         known[4]: Outcome("compile", "no"),
     }
     worker.answer = staticmethod(
-        lambda job: answers.get(job.candidates[0], Outcome("ok", facts=facts(), seconds=2.0))
+        lambda job: answers.get(job.candidate, Outcome("ok", facts=facts(), seconds=2.0))
     )
     found = dry.run([CASE], Settings(device=GPU, seconds=None))
     (plan,) = found.plans
@@ -163,7 +161,7 @@ def test_the_order_by_rank(worker: Any) -> None:
     known = list(Candidates(CASE, GPU))
     takes = {known[2]: 32, known[3]: 200}
     worker.answer = staticmethod(
-        lambda job: Outcome("ok", facts=facts(takes.get(job.candidates[0], 128)), seconds=2.0)
+        lambda job: Outcome("ok", facts=facts(takes.get(job.candidate, 128)), seconds=2.0)
     )
     (plan,) = dry.run([CASE], Settings(device=GPU, seconds=None, trials=4)).plans
     assert [one.registers for one in plan.first] == [128, 32, 128]
@@ -258,7 +256,7 @@ def test_the_time_there_is(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None
             """Seconds."""
             return clock[0]
 
-    def answer(job: Job) -> Outcome:
+    def answer(job: Check) -> Outcome:
         clock[0] += 100.0
         time.sleep(0.1)  # the others wait for that
         return Outcome("ok", facts=facts(), seconds=2.0)

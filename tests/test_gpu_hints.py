@@ -21,6 +21,7 @@ from lntune.device import Device
 from lntune.errors import BuildError
 from lntune.kernels import compiler, statics
 from lntune.measure import trial
+from lntune.measure.jobs import Candidate, Check
 from lntune.schedule import Schedule, get
 from lntune.transforms.gpu import hints
 
@@ -194,6 +195,5 @@ def test_the_tuner_checks_marked_candidates() -> None:
     case = Case("layer_norm", 4096, "float32", 65536)
     setting = marked(plan, case, GPU)
     assert statics.moved(case, plan, setting, GPU) == ()
-    job = trial.Job(case, GPU, (trial.Candidate.of(plan.name, setting),), 0.1, only="check")
-    outcome = trial.run(job)
+    outcome = trial.run(Check(case, GPU, Candidate.of(plan.name, setting)))
     assert outcome.status == "ok", outcome.message

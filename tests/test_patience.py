@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lntune.measure import worker
-from lntune.measure.trial import Outcome
+from lntune.measure.jobs import Outcome
 from lntune.measure.worker import Worker
 from lntune.system import patience
 from lntune.system.patience import Starvation

@@ -20,7 +20,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.backends.places import Place
 from lntune.case import Case
 from lntune.errors import InputError, LntuneError
-from lntune.measure import trial
+from lntune.measure import calls as calls_module
 
 GPU = device_of("cuda:sm_90")
 
@@ -137,11 +137,11 @@ def test_calls_refused_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     makes its outputs in Python.
     """
     copies = Place(GPU, "cpu", HostGpu(0)).inputs(VARIANT)[:2]
-    monkeypatch.setattr(trial, "_direct", lambda *_: None)
+    monkeypatch.setattr(calls_module, "_direct", lambda *_: None)
     with pytest.raises(LntuneError, match="refused"):
-        trial.bound_each(VARIANT, by_eager(VARIANT), copies, allocate=True)
-    monkeypatch.setattr(trial, "_where", lambda given: SimpleNamespace(type="cuda"))
-    calls = trial.bound_each(VARIANT, by_eager(VARIANT), copies, allocate=True)
+        calls_module.bind(VARIANT, by_eager(VARIANT), copies, allocate=True)
+    monkeypatch.setattr(calls_module, "_device", lambda given: SimpleNamespace(type="cuda"))
+    calls = calls_module.bind(VARIANT, by_eager(VARIANT), copies, allocate=True)
     monkeypatch.undo()
     expected = ops.get("layer_norm").eager(VARIANT, copies[0])
     first, again, other = calls[0](), calls[0](), calls[1]()
@@ -162,7 +162,7 @@ def test_given_outputs_are_each_copys_own() -> None:
             values[[a.name for a in ops.get("layer_norm").arguments(VARIANT)].index("y")].data_ptr()
         )
 
-    calls = trial.bound_each(VARIANT, kernel, copies, allocate=False)
+    calls = calls_module.bind(VARIANT, kernel, copies, allocate=False)
     for call in [*calls, *calls]:
         call()
     assert seen[:3] == seen[3:]

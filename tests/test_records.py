@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -22,7 +22,7 @@ from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.errors import LogError
 from lntune.log import records
-from lntune.log.records import SCHEMA, STATUSES, LogWarning, Record, Setting, Timing
+from lntune.log.records import SCHEMA, LogWarning, Record, Setting, Status, Timing
 from lntune.versions import Code
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
@@ -89,7 +89,7 @@ any_record = st.builds(
     knobs=st.dictionaries(
         names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6
     ),
-    status=st.sampled_from(STATUSES),
+    status=st.sampled_from(get_args(Status)),
     message=any_text,
     timings=st.dictionaries(
         names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4
@@ -410,7 +410,7 @@ def test_each_case_has_its_final() -> None:
     assert found["layer_norm", 1024, "float32", base.bucket].case == same[1]
 
 
-@pytest.mark.parametrize("status", [s for s in STATUSES if s != "ok"])
+@pytest.mark.parametrize("status", [s for s in get_args(Status) if s != "ok"])
 def test_a_failure_is_no_final(status: str) -> None:
     """A later final that failed, was not timed, or is a mere trial does not displace one that is
     right.

@@ -31,7 +31,7 @@ from lntune.errors import (
 )
 from lntune.log import records
 from lntune.log.records import Record, Timing
-from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.jobs import Candidate, Final, Outcome, Try
 from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop
 from lntune.versions import Code
@@ -56,6 +56,9 @@ def logged(tmp_path: Path, role: str = "trial") -> list[Record]:
     """The records of the test's log, by role."""
     return [r for r in records.read([tmp_path / "log"]) if r.role == role]
 
+
+Job = Try | Final
+"""What a run on a CPU asks of its worker."""
 
 Answer = Callable[[Job], Outcome]
 
@@ -86,6 +89,21 @@ class FakeWorker:
         return type(self).answer(job)
 
 
+def tried(fake: type[FakeWorker]) -> list[Candidate]:
+    """What was tried, in order."""
+    return [job.candidate for job in fake.jobs if isinstance(job, Try)]
+
+
+def finals(fake: type[FakeWorker]) -> list[Final]:
+    """The finals, in order."""
+    return [job for job in fake.jobs if isinstance(job, Final)]
+
+
+def candidates(job: Job) -> tuple[Candidate, ...]:
+    """What a job measures, but for the default of a final."""
+    return job.candidates if isinstance(job, Final) else (job.candidate,)
+
+
 def cost_of(candidate: Candidate) -> float:
     """A made-up time in microseconds that depends on the knobs alone."""
     return 10 + sum(
@@ -97,18 +115,23 @@ def cost_of(candidate: Candidate) -> float:
 
 def always_ok(job: Job) -> Outcome:
     """Everything works."""
-    if not job.final:
+    if isinstance(job, Try):
         return Outcome(
-            "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidates[0]))}, {"y": 0.5}, {"y": 1.0}
+            "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidate))}, {"y": 0.5}, {"y": 1.0}
         )
-    timings = {str(i): Timing((1.0,), cost_of(c)) for i, c in enumerate(job.candidates)}
-    best = min(timings, key=lambda i: timings[i].median_us)
+    costs = [cost_of(c) for c in job.candidates]
+    return final_outcome(job, costs.index(min(costs)))
+
+
+def final_outcome(job: Final, winner: int) -> Outcome:
+    """A final that this finalist has won."""
+    timings = {"tuned": Timing((1.0,), cost_of(job.candidates[winner]))}
     timings |= {
         name: Timing((1.0,), 50.0)
         for name in ("default", "eager", "copy")
         if name != "default" or job.default
     }
-    return Outcome("ok", best, timings, {"y": 0.5}, {"y": 1.0})
+    return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=winner)
 
 
 @pytest.fixture
@@ -248,14 +271,14 @@ def test_wrong_never_wins(fake: type[FakeWorker]) -> None:
     """Only candidates with status ok reach the final, whatever timings come with the others."""
 
     def answer(job: Job) -> Outcome:
-        if job.final or job.candidates[0].schedule == "plain":
+        if isinstance(job, Final) or job.candidate.schedule == "plain":
             return always_ok(job)
         return Outcome("wrong", "y: off", {"tuned": Timing((0.1,), 0.1)})
 
     fake.answer = staticmethod(answer)
     (final,) = tune.tune([CASE], settings("wrong", "plain")).finals
     assert final.schedule == "plain"
-    assert {c.schedule for job in fake.jobs if job.final for c in job.candidates} == {"plain"}
+    assert {c.schedule for job in finals(fake) for c in job.candidates} == {"plain"}
 
 
 def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) -> None:
@@ -266,9 +289,8 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
     (before,) = tune.tune([CASE], settings("cached_rows")).finals
     fake.jobs.clear()
     tune.tune([CASE], settings("cached_rows", trials=1))
-    tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
-    assert len(tried) == 2 and tried[1] == before.knobs
-    assert before.knobs in [c.knobs for c in fake.jobs[-1].candidates]
+    assert len(tried(fake)) == 2 and tried(fake)[1].knobs == before.knobs
+    assert before.knobs in [c.knobs for c in candidates(fake.jobs[-1])]
     for changes in (
         {"code": Code("of yesterday")},
         {"device": msgspec.structs.replace(before.device, cores=99)},
@@ -277,11 +299,10 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
         records.append(other, msgspec.structs.replace(before, **changes))
         fake.jobs.clear()
         tune.tune([CASE], settings("cached_rows", trials=1, log_dir=other))
-        assert len([job for job in fake.jobs if not job.final]) == 1
+        assert len(tried(fake)) == 1
     fake.jobs.clear()
     tune.tune([CASE], settings("cached_rows"))
-    tried = [job.candidates[0].knobs for job in fake.jobs if not job.final]
-    assert tried.count(before.knobs) == 1
+    assert [c.knobs for c in tried(fake)].count(before.knobs) == 1
 
 
 @pytest.mark.parametrize("culprits", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
@@ -292,9 +313,9 @@ def test_the_final_goes_on_without_the_culprits(
     ranked: list[Candidate] = []
 
     def answer(job: Job) -> Outcome:
-        if job.final and not ranked:
+        if isinstance(job, Final) and not ranked:
             ranked.extend(job.candidates)
-        if job.final and any(ranked.index(c) in culprits for c in job.candidates):
+        if isinstance(job, Final) and any(ranked.index(c) in culprits for c in job.candidates):
             return Outcome("run", "the worker died (SIGSEGV)")
         return always_ok(job)
 
@@ -312,13 +333,10 @@ def test_finalists_that_fail_only_together(fake: type[FakeWorker]) -> None:
     search wins.
     """
     fake.answer = staticmethod(
-        lambda job: (
-            Outcome("timeout", "late") if job.final and len(job.candidates) > 1 else always_ok(job)
-        )
+        lambda job: Outcome("timeout", "late") if len(candidates(job)) > 1 else always_ok(job)
     )
     (final,) = tune.tune([CASE], settings("plain")).finals
-    trials = [job.candidates[0] for job in fake.jobs if not job.final]
-    assert final.knobs == min(trials, key=cost_of).knobs
+    assert final.knobs == min(tried(fake), key=cost_of).knobs
     assert "eager" in final.timings
 
 
@@ -331,14 +349,16 @@ def test_broken_default_knobs_do_not_spoil_the_final(fake: type[FakeWorker]) -> 
     )
     fake.answer = staticmethod(
         lambda job: (
-            Outcome("run", "died") if default in (*job.candidates, job.default) else always_ok(job)
+            Outcome("run", "died")
+            if default in (*candidates(job), getattr(job, "default", None))
+            else always_ok(job)
         )
     )
     for chosen in (("plain", "cached_rows"), ("plain",)):
         fake.jobs.clear()
         (final,) = tune.tune([CASE], settings(*chosen)).finals
         assert final.status == "ok" and "default" not in final.timings and final.default is None
-        assert any(job.default for job in fake.jobs) == (chosen == ("plain",))
+        assert any(job.default for job in finals(fake)) == (chosen == ("plain",))
 
 
 @pytest.mark.parametrize("chosen", [("plain",), ("plain", "cached_rows")])
@@ -352,14 +372,12 @@ def test_the_default_of_a_final_is_what_serves_untuned(
     name, plan = next(iter(schedule.for_op("layer_norm", "cpu").items()))
     default = Candidate.of(name, plan.default(CASE, device_module.current()))
     fake.answer = staticmethod(
-        lambda job: (
-            msgspec.structs.replace(always_ok(job), message="0") if job.final else always_ok(job)
-        )
+        lambda job: final_outcome(job, 0) if isinstance(job, Final) else always_ok(job)
     )
     (final,) = tune.tune([CASE], settings(*chosen)).finals
     assert final.schedule == "plain" and final.timings["default"].median_us == 50
     assert final.default == records.Setting(name, default.knobs)
-    assert (default in [c for job in fake.jobs for c in job.candidates]) == (name in chosen)
+    assert (default in [c for job in fake.jobs for c in candidates(job)]) == (name in chosen)
 
 
 def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
@@ -367,15 +385,15 @@ def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
     measurement, and no more.
     """
     tune.tune([CASE], settings("plain", seconds=40.0, trials=3))
-    (job,) = [job for job in fake.jobs if job.final]
+    (job,) = finals(fake)
     assert (
         0 < job.seconds <= 2
-        and job.spare > 0
-        and job.seconds + job.spare <= 40.0 * loop.FINAL_SHARE
+        and job.retry_seconds > 0
+        and job.seconds + job.retry_seconds <= 40.0 * loop.FINAL_SHARE
     )
     fake.jobs.clear()
     tune.tune([CASE], settings("plain", seconds=0.5, trials=1))
-    assert [job.spare for job in fake.jobs if job.final] == [0.0]
+    assert [job.retry_seconds for job in finals(fake)] == [0.0]
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
@@ -392,13 +410,12 @@ def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None
     )
     fake.jobs.clear()
     (final,) = tune.tune([CASE], settings("plain", "cached_rows", search=name)).finals
-    tried = [job.candidates[0] for job in fake.jobs if not job.final]
     spaces = [
         Candidate.of(n, k)
         for n in ("plain", "cached_rows")
         for k in schedule.get(n).space(CASE, device_module.current())
     ]
-    assert sorted(map(repr, tried)) == sorted(map(repr, spaces))
+    assert sorted(map(repr, tried(fake))) == sorted(map(repr, spaces))
     assert cost_of(Candidate(final.schedule, tuple(final.knobs.items()))) == min(
         map(cost_of, spaces)
     )
@@ -408,23 +425,23 @@ def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None
 def test_the_seed_decides_what_is_tried(name: str, fake: type[FakeWorker]) -> None:
     """The same seed tries the same candidates in the same order; another seed others."""
 
-    def tried(seed: int) -> list[Candidate]:
+    def tried_with(seed: int) -> list[Candidate]:
         fake.jobs.clear()
         tune.tune(
             [Case("layer_norm", 1024, "bfloat16", 512)],
             settings("cached_rows", search=name, trials=12, seed=seed),
         )
-        return [job.candidates[0] for job in fake.jobs if not job.final]
+        return tried(fake)
 
-    assert tried(1) == tried(1)
-    assert tried(1) != tried(2)
+    assert tried_with(1) == tried_with(1)
+    assert tried_with(1) != tried_with(2)
 
 
 @pytest.mark.parametrize("chosen", [("plain",), ("cached_rows",), ("plain", "cached_rows")])
 def test_only_the_schedules_asked_for(chosen: tuple[str, ...], fake: type[FakeWorker]) -> None:
     """With schedules named nothing else is tried or can win."""
     tune.tune([CASE], settings(*chosen))
-    assert {c.schedule for job in fake.jobs for c in job.candidates} == set(chosen)
+    assert {c.schedule for job in fake.jobs for c in candidates(job)} == set(chosen)
 
 
 class Clock:
@@ -451,15 +468,13 @@ def test_the_time_is_shared_and_kept(
     wide = [Case("layer_norm", h, "float32", 512) for h in (1024, 2048, 4096)]
 
     def answer(job: Job) -> Outcome:
-        clock.now += (
-            40.0 if job.final and job.case == wide[1] else job.seconds if job.final else 1.0
-        )
+        clock.now += 1.0 if isinstance(job, Try) else 40.0 if job.case == wide[1] else job.seconds
         return always_ok(job)
 
     fake.answer = staticmethod(answer)
     # without the shipped logs' winners
     summary = tune.tune(wide, settings("cached_rows", seconds=60.0, log_dir=tmp_path / "log"))
-    counts = [sum(job.case == case and not job.final for job in fake.jobs) for case in wide]
+    counts = [sum(job.case == case and isinstance(job, Try) for job in fake.jobs) for case in wide]
     # 60 s / 3 cases, less the final's share of 30 %, and less a trial that would end when that
     # begins
     assert counts[0] == 13
@@ -488,7 +503,8 @@ class Slow:
             self.clock.now += start
 
         def answer(job: Job) -> Outcome:
-            self.clock.now += trial * len(job.candidates) + (job.seconds if job.final else 0.0)
+            self.clock.now += trial * len(candidates(job))
+            self.clock.now += job.seconds if isinstance(job, Final) else 0.0
             return always_ok(job)
 
         monkeypatch.setattr(fake, "start", started)
@@ -537,7 +553,7 @@ def test_a_budget_too_small_for_anything(
         "the budget of 2.0 s is too short: to start the process that measures took 4.0 s of it; 13"
         " s or more are of use"
     ]
-    assert [job.seconds for job in fake.jobs if job.final] == [0.1]
+    assert [job.seconds for job in finals(fake)] == [0.1]
 
 
 def test_a_final_begins_in_time_for_calls_that_take_long(
@@ -551,7 +567,8 @@ def test_a_final_begins_in_time_for_calls_that_take_long(
     monkeypatch.setattr(loop, "Budget", functools.partial(search.Budget, clock=clock.monotonic))
 
     def answer(job: Job) -> Outcome:
-        clock.now += 0.5 + (0.2 * 18 * (len(job.candidates) + 2) if job.final else 0.2 * 5)
+        calls = 18 * (len(job.candidates) + 2) if isinstance(job, Final) else 5
+        clock.now += 0.5 + 0.2 * calls
         made = always_ok(job)
         return msgspec.structs.replace(
             made, timings={name: Timing((2e5,), 2e5) for name in made.timings}
@@ -560,7 +577,7 @@ def test_a_final_begins_in_time_for_calls_that_take_long(
     fake.answer = staticmethod(answer)
     summary = tune.tune([CASE], settings("plain", seconds=30.0, log_dir=tmp_path / "log"))
     assert summary.finals and summary.seconds <= 30
-    assert len(next(job for job in fake.jobs if job.final).candidates) < 4
+    assert len(finals(fake)[0].candidates) < 4
 
 
 def test_a_trial_that_outlasts_the_budget(
@@ -626,24 +643,21 @@ def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWork
 
     def answer(job: Job) -> Outcome:
         nonlocal came
-        if job.final and came < times:
+        if isinstance(job, Final) and came < times:
             came += 1
             raise KeyboardInterrupt
         return always_ok(job)
 
     fake.answer = staticmethod(answer)
     summary = tune.tune([CASE, OTHER], settings("plain"))
-    trials = [job.candidates[0] for job in fake.jobs if not job.final]
     assert summary.interrupted and all(job.case == CASE for job in fake.jobs)
     assert summary.finals == logged(tmp_path, "final")
     assert [f.knobs for f in summary.finals] == (
-        [min(trials, key=cost_of).knobs] if times == 1 else []
+        [min(tried(fake), key=cost_of).knobs] if times == 1 else []
     )
-    finals = [job for job in fake.jobs if job.final]
-    assert len(finals) == 2
-    assert finals[1].seconds < finals[0].seconds and finals[1].candidates == (
-        min(trials, key=cost_of),
-    )
+    first, short = finals(fake)
+    assert short.seconds < first.seconds
+    assert short.candidates == (min(tried(fake), key=cost_of),)
 
 
 def test_an_interrupt_in_a_case_without_a_trial(fake: type[FakeWorker]) -> None:

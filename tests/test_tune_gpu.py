@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_gpu import FakeGpu
@@ -30,7 +29,7 @@ from lntune.kernels import cache
 from lntune.log import records
 from lntune.log.records import Record
 from lntune.measure import trial
-from lntune.measure.trial import Candidate, Job
+from lntune.measure.jobs import Build, Candidate, Open, Try
 from lntune.tune import Progress, Settings, loop
 
 FAULTY = Path(__file__).parent / "faulty_gpu"
@@ -86,10 +85,14 @@ def logged(folder: Path, role: str = "trial") -> list[Record]:
     return [r for r in records.read([folder]) if r.role == role]
 
 
-def job(name: str, device: Device, **fields: Any) -> Job:
+def candidate(name: str, device: Device) -> Candidate:
+    """A schedule at its default knobs."""
+    return Candidate.of(name, schedule.get(name).default(CASE, device))
+
+
+def job(name: str, device: Device) -> Try:
     """A short trial of a schedule at its default knobs."""
-    plan = schedule.get(name)
-    return Job(CASE, device, (Candidate.of(name, plan.default(CASE, device)),), 0.001, **fields)
+    return Try(CASE, device, candidate(name, device), 0.001)
 
 
 @pytest.mark.slow
@@ -167,14 +170,11 @@ def test_a_broken_context(device: Device, fake_gpu: FakeGpu) -> None:
     """
     outcome = trial.run(job("strays", device))
     assert (outcome.status, outcome.lost) == ("run", True)
-    assert (
-        trial.run(job("sound", device, only="context")).message
-        == "RuntimeError: CUDA error: unspecified launch failure"
-    )
+    assert trial.run(Open(device)).message == "RuntimeError: CUDA error: unspecified launch failure"
     assert len(fake_gpu.errors) == 1
     fake_gpu.errors.clear()
     fake_gpu.install(lambda *_: None)
-    assert trial.run(job("sound", device, only="context")).status == "ok"
+    assert trial.run(Open(device)).status == "ok"
     fake_gpu.fail("cuLaunchKernel", 701)
     outcome = trial.run(job("sound", device))
     assert (outcome.status, outcome.lost) == ("run", False)
@@ -185,7 +185,7 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
     """A job that only builds leaves the kernel in the cache and tells what is known of it; the
     trial compiles nothing any more.
     """
-    built = trial.run(job("sound", device, only="build"))
+    built = trial.run(Build(CASE, device, candidate("sound", device)))
     assert built.status == "ok" and built.facts is not None and built.seconds > 0
     (kernel,) = built.facts.kernels
     assert (kernel.resources.registers, built.facts.problems) == (32, ())

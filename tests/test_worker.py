@@ -22,17 +22,17 @@ from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.measure.trial import Candidate, Job
+from lntune.measure.jobs import Candidate, Final, Try
 from lntune.measure.worker import Worker
 
 FAULTY = Path(__file__).parent / "faulty"
 CASE = Case("layer_norm", 64, "float32", 8)
 
 
-def job(name: str, case: Case = CASE, **knobs: object) -> Job:
+def job(name: str, case: Case = CASE, **knobs: object) -> Try:
     """A short trial of a schedule of tests/faulty at its default knobs."""
     items = tuple({"first": 1, "second": False, **knobs}.items())
-    return Job(case, device_module.current(), (Candidate(name, items),), 0.001)  # type: ignore[arg-type]
+    return Try(case, device_module.current(), Candidate(name, items), 0.001)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -179,8 +179,9 @@ def test_every_form_of_arguments_is_timed(worker: Worker, variant: str) -> None:
     case = Case("layer_norm", 64, "bfloat16", 6, variant)
     trial = job("plain", case)
     assert worker.run(trial, 60).status == "ok"
-    final = worker.run(Job(case, trial.device, trial.candidates, 0.001, final=True), 60)
-    assert (final.status, final.message, set(final.timings)) == ("ok", "0", {"0", "eager", "copy"})
+    final = worker.run(Final(case, trial.device, (trial.candidate,), 0.001), 60)
+    assert (final.status, final.message, final.winner) == ("ok", "", 0)
+    assert set(final.timings) == {"tuned", "eager", "copy"}
 
 
 def test_a_worker_killed_between_jobs(worker: Worker) -> None:
@@ -252,7 +253,7 @@ class Lost(Worker):
     """A worker whose child says of every job that it lost its GPU."""
 
     program = (
-        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.trial import"
+        "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.jobs import"
         " Outcome; from lntune.measure.worker import serve; serve(int(sys.argv[1]),"
         " int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error',"
         " lost=True)))"
@@ -295,7 +296,7 @@ PARENT = """
     from pathlib import Path
     from lntune import device
     from lntune.case import Case
-    from lntune.measure.trial import Candidate, Job
+    from lntune.measure.jobs import Candidate, Try
     from lntune.measure.worker import Worker
 
     worker = Worker()
@@ -304,7 +305,7 @@ PARENT = """
     case = Case("layer_norm", 64, "float32", 8)
     candidate = Candidate("hangs", (("first", 1), ("second", False)))
     if sys.argv[1] == "busy":
-        worker.run(Job(case, device.current(), (candidate,), 0.001), 300)
+        worker.run(Try(case, device.current(), candidate, 0.001), 300)
     threading.Event().wait()
 """
 

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -31,11 +32,17 @@ SCHEMA = 3
 AHEAD = datetime.timedelta(days=1)
 """How far a record's time may lie in the future before it is thought to be of a wrong clock."""
 
-STATUSES = ("ok", "invalid", "compile", "run", "wrong", "timeout")
-"""ok; knobs that do not fit; failed to build; crashed or raised; answered wrongly; took too
-long.
+Status = Literal["ok", "invalid", "compile", "run", "wrong", "timeout"]
+"""What came of a measurement: ok; knobs that do not fit; failed to build; crashed or raised;
+answered wrongly; took too long.
 """
 
+Role = Literal["trial", "final", "bench", "bench-given-output", "bench-strided", "bench-training"]
+"""What a measurement was for: one candidate of a search, timed with its output given; the finalists
+measured again, interleaved, on fresh samples, everyone allocating their output as a caller sees it;
+what serves the case against everyone; the same with outputs given, with rows that lie apart, and as
+steps of training.
+"""
 
 Key = tuple[str, int, str, int]
 """A tuned case: operator, hidden size, dtype, row bucket."""
@@ -64,9 +71,7 @@ class Setting(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
-    `role` is "trial" (one candidate of a search, timed with its output given) or "final" (the
-    finalist measured again, interleaved, on fresh samples, everyone allocating their output as a
-    caller sees it), or "bench" (what serves the case, against everyone). `timings` has the key
+    `timings` has the key
     "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`),
     "eager" and "copy". `errors` holds, per output, the largest error against float64 in units of
     the bar (1 is the limit); `versus_eager` the largest error on plain random inputs divided by
@@ -75,14 +80,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: int = SCHEMA
-    role: str = "trial"
+    role: Role = "trial"
     case: Case
     device: Device
     threads: int
     schedule: str
     code: Code = Code()
     knobs: dict[str, int | bool | str]
-    status: str
+    status: Status
     message: str = ""
     timings: dict[str, Timing] = {}
     errors: dict[str, float] = {}
@@ -184,7 +189,7 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
-def read_file(path: Path, role: str | tuple[str, ...] = ()) -> Iterator[Record]:
+def read_file(path: Path, role: Role | tuple[Role, ...] = ()) -> Iterator[Record]:
     """The records of one file, oldest first; only those of a role (or of several) where given,
     which is several times faster.
 
@@ -250,7 +255,7 @@ def read(
     folders: Iterable[Path],
     op: str | None = None,
     device: Device | None = None,
-    role: str | tuple[str, ...] = (),
+    role: Role | tuple[Role, ...] = (),
     now: str | None = None,
 ) -> list[Record]:
     """All records of the folders as one list, oldest first (see `merged`, also for `now`); of one

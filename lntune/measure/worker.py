@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from lntune.errors import BuildError
-from lntune.measure.trial import Job, Outcome
+from lntune.measure.jobs import Job, Outcome
 from lntune.system import patience, scratch
 from lntune.system.patience import Starvation
 
@@ -296,11 +296,8 @@ def main(answers: int, threads: int) -> None:
     """The child of a tuning run: reads jobs, writes outcomes."""
     from lntune.measure import trial
 
-    serve(
-        answers,
-        threads,
-        lambda line: msgspec.json.encode(trial.run(msgspec.json.decode(line, type=Job))),
-    )
+    jobs = msgspec.json.Decoder(Job)
+    serve(answers, threads, lambda line: msgspec.json.encode(trial.run(jobs.decode(line))))
 
 
 def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
-from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.measure.jobs import Build, Candidate, Check, Outcome
 from lntune.measure.worker import Worker
 from lntune.tune import ranking
 
@@ -39,14 +39,18 @@ class Ahead:
     """The builders and what they have built. Use as a context manager; the methods are for one
     thread.
 
-    `only` is that of their jobs, see trial.Job. `count` is how many there are: by default the cores
-    but one.
+    `job` is what they do with each candidate. `count` is how many builders there are: by default
+    the cores but one.
     """
 
     def __init__(
-        self, device: Device, timeout: float, only: str = "build", count: int | None = None
+        self,
+        device: Device,
+        timeout: float,
+        job: type[Build] | type[Check] = Build,
+        count: int | None = None,
     ) -> None:
-        self._device, self._timeout, self._only = device, timeout, only
+        self._device, self._timeout, self._job = device, timeout, job
         self._queue: deque[_Key] = deque()
         self._flying: set[_Key] = set()
         self._outcomes: dict[_Key, Outcome] = {}
@@ -108,9 +112,8 @@ class Ahead:
                 worker.start()
                 self.starts.append(time.monotonic() - begun)
             begun = time.monotonic()
-            outcome = worker.run(
-                Job(key[0], self._device, (key[1],), 0.0, only=self._only), self._timeout
-            )
+            case, candidate = key
+            outcome = worker.run(self._job(case, self._device, candidate), self._timeout)
         except Exception as e:
             with self._changed:
                 self._flying.discard(key)
@@ -136,7 +139,7 @@ class Ahead:
             return key
 
     def _done(self, key: _Key, outcome: Outcome) -> None:
-        if self._only == "build" and outcome.status == "run":  # nothing was run but the compiler
+        if self._job is Build and outcome.status == "run":  # nothing was run but the compiler
             outcome = msgspec.structs.replace(outcome, status="compile")
         self._outcomes[key] = outcome
         good = outcome.status == "ok" and outcome.facts is not None and not outcome.facts.problems

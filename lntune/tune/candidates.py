@@ -11,7 +11,7 @@ from lntune import knobs, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError
-from lntune.measure.trial import Candidate
+from lntune.measure.jobs import Candidate
 from lntune.schedule import Schedule
 
 

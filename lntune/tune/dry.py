@@ -20,7 +20,7 @@ from lntune import knobs
 from lntune.backends import cuda
 from lntune.case import Case
 from lntune.device import Device
-from lntune.measure.trial import Candidate, Outcome
+from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
@@ -123,7 +123,7 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
     found: dict[Case, dict[Candidate, Outcome]] = {}
     scores: dict[Candidate, float] = {}
     plans: list[Plan] = []
-    with Ahead(device, settings.timeout, only="check") as ahead:
+    with Ahead(device, settings.timeout, Check) as ahead:
         try:
             for index, case in enumerate(cases):
                 left = (

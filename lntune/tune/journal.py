@@ -8,8 +8,8 @@ import uuid
 from lntune import schedule
 from lntune.case import Case
 from lntune.log import records
-from lntune.log.records import Record, Setting
-from lntune.measure.trial import Candidate, Outcome, measured
+from lntune.log.records import Record, Role, Setting
+from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.system import paths, toolchain
 from lntune.tune.settings import Settings
 
@@ -32,7 +32,7 @@ class Journal:
         case: Case,
         candidate: Candidate,
         outcome: Outcome,
-        role: str = "trial",
+        role: Role = "trial",
         default: Candidate | None = None,
     ) -> Record:
         """Log what came of a candidate; in a final `default` is what the contender of that name
@@ -50,7 +50,7 @@ class Journal:
             versions=toolchain.versions(),
             run=self._run,
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            **measured(outcome),
+            **record_fields(outcome),
         )
         records.append(self.folder, record)
         return record

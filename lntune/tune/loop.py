@@ -8,14 +8,12 @@ import random
 import time
 from collections.abc import Sequence
 
-import msgspec
-
 from lntune import knobs, schedule, search
 from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.log import select
-from lntune.log.records import Record, Timing
-from lntune.measure.trial import Candidate, Job, Outcome
+from lntune.log.records import Record
+from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
 from lntune.measure.worker import START_SECONDS, Worker
 from lntune.report.failures import Failures, said
 from lntune.search import Budget, Space
@@ -94,23 +92,20 @@ class _Run:
         case: Case,
         finalists: Sequence[Candidate],
         default: Candidate | None,
-        share: float,
-        spare: float = 0.0,
+        seconds: float,
+        retry_seconds: float = 0.0,
     ) -> Outcome:
-        """Measure finalists against each other in `share` seconds, and `spare` more where other
-        work disturbs that; not logged.
-        """
-        job = Job(
+        """Measure finalists against each other, see jobs.Final; not logged."""
+        job = Final(
             case,
             self.device,
             tuple(finalists),
-            share,
-            spare,
-            final=True,
+            seconds,
+            retry_seconds,
             seed=self.settings.seed + 1,
             default=default,
         )
-        return self.worker.run(job, self.settings.timeout + 4 * share + spare)
+        return self.worker.run(job, self.settings.timeout + 4 * seconds + retry_seconds)
 
     def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
         """Why a candidate that was built ahead is not measured, as what is logged of it; None when
@@ -233,7 +228,7 @@ class _Run:
 
     def trial(self, case: Case, candidate: Candidate) -> Outcome:
         """Build, check and time a candidate; not logged."""
-        job = Job(case, self.device, (candidate,), TRIAL_SECONDS, seed=self.settings.seed)
+        job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed)
         begun = time.monotonic()
         allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - begun))
         outcome = self.worker.run(job, allowed)
@@ -282,13 +277,13 @@ class _Run:
         ):
             finalists.pop()  # the slowest: there is no time to build and check so many again
         fixed = self.times.fixed(len(finalists), best_us)
-        share, spare = times.measuring(
+        share, retry = times.measuring(
             None if seconds is None else seconds * FINAL_SHARE, left, fixed
         )
         if self.summary.interrupted:
-            share, spare = min(share, times.LEAST_FINAL), 0.0
+            share, retry = min(share, times.LEAST_FINAL), 0.0
         while finalists:
-            outcome = self.attempt(case, finalists, default, share, spare)
+            outcome = self.attempt(case, finalists, default, share, retry)
             if outcome.status == "ok":
                 self.times.finished(fixed, time.monotonic() - begun - share)
                 return self._winner(case, finalists, outcome, progress, default)
@@ -311,19 +306,11 @@ class _Run:
         progress: Progress,
         default: Candidate | None = None,
     ) -> Record:
-        best = int(outcome.message)
-        winner = finalists[best]
-        timings: dict[str, Timing] = {"tuned": outcome.timings[str(best)]}
-        timings |= {name: t for name, t in outcome.timings.items() if not name.isdigit()}
+        assert outcome.winner is not None
+        winner = finalists[outcome.winner]
         with interrupts.held():
-            default = default if "default" in timings else None
-            record = self.journal.record(
-                case,
-                winner,
-                msgspec.structs.replace(outcome, message="", timings=timings),
-                "final",
-                default,
-            )
+            default = default if "default" in outcome.timings else None
+            record = self.journal.record(case, winner, outcome, "final", default)
             self.summary.finals.append(record)
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
@@ -362,7 +349,7 @@ def tune(
             worker = stack.enter_context(Worker(settings.threads))
             run = _Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
-            _start(worker, cases[0], settings)
+            _start(worker, settings)
             started = time.monotonic() - start
             if settings.seconds is not None:
                 run.end = start + settings.seconds
@@ -396,10 +383,10 @@ def tune(
     return summary
 
 
-def _start(worker: Worker, case: Case, settings: Settings) -> None:
+def _start(worker: Worker, settings: Settings) -> None:
     """Have the worker come up, with a context on its GPU."""
     worker.start()
     if settings.target.kind == "gpu":
-        outcome = worker.run(Job(case, settings.target, (), 0.0, only="context"), START_SECONDS)
+        outcome = worker.run(Open(settings.target), START_SECONDS)
         if outcome.status != "ok":
             raise ToolchainError(f"{settings.target.name} cannot be used: {outcome.message}")

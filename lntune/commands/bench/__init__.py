@@ -20,7 +20,7 @@ from lntune.case import Case
 from lntune.commands.bench import peers
 from lntune.device import Device
 from lntune.log.records import Record
-from lntune.measure import trial
+from lntune.measure import calls
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 from lntune.torch import bound_call, dispatch
@@ -252,5 +252,5 @@ def _given(
         ]
     }
     if kernel is not None:
-        contenders["tuned"] = trial.bound_each(case, kernel, copies, allocate=False)
+        contenders["tuned"] = calls.bind(case, kernel, copies, allocate=False)
     return contenders

@@ -19,7 +19,7 @@ from lntune import knobs, ops, schedule, timing
 from lntune.case import Case
 from lntune.commands.bench import ROUNDS, Progress
 from lntune.errors import InputError, got_expected
-from lntune.log.records import Record
+from lntune.log.records import Record, Role
 from lntune.ops import layer_norm
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
@@ -27,7 +27,7 @@ from lntune.torch import dispatch
 from lntune.torch.modules import LayerNorm
 from lntune.versions import Code
 
-ROLE = "bench-training"
+ROLE: Role = "bench-training"
 FORWARD = " forward"
 """What the name of a contender ends with where its forward is measured alone."""
 _VARIANT = "weight+bias+stats"

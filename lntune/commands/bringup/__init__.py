@@ -29,7 +29,7 @@ from lntune.commands.bringup.steps import Bench, Copy, Helper, Smoke, Verify
 from lntune.device import Device
 from lntune.log import records, select
 from lntune.log.records import Record
-from lntune.measure.trial import Candidate, Job, Outcome, measured
+from lntune.measure.jobs import Candidate, Outcome, Try, record_fields
 from lntune.report.bringup import Smoked, Stage, Summary
 from lntune.report.columns import say
 from lntune.report.progress import StepProgress, TuningProgress
@@ -202,9 +202,7 @@ class _Bringup:
                 if self.left() <= 0:
                     break
                 builders.wait(case, defaults[case], until - time.monotonic())
-                job = Job(
-                    case, self.device, (defaults[case],), TRIAL_SECONDS, seed=self.settings.seed
-                )
+                job = Try(case, self.device, defaults[case], TRIAL_SECONDS, self.settings.seed)
                 seconds = min(
                     SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())
                 )
@@ -216,7 +214,7 @@ class _Bringup:
                     schedule=plan.name,
                     code=plan.code,
                     knobs=defaults[case].knobs,
-                    **measured(came),
+                    **record_fields(came),
                 )
                 self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
         failed = [one for one in self.found.smoke if not one.works]
@@ -372,7 +370,7 @@ class _Bringup:
                 served = {
                     name: getattr(answer.record, name) for name in ("schedule", "code", "knobs")
                 }
-                self.log(case, role=known.BENCH, **served, **measured(answer.record))
+                self.log(case, role=known.BENCH, **served, **record_fields(answer.record))
                 self.found.wrong += (
                     [f"{case}: {answer.record.schedule}: {answer.record.message}"]
                     if answer.record.status == "wrong"

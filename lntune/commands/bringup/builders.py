@@ -13,7 +13,7 @@ from types import TracebackType
 from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
-from lntune.measure.trial import Candidate, Job
+from lntune.measure.jobs import Build, Candidate
 from lntune.measure.worker import Worker
 from lntune.tune.ahead import MOST
 
@@ -77,7 +77,8 @@ class Builders:
         """A builder's thread."""
         try:
             while (key := self._next()) is not None:
-                worker.run(Job(key[0], self._device, (key[1],), 0.0, only="build"), self._timeout)
+                case, candidate = key
+                worker.run(Build(case, self._device, candidate), self._timeout)
                 with self._changed:
                     self._built.add(key)
                     self._changed.notify_all()

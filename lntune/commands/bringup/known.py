@@ -13,18 +13,21 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError, UnknownNameError
 from lntune.log import records
-from lntune.log.records import Record
+from lntune.log.records import Record, Role
 from lntune.system import paths
 from lntune.versions import Code
 
-BENCH = "bench"
+BENCH: Role = "bench"
 """The role of a record that `lntune bringup` benchmarked: what serves the case against eager,
 torch.compile and the others.
 """
 
 
 def _of(
-    device: Device, cases: Sequence[Case], folders: Sequence[Path], role: str | tuple[str, ...] = ()
+    device: Device,
+    cases: Sequence[Case],
+    folders: Sequence[Path],
+    role: Role | tuple[Role, ...] = (),
 ) -> list[Record]:
     """The records of this device, oldest first, for the operators of the cases, whose schedule is
     as it was; also those without one.

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from lntune import ops
 from lntune.backends import places
 from lntune.case import Case
 from lntune.commands.bringup import yardstick
@@ -19,7 +18,7 @@ from lntune.device import Device
 from lntune.errors import gist
 from lntune.log.records import Record
 from lntune.measure import worker
-from lntune.measure.trial import Job, Outcome
+from lntune.measure.jobs import Open, Outcome, Try
 
 
 class Copy(msgspec.Struct, frozen=True, tag=True):
@@ -31,7 +30,7 @@ class Copy(msgspec.Struct, frozen=True, tag=True):
 class Smoke(msgspec.Struct, frozen=True, tag=True):
     """Build, load, check and time one candidate."""
 
-    job: Job
+    job: Try
 
 
 class Verify(msgspec.Struct, frozen=True, tag=True):
@@ -145,10 +144,7 @@ def _broken(device: Device) -> bool:
     """True when this process can do no more on the device."""
     from lntune.measure import trial
 
-    return (
-        trial.run(Job(Case(ops.DEFAULT, 1, "float32", 1), device, (), 0.0, only="context")).status
-        != "ok"
-    )
+    return trial.run(Open(device)).status != "ok"
 
 
 def _done(step: Step) -> Answer:

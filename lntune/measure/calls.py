@@ -1,0 +1,92 @@
+"""Kernels bound to a case's tensors: calls without arguments, ready to be timed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lntune import ops
+from lntune.case import Case
+from lntune.errors import LntuneError
+from lntune.kernels import direct
+
+Kernel = Callable[..., Any]
+Call = Callable[[], Any]
+
+
+def bind(
+    case: Case, kernel: Kernel, copies: Sequence[Mapping[str, Any]], allocate: bool
+) -> list[Call]:
+    """The kernel bound to each of several copies of a case's named inputs; with `allocate` as
+    direct calls, which make their outputs as PyTorch does.
+
+    On a GPU, where launches are recorded and the price of a call from Python does not count,
+    outputs are made in Python if need be.
+
+    Raises:
+        LntuneError: direct calls cannot be made here.
+    """
+    if not allocate:
+        return [
+            functools.partial(kernel, *_arguments(case, given, _outputs(case, given)))
+            for given in copies
+        ]
+    if (calls := _direct(case, kernel, copies)) is not None:
+        return calls
+    if _device(copies[0]).type == "cpu":
+        raise LntuneError(
+            f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that"
+            " direct calls do not take."
+        )
+    return [functools.partial(_allocating, case, kernel, given) for given in copies]
+
+
+def _direct(case: Case, kernel: Kernel, copies: Sequence[Mapping[str, Any]]) -> list[Call] | None:
+    """Direct calls; None where they are refused."""
+    import torch
+
+    arguments = ops.get(case.op).arguments(case)
+    inputs = [a for a in arguments if a.role != "out"]
+    calls = [[given[a.name] for a in inputs] for given in copies]
+    table = direct.Table("".join("f" if a.role == "scalar" else "t" for a in inputs))
+    bits = case.rows.bit_length()
+    table.remember(kernel, arguments, [a.name for a in inputs], (bits, bits), calls[0], case)
+    with torch.inference_mode():
+        refused = table.call(*calls[0]) is None
+    return None if refused else [functools.partial(table.call, *call) for call in calls]
+
+
+def _allocating(case: Case, kernel: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """One call that makes its outputs in Python, and returns them."""
+    outputs = _outputs(case, given)
+    kernel(*_arguments(case, given, outputs))
+    return outputs
+
+
+def _arguments(case: Case, given: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[Any]:
+    """The kernel's arguments in order."""
+    return [
+        outputs[a.name] if a.role == "out" else given[a.name]
+        for a in ops.get(case.op).arguments(case)
+    ]
+
+
+def _outputs(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
+    """New tensors for what the kernel writes, on the inputs' device."""
+    import torch
+
+    return {
+        a.name: torch.empty(
+            a.sizes(case.rows, case.hidden), dtype=getattr(torch, a.dtype), device=_device(given)
+        )
+        for a in ops.get(case.op).arguments(case)
+        if a.role == "out"
+    }
+
+
+def _device(given: Mapping[str, Any]) -> Any:
+    """PyTorch's device of a case's inputs."""
+    import torch
+
+    return next(v.device for v in given.values() if isinstance(v, torch.Tensor))

@@ -1,0 +1,118 @@
+"""What a tuning run asks of the process that builds, checks and times kernels, and what that
+answers: plain data that crosses between processes as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lntune import knobs
+from lntune.case import Case
+from lntune.device import Device
+from lntune.kernels.statics import Facts
+from lntune.log.records import Record, Status, Timing
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A schedule with its knobs, as plain data: hashable, and ready to cross to another process."""
+
+    schedule: str
+    items: tuple[tuple[str, knobs.Value], ...]
+
+    @classmethod
+    def of(cls, name: str, setting: Any) -> Candidate:
+        """The candidate of a schedule's name and a knob dataclass."""
+        return cls(name, tuple(knobs.to_dict(setting).items()))
+
+    @property
+    def knobs(self) -> dict[str, knobs.Value]:
+        """The knobs as a dictionary, as the log has them."""
+        return dict(self.items)
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """Make the device ready, and say what keeps it from working. The device has to be here."""
+
+    device: Device
+
+
+class Build(msgspec.Struct, frozen=True, tag="build"):
+    """Put a kernel into the cache, as far as it is worth it; the device need not be here."""
+
+    case: Case
+    device: Device
+    candidate: Candidate
+
+
+class Check(msgspec.Struct, frozen=True, tag="check"):
+    """Build a kernel and check its outputs; the device need not be here: a GPU's kernel runs in the
+    emulator, on rows as short as its knobs allow.
+    """
+
+    case: Case
+    device: Device
+    candidate: Candidate
+
+
+class Try(msgspec.Struct, frozen=True, tag="try"):
+    """Build a kernel, check its outputs, and time it for about `seconds`."""
+
+    case: Case
+    device: Device
+    candidate: Candidate
+    seconds: float
+    seed: int = 0
+
+
+class Final(msgspec.Struct, frozen=True, tag="final"):
+    """Time finalists for about `seconds` against each other, against `default` (what serves the
+    case where nothing is tuned), eager mode and a copy.
+
+    `retry_seconds` may be spent besides, to measure again what other work on the machine disturbed.
+    """
+
+    case: Case
+    device: Device
+    candidates: tuple[Candidate, ...]
+    seconds: float
+    retry_seconds: float = 0.0
+    seed: int = 0
+    default: Candidate | None = None
+
+
+Job = Open | Build | Check | Try | Final
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a job.
+
+    `timings` has "tuned": what was tried, or of finalists the fastest, whose place among the job's
+    candidates is `winner`; in a final also "eager", "copy", and "default" where that is given and
+    works. `errors` and `versus_eager` are those of the same kernel, see records.Record.
+
+    `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
+    what building took it; `clocks` a GPU's in MHz; `lost` says that the process can do no more: its
+    GPU's context is broken.
+    """
+
+    status: Status
+    message: str = ""
+    timings: dict[str, Timing] = {}
+    errors: dict[str, float] = {}
+    versus_eager: dict[str, float] = {}
+    busy: bool | None = None
+    winner: int | None = None
+    clocks: tuple[int, ...] = ()
+    facts: Facts | None = None
+    seconds: float = 0.0
+    lost: bool = False
+
+
+def record_fields(source: Outcome | Record) -> dict[str, Any]:
+    """What came of a job, or what a record holds of one, as the fields of a new record."""
+    return {
+        name: getattr(source, name)
+        for name in ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")
+    }
