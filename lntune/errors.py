@@ -40,6 +40,14 @@ class ScheduleError(LntuneError, RuntimeError):
     """A schedule file cannot be loaded, or its knobs do not fit the case."""
 
 
+class UnfitError(ScheduleError):
+    """Knobs do not fit a case; `reason` is what the schedule says of them."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class NotTunedError(LntuneError, LookupError):
     """`strict=True` was asked for and no record of this device serves the call."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lntune.errors import InputError, got_expected, unknown
@@ -40,7 +40,7 @@ def to_dict(knobs: Any) -> dict[str, Value]:
     return dataclasses.asdict(knobs)
 
 
-def from_dict(cls: type, given: dict[str, Any]) -> Any:
+def from_dict(cls: type, given: Mapping[str, Any]) -> Any:
     """Knobs from a dictionary; names left out take their defaults.
 
     Raises:

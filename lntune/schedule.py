@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +53,11 @@ class Schedule:
     code: Code = field(default=Code(), compare=False)
     """What tells the code it makes from that of other versions; filled in by the loader."""
 
+    @property
+    def shipped(self) -> bool:
+        """True for a schedule that comes with lntune, whose tests ask it all there is to ask."""
+        return self.path.is_relative_to(paths.content("schedules"))
+
     def untuned(self, case: Case, device: Device) -> Any:
         """The default knobs for a case.
 
@@ -69,6 +74,15 @@ class Schedule:
                 f" {self.knobs.__name__}."
             )
         return setting
+
+    def setting(self, given: Mapping[str, Any]) -> Any:
+        """The knobs that a dictionary stands for, as a log or another process has it.
+
+        Raises:
+            UnknownNameError: a name that is no knob of this schedule.
+            InputError: a value the knob may not take.
+        """
+        return knobs.from_dict(self.knobs, given)
 
     def reason_invalid(self, setting: Any, case: Case, device: Device) -> str | None:
         """Why the knobs do not fit, or None.
@@ -349,9 +363,8 @@ def empty_folders() -> list[Path]:
 
 def for_op(op: str, kind: str) -> dict[str, Schedule]:
     """The schedules of one operator for one kind of device, the shipped default first."""
-    shipped = paths.content("schedules")
-    found = [s for s in all_schedules().values() if s.op == op and s.kind == kind]
-    return {s.name: s for s in sorted(found, key=lambda s: not s.path.is_relative_to(shipped))}
+    fitting = [s for s in all_schedules().values() if s.op == op and s.kind == kind]
+    return {s.name: s for s in sorted(fitting, key=lambda s: not s.shipped)}
 
 
 def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
@@ -370,6 +383,29 @@ def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
         fitting = [n for n, s in known.items() if kind in (None, s.kind)]
         raise unknown(f"{op} schedule" if op else "schedule", name, fitting)
     return known[name]
+
+
+def resolve(name: str, op: str, given: Mapping[str, Any]) -> tuple[Schedule, Any]:
+    """The schedule `name` of an operator and its knobs, from what a log or another process has of
+    them. Whether they fit a case is asked where code is made of them.
+
+    Raises:
+        ScheduleError: the schedule is left out, with the reason.
+        UnknownNameError: there is none for the operator, or a name that is no knob of it.
+        InputError: a value the knob may not take.
+    """
+    found = get(name, op)
+    return found, found.setting(given)
+
+
+def code_of(name: str) -> Code:
+    """What tells a schedule's code as it is now; Code() where there is none of that name that can
+    be used, as for eager mode.
+    """
+    try:
+        return get(name).code
+    except (UnknownNameError, ScheduleError):
+        return Code()
 
 
 def _mentions(file: Path, name: str) -> bool:

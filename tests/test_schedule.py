@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from lntune import ops, schedule, versions
+from lntune import knobs, ops, schedule, versions
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError, UnknownNameError
+from lntune.errors import InputError, ScheduleError, UnknownNameError
 from lntune.schedule import ScheduleWarning
 from lntune.system import paths, sources
 from lntune.versions import Code
@@ -474,6 +474,22 @@ def test_near_misses() -> None:
         with pytest.raises(UnknownNameError) as caught:
             schedule.get("cached_row", "layer_norm", kind)
         assert str(caught.value).endswith(f"Known: {names}."), "those of the device at hand alone"
+
+
+def test_a_name_and_knobs() -> None:
+    """What a log has of a schedule and its knobs becomes both again; an operator that it is not of,
+    a knob that it does not have and a value that it does not take are errors.
+    """
+    cached = schedule.get("cached_rows")
+    setting = cached.default(CASE, DEVICE)
+    logged = knobs.to_dict(setting)
+    assert schedule.resolve("cached_rows", "layer_norm", logged) == (cached, setting)
+    with pytest.raises(UnknownNameError, match="layer_norm_backward schedule 'cached_rows'"):
+        schedule.resolve("cached_rows", "layer_norm_backward", logged)
+    with pytest.raises(UnknownNameError, match="knob 'wings'"):
+        schedule.resolve("cached_rows", "layer_norm", {**logged, "wings": 2})
+    with pytest.raises(InputError, match="knob parallel: got 7"):
+        schedule.resolve("cached_rows", "layer_norm", {**logged, "parallel": 7})
 
 
 def test_another_operators_schedule() -> None:

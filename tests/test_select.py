@@ -4,10 +4,11 @@ reload.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 import lntune
 from lntune import device, knobs, schedule
 from lntune.case import TYPICAL_ROWS, Case
+from lntune.device import Device
 from lntune.errors import NotTunedError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Timing
-from lntune.log.select import TIERS, Choice, select, served, tune_commands
+from lntune.log.select import Choice, Tier, select, served, tune_commands
 from lntune.system import paths
 from lntune.torch import dispatch
 from lntune.versions import Code
@@ -120,7 +122,7 @@ def test_default_and_eager() -> None:
     assert [s.split(":")[0] for s in choice.steps] == ["exact", "bucket", "near", "default"]
     nothing = select(CASE, HERE, [], {})
     assert (nothing.tier, nothing.measured) == ("eager", False)
-    assert {c.tier for c in (choice, nothing)} < set(TIERS)
+    assert {c.tier for c in (choice, nothing)} < set(get_args(Tier))
 
 
 def test_the_order_of_the_tiers() -> None:
@@ -534,3 +536,22 @@ def test_an_unreadable_log_does_not_stop_a_model(log_dir: Path) -> None:
     lntune.strict()
     with pytest.raises(lntune.LntuneError, match="cannot read"):
         call()
+
+
+def test_each_record_is_asked_about_once() -> None:
+    """However many finals a case has, and however they are judged, a schedule is asked once whether
+    the knobs of each fit.
+    """
+    asked: list[Any] = []
+    name, schedule = next(iter(schedules().items()))
+
+    def valid(knobs: Any, case: Case, device: Device) -> str | None:
+        asked.append(knobs)
+        return "of yesterday" if len(asked) == 1 else None
+
+    watched = {name: dataclasses.replace(schedule, valid=valid)}
+    log = [final(time=f"2026-01-0{day}") for day in (1, 2, 3)]
+    choice = select(CASE, HERE, log, watched)
+    assert len(asked) == 3
+    assert choice.record == log[1]
+    assert "of yesterday; passed over for an older one" in choice.steps[0]

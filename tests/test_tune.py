@@ -835,6 +835,23 @@ def test_settings_that_make_no_sense(
     assert fake.jobs == []
 
 
+def test_spaces_are_enumerated_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a run only schedules of the user's are asked for all their settings, to see whether
+    they can be used; those that come with lntune are not.
+    """
+    asked: list[str] = []
+    enumerate_space = schedule.Schedule.space
+
+    def space(self: schedule.Schedule, *arguments: Any) -> list[Any]:
+        asked.append(self.name)
+        return enumerate_space(self, *arguments)
+
+    monkeypatch.setattr(schedule.Schedule, "space", space)
+    tune.check_settings(Settings(), [CASE])
+    assert "plain" in asked
+    assert not {s.name for s in schedule.all_schedules().values() if s.shipped} & set(asked)
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]) -> None:
     """Without a C++ compiler tuning says so, and what to do, before anything is run."""
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -5,6 +5,7 @@ candidate a process.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -15,14 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 
 from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.measure.jobs import Candidate, Final, Try
+from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Try
 from lntune.measure.worker import Worker
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -163,6 +166,33 @@ def test_knobs_that_do_not_exist(worker: Worker) -> None:
     outcome = worker.run(job("plian"), 60)
     assert outcome.status == "invalid"
     assert "'plain'" in outcome.message
+
+
+def test_knobs_that_do_not_fit(worker: Worker) -> None:
+    """Knobs that a schedule has something against make a candidate invalid, with the schedule's own
+    words.
+    """
+    cached, here = schedule.get("cached_rows"), device_module.current()
+    setting = dataclasses.replace(cached.default(CASE, here), write="streamed", parallel=False)
+    reason = cached.reason_invalid(setting, CASE, here)
+    assert reason is not None
+    outcome = worker.run(Try(CASE, here, Candidate.of("cached_rows", setting), 0.001), 60)
+    assert (outcome.status, outcome.message) == ("invalid", reason)
+
+
+@pytest.mark.parametrize("kind", get_args(Job))
+def test_jobs_cross_as_they_are(kind: type) -> None:
+    """Each kind of job comes out of JSON as what it went in, and as nothing else."""
+    here, candidate = device_module.current(), job("plain").candidate
+    contents = {
+        Open: (here,),
+        Build: (CASE, here, candidate),
+        Check: (CASE, here, candidate),
+        Try: (CASE, here, candidate, 0.5, 3),
+        Final: (CASE, here, (candidate,), 0.5, 0.25, 3, candidate),
+    }
+    asked = kind(*contents[kind])
+    assert msgspec.json.decode(msgspec.json.encode(asked), type=Job) == asked
 
 
 def test_a_candidate_that_prints(worker: Worker) -> None:

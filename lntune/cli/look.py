@@ -232,8 +232,7 @@ def show(
                 f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel"
                 " all the same."
             )
-        plan = schedules.get(choice.schedule, op)
-        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+        plan, setting = schedules.resolve(choice.schedule, op, choice.knobs)
     text = compiler.show(asked, plan, setting, here, form)
     if as_json:
         print_json(

@@ -82,8 +82,7 @@ def build_case(
             dict(choice.knobs),
             strided,
         )
-        plan = schedule.get(choice.schedule, case.op)
-        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+        plan, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
         there = cache.built(case, plan, setting, device, archs, strided)
         path = cache.prepare(case, plan, setting, device, archs, strided)
     except Exception as e:

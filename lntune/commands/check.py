@@ -13,6 +13,7 @@ from lntune.backends import places
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log import records
+from lntune.log.select import Tier
 from lntune.system import paths
 from lntune.torch import dispatch
 
@@ -23,7 +24,7 @@ class Result(msgspec.Struct, frozen=True):
     """
 
     case: Case
-    tier: str
+    tier: Tier
     schedule: str
     ok: bool
     message: str

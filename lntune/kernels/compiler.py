@@ -17,7 +17,7 @@ from lntune.backends.cpu import runtime
 from lntune.backends.cuda import device_code
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, gist
+from lntune.errors import BuildError, LntuneError, ScheduleError, ToolchainError, UnfitError, gist
 from lntune.schedule import Schedule
 from lntune.system import native, sealed, toolchain
 from lntune.transforms import strides
@@ -60,12 +60,12 @@ def scheduled(
     """The scheduled IRModule; `strided`: for matrices whose rows may lie anywhere.
 
     Raises:
-        ScheduleError: the knobs do not fit the case, or the schedule itself failed.
+        UnfitError: the knobs do not fit the case.
+        ScheduleError: the schedule itself failed.
     """
     if reason := schedule.reason_invalid(setting, case, device):
-        raise ScheduleError(
-            f"{schedule.name} ({knobs_module.describe(setting)}) does not fit {case}: {reason}."
-        )
+        what = f"{schedule.name} ({knobs_module.describe(setting)}) does not fit {case}"
+        raise UnfitError(f"{what}: {reason}.", reason)
     _tvm()
     try:
         module = schedule.apply(case, setting, device)

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -44,8 +44,21 @@ what serves the case against everyone; the same with outputs given, with rows th
 steps of training.
 """
 
-Key = tuple[str, int, str, int]
-"""A tuned case: operator, hidden size, dtype, row bucket."""
+
+class Key(NamedTuple):
+    """What a record of a device is of, and what calls are served by: any number of rows of a
+    bucket, any variant.
+    """
+
+    op: str
+    hidden: int
+    dtype: str
+    bucket: int
+
+    @classmethod
+    def of(cls, case: Case) -> Key:
+        """The key that a case falls under."""
+        return cls(case.op, case.hidden, case.dtype, case.bucket)
 
 
 class LogWarning(UserWarning):
@@ -134,8 +147,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """The case the record is of: any number of rows of its bucket, any variant."""
-        return self.case.op, self.case.hidden, self.case.dtype, self.case.bucket
+        """What the record is of."""
+        return Key.of(self.case)
 
 
 def log_path(folder: Path, device: Device, op: str) -> Path:

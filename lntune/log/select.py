@@ -4,7 +4,7 @@ exact record -> the same hidden size in another row bucket -> the nearest tuned 
 schedule's default knobs -> eager mode. Records of another device never serve. A record in which
 eager won sends the call to eager: dispatch is honest.
 
-Of several finals of one case that one serves which comes first in this order (`standing`): knobs
+Of several finals of one case that one serves which comes first in this order (`foremost`): knobs
 that can be used today before those that cannot; measured in quiet, or not known otherwise, before
 disturbed by other work; of the schedule as it is before stale; the latest.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,11 @@ from lntune.errors import ScheduleError
 from lntune.log.records import Key, Record, measured
 from lntune.schedule import Schedule
 
-TIERS = ("exact", "bucket", "near", "default", "eager")
+Tier = Literal["exact", "bucket", "near", "default", "eager"]
+"""What a choice rests on: a record of the case itself, of the same hidden size in another row
+bucket, of the nearest tuned hidden size; default knobs; or eager mode, also when that measured
+faster.
+"""
 NEAR_OCTAVES = 1.0
 """How far a hidden size may be from the one a record was measured at: a factor of two."""
 MARGIN = 1.02
@@ -34,13 +38,12 @@ MARGIN = 1.02
 class Choice(msgspec.Struct, frozen=True):
     """What serves a call.
 
-    `tier` is one of TIERS, "eager" also when eager measured faster; `steps` tells how it came to
-    it, one sentence each; `record` is the measurement it rests on, `stale` when its schedule has
-    changed since; `faults` says of schedules, by name, that failed when they were asked, what they
-    did.
+    `steps` tells how it came to it, one sentence each; `record` is the measurement it rests on,
+    `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
+    when they were asked, what they did.
     """
 
-    tier: str
+    tier: Tier
     schedule: str = ""
     knobs: dict[str, Any] = {}
     record: Record | None = None
@@ -85,15 +88,15 @@ def select(
             steps.append(f"{tier}: no record for {_what(case, tier)}")
             continue
         for group in groups:
-            choice, told = _from_group(tier, group, case, device, schedules, faults)
-            steps += [f"{tier}: {said}" for said in told]
+            choice, reasons = _from_group(tier, group, case, device, schedules, faults)
+            steps += [f"{tier}: {reason}" for reason in reasons]
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps), faults=faults)
     steps += [
         f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()
     ]
-    name, setting, told = untuned(case, device, schedules, faults)
-    steps += told
+    name, setting, reasons = untuned(case, device, schedules, faults)
+    steps += reasons
     if name:
         return Choice(
             "default", name, knobs_module.to_dict(setting), None, tuple(steps), faults=faults
@@ -162,19 +165,31 @@ def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
     )
 
 
-def standing(
-    group: Sequence[Record], unusable: Callable[[Record], str], stale: Callable[[Record], bool]
-) -> list[Record]:
-    """Finals of one case on one device, given oldest first, in the order in which they deserve to
-    serve it.
-
-    `unusable` says why a record's knobs cannot be used today, or nothing; `stale` whether its
-    schedule has changed since.
+class Judged(NamedTuple):
+    """A final with what speaks against its serving a case today: why its knobs cannot be used, as
+    the rest of a sentence or nothing, and whether its schedule has changed since.
     """
-    if len(group) == 1:
-        return list(group)
-    # stable: the latest of equals first
-    return sorted(reversed(group), key=lambda r: (bool(unusable(r)), bool(r.disturbance), stale(r)))
+
+    record: Record
+    unusable: str
+    stale: bool
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool]:
+        """The smaller, the more it deserves to serve."""
+        return bool(self.unusable), bool(self.record.disturbance), self.stale
+
+
+def foremost(
+    group: Sequence[Record], judge: Callable[[Record], Judged]
+) -> tuple[Judged, list[Judged]]:
+    """Of finals of one case on one device, given oldest first: the one that serves it, and those
+    that are passed over though they are later, the latest first.
+    """
+    judged = [judge(record) for record in reversed(group)]
+    # what shows disturbances takes a while; of equals the latest is first
+    place = 0 if len(judged) == 1 else min(range(len(judged)), key=lambda i: judged[i].rank)
+    return judged[place], judged[:place]
 
 
 def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict[Key, Record]:
@@ -182,19 +197,17 @@ def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict
     case on that device, and the latest where none can be used. `schedules` are those of all
     operators.
     """
-    found = measured(records)
-    return {key: _first(group, schedules) for key, group in found.items()}
+
+    def judge(record: Record) -> Judged:
+        return _judged(record, record.case.typical, record.device, schedules)
+
+    return {
+        key: group[0] if len(group) == 1 else foremost(group, judge)[0].record
+        for key, group in measured(records).items()
+    }
 
 
-def _first(group: Sequence[Record], schedules: Mapping[str, Schedule]) -> Record:
-    return standing(
-        group,
-        lambda r: _unusable(r, r.case.typical, r.device, schedules),
-        lambda r: stale(r, schedules),
-    )[0]
-
-
-def _what(case: Case, tier: str) -> str:
+def _what(case: Case, tier: Tier) -> str:
     """What a tier looked for."""
     rows = " any rows" if tier == "bucket" else f" rows {bucket_label(case.bucket)}"
     hidden = (
@@ -205,7 +218,7 @@ def _what(case: Case, tier: str) -> str:
     return f"{hidden} {case.dtype}{rows}"
 
 
-def _tiers(case: Case, groups: list[list[Record]]) -> Iterable[tuple[str, list[list[Record]]]]:
+def _tiers(case: Case, groups: list[list[Record]]) -> Iterable[tuple[Tier, list[list[Record]]]]:
     """The records of each tier by the case they are of, the nearest case first."""
     same = [g for g in groups if g[0].case.hidden == case.hidden]
     yield "exact", [g for g in same if g[0].case.bucket == case.bucket]
@@ -235,7 +248,7 @@ def _label(record: Record) -> str:
 
 
 def _from_group(
-    tier: str,
+    tier: Tier,
     group: Sequence[Record],
     case: Case,
     device: Device,
@@ -245,29 +258,43 @@ def _from_group(
     """The choice that the records of one case lead to, or None, and the reasons, with those of
     later records that were passed over.
     """
-    best = standing(
-        group,
-        lambda r: _unusable(r, case, device, schedules, faults),
-        lambda r: stale(r, schedules),
-    )[0]
-    told = []
-    for later in reversed(group[group.index(best) + 1 :]):
-        why = _unusable(later, case, device, schedules, faults) or (
-            f"was disturbed: {later.disturbance}" if later.disturbance else "is stale"
+    (best, reason, old), later = foremost(
+        group, lambda record: _judged(record, case, device, schedules, faults)
+    )
+    steps = []
+    for passed_over in later:
+        disturbance = passed_over.record.disturbance
+        why = passed_over.unusable or (
+            f"was disturbed: {disturbance}" if disturbance else "is stale"
         )
-        told.append(f"{_label(later)} {why}; passed over for an older one")
-    if reason := _unusable(best, case, device, schedules, faults):
-        return None, [*told, f"{_label(best)} {reason}"]
-    old = stale(best, schedules)
+        steps.append(f"{_label(passed_over.record)} {why}; passed over for an older one")
+    if reason:
+        return None, [*steps, f"{_label(best)} {reason}"]
     doubts = "; the schedule's code has changed since, measure again" if old else ""
     doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
     tuned, eager = best.median(), best.median("eager")
     if tuned and eager and tuned > eager * MARGIN:
-        said = f"{_label(best)}: eager was faster, {eager:.2f} us against {tuned:.2f} us{doubts}"
-        return Choice("eager", record=best, stale=old), [*told, said]
+        steps.append(
+            f"{_label(best)}: eager was faster, {eager:.2f} us against {tuned:.2f} us{doubts}"
+        )
+        return Choice("eager", record=best, stale=old), steps
     speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
-    said = f"{_label(best)}: {best.schedule} {knobs_module.describe(best.knobs)}{speed}{doubts}"
-    return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), [*told, said]
+    steps.append(
+        f"{_label(best)}: {best.schedule} {knobs_module.describe(best.knobs)}{speed}{doubts}"
+    )
+    return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), steps
+
+
+def _judged(
+    record: Record,
+    case: Case,
+    device: Device,
+    schedules: Mapping[str, Schedule],
+    faults: dict[str, str] | None = None,
+) -> Judged:
+    """A final as it stands for a case today."""
+    unusable = _unusable(record, case, device, schedules, faults)
+    return Judged(record, unusable, stale(record, schedules))
 
 
 def _unusable(
@@ -284,7 +311,7 @@ def _unusable(
     if schedule is None or schedule.op != case.op:
         return f"is of the schedule {record.schedule!r}, which is not there"
     try:
-        setting = knobs_module.from_dict(schedule.knobs, dict(record.knobs))
+        setting = schedule.setting(record.knobs)
     except Exception as e:  # the class may be a user's
         return f"does not fit today's {record.schedule}: {e}"
     try:

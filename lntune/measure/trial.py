@@ -9,18 +9,19 @@ from typing import Any
 
 import msgspec
 
-from lntune import check, knobs, ops, schedule, timing
+from lntune import check, ops, timing
+from lntune import schedule as schedules
 from lntune.backends import places
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.places import Place
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LntuneError, gist
+from lntune.errors import LntuneError, UnfitError, gist
 from lntune.kernels import cache, compiler, statics
+from lntune.kernels.statics import Facts
 from lntune.log.records import Timing
 from lntune.measure.calls import Call, Kernel, bind
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
-from lntune.schedule import Schedule
 
 TRIAL_SAMPLES = 16
 """Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps
@@ -86,55 +87,52 @@ def _brief(error: Exception) -> str:
     )
 
 
-def _planned(case: Case, device: Device, candidate: Candidate) -> tuple[Schedule, Any] | Outcome:
-    """A candidate's schedule and knobs, or the outcome that says why they do not fit."""
-    try:
-        plan = schedule.get(candidate.schedule, case.op)
-        setting = knobs.from_dict(plan.knobs, candidate.knobs)
-        reason = plan.reason_invalid(setting, case, device)
-    except Exception as e:
-        reason = _brief(e)
-    return Outcome("invalid", reason) if reason else (plan, setting)
-
-
 def _kernel(case: Case, device: Device, candidate: Candidate) -> Kernel | Outcome:
     """The built kernel, or the outcome that says why there is none. A GPU's is found in the cache
     where it was built ahead.
     """
-    planned = _planned(case, device, candidate)
-    if isinstance(planned, Outcome):
-        return planned
-    plan, setting = planned
     try:
-        make = compiler.in_memory if device.kind == "cpu" else cache.kernel
-        return make(case, plan, setting, device)
+        schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
+    except Exception as e:  # the class of the knobs may be a user's
+        return Outcome("invalid", _brief(e))
+    try:
+        build = compiler.in_memory if device.kind == "cpu" else cache.kernel
+        return build(case, schedule, setting, device)
     except Exception as e:
-        return Outcome("compile", _brief(e))
+        return _not_built(e)
+
+
+def _not_built(error: Exception, facts: Facts | None = None) -> Outcome:
+    """What came of a candidate of which no kernel could be made."""
+    if isinstance(error, UnfitError):
+        return Outcome("invalid", error.reason)
+    return Outcome("compile", _brief(error), facts=facts)
 
 
 def _build(job: Build | Check) -> Outcome:
     """Build a kernel and find out what there is to know about it without its device; check its
     outputs where that is asked for.
     """
-    planned = _planned(job.case, job.device, job.candidate)
-    if isinstance(planned, Outcome):
-        return planned
-    (plan, setting), case = planned, job.case
+    case, candidate = job.case, job.candidate
+    try:
+        schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
+    except Exception as e:  # the class of the knobs may be a user's
+        return Outcome("invalid", _brief(e))
     start, facts = time.monotonic(), None
     try:
         if job.device.kind == "cpu":
-            kernel: Kernel = compiler.in_memory(case, plan, setting, job.device)
+            kernel: Kernel = compiler.in_memory(case, schedule, setting, job.device)
         else:
-            facts = statics.facts(case, plan, setting, job.device)
+            facts = statics.facts(case, schedule, setting, job.device)
             if not facts.problems:
-                cache.prepare(case, plan, setting, job.device)
+                cache.prepare(case, schedule, setting, job.device)
             if isinstance(job, Check):
                 # of which a short row need not be as large as a cache
                 uncached = msgspec.structs.replace(job.device, l2=0)
-                case = statics.shortened(case, plan, setting, uncached)
-                kernel = emulated.kernel(case, compiler.program(case, plan, setting, uncached))
+                case = statics.shortened(case, schedule, setting, uncached)
+                kernel = emulated.kernel(case, compiler.program(case, schedule, setting, uncached))
     except Exception as e:
-        return Outcome("compile", _brief(e), facts=facts)
+        return _not_built(e, facts)
     seconds = time.monotonic() - start
     if isinstance(job, Build):
         return Outcome("ok", facts=facts, seconds=seconds)

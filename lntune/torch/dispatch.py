@@ -16,7 +16,7 @@ import msgspec
 from torch import Tensor
 
 from lntune import device as device_module
-from lntune import knobs, ops, schedule
+from lntune import ops, schedule
 from lntune.case import BUCKETS, Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, LogError, NotTunedError, ScheduleError
@@ -285,11 +285,9 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
         )
     if choice.tier == "eager":
         return None
-    plan = schedule.get(choice.schedule, case.op)
+    plan, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
     try:
-        setting = narrowed(
-            knobs.from_dict(plan.knobs, dict(choice.knobs)), plan, case, device, layout.widest
-        )
+        setting = narrowed(setting, plan, case, device, layout.widest)
         return None if setting is None else _built(case, plan, setting, device, layout)
     except ScheduleError as e:  # of the schedule itself: another may do
         if _strict:

@@ -10,9 +10,10 @@ from lntune import knobs as knobs_module
 from lntune import ops
 from lntune.backends.cuda.targets import device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
+from lntune.log.select import Tier
 from lntune.torch import dispatch
 
-SERVED_BY = {
+SERVED_BY: dict[Tier, str] = {
     "exact": "its own record",
     "bucket": "a record of another row bucket",
     "near": "the record of a nearby hidden size",
@@ -26,14 +27,14 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune
     why`.
 
-    `tier` is a key of SERVED_BY, `schedule` and `knobs` are the kernel's (empty for eager mode),
+    `schedule` and `knobs` are the kernel's (empty for eager mode),
     `steps` what was looked at, in order; `tuned_us` and `eager_us` are the medians of the record
     that it rests on, `stale` and `disturbed` say what speaks against that record.
     """
 
     case: dict[str, Any]
     device: str
-    tier: str
+    tier: Tier
     schedule: str = ""
     knobs: dict[str, knobs_module.Value] = {}
     steps: tuple[str, ...] = ()

@@ -1,13 +1,14 @@
-"""The candidates of a case: every valid knob setting of its schedules, in the order in which they
-deserve to be tried.
+"""What a tuning run may try for a case: every valid knob setting of its schedules, in the order in
+which they deserve to be tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lntune import knobs, schedule
+from lntune import knobs
+from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import ScheduleError
@@ -15,23 +16,20 @@ from lntune.measure.jobs import Candidate
 from lntune.schedule import Schedule
 
 
-def plans(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
+def to_tune(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
     """The schedules to tune for a case; those named, where some are."""
-    found = (
-        {name: schedule.get(name, case.op, device.kind) for name in only}
-        if only
-        else schedule.for_op(case.op, device.kind)
-    )
-    return list(found.values())
+    if only:
+        return [schedules.get(name, case.op, device.kind) for name in only]
+    return list(schedules.for_op(case.op, device.kind).values())
 
 
-def space(plan: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
+def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
     """(default knobs, all valid knobs) of a schedule.
 
     Raises:
         ScheduleError: it is a user's and fails.
     """
-    return plan.untuned(case, device), plan.space(case, device)
+    return schedule.untuned(case, device), schedule.space(case, device)
 
 
 class Candidates:
@@ -45,42 +43,41 @@ class Candidates:
     def __init__(self, case: Case, device: Device, only: Sequence[str] = ()) -> None:
         self.defaults: list[Candidate] = []
         self.rest: list[Candidate] = []
-        away: dict[Candidate, int] = {}
-        for plan in plans(case, device, only):
+        self._op = case.op
+        distances: dict[Candidate, int] = {}
+        for schedule in to_tune(case, device, only):
             try:
-                default, settings = space(plan, case, device)
+                default, settings = space(schedule, case, device)
             except ScheduleError:
-                if only:
+                if only or schedule.shipped:
                     raise
                 continue  # left out, as `check_settings` has said
             for setting in settings:
-                candidate = Candidate.of(plan.name, setting)
-                away[candidate] = steps(default, setting)
-                (self.rest if away[candidate] else self.defaults).append(candidate)
+                candidate = Candidate.of(schedule.name, setting)
+                distances[candidate] = steps(default, setting)
+                (self.rest if distances[candidate] else self.defaults).append(candidate)
         if device.kind == "gpu":
-            self.rest.sort(key=lambda c: away[c])  # stable: as written among those equally far
-        self._known = dict.fromkeys(self)
+            # stable: as written among those equally far
+            self.rest.sort(key=lambda c: distances[c])
+        self._all = dict.fromkeys((*self.defaults, *self.rest))
 
-    def __iter__(self) -> Any:
-        yield from self.defaults
-        yield from self.rest
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self._all)
 
     def __contains__(self, candidate: object) -> bool:
-        return candidate in self._known
+        return candidate in self._all
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._all)
 
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
         """The candidates one step away: a knob moved to the value before or after, or another
         schedule's default knobs.
         """
-        plan = schedule.get(candidate.schedule)
-        moved = knobs.neighbours(knobs.from_dict(plan.knobs, candidate.knobs))
-        others = [c for c in self.defaults if c.schedule != candidate.schedule]
-        return [
-            c for c in (*(Candidate.of(plan.name, k) for k in moved), *others) if c in self._known
-        ]
+        schedule, setting = schedules.resolve(candidate.schedule, self._op, candidate.knobs)
+        moved = (Candidate.of(schedule.name, k) for k in knobs.neighbours(setting))
+        others = (c for c in self.defaults if c.schedule != candidate.schedule)
+        return [c for c in (*moved, *others) if c in self._all]
 
 
 def steps(one: Any, other: Any) -> int:

@@ -65,5 +65,5 @@ class Journal:
             self._finals[case.op] = records.finals(
                 r for r in found if r.schedule in known and r.code == known[r.schedule].code
             )
-        record = self._finals[case.op].get((case.op, case.hidden, case.dtype, case.bucket))
+        record = self._finals[case.op].get(records.Key.of(case))
         return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))

@@ -54,8 +54,8 @@ class Settings:
 
 def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False) -> None:
     """Complain about everything wrong before the first second is spent; `dry`: the device need not
-    be here and nothing is logged. A schedule that fails is left out, which is said, unless it is
-    one that was named.
+    be here and nothing is logged. A schedule of the user's that fails is left out, which is said,
+    unless it is one that was named.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, BuildError, LogError.
@@ -80,15 +80,16 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         for name in settings.schedules:
             if schedule.get(name, case.op, device.kind).kind != device.kind:
                 raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
-        for plan in candidates.plans(case, device, settings.schedules):
+        for one in candidates.to_tune(case, device, settings.schedules):
+            if one.shipped or one.name in broken:
+                continue
             try:
-                candidates.space(plan, case, device)
+                candidates.space(one, case, device)
             except ScheduleError as e:
                 if settings.schedules:
                     raise
-                if plan.name not in broken:
-                    broken.add(plan.name)
-                    callers.warn(f"left out: {e}", ScheduleWarning)
+                broken.add(one.name)
+                callers.warn(f"left out: {e}", ScheduleWarning)
     toolchain.compiler()
     if device.kind == "gpu":
         cuda.identity()

@@ -25,7 +25,6 @@ from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 from lntune.torch import bound_call, dispatch
 from lntune.transforms import strides
-from lntune.versions import Code
 
 Progress = Callable[[int, int, Case], None]
 Calls = dict[str, Sequence[Callable[[], Any]]]
@@ -134,7 +133,6 @@ def _one(
         measured = timing.quietest(
             lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
         )
-    plan = schedule.get(choice.schedule) if choice.schedule else None
     verdict = place.verify(case, kernel) if kernel else None
     said = (
         verdict.message
@@ -148,7 +146,7 @@ def _one(
         device=place.device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
-        code=plan.code if plan else Code(),
+        code=schedule.code_of(choice.schedule),
         knobs=choice.knobs,
         status="wrong" if verdict and not verdict.ok else "ok",
         message=said

@@ -25,7 +25,6 @@ from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 from lntune.torch import dispatch
 from lntune.torch.modules import LayerNorm
-from lntune.versions import Code
 
 ROLE: Role = "bench-training"
 FORWARD = " forward"
@@ -110,14 +109,13 @@ def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
         measured = timing.quietest(
             lambda: timing.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
         )
-    plan = schedule.get(choice.schedule) if choice.schedule else None
     return Record(
         role=ROLE,
         case=case,
         device=device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
-        code=plan.code if plan else Code(),
+        code=schedule.code_of(choice.schedule),
         knobs=choice.knobs,
         status="ok",
         message=f"{choice.tier}: {knobs.describe(choice.knobs)}",

@@ -11,7 +11,6 @@ from pathlib import Path
 from lntune import schedule
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Role
 from lntune.system import paths
@@ -35,19 +34,9 @@ def _of(
     found = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
-            if record.code in (Code(), _code(record.schedule)):
+            if record.code in (Code(), schedule.code_of(record.schedule)):
                 found.append(record)
     return found
-
-
-def _code(name: str) -> Code:
-    """What tells a schedule's code as it is now; Code() when there is none of that name that can be
-    used, or for eager mode.
-    """
-    try:
-        return schedule.get(name).code
-    except (UnknownNameError, ScheduleError):
-        return Code()
 
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
@@ -60,8 +49,7 @@ def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
 def _finals(cases: Sequence[Case], found: Sequence[Record]) -> dict[Case, Record]:
     """Those of the cases, among records given oldest first."""
     latest = records.finals(found)
-    keys = {case: (case.op, case.hidden, case.dtype, case.bucket) for case in cases}
-    return {case: latest[key] for case, key in keys.items() if key in latest}
+    return {case: latest[key] for case in cases if (key := records.Key.of(case)) in latest}
 
 
 def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
