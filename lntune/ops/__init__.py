@@ -1,5 +1,7 @@
-"""The operators, by name. A new one is a file here and a line in _FILES, at least one schedule, and
-its PyTorch binding (`Op.binding`).
+"""The operators that kernels are tuned for, by name.
+
+A new one is a file here and a line in _FILES, at least one schedule, and its PyTorch binding
+(`Op.binding`).
 """
 
 from __future__ import annotations

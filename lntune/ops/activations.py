@@ -1,4 +1,5 @@
-"""exp, sigmoid and tanh of float32 TE expressions, in arithmetic that vectorizes.
+"""exp, sigmoid and tanh of float32 expressions of TVM's tensor language (TE), in arithmetic that
+vectorizes.
 
 LLVM has no vector exp of its own: calls to libm, one element at a time, would cost more than the
 rest of a kernel. The polynomials are those of expf and tanhf in the Cephes library (S. L. Moshier),

@@ -1,4 +1,6 @@
-"""Element types in TE expressions: widening, and sums of several values at once."""
+"""Element types in expressions of TVM's tensor language (TE): widening to float32, and sums of
+several values at once.
+"""
 
 from __future__ import annotations
 

@@ -149,14 +149,14 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
         raise unknown(
             "input style", style, ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
         )
-    made: dict[str, Any] = {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
+    values: dict[str, Any] = {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
     for arg in arguments(case):
         if arg.name in ("weight", "bias"):
             vector = torch.randn(case.hidden, generator=generator) * 0.5 + (
                 1.0 if arg.name == "weight" else 0.0
             )
-            made[arg.name] = vector.to(getattr(torch, arg.dtype))
-    return made
+            values[arg.name] = vector.to(getattr(torch, arg.dtype))
+    return values
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:

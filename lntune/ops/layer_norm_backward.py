@@ -84,17 +84,17 @@ def arguments(case: Case) -> tuple[Arg, ...]:
     def kind(token: str) -> str:
         return "float32" if token.endswith("32") else case.dtype
 
-    made = [Arg("dy", "in", matrix, case.dtype)]
+    args = [Arg("dy", "in", matrix, case.dtype)]
     if any(not t.startswith("dbeta") for t in tokens):
-        made += [
+        args += [
             Arg("x", "in", matrix, case.dtype),
             Arg("mean", "in", ("rows",), "float32"),
             Arg("rstd", "in", ("rows",), "float32"),
         ]
-    made += [Arg("weight", "in", ("hidden",), kind(t)) for t in tokens if t.startswith("weight")]
-    made += [Arg("dx", "out", matrix, case.dtype) for t in tokens if t == "dx"]
+    args += [Arg("weight", "in", ("hidden",), kind(t)) for t in tokens if t.startswith("weight")]
+    args += [Arg("dx", "out", matrix, case.dtype) for t in tokens if t == "dx"]
     return (
-        *made,
+        *args,
         *(
             Arg(t.removesuffix("32"), "out", ("hidden",), kind(t))
             for t in tokens
@@ -109,21 +109,21 @@ def define(
     """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on
     groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order:
-    dy32, x32 and weight32 (widened inputs), the row's sums, its two scalars c1 and c2, dx, the
-    partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages over rows but dx
-    have them padded to a multiple of blocks x together, the last row repeated; the partial sums
-    take zeros for those.
+    A block's groups are `contiguous`, or it takes every `blocks`-th one (a strided loop over rows).
+    Stages, in order: dy32, x32 and weight32 (widened inputs), the row's sums, its two scalars c1
+    and c2, dx, the partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages
+    over rows but dx have them padded to a multiple of blocks x together, the last row repeated; the
+    partial sums take zeros for those.
     """
     from tvm import te, tirx
 
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    hidden, turn = i64(case.hidden), blocks * together
+    hidden, stride = i64(case.hidden), blocks * together
     rows = te.var("rows", "int64")
-    turns = (rows + i64(turn - 1)) // i64(turn) if turn > 1 else rows
-    padded = turns * i64(turn) if turn > 1 else rows
+    steps = (rows + i64(stride - 1)) // i64(stride) if stride > 1 else rows
+    padded = steps * i64(stride) if stride > 1 else rows
     sizes = {"rows": rows, "hidden": hidden}
     f32 = "float32"
     args: dict[str, Any] = {
@@ -134,7 +134,7 @@ def define(
     wanted = {a.name: a.dtype for a in arguments(case) if a.role == "out"}
 
     def row(i: Any) -> Any:
-        return tirx.min(i, rows - 1) if turn > 1 else i
+        return tirx.min(i, rows - 1) if stride > 1 else i
 
     def widened(name: str) -> Any:
         return te.compute(
@@ -155,13 +155,13 @@ def define(
     def g(i: Any, k: Any) -> Any:
         return dy[i, k] if weight is None else dy[i, k] * weight[k]
 
-    made: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
     if "dx" in wanted:
         n = tirx.const(float(case.hidden), f32)
         sum_g, sum_gx = row_sum(padded, case.hidden, (g, lambda i, k: g(i, k) * xhat(i, k)), "row")
         c1 = te.compute((padded,), lambda i: sum_g(i) / n, name="c1")
         c2 = te.compute((padded,), lambda i: sum_gx(i) / n, name="c2")
-        made["dx"] = te.compute(
+        gradients["dx"] = te.compute(
             (rows, hidden),
             lambda i, k: ((g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][i]).astype(
                 case.dtype
@@ -173,15 +173,15 @@ def define(
     columns = [name for name in terms if name in wanted]
     if columns:
         t, side = (
-            te.reduce_axis((0, turns), name="turn"),
+            te.reduce_axis((0, steps), name="step"),
             te.reduce_axis((0, i64(together)), name="side"),
         )
 
         def partial(b: Any, k: Any) -> Any:
-            group = b * turns + t if contiguous else t * i64(blocks) + b
+            group = b * steps + t if contiguous else t * i64(blocks) + b
             i = group * i64(together) + side
             values = tuple(terms[name](i, k) for name in columns)
-            if turn > 1:
+            if stride > 1:
                 values = tuple(
                     tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values
                 )
@@ -191,8 +191,8 @@ def define(
         add = sum_of(len(columns))
         parts = te.compute((i64(blocks), hidden), partial, name="blocks")
         for name, part in zip(columns, parts if len(columns) > 1 else [parts], strict=True):
-            made[name] = _total(name, part, blocks, case.hidden, wanted[name])
-    return te.create_prim_func([{**args, **made}[a.name] for a in arguments(case)])
+            gradients[name] = _total(name, part, blocks, case.hidden, wanted[name])
+    return te.create_prim_func([{**args, **gradients}[a.name] for a in arguments(case)])
 
 
 def _total(name: str, part: Any, blocks: int, hidden: int, dtype: str) -> Any:
@@ -234,31 +234,31 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     import torch
 
     forward = _forward(case)
-    given = layer_norm.inputs(forward, rows, style, seed)
-    stats = layer_norm.reference(forward, given)
+    forward_inputs = layer_norm.inputs(forward, rows, style, seed)
+    stats = layer_norm.reference(forward, forward_inputs)
     generator = torch.Generator().manual_seed(seed + 1)
-    made = {
-        **given,
+    values = {
+        **forward_inputs,
         "dy": torch.randn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype)),
     }
-    made |= {name: stats[name].float() for name in ("mean", "rstd")}
-    return {a.name: made[a.name] for a in arguments(case) if a.role == "in"}
+    values |= {name: stats[name].float() for name in ("mean", "rstd")}
+    return {a.name: values[a.name] for a in arguments(case) if a.role == "in"}
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """dx, dgamma and dbeta in float64, as far as they are wanted."""
     dy = given["dy"].double()
     wanted = {a.name for a in arguments(case) if a.role == "out"}
-    made = {"dbeta": dy.sum(0)}
+    gradients = {"dbeta": dy.sum(0)}
     if "x" in given:
         rstd = given["rstd"].double()[:, None]
         xhat = (given["x"].double() - given["mean"].double()[:, None]) * rstd
         g = dy * given["weight"].double() if "weight" in given else dy
-        made["dx"] = rstd * (
+        gradients["dx"] = rstd * (
             g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True)
         )
-        made["dgamma"] = (dy * xhat).sum(0)
-    return {name: made[name] for name in made if name in wanted}
+        gradients["dgamma"] = (dy * xhat).sum(0)
+    return {name: gradients[name] for name in gradients if name in wanted}
 
 
 def _aten(case: Case, given: Tensors, mixed: bool) -> Callable[[], tuple[Any, ...]]:
@@ -297,9 +297,11 @@ def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    made = dict(zip(("dx", "dgamma", "dbeta"), _aten(case, given, mixed=True)(), strict=True))
+    grads = dict(zip(("dx", "dgamma", "dbeta"), _aten(case, given, mixed=True)(), strict=True))
     return {
-        a.name: made[a.name].to(getattr(torch, a.dtype)) for a in arguments(case) if a.role == "out"
+        a.name: grads[a.name].to(getattr(torch, a.dtype))
+        for a in arguments(case)
+        if a.role == "out"
     }
 
 

@@ -8,11 +8,12 @@ with gates_x = W_x x[t] and gates_h = W_h h[t-1]; LN without a bias of its own, 
 added to z (those of both layer norms and b) are one vector. Ba, Kiros, Hinton: *Layer
 Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22. Two variations: gates_x already
 normalized (LN(W_x x) does not depend on the step, and is cheaper for a whole sequence at once), and
-the cell carried normalized, c_new = LN(...), as in PyTorch's custom_lstms.py and TensorFlow Addons.
+the normalized cell state passed on to the next step, c_new = LN(...), as in PyTorch's
+custom_lstms.py and TensorFlow Addons (the token "carried").
 
 A row is one sequence of the batch. All arithmetic is float32; low-precision inputs are widened on
 load and each output is rounded once. For training the means and 1/sigmas of all layer norms are
-given as well; the rest of what the backward needs is cheaper made again than kept.
+given as well; the rest of what the backward needs is cheaper to compute again than to keep.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ TENSORS = ("gates_x", "gates_h", "c", "weight_x", "weight_h", "weight_c", "bias"
 """The tensors of a call, in order; weight_x and both biases may be missing."""
 
 # A variant lists what is there beside the rest: "raw" (gates_x is normalized here, with weight_x),
-# "bias", "bias_c", "carried"; and "stats", where what the backward needs is wanted.
+# "bias", "bias_c", "carried" (c_new is the normalized cell state); and "stats", where what the
+# backward needs is wanted.
 _TOKENS = ("raw", "bias", "bias_c", "carried", "stats")
 DEFAULT_VARIANT = "bias+bias_c"
 
@@ -49,8 +51,8 @@ def variant(raw: bool, bias: bool, bias_c: bool, carried: bool, stats: bool = Fa
     return (
         "+".join(
             token
-            for token, there in zip(_TOKENS, (raw, bias, bias_c, carried, stats), strict=True)
-            if there
+            for token, present in zip(_TOKENS, (raw, bias, bias_c, carried, stats), strict=True)
+            if present
         )
         or "plain"
     )
@@ -59,7 +61,7 @@ def variant(raw: bool, bias: bool, bias_c: bool, carried: bool, stats: bool = Fa
 VARIANTS = (
     DEFAULT_VARIANT,
     *sorted(
-        {variant(*there) for there in itertools.product((False, True), repeat=5)}
+        {variant(*chosen) for chosen in itertools.product((False, True), repeat=5)}
         - {DEFAULT_VARIANT}
     ),
 )
@@ -99,8 +101,8 @@ def arguments(case: Case) -> tuple[Arg, ...]:
         Arg("c", "in", state, dtype),
         *(
             Arg(name, "in", ("hidden",) if name.endswith("_c") else ("gates",), dtype)
-            for name, there in vectors.items()
-            if there
+            for name, present in vectors.items()
+            if present
         ),
         Arg("eps", "scalar", (), "float32"),
         Arg("h", "out", state, dtype),
@@ -165,19 +167,19 @@ def define(case: Case, row_sum: RowSum) -> Any:
         return value + of("bias_c")(k) if "bias_c" in tokens else value
 
     inner = te.compute(state, normalized, name="inner")
-    kept = inner if "carried" in tokens else cell
-    made = {
+    state_out = inner if "carried" in tokens else cell
+    outputs = {
         "h": te.compute(
             state, lambda i, k: (sigmoid(gate(3, i, k)) * tanh(inner[i, k])).astype(dtype), name="h"
         ),
-        "c_new": te.compute(state, lambda i, k: kept[i, k].astype(dtype), name="c_new"),
+        "c_new": te.compute(state, lambda i, k: state_out[i, k].astype(dtype), name="c_new"),
     }
     if "stats" in tokens:
-        for of_what, moments in (("x", xs), ("h", hs), ("c", cs)):
+        for part, moments in (("x", xs), ("h", hs), ("c", cs)):
             if moments is not None:
-                made[f"mean_{of_what}"] = te.compute((rows,), moments.mean, name=f"mean_{of_what}")
-                made[f"rstd_{of_what}"] = te.compute((rows,), moments.rstd, name=f"rstd_{of_what}")
-    return te.create_prim_func([{**args, **made, "eps": eps}[a.name] for a in arguments(case)])
+                outputs[f"mean_{part}"] = te.compute((rows,), moments.mean, name=f"mean_{part}")
+                outputs[f"rstd_{part}"] = te.compute((rows,), moments.rstd, name=f"rstd_{part}")
+    return te.create_prim_func([{**args, **outputs, "eps": eps}[a.name] for a in arguments(case)])
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
             ]
         )
 
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "gates_x": (
             gates()
             if "raw" in tokens_of(case)
@@ -218,16 +220,16 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
         ),
         "eps": 1e-5,
     }
-    made |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
+    values |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
     for arg in arguments(case):
         if len(arg.shape) == 1:
             around = 1.0 if arg.name.startswith("weight") else 0.0
-            made[arg.name] = (
+            values[arg.name] = (
                 torch.randn(arg.sizes(rows, case.hidden), generator=generator) * 0.5 + around
             )
     return {
         name: t.contiguous().to(getattr(torch, case.dtype)) if name != "eps" else t
-        for name, t in made.items()
+        for name, t in values.items()
     }
 
 
@@ -305,14 +307,14 @@ def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
     if "stats" not in tokens:
         return {}
     cell = _bound(msgspec.structs.replace(case, variant="plain"), given | {"bias_c": None})()[1]
-    made: dict[str, torch.Tensor] = {}
+    moments: dict[str, torch.Tensor] = {}
     for of, values in (("x", given["gates_x"]), ("h", given["gates_h"]), ("c", cell)):
         if of != "x" or "raw" in tokens:
             _, mean, rstd = torch.native_layer_norm(
                 values, [values.shape[-1]], None, None, given["eps"]
             )
-            made |= {f"mean_{of}": mean.flatten(), f"rstd_{of}": rstd.flatten()}
-    return made
+            moments |= {f"mean_{of}": mean.flatten(), f"rstd_{of}": rstd.flatten()}
+    return moments
 
 
 def baseline(case: Case, given: Tensors) -> Callable[[], Any]:

@@ -4,7 +4,7 @@ Given the gradients dh and dc_new of what the forward (ops/lnlstm_step.py, whose
 made, with t = tanh(inner), the gates i, f, g, o after their activations, and xhat = (x - mean) *
 rstd of whatever is normalized:
 
-    dinner = dh o (1 - t^2)   [+ dc_new, where the cell is carried normalized]
+    dinner = dh o (1 - t^2)   [+ dc_new, where the normalized cell state is passed on]
     dcell  = LN'(dinner; weight_c, xhat_c)   [+ dc_new, where it is not]
     dc     = dcell f
     dz     = dcell g i (1 - i),  dcell c f (1 - f),  dcell i (1 - g^2),  dh t o (1 - o)
@@ -16,10 +16,10 @@ rstd of whatever is normalized:
 and, summed over rows, dweight_* = d xhat and dbias_* = d of their layer norm. Ba, Kiros, Hinton:
 *Layer Normalization*, 2016, arXiv:1607.06450, supplement, eqs. 20-22, differentiated.
 
-The gates and the cell are made again from the forward's inputs and statistics, in less time than
-memory would take to keep them. The gradients of the gains and biases are *added* to float32 sums
-that the caller keeps over all time steps, a row of its own for each block of rows; adding these
-rows up, once, is left to the caller. The same calls give the same bits.
+The gates and the cell are computed again from the forward's inputs and statistics, in less time
+than memory would take to keep them. The gradients of the gains and biases are *added* to float32
+sums that the caller keeps over all time steps, a row of its own for each block of rows; adding
+these rows up, once, is left to the caller. The same calls give the same bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _I, _F, _G = range(3)
 VARIANTS = (
     DEFAULT_VARIANT,
     *sorted(
-        {variant(*there) for there in itertools.product((False, True), repeat=4)}
+        {variant(*chosen) for chosen in itertools.product((False, True), repeat=4)}
         - {DEFAULT_VARIANT}
     ),
 )
@@ -61,14 +61,14 @@ def sums(tokens: Sequence[str]) -> dict[str, str]:
     """The gradients that are summed over rows, and whether they have the size of "gates" or
     "hidden".
     """
-    there = {
+    present = {
         "dweight_x": "raw" in tokens,
         "dweight_h": True,
         "dweight_c": True,
         "dbias": "bias" in tokens,
         "dbias_c": "bias_c" in tokens,
     }
-    return {name: "hidden" if name.endswith("_c") else "gates" for name in there if there[name]}
+    return {name: "hidden" if name.endswith("_c") else "gates" for name in present if present[name]}
 
 
 def arguments(case: Case) -> tuple[Arg, ...]:
@@ -100,8 +100,8 @@ class _Rows:
     """The kernel's inputs and stages over its rows, shared among `blocks` blocks that work on
     groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages have their rows
-    padded to as many groups for each block, the last row repeated.
+    A block's groups are `contiguous`, or it takes every `blocks`-th one (a strided loop over rows).
+    Stages have their rows padded to as many groups for each block, the last row repeated.
     """
 
     case: Case
@@ -117,21 +117,21 @@ class _Rows:
         return te.var("rows", "int64")
 
     @property
-    def turn(self) -> int:
-        """Rows that all blocks take in one turn."""
+    def stride(self) -> int:
+        """Rows that all blocks together take in one step of their loops."""
         return self.blocks * self.together
 
     @property
-    def turns(self) -> Any:
-        """Turns of a block."""
-        return (
-            (self.count + _i64(self.turn - 1)) // _i64(self.turn) if self.turn > 1 else self.count
-        )
+    def steps(self) -> Any:
+        """Steps of a block's loop over its groups of rows."""
+        if self.stride == 1:
+            return self.count
+        return (self.count + _i64(self.stride - 1)) // _i64(self.stride)
 
     @property
     def padded(self) -> Any:
         """The rows of a stage."""
-        return self.turns * _i64(self.turn) if self.turn > 1 else self.count
+        return self.steps * _i64(self.stride) if self.stride > 1 else self.count
 
     @functools.cached_property
     def args(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class _Rows:
         arg = self.args[name]
 
         def at(*index: Any) -> Any:
-            if self.turn > 1 and arg.shape[0].same_as(self.count):
+            if self.stride > 1 and arg.shape[0].same_as(self.count):
                 index = (tirx.min(index[0], self.count - 1), *index[1:])
             return widen(arg[index])
 
@@ -198,27 +198,27 @@ class _Rows:
         from tvm import te, tirx
 
         t, side = (
-            te.reduce_axis((0, self.turns), name="turn"),
+            te.reduce_axis((0, self.steps), name="step"),
             te.reduce_axis((0, _i64(self.together)), name="side"),
         )
         add = sum_of(len(values))
 
         def total(b: Any, k: Any) -> Any:
-            group = b * self.turns + t if self.contiguous else t * _i64(self.blocks) + b
+            group = b * self.steps + t if self.contiguous else t * _i64(self.blocks) + b
             i = group * _i64(self.together) + side
             terms = tuple(value(i, k) for value in values.values())
-            if self.turn > 1:
+            if self.stride > 1:
                 terms = tuple(
                     tirx.Select(i < self.count, term, tirx.const(0.0, "float32")) for term in terms
                 )
             return add(terms if len(terms) > 1 else terms[0], axis=[t, side])
 
-        made = te.compute(
+        totals = te.compute(
             (_i64(self.blocks), _i64((4 if size == "gates" else 1) * self.case.hidden)),
             total,
             name=stage,
         )
-        return dict(zip(values, made if len(values) > 1 else [made], strict=True))
+        return dict(zip(values, totals if len(values) > 1 else [totals], strict=True))
 
 
 def _i64(value: int) -> Any:
@@ -233,16 +233,17 @@ def define(
     """The TE definition for schedules that share the rows among `blocks` blocks, which work on
     groups of `together` rows.
 
-    The groups of a block are `contiguous`, or the blocks take turns at them. Stages, in order: z,
-    act (the gates after their activations), xhat_c, inner, tanh_inner, dinner, the sums of the
-    cell's row (cell...), dcell, dz, the sums of the gates' row (gates...), the outputs, and the
-    sums over rows "sums_gates" and "sums_hidden", which take zeros for rows that are padding.
+    A block's groups are `contiguous`, or it takes every `blocks`-th one (a strided loop over rows).
+    Stages, in order: z, act (the gates after their activations), xhat_c, inner, tanh_inner, dinner,
+    the sums of the cell's row (cell...), dcell, dz, the sums of the gates' row (gates...), the
+    outputs, and the sums over rows "sums_gates" and "sums_hidden", which take zeros for rows that
+    are padding.
     """
     from tvm import te, tirx
 
     n, tokens, one = case.hidden, tokens_of(case), tirx.const(1.0, "float32")
     rows = _Rows(case, together, blocks, contiguous)
-    act, xhat_c, t = _again(rows, tokens)
+    act, xhat_c, t = _forward_stages(rows, tokens)
 
     def gate(number: int, i: Any, k: Any) -> Any:
         return act[i, k + _i64(number * n)]
@@ -304,14 +305,14 @@ def define(
         name: (lambda i, k: dz[i, k], name, rows.xhat(name))
         for name in (("x", "h") if "raw" in tokens else ("h",))
     }
-    means = means_of([term for its in gates.values() for term in terms_of(*its)], 4 * n, "gates")
-    made: dict[str, Any] = {
-        f"dgates_{name}": normed(*its, means[2 * j : 2 * j + 2])
-        for j, (name, its) in enumerate(gates.items())
+    means = means_of([t for terms in gates.values() for t in terms_of(*terms)], 4 * n, "gates")
+    gradients: dict[str, Any] = {
+        f"dgates_{name}": normed(*terms, means[2 * j : 2 * j + 2])
+        for j, (name, terms) in enumerate(gates.items())
     }
-    made.setdefault("dgates_x", lambda i, k: dz[i, k])
-    made["dc"] = lambda i, k: dcell[i, k] * gate(1, i, k)
-    named = {**rows.args, **{name: rows.output(name, value) for name, value in made.items()}}
+    gradients.setdefault("dgates_x", lambda i, k: dz[i, k])
+    gradients["dc"] = lambda i, k: dcell[i, k] * gate(1, i, k)
+    named = {**rows.args, **{name: rows.output(name, value) for name, value in gradients.items()}}
 
     # Over rows.
     values = {
@@ -325,13 +326,13 @@ def define(
         named |= rows.sums(
             f"sums_{size}",
             size,
-            {name: values[name] for name, its in sums(tokens).items() if its == size},
+            {name: values[name] for name, axis in sums(tokens).items() if axis == size},
         )
     return te.create_prim_func([named[a.name] for a in arguments(case)])
 
 
-def _again(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
-    """What the forward made: the gates after their activations, the normalized cell, tanh of
+def _forward_stages(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
+    """What the forward computed: the gates after their activations, the normalized cell, tanh of
     inner.
     """
     from tvm import tirx
@@ -373,22 +374,22 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     import torch
 
     forward = _with_statistics(case)
-    given = lnlstm_step.inputs(forward, rows, style, seed)
+    forward_inputs = lnlstm_step.inputs(forward, rows, style, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    made = {
-        **given,
-        **{name: t.float() for name, t in lnlstm_step.reference(forward, given).items()},
+    values = {
+        **forward_inputs,
+        **{name: t.float() for name, t in lnlstm_step.reference(forward, forward_inputs).items()},
     }
     for arg in arguments(case):
         if arg.name in ("dh", "dc_new"):
-            made[arg.name] = torch.randn(rows, case.hidden, generator=generator).to(
+            values[arg.name] = torch.randn(rows, case.hidden, generator=generator).to(
                 getattr(torch, case.dtype)
             )
         elif arg.role == "sum":
-            made[arg.name] = torch.zeros(
+            values[arg.name] = torch.zeros(
                 arg.sizes(rows, case.hidden, case.blocks(device.current().cores))
             )
-    return {a.name: made[a.name] for a in arguments(case) if a.role != "out"}
+    return {a.name: values[a.name] for a in arguments(case) if a.role != "out"}
 
 
 def _with_statistics(case: Case) -> Case:
@@ -445,16 +446,16 @@ def formula(tokens: Sequence[str], given: Tensors) -> dict[str, torch.Tensor]:
         given["dh"] * t * (o * (1 - o)),
     )
     dz = torch.cat(parts, -1)
-    made = {
+    gradients = {
         "dgates_x": norm(dz, "x") if "raw" in tokens else dz,
         "dgates_h": norm(dz, "h"),
         "dc": dcell * f,
     }
-    made |= {
+    gradients |= {
         f"dweight_{name}": ((dinner if name == "c" else dz) * xhat[name]).sum(0) for name in xhat
     }
-    made |= {"dbias": dz.sum(0), "dbias_c": dinner.sum(0)}
-    return {name: made[name] for name in ("dgates_x", "dgates_h", "dc", *sums(tokens))}
+    gradients |= {"dbias": dz.sum(0), "dbias_c": dinner.sum(0)}
+    return {name: gradients[name] for name in ("dgates_x", "dgates_h", "dc", *sums(tokens))}
 
 
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
@@ -470,11 +471,11 @@ def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    made = formula(
+    gradients = formula(
         tokens_of(case), {name: t.float() for name, t in given.items() if hasattr(t, "float")}
     )
     return {
-        a.name: made[a.name].to(getattr(torch, a.dtype))
+        a.name: gradients[a.name].to(getattr(torch, a.dtype))
         for a in arguments(case)
         if a.role in ("out", "sum")
     }
@@ -492,12 +493,12 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
             name: given[name].detach().clone().requires_grad_() for name in names
         }
         every: dict[str, Any] = {name: leaves.get(name) for name in lnlstm_step.TENSORS}
-        made = lnlstm_step.formula(**every, eps=1e-5, carried="carried" in tokens_of(case))
+        outputs = lnlstm_step.formula(**every, eps=1e-5, carried="carried" in tokens_of(case))
         grads = tuple(given[name].clone() for name in ("dh", "dc_new"))
 
     def backward() -> Any:
         with torch.inference_mode(False):
-            return torch.autograd.grad(made, tuple(leaves.values()), grads, retain_graph=True)
+            return torch.autograd.grad(outputs, tuple(leaves.values()), grads, retain_graph=True)
 
     return backward
 
@@ -512,16 +513,16 @@ def compiled(case: Case, given: Tensors) -> Callable[[], Any]:
 
 def moved_bytes(case: Case) -> int:
     """All matrices of rows once, and the sums, which are read and written."""
-    made = 0
+    total = 0
     for a in arguments(case):
         sizes = a.sizes(case.rows, case.hidden)
-        made += (
+        total += (
             (2 if a.role == "sum" else 1)
             * DTYPES[a.dtype]
             * sizes[0]
             * (sizes[1] if len(sizes) > 1 else 1)
         )
-    return made
+    return total
 
 
 def flops(case: Case) -> int:

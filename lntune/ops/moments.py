@@ -1,4 +1,5 @@
-"""Mean and variance of rows in TE expressions, and what a row is when it is normalized by them.
+"""Mean and variance of rows, and the rows normalized by them, in expressions of TVM's tensor
+language (TE).
 
 The variance is centred (two passes over a row that stays on chip), never E[x^2] - mean^2, which
 loses all digits when |mean| >> sigma. The second pass also sums the deviations themselves: their

@@ -1,5 +1,5 @@
-"""What an operator is to lntune: a definition, a reference, and the numbers that say how good a
-kernel is.
+"""What describes an operator: its definition for the compiler, its reference in float64, how far
+kernels may be off, which cases are tuned first, and where its PyTorch call is.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Arg(msgspec.Struct, frozen=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """The bar for one output against float64: |error| <= times x (eager's own largest error) +
+    """The tolerance of one output against float64: |error| <= times x (eager's own largest error) +
     floor x scale.
 
-    Eager's error is measured on the same inputs, so a bar never asks for more than the dtype can
-    give. The scale is the largest finite magnitude of the tensor or tensors `of` (inputs or
+    Eager's error is measured on the same inputs, so a tolerance never asks for more than the dtype
+    can give. The scale is the largest finite magnitude of the tensor or tensors `of` (inputs or
     reference outputs), at least `least`: a mean, for example, can be near 0 and still carry the
     rounding of the numbers it was summed from.
     """

@@ -1,1 +1,3 @@
-"""From records to tables: never a device, never TVM."""
+"""Reports: records and results as tables, sentences and comparisons. Nothing here touches a device,
+TVM or PyTorch.
+"""

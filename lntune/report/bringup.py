@@ -170,48 +170,50 @@ def operators_table(operators: Iterable[Operator]) -> Table:
 
 def lines(s: Summary) -> list[str]:
     """The summary in sentences."""
-    made = [f"{s.device} ({s.target}){': ' + s.note if s.note else ''}"]
+    sentences = [f"{s.device} ({s.target}){': ' + s.note if s.note else ''}"]
     if s.copy_gbps is not None:
-        made.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
-    made += [f"doctor: {finding}" for finding in s.doctor]
+        sentences.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
+    sentences += [f"doctor: {finding}" for finding in s.doctor]
     failed = [smoked for smoked in s.smoke if not smoked.works]
     later = f", {s.not_smoked} not reached" if s.not_smoked else ""
     smoked = counted(len(s.smoke), "operator and dtype", "operators and dtypes")
-    made.append(
+    sentences.append(
         f"smoke check: {len(s.smoke) - len(failed)} of {smoked} work with default knobs{later}"
     )
-    made += [f"  {one}" for one in failed]
-    made.append(
+    sentences += [f"  {one}" for one in failed]
+    sentences.append(
         f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan:"
         f" {len(s.left)}"
     )
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
-    made.append(f"trials in the log: {trials}")
-    made += [f"  {status}, for example {example}" for status, example in sorted(s.failures.items())]
+    sentences.append(f"trials in the log: {trials}")
+    sentences += [
+        f"  {status}, for example {example}" for status, example in sorted(s.failures.items())
+    ]
     slower = [case for o in s.operators for case in o.slower_than_eager]
     if slower:
-        made.append(
+        sentences.append(
             f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)"
         )
     elif any(o.over_eager for o in s.operators):
-        made.append("slower than eager nowhere")
+        sentences.append("slower than eager nowhere")
     if disturbed := sum(o.disturbed for o in s.operators):
         what = counted(disturbed, "measurement was", "measurements were")
-        made.append(
+        sentences.append(
             f"{what} disturbed by other work on the machine and left out: neither times nor ratios"
             " of these hold"
         )
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
-    made.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
-    made += [f"  {one}" for one in s.wrong]
-    made += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
-    made.append(
+    sentences.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
+    sentences += [f"  {one}" for one in s.wrong]
+    sentences += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
+    sentences.append(
         f"{s.seconds:.0f} of {s.budget_s:.0f} s"
         + (" (interrupted)" if s.interrupted else "")
         + f"; log in {whole(s.log_dir)}"
     )
-    return [*made, *(f"next: {step}" for step in s.next)]
+    return [*sentences, *(f"next: {step}" for step in s.next)]
 
 
 def show(s: Summary, out: Console) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lntune.commands.build import Built
 
 
-def table(found: Sequence[Built]) -> Table:
+def table(built: Sequence[Built]) -> Table:
     """A row for each kernel."""
     columns = [
         *key("op", "dtype"),
@@ -31,44 +31,44 @@ def table(found: Sequence[Built]) -> Table:
         Column("KiB", 3),
         Column("schedule and knobs", 4, False),
     ]
-    made = Table("", columns)
-    for one in found:
-        case, what = (
-            one.case,
-            (plan_text(one.schedule, one.knobs, one.strided) if one.schedule else ""),
+    listing = Table("", columns)
+    for kernel in built:
+        case, plan = (
+            kernel.case,
+            (plan_text(kernel.schedule, kernel.knobs, kernel.strided) if kernel.schedule else ""),
         )
-        size = f"{one.bytes / 1024:.0f}" if one.bytes else "-"
-        made.add(
+        size = f"{kernel.bytes / 1024:.0f}" if kernel.bytes else "-"
+        listing.add(
             case.op,
             case.dtype,
             str(case.hidden),
             bucket_label(case.bucket),
-            one.arch,
+            kernel.arch,
             case.variant,
-            one.tier,
-            one.status,
+            kernel.tier,
+            kernel.status,
             size,
-            what,
+            plan,
         )
-    return made
+    return listing
 
 
-def lines(found: Sequence[Built], folder: Path | None) -> list[str]:
+def lines(built: Sequence[Built], folder: Path | None) -> list[str]:
     """What the table comes to, and where the files are."""
-    count = Counter(one.status for one in found)
-    there = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
-    said = [
-        f"{counted(count['built'], 'kernel')} built, {there}"
+    count = Counter(kernel.status for kernel in built)
+    cached = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
+    sentences = [
+        f"{counted(count['built'], 'kernel')} built, {cached}"
         + (f", {count['eager']} left to eager mode" if count["eager"] else "")
     ]
     if folder:
-        said.append(
+        sentences.append(
             f"in {whole(folder)}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of"
             " these kinds that have no compiler"
         )
     failed = [
-        f"{one.case} for {one.arch} failed: {one.message}"
-        for one in found
-        if one.status == "failed"
+        f"{kernel.case} for {kernel.arch} failed: {kernel.message}"
+        for kernel in built
+        if kernel.status == "failed"
     ]
-    return [*said, *failed]
+    return [*sentences, *failed]

@@ -70,21 +70,21 @@ class Table:
 
     def lines(self, width: int) -> list[Text]:
         """The table for a terminal of that many columns."""
-        shown, said, left = self._fit(width)
-        title = ", ".join(part for part in (self.title, *said) if part)
-        made = [Text(title, style="bold")] if title else []
+        shown, shared, left = self._fit(width)
+        title = ", ".join(part for part in (self.title, *shared) if part)
+        lines = [Text(title, style="bold")] if title else []
         if self._width(shown) <= width:
-            made += self._grid(shown)
+            lines += self._grid(shown)
         else:
-            made += self._blocks(shown, width)
+            lines += self._blocks(shown, width)
         if left:
             names = ", ".join(self.columns[i].name for i in left)
-            made.append(
+            lines.append(
                 Text(
                     f"not shown for want of width: {names}; --wide or a pipe shows all", style="dim"
                 )
             )
-        return made
+        return lines
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
         return [
@@ -99,7 +99,7 @@ class Table:
         """The columns to show, what all rows share and is said above instead, and the columns that
         are left out.
         """
-        shown, said, left = list(range(len(self.columns))), [], []
+        shown, shared, left = list(range(len(self.columns))), [], []
         if self._width(shown) > width and len(self.rows) > 1:
             for i in [
                 i
@@ -107,17 +107,17 @@ class Table:
                 if self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1
             ]:
                 shown.remove(i)
-                said.append(f"{self.columns[i].name} {self.rows[0][i].plain}")
+                shared.append(f"{self.columns[i].name} {self.rows[0][i].plain}")
         while self._width(shown) > width and any(self.columns[i].rank for i in shown):
             last = max(shown, key=lambda i: (self.columns[i].rank, i))
             shown.remove(last)
             left.append(last)
-        return shown, said, sorted(left)
+        return shown, shared, sorted(left)
 
     def _grid(self, shown: Sequence[int]) -> list[Text]:
         header = [Text(column.name, style="bold") for column in self.columns]
         widths = self._widths(shown)
-        made = []
+        lines = []
         for row in (header, *self.rows):
             line = Text(no_wrap=True, overflow="ignore")
             for i, size in zip(shown, widths, strict=True):
@@ -127,28 +127,28 @@ class Table:
                     Text(padding) + row[i] if self.columns[i].right else row[i] + padding
                 )
             line.rstrip()
-            made.append(line)
-        return made
+            lines.append(line)
+        return lines
 
     def _blocks(self, shown: Sequence[int], width: int) -> list[Text]:
         """Each row as lines of `name value`, as many of these on a line as fit."""
-        made = []
+        lines = []
         for row in self.rows:
             line = Text()
             for n, i in enumerate(shown):
                 pair = Text(f"{self.columns[i].name} ", style="dim") + row[i]
                 if n and line.cell_len + len(GAP) + pair.cell_len > width:
-                    made.append(line)
+                    lines.append(line)
                     line = Text(GAP)
                 elif n:
                     line.append(GAP)
                 line.append_text(pair)
-            made.append(line)
-        for line in made:
+            lines.append(line)
+        for line in lines:
             # a path, which is to be copied
             if max(map(cell_len, line.plain.split()), default=0) > width:
                 line.no_wrap, line.overflow = True, "ignore"
-        return made
+        return lines
 
 
 _UNBROKEN = "\u00a0"
@@ -189,7 +189,7 @@ def _lines(out: Console, lead: Text, text: str, indent: str) -> None:
     """
     lines = [text]
     if out.is_terminal:
-        kept, first = _COMMAND.sub(lambda found: whole(found[0]), text), " " * lead.cell_len
+        kept, first = _COMMAND.sub(lambda command: whole(command[0]), text), " " * lead.cell_len
         wrapper = textwrap.TextWrapper(
             out.width, first, indent, break_long_words=False, break_on_hyphens=False
         )

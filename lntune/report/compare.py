@@ -82,15 +82,15 @@ class Result(msgspec.Struct, frozen=True):
         """The cases for which to fail: `on` "slower" those that are slower in B, or that look LARGE
         times as slow and cannot be decided; "unsure" all that are slower or cannot be decided.
         """
-        found = []
+        failing = []
         for c in self.cases:
             lost = c.verdict == "UNSURE" and c.ratio < 1 / LARGE
             if c.verdict == "SLOWER" or lost or (on == "unsure" and c.verdict == "UNSURE"):
-                found.append(
+                failing.append(
                     f"{c.case}: {c.verdict}"
                     + (f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else "")
                 )
-        return found
+        return failing
 
 
 class _File(msgspec.Struct):
@@ -109,15 +109,15 @@ def load(path: Path) -> list[Record]:
     """
     try:
         logs = path.is_dir() or path.suffix == ".jsonl"
-        found = (
+        measured = (
             _finals(path) if logs else msgspec.json.decode(path.read_bytes(), type=_File).records
         )
     except OSError as e:
         raise LogError(f"cannot read {path}: {e.strerror or e}. Give {_SIDE}.") from e
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise InputError(got_expected(str(path), f"a file that is not one ({e})", _SIDE)) from e
-    found = [r for r in found if r.status == "ok" and r.median() is not None]
-    if not found:
+    measured = [r for r in measured if r.status == "ok" and r.median() is not None]
+    if not measured:
         raise InputError(
             got_expected(
                 str(path),
@@ -126,7 +126,7 @@ def load(path: Path) -> list[Record]:
                 "Fill it with lntune bench --output or lntune tune --log-dir.",
             )
         )
-    return found
+    return measured
 
 
 _SIDE = (
@@ -205,9 +205,9 @@ def _obstacle(a: Record, b: Record) -> str:
         ("bench-given-output", "outputs were given"),
         ("bench-strided", "rows lay apart"),
     ):
-        its = [r.role == role for r in (a, b)]
-        if its[0] != its[1]:
-            return f"{what} in {'AB'[its.index(True)]} only"
+        in_role = [r.role == role for r in (a, b)]
+        if in_role[0] != in_role[1]:
+            return f"{what} in {'AB'[in_role.index(True)]} only"
     return ""
 
 
@@ -223,16 +223,16 @@ def compare(
         InputError: measurements of different devices, or no case in common.
     """
     devices = _distinct([r.device for r in (*before, *after)])
-    here, there = ({_place(devices, r.device) for r in side} for side in (before, after))
+    devices_a, devices_b = ({_place(devices, r.device) for r in side} for side in (before, after))
     if across_devices:
-        for name, side in (("A", here), ("B", there)):
+        for name, side in (("A", devices_a), ("B", devices_b)):
             if len(side) > 1:
                 got = f"measurements of {', '.join(sorted(devices[i].slug for i in side))}"
                 raise InputError(
                     got_expected(name, got, "one device on each side with --across-devices")
                 )
-    elif not here & there:
-        one, other = devices[min(here)], devices[min(there)]
+    elif not devices_a & devices_b:
+        one, other = devices[min(devices_a)], devices[min(devices_b)]
         got = f"{one.slug} in A, {other.slug} in B ({'; '.join(one.differences(other))})"
         raise InputError(
             got_expected(
@@ -270,11 +270,11 @@ def _place(devices: Sequence[Device], device: Device) -> int:
     return next(i for i, one in enumerate(devices) if not one.differences(device))
 
 
-def _distinct(found: Iterable[Device]) -> list[Device]:
+def _distinct(described: Iterable[Device]) -> list[Device]:
     """The devices without those that are another one's second description."""
     devices: list[Device] = []
-    for device in found:
-        if all(one.differences(device) for one in devices):
+    for device in described:
+        if all(known.differences(device) for known in devices):
             devices.append(device)
     return devices
 
@@ -337,7 +337,7 @@ def table(result: Result) -> Table:
         Column("verdict", right=False),
         *([Column("why", 4, right=False)] if reasons else []),
     ]
-    made = Table("tuned: A / B, above 1 where B is faster", columns)
+    listing = Table("tuned: A / B, above 1 where B is faster", columns)
     for c in result.cases:
         figures = (
             micros(c.a_us),
@@ -346,28 +346,28 @@ def table(result: Result) -> Table:
             f"{c.low:.3f} .. {c.high:.3f}",
             number(c.eager_ratio, 3),
         )
-        made.add(
+        listing.add(
             str(c.case),
             *figures,
             Text(c.verdict, style=_STYLES[c.verdict]),
             *([c.reason] if reasons else []),
         )
-    return made
+    return listing
 
 
 def lines(result: Result) -> list[str]:
     """What the comparison comes to, in sentences."""
     counts = result.counts()
-    found = [
+    sentences = [
         f"{counted(len(result.cases), 'case')}: "
         + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
     ]
-    found[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
-    found += [
+    sentences[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
+    sentences += [
         f"doubtful in {n}: {reason}"
         for reason, n in Counter(c.reason for c in result.cases if c.reason).items()
     ]
     for side, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
-            found.append(f"only in {side}: {', '.join(names)}")
-    return found
+            sentences.append(f"only in {side}: {', '.join(names)}")
+    return sentences

@@ -20,7 +20,7 @@ def length(seconds: float) -> str:
     return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"
 
 
-def table(found: DryRun) -> Table:
+def table(run: DryRun) -> Table:
     """A row for each case."""
     columns = [
         *key("case"),
@@ -31,10 +31,10 @@ def table(found: DryRun) -> Table:
         Column("failed"),
     ]
     columns += [Column("to measure"), Column("time"), Column("the first by rank", 5, False)]
-    made = Table(
-        f"dry run for {found.device.name} ({found.device.isa}): nothing was measured", columns
+    listing = Table(
+        f"dry run for {run.device.name} ({run.device.isa}): nothing was measured", columns
     )
-    for p in found.plans:
+    for p in run.plans:
         counts = (
             p.candidates,
             p.built,
@@ -43,46 +43,44 @@ def table(found: DryRun) -> Table:
             sum(map(len, p.failed.values())),
             p.measured,
         )
-        made.add(
+        listing.add(
             str(p.case),
             *map(str, counts),
             length(p.seconds),
             _first(p.first[0]) if p.first else "-",
         )
-    return made
+    return listing
 
 
-def _first(one: Ranked) -> str:
-    told = f"{one.schedule} {one.knobs}"
-    return (
-        told
-        if one.registers is None
-        else f"{told}: {counted(one.registers, 'register')}, {percent(one.occupancy)} occupancy"
-    )
+def _first(candidate: Ranked) -> str:
+    plan = f"{candidate.schedule} {candidate.knobs}"
+    if candidate.registers is None:
+        return plan
+    registers = counted(candidate.registers, "register")
+    return f"{plan}: {registers}, {percent(candidate.occupancy)} occupancy"
 
 
-def lines(found: DryRun) -> list[str]:
+def lines(run: DryRun) -> list[str]:
     """What a run would do, what was pruned and what was wrong."""
-    interrupted = " (interrupted)" if found.interrupted else ""
-    said = [
-        f"{counted(len(found.plans), 'case')} in {found.seconds:.0f} s, built with"
-        f" {found.compiler}{interrupted}"
+    interrupted = " (interrupted)" if run.interrupted else ""
+    sentences = [
+        f"{counted(len(run.plans), 'case')} in {run.seconds:.0f} s, built with"
+        f" {run.compiler}{interrupted}"
     ]
-    measured, time = counted(found.measured, "candidate"), length(found.run_seconds)
-    said.append(
-        f"a run would measure {measured} in about {time}, {found.within} of them in the budget"
-        " given"
+    measured, time = counted(run.measured, "candidate"), length(run.run_seconds)
+    sentences.append(
+        f"a run would measure {measured} in about {time}, {run.within} of them in the budget given"
     )
-    said.append(f"reckoned with {found.assumption}")
-    for p in found.plans:
-        said += (
+    sentences.append(f"reckoned with {run.assumption}")
+    for p in run.plans:
+        sentences += (
             []
             if p.candidates
             else [f"no schedule has valid knobs for {p.case}: eager mode serves it"]
         )
-        said += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
-        said += [
+        sentences += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
+        sentences += [
             f"FAILED: {p.case}: {len(which)} x {reason} (first: {which[0]})"
             for reason, which in p.failed.items()
         ]
-    return said
+    return sentences

@@ -45,7 +45,7 @@ class Failures:
         ]
 
 
-def said(reason: Reason) -> str:
+def sentence(reason: Reason) -> str:
     """A reason in a line: "12 wrong: y: 3.1 times the tolerance"."""
     text = " ".join(reason.message.split())
     text = text if len(text) <= LENGTH else f"{text[: LENGTH - 4]} ..."
@@ -54,6 +54,6 @@ def said(reason: Reason) -> str:
 
 def lines(reasons: list[Reason]) -> list[str]:
     """The commonest reasons, a line each, and how many candidates failed for others."""
-    made = [said(reason) for reason in reasons[:SHOWN]]
+    sentences = [sentence(reason) for reason in reasons[:SHOWN]]
     others = sum(reason.count for reason in reasons[SHOWN:])
-    return [*made, f"{others} for other reasons, see the log"] if others else made
+    return [*sentences, f"{others} for other reasons, see the log"] if others else sentences

@@ -20,13 +20,15 @@ MARKS = {
 }
 
 
-def show(found: Sequence[Finding], out: Console) -> None:
+def show(findings: Sequence[Finding], out: Console) -> None:
     """A mark, a topic, what was found and the remedy; on a terminal broken between words under each
     other.
     """
-    width = max((len(one.topic) for one in found), default=0)
-    for one in found:
-        remedy = f" -> {one.remedy}" if one.remedy and one.status != "ok" else ""
+    width = max((len(finding.topic) for finding in findings), default=0)
+    for finding in findings:
+        remedy = f" -> {finding.remedy}" if finding.remedy and finding.status != "ok" else ""
         hanging(
-            out, Text.assemble(MARKS[one.status], f" {one.topic:{width}} "), f"{one.detail}{remedy}"
+            out,
+            Text.assemble(MARKS[finding.status], f" {finding.topic:{width}} "),
+            f"{finding.detail}{remedy}",
         )

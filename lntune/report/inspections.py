@@ -25,7 +25,7 @@ def times(moved: dict[str, float]) -> str:
     return ", ".join(f"{name} {count:.3g}" for name, count in moved.items()) or "-"
 
 
-def table(found: Sequence[Inspected]) -> Table:
+def table(inspected: Sequence[Inspected]) -> Table:
     """A row for each kernel."""
     columns = [
         *key("op", "dtype", "arch"),
@@ -47,9 +47,9 @@ def table(found: Sequence[Inspected]) -> Table:
         Column("between", 5),
         Column("schedule and knobs", 10, False),
     ]
-    made = Table("compiled, not run on a device", columns)
-    for one in found:
-        for k in one.kernels:
+    listing = Table("compiled, not run on a device", columns)
+    for program in inspected:
+        for k in program.kernels:
             r = k.resources
             used = (
                 r.registers,
@@ -60,40 +60,44 @@ def table(found: Sequence[Inspected]) -> Table:
             moves = (
                 widths(k.code.global_loads),
                 widths(k.code.global_stores),
-                times(one.read),
-                times(one.written),
+                times(program.read),
+                times(program.written),
             )
-            shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
-            case = one.case.op, one.case.dtype, one.arch, str(one.case.hidden)
-            what = plan_text(one.schedule, one.knobs, one.strided)
-            made.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, what)
-    return made
+            shares = (
+                f"{100 * program.extra:.1f}%",
+                f"{100 * program.between:.1f}%" if program.between else "-",
+            )
+            case = program.case.op, program.case.dtype, program.arch, str(program.case.hidden)
+            plan = plan_text(program.schedule, program.knobs, program.strided)
+            listing.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, plan)
+    return listing
 
 
-def lines(found: Sequence[Inspected]) -> list[str]:
+def lines(inspected: Sequence[Inspected]) -> list[str]:
     """What is wrong, and where the widths come from."""
-    origins = {k.code.origin for one in found for k in one.kernels}
-    said = [
+    origins = {k.code.origin for program in inspected for k in program.kernels}
+    sentences = [
         f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes"
         " counted by running 8 rows or so in the emulator"
     ]
-    if any(one.between for one in found):
-        said.append(
+    if any(program.between for program in inspected):
+        sentences.append(
             "between: what the kernels of a program write and read for each other, as a share of"
             " the least for the case's rows"
         )
     bad = [
-        f"{one.case} {one.arch}{ROW_STRIDED if one.strided else ''}: {'; '.join(one.problems)}"
-        for one in found
-        if one.problems
+        f"{program.case} {program.arch}{ROW_STRIDED if program.strided else ''}:"
+        f" {'; '.join(program.problems)}"
+        for program in inspected
+        if program.problems
     ]
     return [
-        *said,
+        *sentences,
         *(
             bad
             or [
-                f"{counted(len(found), 'kernel')}, no problems: no spills, no stack, nothing moved"
-                " twice"
+                f"{counted(len(inspected), 'kernel')}, no problems: no spills, no stack, nothing"
+                " moved twice"
             ]
         ),
     ]

@@ -1,4 +1,4 @@
-"""One line of a report per measured case."""
+"""The figures of a measured case, as one row of a report: times, ratios, bandwidth, errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lntune.case import Case, bucket_label
 from lntune.knobs import describe
 from lntune.log import select
 from lntune.log.records import Record, Timing
+from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.schedule import Schedule
-from lntune.words import counted
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -164,9 +164,9 @@ def peer_lines(records: Iterable[Record]) -> list[str]:
             if name not in _OURS:
                 ratios.setdefault(name, []).append(pairwise(measured, record.timings.get("tuned")))
     return [
-        f"geomean {mean:.2f}x over {name} ({counted(len(found), 'case')})"
-        for name, found in sorted(ratios.items())
-        if (mean := geomean(found))
+        f"geomean {mean:.2f}x over {name} ({counted(len(speedups), 'case')})"
+        for name, speedups in sorted(ratios.items())
+        if (mean := geomean(speedups))
     ]
 
 

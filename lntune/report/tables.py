@@ -21,10 +21,10 @@ def console(stderr: bool = False, wide: bool = False) -> Console:
     """A console as wide as the terminal; where output goes elsewhere, or with `wide`, nothing is
     left out or broken.
     """
-    made = Console(stderr=stderr, highlight=False)
-    if not made.file.isatty():  # also with FORCE_COLOR, which is about colours alone
+    plain = Console(stderr=stderr, highlight=False)
+    if not plain.file.isatty():  # also with FORCE_COLOR, which is about colours alone
         return Console(stderr=stderr, highlight=False, width=WIDE, force_interactive=False)
-    return Console(stderr=stderr, highlight=False, width=WIDE) if wide else made
+    return Console(stderr=stderr, highlight=False, width=WIDE) if wide else plain
 
 
 def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
@@ -107,7 +107,7 @@ def cases_table(
             lambda r: f"{r.schedule} {r.knobs}".strip(),
         ),
     ]
-    used = [(column, cell) for there, column, cell in figures if there]
+    used = [(column, cell) for shown, column, cell in figures if shown]
     table = Table(title, [*key("op", "dtype"), *(column for column, _ in used)])
     for r in rows:
         table.add(r.op, r.dtype, *(cell(r) for _, cell in used))
@@ -119,9 +119,9 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
     facts = summary(list(rows))
     lines = [counted(facts["cases"], "case")]
     if facts["geomean_over_eager"]:
-        told = sum(r.speedup is not None for r in rows)
-        of = f" in the {told} that nothing disturbed" if facts["disturbed"] else ""
-        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{of}"
+        undisturbed = sum(r.speedup is not None for r in rows)
+        among = f" in the {undisturbed} that nothing disturbed" if facts["disturbed"] else ""
+        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{among}"
     if facts["geomean_over_better_of_eager_and_compile"]:
         lines.append(
             f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"

@@ -40,7 +40,7 @@ class Step(msgspec.Struct, frozen=True):
 
 def steps_of(records: Sequence[Record]) -> list[Step]:
     """The cases in the order a person looks for them."""
-    made = []
+    steps = []
     for r in records:
         known = {} if r.disturbance else r.timings
         eager, compiled, tuned = (known.get(name) for name in ("eager", "compile", "tuned"))
@@ -59,8 +59,8 @@ def steps_of(records: Sequence[Record]) -> list[Step]:
             forward_over_eager=pairwise(known.get("eager forward"), known.get("tuned forward")),
             disturbed=r.disturbance,
         )
-        made.append(step)
-    return sorted(made, key=lambda s: (s.dtype, s.hidden, s.rows))
+        steps.append(step)
+    return sorted(steps, key=lambda s: (s.dtype, s.hidden, s.rows))
 
 
 def facts(steps: Sequence[Step]) -> dict[str, Any]:
@@ -130,33 +130,33 @@ def steps_table(steps: Sequence[Step]) -> Table:
 
 def steps_lines(steps: Sequence[Step]) -> list[str]:
     """What the table comes to, in sentences."""
-    found = facts(steps)
-    lines = [counted(found["cases"], "case")]
-    if found["geomean_over_eager"]:
+    figures = facts(steps)
+    lines = [counted(figures["cases"], "case")]
+    if figures["geomean_over_eager"]:
         lines[0] += (
-            f", geomean {found['geomean_over_eager']:.2f}x over eager,"
-            f" {found['geomean_forward_over_eager']:.2f}x in the forward alone"
+            f", geomean {figures['geomean_over_eager']:.2f}x over eager,"
+            f" {figures['geomean_forward_over_eager']:.2f}x in the forward alone"
         )
-    if found["geomean_over_eager_8_to_512_rows"]:
+    if figures["geomean_over_eager_8_to_512_rows"]:
         lines.append(
-            f"{FEW} to {MANY} rows: geomean {found['geomean_over_eager_8_to_512_rows']:.2f}x over"
+            f"{FEW} to {MANY} rows: geomean {figures['geomean_over_eager_8_to_512_rows']:.2f}x over"
             " eager"
         )
-    if found["geomean_over_better_of_eager_and_compile"]:
+    if figures["geomean_over_better_of_eager_and_compile"]:
         lines.append(
-            f"geomean {found['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"
+            f"geomean {figures['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"
             " eager and torch.compile"
         )
-    if found["geomean_over_eager"]:
-        slower = found["slower_than_eager"]
+    if figures["geomean_over_eager"]:
+        slower = figures["slower_than_eager"]
         lines.append(
             "slower than eager nowhere"
             if not slower
             else f"slower than eager in {len(slower)}: {'; '.join(slower)}"
         )
-    if found["disturbed"]:
+    if figures["disturbed"]:
         lines.append(
-            f"* {found['disturbed']} disturbed by other work on the machine: neither times nor"
+            f"* {figures['disturbed']} disturbed by other work on the machine: neither times nor"
             " ratios hold"
         )
     return lines

@@ -45,13 +45,13 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
     """What the table comes to, and what is wrong with each kernel that is."""
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
-    said = [
+    sentences = [
         f"{counted(len(results) - eager, 'kernel')} checked,"
         f" {f'{wrong} wrong' if wrong else 'all right'}{served}"
     ]
     if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
-        said.append(
+        sentences.append(
             f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
             " counts, whose limit is 1"
         )
-    return [*said, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]
+    return [*sentences, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]

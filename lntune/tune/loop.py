@@ -15,7 +15,7 @@ from lntune.log import select
 from lntune.log.records import Record
 from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
 from lntune.measure.worker import START_SECONDS, Worker
-from lntune.report.failures import Failures, said
+from lntune.report.failures import Failures, sentence
 from lntune.search import Budget, Space
 from lntune.system import interrupts
 from lntune.tune import times
@@ -158,7 +158,7 @@ class _Run:
         if final is None and self.summary.interrupted and not costs:
             self.summary.untuned[str(case)] = "interrupted before its first trial was over"
         elif final is None:
-            reasons = "; ".join(said(reason) for reason in failures.reasons()[:1])
+            reasons = "; ".join(sentence(reason) for reason in failures.reasons()[:1])
             self.summary.untuned[str(case)] = "no candidate was built, right and in time" + (
                 f" ({reasons})" if reasons else ""
             )

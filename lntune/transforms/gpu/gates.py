@@ -163,7 +163,7 @@ def turns_first(sch: Any, block: Any, hidden: int, gates: bool) -> Any:
     """
     names = [str(v.var.name) for v in sch.get(block).iter_vars]
     b, k, turn = (
-        next(i for i, name in enumerate(names) if name.endswith(of)) for of in ("_b", "_k", "turn")
+        next(i for i, name in enumerate(names) if name.endswith(of)) for of in ("_b", "_k", "step")
     )
 
     def place(*at: Any) -> tuple[Any, ...]:
