@@ -458,7 +458,7 @@ def tuned(
         value.cases(CPU, settings.ops, settings.grid),
         Console(file=io.StringIO()),
     )
-    made.found.smoke = [
+    made.results.smoke = [
         report.Smoked(Case(op, 8, "float32", 1), "s", "ok" if op in works else "run", "")
         for op in ops.OPS
     ]
@@ -606,7 +606,7 @@ def test_a_busy_machine_is_no_fault_of_a_kernel(
     monkeypatch.setattr(
         bringup._Bringup,
         "tune",
-        lambda self, helper: self.found.tuned.update({SMALL[0]: final(SMALL[0])}) or "",
+        lambda self, helper: self.results.tuned.update({SMALL[0]: final(SMALL[0])}) or "",
     )
     monkeypatch.setattr(
         bringup.known, "finals", lambda device, cases: {case: final(case) for case in cases}
@@ -656,7 +656,7 @@ def test_a_log_that_cannot_be_written(
 
 def a_summary(**changes: Any) -> report.Summary:
     """A summary of the small grid with nothing in the log, changed."""
-    made = outcome.summary(CPU, "", SMALL, outcome.Found(), 0, 12.0, 60.0)
+    made = outcome.summary(CPU, "", SMALL, outcome.Results(), 0, 12.0, 60.0)
     return msgspec.structs.replace(made, **changes)
 
 
@@ -670,7 +670,7 @@ def test_the_summary_in_words(log_dir: Path) -> None:
         report.Smoked(SMALL[0], "cached_rows", "ok", ""),
         report.Smoked(SMALL[1], "x", "run", "SIGSEGV"),
     ]
-    found = outcome.Found(
+    found = outcome.Results(
         copy_gbps=1234.5,
         smoke=smoke,
         wrong=["a case: y"],
@@ -748,7 +748,7 @@ def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
     assert (made.benchmarked, made.over_better, made.of_copy) == (1, None, None)
     for record in records_:
         records.append(log_dir, record)
-    summed = outcome.summary(CPU, "", [sound, wrong], outcome.Found(), 0, 1.0, 1.0)
+    summed = outcome.summary(CPU, "", [sound, wrong], outcome.Results(), 0, 1.0, 1.0)
     assert (
         "1 measurement was disturbed by other work on the machine and left out: neither times nor"
         " ratios of these hold" in report.lines(summed)

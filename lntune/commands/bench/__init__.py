@@ -1,5 +1,5 @@
-"""The benchmark: the op as a user calls it against eager, torch.compile, a plain copy and, on a
-GPU, others' kernels, interleaved in one run.
+"""`lntune bench`: an operator as a user calls it against eager mode, torch.compile, a plain copy
+and, on a GPU, others' kernels, interleaved in one run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def run(
     place = places.of(device)
     places.check_size(cases)
     torch.manual_seed(seed)
-    made: list[Record] = []
+    measured: list[Record] = []
     on_gpu = place.gpu is not None
     bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
     with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
@@ -91,15 +91,17 @@ def run(
         )
         how += ", inputs half of wider rows" if strided else ""
         result = Result(
-            "given" if given_output else f"allocated by every call {how}", made, bandwidth
+            "given" if given_output else f"allocated by every call {how}", measured, bandwidth
         )
         try:
             for index, case in enumerate(cases):
                 on_case(index, len(cases), case)
-                made.append(_one(case, place, seconds, with_compile, given_output, seed, strided))
+                measured.append(
+                    _one(case, place, seconds, with_compile, given_output, seed, strided)
+                )
                 on_result(result)
         except KeyboardInterrupt:
-            if not made:
+            if not measured:
                 raise
     return result
 
@@ -134,12 +136,12 @@ def _one(
             lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
         )
     verdict = place.verify(case, kernel) if kernel else None
-    said = (
+    message = (
         verdict.message
         if verdict and not verdict.ok
         else f"{choice.tier}: {knobs.describe(choice.knobs)}"
     )
-    said += "".join(f"; {name} left out: {why}" for name, why in left_out.items())
+    message += "".join(f"; {name} left out: {why}" for name, why in left_out.items())
     return Record(
         role="bench-given-output" if given_output else "bench-strided" if strided else "bench",
         case=case,
@@ -149,7 +151,7 @@ def _one(
         code=schedule.code_of(choice.schedule),
         knobs=choice.knobs,
         status="wrong" if verdict and not verdict.ok else "ok",
-        message=said
+        message=message
         + (f"; not as a graph: {', '.join(measured.uncaptured)}" if measured.uncaptured else ""),
         timings=measured.timings,
         errors=verdict.errors if verdict else {},
@@ -202,16 +204,16 @@ def _calls(
     if with_compile:
         torch._dynamo.reset()
         compiled = _compiled(case, copies, place)
-        why = peers.refusal(compiled[0]) if place.gpu is not None else ""
-        if not why:
+        reason = peers.refusal(compiled[0]) if place.gpu is not None else ""
+        if not reason:
             contenders["compile"] = compiled
         elif left_out is not None:
-            left_out["torch.compile"] = why
+            left_out["torch.compile"] = reason
     if place.gpu is not None:
-        found = [peers.calls(case, given) for given in copies]
+        others = [peers.calls(case, given) for given in copies]
         contenders |= {
-            name: [one[name] for one in found]
-            for name, call in found[0].items()
+            name: [calls[name] for calls in others]
+            for name, call in others[0].items()
             if not peers.refusal(call)
         }
     return contenders

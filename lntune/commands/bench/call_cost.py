@@ -1,5 +1,5 @@
-"""What stands around a kernel: one call from Python at one row, loading a cached kernel, importing
-the package.
+"""`lntune bench --call-cost`: what is spent around a kernel, in one call from Python at one row, in
+loading a cached kernel and in importing the package.
 """
 
 from __future__ import annotations

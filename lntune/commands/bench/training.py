@@ -1,5 +1,5 @@
-"""The benchmark of a training step: a module's forward with gradients recorded, and its backward,
-as autograd runs them.
+"""`lntune bench --training`: a training step of a layer-norm module, its forward with gradients
+recorded and its backward, as autograd runs them.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def run(
             remedy = "bench/lnlstm_training.py measures the training of an LN-LSTM."
             raise InputError(got_expected("--training", case.op, layer_norm.NAME, remedy))
     torch.manual_seed(seed)
-    made: list[Record] = []
+    measured: list[Record] = []
     with kept_heap():
         try:
             for index, case in enumerate(cases):
                 on_case(index, len(cases), case)
-                made.append(_one(case, seconds, with_compile, seed))
-                on_result(made)
+                measured.append(_one(case, seconds, with_compile, seed))
+                on_result(measured)
         except KeyboardInterrupt:
-            if not made:
+            if not measured:
                 raise
-    return made
+    return measured
 
 
 def _module(case: Case, kind: type[nn.LayerNorm]) -> nn.LayerNorm:
@@ -87,10 +87,10 @@ def _step(
 def _one(case: Case, seconds: float, with_compile: bool, seed: int) -> Record:
     given = ops.get(case.op).inputs(case, case.rows, "normal", seed)
     x, dy = given["x"].requires_grad_(), torch.randn_like(given["x"])
-    eager, ours = _module(case, nn.LayerNorm), _module(case, LayerNorm)
+    eager, tuned = _module(case, nn.LayerNorm), _module(case, LayerNorm)
     modules: dict[str, tuple[Callable[[Tensor], Tensor], nn.LayerNorm]] = {
         "eager": (eager, eager),
-        "tuned": (ours, ours),
+        "tuned": (tuned, tuned),
     }
     if with_compile:
         torch._dynamo.reset()

@@ -1,5 +1,5 @@
-"""The first minutes with a device: look, smoke check, tune the default grids in order of value,
-verify, benchmark, sum up.
+"""`lntune bringup`, the first minutes with a device: look, smoke check, tune the default grids in
+order of value, verify, benchmark, sum up.
 
 All that is measured is in the tuning log at once, and the log is the only memory: killed at any
 moment, the same command goes on. A case with a final of this device and of its schedule as it is
@@ -24,7 +24,7 @@ from lntune.case import Case
 from lntune.commands import doctor
 from lntune.commands.bringup import known, outcome, place, value
 from lntune.commands.bringup.builders import Builders
-from lntune.commands.bringup.outcome import Found
+from lntune.commands.bringup.outcome import Results
 from lntune.commands.bringup.steps import Bench, Copy, Helper, Smoke, Verify
 from lntune.device import Device
 from lntune.log import records, select
@@ -97,7 +97,7 @@ def run(settings: Settings, out: Console) -> Summary:
     try:
         bringup.everything()
     except KeyboardInterrupt:
-        bringup.found.interrupted = True
+        bringup.results.interrupted = True
     return bringup.summed_up()
 
 
@@ -116,7 +116,7 @@ class _Bringup:
         )
         self.begun = time.monotonic()
         self.end = self.begun + settings.seconds
-        self.found = Found()
+        self.results = Results()
         self.id = uuid.uuid4().hex[:12]
         self.before = known.finals(device, plan)
 
@@ -134,7 +134,7 @@ class _Bringup:
         with Helper() as helper:
             self.stage("copy", lambda: self.copy(helper))
             self.stage("smoke", lambda: self.smoke(helper))
-            if not any(one.works for one in self.found.smoke):
+            if not any(smoked.works for smoked in self.results.smoke):
                 return
             self.stage("tune", lambda: self.tune(helper))
             self.stage("verify", lambda: self.verify(helper))
@@ -144,8 +144,8 @@ class _Bringup:
         """Do a stage, say in a line what came of it, and write the summary as it stands."""
         begun = time.monotonic()
         detail = do()
-        self.found.stages.append(Stage(name, detail, round(time.monotonic() - begun, 2)))
-        say(self.out, f"{name}: {detail} ({self.found.stages[-1].seconds:.1f} s)")
+        self.results.stages.append(Stage(name, detail, round(time.monotonic() - begun, 2)))
+        say(self.out, f"{name}: {detail} ({self.results.stages[-1].seconds:.1f} s)")
         self.summed_up()
 
     def examine(self) -> str:
@@ -153,12 +153,11 @@ class _Bringup:
         findings = doctor.examine()
         # what is tuned is this command's business
         looked_at = [f for f in findings if f.status != "ok" and f.topic != "tuned cases"]
-        self.found.doctor = [
+        self.results.doctor = [
             f"{f.status} {f.topic}: {f.detail} {f.remedy}".strip() for f in looked_at
         ]
-        return (
-            f"{counted(len(findings), 'finding')}, {len(self.found.doctor)} of them to be looked at"
-        )
+        count = counted(len(findings), "finding")
+        return f"{count}, {len(self.results.doctor)} of them to be looked at"
 
     def copy(self, helper: Helper) -> str:
         """The yardstick."""
@@ -166,8 +165,8 @@ class _Bringup:
         answer = helper.do(Copy(self.device), max(5.0, self.left()))
         if answer.bandwidth is None:
             return f"not measured: {answer.error}"
-        self.found.copy_gbps = answer.bandwidth / 1e9
-        return f"{self.found.copy_gbps:,.1f} GB/s"
+        self.results.copy_gbps = answer.bandwidth / 1e9
+        return f"{self.results.copy_gbps:,.1f} GB/s"
 
     def smoke(self, helper: Helper) -> str:
         """What serves every operator where nothing is tuned, on a small shape: built, loaded,
@@ -191,12 +190,12 @@ class _Bringup:
             for case, (name, _, steps) in served.items():
                 progress(str(case))
                 if not name:
-                    why = (
+                    reason = (
                         "; ".join(steps)
                         if plans[case]
                         else f"{case.op} has no schedule for a {self.device.kind}"
                     )
-                    self.found.smoke.append(Smoked(case, "", "invalid", why))
+                    self.results.smoke.append(Smoked(case, "", "invalid", reason))
                     continue
                 plan = plans[case][name]
                 if self.left() <= 0:
@@ -207,22 +206,22 @@ class _Bringup:
                     SMOKE_SECONDS, max(min(SMOKE_LEAST, self.left()), until - time.monotonic())
                 )
                 answer = helper.do(Smoke(job), seconds, patient=True)
-                came = answer.outcome or Outcome("run", answer.error)
+                result = answer.outcome or Outcome("run", answer.error)
                 self.log(
                     case,
                     role="trial",
                     schedule=plan.name,
                     code=plan.code,
                     knobs=defaults[case].knobs,
-                    **record_fields(came),
+                    **record_fields(result),
                 )
-                self.found.smoke.append(Smoked(case, plan.name, came.status, came.message))
-        failed = [one for one in self.found.smoke if not one.works]
-        for one in failed:
-            say(self.out, f"smoke: {one}")
-        self.found.not_smoked = len(wanted) - len(self.found.smoke)
-        rest = f", {self.found.not_smoked} not reached" if self.found.not_smoked else ""
-        return f"{len(self.found.smoke) - len(failed)} of {len(self.found.smoke)} work{rest}"
+                self.results.smoke.append(Smoked(case, plan.name, result.status, result.message))
+        failed = [smoked for smoked in self.results.smoke if not smoked.works]
+        for smoked in failed:
+            say(self.out, f"smoke: {smoked}")
+        self.results.not_smoked = len(wanted) - len(self.results.smoke)
+        rest = f", {self.results.not_smoked} not reached" if self.results.not_smoked else ""
+        return f"{len(self.results.smoke) - len(failed)} of {len(self.results.smoke)} work{rest}"
 
     def log(self, case: Case, **fields: Any) -> None:
         """Append a record of this run."""
@@ -247,34 +246,39 @@ class _Bringup:
         """New cases in order of value, those last whose operator failed the smoke check; then, with
         time left, the known ones again.
         """
-        works = {one.case.op for one in self.found.smoke if one.works}
+        works = {smoked.case.op for smoked in self.results.smoke if smoked.works}
         new = sorted(
             (case for case in self.plan if case not in self.before),
             key=lambda case: case.op not in works,
         )
-        again = [case for case in self.plan if case in self.before and self.settings.trials is None]
+        known_cases = [
+            case for case in self.plan if case in self.before and self.settings.trials is None
+        ]
         least = (
             CASE_SECONDS[self.device.kind]
             if self.settings.grid == "default"
             else SMALL_CASE_SECONDS
         )
-        said: list[str] = []
-        for todo, seed in ((new, self.settings.seed), (again, self.settings.seed + len(again) + 1)):
-            while todo and not self.found.interrupted:
+        sentences: list[str] = []
+        for waiting, seed in (
+            (new, self.settings.seed),
+            (known_cases, self.settings.seed + len(known_cases) + 1),
+        ):
+            while waiting and not self.results.interrupted:
                 seconds = self.left(SHARES["verify"] + SHARES["bench"])
                 # the tuner's child starts first
                 count = int((seconds - helper.start_seconds) / least)
                 if count < 1:
                     break
-                said.append(self._tune(todo[:count], seconds, seed))
-                del todo[:count]
-        if self.found.interrupted:
+                sentences.append(self._tune(waiting[:count], seconds, seed))
+                del waiting[:count]
+        if self.results.interrupted:
             raise KeyboardInterrupt
-        return "; ".join(said) or "nothing to tune in the time there is"
+        return "; ".join(sentences) or "nothing to tune in the time there is"
 
     def _tune(self, cases: list[Case], seconds: float, seed: int) -> str:
         timeout = min(TRIAL_TIMEOUT, max(5.0, self.settings.seconds / 10))
-        asked = TuneSettings(
+        settings = TuneSettings(
             seconds=seconds,
             trials=self.settings.trials,
             seed=seed,
@@ -282,12 +286,12 @@ class _Bringup:
             device=self.device,
         )
         with TuningProgress(self.out) as progress:
-            done = tune(cases, asked, progress)
-        self.found.tuned |= {record.case: record for record in done.finals}
-        self.found.interrupted = done.interrupted
+            tuning = tune(cases, settings, progress)
+        self.results.tuned |= {record.case: record for record in tuning.finals}
+        self.results.interrupted = tuning.interrupted
         return (
-            f"{len(done.finals)} of {counted(len(cases), 'case')} in"
-            f" {counted(done.trials, 'trial')}"
+            f"{len(tuning.finals)} of {counted(len(cases), 'case')} in"
+            f" {counted(tuning.trials, 'trial')}"
         )
 
     def verify(self, helper: Helper) -> str:
@@ -300,9 +304,9 @@ class _Bringup:
             self.left(SHARES["bench"]),
             left * SHARES["verify"] / (SHARES["verify"] + SHARES["bench"]),
         )
-        tuned = [case for case in self.plan if case in self.found.tuned]
+        tuned = [case for case in self.plan if case in self.results.tuned]
         tuned += [
-            case for case in self.plan if case in self.before and case not in self.found.tuned
+            case for case in self.plan if case in self.before and case not in self.results.tuned
         ]
         todo = [
             msgspec.structs.replace(case, variant=ops.get(case.op).check_variant(""))
@@ -319,7 +323,7 @@ class _Bringup:
             (case, Candidate(r.schedule, tuple(r.knobs.items())))
             for case, r in zip(todo, served, strict=True)
         ]
-        done = 0
+        checked = 0
         with (
             Builders(self.device, kernels, VERIFY_SECONDS) as builders,
             StepProgress(self.out, "verify", len(todo)) as progress,
@@ -336,27 +340,29 @@ class _Bringup:
                 )
                 if answer.late and left < VERIFY_SECONDS:
                     break  # the time was over, which is not the kernel's fault
-                done += 1
-                self.found.wrong += [
+                checked += 1
+                self.results.wrong += [
                     f"{r.case}: {r.schedule}: {r.message}" for r in answer.results if not r.ok
                 ]
-                self.found.wrong += [f"{case}: {answer.error}"] if answer.error else []
-        self.found.verified, self.found.not_verified = done, len(todo) - done
-        return f"{done} of {counted(len(todo), 'kernel')} checked, {len(self.found.wrong)} wrong"
+                self.results.wrong += [f"{case}: {answer.error}"] if answer.error else []
+        self.results.verified, self.results.not_verified = checked, len(todo) - checked
+        return (
+            f"{checked} of {counted(len(todo), 'kernel')} checked, {len(self.results.wrong)} wrong"
+        )
 
     def bench(self, helper: Helper) -> str:
         """The telling cases against eager, torch.compile and whoever else is installed, unless the
         log has them.
         """
         telling = value.telling(self.plan)
-        have = known.benchmarked(self.device, telling)
+        known_cases = known.benchmarked(self.device, telling)
         takes = BENCH_SECONDS + (COMPILE_SECONDS if self.settings.with_compile else 1.0)
-        todo = [case for case in telling if case not in have]
+        todo = [case for case in telling if case not in known_cases]
         with StepProgress(self.out, "bench", len(todo)) as progress:
             for case in todo:
                 left = self.left()
                 if left < takes:
-                    self.found.not_benchmarked[str(case)] = "the time was over"
+                    self.results.not_benchmarked[str(case)] = "the time was over"
                     continue
                 progress(str(case))
                 begun = time.monotonic()
@@ -365,32 +371,33 @@ class _Bringup:
                 )
                 takes = time.monotonic() - begun
                 if answer.record is None:
-                    self.found.not_benchmarked[str(case)] = answer.error
+                    self.results.not_benchmarked[str(case)] = answer.error
                     continue
                 served = {
                     name: getattr(answer.record, name) for name in ("schedule", "code", "knobs")
                 }
                 self.log(case, role=known.BENCH, **served, **record_fields(answer.record))
-                self.found.wrong += (
+                self.results.wrong += (
                     [f"{case}: {answer.record.schedule}: {answer.record.message}"]
                     if answer.record.status == "wrong"
                     else []
                 )
-        done = len(telling) - len(self.found.not_benchmarked)
-        return f"{done} of {counted(len(telling), 'case')}, {len(have)} of them known before"
+        benchmarked = len(telling) - len(self.results.not_benchmarked)
+        count = counted(len(telling), "case")
+        return f"{benchmarked} of {count}, {len(known_cases)} of them known before"
 
     def summed_up(self) -> Summary:
         """The summary as things stand, which is also written where that was asked for."""
         seconds = time.monotonic() - self.begun
-        found = outcome.summary(
+        summary = outcome.summary(
             self.device,
             self.note,
             self.plan,
-            self.found,
+            self.results,
             len(self.before),
             seconds,
             self.settings.seconds,
         )
         if self.settings.output is not None:
-            outcome.write(found, self.settings.output)
-        return found
+            outcome.write(summary, self.settings.output)
+        return summary

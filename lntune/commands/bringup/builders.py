@@ -1,5 +1,5 @@
-"""Kernels of a GPU built into the cache on all cores, so that the step that needs one finds it
-there.
+"""Processes that build a GPU's kernels into the cache on all cores, ahead of the step that needs
+them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What the tuning log already holds of a plan. There is no other memory: a run that was killed goes
-on from here.
+"""What the tuning log already holds of the cases of a bringup.
+
+There is no other memory: a run that was killed goes on from here.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def _of(
     """The records of this device, oldest first, for the operators of the cases, whose schedule is
     as it was; also those without one.
     """
-    found = []
+    measured = []
     for op in dict.fromkeys(case.op for case in cases):
         for record in records.read(folders, op, device, role):
             if record.code in (Code(), schedule.code_of(record.schedule)):
-                found.append(record)
-    return found
+                measured.append(record)
+    return measured
 
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
@@ -46,9 +47,9 @@ def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     return _finals(cases, _of(device, cases, paths.log_dirs(), "final"))
 
 
-def _finals(cases: Sequence[Case], found: Sequence[Record]) -> dict[Case, Record]:
+def _finals(cases: Sequence[Case], log: Sequence[Record]) -> dict[Case, Record]:
     """Those of the cases, among records given oldest first."""
-    latest = records.finals(found)
+    latest = records.finals(log)
     return {case: latest[key] for case in cases if (key := records.Key.of(case)) in latest}
 
 
@@ -57,7 +58,7 @@ def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     log = _of(device, cases, paths.log_dirs(), ("final", BENCH))
     place = {id(record): number for number, record in enumerate(log)}
     newest = {case: place[id(record)] for case, record in _finals(cases, log).items()}
-    found: dict[Case, Record] = {}
+    latest: dict[Case, Record] = {}
     for record in log:
         if (
             record.role == BENCH
@@ -65,8 +66,8 @@ def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
             and record.status == "ok"
             and place[id(record)] >= newest.get(record.case, 0)
         ):
-            found[record.case] = record
-    return found
+            latest[record.case] = record
+    return latest
 
 
 def failures(device: Device, cases: Sequence[Case]) -> tuple[Counter[str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What a bringup found, put together: from the log and from what only the run itself knows."""
+"""The summary of a bringup, put together from the tuning log and from what only the run knows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lntune.words import counted
 
 
 @dataclass
-class Found:
-    """What a run has found so far."""
+class Results:
+    """The results of a run so far."""
 
     stages: list[Stage] = field(default_factory=list)
     doctor: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def summary(
     device: Device,
     note: str,
     plan: list[Case],
-    found: Found,
+    results: Results,
     before: int,
     seconds: float,
     budget: float,
@@ -65,48 +65,48 @@ def summary(
         note=note,
         budget_s=budget,
         seconds=round(seconds, 2),
-        interrupted=found.interrupted,
-        copy_gbps=found.copy_gbps,
-        stages=found.stages,
-        doctor=found.doctor,
-        smoke=found.smoke,
-        not_smoked=found.not_smoked,
+        interrupted=results.interrupted,
+        copy_gbps=results.copy_gbps,
+        stages=results.stages,
+        doctor=results.doctor,
+        smoke=results.smoke,
+        not_smoked=results.not_smoked,
         operators=[
             operator(op, sum(c.op == op for c in plan), of(op, finals), of(op, benchmarks))
             for op in names
         ],
-        tuned=len(found.tuned),
+        tuned=len(results.tuned),
         known=before,
         left=left,
         trials=dict(trials),
         failures=failures,
-        verified=found.verified,
-        not_verified=found.not_verified,
-        wrong=found.wrong,
+        verified=results.verified,
+        not_verified=results.not_verified,
+        wrong=results.wrong,
         benchmarks=rows_of(benchmarks.values()),
-        not_benchmarked=found.not_benchmarked,
+        not_benchmarked=results.not_benchmarked,
         log_dir=str(paths.log_dir() / device.slug),
-        next=_next(device, found, left, bool(finals)),
+        next=_next(device, results, left, bool(finals)),
         ok=bool(finals)
-        and bool(found.smoke)
-        and not found.not_smoked
-        and all(one.works for one in found.smoke)
-        and not found.wrong,
+        and bool(results.smoke)
+        and not results.not_smoked
+        and all(smoked.works for smoked in results.smoke)
+        and not results.wrong,
     )
 
 
-def _next(device: Device, found: Found, left: list[str], tuned: bool) -> list[str]:
+def _next(device: Device, results: Results, left: list[str], tuned: bool) -> list[str]:
     """What to do now, the most urgent first."""
-    if found.smoke and not any(one.works for one in found.smoke):
+    if results.smoke and not any(smoked.works for smoked in results.smoke):
         return ["nothing works on this device yet: see lntune doctor and the messages above"]
     steps = []
     on = " --target cuda" if device.kind == "gpu" else ""
-    if found.wrong:
+    if results.wrong:
         steps.append(
             f"kernels that serve calls are wrong: lntune check OPERATOR{on} shows them; tune these"
             " cases again, and report them"
         )
-    if not all(one.works for one in found.smoke):
+    if not all(smoked.works for smoked in results.smoke):
         steps.append(
             f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints"
             " its code"
@@ -118,21 +118,21 @@ def _next(device: Device, found: Found, left: list[str], tuned: bool) -> list[st
             f"lntune report{on} shows every case, lntune why OPERATOR --hidden N{on} what serves a"
             " call; commit the log's folder to keep it"
         )
-    if found.not_verified:
+    if results.not_verified:
         steps.append(f"lntune check OPERATOR{on} verifies all that serves the tuned cases")
     return steps
 
 
-def write(found: Summary, folder: Path) -> None:
+def write(summary: Summary, folder: Path) -> None:
     """summary.json and summary.txt in the folder, each written whole or not at all.
 
     Raises:
         InputError: the folder cannot be written.
     """
     console = Console(record=True, file=io.StringIO(), width=WIDE, highlight=False)
-    show(found, console)
+    show(summary, console)
     contents = {
-        "summary.json": msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n",
+        "summary.json": msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n",
         "summary.txt": console.export_text().encode(),
     }
     try:

@@ -1,4 +1,4 @@
-"""The device a bringup is for, from what `--target` says."""
+"""The device that a bringup is for, from the option `--target`."""
 
 from __future__ import annotations
 

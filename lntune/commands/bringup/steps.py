@@ -1,5 +1,7 @@
-"""What a bringup does beside tuning, each step in a child process: a kernel that crashes, hangs or
-spoils the device's context costs its own step, and whatever torch.compile takes it ends on time.
+"""The steps of a bringup beside tuning, each done in a child process.
+
+A kernel that crashes, hangs or spoils the device's context costs its own step, and whatever
+torch.compile takes, the step ends on time.
 """
 
 from __future__ import annotations

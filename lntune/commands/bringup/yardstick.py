@@ -1,4 +1,4 @@
-"""The bandwidth of a plain copy: what any kernel that only moves data is held against."""
+"""The bandwidth of a plain copy, which bounds that of any kernel that only moves data."""
 
 from __future__ import annotations
 
