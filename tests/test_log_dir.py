@@ -161,7 +161,7 @@ def test_a_variable_that_names_a_file(
 
 def test_a_folder_that_will_be_written(tmp_path: Path) -> None:
     """Commands that tune make their folder; a file in its place is an error for them, too."""
-    with base.using_logs(tmp_path / "new", made=True):
+    with base.using_logs(tmp_path / "new", may_be_new=True):
         assert paths.log_dirs() == [tmp_path / "new"]
     (tmp_path / "file").write_text("")
     for command in (["demo"], ["bringup"], ["tune"]):
@@ -180,7 +180,7 @@ def test_a_folder_need_not_be_there(
         seen.append(paths.log_dir())
         raise InputError("enough")
 
-    monkeypatch.setattr(f"lntune.{command}.run", begun)
+    monkeypatch.setattr(f"lntune.commands.{command}.run", begun)
     done = run(command, "--log-dir", tmp_path / "new")
     assert done.exit_code == 2 and "enough" in done.stderr and seen == [tmp_path / "new"]
 

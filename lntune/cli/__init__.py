@@ -12,7 +12,7 @@ __all__ = ["app", "bringup", "look", "main", "measure"]
 
 def main() -> None:
     """Entry point."""
-    # imports make hundreds of thousands of objects, and collections among them take a fifth of the
-    # time
+    # Imports make hundreds of thousands of objects; looks for garbage among them take a fifth of
+    # the time.
     gc.set_threshold(100_000, 20, 20)
     app()

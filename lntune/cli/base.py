@@ -1,6 +1,4 @@
-"""What all commands share: the application, the options several of them have, and how text becomes
-cases.
-"""
+"""What all commands share: the application, common options, and how text becomes cases."""
 
 from __future__ import annotations
 
@@ -51,7 +49,8 @@ DTYPE = Annotated[
 ROWS = Annotated[
     str,
     typer.Option(
-        "--rows", help="Numbers of rows, separated by commas. Each stands for its row bucket."
+        "--rows",
+        help="Numbers of rows, separated by commas. Each stands for its row bucket.",
     ),
 ]
 GRID = Annotated[
@@ -84,7 +83,8 @@ LOG_DIR = Annotated[
 ]
 
 TARGET = Annotated[
-    str, typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here.")
+    str,
+    typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here."),
 ]
 
 
@@ -97,7 +97,9 @@ def _seed(value: int) -> int:
 SEED = Annotated[
     int,
     typer.Option(
-        "--seed", callback=_seed, help="Seed of searches, of inputs and of the order of contenders."
+        "--seed",
+        callback=_seed,
+        help="Seed of searches, of inputs and of the order of contenders.",
     ),
 ]
 
@@ -105,21 +107,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """A command whose errors become one line, and with --json an object too, see `_told`;
+    """A command whose errors become one line, and with --json an object too (see `_message`);
     LNTUNE_TRACEBACK=1 shows where they come from. SIGTERM and SIGHUP end it as Ctrl-C does, in
     order and with what was found, and its exit code is then 143 or 129, as a shell has it of a
     process that they killed.
     """
 
     def invoke(self, ctx: Any) -> Any:
-        with interrupts.as_ctrl_c() as came:
+        with interrupts.as_ctrl_c() as signals:
             try:
                 self._invoke(ctx)
             except (KeyboardInterrupt, typer.Exit):
-                if not came:
+                if not signals:
                     raise
-            if came:
-                raise typer.Exit(128 + came[0])
+            if signals:
+                raise typer.Exit(128 + signals[0])
 
     def _invoke(self, ctx: Any) -> None:
         try:
@@ -131,28 +133,24 @@ class _Command(TyperCommand):
                 raise
             if os.environ.get("LNTUNE_TRACEBACK", "") not in ("", "0"):
                 traceback.print_exc()
-            said, code = _told(e)
+            message, code = _message(e)
             if ctx.params.get("as_json"):
-                print_json({"error": said, "kind": type(e).__name__})
-            tell(f"lntune: {said}")
+                print_json({"error": message, "kind": type(e).__name__})
+            tell(f"lntune: {message}")
             raise typer.Exit(code) from None
 
 
-def _told(error: Exception) -> tuple[str, int]:
-    """(what is said of an error, exit code): 2 for what an argument or the machine is to blame for,
+def _message(error: Exception) -> tuple[str, int]:
+    """(the message of an error, exit code): 2 for what an argument or the machine is to blame for,
     3 for what should not happen.
     """
     if isinstance(error, LntuneError):
         return str(error), 2
     if isinstance(error, OSError) and error.strerror:
-        files = " -> ".join(
-            str(name) for name in (error.filename, error.filename2) if name is not None
-        )
-        return (
-            f"{files}: {error.strerror}"
-            if files
-            else f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)"
-        ), 2
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if names:
+            return f"{' -> '.join(names)}: {error.strerror}", 2
+        return f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)", 2
     name = type(error).__name__
     what = f"{name}: {gist(error)}" if str(error).strip() else name
     return f"unexpected {what}; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it.", 3
@@ -210,10 +208,9 @@ def integers(name: str, text: str) -> list[int]:
             raise ValueError
         return [int(part.replace("_", "")) for part in parts]
     except ValueError:
+        remedy = f"For example {name} 768,1024."
         raise InputError(
-            got_expected(
-                name, repr(text), "integers separated by commas", f"For example {name} 768,1024."
-            )
+            got_expected(name, repr(text), "integers separated by commas", remedy)
         ) from None
 
 
@@ -225,14 +222,9 @@ def names(text: str) -> list[str]:
 def some(name: str, text: str) -> str:
     """The text, which is to have one word at least."""
     if not names(text):
-        raise InputError(
-            got_expected(
-                name,
-                repr(text),
-                "one word or more, separated by commas",
-                f"Leave {name} out for its default.",
-            )
-        )
+        expected = "one word or more, separated by commas"
+        remedy = f"Leave {name} out for its default."
+        raise InputError(got_expected(name, repr(text), expected, remedy))
     return text
 
 
@@ -249,24 +241,13 @@ def seconds(name: str, text: str) -> float:
     """The seconds of a text such as "90", "300ms", "90s", "1.5m", "1m30s" or "1h"."""
     plain = text.strip()
     match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
-    found = (
-        sum(
-            float(part) * unit
-            for part, unit in zip(match.groups(), _UNITS.values(), strict=True)
-            if part
-        )
-        if match
-        else 0
-    )
-    if not 0 < found <= LONGEST:
-        raise InputError(
-            got_expected(
-                name,
-                repr(text),
-                f"a duration above 0 such as 90s, 1m30s, 10m or 1h, of {LONGEST // 3600} h at most",
-            )
-        )
-    return found
+    parts = zip(match.groups(), _UNITS.values(), strict=True) if match else ()
+    total = sum(float(part) * unit for part, unit in parts if part)
+    if not 0 < total <= LONGEST:
+        expected = "a duration above 0 such as 90s, 1m30s, 10m or 1h"
+        limit = f"{LONGEST // 3600} h at most"
+        raise InputError(got_expected(name, repr(text), f"{expected}, of {limit}"))
+    return total
 
 
 def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
@@ -286,24 +267,21 @@ def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") ->
     types = names(dtype) or list(dict.fromkeys(c.dtype for c in plan.grid))
     counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in plan.grid))
     if any(count < 1 for count in counts):
-        raise InputError(
-            got_expected(
-                "--rows", repr(rows), "numbers of rows from 1 on", "An empty batch needs no kernel."
-            )
-        )
+        remedy = "An empty batch needs no kernel."
+        raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", remedy))
     return list(dict.fromkeys(Case(op, h, t, r) for h in sizes for t in types for r in counts))
 
 
 @contextlib.contextmanager
-def using_logs(folder: Path | None, made: bool = False) -> Iterator[None]:
+def using_logs(folder: Path | None, may_be_new: bool = False) -> Iterator[None]:
     """Everything in the block reads and writes the tuning logs of `folder` and no others, also in
-    processes it starts; None: wherever they are by default. `made`: the folder need not be there
-    yet.
+    processes it starts; None: wherever they are by default. `may_be_new`: the folder need not be
+    there yet.
 
     Raises:
         InputError: it is no folder of tuning logs.
     """
-    _check_logs(folder, made)
+    _check_logs(folder, may_be_new)
     if folder is None:
         yield
         return
@@ -319,29 +297,18 @@ def using_logs(folder: Path | None, made: bool = False) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _check_logs(folder: Path | None, made: bool) -> None:
-    """Complain about a folder of tuning logs that is none; one named by the environment need not be
-    there yet.
-    """
-    name, where = ("LNTUNE_LOG_DIR", paths.log_dir()) if folder is None else ("--log-dir", folder)
+def _check_logs(folder: Path | None, may_be_new: bool) -> None:
+    """Refuse a folder that holds no tuning logs; one of the environment may be new in any case."""
+    name, logs = ("LNTUNE_LOG_DIR", paths.log_dir()) if folder is None else ("--log-dir", folder)
     expected = "a folder of tuning logs, which holds a folder for each device"
-    if where.exists() and not where.is_dir():
-        raise InputError(got_expected(name, f"{where}, a file", expected))
-    if not where.exists() and folder is not None and not made:
-        raise InputError(
-            got_expected(
-                name, f"{where}, which is not there", expected, "lntune tune --log-dir makes one."
-            )
-        )
-    if any(where.glob("*.jsonl")):
-        raise InputError(
-            got_expected(
-                name,
-                f"{where}, the folder of one device",
-                expected,
-                f"Give {where.resolve().parent}.",
-            )
-        )
+    if logs.exists() and not logs.is_dir():
+        raise InputError(got_expected(name, f"{logs}, a file", expected))
+    if not logs.exists() and folder is not None and not may_be_new:
+        got = f"{logs}, which is not there"
+        raise InputError(got_expected(name, got, expected, "lntune tune --log-dir makes one."))
+    if any(logs.glob("*.jsonl")):
+        got = f"{logs}, the folder of one device"
+        raise InputError(got_expected(name, got, expected, f"Give {logs.resolve().parent}."))
 
 
 @contextlib.contextmanager
@@ -367,8 +334,5 @@ def show_rows(
     """
     from lntune.report.tables import cases_table, console, show, summary_lines
 
-    show(
-        console(wide=wide),
-        cases_table(rows, title, details=True, bandwidth=bandwidth),
-        summary_lines(rows),
-    )
+    table = cases_table(rows, title, details=True, bandwidth=bandwidth)
+    show(console(wide=wide), table, summary_lines(rows))

@@ -1,4 +1,4 @@
-"""The command for the first minutes with a device."""
+"""The command `lntune bringup`: the first minutes with a new device."""
 
 from __future__ import annotations
 
@@ -75,21 +75,15 @@ def bringup(
     from lntune.report import bringup as report
     from lntune.report.tables import console
 
+    length, only = seconds("--budget", budget), tuple(names(operators))
     settings = first_minutes.Settings(
-        seconds("--budget", budget),
-        target,
-        tuple(names(operators)),
-        grid,
-        trials,
-        with_compile,
-        seed,
-        output,
+        length, target, only, grid, trials, with_compile, seed, output
     )
-    with using_logs(log_dir, made=True):
-        found = first_minutes.run(settings, console(stderr=as_json))
+    with using_logs(log_dir, may_be_new=True):
+        outcome = first_minutes.run(settings, console(stderr=as_json))
     if as_json:
-        print_json(found)
+        print_json(outcome)
     else:
-        report.show(found, console(wide=wide))
-    if not found.ok:
+        report.show(outcome, console(wide=wide))
+    if not outcome.ok:
         raise typer.Exit(1)

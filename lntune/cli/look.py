@@ -1,5 +1,5 @@
-"""Commands that look: operators, the log, what serves a call and why, its code, two runs side by
-side, the machine.
+"""Commands that change nothing: operators, the log, what serves a call and why, its code, two runs
+side by side, the state of the machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def list_ops(as_json: JSON = False) -> None:
     from lntune.report.columns import hanging
     from lntune.report.tables import console
 
-    found = [
+    operators = [
         {
             "op": o.name,
             "summary": o.summary,
@@ -55,7 +55,7 @@ def list_ops(as_json: JSON = False) -> None:
         for o in ops.OPS.values()
     ]
     if as_json:
-        print_json(found)
+        print_json(operators)
         return
     out = console()
     for o in ops.OPS.values():
@@ -95,21 +95,20 @@ def report(
     whose_records = None if everywhere else device_of(target)
     with using_logs(log_dir):
         folders = paths.log_dirs()
-        found = records.read(folders, op or None, whose_records, role="final")
-    known = schedule.all_schedules()
+        finals = records.read(folders, op or None, whose_records, role="final")
+    schedules = schedule.all_schedules()
     if whose_records is None:
-        groups = [(group[0].device.slug, group) for group in records.by_device(found)]
+        groups = [(group[0].device.slug, group) for group in records.by_device(finals)]
     else:  # also of folders named before devices told their model
-        groups = [(whose_records.slug, found)]
+        groups = [(whose_records.slug, finals)]
     tables = [
         (slug, rows)
         for slug, group in groups
-        if (rows := rows_of(select.served(group, known).values(), known))
+        if (rows := rows_of(select.served(group, schedules).values(), schedules))
     ]
     if as_json:
-        print_json(
-            [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
-        )
+        facts = [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
+        print_json(facts)
     else:
         for slug, rows in tables:
             show_rows(rows, slug, wide=wide)
@@ -122,11 +121,9 @@ def report(
         )
         if trials := _failed(folders, op, whose_records):
             show(console(wide=wide), None, trials)
-        remedy = (
-            f"{'Run' if here else 'Run where it is'}: lntune tune"
-            f" {op or ops.DEFAULT}{_target(target if here else 'cuda')}"
-        )
-        tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {remedy}")
+        run = "Run" if here else "Run where it is"
+        tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if here else 'cuda')}"
+        tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {run}: {tuning}")
         raise typer.Exit(1)
 
 
@@ -135,17 +132,13 @@ def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str
     from lntune.report.failures import Failures, lines
 
     trials, failures = records.read(folders, op or None, device, role="trial"), Failures()
+    if not trials:
+        return []
     for trial in trials:
         if trial.status != "ok":
             failures.add(trial.status, trial.message)
-    return (
-        [
-            f"{counted(len(trials), 'trial')}, none of which has won a case",
-            *lines(failures.reasons()),
-        ]
-        if trials
-        else []
-    )
+    count = f"{counted(len(trials), 'trial')}, none of which has won a case"
+    return [count, *lines(failures.reasons())]
 
 
 @command()
@@ -172,12 +165,12 @@ def why(
     with dispatching(log_dir):
         from lntune.torch.explanation import explain
 
-        told = explain(op, hidden, dtype, rows, target)
+        explanation = explain(op, hidden, dtype, rows, target)
     if as_json:
-        print_json(told)
+        print_json(explanation)
         return
     out = console()
-    for lead, sentence in told.lines:
+    for lead, sentence in explanation.lines:
         hanging(out, lead, sentence)
 
 
@@ -205,45 +198,37 @@ def show(
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
-    """Print the kernel that serves a call: definition, scheduled loops, the compiler's source or
-    assembly.
-    """
+    """Print the kernel that serves a call: definition, scheduled loops, source or assembly."""
     from lntune import schedule as schedules
     from lntune.backends.cuda.targets import device_of
     from lntune.kernels import compiler
 
     if form not in compiler.FORMS:
         raise unknown("form", form, compiler.FORMS)
-    asked = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
-    here = device_of(target)
+    case = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
+    device = device_of(target)
     if schedule:
-        plan = schedules.get(schedule, op, here.kind)
-        if plan.kind != here.kind:
+        plan = schedules.get(schedule, op, device.kind)
+        if plan.kind != device.kind:
             raise InputError(
                 f"--schedule: {schedule} is for a {plan.kind}, expected one for the target"
-                f" {target}, a {here.kind}."
+                f" {target}, a {device.kind}."
             )
-        setting = plan.untuned(asked, here)
+        setting = plan.untuned(case, device)
     else:
         with dispatching(log_dir) as dispatch:
-            choice = dispatch.choose(asked, here)
+            choice = dispatch.choose(case, device)
         if not choice.schedule:
             raise InputError(
-                f"eager mode serves {asked} ({choice.steps[-1]}); name a --schedule to see a kernel"
+                f"eager mode serves {case} ({choice.steps[-1]}); name a --schedule to see a kernel"
                 " all the same."
             )
-        plan, setting = schedules.resolve(choice.schedule, op, choice.knobs)
-    text = compiler.show(asked, plan, setting, here, form)
+        plan = schedules.get(choice.schedule, op)
+        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+    text = compiler.show(case, plan, setting, device, form)
     if as_json:
-        print_json(
-            {
-                "case": asked,
-                "schedule": plan.name,
-                "knobs": knobs.to_dict(setting),
-                "form": form,
-                "text": text,
-            }
-        )
+        facts = {"case": case, "schedule": plan.name, "knobs": knobs.to_dict(setting)}
+        print_json({**facts, "form": form, "text": text})
     else:
         print(text)
 
@@ -291,17 +276,17 @@ def inspect(
         )
     checked = ops.get(op).check_variant(variant)
     sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
-    asked = [Case(op, h, d, rows, checked) for h in sizes for d in types]
+    cases = [Case(op, h, d, rows, checked) for h in sizes for d in types]
     err = console(stderr=True)
-    found = []
-    for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in asked], 1):
+    kernels = []
+    for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        found.append(inspection.inspect(case, plan, plan.untuned(case, gpu), gpu, strided))
+        kernels.append(inspection.inspect(case, plan, plan.untuned(case, gpu), gpu, strided))
     if as_json:
-        print_json([{**msgspec.to_builtins(one), "problems": one.problems} for one in found])
+        print_json([{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels])
     else:
-        show(console(wide=wide), inspections.table(found), inspections.lines(found))
-    if any(one.problems for one in found):
+        show(console(wide=wide), inspections.table(kernels), inspections.lines(kernels))
+    if any(kernel.problems for kernel in kernels):
         raise typer.Exit(1)
 
 
@@ -315,8 +300,8 @@ def _first(op: str, kind: str) -> Any:
     from lntune import schedule as schedules
 
     ops.get(op)
-    if found := schedules.for_op(op, kind):
-        return next(iter(found.values()))
+    if of_kind := schedules.for_op(op, kind):
+        return next(iter(of_kind.values()))
     others = ", ".join(name for name in ops.OPS if schedules.for_op(name, kind))
     raise InputError(f"op: {op} has no schedule for a {kind} yet, expected one that has: {others}.")
 
@@ -374,19 +359,20 @@ def compare(
 
 @command()
 def doctor(as_json: JSON = False) -> None:
-    """Look at versions, compiler, CPU, threads, GPU, folders and logs; exit code 1 when something
-    will not work.
+    """Look at versions, compiler, CPU, threads, GPU, folders and logs.
+
+    Exit code 1 when something will not work.
     """
     from lntune.commands import doctor as examination
 
-    found = examination.examine()
-    failed = any(f.status == "fail" for f in found)
+    findings = examination.examine()
+    failed = any(f.status == "fail" for f in findings)
     if as_json:
-        print_json({"ok": not failed, "findings": found})
+        print_json({"ok": not failed, "findings": findings})
     else:
         from lntune.report.findings import show
         from lntune.report.tables import console
 
-        show(found, console())
+        show(findings, console())
     if failed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Commands that make or run kernels: tune, check, build, bench, demo."""
+"""Commands that build or run kernels: tune, check, build, bench, demo."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.case import Case
+    from lntune.device import Device
     from lntune.tune import Settings
 
 
@@ -149,44 +150,44 @@ def tune(
     else:
         if table:
             show_rows(table, "tuned", wide=wide)
-        statuses = (
-            ", ".join(f"{count} {kind}" for kind, count in sorted(summary.statuses.items()))
-            or "none"
-        )
+        kinds = [f"{count} {kind}" for kind, count in sorted(summary.statuses.items())]
+        statuses = ", ".join(kinds) or "none"
         speed = "" if pace is None else f", {pace:.1f} verified trials a second"
         interrupted = " (interrupted)" if summary.interrupted else ""
-        counts = (
-            f"{counted(summary.trials, 'trial')} ({statuses}) in {summary.seconds:.0f} s{speed}"
-        )
-        said = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
-        said += [f"failed: {line}" for line in lines(summary.failures.reasons())]
-        said += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
-        show(console(), None, [*said, *(f"note: {note}" for note in summary.notes)])
+        trials_made = f"{counted(summary.trials, 'trial')} ({statuses})"
+        counts = f"{trials_made} in {summary.seconds:.0f} s{speed}"
+        text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
+        text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
+        text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
+        show(console(), None, [*text, *(f"note: {note}" for note in summary.notes)])
     if not table:
         raise typer.Exit(1)
 
 
-def _dry_run(asked: list[Case], settings: Settings, wide: bool, as_json: bool) -> None:
+def _dry_run(requested: list[Case], settings: Settings, wide: bool, as_json: bool) -> None:
     from lntune.report import dry_runs
     from lntune.report.progress import StepProgress
     from lntune.report.tables import console, show
     from lntune.tune import dry
 
-    with StepProgress(console(stderr=True), "dry run", len(asked)) as progress:
-        found = dry.run(
-            asked, settings, lambda case, _index, _of, built: None if built else progress(str(case))
-        )
+    with StepProgress(console(stderr=True), "dry run", len(requested)) as progress:
+
+        def on_case(case: Case, _index: int, _count: int, built: int) -> None:
+            if not built:
+                progress(str(case))
+
+        plan = dry.run(requested, settings, on_case)
     if as_json:
         totals = {
-            "measured": found.measured,
-            "within_budget": found.within,
-            "run_seconds": round(found.run_seconds, 1),
-            "wrong": found.wrong,
+            "measured": plan.measured,
+            "within_budget": plan.within,
+            "run_seconds": round(plan.run_seconds, 1),
+            "wrong": plan.wrong,
         }
-        print_json({**msgspec.to_builtins(found), **totals})
+        print_json({**msgspec.to_builtins(plan), **totals})
     else:
-        show(console(wide=wide), dry_runs.table(found), dry_runs.lines(found))
-    if found.wrong or found.interrupted or not found.measured:
+        show(console(wide=wide), dry_runs.table(plan), dry_runs.lines(plan))
+    if plan.wrong or plan.interrupted or not plan.measured:
         raise typer.Exit(1)
 
 
@@ -202,27 +203,23 @@ def check(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Check every tuned case against float64 and eager over adversarial inputs; exit code 1 when
-    one is wrong.
+    """Check every tuned case against float64 and eager over adversarial inputs.
 
     Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where
-    none is.
+    none is. Exit code 1 when a case is wrong.
     """
     from lntune.backends.cuda.targets import device_of
     from lntune.commands import check as verification
     from lntune.report.tables import console, show
     from lntune.report.verdicts import verdict_lines, verdict_table
 
-    asked = (
-        cases(op, hidden, dtype, rows, grid)
-        if hidden or dtype or rows or grid != "default"
-        else None
-    )
+    narrowed = bool(hidden or dtype or rows or grid != "default")
+    requested = cases(op, hidden, dtype, rows, grid) if narrowed else []
     device = device_of(target)
     with dispatching(log_dir):
-        results = verification.check_cases(
-            verification.tuned_cases(op, device) if asked is None else asked, device
-        )
+        if not narrowed:
+            requested = verification.tuned_cases(op, device)
+        results = verification.check_cases(requested, device)
     if as_json:
         print_json(results)
     else:
@@ -274,27 +271,24 @@ def build(
     from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
-    also = tuple(cuda.architecture(arch).name for arch in names(archs))
-    if also and not any(d.kind == "gpu" for d in devices):
-        raise InputError(
-            got_expected("--archs", f"{archs} beside --target {target}", "a GPU's target")
-        )
+    architectures = tuple(cuda.architecture(arch).name for arch in names(archs))
+    if architectures and not any(d.kind == "gpu" for d in devices):
+        got = f"{archs} beside --target {target}"
+        raise InputError(got_expected("--archs", got, "a GPU's target"))
     err = console(stderr=True)
+
+    def on_case(index: int, count: int, case: Case, device: Device) -> None:
+        line = f"[{index + 1}/{count}] {case} for {device.isa}"
+        err.print(line, markup=False, highlight=False)
+
+    requested = cases(op, hidden, dtype, rows, grid)
     with dispatching(log_dir):
-        found = prebuild.build(
-            cases(op, hidden, dtype, rows, grid),
-            devices,
-            also,
-            strided,
-            lambda i, n, case, device: err.print(
-                f"[{i + 1}/{n}] {case} for {device.isa}", markup=False, highlight=False
-            ),
-        )
+        built = prebuild.build(requested, devices, architectures, strided, on_case)
     if as_json:
-        print_json(found)
+        print_json(built)
     else:
-        show(console(wide=wide), builds.table(found), builds.lines(found, prebuild.folder(found)))
-    if any(one.status == "failed" for one in found):
+        show(console(wide=wide), builds.table(built), builds.lines(built, prebuild.folder(built)))
+    if any(kernel.status == "failed" for kernel in built):
         raise typer.Exit(1)
 
 
@@ -384,10 +378,8 @@ def bench(
     length = seconds("--time", time_per_case)
     _write(output)
     if strided and (given_output or call_cost):
-        got = "--given-output" if given_output else "--call-cost"
-        raise InputError(
-            got_expected("--strided", f"{got} beside it", "neither --given-output nor --call-cost")
-        )
+        got = f"{'--given-output' if given_output else '--call-cost'} beside it"
+        raise InputError(got_expected("--strided", got, "neither --given-output nor --call-cost"))
     if training:
         others = (
             ("--strided", strided),
@@ -395,48 +387,24 @@ def bench(
             ("--call-cost", call_cost),
             (f"--target {target}", target != "cpu"),
         )
-        if beside := [name for name, there in others if there]:
-            raise InputError(
-                got_expected(
-                    "--training",
-                    f"{beside[0]} beside it",
-                    "neither that nor another kind of benchmark",
-                )
-            )
-        _training(
-            cases(op, hidden, dtype, rows, grid),
-            length,
-            with_compile,
-            seed,
-            output,
-            log_dir,
-            wide,
-            as_json,
-        )
+        if conflicts := [name for name, is_set in others if is_set]:
+            expected = "neither that nor another kind of benchmark"
+            raise InputError(got_expected("--training", f"{conflicts[0]} beside it", expected))
+        requested = cases(op, hidden, dtype, rows, grid)
+        _training(requested, length, with_compile, seed, output, log_dir, wide, as_json)
         return
     if call_cost:
         if target != "cpu":
-            raise InputError(
-                got_expected(
-                    "--call-cost",
-                    f"--target {target} beside it",
-                    "cpu",
-                    "It measures calls on the CPU.",
-                )
-            )
+            got = f"--target {target} beside it"
+            remedy = "It measures calls on the CPU."
+            raise InputError(got_expected("--call-cost", got, "cpu", remedy))
         if given_output or rows not in ("", "1"):
-            got = "--given-output" if given_output else f"--rows {rows}"
-            raise InputError(
-                got_expected(
-                    "--call-cost",
-                    f"{got} beside it",
-                    "neither",
-                    "It measures calls of one row that allocate their output.",
-                )
-            )
+            got = f"{'--given-output' if given_output else f'--rows {rows}'} beside it"
+            remedy = "It measures calls of one row that allocate their output."
+            raise InputError(got_expected("--call-cost", got, "neither", remedy))
         _call_cost(op, hidden, dtype, length, output, log_dir, wide, as_json)
         return
-    asked = cases(op, hidden, dtype, rows, grid)
+    requested = cases(op, hidden, dtype, rows, grid)
     err = console(stderr=True)
 
     def facts_of(result: benchmark.Result) -> dict[str, Any]:
@@ -451,7 +419,7 @@ def bench(
 
     with dispatching(log_dir):
         result = benchmark.run(
-            asked,
+            requested,
             length,
             with_compile,
             given_output,
@@ -470,7 +438,7 @@ def bench(
 
 
 def _training(
-    asked: list[Case],
+    requested: list[Case],
     length: float,
     with_compile: bool,
     seed: int,
@@ -494,8 +462,8 @@ def _training(
         err.print(f"[{index + 1}/{count}] {case}", markup=False)
 
     with dispatching(log_dir):
-        made = training.run(
-            asked,
+        records = training.run(
+            requested,
             length,
             with_compile,
             seed,
@@ -503,9 +471,9 @@ def _training(
             lambda sofar: _write(output, facts_of(sofar)),
         )
     if as_json:
-        print_json(facts_of(made))
+        print_json(facts_of(records))
     else:
-        steps = steps_of(made)
+        steps = steps_of(records)
         show(console(wide=wide), steps_table(steps), steps_lines(steps))
 
 
@@ -523,9 +491,9 @@ def _call_cost(
     from lntune.report.costs import costs_lines, costs_table
     from lntune.report.tables import console, show
 
-    asked = cases(op, hidden or "1024", dtype or "float32", "1")
+    requested = cases(op, hidden or "1024", dtype or "float32", "1")
     with dispatching(log_dir):
-        costs = [call_cost.measure(case, length) for case in asked]
+        costs = [call_cost.measure(case, length) for case in requested]
     _write(output, costs)
     if as_json:
         print_json(costs)
@@ -534,23 +502,19 @@ def _call_cost(
 
 
 def _write(output: Path | None, facts: Any = None) -> None:
-    """Write facts to the file asked for; without facts only find out that it can be written, before
-    minutes are spent.
-    """
+    """Write facts to the file asked for; without facts only find out that it can be written."""
     if output is None:
         return
+    text = b""
+    if facts is not None:
+        text = msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("ab" if facts is None else "wb") as file:
-            file.write(
-                b""
-                if facts is None
-                else msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-            )
+            file.write(text)
     except OSError as e:
-        raise InputError(
-            got_expected("--output", output, "a file that can be written", e.strerror or str(e))
-        ) from e
+        expected, reason = "a file that can be written", e.strerror or str(e)
+        raise InputError(got_expected("--output", output, expected, reason)) from e
 
 
 @command()
@@ -560,8 +524,7 @@ def demo(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Tune a small grid for this CPU, load the winners in PyTorch, check them against eager and
-    print the report.
+    """Tune a small grid for this CPU, load the winners in PyTorch, check them, print the report.
 
     Exit code 1 when a tuned op does not agree with eager, or nothing was tuned.
     """
@@ -569,7 +532,7 @@ def demo(
     from lntune.report.tables import console
 
     length = seconds("--budget", budget)
-    with using_logs(log_dir, made=True):
+    with using_logs(log_dir, may_be_new=True):
         result = tour.run(length, out=console(stderr=as_json), wide=wide)
     if as_json:
         print_json({"ok": result.ok, **msgspec.to_builtins(result)})

@@ -17,9 +17,7 @@ from lntune.report.tables import cases_table, number, percent
 from lntune.words import counted
 
 BEYOND = 2
-"""Data of this many times the last cache is far beyond it: there a kernel is held against a copy's
-bandwidth.
-"""
+"""Data of this many times the last cache is compared with the bandwidth of a plain copy."""
 _CACHE = 64 << 20  # bytes, where a device does not say
 
 
@@ -45,10 +43,8 @@ class Smoked(msgspec.Struct, frozen=True):
         return self.status == "ok"
 
     def __str__(self) -> str:
-        return (
-            f"{self.case} {self.schedule}:"
-            f" {self.status}{': ' + self.message if self.message else ''}"
-        )
+        message = f": {self.message}" if self.message else ""
+        return f"{self.case} {self.schedule}: {self.status}{message}"
 
 
 class Operator(msgspec.Struct, frozen=True):
@@ -136,9 +132,8 @@ def operator(
 def _beyond_cache(record: Record) -> bool:
     device = record.device
     cache = (device.l2 if device.kind == "gpu" else device.l3) or _CACHE
-    return (
-        record.case.op in ops.OPS and ops.get(record.case.op).bytes(record.case) >= BEYOND * cache
-    )
+    case = record.case
+    return case.op in ops.OPS and ops.get(case.op).bytes(case) >= BEYOND * cache
 
 
 def operators_table(operators: Iterable[Operator]) -> Table:
@@ -149,83 +144,73 @@ def operators_table(operators: Iterable[Operator]) -> Table:
         Column("over eager"),
         Column("over untuned", 3),
         Column("benchmarked", 5),
+        Column("over better", 1),
+        Column("of copy", 2),
+        Column("smallest", 4),
     ]
-    columns += [Column("over better", 1), Column("of copy", 2), Column("smallest", 4)]
-    table = Table(
-        "medians; over eager and of copy from the tuned cases, over better from the benchmark",
-        columns,
-    )
+    title = "medians; over eager and of copy from the tuned cases, over better from the benchmark"
+    table = Table(title, columns)
     for o in operators:
-        ratios = [
+        table.add(
+            o.op,
+            f"{o.tuned}/{o.planned}",
             number(o.over_eager, 2, "x"),
             number(o.over_default, 2, "x"),
             str(o.benchmarked),
             number(o.over_better, 2, "x"),
-        ]
-        table.add(
-            o.op, f"{o.tuned}/{o.planned}", *ratios, percent(o.of_copy), percent(o.smallest_of_copy)
+            percent(o.of_copy),
+            percent(o.smallest_of_copy),
         )
     return table
 
 
 def lines(s: Summary) -> list[str]:
     """The summary in sentences."""
-    sentences = [f"{s.device} ({s.target}){': ' + s.note if s.note else ''}"]
+    text = [f"{s.device} ({s.target}){': ' + s.note if s.note else ''}"]
     if s.copy_gbps is not None:
-        sentences.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
-    sentences += [f"doctor: {finding}" for finding in s.doctor]
+        text.append(f"a plain copy moves {s.copy_gbps:,.0f} GB/s")
+    text += [f"doctor: {finding}" for finding in s.doctor]
     failed = [smoked for smoked in s.smoke if not smoked.works]
     later = f", {s.not_smoked} not reached" if s.not_smoked else ""
     smoked = counted(len(s.smoke), "operator and dtype", "operators and dtypes")
-    sentences.append(
+    text.append(
         f"smoke check: {len(s.smoke) - len(failed)} of {smoked} work with default knobs{later}"
     )
-    sentences += [f"  {one}" for one in failed]
-    sentences.append(
+    text += [f"  {one}" for one in failed]
+    text.append(
         f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan:"
         f" {len(s.left)}"
     )
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
-    sentences.append(f"trials in the log: {trials}")
-    sentences += [
-        f"  {status}, for example {example}" for status, example in sorted(s.failures.items())
-    ]
+    text.append(f"trials in the log: {trials}")
+    text += [f"  {status}, for example {example}" for status, example in sorted(s.failures.items())]
     slower = [case for o in s.operators for case in o.slower_than_eager]
     if slower:
-        sentences.append(
+        text.append(
             f"slower than eager: {'; '.join(slower)} (by more than 2 %, and eager mode serves it)"
         )
     elif any(o.over_eager for o in s.operators):
-        sentences.append("slower than eager nowhere")
+        text.append("slower than eager nowhere")
     if disturbed := sum(o.disturbed for o in s.operators):
         what = counted(disturbed, "measurement was", "measurements were")
-        sentences.append(
+        text.append(
             f"{what} disturbed by other work on the machine and left out: neither times nor ratios"
             " of these hold"
         )
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"
-    sentences.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
-    sentences += [f"  {one}" for one in s.wrong]
-    sentences += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
-    sentences.append(
-        f"{s.seconds:.0f} of {s.budget_s:.0f} s"
-        + (" (interrupted)" if s.interrupted else "")
-        + f"; log in {whole(s.log_dir)}"
-    )
-    return [*sentences, *(f"next: {step}" for step in s.next)]
+    text.append(f"verified {counted(s.verified, 'kernel')}, {right}{rest}")
+    text += [f"  {one}" for one in s.wrong]
+    text += [f"not benchmarked: {case}: {why}" for case, why in s.not_benchmarked.items()]
+    interrupted = " (interrupted)" if s.interrupted else ""
+    text.append(f"{s.seconds:.0f} of {s.budget_s:.0f} s{interrupted}; log in {whole(s.log_dir)}")
+    return [*text, *(f"next: {step}" for step in s.next)]
 
 
 def show(s: Summary, out: Console) -> None:
     """Print it all."""
     tables.show(out, operators_table(s.operators))
     if s.benchmarks:
-        tables.show(
-            out,
-            cases_table(
-                s.benchmarks,
-                "benchmark of what serves each case; everyone allocates its output",
-                details=True,
-            ),
-        )
+        title = "benchmark of what serves each case; everyone allocates its output"
+        tables.show(out, cases_table(s.benchmarks, title, details=True))
     tables.show(out, None, lines(s))

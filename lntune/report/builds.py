@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lntune.commands.build import Built
 
 
-def table(built: Sequence[Built]) -> Table:
+def table(kernels: Sequence[Built]) -> Table:
     """A row for each kernel."""
     columns = [
         *key("op", "dtype"),
@@ -24,21 +24,15 @@ def table(built: Sequence[Built]) -> Table:
         Column("rows"),
         *key("arch"),
         Column("variant", 2, False, shared=True),
-    ]
-    columns += [
         Column("served by", 1, False, shared=True),
         *key("status"),
         Column("KiB", 3),
         Column("schedule and knobs", 4, False),
     ]
-    listing = Table("", columns)
-    for kernel in built:
-        case, plan = (
-            kernel.case,
-            (plan_text(kernel.schedule, kernel.knobs, kernel.strided) if kernel.schedule else ""),
-        )
-        size = f"{kernel.bytes / 1024:.0f}" if kernel.bytes else "-"
-        listing.add(
+    rows = Table("", columns)
+    for kernel in kernels:
+        case = kernel.case
+        rows.add(
             case.op,
             case.dtype,
             str(case.hidden),
@@ -47,28 +41,22 @@ def table(built: Sequence[Built]) -> Table:
             case.variant,
             kernel.tier,
             kernel.status,
-            size,
-            plan,
+            f"{kernel.bytes / 1024:.0f}" if kernel.bytes else "-",
+            plan_text(kernel.schedule, kernel.knobs, kernel.strided) if kernel.schedule else "",
         )
-    return listing
+    return rows
 
 
-def lines(built: Sequence[Built], folder: Path | None) -> list[str]:
+def lines(kernels: Sequence[Built], folder: Path | None) -> list[str]:
     """What the table comes to, and where the files are."""
-    count = Counter(kernel.status for kernel in built)
-    cached = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
-    sentences = [
-        f"{counted(count['built'], 'kernel')} built, {cached}"
-        + (f", {count['eager']} left to eager mode" if count["eager"] else "")
-    ]
+    count = Counter(kernel.status for kernel in kernels)
+    before = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
+    eager = f", {count['eager']} left to eager mode" if count["eager"] else ""
+    text = [f"{counted(count['built'], 'kernel')} built, {before}{eager}"]
     if folder:
-        sentences.append(
+        text.append(
             f"in {whole(folder)}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of"
             " these kinds that have no compiler"
         )
-    failed = [
-        f"{kernel.case} for {kernel.arch} failed: {kernel.message}"
-        for kernel in built
-        if kernel.status == "failed"
-    ]
-    return [*sentences, *failed]
+    failed = [kernel for kernel in kernels if kernel.status == "failed"]
+    return [*text, *(f"{k.case} for {k.arch} failed: {k.message}" for k in failed)]

@@ -20,9 +20,7 @@ from rich.text import Text
 WIDE = 1_000_000
 """The width of what is not a terminal: nothing is left out or broken."""
 GAP = "  "
-"""Between columns. No cell is empty or has two spaces in a row, so that programs can split lines at
-them.
-"""
+"""Between columns. No cell is empty or has two spaces in a row: programs can split lines there."""
 KEY = 0
 """The rank of columns without which a table has no point."""
 
@@ -58,32 +56,25 @@ class Table:
     def add(self, *cells: Cell) -> None:
         """One more row; an empty cell is a dash."""
         assert len(cells) == len(self.columns)
-        self.rows.append(
-            [
-                (cell if isinstance(cell, Text) else Text(cell)) if cell else Text("-")
-                for cell in cells
-            ]
-        )
+        filled = [cell or "-" for cell in cells]
+        self.rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in filled])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self.lines(options.max_width if console.is_terminal else WIDE)
 
     def lines(self, width: int) -> list[Text]:
         """The table for a terminal of that many columns."""
-        shown, shared, left = self._fit(width)
+        shown, shared, omitted = self._fit(width)
         title = ", ".join(part for part in (self.title, *shared) if part)
         lines = [Text(title, style="bold")] if title else []
         if self._width(shown) <= width:
             lines += self._grid(shown)
         else:
             lines += self._blocks(shown, width)
-        if left:
-            names = ", ".join(self.columns[i].name for i in left)
-            lines.append(
-                Text(
-                    f"not shown for want of width: {names}; --wide or a pipe shows all", style="dim"
-                )
-            )
+        if omitted:
+            names = ", ".join(self.columns[i].name for i in omitted)
+            note = f"not shown for want of width: {names}; --wide or a pipe shows all"
+            lines.append(Text(note, style="dim"))
         return lines
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
@@ -99,20 +90,20 @@ class Table:
         """The columns to show, what all rows share and is said above instead, and the columns that
         are left out.
         """
-        shown, shared, left = list(range(len(self.columns))), [], []
+        shown, shared, omitted = list(range(len(self.columns))), [], []
         if self._width(shown) > width and len(self.rows) > 1:
-            for i in [
-                i
-                for i in shown
-                if self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1
-            ]:
+            for i in [i for i in shown if self._same(i)]:
                 shown.remove(i)
                 shared.append(f"{self.columns[i].name} {self.rows[0][i].plain}")
         while self._width(shown) > width and any(self.columns[i].rank for i in shown):
             last = max(shown, key=lambda i: (self.columns[i].rank, i))
             shown.remove(last)
-            left.append(last)
-        return shown, shared, sorted(left)
+            omitted.append(last)
+        return shown, shared, sorted(omitted)
+
+    def _same(self, i: int) -> bool:
+        """Whether a column may be said once above the table: all rows have the same."""
+        return self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1
 
     def _grid(self, shown: Sequence[int]) -> list[Text]:
         header = [Text(column.name, style="bold") for column in self.columns]

@@ -86,10 +86,8 @@ class Result(msgspec.Struct, frozen=True):
         for c in self.cases:
             lost = c.verdict == "UNSURE" and c.ratio < 1 / LARGE
             if c.verdict == "SLOWER" or lost or (on == "unsure" and c.verdict == "UNSURE"):
-                failing.append(
-                    f"{c.case}: {c.verdict}"
-                    + (f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else "")
-                )
+                loss = f", B takes {1 / c.ratio:.1f} times as long; measure again" if lost else ""
+                failing.append(f"{c.case}: {c.verdict}{loss}")
         return failing
 
 
@@ -109,23 +107,15 @@ def load(path: Path) -> list[Record]:
     """
     try:
         logs = path.is_dir() or path.suffix == ".jsonl"
-        measured = (
-            _finals(path) if logs else msgspec.json.decode(path.read_bytes(), type=_File).records
-        )
+        measured = _finals(path) if logs else _benchmarks(path)
     except OSError as e:
         raise LogError(f"cannot read {path}: {e.strerror or e}. Give {_SIDE}.") from e
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise InputError(got_expected(str(path), f"a file that is not one ({e})", _SIDE)) from e
     measured = [r for r in measured if r.status == "ok" and r.median() is not None]
     if not measured:
-        raise InputError(
-            got_expected(
-                str(path),
-                "no measurements",
-                "some",
-                "Fill it with lntune bench --output or lntune tune --log-dir.",
-            )
-        )
+        remedy = "Fill it with lntune bench --output or lntune tune --log-dir."
+        raise InputError(got_expected(str(path), "no measurements", "some", remedy))
     return measured
 
 
@@ -133,6 +123,10 @@ _SIDE = (
     "JSON of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or one"
     " .jsonl"
 )
+
+
+def _benchmarks(path: Path) -> list[Record]:
+    return msgspec.json.decode(path.read_bytes(), type=_File).records
 
 
 def _finals(path: Path) -> list[Record]:
@@ -156,15 +150,10 @@ def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[flo
     def medians(samples: Sequence[float]) -> Any:
         values = numpy.asarray(samples)
         step = max(1, 2_000_000 // len(values))  # resamples at once: 16 MB of numbers
-        parts = [
-            numpy.median(
-                values[
-                    generator.integers(0, len(values), (min(step, RESAMPLES - at), len(values)))
-                ],
-                axis=1,
-            )
-            for at in range(0, RESAMPLES, step)
-        ]
+        parts = []
+        for at in range(0, RESAMPLES, step):
+            shape = min(step, RESAMPLES - at), len(values)
+            parts.append(numpy.median(values[generator.integers(0, len(values), shape)], axis=1))
         return numpy.concatenate(parts)
 
     low, high = numpy.percentile(medians(a) / medians(b), (2.5, 97.5))
@@ -205,9 +194,9 @@ def _obstacle(a: Record, b: Record) -> str:
         ("bench-given-output", "outputs were given"),
         ("bench-strided", "rows lay apart"),
     ):
-        in_role = [r.role == role for r in (a, b)]
-        if in_role[0] != in_role[1]:
-            return f"{what} in {'AB'[in_role.index(True)]} only"
+        sides = [r.role == role for r in (a, b)]
+        if sides[0] != sides[1]:
+            return f"{what} in {'AB'[sides.index(True)]} only"
     return ""
 
 
@@ -223,50 +212,32 @@ def compare(
         InputError: measurements of different devices, or no case in common.
     """
     devices = _distinct([r.device for r in (*before, *after)])
-    devices_a, devices_b = ({_place(devices, r.device) for r in side} for side in (before, after))
+    of_a, of_b = ({_place(devices, r.device) for r in side} for side in (before, after))
     if across_devices:
-        for name, side in (("A", devices_a), ("B", devices_b)):
+        for name, side in (("A", of_a), ("B", of_b)):
             if len(side) > 1:
                 got = f"measurements of {', '.join(sorted(devices[i].slug for i in side))}"
-                raise InputError(
-                    got_expected(name, got, "one device on each side with --across-devices")
-                )
-    elif not devices_a & devices_b:
-        one, other = devices[min(devices_a)], devices[min(devices_b)]
+                expected = "one device on each side with --across-devices"
+                raise InputError(got_expected(name, got, expected))
+    elif not of_a & of_b:
+        one, other = devices[min(of_a)], devices[min(of_b)]
         got = f"{one.slug} in A, {other.slug} in B ({'; '.join(one.differences(other))})"
-        raise InputError(
-            got_expected(
-                "device",
-                got,
-                "the same device on both sides",
-                "Compare them all the same with --across-devices.",
-            )
-        )
+        remedy = "Compare them all the same with --across-devices."
+        raise InputError(got_expected("device", got, "the same device on both sides", remedy))
     a, b = (
         {(0 if across_devices else _place(devices, r.device), r.case): r for r in side}
         for side in (before, after)
     )
     both = sorted(a.keys() & b.keys())
     if not both:
-        raise InputError(
-            got_expected(
-                "cases",
-                "none that A and B have in common",
-                "some",
-                f"A has {_few(a)}; B has {_few(b)}.",
-            )
-        )
-    return Result(
-        [_one(a[key], b[key]) for key in both],
-        _names(a.keys() - b.keys()),
-        _names(b.keys() - a.keys()),
-    )
+        got, remedy = "none that A and B have in common", f"A has {_few(a)}; B has {_few(b)}."
+        raise InputError(got_expected("cases", got, "some", remedy))
+    only_a, only_b = _names(a.keys() - b.keys()), _names(b.keys() - a.keys())
+    return Result([_one(a[key], b[key]) for key in both], only_a, only_b)
 
 
 def _place(devices: Sequence[Device], device: Device) -> int:
-    """The place of a device in a list, where it may have another slug: old records do not name the
-    model.
-    """
+    """The index of a device, which may have another slug there: old records name no model."""
     return next(i for i, one in enumerate(devices) if not one.differences(device))
 
 
@@ -299,13 +270,12 @@ def _one(a: Record, b: Record) -> Comparison:
     eager = [r.median("eager") for r in (a, b)]
     eager_ratio = eager[0] / eager[1] if eager[0] and eager[1] else None
     obstacle, noise = _obstacle(a, b), _noise(a, b)
-    verdict = (
-        "UNSURE"
-        if obstacle
-        else _beyond_noise(low, high, ratio, eager_ratio)
-        if noise
-        else verdict_of(low, high)
-    )
+    if obstacle:
+        verdict = "UNSURE"
+    elif noise:
+        verdict = _beyond_noise(low, high, ratio, eager_ratio)
+    else:
+        verdict = verdict_of(low, high)
     return Comparison(
         device=b.device.slug,
         case=b.case,
@@ -321,9 +291,7 @@ def _one(a: Record, b: Record) -> Comparison:
 
 
 def table(result: Result) -> Table:
-    """Per case: both medians, their ratio with its interval, eager's ratio, verdict and why it is
-    UNSURE.
-    """
+    """Per case: medians, their ratio and its interval, eager's, and the verdict with its reason."""
     columns = [
         *key("case"),
         Column("A us", 2),
@@ -331,43 +299,35 @@ def table(result: Result) -> Table:
         Column("A / B"),
         Column("95 % interval", 1),
         Column("eager's A / B", 3),
+        Column("verdict", right=False),
     ]
     reasons = any(c.reason for c in result.cases)
-    columns += [
-        Column("verdict", right=False),
-        *([Column("why", 4, right=False)] if reasons else []),
-    ]
-    listing = Table("tuned: A / B, above 1 where B is faster", columns)
+    if reasons:
+        columns.append(Column("why", 4, right=False))
+    rows = Table("tuned: A / B, above 1 where B is faster", columns)
     for c in result.cases:
-        figures = (
+        rows.add(
+            str(c.case),
             micros(c.a_us),
             micros(c.b_us),
             f"{c.ratio:.3f}",
             f"{c.low:.3f} .. {c.high:.3f}",
             number(c.eager_ratio, 3),
-        )
-        listing.add(
-            str(c.case),
-            *figures,
             Text(c.verdict, style=_STYLES[c.verdict]),
             *([c.reason] if reasons else []),
         )
-    return listing
+    return rows
 
 
 def lines(result: Result) -> list[str]:
     """What the comparison comes to, in sentences."""
     counts = result.counts()
-    sentences = [
-        f"{counted(len(result.cases), 'case')}: "
-        + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
-    ]
-    sentences[0] += f"; geomean A / B {number(geomean(c.ratio for c in result.cases), 3)}"
-    sentences += [
-        f"doubtful in {n}: {reason}"
-        for reason, n in Counter(c.reason for c in result.cases if c.reason).items()
-    ]
+    verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+    mean = number(geomean(c.ratio for c in result.cases), 3)
+    text = [f"{counted(len(result.cases), 'case')}: {verdicts}; geomean A / B {mean}"]
+    reasons = Counter(c.reason for c in result.cases if c.reason)
+    text += [f"doubtful in {n}: {reason}" for reason, n in reasons.items()]
     for side, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
-            sentences.append(f"only in {side}: {', '.join(names)}")
-    return sentences
+            text.append(f"only in {side}: {', '.join(names)}")
+    return text

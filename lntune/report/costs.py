@@ -12,14 +12,13 @@ from lntune.report.tables import micros, number, ratio_text
 
 
 class Costs(msgspec.Struct, frozen=True):
-    """What surrounds a kernel.
+    """What a kernel costs besides its own time.
 
     `call_us`: microseconds of one call from Python in inference mode, keys "eager 2-D", "tuned
     2-D", "eager 3-D" and "tuned 3-D"; `eager_over_tuned` their ratios. `load_ms`: milliseconds to
     load a cached kernel; `first_load_ms`: the same for a process's first one, which also imports
     tvm_ffi and reads the tuning log; None where eager serves the case. `import_ms`: what `import
-    lntune; lntune.layer_norm` adds to `import torch`. All three are medians over `processes` fresh
-    processes.
+    lntune; lntune.layer_norm` adds to `import torch`. Medians over `processes` fresh processes.
     """
 
     case: Case
@@ -42,11 +41,8 @@ def costs_table(costs: Sequence[Costs]) -> Table:
             for what, rank in zip(("eager us", "tuned us", "over eager"), ranks, strict=True)
         ]
     columns += [Column("load ms", 2), Column("first load", 5), Column("import ms", 3)]
-    table = Table(
-        "one call from Python in inference mode; loading and importing in fresh processes after"
-        " `import torch`",
-        columns,
-    )
+    title = "one call from Python in inference mode; loading and importing in fresh processes"
+    table = Table(f"{title} after `import torch`", columns)
     for c in costs:
         calls: list[Cell] = []
         for form in ("2-D", "3-D"):
@@ -63,8 +59,6 @@ def costs_table(costs: Sequence[Costs]) -> Table:
 
 def costs_lines(costs: Sequence[Costs]) -> list[str]:
     """What is to be known about the table."""
-    return (
-        ["* disturbed by other work on the machine: neither times nor ratios hold"]
-        if any(c.busy for c in costs)
-        else []
-    )
+    if not any(c.busy for c in costs):
+        return []
+    return ["* disturbed by other work on the machine: neither times nor ratios hold"]

@@ -29,11 +29,12 @@ def table(run: DryRun) -> Table:
         Column("verified", 1),
         Column("pruned", 4),
         Column("failed"),
+        Column("to measure"),
+        Column("time"),
+        Column("the first by rank", 5, False),
     ]
-    columns += [Column("to measure"), Column("time"), Column("the first by rank", 5, False)]
-    listing = Table(
-        f"dry run for {run.device.name} ({run.device.isa}): nothing was measured", columns
-    )
+    device = run.device
+    rows = Table(f"dry run for {device.name} ({device.isa}): nothing was measured", columns)
     for p in run.plans:
         counts = (
             p.candidates,
@@ -43,44 +44,33 @@ def table(run: DryRun) -> Table:
             sum(map(len, p.failed.values())),
             p.measured,
         )
-        listing.add(
-            str(p.case),
-            *map(str, counts),
-            length(p.seconds),
-            _first(p.first[0]) if p.first else "-",
-        )
-    return listing
+        first = _first(p.first[0]) if p.first else "-"
+        rows.add(str(p.case), *map(str, counts), length(p.seconds), first)
+    return rows
 
 
-def _first(candidate: Ranked) -> str:
-    plan = f"{candidate.schedule} {candidate.knobs}"
-    if candidate.registers is None:
-        return plan
-    registers = counted(candidate.registers, "register")
-    return f"{plan}: {registers}, {percent(candidate.occupancy)} occupancy"
+def _first(one: Ranked) -> str:
+    name = f"{one.schedule} {one.knobs}"
+    if one.registers is None:
+        return name
+    return f"{name}: {counted(one.registers, 'register')}, {percent(one.occupancy)} occupancy"
 
 
 def lines(run: DryRun) -> list[str]:
     """What a run would do, what was pruned and what was wrong."""
     interrupted = " (interrupted)" if run.interrupted else ""
-    sentences = [
-        f"{counted(len(run.plans), 'case')} in {run.seconds:.0f} s, built with"
-        f" {run.compiler}{interrupted}"
-    ]
+    cases = f"{counted(len(run.plans), 'case')} in {run.seconds:.0f} s"
+    text = [f"{cases}, built with {run.compiler}{interrupted}"]
     measured, time = counted(run.measured, "candidate"), length(run.run_seconds)
-    sentences.append(
-        f"a run would measure {measured} in about {time}, {run.within} of them in the budget given"
-    )
-    sentences.append(f"reckoned with {run.assumption}")
+    within = f"{run.within} of them in the budget given"
+    text.append(f"a run would measure {measured} in about {time}, {within}")
+    text.append(f"reckoned with {run.assumption}")
     for p in run.plans:
-        sentences += (
-            []
-            if p.candidates
-            else [f"no schedule has valid knobs for {p.case}: eager mode serves it"]
-        )
-        sentences += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
-        sentences += [
+        if not p.candidates:
+            text.append(f"no schedule has valid knobs for {p.case}: eager mode serves it")
+        text += [f"pruned: {p.case}: {count} x {reason}" for reason, count in p.pruned.items()]
+        text += [
             f"FAILED: {p.case}: {len(which)} x {reason} (first: {which[0]})"
             for reason, which in p.failed.items()
         ]
-    return sentences
+    return text

@@ -1,6 +1,4 @@
-"""Why candidates failed: the commonest reasons, in the words of the first candidate that failed
-so.
-"""
+"""Why candidates failed: the commonest reasons, each in the words of its first candidate."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Candidates that failed alike: how many, with what status, and what is said of the first of
-    them.
-    """
+    """Candidates that failed alike: their status, how many, and the message of the first."""
 
     status: str
     count: int

@@ -21,14 +21,11 @@ MARKS = {
 
 
 def show(findings: Sequence[Finding], out: Console) -> None:
-    """A mark, a topic, what was found and the remedy; on a terminal broken between words under each
-    other.
-    """
+    """Print a line for each finding: a mark, the topic, what was found and the remedy."""
     width = max((len(finding.topic) for finding in findings), default=0)
     for finding in findings:
-        remedy = f" -> {finding.remedy}" if finding.remedy and finding.status != "ok" else ""
-        hanging(
-            out,
-            Text.assemble(MARKS[finding.status], f" {finding.topic:{width}} "),
-            f"{finding.detail}{remedy}",
-        )
+        remedy = ""
+        if finding.remedy and finding.status != "ok":
+            remedy = f" -> {finding.remedy}"
+        lead = Text.assemble(MARKS[finding.status], f" {finding.topic:{width}} ")
+        hanging(out, lead, f"{finding.detail}{remedy}")

@@ -34,22 +34,18 @@ def table(inspected: Sequence[Inspected]) -> Table:
         Column("spill"),
         Column("stack", 2),
         Column("shared", 4),
-    ]
-    columns += [
         Column("occupancy", 1),
         Column("loads", 6, False),
         Column("stores", 7, False),
         Column("read", 8, False),
         Column("written", 9, False),
-    ]
-    columns += [
         Column("beyond least", 3),
         Column("between", 5),
         Column("schedule and knobs", 10, False),
     ]
-    listing = Table("compiled, not run on a device", columns)
-    for program in inspected:
-        for k in program.kernels:
+    rows = Table("compiled, not run on a device", columns)
+    for one in found:
+        for k in one.kernels:
             r = k.resources
             used = (
                 r.registers,
@@ -63,25 +59,22 @@ def table(inspected: Sequence[Inspected]) -> Table:
                 times(program.read),
                 times(program.written),
             )
-            shares = (
-                f"{100 * program.extra:.1f}%",
-                f"{100 * program.between:.1f}%" if program.between else "-",
-            )
-            case = program.case.op, program.case.dtype, program.arch, str(program.case.hidden)
-            plan = plan_text(program.schedule, program.knobs, program.strided)
-            listing.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, plan)
-    return listing
+            shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
+            case = one.case.op, one.case.dtype, one.arch, str(one.case.hidden)
+            what = plan_text(one.schedule, one.knobs, one.strided)
+            rows.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, what)
+    return rows
 
 
 def lines(inspected: Sequence[Inspected]) -> list[str]:
     """What is wrong, and where the widths come from."""
-    origins = {k.code.origin for program in inspected for k in program.kernels}
-    sentences = [
+    origins = {k.code.origin for one in found for k in one.kernels}
+    text = [
         f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes"
         " counted by running 8 rows or so in the emulator"
     ]
-    if any(program.between for program in inspected):
-        sentences.append(
+    if any(one.between for one in found):
+        text.append(
             "between: what the kernels of a program write and read for each other, as a share of"
             " the least for the case's rows"
         )
@@ -91,13 +84,5 @@ def lines(inspected: Sequence[Inspected]) -> list[str]:
         for program in inspected
         if program.problems
     ]
-    return [
-        *sentences,
-        *(
-            bad
-            or [
-                f"{counted(len(inspected), 'kernel')}, no problems: no spills, no stack, nothing"
-                " moved twice"
-            ]
-        ),
-    ]
+    none = "no problems: no spills, no stack, nothing moved twice"
+    return [*text, *(bad or [f"{counted(len(found), 'kernel')}, {none}"])]

@@ -67,11 +67,9 @@ class _Shown:
 
     def __init__(self, console: Console, last: float) -> None:
         self._console, self._last = console, last
-        self._live = (
-            Live(console=console, refresh_per_second=8, transient=True)
-            if console.is_interactive
-            else None
-        )
+        self._live: Live | None = None
+        if console.is_interactive:
+            self._live = Live(console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -112,28 +110,25 @@ class TuningProgress(_Shown):
 
     # What matters less comes later: a terminal too narrow for the line cuts off its end.
     def _line(self, p: Progress) -> str:
-        left = (
-            "" if p.deadline is None else f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
-        )
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        best, knobs = (
-            (f", best {micros(p.best_us)} us", f" ({p.best})") if p.best_us < math.inf else ("", "")
-        )
-        doing = (
-            "measuring the finalists again" if p.phase == "final" else counted(p.trials, "trial")
-        )
-        return f"[{p.index + 1}/{p.cases}] {p.case}: {doing}{failures}{best}{left}{knobs}"
+        state, best, knobs, left = counted(p.trials, "trial"), "", "", ""
+        if p.phase == "final":
+            state = "measuring the finalists again"
+        if p.best_us < math.inf:
+            best, knobs = f", best {micros(p.best_us)} us", f" ({p.best})"
+        if p.deadline is not None:
+            left = f", {max(0.0, p.deadline - time.monotonic()):.0f} s left"
+        return f"[{p.index + 1}/{p.cases}] {p.case}: {state}{failures}{best}{left}{knobs}"
 
     def _finished(self, p: Progress) -> str:
         assert p.final is not None
         tuned, eager, default = p.final.median(), p.final.median("eager"), p.final.median("default")
         parts = [f"[{p.index + 1}/{p.cases}] {p.case}: tuned {micros(tuned)} us"]
         if p.final.disturbance:
-            what = (
-                "by other work on the machine: neither times nor ratios hold, and undisturbed"
-                " records come before it"
+            return (
+                f"{parts[0]}, disturbed by other work on the machine: neither times nor ratios"
+                " hold, and undisturbed records come before it"
             )
-            return f"{parts[0]}, disturbed {what}"
         if tuned and eager:
             parts.append(f"eager {micros(eager)} us ({eager / tuned:.2f}x)")
         if tuned and default:
@@ -143,9 +138,7 @@ class TuningProgress(_Shown):
 
 
 class StepProgress(_Shown):
-    """The same for work of a known number of steps, each a call with what is done next. Use as a
-    context manager.
-    """
+    """The same for a known number of steps, each a call with its name. Use as a context manager."""
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
         super().__init__(console, time.monotonic())

@@ -71,18 +71,15 @@ def spread(measured: Timing | None) -> float | None:
     """Distance between the quartiles as a share of the median."""
     if measured is None or len(measured.samples_us) < 4:  # noqa: PLR2004 (quartiles of fewer say nothing)
         return None
+    if not measured.median_us:
+        return None
     ordered = sorted(measured.samples_us)
-    return (
-        None
-        if not measured.median_us
-        else (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / measured.median_us
-    )
+    lower, upper = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    return (upper - lower) / measured.median_us
 
 
 def row_of(record: Record, stale: bool = False) -> Row:
-    """The row of one final record or benchmark result; `stale` when its schedule has changed
-    since.
-    """
+    """The row of a final record or benchmark result; `stale`: its schedule has changed since."""
     case, disturbed = record.case, record.disturbance
     timings = {} if disturbed else record.timings  # of which figures are made
     tuned, eager, copy, default = (
@@ -155,9 +152,7 @@ _OURS = ("tuned", "eager", "compile", "copy", "default")
 
 
 def peer_lines(records: Iterable[Record]) -> list[str]:
-    """How the tuned op compares with others' kernels, contender by contender, where some were
-    measured.
-    """
+    """How the tuned op compares with each of others' kernels that were measured."""
     ratios: dict[str, list[float | None]] = {}
     for record in records:
         for name, measured in ({} if record.disturbance else record.timings).items():

@@ -28,9 +28,7 @@ def console(stderr: bool = False, wide: bool = False) -> Console:
 
 
 def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
-    """Print a table and the sentences below it. What is longer than a line is left to the
-    terminal.
-    """
+    """Print a table and the sentences below it; the terminal breaks what is longer than a line."""
     if table is not None:
         out.print(table, crop=False)
     for line in lines:
@@ -120,8 +118,8 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
     lines = [counted(facts["cases"], "case")]
     if facts["geomean_over_eager"]:
         undisturbed = sum(r.speedup is not None for r in rows)
-        among = f" in the {undisturbed} that nothing disturbed" if facts["disturbed"] else ""
-        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{among}"
+        of = f" in the {undisturbed} that nothing disturbed" if facts["disturbed"] else ""
+        lines[0] += f", geomean {facts['geomean_over_eager']:.2f}x over eager{of}"
     if facts["geomean_over_better_of_eager_and_compile"]:
         lines.append(
             f"geomean {facts['geomean_over_better_of_eager_and_compile']:.2f}x over the better of"

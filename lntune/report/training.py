@@ -20,8 +20,7 @@ FEW, MANY = 8, 512
 class Step(msgspec.Struct, frozen=True):
     """A case in training: microseconds (medians) of forward and backward by contender, and of the
     forward alone with gradients recorded; how many times faster ours is than eager and than the
-    better of eager and torch.compile. None stands for what was not measured, or was disturbed by
-    other work.
+    better of eager and torch.compile. None: not measured, or disturbed by other work.
     """
 
     dtype: str
@@ -42,8 +41,8 @@ def steps_of(records: Sequence[Record]) -> list[Step]:
     """The cases in the order a person looks for them."""
     steps = []
     for r in records:
-        known = {} if r.disturbance else r.timings
-        eager, compiled, tuned = (known.get(name) for name in ("eager", "compile", "tuned"))
+        timings = {} if r.disturbance else r.timings
+        eager, compiled, tuned = (timings.get(name) for name in ("eager", "compile", "tuned"))
         better = min((t for t in (eager, compiled) if t), key=lambda t: t.median_us, default=None)
         step = Step(
             dtype=r.case.dtype,
@@ -56,7 +55,7 @@ def steps_of(records: Sequence[Record]) -> list[Step]:
             over_better=pairwise(better, tuned),
             eager_forward_us=r.median("eager forward"),
             tuned_forward_us=r.median("tuned forward"),
-            forward_over_eager=pairwise(known.get("eager forward"), known.get("tuned forward")),
+            forward_over_eager=pairwise(timings.get("eager forward"), timings.get("tuned forward")),
             disturbed=r.disturbance,
         )
         steps.append(step)
@@ -84,9 +83,7 @@ def facts(steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def steps_table(steps: Sequence[Step]) -> Table:
-    """Per case: a step of eager's module, of the compiled one and of ours, and the forwards
-    alone.
-    """
+    """Per case: a step of eager's module, of the compiled one and of ours; the forwards alone."""
     columns = [
         *key("dtype"),
         Column("hidden", KEY),
@@ -94,8 +91,6 @@ def steps_table(steps: Sequence[Step]) -> Table:
         Column("eager us", 1),
         Column("compile us", 4),
         Column("tuned us", KEY),
-    ]
-    columns += [
         Column("over eager", KEY),
         Column("over better", 2),
         Column("eager forward", 6),
@@ -108,22 +103,18 @@ def steps_table(steps: Sequence[Step]) -> Table:
         columns,
     )
     for s in steps:
-        tuned = micros(s.tuned_us) + "*" * bool(s.disturbed)
-        ratios = ratio_text(s.over_eager), ratio_text(s.over_better if s.compile_us else None)
-        forwards = (
-            micros(s.eager_forward_us),
-            micros(s.tuned_forward_us),
-            ratio_text(s.forward_over_eager),
-        )
         table.add(
             s.dtype,
             str(s.hidden),
             str(s.rows),
             micros(s.eager_us),
             micros(s.compile_us),
-            tuned,
-            *ratios,
-            *forwards,
+            micros(s.tuned_us) + "*" * bool(s.disturbed),
+            ratio_text(s.over_eager),
+            ratio_text(s.over_better if s.compile_us else None),
+            micros(s.eager_forward_us),
+            micros(s.tuned_forward_us),
+            ratio_text(s.forward_over_eager),
         )
     return table
 

@@ -27,9 +27,8 @@ def verdict_table(results: Sequence[Result]) -> Table:
     ]
     table = Table("", [*columns, Column("verdict", right=False)])
     for r in results:
-        worst, versus = (
-            max(errors.values(), default=None) for errors in (r.errors, r.versus_eager)
-        )
+        worst = max(r.errors.values(), default=None)
+        versus = max(r.versus_eager.values(), default=None)
         verdict = Text("right", style="green") if r.ok else Text("WRONG", style="red")
         table.add(
             str(r.case),
@@ -45,10 +44,8 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
     """What the table comes to, and what is wrong with each kernel that is."""
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
-    sentences = [
-        f"{counted(len(results) - eager, 'kernel')} checked,"
-        f" {f'{wrong} wrong' if wrong else 'all right'}{served}"
-    ]
+    kernels = counted(len(results) - eager, "kernel")
+    said = [f"{kernels} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
     if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
         sentences.append(
             f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
