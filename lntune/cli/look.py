@@ -223,8 +223,7 @@ def show(
                 f"eager mode serves {case} ({choice.steps[-1]}); name a --schedule to see a kernel"
                 " all the same."
             )
-        plan = schedules.get(choice.schedule, op)
-        setting = knobs.from_dict(plan.knobs, dict(choice.knobs))
+        plan, setting = schedules.resolve(choice.schedule, op, choice.knobs)
     text = compiler.show(case, plan, setting, device, form)
     if as_json:
         facts = {"case": case, "schedule": plan.name, "knobs": knobs.to_dict(setting)}

@@ -44,8 +44,8 @@ def table(inspected: Sequence[Inspected]) -> Table:
         Column("schedule and knobs", 10, False),
     ]
     rows = Table("compiled, not run on a device", columns)
-    for one in found:
-        for k in one.kernels:
+    for program in inspected:
+        for k in program.kernels:
             r = k.resources
             used = (
                 r.registers,
@@ -59,21 +59,24 @@ def table(inspected: Sequence[Inspected]) -> Table:
                 times(program.read),
                 times(program.written),
             )
-            shares = f"{100 * one.extra:.1f}%", f"{100 * one.between:.1f}%" if one.between else "-"
-            case = one.case.op, one.case.dtype, one.arch, str(one.case.hidden)
-            what = plan_text(one.schedule, one.knobs, one.strided)
+            shares = (
+                f"{100 * program.extra:.1f}%",
+                f"{100 * program.between:.1f}%" if program.between else "-",
+            )
+            case = program.case.op, program.case.dtype, program.arch, str(program.case.hidden)
+            what = plan_text(program.schedule, program.knobs, program.strided)
             rows.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, what)
     return rows
 
 
 def lines(inspected: Sequence[Inspected]) -> list[str]:
     """What is wrong, and where the widths come from."""
-    origins = {k.code.origin for one in found for k in one.kernels}
+    origins = {k.code.origin for program in inspected for k in program.kernels}
     text = [
         f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes"
         " counted by running 8 rows or so in the emulator"
     ]
-    if any(one.between for one in found):
+    if any(program.between for program in inspected):
         text.append(
             "between: what the kernels of a program write and read for each other, as a share of"
             " the least for the case's rows"
@@ -85,4 +88,4 @@ def lines(inspected: Sequence[Inspected]) -> list[str]:
         if program.problems
     ]
     none = "no problems: no spills, no stack, nothing moved twice"
-    return [*text, *(bad or [f"{counted(len(found), 'kernel')}, {none}"])]
+    return [*text, *(bad or [f"{counted(len(inspected), 'kernel')}, {none}"])]

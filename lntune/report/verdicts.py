@@ -45,7 +45,7 @@ def verdict_lines(results: Sequence[Result]) -> list[str]:
     wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
     served = f", eager mode serves {eager} more" if eager else ""
     kernels = counted(len(results) - eager, "kernel")
-    said = [f"{kernels} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    sentences = [f"{kernels} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
     if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
         sentences.append(
             f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
