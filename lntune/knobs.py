@@ -1,4 +1,5 @@
-"""Knob spaces: a frozen dataclass whose fields carry their values and their meaning.
+"""Knobs: what a schedule leaves to be tuned, as the fields of a frozen dataclass, which carry their
+values and their meaning.
 
     @dataclass(frozen=True)
     class Knobs:
@@ -47,21 +48,21 @@ def from_dict(cls: type, given: Mapping[str, Any]) -> Any:
         UnknownNameError: a name that is not a knob of `cls`.
         InputError: a value the knob may not take.
     """
-    known = values_of(cls)
+    choices = values_of(cls)
     for name, value in given.items():
-        if name not in known:
-            raise unknown(f"{cls.__name__} knob", name, known)
+        if name not in choices:
+            raise unknown(f"{cls.__name__} knob", name, choices)
         # 1, True and 1.0 are equal, but not the same knob
-        if not any(type(value) is type(v) and value == v for v in known[name]):
-            raise InputError(got_expected(f"knob {name}", repr(value), f"one of {known[name]}"))
+        if not any(type(value) is type(v) and value == v for v in choices[name]):
+            raise InputError(got_expected(f"knob {name}", repr(value), f"one of {choices[name]}"))
     return cls(**given)
 
 
 def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:
     """Every valid knob setting, in the order the values are written."""
-    known = values_of(cls)
-    for combination in itertools.product(*known.values()):
-        knobs = cls(**dict(zip(known, combination, strict=True)))
+    choices = values_of(cls)
+    for combination in itertools.product(*choices.values()):
+        knobs = cls(**dict(zip(choices, combination, strict=True)))
         if valid(knobs) is None:
             yield knobs
 

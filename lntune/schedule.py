@@ -1,4 +1,5 @@
-"""The Schedule contract, and how schedule files are found and loaded.
+"""What a schedule is, a way to turn an operator's definition into code, and how files of schedules
+are found and loaded.
 
 A schedule file lies in a folder named after the device kind (`schedules/cpu/`) and exports
 `SCHEDULES`, a tuple of Schedule. It imports from lntune only what lies below this module, and does
@@ -117,9 +118,9 @@ class Schedule:
         except Exception as e:
             self._failed(self.knobs.__name__, case, e)
 
-    def _failed(self, what: str, case: Case, e: Exception) -> NoReturn:
+    def _failed(self, function: str, case: Case, e: Exception) -> NoReturn:
         raise ScheduleError(
-            f"{self.path}: {what}() of {self.name!r} failed on {case}{self.line(e)}:"
+            f"{self.path}: {function}() of {self.name!r} failed on {case}{self.line(e)}:"
             f" {type(e).__name__}: {e}"
         ) from e
 
@@ -157,12 +158,12 @@ def _import(path: Path, kind: str) -> ModuleType:
 def load_file(path: Path, kind: str) -> list[Schedule]:
     """The schedules of one file, with what tells their code from that of other versions."""
     module = _import(path, kind)
-    found = getattr(module, "SCHEDULES", None)
-    if not isinstance(found, tuple) or not all(
-        isinstance(s, Schedule) and isinstance(s.name, str) for s in found
+    schedules = getattr(module, "SCHEDULES", None)
+    if not isinstance(schedules, tuple) or not all(
+        isinstance(s, Schedule) and isinstance(s.name, str) for s in schedules
     ):
         raise ScheduleError(f"{path}: expected SCHEDULES, a tuple of lntune.schedule.Schedule.")
-    for s in found:
+    for s in schedules:
         if s.kind != kind:
             raise ScheduleError(
                 f"{path}: schedule {s.name!r} is for {s.kind!r} but lies in the folder {kind!r}."
@@ -179,7 +180,7 @@ def load_file(path: Path, kind: str) -> list[Schedule]:
     def code(s: Schedule) -> Code:
         return Code(s.version or sources.code_hash(path), ops.get(s.op).version, LOWERING[kind])
 
-    return [replace(s, path=path, code=code(s)) for s in found]
+    return [replace(s, path=path, code=code(s)) for s in schedules]
 
 
 KINDS = ("cpu", "gpu")
@@ -209,28 +210,28 @@ class _Loaded(NamedTuple):
     schedules: dict[str, Schedule]
     left_out: list[LeftOut]
     empty: list[Path]
-    unsaid: list[str]
+    warnings: list[str]
 
     def leave_out(self, path: Path, reason: str, op: str = "", name: str = "") -> None:
         """Leave out a folder, a file or a schedule."""
         self.left_out.append(LeftOut(path, reason, op, name, _state(path)))
-        self.unsaid.append(f"left out: {reason}")
+        self.warnings.append(f"left out: {reason}")
 
 
 def _state(path: Path) -> tuple[int, ...]:
     """What changes when a file or folder does."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.cache
 def _load(folders: tuple[Path, ...]) -> _Loaded:
     loaded = _Loaded({}, [], [], [])
     for folder in folders:
-        here: dict[str, Schedule] = {}
+        in_folder: dict[str, Schedule] = {}
         try:
             files = _files(folder)
         except (OSError, ScheduleError) as e:
@@ -238,14 +239,14 @@ def _load(folders: tuple[Path, ...]) -> _Loaded:
             continue
         if not files:
             loaded.empty.append(folder)
-            loaded.unsaid.append(
+            loaded.warnings.append(
                 got_expected(
                     "LNTUNE_SCHEDULES", f"{folder}, in which there is no schedule file", _EXPECTED
                 )
             )
         for path in files:
             try:
-                found = load_file(path, path.parent.name)
+                schedules = load_file(path, path.parent.name)
             except Exception as e:
                 reason = (
                     str(e)
@@ -254,15 +255,14 @@ def _load(folders: tuple[Path, ...]) -> _Loaded:
                 )
                 loaded.leave_out(path, reason)
                 continue
-            for s in found:
-                if s.name in here:
-                    reason = (
-                        f"{path}: there is a schedule {s.name!r} already, in {here[s.name].path}."
-                    )
+            for s in schedules:
+                if s.name in in_folder:
+                    other = in_folder[s.name].path
+                    reason = f"{path}: there is a schedule {s.name!r} already, in {other}."
                     loaded.leave_out(path, reason, s.op, s.name)
                 else:
-                    here[s.name] = s
-        for s in here.values():
+                    in_folder[s.name] = s
+        for s in in_folder.values():
             _add(s, loaded)
     return loaded
 
@@ -272,20 +272,20 @@ def _add(s: Schedule, loaded: _Loaded) -> None:
     later one of its name; but not one that is for something else, which nobody can have meant: then
     the user's is left out.
     """
-    known = loaded.schedules
-    wins = known.setdefault(s.name, s)
-    if wins is s:
+    by_name = loaded.schedules
+    first = by_name.setdefault(s.name, s)
+    if first is s:
         return
-    if (s.op, s.kind) == (wins.op, wins.kind):
-        loaded.unsaid.append(f"schedule {s.name!r} is taken from {wins.path}, not from {s.path}")
+    if (s.op, s.kind) == (first.op, first.kind):
+        loaded.warnings.append(f"schedule {s.name!r} is taken from {first.path}, not from {s.path}")
         return
-    what = f"{s.op} on a {s.kind}, and this one is for {wins.op} on a {wins.kind}"
+    purpose = f"{s.op} on a {s.kind}, and this one is for {first.op} on a {first.kind}"
     reason = (
-        f"{wins.path}: a schedule {s.name!r} is there already, in {s.path}, for {what}. Give it"
+        f"{first.path}: a schedule {s.name!r} is there already, in {s.path}, for {purpose}. Give it"
         " another name."
     )
-    loaded.leave_out(wins.path, reason, wins.op, wins.name)
-    known[s.name] = s
+    loaded.leave_out(first.path, reason, first.op, first.name)
+    by_name[s.name] = s
 
 
 _EXPECTED = "a folder that has folders cpu or gpu with schedule files in them"
@@ -299,7 +299,7 @@ def _files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         raise ScheduleError(
-            got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", _EXPECTED, _meant(folder))
+            got_expected("LNTUNE_SCHEDULES", f"{folder}, a file", _EXPECTED, _remedy(folder))
         )
     if not folder.is_dir():
         remedy = (
@@ -315,12 +315,12 @@ def _files(folder: Path) -> list[Path]:
             if elsewhere := next(folder.glob(pattern), None):
                 got = f"{folder}, which has {elsewhere.relative_to(folder)}"
                 raise ScheduleError(
-                    got_expected("LNTUNE_SCHEDULES", got, _EXPECTED, _meant(elsewhere))
+                    got_expected("LNTUNE_SCHEDULES", got, _EXPECTED, _remedy(elsewhere))
                 )
     return sorted(path for kind in KINDS for path in folder.glob(f"{kind}/[!_]*.py"))
 
 
-def _meant(file: Path) -> str:
+def _remedy(file: Path) -> str:
     """Where a schedule file lies as it should, the folder to name."""
     right = file.parent.name in KINDS
     return (
@@ -335,13 +335,13 @@ def _current() -> _Loaded:
     since.
     """
     folders = tuple(paths.schedule_dirs())
-    found = _load(folders)
-    if any(_state(one.path) != one.state for one in found.left_out):
+    loaded = _load(folders)
+    if any(_state(one.path) != one.state for one in loaded.left_out):
         _load.cache_clear()
-        found = _load(folders)
-    while found.unsaid:
-        callers.warn(found.unsaid.pop(0), ScheduleWarning)
-    return found
+        loaded = _load(folders)
+    while loaded.warnings:
+        callers.warn(loaded.warnings.pop(0), ScheduleWarning)
+    return loaded
 
 
 def all_schedules() -> dict[str, Schedule]:
@@ -375,14 +375,14 @@ def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:
         UnknownNameError: there is none (for `op`), with the near miss, of those for `kind` where it
             is given.
     """
-    known = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
-    if name not in known:
+    by_name = {n: s for n, s in all_schedules().items() if op in (None, s.op)}
+    if name not in by_name:
         for one in left_out():
             if one.name == name or (not one.name and _mentions(one.path, name)):
                 raise ScheduleError(one.reason)
-        fitting = [n for n, s in known.items() if kind in (None, s.kind)]
+        fitting = [n for n, s in by_name.items() if kind in (None, s.kind)]
         raise unknown(f"{op} schedule" if op else "schedule", name, fitting)
-    return known[name]
+    return by_name[name]
 
 
 def resolve(name: str, op: str, given: Mapping[str, Any]) -> tuple[Schedule, Any]:
@@ -394,8 +394,8 @@ def resolve(name: str, op: str, given: Mapping[str, Any]) -> tuple[Schedule, Any
         UnknownNameError: there is none for the operator, or a name that is no knob of it.
         InputError: a value the knob may not take.
     """
-    found = get(name, op)
-    return found, found.setting(given)
+    schedule = get(name, op)
+    return schedule, schedule.setting(given)
 
 
 def code_of(name: str) -> Code:

@@ -162,8 +162,8 @@ def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:
         ahead.outcome(OTHER, candidate(2))
         ahead.begin(OTHER, [candidate(2), candidate(3), candidate(4)])
         ahead.outcome(OTHER, candidate(4))
-        assert set(ahead.done(OTHER)) == {candidate(2), candidate(3), candidate(4)}
-        assert ahead.done(CASE) == {}
+        assert set(ahead.built(OTHER)) == {candidate(2), candidate(3), candidate(4)}
+        assert ahead.built(CASE) == {}
     assert sorted(built) == [1, 2, 3, 4]
 
 
@@ -243,7 +243,7 @@ def test_the_end_does_not_wait(worker: type[FakeWorker]) -> None:
         started.wait(10)
     assert all(w.killed.is_set() for w in worker.made)
     assert not any(t.is_alive() for t in ahead._threads)
-    assert ahead.done(CASE) == {}
+    assert ahead.built(CASE) == {}
     with pytest.raises(BuildError, match="not built any more"):
         ahead.outcome(CASE, candidate(40))
 

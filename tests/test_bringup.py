@@ -38,7 +38,7 @@ from lntune.ops.op import Priority
 from lntune.report import bringup as report
 from lntune.report import progress
 from lntune.system import interrupts, paths
-from lntune.tune import loop
+from lntune.tune import times
 from lntune.versions import Code
 
 __all__ = ["here"]
@@ -345,7 +345,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value_ in (
         (yardstick, "_LARGEST", 1 << 24),
         (yardstick, "SECONDS", 0.05),
-        (loop, "FINAL_SHARE", 1e-4),
+        (times, "FINAL_SHARE", 1e-4),
     ):
         monkeypatch.setattr(module, name, value_)
     monkeypatch.setattr(bringup, "BENCH_SECONDS", 0.05)

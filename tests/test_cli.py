@@ -79,7 +79,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log of a tuning run of one tiny case with two candidates, its final measured briefly."""
     folder = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
+        patch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)
         done = run(
             "tune",
             "layer_norm",
@@ -749,9 +749,7 @@ def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_
     are in the log, and the exit code is as the help says, though SIGTERM comes twice as `timeout`
     sends it.
     """
-    brief = (
-        "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
-    )
+    brief = "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
     process = start(
         "tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief)
     )

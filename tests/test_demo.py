@@ -53,7 +53,7 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4)
     )
-    monkeypatch.setattr("lntune.tune.loop.FINAL_SHARE", 1e-4)
+    monkeypatch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)
     tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
     text = out.getvalue()
     assert tour.ok

@@ -40,9 +40,9 @@ MARK = "LNTUNE_TEST_PLACE"
 BRIEF = """
 from lntune.commands import bringup
 from lntune.commands.bringup import yardstick
-from lntune.tune import loop
+from lntune.tune import times
 yardstick._LARGEST, yardstick.SECONDS = 1 << 24, 0.05
-loop.FINAL_SHARE, bringup.BENCH_SECONDS = 1e-4, 0.05
+times.FINAL_SHARE, bringup.BENCH_SECONDS = 1e-4, 0.05
 from lntune.cli import main
 main()
 """

@@ -204,7 +204,9 @@ def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
     return lambda: row_scale(x, eps)
 '''
 
-BRIEF = "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+BRIEF = (
+    "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+)
 """The command line, whose finals take no longer than they must."""
 
 

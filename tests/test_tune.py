@@ -33,7 +33,7 @@ from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.measure.jobs import Candidate, Final, Outcome, Try
 from lntune.system import toolchain
-from lntune.tune import Progress, Settings, loop
+from lntune.tune import Progress, Settings, loop, run, times
 from lntune.versions import Code
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -156,7 +156,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> float:
     """A time for a run that never ends for want of it, though its finals are as short as they may
     be.
     """
-    monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
+    monkeypatch.setattr(times, "FINAL_SHARE", 1e-4)
     return 600.0
 
 
@@ -389,7 +389,7 @@ def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
     assert (
         0 < job.seconds <= 2
         and job.retry_seconds > 0
-        and job.seconds + job.retry_seconds <= 40.0 * loop.FINAL_SHARE
+        and job.seconds + job.retry_seconds <= 40.0 * times.FINAL_SHARE
     )
     fake.jobs.clear()
     tune.tune([CASE], settings("plain", seconds=0.5, trials=1))
@@ -416,9 +416,7 @@ def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None
         for k in schedule.get(n).space(CASE, device_module.current())
     ]
     assert sorted(map(repr, tried(fake))) == sorted(map(repr, spaces))
-    assert cost_of(Candidate(final.schedule, tuple(final.knobs.items()))) == min(
-        map(cost_of, spaces)
-    )
+    assert cost_of(Candidate.of_record(final)) == min(map(cost_of, spaces))
 
 
 @pytest.mark.parametrize("name", ["random", "local"])
@@ -454,6 +452,12 @@ class Clock:
         """Seconds."""
         return self.now
 
+    def rules(self, patch: pytest.MonkeyPatch) -> None:
+        """The run goes by this clock."""
+        patch.setattr(loop, "time", self)
+        patch.setattr(run, "time", self)
+        patch.setattr(run, "Budget", functools.partial(search.Budget, clock=self.monotonic))
+
 
 def test_the_time_is_shared_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
@@ -463,8 +467,7 @@ def test_the_time_is_shared_and_kept(
     clock that trials move by a second each.
     """
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "Budget", functools.partial(search.Budget, clock=clock.monotonic))
+    clock.rules(monkeypatch)
     wide = [Case("layer_norm", h, "float32", 512) for h in (1024, 2048, 4096)]
 
     def answer(job: Job) -> Outcome:
@@ -494,10 +497,7 @@ class Slow:
         self, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker], start: float, trial: float
     ) -> None:
         self.clock = Clock()
-        monkeypatch.setattr(loop, "time", self.clock)
-        monkeypatch.setattr(
-            loop, "Budget", functools.partial(search.Budget, clock=self.clock.monotonic)
-        )
+        self.clock.rules(monkeypatch)
 
         def started(_: FakeWorker) -> None:
             self.clock.now += start
@@ -563,8 +563,7 @@ def test_a_final_begins_in_time_for_calls_that_take_long(
     they are kept for it, and finalists are left out for which there is no time.
     """
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "Budget", functools.partial(search.Budget, clock=clock.monotonic))
+    clock.rules(monkeypatch)
 
     def answer(job: Job) -> Outcome:
         calls = 18 * (len(job.candidates) + 2) if isinstance(job, Final) else 5
@@ -587,10 +586,9 @@ def test_a_trial_that_outlasts_the_budget(
     is not its fault is not logged, the case is settled among the others and the run ends.
     """
     clock, limits = Clock(), []
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "Budget", functools.partial(search.Budget, clock=clock.monotonic))
+    clock.rules(monkeypatch)
 
-    def run(worker: FakeWorker, job: Job, timeout: float) -> Outcome:
+    def answer(worker: FakeWorker, job: Job, timeout: float) -> Outcome:
         limits.append(timeout)
         fake.jobs.append(job)
         clock.now += 1.0
@@ -599,7 +597,7 @@ def test_a_trial_that_outlasts_the_budget(
             return Outcome("timeout", "no answer")
         return always_ok(job)
 
-    monkeypatch.setattr(fake, "run", run)
+    monkeypatch.setattr(fake, "run", answer)
     summary = tune.tune(
         [CASE], settings("plain", seconds=20.0, timeout=30.0, log_dir=tmp_path / "log")
     )
@@ -634,8 +632,8 @@ def test_why_candidates_failed_is_told(fake: type[FakeWorker]) -> None:
     }
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWorker]) -> None:
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_in_a_final(interrupts: int, tmp_path: Path, fake: type[FakeWorker]) -> None:
     """Ctrl-C while finalists are measured: the best one is measured once more, shortly, and is the
     winner, and no other case is begun. A second Ctrl-C ends the run at once, without it.
     """
@@ -643,7 +641,7 @@ def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWork
 
     def answer(job: Job) -> Outcome:
         nonlocal came
-        if isinstance(job, Final) and came < times:
+        if isinstance(job, Final) and came < interrupts:
             came += 1
             raise KeyboardInterrupt
         return always_ok(job)
@@ -653,7 +651,7 @@ def test_an_interrupt_in_a_final(times: int, tmp_path: Path, fake: type[FakeWork
     assert summary.interrupted and all(job.case == CASE for job in fake.jobs)
     assert summary.finals == logged(tmp_path, "final")
     assert [f.knobs for f in summary.finals] == (
-        [min(tried(fake), key=cost_of).knobs] if times == 1 else []
+        [min(tried(fake), key=cost_of).knobs] if interrupts == 1 else []
     )
     first, short = finals(fake)
     assert short.seconds < first.seconds

@@ -30,7 +30,7 @@ from lntune.log import records
 from lntune.log.records import Record
 from lntune.measure import trial
 from lntune.measure.jobs import Build, Candidate, Open, Try
-from lntune.tune import Progress, Settings, loop
+from lntune.tune import Progress, Settings, times
 
 FAULTY = Path(__file__).parent / "faulty_gpu"
 LONG = 600.0
@@ -45,7 +45,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     be, however long the run.
     """
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
-    monkeypatch.setattr(loop, "FINAL_SHARE", 1e-4)
+    monkeypatch.setattr(times, "FINAL_SHARE", 1e-4)
     schedule._load.cache_clear()
     places._gpu.cache_clear()
     yield
@@ -238,9 +238,7 @@ def test_ctrl_c(device: Device, log_dir: Path) -> None:
     """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of
     its processes is left.
     """
-    brief = (
-        "from lntune.tune import loop; loop.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
-    )
+    brief = "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
     command = [
         sys.executable,
         "-c",

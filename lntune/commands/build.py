@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError
 from lntune.kernels import cache, direct
+from lntune.log.select import Tier
 from lntune.torch import dispatch, layer_norm_node
 
 
@@ -29,11 +31,11 @@ class Built(msgspec.Struct, frozen=True):
     case: Case
     device: str
     arch: str
-    tier: str
+    tier: Tier | Literal[""]
     schedule: str
     knobs: dict[str, knobs.Value]
     strided: bool
-    status: str
+    status: Literal["built", "there", "eager", "failed"]
     path: str = ""
     bytes: int = 0
     message: str = ""
@@ -60,34 +62,23 @@ def build_case(
     `archs` are architectures whose code a GPU's file holds beside that of the device's own;
     `strided`: the kernel for matrices whose rows lie apart, instead of the one for contiguous rows.
     """
-    known: tuple[Case, str, str, str, str, dict[str, knobs.Value], bool] = (
-        case,
-        device.name,
-        device.isa,
-        "",
-        "",
-        {},
-        strided,
-    )
+    result = Built(case, device.name, device.isa, "", "", {}, strided, "failed")
     try:
         choice = dispatch.choose(case, device)
-        if choice.tier == "eager":
-            return Built(case, device.name, device.isa, choice.tier, "", {}, strided, "eager")
-        known = (
-            case,
-            device.name,
-            device.isa,
-            choice.tier,
-            choice.schedule,
-            dict(choice.knobs),
-            strided,
+        result = msgspec.structs.replace(
+            result, tier=choice.tier, schedule=choice.schedule, knobs=dict(choice.knobs)
         )
+        if choice.tier == "eager":
+            return msgspec.structs.replace(result, status="eager")
         plan, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
-        there = cache.built(case, plan, setting, device, archs, strided)
+        cached = cache.built(case, plan, setting, device, archs, strided)
         path = cache.prepare(case, plan, setting, device, archs, strided)
+        size = path.stat().st_size
     except Exception as e:
-        return Built(*known, "failed", message=_reason(e))
-    return Built(*known, "there" if there else "built", str(path), path.stat().st_size)
+        return msgspec.structs.replace(result, message=_reason(e))
+    return msgspec.structs.replace(
+        result, status="there" if cached else "built", path=str(path), bytes=size
+    )
 
 
 def _reason(error: Exception) -> str:

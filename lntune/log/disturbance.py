@@ -37,11 +37,11 @@ def why(samples: Mapping[str, Sequence[float]], medians: Mapping[str, float]) ->
     `samples` are microseconds by contender, of all of one measurement, `medians` theirs (of more
     samples, where not all were kept).
     """
-    for name, taken in samples.items():
-        if said := _scattered(name, sorted(taken), medians[name]):
-            return said
+    for name, times in samples.items():
+        if reason := _scattered(name, sorted(times), medians[name]):
+            return reason
     # the default knobs may be the winner itself
-    different = {tuple(taken): medians[name] for name, taken in samples.items()}
+    different = {tuple(times): medians[name] for name, times in samples.items()}
     ends = list(different.values())
     if (
         len(ends) > 1
@@ -54,12 +54,14 @@ def why(samples: Mapping[str, Sequence[float]], medians: Mapping[str, float]) ->
         )
     tuned = medians.get("tuned")
     for name, both_ways in (("eager", True), ("copy", False), ("default", False)):
-        other = medians.get(name)
-        if tuned and other and (other > APART * tuned or (both_ways and tuned > APART * other)):
-            return (
-                f"{name!r} and the kernel lie a factor of {max(other / tuned, tuned / other):.0f}"
-                " apart"
-            )
+        other_us = medians.get(name)
+        if (
+            tuned
+            and other_us
+            and (other_us > APART * tuned or (both_ways and tuned > APART * other_us))
+        ):
+            factor = max(other_us / tuned, tuned / other_us)
+            return f"{name!r} and the kernel lie a factor of {factor:.0f} apart"
     return ""
 
 

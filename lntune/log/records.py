@@ -1,7 +1,8 @@
-"""The tuning log: JSON Lines, append-only, one self-describing record per measurement.
+"""The tuning log: files of JSON lines to which each measurement adds one record that says all there
+is to know about it.
 
-"Best" is never stored, only computed on reading. A log is data: reading one never executes
-anything.
+Nothing is ever changed or removed. "Best" is never stored, only computed on reading. A log is data:
+reading one never executes anything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
+from lntune.knobs import Value
 from lntune.log import disturbance
 from lntune.system import callers, locks
 from lntune.versions import Code, of_hash
@@ -78,7 +80,7 @@ class Setting(msgspec.Struct, frozen=True):
     """A schedule and its knobs."""
 
     schedule: str
-    knobs: dict[str, int | bool | str]
+    knobs: dict[str, Value]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +88,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `timings` has the key
     "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`),
-    "eager" and "copy". `errors` holds, per output, the largest error against float64 in units of
-    the bar (1 is the limit); `versus_eager` the largest error on plain random inputs divided by
-    eager's own. `busy` is True when other work disturbed the measurement, False when it did not,
-    None when that is not known. `clocks` are a GPU's in MHz before, in and after the measurement.
+    "eager" and "copy". `errors` holds, per output, the largest error against float64 as a
+    share of the tolerance (1 is the limit); `versus_eager` the largest error on plain random inputs
+    divided by eager's own. `busy` is True when other work disturbed the measurement, False when it
+    did not, None when that is not known. `clocks` are a GPU's in MHz before, in and after the
+    measurement.
     """
 
     schema: int = SCHEMA
@@ -99,7 +102,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     schedule: str
     code: Code = Code()
-    knobs: dict[str, int | bool | str]
+    knobs: dict[str, Value]
     status: Status
     message: str = ""
     timings: dict[str, Timing] = {}
@@ -172,12 +175,12 @@ def append(folder: Path, record: Record) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locks.locked(path), path.open("ab", buffering=0) as file:
             start = file.tell()
-            rest = memoryview(b"\n" + line if start and _last_byte(path) != b"\n" else line)
+            unwritten = memoryview(b"\n" + line if start and _last_byte(path) != b"\n" else line)
             try:
                 # unbuffered: a buffer would write its remains once more on closing, behind the
                 # truncation
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while unwritten:
+                    unwritten = unwritten[file.write(unwritten) :]
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
@@ -281,8 +284,8 @@ def read(
                 list(read_file(path, role))
                 for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))
             ]
-    found = merged(logs, now)
-    return found if device is None else [r for r in found if not device.differences(r.device)]
+    records = merged(logs, now)
+    return records if device is None else [r for r in records if not device.differences(r.device)]
 
 
 def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Record]:
@@ -321,12 +324,12 @@ def by_device(records: Iterable[Record]) -> list[list[Record]]:
     """
     groups: list[list[Record]] = []
     for record in records:
-        one = record.device
+        device = record.device
         group = next(
             (
                 g
                 for g in groups
-                if g[0].device.slug == one.slug and not g[0].device.differences(one)
+                if g[0].device.slug == device.slug and not g[0].device.differences(device)
             ),
             None,
         )
@@ -339,11 +342,11 @@ def by_device(records: Iterable[Record]) -> list[list[Record]]:
 
 def measured(records: Iterable[Record]) -> dict[Key, list[Record]]:
     """The final measurements of each case, in the order given."""
-    found: dict[Key, list[Record]] = {}
+    groups: dict[Key, list[Record]] = {}
     for record in records:
         if record.role == "final" and record.status == "ok" and record.median() is not None:
-            found.setdefault(record.key, []).append(record)
-    return found
+            groups.setdefault(record.key, []).append(record)
+    return groups
 
 
 def finals(records: Iterable[Record]) -> dict[Key, Record]:
@@ -354,11 +357,13 @@ def finals(records: Iterable[Record]) -> dict[Key, Record]:
     The latest, not the fastest: each final was re-measured against its rivals, and keeping the
     luckiest of many would drift towards outliers.
     """
-    return {key: preferred(found) for key, found in measured(records).items()}
+    return {key: preferred(group) for key, group in measured(records).items()}
 
 
-def preferred(found: Sequence[Record]) -> Record:
+def preferred(records: Sequence[Record]) -> Record:
     """Of several records, oldest first, the latest that was not disturbed; where all were, the
     latest.
     """
-    return next((r for r in reversed(found) if len(found) == 1 or not r.disturbance), found[-1])
+    return next(
+        (r for r in reversed(records) if len(records) == 1 or not r.disturbance), records[-1]
+    )

@@ -1,4 +1,4 @@
-"""Which kernel serves a call: a pure decision over the log, with its reasons.
+"""Which kernel serves a call: decided on the records of the tuning log alone, with the reasons.
 
 exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the
 schedule's default knobs -> eager mode. Records of another device never serve. A record in which
@@ -70,22 +70,22 @@ def select(
     case = case.typical  # one choice per bucket, whoever calls first
     steps: list[str] = []
     faults: dict[str, str] = {}
-    mine: list[Record] = []
+    own: list[Record] = []
     differences: dict[Device, str] = {}
     for record in records:
         if record.case.op == case.op and record.case.dtype == case.dtype and record.role == "final":
             if record.device not in differences:
                 differences[record.device] = "; ".join(device.differences(record.device))
             if not differences[record.device]:
-                mine.append(record)
+                own.append(record)
     # Nobody expects a CPU's records to serve a GPU.
     foreign = {
         other.slug: why for other, why in differences.items() if why and other.kind == device.kind
     }
 
-    for tier, groups in _tiers(case, list(measured(mine).values())):
+    for tier, groups in _tiers(case, list(measured(own).values())):
         if not groups:
-            steps.append(f"{tier}: no record for {_what(case, tier)}")
+            steps.append(f"{tier}: no record for {_sought(case, tier)}")
             continue
         for group in groups:
             choice, reasons = _from_group(tier, group, case, device, schedules, faults)
@@ -207,7 +207,7 @@ def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict
     }
 
 
-def _what(case: Case, tier: Tier) -> str:
+def _sought(case: Case, tier: Tier) -> str:
     """What a tier looked for."""
     rows = " any rows" if tier == "bucket" else f" rows {bucket_label(case.bucket)}"
     hidden = (

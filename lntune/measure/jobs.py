@@ -26,6 +26,11 @@ class Candidate(msgspec.Struct, frozen=True):
         """The candidate of a schedule's name and a knob dataclass."""
         return cls(name, tuple(knobs.to_dict(setting).items()))
 
+    @classmethod
+    def of_record(cls, record: Record) -> Candidate:
+        """The candidate that was measured."""
+        return cls(record.schedule, tuple(record.knobs.items()))
+
     @property
     def knobs(self) -> dict[str, knobs.Value]:
         """The knobs as a dictionary, as the log has them."""

@@ -1,4 +1,6 @@
-"""Jobs carried out: a kernel is built, checked, and only then timed. Failure is data."""
+"""How a job is done in this process: a kernel is built, checked, and only then timed. What fails is
+an outcome, not an exception.
+"""
 
 from __future__ import annotations
 
@@ -171,9 +173,9 @@ def _try(job: Try) -> Outcome:
         lambda: place.measure({"tuned": calls}, job.seconds, seed=job.seed), TRIAL_ATTEMPTS
     )
     tuned = measured.timings["tuned"]
-    kept = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
+    timings = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
     return msgspec.structs.replace(
-        outcome, timings=kept, busy=measured.busy, clocks=measured.clocks
+        outcome, timings=timings, busy=measured.busy, clocks=measured.clocks
     )
 
 
@@ -203,9 +205,9 @@ def _final(job: Final) -> Outcome:
         if kernel is not None:
             contenders["default"] = bind(case, kernel, inputs, allocate=True)
     with torch.inference_mode():
-        again = functools.partial(place.measure, contenders, job.seconds, rounds=9, seed=job.seed)
+        measure = functools.partial(place.measure, contenders, job.seconds, rounds=9, seed=job.seed)
         # it decides what serves calls
-        measured = timing.quietest(again, seconds=job.seconds + job.retry_seconds)
+        measured = timing.quietest(measure, seconds=job.seconds + job.retry_seconds)
     finalists = [measured.timings[name] for name in names]
     winner = min(range(len(finalists)), key=lambda i: finalists[i].median_us)
     timings = {"tuned": finalists[winner]}

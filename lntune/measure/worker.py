@@ -152,13 +152,13 @@ class Worker:
         Raises:
             BuildError: no child came up to do it.
         """
-        begun = time.monotonic()
-        taken, line = self._ask(job, timeout, patient)
-        if not taken and line == b"":  # died before it had the job, which is not the job's fault
+        start = time.monotonic()
+        accepted, line = self._ask(job, timeout, patient)
+        if not accepted and line == b"":  # died before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
-            begun = time.monotonic()
-            taken, line = self._ask(job, timeout, patient)
+            start = time.monotonic()
+            accepted, line = self._ask(job, timeout, patient)
         if line:
             return line
         timed_out = line is None
@@ -166,10 +166,10 @@ class Worker:
         code = self.stop()
         self.restarts += 1
         if timed_out:
-            took = time.monotonic() - begun
+            seconds = time.monotonic() - start
             more = (
-                f", nor within {took:.1f} s while others used the machine"
-                if took > 1.2 * timeout + 1
+                f", nor within {seconds:.1f} s while others used the machine"
+                if seconds > 1.2 * timeout + 1
                 else ""
             )
             return Outcome("timeout", f"no answer within {timeout:.1f} s{more}; killed")
@@ -179,7 +179,7 @@ class Worker:
         """(the child has taken the job, its answer); for the answer see `_line`."""
         self.start()
         assert self._process is not None
-        begun, watched = time.monotonic(), Starvation(self._process.pid) if patient else None
+        start, starvation = time.monotonic(), Starvation(self._process.pid) if patient else None
         with self._stopped_on_interrupt():
             self._forget_words()
             try:
@@ -188,16 +188,16 @@ class Worker:
             except BrokenPipeError:
                 return False, b""
             line = self._line(timeout)
-            if line is None and watched is not None and watched.starved(timeout):
+            if line is None and starvation is not None and starvation.starved(timeout):
                 line = self._line(timeout * (patience.MOST - 1))
             if line != _TAKEN:
                 return False, line
-            line = self._line(begun + timeout - time.monotonic())
+            line = self._line(start + timeout - time.monotonic())
             while (
                 line is None
-                and watched is not None
-                and time.monotonic() < begun + timeout * patience.MOST
-                and watched.starved(timeout)
+                and starvation is not None
+                and time.monotonic() < start + timeout * patience.MOST
+                and starvation.starved(timeout)
             ):
                 line = self._line(timeout / 4)
             return True, line
@@ -243,10 +243,10 @@ class Worker:
         ready = select.poll()  # select.select refuses descriptors above 1023
         ready.register(self._answers, select.POLLIN)
         while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0:
+            remaining = end - time.monotonic()
+            if remaining <= 0:
                 return None
-            if not ready.poll(left * 1e3):
+            if not ready.poll(remaining * 1e3):
                 return None
             chunk = os.read(self._answers, 1 << 16)
             if not chunk:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -30,16 +30,20 @@ threads), because the order of a reduction is part of a schedule and s_tir's own
 tail predicate of sizes that do not divide."""
 
 
-class Arg(msgspec.Struct, frozen=True):
-    """One argument of a kernel.
+ArgRole = Literal["in", "scalar", "out", "sum"]
+"""What an argument of a kernel is: a tensor that is read, a number, a tensor that is written, or a
+"sum", a tensor that the kernel adds to: float32, with a row of its own for each of the blocks that
+the rows are shared among.
+"""
 
-    `role` is "in", "scalar", "out", or "sum" for a tensor that the kernel adds to: float32, with a
-    row of its own for each of the blocks that the rows are shared among. `shape` is made of "rows",
-    "hidden", "gates" (four times hidden) and "blocks".
+
+class Arg(msgspec.Struct, frozen=True):
+    """One argument of a kernel. `shape` is made of "rows", "hidden", "gates" (four times hidden)
+    and "blocks".
     """
 
     name: str
-    role: str
+    role: ArgRole
     shape: tuple[str, ...]
     dtype: str
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lntune import ops
 from lntune.case import Case
-from lntune.log.records import Record
+from lntune.log.records import Record, Status
 from lntune.report import tables
 from lntune.report.columns import Column, Table, key, whole
 from lntune.report.rows import Row, geomean, rows_of
@@ -34,7 +34,7 @@ class Smoked(msgspec.Struct, frozen=True):
 
     case: Case
     schedule: str
-    status: str
+    status: Status
     message: str
 
     @property
@@ -88,8 +88,8 @@ class Summary(msgspec.Struct, frozen=True):
     tuned: int
     known: int
     left: list[str]
-    trials: dict[str, int]
-    failures: dict[str, str]
+    trials: dict[Status, int]
+    failures: dict[Status, str]
     verified: int
     not_verified: int
     wrong: list[str]

@@ -7,6 +7,8 @@ from collections import Counter
 
 import msgspec
 
+from lntune.log.records import Status
+
 SHOWN = 3
 """Reasons that are shown; the log has all."""
 LENGTH = 160
@@ -16,7 +18,7 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
 class Reason(msgspec.Struct, frozen=True):
     """Candidates that failed alike: their status, how many, and the message of the first."""
 
-    status: str
+    status: Status
     count: int
     message: str
 
@@ -25,10 +27,10 @@ class Failures:
     """The failures of a run. Messages that differ only in their numbers are one reason."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._first: dict[tuple[str, str], str] = {}
+        self._counts: Counter[tuple[Status, str]] = Counter()
+        self._first: dict[tuple[Status, str], str] = {}
 
-    def add(self, status: str, message: str) -> None:
+    def add(self, status: Status, message: str) -> None:
         """A candidate failed."""
         key = status, _NUMBER.sub("#", message)
         self._counts[key] += 1

@@ -1,5 +1,5 @@
-"""Searches, by name. A new one is a file here and a line below; it knows nothing of kernels, TVM or
-PyTorch.
+"""Searches: ways to decide which candidate a tuning run tries next. A new one is a file here and a
+line below; it knows nothing of kernels, TVM or PyTorch.
 
 A search calls `evaluate` on distinct candidates, the default (`space.candidates[0]`) first, until
 `budget.spent` or the space is used up. It keeps no result: whoever passed `evaluate` has seen every

@@ -1,4 +1,4 @@
-"""How long a search may go on."""
+"""How long a search may go on: seconds, trials, or both."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
 
 
 def _climb(
-    here: Any,
+    current: Any,
     untried: dict[Any, None],
     space: Space,
     evaluate: Evaluate,
@@ -47,12 +47,12 @@ def _climb(
     rng: random.Random,
 ) -> None:
     """One ascent from `here`, which is untried; takes what it tries out of `untried`."""
-    del untried[here]
-    cost = evaluate(here)
+    del untried[current]
+    cost = evaluate(current)
     improved = True
     while improved:
         improved = False
-        around = [c for c in dict.fromkeys(space.neighbours(here)) if c in untried]
+        around = [c for c in dict.fromkeys(space.neighbours(current)) if c in untried]
         rng.shuffle(around)
         for candidate in around:
             if budget.spent:
@@ -60,5 +60,5 @@ def _climb(
             del untried[candidate]
             tried = evaluate(candidate)
             if tried < cost:
-                here, cost, improved = candidate, tried, True
+                current, cost, improved = candidate, tried, True
                 break

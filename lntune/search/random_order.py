@@ -16,9 +16,9 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     budget is spent.
     """
     candidates = list(dict.fromkeys(space.candidates))
-    rest = candidates[1:]
-    rng.shuffle(rest)
-    for candidate in [*candidates[:1], *rest]:
+    others = candidates[1:]
+    rng.shuffle(others)
+    for candidate in [*candidates[:1], *others]:
         if budget.spent:
             return
         evaluate(candidate)

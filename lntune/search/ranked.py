@@ -22,7 +22,7 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     """
     untried = dict.fromkeys(space.candidates)
     best: Any = None
-    least = math.inf
+    lowest = math.inf
     first = near = True
     while untried and not budget.spent:
         around = (
@@ -34,6 +34,6 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
         del untried[candidate]
         first = False
         cost = evaluate(candidate)
-        if cost < least:
-            best, least = candidate, cost
+        if cost < lowest:
+            best, lowest = candidate, cost
         near = not near

@@ -1,4 +1,4 @@
-"""What a search walks over."""
+"""What a search chooses from: candidates, and which of them are neighbours."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import msgspec
 
 from lntune.case import Case, bucket_label
 from lntune.device import Device
+from lntune.log.records import Key
 from lntune.system import callers
 from lntune.words import counted
 
@@ -45,8 +46,8 @@ _lock = threading.Lock()
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
 )
-_met: dict[tuple[Device, str, int, str, int], Untuned] = {}
-_heard: set[tuple[Device, str, int, str, int]] = set()
+_met: dict[tuple[Device, Key], Untuned] = {}
+_heard: set[tuple[Device, Key]] = set()
 """Those of which the user's filters let a warning through."""
 _first: list[callers.Place] = []
 """Where the first of these was met."""
@@ -96,7 +97,7 @@ def command(found: Iterable[Untuned]) -> str:
 
 def met(case: Case, device: Device, served: str, outlived: bool = False) -> None:
     """Count a case that was not measured; its variants are one. The first is said."""
-    key = (device, case.op, case.hidden, case.dtype, case.bucket)
+    key = device, Key.of(case)
     at = callers.place()
     with _lock:
         if key in _met:

@@ -1,9 +1,8 @@
-"""Building ahead: processes that build the next candidates of a GPU while it measures the current
-ones.
+"""Processes that build the next candidates for a GPU while it measures the current ones.
 
 Each is a Worker of its own, driven by a thread, so a candidate that crashes the compiler costs its
 builder's process and nothing else. What is built lies in the cache of kernels, where the process
-that measures finds it; what is known of it comes back as an Outcome.
+that measures finds it; what its code tells comes back as an Outcome.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ of that, before the others in hand are. A case may end long before all its thous
 the next must not begin by waiting for its first.
 """
 
-_Key = tuple[Case, Candidate]
+_Key = tuple[Case, Candidate]  # what is built, and for what
 
 
 class Ahead:
@@ -64,7 +63,7 @@ class Ahead:
         self.count = count or max(1, min(MOST, usable_cores() - 1))
         self._workers = [Worker(1) for _ in range(self.count)]
         self._threads = [
-            threading.Thread(target=self._build, args=(worker,), daemon=True)
+            threading.Thread(target=self._work, args=(worker,), daemon=True)
             for worker in self._workers
         ]
 
@@ -94,25 +93,25 @@ class Ahead:
                 worker.kill()
                 thread.join(0.05)
 
-    def _build(self, worker: Worker) -> None:
+    def _work(self, worker: Worker) -> None:
         """A builder's thread."""
         try:
-            while (key := self._next()) is not None and self._one(worker, key):
+            while (key := self._next()) is not None and self._build(worker, key):
                 pass
         finally:
             worker.stop()
             with self._changed:
                 self._changed.notify_all()
 
-    def _one(self, worker: Worker, key: _Key) -> bool:
+    def _build(self, worker: Worker, key: _Key) -> bool:
         """Build one; False where no child comes up to do it."""
+        case, candidate = key
         try:
             if worker.pid is None:
-                begun = time.monotonic()
+                start = time.monotonic()
                 worker.start()
-                self.starts.append(time.monotonic() - begun)
-            begun = time.monotonic()
-            case, candidate = key
+                self.starts.append(time.monotonic() - start)
+            start = time.monotonic()
             outcome = worker.run(self._job(case, self._device, candidate), self._timeout)
         except Exception as e:
             with self._changed:
@@ -123,8 +122,8 @@ class Ahead:
         with self._changed:
             self._flying.discard(key)
             if not self._closed:  # else it was killed
-                self.seconds.append(time.monotonic() - begun)
-                self._done(key, outcome)
+                self.seconds.append(time.monotonic() - start)
+                self._keep(key, outcome)
             self._changed.notify_all()
         return True
 
@@ -138,7 +137,7 @@ class Ahead:
             self._flying.add(key)
             return key
 
-    def _done(self, key: _Key, outcome: Outcome) -> None:
+    def _keep(self, key: _Key, outcome: Outcome) -> None:
         if self._job is Build and outcome.status == "run":  # nothing was run but the compiler
             outcome = msgspec.structs.replace(outcome, status="compile")
         self._outcomes[key] = outcome
@@ -154,22 +153,24 @@ class Ahead:
         self,
         case: Case,
         candidates: Iterable[Candidate],
-        then: tuple[Case, Sequence[Candidate]] | None = None,
+        following: tuple[Case, Sequence[Candidate]] | None = None,
     ) -> None:
         """From now on build the candidates of this case, in this order, and after the first of them
-        the first of the next one's; nothing else.
+        the first of the `following` case's; nothing else.
         """
         own = [(case, c) for c in candidates]
         early = max(4, FIRST * self.count // 2)
-        after = [(then[0], c) for c in then[1][: max(2, NEXT * self.count // 2)]] if then else []
-        wanted = [*own[:early], *after, *own[early:]]
+        cases, next_ones = [case], list[_Key]()
+        if following:
+            cases.append(following[0])
+            few = following[1][: max(2, NEXT * self.count // 2)]
+            next_ones = [(following[0], c) for c in few]
+        order = [*own[:early], *next_ones, *own[early:]]
         with self._changed:
-            for other in [
-                k for k in self._outcomes if k[0] != case and (then is None or k[0] != then[0])
-            ]:
-                del self._outcomes[other], self._scores[other]
+            for key in [k for k in self._outcomes if k[0] not in cases]:
+                del self._outcomes[key], self._scores[key]
             self._queue = deque(
-                k for k in wanted if k not in self._outcomes and k not in self._flying
+                k for k in order if k not in self._outcomes and k not in self._flying
             )
             self._changed.notify_all()
 
@@ -190,10 +191,10 @@ class Ahead:
             self._wait([(case, candidate)])
             return self._outcomes[case, candidate]
 
-    def done(self, case: Case) -> dict[Candidate, Outcome]:
+    def built(self, case: Case) -> dict[Candidate, Outcome]:
         """All that is built of a case so far."""
         with self._changed:
-            return {c: outcome for (of, c), outcome in self._outcomes.items() if of == case}
+            return {c: outcome for (own, c), outcome in self._outcomes.items() if own == case}
 
     def score(self, case: Case, candidate: Candidate) -> float:
         """The static score of what is built; infinite for what is not to be measured."""
@@ -211,8 +212,8 @@ class Ahead:
         self.hurry(case, preferred)
         with self._changed:
             self._wait([(case, c) for c in (*preferred, *others)])
-            for some in (preferred, others):
-                ready = [c for c in some if (case, c) in self._outcomes]
+            for candidates in (preferred, others):
+                ready = [c for c in candidates if (case, c) in self._outcomes]
                 if ready:
                     return max(ready, key=lambda c: self._scores[case, c])
         raise BuildError("no candidate was built.")  # pragma: no cover (_wait has raised)

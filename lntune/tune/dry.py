@@ -1,4 +1,4 @@
-"""The whole tuner but the device: what a run would measure, and how long it would take.
+"""A tuning run without the device: what it would measure, and how long it would take.
 
 Candidates are enumerated, built (a bounded number of each case, in the order a run would build
 them), looked at as `statics` does, verified (a GPU's in the emulator, on rows as short as their
@@ -20,6 +20,7 @@ from lntune import knobs
 from lntune.backends import cuda
 from lntune.case import Case
 from lntune.device import Device
+from lntune.log.records import Status
 from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
@@ -43,7 +44,7 @@ class Ranked(msgspec.Struct, frozen=True):
 
     schedule: str
     knobs: str
-    status: str
+    status: Status
     score: float | None = None
     registers: int | None = None
     shared: int | None = None
@@ -119,36 +120,28 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         device that is not here.
     """
     check_settings(settings, cases, dry=True)
-    device, begun, interrupted = settings.target, time.monotonic(), False
-    found: dict[Case, dict[Candidate, Outcome]] = {}
-    scores: dict[Candidate, float] = {}
+    device, start, interrupted = settings.target, time.monotonic(), False
+    outcomes: dict[Case, dict[Candidate, Outcome]] = {}
     plans: list[Plan] = []
     with Ahead(device, settings.timeout, Check) as ahead:
         try:
             for index, case in enumerate(cases):
-                left = (
-                    None
-                    if settings.seconds is None
-                    else settings.seconds - (time.monotonic() - begun)
-                )
-                end = None if left is None else time.monotonic() + left / (len(cases) - index)
+                end = None
+                if settings.seconds is not None:
+                    now = time.monotonic()
+                    end = now + (settings.seconds - (now - start)) / (len(cases) - index)
                 observer(case, index, len(cases), 0)
-                tell = functools.partial(observer, case, index, len(cases))
-                known = Candidates(case, device, settings.schedules)
-                found[case] = _built(
-                    ahead, case, list(known)[: settings.trials or TRIALS], end, tell
-                )
-                scores = {c: ahead.score(case, c) for c in found[case]}
-                plans.append(_plan(case, known, found[case], scores, settings))
+                on_built = functools.partial(observer, case, index, len(cases))
+                candidates = Candidates(case, device, settings.schedules)
+                first = list(candidates)[: settings.trials or TRIALS]
+                outcomes[case] = _built(ahead, case, first, end, on_built)
+                scores = {c: ahead.score(case, c) for c in outcomes[case]}
+                plans.append(_plan(case, candidates, outcomes[case], scores, settings))
         except KeyboardInterrupt:
             interrupted = True
-        pace = _Pace(
-            device,
-            ahead,
-            [o.seconds for of in found.values() for o in of.values() if o.seconds],
-            len(found),
-        )
-    plans = pace.reckoned(plans, settings, len(cases))
+        builds = [o.seconds for of_case in outcomes.values() for o in of_case.values()]
+        pace = _Pace(device, ahead, list(filter(None, builds)), len(outcomes))
+    plans = pace.timed(plans, settings, len(cases))
     compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
     return DryRun(
         device,
@@ -156,53 +149,68 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         plans,
         ahead.count,
         pace.assumption,
-        round(time.monotonic() - begun, 2),
+        round(time.monotonic() - start, 2),
         interrupted,
         round(pace.start, 2),
     )
 
 
 def _built(
-    ahead: Ahead, case: Case, known: list[Candidate], end: float | None, tell: Callable[[int], None]
+    ahead: Ahead,
+    case: Case,
+    candidates: Sequence[Candidate],
+    end: float | None,
+    on_built: Callable[[int], None],
 ) -> dict[Candidate, Outcome]:
     """The outcomes of as many candidates as there is time for; the first default's in any case."""
-    ahead.begin(case, known)
-    found: dict[Candidate, Outcome] = {}
-    for candidate in known:
-        if found and end is not None and time.monotonic() >= end:
+    ahead.begin(case, candidates)
+    outcomes: dict[Candidate, Outcome] = {}
+    for candidate in candidates:
+        if outcomes and end is not None and time.monotonic() >= end:
             break
-        found[candidate] = ahead.outcome(case, candidate)
-        tell(len(found))
-    return {**found, **ahead.done(case)}
+        outcomes[candidate] = ahead.outcome(case, candidate)
+        on_built(len(outcomes))
+    return {**outcomes, **ahead.built(case)}
 
 
 def _plan(
     case: Case,
-    known: Candidates,
-    found: dict[Candidate, Outcome],
+    candidates: Candidates,
+    outcomes: dict[Candidate, Outcome],
     scores: dict[Candidate, float],
     settings: Settings,
 ) -> Plan:
-    """The case's plan, not reckoned yet."""
+    """What a run would do with the case; how long it takes is not known yet."""
     pruned: Counter[str] = Counter()
     failed: dict[str, list[str]] = {}
-    kept: list[Candidate] = []
-    for candidate, outcome in found.items():
+    sound: list[Candidate] = []
+    for candidate, outcome in outcomes.items():
         problems = outcome.facts.problems if outcome.facts else ()
         if outcome.status != "ok":
             which = f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
             failed.setdefault(f"{outcome.status}: {outcome.message}", []).append(which)
-        elif problems and candidate not in known.defaults:
+        elif problems and candidate not in candidates.defaults:
             pruned["; ".join(problems)] += 1
         else:
-            kept.append(candidate)
-    kept.sort(key=lambda c: (c not in known.defaults, -scores[c]))
-    measured = round(len(known) * len(kept) / len(found)) if found else len(known)
+            sound.append(candidate)
+    sound.sort(key=lambda c: (c not in candidates.defaults, -scores[c]))
+    measured = len(candidates)
+    if outcomes:
+        measured = round(measured * len(sound) / len(outcomes))
     measured = min(measured, settings.trials or measured)
-    first = tuple(_ranked(c, found[c], scores[c]) for c in kept[:SHOWN])
-    verified = sum(o.status == "ok" for o in found.values())
+    first = tuple(_ranked(c, outcomes[c], scores[c]) for c in sound[:SHOWN])
+    verified = sum(o.status == "ok" for o in outcomes.values())
     return Plan(
-        case, len(known), len(found), verified, dict(pruned), failed, first, measured, 0.0, 0
+        case,
+        len(candidates),
+        len(outcomes),
+        verified,
+        dict(pruned),
+        failed,
+        first,
+        measured,
+        seconds=0.0,
+        within=0,
     )
 
 
@@ -212,12 +220,22 @@ def _ranked(candidate: Candidate, outcome: Outcome, score: float) -> Ranked:
         return Ranked(*text)
     main = max(outcome.facts.kernels, key=lambda k: k.resources.registers * k.threads)
     shared = main.resources.shared_bytes + main.dynamic_shared
-    known = round(score, 3) if score < math.inf else None
-    return Ranked(*text, known, main.resources.registers, shared, round(main.occupancy.share, 3))
+    return Ranked(
+        *text,
+        round(score, 3) if score < math.inf else None,
+        main.resources.registers,
+        shared,
+        round(main.occupancy.share, 3),
+    )
 
 
 class _Pace:
-    """How long things take in a real run: what was measured here, and of a GPU what is assumed."""
+    """How long things take in a real run: what was measured here, and of a GPU what is assumed.
+
+    In seconds: `build` to build a candidate, on a CPU to check it too; `inputs` to make those of a
+    case; `device` what a candidate takes of the device; `start` until the process that measures is
+    there.
+    """
 
     def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float], cases: int) -> None:
         self._gpu, self._builders = device.kind == "gpu", ahead.count
@@ -226,54 +244,55 @@ class _Pace:
         self.start = statistics.median(ahead.starts) if ahead.starts else 0.0
         # The first candidate of a case waits for the inputs, and for what is true of them.
         excess = 0.0 if self._gpu else sum(measured) - len(measured) * self._build
-        self.once = max(0.0, excess) / max(1, cases)
-        self.again = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
-        rest = (
+        self._inputs = max(0.0, excess) / max(1, cases)
+        self._device = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
+        finals = (
             "a quiet machine; as much for each of a final's, which are measured for up to"
             f" {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
         )
         if self._gpu:
-            made = (
+            building = (
                 f"{self._build:.2f} s to build one, as here, by {self._builders} processes,"
                 " whichever is longer"
             )
             self.assumption = (
-                f"{self.again:.2f} s of the GPU for a candidate (assumed, not measured), or {made};"
-                f" {rest}"
+                f"{self._device:.2f} s of the GPU for a candidate (assumed, not measured), or"
+                f" {building}; {finals}"
             )
         else:
-            made = (
+            building = (
                 f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f}"
                 " s to time it"
             )
-            self.assumption = f"{made}, {self.once:.1f} s for the inputs of a case; {rest}"
+            self.assumption = f"{building}, {self._inputs:.1f} s for the inputs of a case; {finals}"
 
-    def reckoned(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
+    def timed(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
         """The plans of the first of so many cases, with their times. In a run with a budget each
         case has its share of what is left; those that come when it is over have nothing.
         """
-        left, made = None if settings.seconds is None else settings.seconds - self.start, []
+        remaining = None if settings.seconds is None else settings.seconds - self.start
+        timed = []
         for index, plan in enumerate(plans):
-            refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
-            share = 1 - refused / plan.built if plan.built else 1.0
-            to_build = plan.measured / max(share, 0.1)
-            each = (
-                max(self.again, self._build * to_build / max(plan.measured, 1) / self._builders)
-                if self._gpu
-                else self.again
-            )
-            seconds = (
-                self.once + times.reckoned(None, each, self.again, plan.measured)[1]
-                if plan.measured
-                else 0.0
-            )
-            within = plan.measured
-            if left is not None and plan.measured:
-                within, took = times.reckoned(
-                    max(0.0, left / (cases - index) - self.once), each, self.again, plan.measured
-                )
-                if index and left < 2 * self.again + times.SHORT_FINAL:
-                    within, took = 0, 0.0
-                left -= took + self.once
-            made.append(msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within))
-        return made
+            trial = self._trial(plan)
+            seconds, within = 0.0, plan.measured
+            if plan.measured:
+                seconds = self._inputs + times.estimate(None, trial, self._device, plan.measured)[1]
+            if remaining is not None and plan.measured:
+                share = max(0.0, remaining / (cases - index) - self._inputs)
+                within, case_seconds = times.estimate(share, trial, self._device, plan.measured)
+                if index and remaining < 2 * self._device + times.SHORT_FINAL:
+                    within, case_seconds = 0, 0.0
+                remaining -= case_seconds + self._inputs
+            timed.append(msgspec.structs.replace(plan, seconds=round(seconds, 1), within=within))
+        return timed
+
+    def _trial(self, plan: Plan) -> float:
+        """What a trial takes: the device's time, or the builders' where that is longer, who build
+        also what is refused afterwards.
+        """
+        if not self._gpu:
+            return self._device
+        refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
+        share = 1 - refused / plan.built if plan.built else 1.0
+        to_build = plan.measured / max(share, 0.1)
+        return max(self._device, self._build * to_build / max(plan.measured, 1) / self._builders)

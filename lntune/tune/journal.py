@@ -1,4 +1,4 @@
-"""The tuning log as a run sees it: what it appends, and what a case had before."""
+"""What a tuning run writes to the tuning log, and what it reads there: what won a case before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 
 from lntune import schedule
 from lntune.case import Case
-from lntune.log import records
+from lntune.log import records, select
 from lntune.log.records import Record, Role, Setting
 from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.system import paths, toolchain
@@ -55,15 +55,15 @@ class Journal:
         records.append(self.folder, record)
         return record
 
-    def had(self, case: Case) -> Candidate | None:
+    def previous_winner(self, case: Case) -> Candidate | None:
         """The winner of the case's latest final in the log, of this device and of its schedule as
         it is.
         """
         if case.op not in self._finals:
-            found = records.read(self._folders, case.op, self.device, role="final")
-            known = schedule.for_op(case.op, self.device.kind)
+            finals = records.read(self._folders, case.op, self.device, role="final")
+            schedules = schedule.for_op(case.op, self.device.kind)
             self._finals[case.op] = records.finals(
-                r for r in found if r.schedule in known and r.code == known[r.schedule].code
+                r for r in finals if r.schedule in schedules and not select.stale(r, schedules)
             )
         record = self._finals[case.op].get(records.Key.of(case))
-        return None if record is None else Candidate(record.schedule, tuple(record.knobs.items()))
+        return None if record is None else Candidate.of_record(record)

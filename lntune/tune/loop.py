@@ -1,320 +1,22 @@
-"""The tuning loop: what is tried, what is logged, what wins, and how it ends, however it ends."""
+"""The tuning loop: one case after another is tuned, each with its share of the time, and an
+interrupt ends the loop with what there is.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import random
 import time
 from collections.abc import Sequence
 
-from lntune import knobs, schedule, search
 from lntune.case import Case
 from lntune.errors import ToolchainError
-from lntune.log import select
-from lntune.log.records import Record
-from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
+from lntune.measure.jobs import Open
 from lntune.measure.worker import START_SECONDS, Worker
-from lntune.report.failures import Failures, sentence
-from lntune.search import Budget, Space
-from lntune.system import interrupts
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
-from lntune.tune.candidates import Candidates
-from lntune.tune.journal import Journal
+from lntune.tune.run import Run
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
-from lntune.tune.times import FINAL_SHARE, FINALISTS, TRIAL_SECONDS, Times
-
-LATE_SECONDS = 5.0
-"""What a trial may take where the run's time is over, before it is cut short."""
-
-
-class _TimeOver(Exception):
-    """The run's time was over while a trial was under way."""
-
-
-class _Run:
-    """One tuning run."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        worker: Worker,
-        observer: Observer,
-        summary: Summary,
-        ahead: Ahead | None,
-    ) -> None:
-        self.settings, self.worker, self.observer, self.summary, self.ahead = (
-            settings,
-            worker,
-            observer,
-            summary,
-            ahead,
-        )
-        self.device = settings.target
-        self.journal = Journal(settings)
-        self.times = Times()
-        self.end = math.inf
-        """When the run's time is over, on time.monotonic's clock."""
-        self._candidates: dict[Case, Candidates] = {}
-        summary.log_dir = self.journal.folder
-
-    def candidates(self, case: Case) -> Candidates:
-        """What there is to try. Kept for the next case, which is begun early: to list thousands
-        takes a while.
-        """
-        if case not in self._candidates:
-            self._candidates = dict([*self._candidates.items()][-1:])
-            self._candidates[case] = Candidates(case, self.device, self.settings.schedules)
-        return self._candidates[case]
-
-    def begin(self, case: Case, then: Case | None) -> None:
-        """Have the candidates of a case built from now on, and then the first of the next one's,
-        where there is building ahead.
-        """
-        if self.ahead:
-            self.ahead.begin(
-                case, self.candidates(case), (then, list(self.candidates(then))) if then else None
-            )
-
-    def untuned(self, case: Case) -> Candidate | None:
-        """What serves the case where nothing is tuned, whichever schedules are tuned; None where
-        eager mode does.
-        """
-        name, setting, _ = select.untuned(
-            case.typical, self.device, schedule.for_op(case.op, self.device.kind)
-        )
-        return Candidate.of(name, setting) if name else None
-
-    def attempt(
-        self,
-        case: Case,
-        finalists: Sequence[Candidate],
-        default: Candidate | None,
-        seconds: float,
-        retry_seconds: float = 0.0,
-    ) -> Outcome:
-        """Measure finalists against each other, see jobs.Final; not logged."""
-        job = Final(
-            case,
-            self.device,
-            tuple(finalists),
-            seconds,
-            retry_seconds,
-            seed=self.settings.seed + 1,
-            default=default,
-        )
-        return self.worker.run(job, self.settings.timeout + 4 * seconds + retry_seconds)
-
-    def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
-        """Why a candidate that was built ahead is not measured, as what is logged of it; None when
-        it is, or there is no building ahead.
-
-        Default knobs are measured whatever is known of them: they serve calls where nothing is
-        tuned, and some case may have nothing better.
-        """
-        if self.ahead is None:
-            return None
-        built = self.ahead.outcome(case, candidate)
-        problems = built.facts.problems if built.facts else ()
-        if built.status == "ok" and problems and not is_default:
-            return Outcome("invalid", "; ".join(problems))
-        return None if built.status == "ok" else built
-
-    def tune(
-        self, case: Case, progress: Progress, seconds: float | None, then: Case | None = None
-    ) -> Record | None:
-        """Search one case and settle its winner; None when no candidate survived. `then` is the
-        case that comes after it.
-        """
-        known = self.candidates(case)
-        if not known:
-            self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
-            return None
-        self.begin(case, then)
-        end = None if seconds is None else time.monotonic() + seconds
-        costs: dict[Candidate, float] = {}
-        failures = Failures()
-        try:
-            self.search(case, known, costs, failures, progress, seconds)
-        except _TimeOver:
-            pass
-        except KeyboardInterrupt:
-            self.interrupt()
-        default = self.untuned(case)
-        if default is not None and costs.get(default, 0.0) == math.inf:
-            default = None  # it does not work
-        try:
-            final = self.settle(case, costs, default, progress, end, seconds)
-        except KeyboardInterrupt:
-            if self.summary.interrupted:
-                raise  # the second one ends the run at once
-            self.interrupt()
-            if self.summary.finals and self.summary.finals[-1].case == case:
-                return self.summary.finals[-1]
-            best = dict(sorted(costs.items(), key=lambda tried: tried[1])[:1])
-            final = self.settle(case, best, default, progress, end, seconds)
-        if final is None and self.summary.interrupted and not costs:
-            self.summary.untuned[str(case)] = "interrupted before its first trial was over"
-        elif final is None:
-            reasons = "; ".join(sentence(reason) for reason in failures.reasons()[:1])
-            self.summary.untuned[str(case)] = "no candidate was built, right and in time" + (
-                f" ({reasons})" if reasons else ""
-            )
-        return final
-
-    def search(
-        self,
-        case: Case,
-        known: Candidates,
-        costs: dict[Candidate, float],
-        failures: Failures,
-        progress: Progress,
-        seconds: float | None,
-    ) -> None:
-        """Try candidates until the time or the trials are over; what each costs, in microseconds,
-        and why it failed is noted at once.
-        """
-
-        def reserve() -> float:
-            """What is to be left when the next trial begins: time for it and for the final. A case
-            that is begun gets one trial at least.
-            """
-            if not progress.trials or seconds is None:
-                return -math.inf
-            final = self.times.final(min(FINALISTS, progress.trials) + 1, progress.best_us)
-            return max(seconds * FINAL_SHARE, final) + self.times.trial
-
-        budget = Budget(seconds, self.settings.trials, reserve=reserve)
-
-        def evaluate(candidate: Candidate) -> float:
-            outcome = self.refusal(case, candidate, candidate in known.defaults)
-            if outcome is None:
-                outcome = self.trial(case, candidate)
-                budget.count()  # what was refused has cost no time of the device
-            cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
-            with interrupts.held():
-                self.journal.record(case, candidate, outcome)
-                costs[candidate] = cost
-                self.summary.statuses[outcome.status] += 1
-                progress.trials += 1
-                if outcome.status != "ok":
-                    progress.failures[outcome.status] += 1
-                    failures.add(outcome.status, outcome.message)
-                    self.summary.failures.add(outcome.status, outcome.message)
-                if cost < progress.best_us:
-                    progress.best_us, progress.best = (
-                        cost,
-                        f"{candidate.schedule} {knobs.describe(candidate.knobs)}",
-                    )
-            self.observer(progress)
-            return cost
-
-        space = Space(tuple(known), known.neighbours)
-        if self.ahead:
-            ahead = self.ahead
-            space = Space(
-                tuple(known),
-                known.neighbours,
-                lambda preferred, others: ahead.choose(case, preferred, others),
-            )
-        search.get(self.settings.strategy)(
-            space, evaluate, budget, random.Random(self.settings.seed)
-        )
-        had = self.journal.had(case)
-        if had is not None and had in known and had not in costs:
-            evaluate(had)  # no case is tuned to something slower than what it had
-
-    def trial(self, case: Case, candidate: Candidate) -> Outcome:
-        """Build, check and time a candidate; not logged."""
-        job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed)
-        begun = time.monotonic()
-        allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - begun))
-        outcome = self.worker.run(job, allowed)
-        if outcome.status == "timeout" and allowed < self.settings.timeout:
-            raise _TimeOver  # which is not the candidate's fault, so it is not logged
-        self.times.tried(time.monotonic() - begun)
-        return outcome
-
-    def interrupt(self) -> None:
-        """From now on what was found is settled, as fast as can be, and nothing else is begun."""
-        self.summary.interrupted = True
-        if self.ahead:
-            self.ahead.close()
-
-    def settle(
-        self,
-        case: Case,
-        costs: dict[Candidate, float],
-        default: Candidate | None,
-        progress: Progress,
-        end: float | None,
-        seconds: float | None,
-    ) -> Record | None:
-        """Measure the best candidates again, on fresh samples against eager and `default`, and log
-        the winner.
-
-        The case has `seconds`, until `end`; no limit where None. `default` serves the case where
-        nothing is tuned. It is among the candidates, unless only other schedules are tuned. When
-        the measurement fails, each finalist is measured alone to find those that it fails with,
-        which are logged. Interrupted runs have short finals. None when no candidate is left.
-        """
-        begun = time.monotonic()
-        finalists = sorted(
-            (c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c]
-        )[:FINALISTS]
-        if default is not None and default in costs and default not in finalists:
-            finalists.append(default)
-        progress.phase = "final"
-        self.observer(progress)
-        best_us = min(costs.values(), default=math.inf)
-        left = None if end is None else end - begun
-        while (
-            left is not None
-            and len(finalists) > 1
-            and self.times.final(len(finalists), best_us) > left
-        ):
-            finalists.pop()  # the slowest: there is no time to build and check so many again
-        fixed = self.times.fixed(len(finalists), best_us)
-        share, retry = times.measuring(
-            None if seconds is None else seconds * FINAL_SHARE, left, fixed
-        )
-        if self.summary.interrupted:
-            share, retry = min(share, times.LEAST_FINAL), 0.0
-        while finalists:
-            outcome = self.attempt(case, finalists, default, share, retry)
-            if outcome.status == "ok":
-                self.times.finished(fixed, time.monotonic() - begun - share)
-                return self._winner(case, finalists, outcome, progress, default)
-            alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
-            for candidate, failed in alone.items():
-                if failed.status != "ok":
-                    self.journal.record(case, candidate, failed, role="final")
-            sound = [c for c in finalists if alone[c].status == "ok"]
-            # the best; or each works, but not together
-            if len(sound) == 1 or (sound == finalists and default is None):
-                return self._winner(case, sound[:1], alone[sound[0]], progress)
-            finalists, default = sound, None
-        return None
-
-    def _winner(
-        self,
-        case: Case,
-        finalists: Sequence[Candidate],
-        outcome: Outcome,
-        progress: Progress,
-        default: Candidate | None = None,
-    ) -> Record:
-        assert outcome.winner is not None
-        winner = finalists[outcome.winner]
-        with interrupts.held():
-            default = default if "default" in outcome.timings else None
-            record = self.journal.record(case, winner, outcome, "final", default)
-            self.summary.finals.append(record)
-        progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
-        self.observer(progress)
-        return record
 
 
 def tune(
@@ -347,27 +49,29 @@ def tune(
                 stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
             )
             worker = stack.enter_context(Worker(settings.threads))
-            run = _Run(settings, worker, observer, summary, ahead)
+            run = Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
             _start(worker, settings)
             started = time.monotonic() - start
             if settings.seconds is not None:
                 run.end = start + settings.seconds
             for index, case in enumerate(cases):
-                left = run.end - time.monotonic()
-                if index and left < run.times.least:
+                remaining = run.end - time.monotonic()
+                if index and remaining < run.times.least:
                     summary.untuned[str(case)] = "the time was over"
                     continue
                 progress = Progress(
                     case, index, len(cases), deadline=None if settings.seconds is None else run.end
                 )
                 observer(progress)
-                then = cases[index + 1] if index + 1 < len(cases) else None
+                following = cases[index + 1] if index + 1 < len(cases) else None
                 run.tune(
                     case,
                     progress,
-                    None if settings.seconds is None else max(0.0, left) / (len(cases) - index),
-                    then,
+                    None
+                    if settings.seconds is None
+                    else max(0.0, remaining) / (len(cases) - index),
+                    following,
                 )
                 if summary.interrupted:
                     break

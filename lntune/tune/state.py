@@ -1,4 +1,4 @@
-"""What a tuning run tells of itself: while it goes, and when it is over."""
+"""What a tuning run reports: its progress while it goes on, and a summary when it is over."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lntune.case import Case
-from lntune.log.records import Record
+from lntune.log.records import Record, Status
 from lntune.report.failures import Failures
+
+Phase = Literal["search", "final", "done"]
+"""What a case is at: candidates are tried, the best are measured again, its final is logged."""
 
 
 @dataclass
@@ -21,11 +25,11 @@ class Progress:
     index: int
     cases: int
     trials: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: Counter[Status] = field(default_factory=Counter)
     best_us: float = math.inf
     best: str = ""
     eager_us: float | None = None
-    phase: str = "search"
+    phase: Phase = "search"
     deadline: float | None = None
     """When the whole run's budget ends, on time.monotonic's clock."""
     final: Record | None = None
@@ -42,7 +46,7 @@ class Summary:
     """
 
     finals: list[Record] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[Status] = field(default_factory=Counter)
     seconds: float = 0.0
     interrupted: bool = False
     untuned: dict[str, str] = field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""How the time of a tuning run is divided: what a trial and a final take is learned from those
-made, and finals begin in time.
+"""How the time of a tuning run is divided between trying candidates and measuring the best of them
+again: what either takes is learned as the run goes on.
 """
 
 from __future__ import annotations
@@ -66,42 +66,49 @@ class Times:
         return self.trial + self.final(1, math.inf)
 
 
-def measuring(wanted: float | None, left: float | None, fixed: float) -> tuple[float, float]:
+def final_seconds(
+    reserved: float | None, remaining: float | None, fixed: float
+) -> tuple[float, float]:
     """(seconds of measuring in a final, seconds to measure it again where other work disturbs it);
-    `wanted` is the time that a case keeps for its final, `left` what there is of it, None where
-    there is no limit.
+    `reserved` is the time that a case keeps for its final, `remaining` what there is of it, None
+    where there is no limit.
     """
-    if wanted is None or left is None:
+    if reserved is None or remaining is None:
         return FINAL_WITHOUT_LIMIT, 2 * FINAL_WITHOUT_LIMIT
-    there = left - fixed
-    share = max(SHORT_FINAL, min(MOST_FINAL, max(LEAST_FINAL, 0.6 * wanted), there))
-    return share, max(0.0, min(wanted, there) - share)
+    available = remaining - fixed
+    seconds = max(SHORT_FINAL, min(MOST_FINAL, max(LEAST_FINAL, 0.6 * reserved), available))
+    return seconds, max(0.0, min(reserved, available) - seconds)
 
 
-def reckoned(seconds: float | None, each: float, again: float, most: int) -> tuple[int, float]:
-    """(trials, seconds) of a case that has so many seconds (None: no limit) and at most so many
-    candidates: as many trials as leave time for the final, one at least. A trial takes `each`, a
-    candidate of the final `again`, beside measuring.
+def estimate(
+    seconds: float | None, trial_seconds: float, finalist_seconds: float, candidates: int
+) -> tuple[int, float]:
+    """(trials, seconds) of a case that has so many seconds (None: no limit) and so many candidates:
+    as many trials as leave time for the final, one at least. A trial takes `trial_seconds`, a
+    candidate of the final `finalist_seconds`, beside measuring.
     """
     times = Times()
-    times.tried(again)
+    times.tried(finalist_seconds)
 
     def final(trials: int) -> tuple[int, float]:
         """(candidates of the final, what it takes at least)."""
         return (count := min(FINALISTS, trials) + 1), times.final(count, math.inf)
 
-    trials = most
+    trials = candidates
     if seconds is not None:
         trials = 1
         while (
-            trials < most
-            and (trials + 1) * each + max(seconds * FINAL_SHARE, final(trials)[1]) < seconds
+            trials < candidates
+            and (trials + 1) * trial_seconds + max(seconds * FINAL_SHARE, final(trials)[1])
+            < seconds
         ):
             trials += 1
     fixed = times.fixed(final(trials)[0] if trials > 1 else 1, math.inf)
-    left = None if seconds is None else seconds - trials * each
-    share, _ = measuring(None if seconds is None else seconds * FINAL_SHARE, left, fixed)
-    return trials, trials * each + fixed + share
+    remaining = None if seconds is None else seconds - trials * trial_seconds
+    measuring, _ = final_seconds(
+        None if seconds is None else seconds * FINAL_SHARE, remaining, fixed
+    )
+    return trials, trials * trial_seconds + fixed + measuring
 
 
 def too_short(seconds: float, started: float) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from lntune.backends.cuda import lowering, source_only
 from lntune.errors import BuildError, gist
+from lntune.ops.op import ArgRole
 from lntune.transforms.gpu import hints, private
 
 WIDEST = 16
@@ -85,13 +86,13 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """An argument of a built kernel. `role` is as in ops.Arg; `shape` is of numbers and "rows";
-    `stride` is what launches call the distance between its rows, which may lie anywhere, or empty
-    where they lie one behind the other.
+    """An argument of a built kernel. `shape` is of numbers and "rows"; `stride` is what launches
+    call the distance between its rows, which may lie anywhere, or empty where they lie one behind
+    the other.
     """
 
     name: str
-    role: str
+    role: ArgRole
     dtype: str
     shape: tuple[str, ...]
     stride: str = ""

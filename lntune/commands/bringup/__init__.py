@@ -319,10 +319,7 @@ class _Bringup:
         ]
         finals = known.finals(self.device, tuned)
         served = [finals[msgspec.structs.replace(case, variant="")] for case in todo]
-        kernels = [
-            (case, Candidate(r.schedule, tuple(r.knobs.items())))
-            for case, r in zip(todo, served, strict=True)
-        ]
+        kernels = [(case, Candidate.of_record(r)) for case, r in zip(todo, served, strict=True)]
         checked = 0
         with (
             Builders(self.device, kernels, VERIFY_SECONDS) as builders,

@@ -13,7 +13,7 @@ from lntune import schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log import records
-from lntune.log.records import Record, Role
+from lntune.log.records import Record, Role, Status
 from lntune.system import paths
 from lntune.versions import Code
 
@@ -70,12 +70,12 @@ def benchmarked(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
     return latest
 
 
-def failures(device: Device, cases: Sequence[Case]) -> tuple[Counter[str], dict[str, str]]:
+def failures(device: Device, cases: Sequence[Case]) -> tuple[Counter[Status], dict[Status, str]]:
     """(trials by status, an example of each failure in words) of the folder that is written to, for
     the operators of the cases.
     """
-    counted: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    counted: Counter[Status] = Counter()
+    examples: dict[Status, str] = {}
     for record in _of(device, cases, [paths.log_dir()]):
         if record.role == BENCH:
             continue
