@@ -104,15 +104,24 @@ def select(
     return Choice("eager", steps=tuple(steps), faults=faults)
 
 
+class Default(NamedTuple):
+    """What serves where nothing is measured: a schedule's name and its default knobs, the empty
+    string and None where eager mode does; and how it came to that.
+    """
+
+    schedule: str
+    setting: Any
+    steps: list[str]
+
+
 def untuned(
     case: Case,
     device: Device,
     schedules: Mapping[str, Schedule],
     faults: dict[str, str] | None = None,
-) -> tuple[str, Any, list[str]]:
-    """(schedule, knobs, how it came to that) of what serves a case for which there is no
-    measurement: the default knobs of the first schedule that they fit. The empty string and None
-    where eager mode does. A schedule that fails is passed over, and noted in `faults`.
+) -> Default:
+    """What serves a case for which there is no measurement: the default knobs of the first schedule
+    that they fit. A schedule that fails is passed over, and noted in `faults`.
     """
     steps: list[str] = []
     for schedule in schedules.values():
@@ -126,12 +135,9 @@ def untuned(
         if unfit:
             steps.append(f"default: {schedule.name} does not fit: {unfit}")
         else:
-            return (
-                schedule.name,
-                setting,
-                [*steps, f"default: {schedule.name} with its default knobs"],
-            )
-    return "", None, [*steps, f"eager: no schedule of {case.op} for a {device.kind} fits"]
+            steps.append(f"default: {schedule.name} with its default knobs")
+            return Default(schedule.name, setting, steps)
+    return Default("", None, [*steps, f"eager: no schedule of {case.op} for a {device.kind} fits"])
 
 
 def _note(faults: dict[str, str] | None, schedule: Schedule, error: ScheduleError) -> None:

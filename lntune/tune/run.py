@@ -82,10 +82,10 @@ class Run:
         """What serves the case where nothing is tuned, whichever schedules are tuned; None where
         eager mode does.
         """
-        name, setting, _ = select.untuned(
+        default = select.untuned(
             case.typical, self.device, schedule.for_op(case.op, self.device.kind)
         )
-        return Candidate.of(name, setting) if name else None
+        return Candidate.of(default.schedule, default.setting) if default.schedule else None
 
     def attempt(
         self,

@@ -172,32 +172,32 @@ class _Bringup:
         """What serves every operator where nothing is tuned, on a small shape: built, loaded,
         checked against float64.
         """
-        wanted = [
+        cases = [
             Case(op, hidden, dtype, SMOKE_ROWS)
             for dtype, hidden in SMOKE_SIZES.items()
             for op in dict.fromkeys(c.op for c in self.plan)
         ]
-        plans = {case: schedule.for_op(case.op, self.device.kind) for case in wanted}
-        served = {case: select.untuned(case, self.device, plans[case]) for case in wanted}
+        schedules = {case: schedule.for_op(case.op, self.device.kind) for case in cases}
+        served = {case: select.untuned(case, self.device, schedules[case]) for case in cases}
         defaults = {
             case: Candidate.of(name, setting) for case, (name, setting, _) in served.items() if name
         }
         until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
         with (
             Builders(self.device, list(defaults.items()), SMOKE_SECONDS) as builders,
-            StepProgress(self.out, "smoke", len(wanted)) as progress,
+            StepProgress(self.out, "smoke", len(cases)) as progress,
         ):
             for case, (name, _, steps) in served.items():
                 progress(str(case))
                 if not name:
                     reason = (
                         "; ".join(steps)
-                        if plans[case]
+                        if schedules[case]
                         else f"{case.op} has no schedule for a {self.device.kind}"
                     )
                     self.results.smoke.append(Smoked(case, "", "invalid", reason))
                     continue
-                plan = plans[case][name]
+                default = schedules[case][name]
                 if self.left() <= 0:
                     break
                 builders.wait(case, defaults[case], until - time.monotonic())
@@ -210,16 +210,16 @@ class _Bringup:
                 self.log(
                     case,
                     role="trial",
-                    schedule=plan.name,
-                    code=plan.code,
+                    schedule=default.name,
+                    code=default.code,
                     knobs=defaults[case].knobs,
                     **record_fields(result),
                 )
-                self.results.smoke.append(Smoked(case, plan.name, result.status, result.message))
+                self.results.smoke.append(Smoked(case, default.name, result.status, result.message))
         failed = [smoked for smoked in self.results.smoke if not smoked.works]
         for smoked in failed:
             say(self.out, f"smoke: {smoked}")
-        self.results.not_smoked = len(wanted) - len(self.results.smoke)
+        self.results.not_smoked = len(cases) - len(self.results.smoke)
         rest = f", {self.results.not_smoked} not reached" if self.results.not_smoked else ""
         return f"{len(self.results.smoke) - len(failed)} of {len(self.results.smoke)} work{rest}"
 
