@@ -254,18 +254,18 @@ def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") ->
     """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed
     or replaced along each axis that was given.
     """
-    plan = ops.get(op)
+    default_cases = ops.get(op).grid
     grids = {
-        "default": tuple(dict.fromkeys(c.hidden for c in plan.grid)),
+        "default": tuple(dict.fromkeys(c.hidden for c in default_cases)),
         "paper": ops.PAPER_HIDDEN,
     }
     if grid not in grids:
         raise unknown("grid", grid, grids)
     if not (hidden or dtype or rows) and grid == "default":
-        return list(plan.grid)
+        return list(default_cases)
     sizes = integers("--hidden", hidden) or list(grids[grid])
-    types = names(dtype) or list(dict.fromkeys(c.dtype for c in plan.grid))
-    counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in plan.grid))
+    types = names(dtype) or list(dict.fromkeys(c.dtype for c in default_cases))
+    counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in default_cases))
     if any(count < 1 for count in counts):
         remedy = "An empty batch needs no kernel."
         raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", remedy))

@@ -208,13 +208,13 @@ def show(
     case = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     device = device_of(target)
     if schedule:
-        plan = schedules.get(schedule, op, device.kind)
-        if plan.kind != device.kind:
+        chosen = schedules.get(schedule, op, device.kind)
+        if chosen.kind != device.kind:
             raise InputError(
-                f"--schedule: {schedule} is for a {plan.kind}, expected one for the target"
+                f"--schedule: {schedule} is for a {chosen.kind}, expected one for the target"
                 f" {target}, a {device.kind}."
             )
-        setting = plan.untuned(case, device)
+        setting = chosen.untuned(case, device)
     else:
         with dispatching(log_dir) as dispatch:
             choice = dispatch.choose(case, device)
@@ -223,10 +223,10 @@ def show(
                 f"eager mode serves {case} ({choice.steps[-1]}); name a --schedule to see a kernel"
                 " all the same."
             )
-        plan, setting = schedules.resolve(choice.schedule, op, choice.knobs)
-    text = compiler.show(case, plan, setting, device, form)
+        chosen, setting = schedules.resolve(choice.schedule, op, choice.knobs)
+    text = compiler.show(case, chosen, setting, device, form)
     if as_json:
-        facts = {"case": case, "schedule": plan.name, "knobs": knobs.to_dict(setting)}
+        facts = {"case": case, "schedule": chosen.name, "knobs": knobs.to_dict(setting)}
         print_json({**facts, "form": form, "text": text})
     else:
         print(text)
@@ -267,11 +267,11 @@ def inspect(
     from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
-    plan = schedules.get(schedule, op, "gpu") if schedule else _first(op, "gpu")
-    if plan.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
+    chosen = schedules.get(schedule, op, "gpu") if schedule else _first(op, "gpu")
+    if chosen.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
         raise InputError(
-            f"inspect: got schedule {plan.name} and target {target}, expected a GPU's; `lntune show"
-            " --as asm` is for CPUs."
+            f"inspect: got schedule {chosen.name} and target {target}, expected a GPU's; `lntune"
+            " show --as asm` is for CPUs."
         )
     checked = ops.get(op).check_variant(variant)
     sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
@@ -280,7 +280,7 @@ def inspect(
     kernels = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        kernels.append(inspection.inspect(case, plan, plan.untuned(case, gpu), gpu, strided))
+        kernels.append(inspection.inspect(case, chosen, chosen.untuned(case, gpu), gpu, strided))
     if as_json:
         print_json([{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels])
     else:

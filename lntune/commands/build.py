@@ -45,12 +45,12 @@ def kernels(cases: Sequence[Case]) -> list[Case]:
     """The kernels that serve cases: one for each row bucket, and the variants that PyTorch calls
     most where none is given.
     """
-    found = (
+    served = (
         msgspec.structs.replace(case.typical, variant=variant)
         for case in cases
         for variant in ops.get(case.op).called(case.variant)
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(served))
 
 
 def build_case(
@@ -70,9 +70,9 @@ def build_case(
         )
         if choice.tier == "eager":
             return msgspec.structs.replace(result, status="eager")
-        plan, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
-        cached = cache.built(case, plan, setting, device, archs, strided)
-        path = cache.prepare(case, plan, setting, device, archs, strided)
+        chosen, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
+        cached = cache.built(case, chosen, setting, device, archs, strided)
+        path = cache.prepare(case, chosen, setting, device, archs, strided)
         size = path.stat().st_size
     except Exception as e:
         return msgspec.structs.replace(result, message=_reason(e))
@@ -113,15 +113,15 @@ def build(
         # an older compiler: autograd.Function serves, as `lntune doctor` says
         with contextlib.suppress(Exception):
             layer_norm_node.ensure_library()
-    wanted = kernels(cases)
-    todo = [(case, device) for device in devices for case in wanted]
-    made = []
+    needed = kernels(cases)
+    todo = [(case, device) for device in devices for case in needed]
+    results = []
     for number, (case, device) in enumerate(todo):
         on_kernel(number, len(todo), case, device)
-        made.append(build_case(case, device, archs if device.kind == "gpu" else (), strided))
-    return made
+        results.append(build_case(case, device, archs if device.kind == "gpu" else (), strided))
+    return results
 
 
-def folder(found: Sequence[Built]) -> Path | None:
+def folder(results: Sequence[Built]) -> Path | None:
     """The cache's folder that the files lie in."""
-    return next((Path(one.path).parents[2] for one in found if one.path), None)
+    return next((Path(result.path).parents[2] for result in results if result.path), None)

@@ -61,18 +61,18 @@ def examine() -> list[Finding]:
     return [*found, *looked("tuned cases", lambda: _records(known))]
 
 
-def _fault(plan: schedule.Schedule) -> str:
+def _fault(checked: schedule.Schedule) -> str:
     """What a CPU's schedule does wrong when it is asked about its operator's grid; the empty string
     where all is well.
     """
-    here, grid = device.current(), ops.get(plan.op).grid
-    if plan.kind != here.kind:
+    here, grid = device.current(), ops.get(checked.op).grid
+    if checked.kind != here.kind:
         return ""
     try:
-        if not plan.shipped:  # of those that are the tests have asked it
-            plan.space(grid[0].typical, here)
+        if not checked.shipped:  # of those that are the tests have asked it
+            checked.space(grid[0].typical, here)
         for case in grid:
-            plan.reason_invalid(plan.untuned(case.typical, here), case.typical, here)
+            checked.reason_invalid(checked.untuned(case.typical, here), case.typical, here)
     except ScheduleError as e:
         return str(e)
     return ""
