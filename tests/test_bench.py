@@ -4,6 +4,7 @@ surrounds a kernel.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 import lntune
-from lntune import check, timing
+from lntune import check, ops, schedule, timing
 from lntune.backends import places
 from lntune.case import Case
 from lntune.check import Verdict
@@ -30,7 +31,7 @@ from lntune.errors import BuildError, InputError
 from lntune.log.records import Timing
 from lntune.report.training import facts, steps_lines, steps_of
 from lntune.system import heap
-from lntune.torch import dispatch
+from lntune.torch import bound_call, dispatch
 
 CASE = Case("layer_norm", 64, "float32", 8)
 glibc = pytest.mark.skipif(
@@ -76,6 +77,36 @@ def test_everyone_who_allocates() -> None:
     assert record.versions["torch"] and record.time
     assert result.outputs == "allocated by every call with page faults"
     assert seen == [(0, 1, CASE)]
+
+
+@pytest.mark.filterwarnings("ignore::lntune.torch.untuned.UntunedWarning")
+@pytest.mark.parametrize("name", ops.OPS)
+def test_every_operators_call(name: str) -> None:
+    """What the benchmark times as an operator's public call gives the operator's outputs."""
+    op, case = ops.get(name), Case(name, 64, "float32", 8)
+    (inputs,) = places.of(None).inputs(case)
+    result = bound_call(case, inputs)()
+    outputs = op.eager(case, inputs)
+    torch.testing.assert_close(
+        result[0] if isinstance(result, tuple) else result,
+        next(iter(outputs.values())),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_what_an_operator_names_is_there() -> None:
+    """The modules of PyTorch calls and of others' kernels that operators name exist, and the cases
+    they name are their own.
+    """
+    for op in ops.OPS.values():
+        for module in (op.binding, *op.peers.values()):
+            assert importlib.util.find_spec(module), module
+        more = [case for cases in op.more_cases.values() for case in cases]
+        telling = [case for cases in op.telling for case in cases]
+        assert {case.op for case in (*op.grid, *more, *telling)} == {op.name}
+        assert set(op.more_cases) <= set(schedule.KINDS)
+        assert set(telling) <= {*op.grid, *more}
 
 
 def test_training_steps() -> None:
