@@ -209,6 +209,17 @@ BRIEF = (
 )
 """The command line, whose finals take no longer than they must."""
 
+PLAN = """
+import json
+import lntune
+from lntune import device
+from lntune.commands.bringup import value
+
+names = [case.op for case in value.cases(device.current())]
+print(json.dumps({"names": names, "file": lntune.__file__}))
+"""
+"""The operators of the cases that `lntune bringup` would tune, in order."""
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -228,10 +239,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lntune(copy: Path, *arguments: str) -> Any:
-    """What a command of the copy prints as JSON; it must succeed."""
+def python(copy: Path, program: str, *arguments: str) -> Any:
+    """What a program prints as JSON that imports the copy; it must succeed."""
     done = subprocess.run(
-        [sys.executable, "-c", BRIEF, *arguments, "--json"],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -247,12 +258,21 @@ def lntune(copy: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def lntune(copy: Path, *arguments: str) -> Any:
+    """What a command of the copy prints as JSON; it must succeed."""
+    return python(copy, BRIEF, *arguments, "--json")
+
+
 def test_every_command_knows_a_new_operator(copy: Path) -> None:
-    """The operator is listed, tuned, checked, benchmarked, explained and reported, served by its
-    own schedule; nothing but the four additions was made.
+    """The operator is listed, planned, tuned, checked, benchmarked and reported, served by its own
+    schedule; nothing but the four additions was made.
     """
     (listed,) = [op for op in lntune(copy, "ops") if op["op"] == "row_scale"]
     assert listed["summary"] == "rows divided by their root mean square"
+
+    planned = python(copy, PLAN)
+    assert planned["names"].count("row_scale") == 1 and planned["names"][-1] == "row_scale"
+    assert planned["file"] == str(copy / "lntune/__init__.py")
 
     tuned = lntune(copy, "tune", "row_scale", "--budget", "20s")
     assert [row["op"] for row in tuned["cases"]] == ["row_scale"]
