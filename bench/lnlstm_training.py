@@ -55,6 +55,7 @@ from lntune.report.tables import percent
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 from lntune.torch import dispatch, layer_norm_node, products
+from lntune.torch.direct_calls import Direct
 
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in
 # Euclidean norms: for everyone where eager mode's own distance is less than half of it (else twice
@@ -436,23 +437,23 @@ def timed_kernels() -> Iterator[_Kernels]:
     """In the block every call of a kernel is timed, direct or not: all kernels are obtained again,
     and come from artifact.kernel.
     """
-    kernels, obtain, remember = _Kernels(), artifact.kernel, dispatch.Direct.remember
+    kernels, obtain, remember = _Kernels(), artifact.kernel, Direct.remember
     node = layer_norm_node.ready, layer_norm_node.compile_once
 
-    def remember_timed(self: dispatch.Direct, *arguments: Any, **options: Any) -> None:
+    def remember_timed(self: Direct, *arguments: Any, **options: Any) -> None:
         remember(self, *arguments, **options)
         if self.ready and self._table is not None:
             self.call = kernels.timed(self._table.call, direct=True)
 
     try:
         artifact.kernel = lambda *arguments: _TimedKernel(obtain(*arguments), kernels)
-        dispatch.Direct.remember = remember_timed
+        Direct.remember = remember_timed
         # C++ that calls kernels past Python
         layer_norm_node.ready = layer_norm_node.compile_once = lambda: False
         dispatch.reload()
         yield kernels
     finally:
-        artifact.kernel, dispatch.Direct.remember = obtain, remember
+        artifact.kernel, Direct.remember = obtain, remember
         layer_norm_node.ready, layer_norm_node.compile_once = node
         dispatch.reload()
 

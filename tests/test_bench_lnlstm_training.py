@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import lntune
 from lntune.kernels import cache
 from lntune.torch import dispatch, products
+from lntune.torch.direct_calls import Direct
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lntune.UntunedWarning"),
@@ -214,7 +215,7 @@ def test_profile_of_kernels(script: ModuleType) -> None:
     """Kernels are seen, called directly and through autograd, each call once; afterwards nothing is
     left of the timers.
     """
-    obtain, remember = cache.kernel, dispatch.Direct.remember
+    obtain, remember = cache.kernel, Direct.remember
     x, weight = torch.randn(2000, 512), torch.ones(512, requires_grad=True)
 
     def normalize() -> torch.Tensor:
@@ -228,7 +229,7 @@ def test_profile_of_kernels(script: ModuleType) -> None:
     assert p.kernel_calls == 3, "inference, forward, backward"
     assert p.products_ms == 0 and p.shares["lntune's kernels"] > 0.5
     assert sum(p.shares.values()) == pytest.approx(1)
-    assert (cache.kernel, dispatch.Direct.remember) == (obtain, remember)
+    assert (cache.kernel, Direct.remember) == (obtain, remember)
     with torch.no_grad():
         again = [lntune.layer_norm(x, (512,), weight) for _ in range(2)]
     assert all(torch.equal(y, expected) for y in again)

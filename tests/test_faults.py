@@ -35,6 +35,7 @@ from lntune.log.select import Choice
 from lntune.system import later, native, paths, sources, toolchain
 from lntune.system.sealed import DamagedWarning
 from lntune.torch import devices, dispatch, layer_norm_node
+from lntune.torch.direct_calls import Direct
 
 X = torch.randn(8, 48)
 CASE = Case("layer_norm", 48, "float32", 8, "plain")
@@ -139,14 +140,14 @@ def test_without_direct_calls(error: Exception, monkeypatch: pytest.MonkeyPatch)
     serves, on the kernel.
     """
     monkeypatch.setattr(direct, "_library", raising(error))
-    fresh = dispatch.Direct("tnoof", ("x", "normalized_shape", "weight", "bias", "eps"))
+    fresh = Direct("tnoof", ("x", "normalized_shape", "weight", "bias", "eps"))
     kernel = dispatch.kernel_for(CASE)
     assert kernel is not None
     fresh.remember(CASE, kernel, (X, (48,), None, None, 1e-5))
     assert not fresh.ready
     monkeypatch.undo()
     monkeypatch.setattr(Table, "remember", raising(error))
-    other = dispatch.Direct("tnoof", ("x", "normalized_shape", "weight", "bias", "eps"))
+    other = Direct("tnoof", ("x", "normalized_shape", "weight", "bias", "eps"))
     other.remember(CASE, kernel, (X, (48,), None, None, 1e-5))
     assert not other.ready
 
@@ -315,8 +316,8 @@ def test_a_driver_that_cannot_be_asked_now(clock: Clock, monkeypatch: pytest.Mon
     """
     monkeypatch.setattr(driver, "_opened", {})
     monkeypatch.setattr(driver, "_chosen", ("libm.so.6", driver.CPU))
-    monkeypatch.setattr(devices, "_found", {})
-    monkeypatch.setattr(devices, "_again", {})
+    monkeypatch.setattr(devices, "_devices", {})
+    monkeypatch.setattr(devices, "_retries", {})
     place, here = torch.device("cuda:0"), device.Device("gpu", "Some", "sm_90", 8)
     asked: list[float] = []
     monkeypatch.setattr(driver, "library", lambda: asked.append(clock.now) or in_the_way(FULL)())
@@ -343,8 +344,8 @@ def test_a_driver_that_is_not_there(clock: Clock, monkeypatch: pytest.MonkeyPatc
     """That does not pass, and is asked once."""
     monkeypatch.setattr(driver, "_opened", {})
     monkeypatch.setattr(driver, "_chosen", ("/no/such/driver.so", driver.CUDA))
-    monkeypatch.setattr(devices, "_found", {})
-    monkeypatch.setattr(devices, "_again", {})
+    monkeypatch.setattr(devices, "_devices", {})
+    monkeypatch.setattr(devices, "_retries", {})
     with pytest.warns(RuntimeWarning, match="no NVIDIA driver") as caught:
         for _ in range(3):
             assert devices.of(torch.device("cuda:0")) is None

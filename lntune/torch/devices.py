@@ -1,4 +1,6 @@
-"""What a PyTorch device is to lntune, and what kernels on it ask of tensors."""
+"""From a PyTorch device to the CPU or GPU behind it, and how tensors lie in memory, which decides
+what kernels can take them.
+"""
 
 from __future__ import annotations
 
@@ -24,51 +26,52 @@ ANY = WHOLE
 """Elements: as many as an access ever has."""
 
 
-def of(place: torch.device) -> Device | None:
+def of(torch_device: torch.device) -> Device | None:
     """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, which is said
     once where one would expect them to.
     """
-    return _known(place.type, place.index if place.index is not None else -1)
+    index = torch_device.index
+    return _known(torch_device.type, -1 if index is None else index)
 
 
 def _known(kind: str, index: int) -> Device | None:
     key = kind, index
-    if key not in _found or (key in _again and _again[key].due):
-        _found[key] = _look(key)
-    return _found[key]
+    if key not in _devices or (key in _retries and _retries[key].due):
+        _devices[key] = _look(key)
+    return _devices[key]
 
 
-_found: dict[tuple[str, int], Device | None] = {}
-_again: dict[tuple[str, int], Later] = {}
-"""Devices on which kernels cannot run because of what may pass."""
+_devices: dict[tuple[str, int], Device | None] = {}
+_retries: dict[tuple[str, int], Later] = {}
+"""Devices on which kernels cannot run because of what may pass, and when each is asked again."""
 
 
 def _look(key: tuple[str, int]) -> Device | None:
     kind, index = key
     if kind not in ("cpu", "cuda"):
         return None
-    later = _again.get(key) or Later()
+    later = _retries.get(key) or Later()
     try:
         with later.trying():
             if kind == "cpu":
-                found = device_module.current()
+                device = device_module.current()
             else:
                 index = torch.cuda.current_device() if index < 0 else index
-                found = launcher.device(index)
+                device = launcher.device(index)
     except Exception as e:
-        if key not in _again:
+        if key not in _retries:
             name = kind if kind == "cpu" else f"{kind}:{index}"
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
-            more = " It is tried again later." if passes(e) else ""
+            retry = " It is tried again later." if passes(e) else ""
             callers.warn(
-                f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}{more}",
+                f"lntune's kernels do not run on {name}, PyTorch's serve it: {reason}{retry}",
                 RuntimeWarning,
             )
         if passes(e):
-            _again[key] = later
+            _retries[key] = later
         return None
-    _again.pop(key, None)
-    return found
+    _retries.pop(key, None)
+    return device
 
 
 def of_tensors(tensors: Sequence[Tensor]) -> Device | None:
@@ -124,12 +127,12 @@ def row_stride(tensor: Tensor, length: int) -> int | None:
         inside *= n
     if not axes:
         return length
-    rows, apart = axes.pop()
+    rows, distance = axes.pop()
     for n, stride in reversed(axes):
-        if stride != rows * apart:
+        if stride != rows * distance:
             return None
         rows *= n
-    return apart
+    return distance
 
 
 def matrix(tensor: Tensor, length: int) -> Tensor:

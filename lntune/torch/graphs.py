@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lntune.backends.cuda.capture import record
 from lntune.system import callers
-from lntune.torch import devices, dispatch
+from lntune.torch import devices
+from lntune.torch.reloading import on_kernels_changed
 
 CAPACITY = 8
 """Graphs kept; beyond, the one that was not used for longest is dropped, with its memory."""
@@ -32,7 +33,7 @@ REMEMBERED = 256
 """Loops that are remembered without a graph, those called last: where every batch has a length of
 its own, none of them may ever come again.
 """
-_AGAIN = 2
+_REPEATED = 2
 """The call of its kind at which a loop is captured: the first one builds and loads kernels, and may
 be the only one.
 """
@@ -67,14 +68,14 @@ def run(
     A loop computes the same for the same arguments, does nothing that waits for the GPU, and keeps
     nothing.
     """
-    there = [t for t in tensors if t is not None]
-    if not _possible(there[0].device):
+    inputs = [t for t in tensors if t is not None]
+    if not _possible(inputs[0].device):
         return loop(*tensors, *options)
     key = (
         loop,
         tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors),
         _hashable(options),
-        _stream(there[0].device),
+        _stream(inputs[0].device),
     )
     # Tensors of a graph are none of inference mode, outside of which they could not be written to.
     # And two threads on one stream must not replay between each other's copies.
@@ -85,33 +86,31 @@ def run(
         if len(_seen) > CAPACITY + REMEMBERED:  # graphs are CAPACITY at most, and so is the search
             del _seen[next(old for old, other in _seen.items() if other.replay is None)]
         if seen.replay is None and (
-            seen.plain or seen.calls < _AGAIN or not _captured(seen, loop, tensors, options)
+            seen.plain or seen.calls < _REPEATED or not _captured(seen, loop, tensors, options)
         ):
             return loop(*tensors, *options)
         assert seen.inputs is not None
         assert seen.replay is not None
-        torch._foreach_copy_(seen.inputs, there)
+        torch._foreach_copy_(seen.inputs, inputs)
         seen.replay()
         return tuple(t.clone() for t in seen.outputs)
 
 
+@on_kernels_changed
 def forget() -> None:
     """Drop all graphs and their memory: their kernels may no longer be those that serve."""
     with _lock:
         _seen.clear()
 
 
-dispatch.on_reload(forget)
-
-
-def _possible(place: torch.device) -> bool:
+def _possible(torch_device: torch.device) -> bool:
     """True where a loop may be captured: on a GPU, and not while somebody else captures what it
     does.
     """
-    device = devices.of(place)
+    device = devices.of(torch_device)
     if device is None or device.kind != "gpu" or os.environ.get("LNTUNE_CUDA_GRAPHS", "1") == "0":
         return False
-    return not (place.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    return not (torch_device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def _captured(
@@ -141,33 +140,37 @@ def _captured(
 
 
 def capture(
-    call: Callable[[], tuple[Tensor, ...]], place: torch.device
+    call: Callable[[], tuple[Tensor, ...]], torch_device: torch.device
 ) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
     """(the outputs of a call, a function that has the GPU do again what the call did, into the same
     outputs).
     """
-    with torch.cuda.device(place):
+    with torch.cuda.device(torch_device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             call()  # libraries set up on a stream what they may not while it is captured
         torch.cuda.current_stream().wait_stream(stream)
-        made: list[tuple[Tensor, ...]] = []
+        outputs: list[tuple[Tensor, ...]] = []
         # other threads of the process may go on calling CUDA meanwhile
-        again = record(lambda: made.append(call()), stream, "thread_local")
+        launch = record(lambda: outputs.append(call()), stream, "thread_local")
 
     def replay() -> None:
-        with torch.cuda.device(place):
-            again()
+        with torch.cuda.device(torch_device):
+            launch()
 
-    return made[0], replay
+    return outputs[0], replay
 
 
-def _stream(place: torch.device) -> int:
+def _stream(torch_device: torch.device) -> int:
     """The current stream: a graph is replayed on the one it was captured for, so that its buffers
     are never used by two at once.
     """
-    return int(torch.cuda.current_stream(place).cuda_stream) if place.type == "cuda" else 0
+    return (
+        int(torch.cuda.current_stream(torch_device).cuda_stream)
+        if torch_device.type == "cuda"
+        else 0
+    )
 
 
 def _hashable(options: tuple[Any, ...]) -> tuple[Any, ...]:

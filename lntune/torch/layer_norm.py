@@ -24,28 +24,26 @@ from torch.nn import functional
 
 from lntune.case import MAX_HIDDEN, Case
 from lntune.ops.layer_norm import NAME, variant
-from lntune.torch import devices, dispatch, layer_norm_node
-from lntune.torch.arguments import (
-    NAMES,
-    check_arguments,
-    in_float32,
-    kind,
-    lifted,
-    mixed,
-    native,
-    overridden,
-    pair,
-    plain,
-    rebuilt,
-    recorded,
-    served,
-    served_unwatched,
-    there,
-    transformed,
-    usual,
+from lntune.torch import devices, dispatch, eager, layer_norm_node
+from lntune.torch.argument_checks import check_layer_norm
+from lntune.torch.direct_calls import Direct
+from lntune.torch.eager import autocast_widens, in_float32
+from lntune.torch.layer_norm_backward import layer_norm_backward
+from lntune.torch.registration import register_with_torchscript
+from lntune.torch.support import (
+    DTYPE_NAMES,
+    NO_ROWS,
+    affine_kind,
+    are_plain,
+    in_transform,
+    is_checkpointed,
+    is_kernel_eps,
+    is_overridden,
+    kernel_support,
+    log_unsupported,
+    needs_gradients,
+    present,
 )
-from lntune.torch.layer_norm_backward import eager_backward, layer_norm_backward
-from lntune.torch.standing import for_torchscript
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -56,9 +54,9 @@ _tracing = torch._C._is_tracing
 # names.
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
-_direct = dispatch.Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)
+_direct = Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)
 # for autograd.Function: with the statistics a backward takes
-_saving = dispatch.Direct(_SIGNATURE, _NAMES)
+_saving = Direct(_SIGNATURE, _NAMES)
 
 
 def layer_norm(
@@ -82,18 +80,20 @@ def layer_norm(
         NotTunedError: in strict mode only, see `lntune.strict`.
     """
     if _dynamo_compiling():
-        if not plain(input, weight, bias):
+        if not are_plain(input, weight, bias):
             return functional.layer_norm(input, normalized_shape, weight, bias, eps)
         return _compiled(input, normalized_shape, weight, bias, eps)
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
-    if _saving.serves(input, normalized_shape, weight, bias, eps) and recorded(input, weight, bias):
+    if _saving.serves(input, normalized_shape, weight, bias, eps) and needs_gradients(
+        input, weight, bias
+    ):
         return _LayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps, None)  # type: ignore[no-any-return, no-untyped-call]
-    return _any(input, normalized_shape, weight, bias, eps)
+    return _general(input, normalized_shape, weight, bias, eps)
 
 
-for_torchscript(layer_norm, "aten::layer_norm")
+register_with_torchscript(layer_norm, "aten::layer_norm")
 
 
 def layer_norm_forward(
@@ -113,47 +113,48 @@ def layer_norm_forward(
     Raises:
         InputError, NotTunedError: as layer_norm.
     """
-    if overridden(input, weight, bias):
+    if is_overridden(input, weight, bias):
         return torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
-    shape = check_arguments(input, normalized_shape, weight, bias, eps)
-    if served(input, weight, bias, math.prod(shape)) and usual(eps):
-        made: tuple[Tensor, Tensor, Tensor] = torch.ops.lntune.layer_norm(
-            input, list(shape), weight, bias, eps, True
-        )
-        return made
-    return _native(input, shape, weight, bias, eps)
+    shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
+    support = kernel_support(present(input, weight, bias), math.prod(shape), eps)
+    if not support:
+        log_unsupported("layer_norm_forward", support)
+        return eager.layer_norm_forward(input, shape, weight, bias, eps)
+    return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)  # type: ignore[no-any-return]
 
 
-def _any(
+def _general(
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Every call that is not ready to go: checked, and prepared for the next time."""
+    """Every call that no table knows: checked, served, and made known to the table for the next."""
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
-    if overridden(input, weight, bias):
+    if is_overridden(input, weight, bias):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     # no sizes to check, or sizes that are tensors
     if isinstance(input, Tensor) and (input.is_nested or _tracing()):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
-    shape = check_arguments(input, normalized_shape, weight, bias, eps)
-    hidden = math.prod(shape)
-    watched = rebuilt(input, weight, bias)
-    if not (served_unwatched if watched else served)(input, weight, bias, hidden) or not usual(eps):
-        return _eager(input, shape, weight, bias, eps)
-    if lifted(input):
+    shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
+    hidden, tensors = math.prod(shape), present(input, weight, bias)
+    checkpointed = is_checkpointed(*tensors)
+    support = kernel_support(tensors, hidden, eps, watched=checkpointed)
+    rows = input.numel() // hidden if support else 0
+    if not rows:
+        log_unsupported("layer_norm", support or NO_ROWS)
+        return eager.layer_norm(input, shape, weight, bias, eps)
+    if autocast_widens(input):
         x, weight, bias = in_float32(input, weight, bias)
         return layer_norm(x, shape, weight, bias, eps)
-    grad = recorded(input, weight, bias)
-    rows = input.numel() // hidden
+    grad = needs_gradients(*tensors)
     case = _case(rows, hidden, input, weight, bias, grad)
-    kernel = dispatch.kernel_for(case, there(input, weight, bias)) if rows else None
+    kernel = dispatch.kernel_for(case, tensors)
     if kernel is None:
-        return _eager(input, shape, weight, bias, eps)
-    if watched:
+        return eager.layer_norm(input, shape, weight, bias, eps)
+    if checkpointed:
         return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)[0]  # type: ignore[no-any-return]
     # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
@@ -169,36 +170,20 @@ def _any(
 
 
 def _case(
-    rows: int, hidden: int, input: Tensor, weight: Tensor | None, bias: Tensor | None, stats: bool
+    rows: int,
+    hidden: int,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: bool,
 ) -> Case:
     return Case(
         NAME,
         hidden,
-        NAMES[input.dtype],
+        DTYPE_NAMES[input.dtype],
         max(rows, 1),
-        variant(kind(weight, input), kind(bias, input), stats),
+        variant(affine_kind(weight, input), affine_kind(bias, input), statistics),
     )
-
-
-def _eager(
-    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """PyTorch's layer norm."""
-    if input.device.type == "cuda" and mixed(input, weight, bias):
-        x, weight, bias = in_float32(input, weight, bias)
-        return functional.layer_norm(x, shape, weight, bias, eps).to(input.dtype)
-    return functional.layer_norm(input, shape, *pair(input, shape, weight, bias), eps)
-
-
-def _native(
-    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's (y, mean, rstd), the statistics as a kernel gives them: of shape (rows,), in
-    float32 or wider.
-    """
-    y, *stats = native(input, shape, weight, bias, eps)
-    mean, rstd = (s.to(torch.promote_types(s.dtype, torch.float32)).flatten() for s in stats)
-    return y, mean, rstd
 
 
 def _run(
@@ -241,16 +226,16 @@ class _LayerNorm(torch.autograd.Function):
         eps: float,
         kernel: Any,
     ) -> Tensor:
-        made = (
+        results = (
             _saving.call(input, shape, weight, bias, eps)
             if kernel is None
             else _run(kernel, input, math.prod(shape), weight, bias, eps, stats=True)
         )
-        if made is None:  # forgotten by another thread since it was asked whether it serves
-            made = _native(input, shape, weight, bias, eps)
+        if results is None:  # forgotten by another thread since it was asked whether it serves
+            results = eager.layer_norm_forward(input, shape, weight, bias, eps)
         ctx.shape = shape
-        ctx.save_for_backward(input, weight, bias, *made[1:])
-        y: Tensor = made[0]
+        ctx.save_for_backward(input, weight, bias, *results[1:])
+        y: Tensor = results[0]
         return y
 
     @staticmethod
@@ -276,15 +261,15 @@ def _compiled(
     if (
         _exporting()
         or not devices.serves(input.device.type)
-        or input.dtype not in NAMES
+        or input.dtype not in DTYPE_NAMES
         or isinstance(eps, Tensor)
-        or transformed()
+        or in_transform()
     ):
-        return _eager(input, tuple(shape), weight, bias, eps)
-    if lifted(input):
+        return eager.layer_norm(input, shape, weight, bias, eps)
+    if autocast_widens(input):
         input, weight, bias = in_float32(input, weight, bias)
     y, _, _ = torch.ops.lntune.layer_norm(
-        input, shape, weight, bias, eps, recorded(input, weight, bias)
+        input, shape, weight, bias, eps, needs_gradients(input, weight, bias)
     )
     return y  # type: ignore[no-any-return]
 
@@ -299,21 +284,17 @@ def layer_norm_op(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd); the statistics are float32 of shape (rows,), or empty without `stats`."""
-    shape = check_arguments(input, normalized_shape, weight, bias, eps)
+    shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
-    ours = rows and hidden <= MAX_HIDDEN and usual(eps)
-    kernel = (
-        dispatch.kernel_for(
-            _case(rows, hidden, input, weight, bias, stats), there(input, weight, bias)
-        )
-        if ours
-        else None
-    )
+    kernel = None
+    if rows and hidden <= MAX_HIDDEN and is_kernel_eps(eps):
+        case = _case(rows, hidden, input, weight, bias, stats)
+        kernel = dispatch.kernel_for(case, present(input, weight, bias))
     if kernel is not None:
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        y, mean, rstd = _native(input, shape, weight, bias, eps)
+        y, mean, rstd = eager.layer_norm_forward(input, shape, weight, bias, eps)
     if not stats or mean is None or rstd is None:
         mean, rstd = (
             input.new_empty(0, dtype=torch.float32),
@@ -331,7 +312,7 @@ def _fake(
     eps: float,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_arguments(input, normalized_shape, weight, bias, eps)
+    check_layer_norm(input, normalized_shape, weight, bias, eps)
     leading = input.shape[: input.ndim - len(normalized_shape)]
     rows = math.prod(leading) if stats else 0
     y = torch.empty_like(input, memory_format=torch.contiguous_format)
@@ -354,12 +335,14 @@ def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, .
         _, mean, rstd = torch.ops.lntune.layer_norm(input, ctx.shape, weight, bias, ctx.eps, True)
     wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
     if torch.is_grad_enabled():
-        dx, dgamma, dbeta = eager_backward(dy, input, ctx.shape, mean, rstd, weight, bias, wanted)
+        dx, dgamma, dbeta = eager.layer_norm_backward(
+            dy, input, ctx.shape, mean, rstd, weight, bias, wanted
+        )
         return dx, None, dgamma, dbeta, None, None
-    made = torch.ops.lntune.layer_norm_backward(
+    grads = torch.ops.lntune.layer_norm_backward(
         dy, input, ctx.shape, mean, rstd, weight, bias, list(wanted)
     )
-    dx, dgamma, dbeta = (m if want else None for m, want in zip(made, wanted, strict=True))
+    dx, dgamma, dbeta = (g if want else None for g, want in zip(grads, wanted, strict=True))
     return dx, None, dgamma, dbeta, None, None
 
 

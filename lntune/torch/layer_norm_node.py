@@ -1,5 +1,5 @@
-"""The backward of layer norm as a node of PyTorch's autograd graph: compiled, loaded, told its
-kernels (`layer_norm_node.cpp` says why).
+"""The backward of layer norm as a node of PyTorch's autograd graph, in C++: how it is compiled,
+loaded and given its kernels (`layer_norm_node.cpp` says why).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lntune.kernels.direct import dtype_number
 from lntune.ops.layer_norm_backward import arguments
 from lntune.system import exchange, native, paths
 from lntune.system.later import Later, passes
-from lntune.torch import dispatch
+from lntune.torch.reloading import on_kernels_changed
 
 SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"
 RECORD = ctypes.c_void_p()
@@ -57,15 +57,15 @@ def ready() -> bool:
     if _loaded:
         return True
     try:
-        there = native.path_of(SOURCE, _build()).is_file()
+        compiled = native.path_of(SOURCE, _build()).is_file()
     except Exception:  # what is wrong with the cache is said of kernels
         return False
-    return there and not reason_missing()
+    return compiled and not reason_missing()
 
 
 def compile_once() -> bool:
-    """True where nodes are there now and were not before: the C++ is compiled at the first call in
-    a process, and not tried again but for a fault that may have passed.
+    """True where nodes can be had now and could not before: the C++ is compiled at the first call
+    in a process, and not tried again but for a fault that may have passed.
     """
     return not _loaded and not reason_missing()
 
@@ -139,9 +139,7 @@ def remember(
 _kept: dict[int, Callable[..., None]] = {}  # kernels that the C++ points to
 
 
+@on_kernels_changed
 def _forget() -> None:
     for library in _loaded:
         library.lntune_layer_norm_node_forget()
-
-
-dispatch.on_reload(_forget)

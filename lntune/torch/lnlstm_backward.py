@@ -1,4 +1,4 @@
-"""The gradients of an LN-LSTM step, on a kernel or by its formula."""
+"""The gradients of a step of an LSTM with layer normalization, by a kernel or by its formula."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ from lntune.errors import InputError, got_expected
 from lntune.ops import lnlstm_step_backward as op
 from lntune.ops.lnlstm_step import TENSORS, statistics, tokens_of, variant
 from lntune.torch import devices, dispatch
-from lntune.torch.arguments import NAMES
+from lntune.torch.direct_calls import Direct
+from lntune.torch.lnlstm_arguments import StepTensors
+from lntune.torch.support import DTYPE_NAMES
 
-Given = dict[str, Tensor]
+Sums = dict[str, Tensor]
+"""What kernels add gradients of gains and biases to, by the names of the kernels' arguments."""
 
 # The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
 # names.
 _SUMS = tuple(op.sums(("raw", "bias", "bias_c")))
 _NAMES = ("dh", "dc_new", *TENSORS, *statistics(("raw",)), *_SUMS)
-_SIGNATURE = "".join(
-    (
-        "o"
-        if name
-        in (
-            "weight_x",
-            "bias",
-            "bias_c",
-            "mean_x",
-            "rstd_x",
-            "dweight_x",
-            "dbias",
-            "dbias_c",
-        )
-        else "t"
-    )
-    for name in _NAMES
-)
-_direct = {carried: dispatch.Direct(_SIGNATURE, _NAMES) for carried in (False, True)}
+_OPTIONAL = ("weight_x", "bias", "bias_c", "mean_x", "rstd_x", "dweight_x", "dbias", "dbias_c")
+_SIGNATURE = "".join("o" if name in _OPTIONAL else "t" for name in _NAMES)
+_direct = {normalized_cell: Direct(_SIGNATURE, _NAMES) for normalized_cell in (False, True)}
 
 
-def case_of(name: str, given: Given, rows: int, carried: bool, stats: bool = False) -> Case:
-    """The case of the step, forward or backward by `name`, for the forward's tensors that are
-    there.
-    """
-    c = given["c"]
+def case_of(
+    name: str,
+    tensors: StepTensors,
+    rows: int,
+    normalized_cell: bool,
+    with_statistics: bool = False,
+) -> Case:
+    """The case of a step, forward or backward by `name`, of so many rows."""
     return Case(
         name,
-        c.shape[-1],
-        NAMES[c.dtype],
+        tensors.c.shape[-1],
+        DTYPE_NAMES[tensors.c.dtype],
         rows,
-        variant("weight_x" in given, "bias" in given, "bias_c" in given, carried, stats),
+        variant(
+            tensors.weight_x is not None,
+            tensors.bias is not None,
+            tensors.bias_c is not None,
+            normalized_cell,
+            with_statistics,
+        ),
     )
 
 
-def cores(place: torch.device) -> int:
-    """Cores of the device behind `place`, which decide how many blocks of rows keep sums of their
-    own.
+def cores(torch_device: torch.device) -> int:
+    """Cores of a device, which decide how many blocks of rows keep sums of their own.
 
     Raises:
         InputError: kernels do not run there.
     """
-    if (device := devices.of(place)) is None:
+    if (device := devices.of(torch_device)) is None:
         raise InputError(
             got_expected(
-                "device", place, "a device that kernels run on", "`lntune doctor` tells which do."
+                "device",
+                torch_device,
+                "a device that kernels run on",
+                "`lntune doctor` tells which do.",
             )
         )
     return device.cores
 
 
-def zero_sums(case: Case, like: Tensor) -> Given:
-    """What the kernels of `case` add the gradients of gains and biases to."""
+def zero_sums(case: Case, like: Tensor) -> Sums:
+    """What the kernels of `case` add the gradients of gains and biases to: float32, (blocks of
+    rows, hidden or 4 * hidden), on the device of `like`.
+    """
     blocks = case.blocks(cores(like.device))
     return {
         a.name: torch.zeros(
@@ -85,59 +85,69 @@ def zero_sums(case: Case, like: Tensor) -> Given:
     }
 
 
-def matrices(dh: Tensor, dc_new: Tensor, given: Given) -> tuple[Tensor, ...]:
-    """The tensors whose last axis is hidden or gates."""
-    return dh, dc_new, *given.values()
-
-
 def accumulate(
-    dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool, sums: Given
+    dh: Tensor,
+    dc_new: Tensor,
+    tensors: StepTensors,
+    step_statistics: Sequence[Tensor],
+    normalized_cell: bool,
+    sums: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dgates_x, dgates_h and dc; the gradients of gains and biases are added to `sums`, see
-    zero_sums.
+    """dgates_x, dgates_h and dc of one step; the gradients of gains and biases are added to `sums`,
+    see zero_sums.
 
-    `given` are the forward's tensors that are there, of one dtype, matrices (rows, ...) as
-    devices.matrix gives them, as dh and dc_new are; `stats` are as many (rows,) as
-    ops.lnlstm_step.statistics names.
+    Args:
+        dh: (rows, hidden), gradient of h; as devices.matrix gives it, like all other matrices.
+        dc_new: (rows, hidden), gradient of the new cell.
+        tensors: the forward's, of one dtype.
+        step_statistics: as many (rows,) in float32 as ops.lnlstm_step.statistics names.
+        normalized_cell: whether the new cell is the normalized one.
+        sums: float32, by name.
     """
-    moments = (None, None, *stats) if "weight_x" not in given else stats
-    call = (dh, dc_new, *map(given.get, TENSORS), *moments, *map(sums.get, _SUMS))
-    made = _direct[carried].call(*call)
-    if made is not None:
-        return made  # type: ignore[no-any-return]
-    case = case_of(op.NAME, given, given["c"].shape[0], carried)
+    moments = (None, None, *step_statistics) if tensors.weight_x is None else step_statistics
+    call = (dh, dc_new, *tensors, *moments, *map(sums.get, _SUMS))
+    direct = _direct[normalized_cell]
+    outputs: tuple[Tensor, Tensor, Tensor] | None = direct.call(*call)
+    if outputs is not None:
+        return outputs
+    case = case_of(op.NAME, tensors, tensors.c.shape[0], normalized_cell)
     new = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
-    outputs = new(given["gates_x"]), new(given["gates_h"]), new(given["c"])
+    outputs = new(tensors.gates_x), new(tensors.gates_h), new(tensors.c)
     if case.rows:
         values = {
             **dict(zip(_NAMES, call, strict=True)),
             **dict(zip(("dgates_x", "dgates_h", "dc"), outputs, strict=True)),
         }
-        wide = matrices(dh, dc_new, given)
-        dispatch.serve(case, wide)(*(values[a.name] for a in op.arguments(case)))
-        if kernel := dispatch.kernel_for(case, wide):
-            _direct[carried].remember(case, kernel, call)
+        inputs = dh, dc_new, *tensors.present().values()
+        dispatch.serve(case, inputs)(*(values[a.name] for a in op.arguments(case)))
+        if kernel := dispatch.kernel_for(case, inputs):
+            direct.remember(case, kernel, call)
     return outputs
 
 
 def step_backward(
-    dh: Tensor, dc_new: Tensor, given: Given, stats: Sequence[Tensor], carried: bool
-) -> Given:
+    dh: Tensor,
+    dc_new: Tensor,
+    tensors: StepTensors,
+    step_statistics: Sequence[Tensor],
+    normalized_cell: bool,
+) -> dict[str, Tensor]:
     """All gradients of one step, by the names of the forward's tensors and in their dtypes;
     arguments as accumulate's.
     """
-    sums = zero_sums(case_of(op.NAME, given, given["c"].shape[0], carried), dh)
-    made = dict(
+    sums = zero_sums(case_of(op.NAME, tensors, tensors.c.shape[0], normalized_cell), dh)
+    grads = dict(
         zip(
             ("gates_x", "gates_h", "c"),
-            accumulate(dh, dc_new, given, stats, carried, sums),
+            accumulate(dh, dc_new, tensors, step_statistics, normalized_cell, sums),
             strict=True,
         )
     )
-    return made | {
-        name.removeprefix("d"): t.sum(0).to(given[name.removeprefix("d")].dtype)
-        for name, t in sums.items()
-    }
+    named = tensors.present()
+    for name, total in sums.items():
+        of = name.removeprefix("d")
+        grads[of] = total.sum(0).to(named[of].dtype)
+    return grads
 
 
 def recorded_backward(
@@ -155,19 +165,19 @@ def recorded_backward(
     """
     with torch.enable_grad():
         own = [None if t is None else t.view_as(t) for t in tensors]
-        made = function(*own)
+        outputs = function(*own)
         sources: list[Any] = [t for t, want in zip(own, wanted, strict=True) if want]
-        found = iter(
-            torch.autograd.grad(made, sources, grads, create_graph=True, allow_unused=True)
+        computed = iter(
+            torch.autograd.grad(outputs, sources, grads, create_graph=True, allow_unused=True)
         )
-    return tuple(next(found) if want else None for want in wanted)
+    return tuple(next(computed) if want else None for want in wanted)
 
 
 def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """accumulate bound to the operator's named inputs, see `Op.binding`."""
     tokens = tokens_of(case)
-    tensors = {name: inputs[name] for name in TENSORS if name in inputs}
-    stats = tuple(inputs[name] for name in statistics(tokens))
+    tensors = StepTensors(*map(inputs.get, TENSORS))  # type: ignore[arg-type]
+    moments = tuple(inputs[name] for name in statistics(tokens))
     sums = {name: inputs[name] for name in op.sums(tokens)}
     dh, dc_new, carried = inputs["dh"], inputs["dc_new"], "carried" in tokens
-    return lambda: accumulate(dh, dc_new, tensors, stats, carried, sums)
+    return lambda: accumulate(dh, dc_new, tensors, moments, carried, sums)

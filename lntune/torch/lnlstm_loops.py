@@ -1,5 +1,5 @@
-"""The time loops of an LN-LSTM layer in one direction, forward and backward: one matrix product and
-one kernel a step.
+"""The time loops of an LSTM layer with layer normalization in one direction, forward and backward:
+one matrix product and one kernel a step.
 
 The gradient of the recurrent matrix is a product over many time steps at once, the gradients of
 gains and biases are summed inside the kernels, outputs are written where they belong, and of the
@@ -16,11 +16,17 @@ from torch import Tensor
 from lntune.ops import lnlstm_step_backward
 from lntune.ops.lnlstm_step import NAME, statistics
 from lntune.torch import dispatch
+from lntune.torch.lnlstm_arguments import (
+    SavedSteps,
+    SequenceOptions,
+    SequenceTensors,
+    StepTensors,
+)
 from lntune.torch.lnlstm_backward import case_of, zero_sums
 from lntune.torch.products import product, repeated
 
-_VECTORS = ("weight_x", "weight_h", "weight_c", "bias", "bias_c")
-"""The vectors of a step, in the order of the kernels' arguments."""
+_MATRICES = 3
+"""Tensors of a step that are matrices, and come first; vectors follow."""
 Step = tuple[int, int | None]
 """A step, and the one computed before it, if there is one."""
 
@@ -58,123 +64,119 @@ def _ends(rows: Sequence[Tensor], batch: int, reverse: bool) -> Tensor:
     return torch.cat(ends)
 
 
-def moments(weight_x: Tensor | None) -> int:
+def _contiguous(tensors: SequenceTensors) -> SequenceTensors:
+    """The same tensors as kernels take them; the matrix, which products take in any layout, as it
+    is.
+    """
+    matrix = tensors.matrix
+    flat = (t if t is None or t is matrix else t.contiguous() for t in tensors)
+    return SequenceTensors(*flat)  # type: ignore[arg-type]
+
+
+def _vectors(step: StepTensors) -> list[Tensor]:
+    """The vectors of a step that are not None, in the order of the kernels' arguments."""
+    return [v for v in step[_MATRICES:] if v is not None]
+
+
+def statistics_count(weight_x: Tensor | None) -> int:
     """How many statistics a step keeps of a row."""
     return len(statistics(() if weight_x is None else ("raw",)))
 
 
 def forward(
-    gates_x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    matrix: Tensor,
-    weight_x: Tensor | None,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    bias: Tensor | None,
-    bias_c: Tensor | None,
-    sizes: list[int],
-    eps: float,
-    carried: bool,
-    reverse: bool,
-    keep: bool,
+    tensors: SequenceTensors, sizes: list[int], options: SequenceOptions, keep: bool
 ) -> tuple[Tensor, ...]:
-    """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step."""
-    gates_x, h_0, c_0 = (t.contiguous() for t in (gates_x, h_0, c_0))
+    """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step, with
+    the first sizes[t] sequences at t.
+    """
+    tensors = _contiguous(tensors)
+    gates_x, h_0, c_0 = tensors.gates_x, tensors.h_0, tensors.c_0
     rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
     out = gates_x.new_empty(rows, hidden)
-    every = rows if keep else 0
-    gates_h, cells = gates_x.new_empty(every, 4 * hidden), gates_x.new_empty(every, hidden)
-    stats = h_0.new_empty(moments(weight_x), every, dtype=torch.float32)
+    kept_rows = rows if keep else 0
+    saved = SavedSteps(
+        out,
+        gates_x.new_empty(kept_rows, 4 * hidden),
+        gates_x.new_empty(kept_rows, hidden),
+        h_0.new_empty(statistics_count(tensors.weight_x), kept_rows, dtype=torch.float32),
+    )
     outs, inputs = out.split(sizes), gates_x.split(sizes)
     if keep:
-        gates, states, kept = (
-            gates_h.split(sizes),
-            cells.split(sizes),
-            list(zip(*(s.split(sizes) for s in stats), strict=True)),
-        )
+        gates, states = saved.gates_h.split(sizes), saved.cells.split(sizes)
+        moments = list(zip(*(s.split(sizes) for s in saved.statistics), strict=True))
     else:  # two cells take turns, and only the ends of sequences are kept
         pair = [gates_x.new_empty(most, hidden) for _ in range(2)]
-        gates, kept = [None] * len(sizes), [()] * len(sizes)
+        gates, moments = [None] * len(sizes), [()] * len(sizes)
         states = (
             [pair[t % 2][:n] for t, n in enumerate(sizes)]
             if len(set(sizes)) == 1
             else gates_x.new_empty(rows, hidden).split(sizes)
         )
-    given = {
-        "c": c_0,
-        "weight_x": weight_x,
-        "weight_h": weight_h,
-        "weight_c": weight_c,
-        "bias": bias,
-        "bias_c": bias_c,
-    }
-    there = {name: t.contiguous() for name, t in given.items() if t is not None}
-    vectors = [there[name] for name in _VECTORS if name in there]
+    step = tensors.step(gates_x)
+    vectors = _vectors(step)
     kernels = {
-        n: dispatch.serve(case_of(NAME, there, n, carried, keep), (gates_x, *there.values()))
+        n: dispatch.serve(
+            case_of(NAME, step, n, options.normalized_cell, keep), (gates_x, c_0, *vectors)
+        )
         for n in set(sizes)
         if n
     }
-    recur = repeated(matrix, most, len(sizes))
-    for t, before in _steps(sizes, reverse):
+    recur = repeated(tensors.matrix, most, len(sizes))
+    for t, before in _steps(sizes, options.reverse):
         n = sizes[t]
-        its = recur(_before(before, n, outs, h_0), None, gates[t])
+        gates_h = recur(_before(before, n, outs, h_0), None, gates[t])
         kernels[n](
             inputs[t],
-            its,
+            gates_h,
             _before(before, n, states, c_0),
             *vectors,
-            eps,
+            options.eps,
             outs[t],
             states[t],
-            *kept[t],
+            *moments[t],
         )
-    return out, _ends(outs, most, reverse), _ends(states, most, reverse), gates_h, cells, stats
+    h_n, c_n = (_ends(rows_of_steps, most, options.reverse) for rows_of_steps in (outs, states))
+    return out, h_n, c_n, *saved[1:]
 
 
 def backward(
     dout: Tensor,
     dh_n: Tensor,
     dc_n: Tensor,
-    out: Tensor,
-    gates_h: Tensor,
-    cells: Tensor,
-    stats: Tensor,
-    gates_x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    matrix: Tensor,
-    weight_x: Tensor | None,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    bias: Tensor | None,
-    bias_c: Tensor | None,
+    saved: SavedSteps,
+    tensors: SequenceTensors,
     sizes: list[int],
-    carried: bool,
+    normalized_cell: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    """The gradients of the tensors from gates_x on that are there, in order, step by step."""
-    vectors_given = {
-        "weight_x": weight_x,
-        "weight_h": weight_h,
-        "weight_c": weight_c,
-        "bias": bias,
-        "bias_c": bias_c,
-    }
-    given = {"gates_x": gates_x, "gates_h": gates_h, "c": c_0, **vectors_given}
-    there = {name: t.contiguous() for name, t in given.items() if t is not None}
-    h_0, c_0, dout = h_0.contiguous(), c_0.contiguous(), dout.contiguous()
-    outs, states, douts, gates, inputs = (
-        t.split(sizes) for t in (out, cells, dout, gates_h, there["gates_x"])
-    )
-    kept = list(zip(*(s.split(sizes) for s in stats), strict=True))
-    dgates_x, dgates_h = torch.empty_like(there["gates_x"]), torch.empty_like(gates_h)
+    """The gradients of `tensors` that are not None, in order, step by step.
+
+    Args:
+        dout: (rows of all steps, hidden), gradient of h.
+        dh_n: (batch, hidden), gradient of h_n.
+        dc_n: (batch, hidden), gradient of c_n.
+        saved: what the forward kept.
+        tensors: the forward's.
+        sizes: how many sequences each step has.
+        normalized_cell: as SequenceOptions'.
+        reverse: as SequenceOptions'.
+    """
+    tensors, dout = _contiguous(tensors), dout.contiguous()
+    h_0, c_0, matrix = tensors.h_0, tensors.c_0, tensors.matrix
+    outs, gates, states = (t.split(sizes) for t in (saved.out, saved.gates_h, saved.cells))
+    douts, inputs = dout.split(sizes), tensors.gates_x.split(sizes)
+    moments = list(zip(*(s.split(sizes) for s in saved.statistics), strict=True))
+    dgates_x, dgates_h = torch.empty_like(tensors.gates_x), torch.empty_like(saved.gates_h)
     dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
-    vectors = [there[name] for name in _VECTORS if name in there]
-    cases = {n: case_of(lnlstm_step_backward.NAME, there, n, carried) for n in set(sizes) if n}
-    kernels = {n: dispatch.serve(case, (dout, *there.values())) for n, case in cases.items()}
-    sums = {case.bucket: zero_sums(case, out) for case in cases.values()}
+    step = tensors.step(saved.gates_h.contiguous())
+    vectors = _vectors(step)
+    cases = {
+        n: case_of(lnlstm_step_backward.NAME, step, n, normalized_cell) for n in set(sizes) if n
+    }
+    kernels = {
+        n: dispatch.serve(case, (dout, *step.present().values())) for n, case in cases.items()
+    }
+    sums = {case.bucket: zero_sums(case, saved.out) for case in cases.values()}
     recur = repeated(matrix.t(), sizes[0], len(sizes))
 
     # What reaches each sequence's steps from behind: at first what comes to its last, in the end
@@ -187,7 +189,7 @@ def backward(
         dh = douts[t] + _first(dh_0, n) if dh is None else dh
         values = (
             *vectors,
-            *kept[t],
+            *moments[t],
             dinputs[t],
             dgates[t],
             _first(spare, n),
@@ -206,17 +208,17 @@ def backward(
                 spare[:n] = dc[:n]
                 dc, spare = spare, dc
     del recur  # with the packed matrix, as large as what is made here
-    its_h = torch.cat(
+    h_before = torch.cat(
         [h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]
     ).to(matrix.dtype)
-    dmatrix = product(dgates_h.to(matrix.dtype).t(), its_h.t())
+    dmatrix = product(dgates_h.to(matrix.dtype).t(), h_before.t())
 
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
-    for name in _VECTORS:
-        if name in there:
+    for name, vector in zip(step._fields[_MATRICES:], step[_MATRICES:], strict=True):
+        if vector is not None:
             total = sum(
-                (its[f"d{name}"].sum(0) for its in sums.values()),
-                there[name].new_zeros(there[name].shape, dtype=torch.float32),
+                (by_name[f"d{name}"].sum(0) for by_name in sums.values()),
+                vector.new_zeros(vector.shape, dtype=torch.float32),
             )
-            grads[name] = total.to(there[name].dtype)
+            grads[name] = total.to(vector.dtype)
     return tuple(grads.values())

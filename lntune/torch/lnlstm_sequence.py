@@ -1,5 +1,5 @@
-"""LN-LSTM steps over a whole sequence, in one direction: one matrix product and one kernel a time
-step, forward and backward.
+"""An LSTM with layer normalization over a whole sequence, in one direction: one matrix product and
+one kernel a time step, forward and backward.
 
 As one operator it spares what autograd would do at every step: the gradient of the recurrent matrix
 is a product over many time steps at once, the gradients of gains and biases are summed inside the
@@ -20,25 +20,38 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
 from lntune.torch import devices, graphs, lnlstm_loops
-from lntune.torch.arguments import (
-    NAMES,
-    batched,
-    plain,
-    rebuilt,
-    recorded,
-    recording,
-    served,
-    served_unwatched,
-    transformed,
-    usual,
-)
 from lntune.torch.constants import constant
+from lntune.torch.lnlstm_arguments import SavedSteps, SequenceOptions, SequenceTensors
 from lntune.torch.lnlstm_backward import recorded_backward
-from lntune.torch.lnlstm_steps import WHOLE, by_steps, each, in_a_trace
+from lntune.torch.lnlstm_steps import WHOLE_BATCH, by_steps, scripted_by_steps, step_sizes
+from lntune.torch.support import (
+    DTYPE_NAMES,
+    PER_GATE,
+    YES,
+    Support,
+    are_plain,
+    graph_recording,
+    in_transform,
+    is_batched,
+    is_checkpointed,
+    is_kernel_eps,
+    kernel_support,
+    log_unsupported,
+    needs_gradients,
+    present,
+)
 
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 _to_onnx: Callable[[], bool] = constant(lambda: bool(torch.onnx.is_in_onnx_export()))
 """True while a model is exported to ONNX, which has no such operator and no such loop."""
+_TENSORS = len(SequenceTensors._fields)  # the operator's arguments that are tensors, and come first
+_SAVED = len(SavedSteps._fields)
+_FIRST = 3 + _SAVED  # where they begin among the arguments of its backward
+_PROGRAM = Support.no("a program for elsewhere is written")
+_DTYPES = Support.no("its tensors are of several dtypes")
+_DTYPE = Support.no(f"its dtype is none of {', '.join(DTYPE_NAMES.values())}")
+_TOO_LARGE = Support.no(f"hidden sizes above {MAX_HIDDEN // 4} are not built")
+_EPS = Support.no("eps is not a finite number, 0 or more")
 
 
 def lnlstm_sequence(
@@ -65,94 +78,64 @@ def lnlstm_sequence(
     steps before; without sizes every step has all of them, so that a compiled graph is one for
     sequences of any length. `reverse` begins at the last step. A sequence's state is taken up from
     h_0 and c_0 at its first step and handed on to h_n and c_n after its last. `sizes` is a tensor
-    where torch.jit.trace shall not take it for a constant.
+    where torch.jit.trace shall not take it for a constant. Dtypes and devices are those of
+    SequenceTensors; nothing is checked.
+
+    Raises:
+        NotTunedError: in strict mode only, see `lntune.strict`.
     """
-    tensors = (gates_x, h_0, c_0, weight_x, weight_h, weight_c, bias, bias_c)
-    there = [t for t in (*tensors, matrix) if t is not None]
-    hidden = h_0.shape[-1]
-    if _tracing() and plain(*there) and not transformed() and not _to_onnx():
-        given = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes) if sizes else None
-        loop = in_a_trace()
-        return loop(
-            gates_x,
-            h_0,
-            c_0,
-            matrix,
-            weight_x,
-            weight_h,
-            weight_c,
-            bias,
-            bias_c,
-            given,
-            eps,
-            carried,
-            per_gate,
-            reverse,
-        )
+    tensors = SequenceTensors(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
+    options = SequenceOptions(eps, carried, per_gate, reverse)
+    if _tracing() and are_plain(*tensors) and not in_transform() and not _to_onnx():
+        traced = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes) if sizes else None
+        return scripted_by_steps()(*tensors, traced, *options)
     sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
-    if (
-        per_gate
-        or not usual(eps)
-        or hidden > MAX_HIDDEN // 4
-        or h_0.dtype not in NAMES
-        or any(t.dtype != h_0.dtype for t in tensors if t is not None)
-        or not (
-            _compiled(there)
-            if torch.compiler.is_compiling() or recording(*there)
-            else not _tracing() and _served(there, hidden)
-        )
-    ):
-        return by_steps(
-            gates_x,
-            h_0,
-            c_0,
-            matrix,
-            weight_x,
-            weight_h,
-            weight_c,
-            bias,
-            bias_c,
-            sizes,
-            eps,
-            carried,
-            per_gate,
-            reverse,
-        )
-    keep = recorded(*there)
-    sizes = sizes or WHOLE
+    support = _support(tensors, options)
+    if not support:
+        if not torch.compiler.is_compiling():
+            log_unsupported("LayerNormLSTM", support)
+        return by_steps(*tensors, sizes, *options)
+    keep = needs_gradients(*tensors)
     op = torch.ops.lntune.lnlstm_sequence
-    out, h_n, c_n, *_ = op(
-        gates_x,
-        h_0,
-        c_0,
-        matrix,
-        weight_x,
-        weight_h,
-        weight_c,
-        bias,
-        bias_c,
-        sizes,
-        eps,
-        carried,
-        reverse,
-        keep,
-    )
+    out, h_n, c_n, *_ = op(*tensors, sizes or WHOLE_BATCH, eps, carried, reverse, keep)
     return out, h_n, c_n
 
 
-def _served(there: Sequence[Tensor], hidden: int) -> bool:
-    """True where the operator may have an eager call, also one that is watched now and not when it
-    is done again.
+def _support(tensors: SequenceTensors, options: SequenceOptions) -> Support:
+    """Whether the operator may have a call, in eager mode or in a graph; for transforms of
+    functions in a graph, and for ONNX, PyTorch's own formulas are wanted.
     """
-    serves = served_unwatched if rebuilt(*there) else served
-    return all(serves(t, None, None, hidden) for t in there)
+    h_0 = tensors.h_0
+    hidden = h_0.shape[-1]
+    if options.per_gate:
+        return PER_GATE
+    if hidden > MAX_HIDDEN // 4:
+        return _TOO_LARGE
+    if h_0.dtype not in DTYPE_NAMES:
+        return _DTYPE
+    if not is_kernel_eps(options.eps):
+        return _EPS
+    if any(t.dtype != h_0.dtype for t in present(*tensors) if t is not tensors.matrix):
+        return _DTYPES
+    all_tensors = present(*tensors)
+    if torch.compiler.is_compiling() or graph_recording(*all_tensors):
+        compiled = devices.serves(h_0.device.type) and not in_transform() and not _to_onnx()
+        return YES if compiled else _PROGRAM
+    if _tracing():
+        return _PROGRAM
+    return kernel_support(all_tensors, hidden, watched=is_checkpointed(*all_tensors))
 
 
-def _compiled(there: Sequence[Tensor]) -> bool:
-    """True where a graph may have the operator; for transforms of functions in it, and for ONNX,
-    PyTorch's own formulas are wanted.
-    """
-    return devices.serves(there[0].device.type) and not transformed() and not _to_onnx()
+def _forward(*flat: Any) -> tuple[Tensor, ...]:
+    """lnlstm_loops.forward as graphs.run calls it, with its tensors one by one."""
+    return lnlstm_loops.forward(SequenceTensors(*flat[:_TENSORS]), *flat[_TENSORS:])
+
+
+def _backward(dout: Tensor, dh_n: Tensor, dc_n: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    """lnlstm_loops.backward as graphs.run calls it, with its tensors one by one."""
+    saved, *rest = SavedSteps(*flat[:_SAVED]), *flat[_SAVED:]
+    tensors, options = SequenceTensors(*rest[:_TENSORS]), rest[_TENSORS:]
+    return lnlstm_loops.backward(dout, dh_n, dc_n, saved, tensors, *options)
 
 
 @torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types=("cpu", "cuda"))
@@ -175,34 +158,28 @@ def lnlstm_sequence_op(
     """(h, h_n, c_n, gates_h, c, statistics); the last three, empty without `keep`, are of all steps
     and for the backward.
     """
-    tensors = (gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return graphs.run(
-        lnlstm_loops.forward,
-        tensors,
-        (each(sizes, gates_x.shape[0], h_0.shape[0]), eps, carried, reverse, keep),
-    )  # type: ignore[return-value]
+    tensors = SequenceTensors(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
+    steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
+    options = SequenceOptions(eps, carried, False, reverse)
+    return graphs.run(_forward, tensors, (steps, options, keep))  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
-def _fake(
-    gates_x: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    matrix: Tensor,
-    weight_x: Any,
-    weight_h: Tensor,
-    weight_c: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    *_, keep = rest
+def _fake(*flat: Any) -> tuple[Tensor, ...]:
+    tensors, keep = SequenceTensors(*flat[:_TENSORS]), flat[-1]
+    gates_x, h_0 = tensors.gates_x, tensors.h_0
     (rows, gates), hidden = gates_x.shape, h_0.shape[1]
-    every = rows if keep else 0
-    kept = (
-        gates_x.new_empty(every, gates),
-        gates_x.new_empty(every, hidden),
-        gates_x.new_empty(lnlstm_loops.moments(weight_x), every, dtype=torch.float32),
+    kept_rows = rows if keep else 0
+    return (
+        gates_x.new_empty(rows, hidden),
+        torch.empty_like(h_0),
+        torch.empty_like(tensors.c_0),
+        gates_x.new_empty(kept_rows, gates),
+        gates_x.new_empty(kept_rows, hidden),
+        gates_x.new_empty(
+            lnlstm_loops.statistics_count(tensors.weight_x), kept_rows, dtype=torch.float32
+        ),
     )
-    return gates_x.new_empty(rows, hidden), torch.empty_like(h_0), torch.empty_like(c_0), *kept
 
 
 @torch.library.custom_op(
@@ -229,63 +206,56 @@ def lnlstm_sequence_backward_op(
     carried: bool,
     reverse: bool,
 ) -> list[Tensor]:
-    """The gradients of the tensors from gates_x on that are there, in order."""
-    kept = (dout, dh_n, dc_n, out, gates_h, cells, stats)
-    tensors = (*kept, gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
-    return list(
-        graphs.run(
-            lnlstm_loops.backward,
-            tensors,
-            (each(sizes, gates_x.shape[0], h_0.shape[0]), carried, reverse),
-        )
-    )
+    """The gradients of the tensors from gates_x on that are not None, in order."""
+    saved = SavedSteps(out, gates_h, cells, stats)
+    tensors = SequenceTensors(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
+    steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
+    flat = (dout, dh_n, dc_n, *saved, *tensors)
+    return list(graphs.run(_backward, flat, (steps, carried, reverse)))
 
 
 @lnlstm_sequence_backward_op.register_fake
-def _fake_backward(*arguments: Any) -> list[Tensor]:
+def _fake_backward(*flat: Any) -> list[Tensor]:
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in arguments[7 : 7 + _TENSORS]
-        if t is not None
+        for t in present(*flat[_FIRST : _FIRST + _TENSORS])
     ]
 
 
-_TENSORS = 9  # arguments of the operator that are tensors, and come first
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *ctx.sizes_and_options, keep = inputs[_TENSORS:]
+    ctx.sizes, eps, carried, reverse, ctx.keep = inputs[_TENSORS:]
+    ctx.options = SequenceOptions(eps, carried, False, reverse)
     out, _, _, *kept = output
-    ctx.keep = keep
     ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)  # zeros for what is kept would be as large as that
     ctx.save_for_backward(*inputs[:_TENSORS], out, *kept)
 
 
 def _op_backward(ctx: Any, *grads_out: Tensor | None) -> tuple[Any, ...]:
-    saved: Any = ctx.saved_tensors
-    tensors, kept = saved[:_TENSORS], saved[_TENSORS:]
-    like = (kept[0], tensors[1], tensors[2])
+    flat: Any = ctx.saved_tensors
+    tensors, saved = SequenceTensors(*flat[:_TENSORS]), SavedSteps(*flat[_TENSORS:])
+    like = (saved.out, tensors.h_0, tensors.c_0)
     dout, dh_n, dc_n = (
         torch.zeros_like(t) if g is None else g for g, t in zip(grads_out, like, strict=False)
     )
-    sizes, eps, carried, reverse = ctx.sizes_and_options
+    sizes, options = ctx.sizes, ctx.options
     wanted = ctx.needs_input_grad[:_TENSORS]
-    if torch.is_grad_enabled() or batched(dout, dh_n, dc_n, *tensors):
+    if torch.is_grad_enabled() or is_batched(dout, dh_n, dc_n, *tensors):
 
-        def function(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-            return by_steps(*(*given, sizes, eps, carried, False, reverse))
+        def function(*own: Any) -> tuple[Tensor, Tensor, Tensor]:
+            return by_steps(*SequenceTensors(*own), sizes, *options)
 
         return *recorded_backward(function, tensors, (dout, dh_n, dc_n), wanted), *[None] * 5
     # a program that was written without gradients: what the backward takes is made now
     if not ctx.keep:
-        *_, gates_h, cells, stats = torch.ops.lntune.lnlstm_sequence(
-            *tensors, sizes, eps, carried, reverse, True
+        *_, gates_h, cells, statistics = torch.ops.lntune.lnlstm_sequence(
+            *tensors, sizes, options.eps, options.normalized_cell, options.reverse, True
         )
-        kept = (kept[0], gates_h, cells, stats)
+        saved = SavedSteps(saved.out, gates_h, cells, statistics)
     op = torch.ops.lntune.lnlstm_sequence_backward
-    made = iter(op(dout, dh_n, dc_n, *kept, *tensors, sizes, carried, reverse))
-    grads = [None if t is None else next(made) for t in tensors]
+    flags = (options.normalized_cell, options.reverse)
+    computed = iter(op(dout, dh_n, dc_n, *saved, *tensors, sizes, *flags))
+    grads = [None if t is None else next(computed) for t in tensors]
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *[None] * 5
 
 
@@ -301,4 +271,4 @@ def _flops(gates_x: torch.Size, h_0: torch.Size, *_: Any, **__: Any) -> int:
 @register_flop_formula(torch.ops.lntune.lnlstm_sequence_backward)
 def _flops_backward(*shapes: Any, **_: Any) -> int:
     """As many for the gradient of the state, and for that of the matrix."""
-    return 2 * _flops(*shapes[7:9])
+    return 2 * _flops(*shapes[_FIRST : _FIRST + 2])

@@ -1,7 +1,8 @@
-"""LN-LSTM steps over a whole sequence in PyTorch's own operators: in Python, and as TorchScript,
-whose loop takes any number of steps.
+"""An LSTM with layer normalization over a whole sequence in PyTorch's own operators: in Python, and
+as TorchScript, whose loop takes any number of steps.
 
-TorchScript reads the functions here, so they are written in the part of Python that it knows.
+TorchScript reads the functions here, so they are written in the part of Python that it knows, with
+the fields of SequenceTensors and SequenceOptions (lnlstm_arguments.py) one by one.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Sequence = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor]
 """h of all steps, h_n and c_n."""
-
-
-WHOLE = [-1]
+WHOLE_BATCH = [-1]
 """Sizes that stand for the whole batch at each step, as none do: AOTInductor calls an operator with
 None for an empty list.
 """
 
 
-def each(sizes: list[int], rows: int, batch: int) -> list[int]:
-    """How many sequences each step has: `sizes`, or where that is empty or WHOLE the whole
-    batch.
+def step_sizes(sizes: list[int], rows: int, batch: int) -> list[int]:
+    """How many sequences each step has: `sizes`, or where that is empty or WHOLE_BATCH the
+    whole batch.
     """
     if len(sizes) > 0 and sizes[0] >= 0:
         return sizes
@@ -54,7 +53,7 @@ def _step(
     bias: Tensor | None,
     bias_c: Tensor | None,
     eps: float,
-    carried: bool,
+    normalized_cell: bool,
     per_gate: bool,
 ) -> tuple[Tensor, Tensor]:
     """(h, c) of lntune.ops.lnlstm_step.formula, which TorchScript cannot read."""
@@ -66,7 +65,7 @@ def _step(
     i, f, g, o = z.chunk(4, -1)
     cell = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     normalized = torch.nn.functional.layer_norm(cell, [cell.shape[-1]], weight_c, bias_c, eps)
-    return torch.sigmoid(o) * torch.tanh(normalized), normalized if carried else cell
+    return torch.sigmoid(o) * torch.tanh(normalized), normalized if normalized_cell else cell
 
 
 def by_steps(
@@ -81,14 +80,14 @@ def by_steps(
     bias_c: Tensor | None,
     sizes: list[int],
     eps: float,
-    carried: bool,
+    normalized_cell: bool,
     per_gate: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lntune.torch.lnlstm_sequence.lnlstm_sequence in any dtype and on any device, differentiable
     as often as PyTorch's operators are.
     """
-    sizes = each(sizes, int(gates_x.shape[0]), int(h_0.shape[0]))
+    sizes = step_sizes(sizes, int(gates_x.shape[0]), int(h_0.shape[0]))
     steps = len(sizes)
     gates = gates_x.split(sizes)
     out = list(gates)
@@ -114,7 +113,7 @@ def by_steps(
             bias,
             bias_c,
             eps,
-            carried,
+            normalized_cell,
             per_gate,
         )
         out[t] = h
@@ -135,12 +134,12 @@ def _of_tensor(
     bias_c: Tensor | None,
     sizes: Tensor | None,
     eps: float,
-    carried: bool,
+    normalized_cell: bool,
     per_gate: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """by_steps for sizes in a tensor, which a trace does not take for constants."""
-    listed: list[int] = [] if sizes is None else sizes.tolist()
+    size_list: list[int] = [] if sizes is None else sizes.tolist()
     return by_steps(
         gates_x,
         h_0,
@@ -151,20 +150,20 @@ def _of_tensor(
         weight_c,
         bias,
         bias_c,
-        listed,
+        size_list,
         eps,
-        carried,
+        normalized_cell,
         per_gate,
         reverse,
     )
 
 
 @functools.cache
-def in_a_trace() -> Callable[..., Sequence]:
+def scripted_by_steps() -> Callable[..., Outputs]:
     """by_steps with `sizes` a tensor, None for the whole batch, as one call of a function of
     TorchScript's, which torch.jit.trace keeps.
     """
     with warnings.catch_warnings():
-        # of TorchScript, which who traces has been told already
+        # of TorchScript, of which whoever traces has been warned already
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(_of_tensor)

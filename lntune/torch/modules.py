@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lntune.torch.layer_norm import layer_norm
-from lntune.torch.standing import for_quantization
+from lntune.torch.registration import register_with_quantization
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,7 +21,7 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-for_quantization(LayerNorm, nn.LayerNorm)
+register_with_quantization(LayerNorm, nn.LayerNorm)
 
 
 __all__ = ["LayerNorm"]

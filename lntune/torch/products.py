@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from lntune import device
-from lntune.torch.arguments import rebuilt, served, served_unwatched, transformed
 from lntune.torch.constants import constant
+from lntune.torch.support import in_transform, is_checkpointed, kernel_support
 
 _exporting = torch.compiler.is_exporting
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -71,8 +71,8 @@ def _ordinary(x: Tensor, weight: Tensor) -> bool:
     know.
     """
     if torch.compiler.is_compiling():
-        return not transformed()
-    return (served_unwatched if rebuilt(x, weight) else served)(x, weight, None, 1)
+        return not in_transform()
+    return bool(kernel_support((x, weight), 1, watched=is_checkpointed(x, weight)))
 
 
 def repeated(matrix: Tensor, rows: int, times: int) -> Times:
@@ -115,8 +115,8 @@ def _by_onednn(matrix: Tensor) -> Times:
     added = torch.ops.mkldnn._linear_pointwise.binary
 
     def times(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
-        made = _onednn(a, matrix) if plus is None else added(a, plus, matrix, None, "add")
-        return made if out is None else out.copy_(made)
+        result = _onednn(a, matrix) if plus is None else added(a, plus, matrix, None, "add")
+        return result if out is None else out.copy_(result)
 
     return times
 
@@ -129,9 +129,9 @@ def _in_dtype(dtype: torch.dtype, times: Times) -> Times:
     def converted(a: Tensor, plus: Tensor | None, out: Tensor | None) -> Tensor:
         if a.dtype == dtype:
             return times(a, plus, out)
-        made = times(a.to(dtype), None, None).to(a.dtype)
-        made = made if plus is None else made.add_(plus)
-        return made if out is None else out.copy_(made)
+        result = times(a.to(dtype), None, None).to(a.dtype)
+        result = result if plus is None else result.add_(plus)
+        return result if out is None else out.copy_(result)
 
     return converted
 

@@ -15,6 +15,7 @@ from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.log.records import Key
 from lntune.system import callers
+from lntune.torch.reloading import on_reload
 from lntune.words import counted
 
 
@@ -63,6 +64,7 @@ def untuned() -> list[Untuned]:
         return list(_met.values())
 
 
+@on_reload
 def forget() -> None:
     """Begin to count anew."""
     with _lock:

@@ -1,5 +1,5 @@
-"""Knobs for tensors that are not aligned as well as knobs would have it: the same schedule with
-narrower accesses.
+"""Knobs for tensors that are aligned to fewer bytes than a GPU kernel's loads and stores: the same
+schedule with narrower ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ VECTOR_WIDTH = "vector_width"
 """The knob of GPU schedules for elements to one load or store."""
 
 
-def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, widest: int) -> Any | None:
+def narrowed(
+    setting: Any, schedule: Schedule, case: Case, device: Device, widest: int
+) -> Any | None:
     """The knobs, or those nearest to them whose accesses have at most `widest` elements; None where
     there are none.
     """
@@ -24,12 +26,14 @@ def narrowed(setting: Any, plan: Schedule, case: Case, device: Device, widest: i
         return setting
     fitting = (
         other
-        for other in plan.space(case, device)
+        for other in schedule.space(case, device)
         if int(knobs.to_dict(other)[VECTOR_WIDTH]) <= widest
     )
 
     def likeness(other: Any) -> tuple[int, int]:
-        its = knobs.to_dict(other)
-        return sum(its[name] == value for name, value in wanted.items()), int(its[VECTOR_WIDTH])
+        values = knobs.to_dict(other)
+        return sum(values[name] == value for name, value in wanted.items()), int(
+            values[VECTOR_WIDTH]
+        )
 
     return max(fitting, key=likeness, default=None)

@@ -1,5 +1,5 @@
-"""What of PyTorch's an object of ours stands for, told to those tools that look functions and
-classes up in tables.
+"""Entries for lntune's functions and modules in the tables of PyTorch's tools, beside those of the
+functions and modules they take the place of.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def for_torchscript(function: Callable[..., Any], operator: str) -> None:
+def register_with_torchscript(function: Callable[..., Any], operator: str) -> None:
     """Have TorchScript compile a call of the function to an operator of the same arguments, instead
     of reading its Python.
     """
@@ -20,7 +20,7 @@ def for_torchscript(function: Callable[..., Any], operator: str) -> None:
         register(function, operator)
 
 
-def for_quantization(ours: type, theirs: type) -> None:
+def register_with_quantization(ours: type, theirs: type) -> None:
     """Have torch.ao.quantization put in the place of a module of our class what it puts in the
     place of one of PyTorch's.
     """

@@ -1,0 +1,88 @@
+"""From a case to what serves it: decided on the tuning logs once for each device, operator, hidden
+size, dtype and row bucket, and remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from lntune import device as device_module
+from lntune import schedule as schedule_module
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import LogError
+from lntune.log import records
+from lntune.log.records import LogWarning, Record
+from lntune.log.select import Choice, select
+from lntune.schedule import ScheduleWarning
+from lntune.system import callers, paths
+from lntune.torch import untuned
+from lntune.torch.reloading import LOCK, on_reload
+
+_log = logging.getLogger("lntune")
+_records: dict[tuple[Device, str], list[Record]] = {}
+_choices: dict[tuple[Device, Case], Choice] = {}
+_warned: set[str] = set()
+"""Names of schedules of which it was said that they are left out."""
+
+
+def choose(case: Case, device: Device | None = None) -> Choice:
+    """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none
+    is given, decided on the logs as they were when first asked. A schedule that fails when it is
+    asked is left out, which is said once. Each decision is logged (logger "lntune", level DEBUG).
+
+    Raises:
+        LogError: a log of this device cannot be read.
+    """
+    case, device = case.typical, device or device_module.current()
+    with LOCK:
+        if (device, case) not in _choices:
+            if (device, case.op) not in _records:
+                _records[device, case.op] = _read(case.op, device)
+            decide(case, device, {})
+        return _choices[device, case]
+
+
+def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
+    """Decide on a case without the schedules that have failed, by name with what they did, and say
+    which fail.
+    """
+    usable = {
+        name: s
+        for name, s in schedule_module.for_op(case.op, device.kind).items()
+        if name not in failed
+    }
+    choice = select(case, device, _records[device, case.op], usable)
+    faults = {**failed, **choice.faults}
+    steps = (*(f"left out: {fault}" for fault in failed.values()), *choice.steps)
+    _choices[device, case] = msgspec.structs.replace(choice, steps=steps, faults=faults)
+    _log.debug("%s on %s: %s", untuned.name(case), device.name, "; ".join(steps))
+    for name, fault in faults.items():
+        if name not in _warned:
+            _warned.add(name)
+            callers.warn(f"left out: {fault}", ScheduleWarning)
+
+
+def _read(op: str, device: Device) -> list[Record]:
+    """The final measurements of an operator. Those of other devices only tell why they do not
+    serve: a log of another device that cannot be read is no loss.
+
+    Raises:
+        LogError: a log of this device cannot be read.
+    """
+    folders = paths.log_dirs()
+    try:
+        return records.read(folders, op, role="final")
+    except LogError as e:
+        own = records.read(folders, op, device, role="final")
+        callers.warn(f"{e} It is another device's, and left out.", LogWarning)
+        return own
+
+
+@on_reload
+def _forget() -> None:
+    _records.clear()
+    _choices.clear()
+    _warned.clear()
