@@ -12,6 +12,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
 from lntune.log.select import Tier
 from lntune.torch import dispatch
+from lntune.torch.support import size_support
 
 SERVED_BY: dict[Tier, str] = {
     "exact": "its own record",
@@ -94,13 +95,12 @@ def explain(
     device, dtype = device_of(target), dtype_name(str(dtype))
     where = "" if target == "cpu" else device.name
     if dtype == "float64" or hidden > MAX_HIDDEN:
-        what = "float64" if dtype == "float64" else f"hidden {hidden}, above {MAX_HIDDEN},"
         asked = {"op": op, "hidden": hidden, "dtype": dtype, "rows": rows}
         return Explanation(
             case=asked,
             device=where,
             tier="eager",
-            steps=(f"eager: {what} is not built; PyTorch serves it",),
+            steps=(f"eager: {size_support(dtype, hidden).reason}; PyTorch serves it",),
         )
     case = Case(op, hidden, dtype, rows)
     choice = dispatch.choose(case, device)

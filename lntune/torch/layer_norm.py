@@ -33,6 +33,8 @@ from lntune.torch.registration import register_with_torchscript
 from lntune.torch.support import (
     DTYPE_NAMES,
     NO_ROWS,
+    OVERRIDDEN,
+    TRACED,
     affine_kind,
     are_plain,
     in_transform,
@@ -114,6 +116,7 @@ def layer_norm_forward(
         InputError, NotTunedError: as layer_norm.
     """
     if is_overridden(input, weight, bias):
+        log_unsupported("layer_norm_forward", OVERRIDDEN)
         return torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
     shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
     support = kernel_support(present(input, weight, bias), math.prod(shape), eps)
@@ -134,23 +137,26 @@ def _general(
     if _compiling():  # torch.export without dynamo traces with tensors of its own
         return _compiled(input, normalized_shape, weight, bias, eps)
     if is_overridden(input, weight, bias):
+        log_unsupported(NAME, OVERRIDDEN)
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     # no sizes to check, or sizes that are tensors
     if isinstance(input, Tensor) and (input.is_nested or _tracing()):
+        log_unsupported(NAME, TRACED)
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
     hidden, tensors = math.prod(shape), present(input, weight, bias)
     checkpointed = is_checkpointed(*tensors)
     support = kernel_support(tensors, hidden, eps, watched=checkpointed)
-    rows = input.numel() // hidden if support else 0
-    if not rows:
-        log_unsupported("layer_norm", support or NO_ROWS)
+    if support and not input.numel():
+        support = NO_ROWS
+    if not support:
+        log_unsupported(NAME, support)
         return eager.layer_norm(input, shape, weight, bias, eps)
     if autocast_widens(input):
         x, weight, bias = in_float32(input, weight, bias)
         return layer_norm(x, shape, weight, bias, eps)
     grad = needs_gradients(*tensors)
-    case = _case(rows, hidden, input, weight, bias, grad)
+    case = _case(input.numel() // hidden, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case, tensors)
     if kernel is None:
         return eager.layer_norm(input, shape, weight, bias, eps)

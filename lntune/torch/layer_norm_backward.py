@@ -142,7 +142,7 @@ def _general(
         return None, None, None
     support = _support(dy, input, mean, rstd, weight, bias, hidden)
     if not support:
-        log_unsupported("layer_norm_backward", support)
+        log_unsupported(NAME, support)
         return eager.layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, wanted)

@@ -30,7 +30,9 @@ from lntune.torch.lnlstm_backward import case_of, recorded_backward, step_backwa
 from lntune.torch.support import (
     DTYPE_NAMES,
     NO_ROWS,
+    OVERRIDDEN,
     PER_GATE,
+    TRACED,
     Support,
     in_transform,
     is_batched,
@@ -130,6 +132,7 @@ def _general(
     # torch.jit.trace and torch.fx record the formula, sizes are tensors there; subclasses of
     # tensors take PyTorch's operators.
     if _tracing() or is_overridden(*tensors):
+        log_unsupported(NAME, TRACED if _tracing() else OVERRIDDEN)
         return formula(*tensors, eps, normalized_cell, per_gate)
     check_step(tensors, eps)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors.present().values()))

@@ -1,4 +1,5 @@
-"""LSTMs with layer normalization: one step as a module, and layers over whole sequences.
+"""LSTMs with layer normalization as modules: the cell, which does one step, and layers over whole
+sequences.
 
     z = LN(W_ih x[t]; ln_ih) + LN(W_hh h[t-1]; ln_hh) + b                in the order i, f, g, o
     c[t] = sigmoid(f) c[t-1] + sigmoid(i) tanh(g)
@@ -10,10 +11,6 @@ options are the forms other libraries gave this cell, so that their weights can 
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +22,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lntune.errors import InputError, got_expected
 from lntune.system import callers
+from lntune.torch.argument_checks import checked_count, checked_flag, checked_number
 from lntune.torch.constants import constant
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.lnlstm import lnlstm_step
+from lntune.torch.lnlstm_arguments import SequenceOptions, SequenceTensors
 from lntune.torch.lnlstm_sequence import lnlstm_sequence
+from lntune.torch.lstm_base import LayerNormRNNBase
 from lntune.torch.products import linear
 
 # A constant to dynamo, which cannot trace the question before PyTorch 2.13 or so. A function of our
@@ -37,150 +37,19 @@ _castable: Callable[[str], bool] = constant(
     lambda kind: bool(torch.amp.is_autocast_available(kind))
 )
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_DEFAULTS: dict[str, Any] = {
-    "norm_bias": True,
-    "carried": False,
-    "per_gate": False,
-    "forget_bias": 0.0,
-    "eps": 1e-5,
-}
+_SHARED_WITH_LSTM = (
+    "input_size",
+    "hidden_size",
+    "num_layers",
+    "bias",
+    "batch_first",
+    "dropout",
+    "bidirectional",
+)
+"""Arguments of torch.nn.LSTM that LayerNormLSTM has too."""
 
 
-class _Base(nn.Module):
-    """Options, parameters and checks of the cell and of the layers."""
-
-    def __init__(self, input_size: int, hidden_size: int, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.input_size, self.hidden_size = (
-            _count("input_size", input_size),
-            _count("hidden_size", hidden_size),
-        )
-        self.norm_bias, self.carried, self.per_gate = (
-            _flag(name, options[name]) for name in ("norm_bias", "carried", "per_gate")
-        )
-        self.forget_bias = _number(
-            "forget_bias", options["forget_bias"], -math.inf, math.inf, "a finite number"
-        )
-        self.eps = _number("eps", options["eps"], -math.inf, math.inf, "a finite number")
-
-    def _add(self, suffix: str, input_size: int, bias: bool, device: Any, dtype: Any) -> None:
-        """Register the parameters of one layer and direction; those the options leave out are
-        None.
-        """
-        hidden, norm_bias = self.hidden_size, self.norm_bias
-        for name, shape, there in (
-            ("weight_ih", (4 * hidden, input_size), True),
-            ("weight_hh", (4 * hidden, hidden), True),
-            ("bias", (4 * hidden,), bias),
-            ("ln_ih_weight", (4 * hidden,), True),
-            ("ln_ih_bias", (4 * hidden,), norm_bias),
-            ("ln_hh_weight", (4 * hidden,), True),
-            ("ln_hh_bias", (4 * hidden,), norm_bias),
-            ("ln_c_weight", (hidden,), True),
-            ("ln_c_bias", (hidden,), norm_bias),
-        ):
-            self.register_parameter(
-                name + suffix,
-                nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if there else None,
-            )
-
-    def reset_parameters(self) -> None:
-        """Matrices and b uniform within 1 / sqrt(hidden_size), as in torch.nn.LSTM; gains 1; biases
-        of the layer norms 0.
-        """
-        bound = 1 / math.sqrt(self.hidden_size)
-        for name, p in self.named_parameters():
-            if not name.startswith("ln_"):
-                nn.init.uniform_(p, -bound, bound)
-            elif "_weight" in name:
-                nn.init.ones_(p)
-            else:
-                nn.init.zeros_(p)
-
-    def _shared(self, *biases: Tensor | None, like: Tensor) -> Tensor | None:
-        """What is added to z at every step, summed once."""
-        terms = [b for b in biases if b is not None]
-        if self.forget_bias:
-            hidden = self.hidden_size
-            forget = torch.full((hidden,), self.forget_bias, device=like.device, dtype=like.dtype)
-            terms.append(functional.pad(forget, (hidden, 2 * hidden)))
-        return sum(terms[1:], terms[0]) if terms else None
-
-    def _check_input(self, input: Any, name: str, dims: tuple[int, ...], like: Tensor) -> None:
-        if not isinstance(input, Tensor):
-            raise InputError(got_expected(name, type(input).__name__, "a torch.Tensor"))
-        if input.dim() not in dims:
-            raise InputError(
-                got_expected(
-                    name, f"shape {tuple(input.shape)}", f"{' or '.join(map(str, dims))} dimensions"
-                )
-            )
-        if input.shape[-1] != self.input_size:
-            raise InputError(
-                got_expected(
-                    name,
-                    f"shape {tuple(input.shape)}",
-                    f"a last dimension of input_size {self.input_size}",
-                )
-            )
-        _check_like(name, input, like)
-
-    def _state(self, hx: Any, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The initial (h, c), zeros without one; in the parameters' dtype, which autocast leaves
-        the state in.
-        """
-        if hx is None:
-            zeros = torch.zeros(shape, device=like.device, dtype=like.dtype)
-            return zeros, zeros
-        if (
-            not isinstance(hx, (tuple, list))
-            or len(hx) != 2  # noqa: PLR2004 (h and c)
-            or not all(isinstance(s, Tensor) for s in hx)
-        ):
-            raise InputError(got_expected("hx", type(hx).__name__, "a pair of tensors (h_0, c_0)"))
-        for name, state in zip(("hx[0]", "hx[1]"), hx, strict=True):
-            if tuple(state.shape) != shape:
-                raise InputError(
-                    got_expected(name, f"shape {tuple(state.shape)}", f"shape {shape}")
-                )
-            _check_like(name, state, like)
-        return hx[0].to(like.dtype), hx[1].to(like.dtype)
-
-    def _kept_whole(self, input: Any, hx: Any) -> Any:
-        """A call of the module in a graph of torch.fx, which keeps torch.nn.LSTM whole too.
-
-        Raises:
-            InputError: the module is the root of the graph, which has no name to be called by.
-        """
-        tracer = input.tracer
-        if getattr(tracer, "root", None) is self:
-            remedy = (
-                "Trace a module that has it, such as"
-                f" torch.nn.Sequential({type(self).__name__}(...))."
-            )
-            raise InputError(
-                got_expected(
-                    "root",
-                    f"a {type(self).__name__}",
-                    "a module that torch.fx can look into",
-                    remedy,
-                )
-            )
-        return tracer.create_proxy(
-            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {}
-        )
-
-    def _repr(self, **values: tuple[Any, Any]) -> str:
-        ours = {name: (getattr(self, name), default) for name, default in _DEFAULTS.items()}
-        told = [
-            f"{name}={value}"
-            for name, (value, default) in {**values, **ours}.items()
-            if value != default
-        ]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *told])
-
-
-class LayerNormLSTMCell(_Base):
+class LayerNormLSTMCell(LayerNormRNNBase):
     """One step of an LSTM with layer normalization; used as torch.nn.LSTMCell is (Ba, Kiros, Hinton
     2016, eqs. 20-22).
 
@@ -239,7 +108,7 @@ class LayerNormLSTMCell(_Base):
             "forget_bias": forget_bias,
         }
         super().__init__(input_size, hidden_size, options)
-        self._add("", self.input_size, _flag("bias", bias), device, dtype)
+        self._add("", self.input_size, checked_flag("bias", bias), device, dtype)
         self.reset_parameters()
 
     def forward(
@@ -276,7 +145,7 @@ class LayerNormLSTMCell(_Base):
         return self._repr(bias=(self.bias is not None, True))
 
 
-class LayerNormLSTM(_Base):
+class LayerNormLSTM(LayerNormRNNBase):
     """Layers of LayerNormLSTMCell over sequences; used as torch.nn.LSTM is (Ba, Kiros, Hinton 2016,
     eqs. 20-22).
 
@@ -327,19 +196,22 @@ class LayerNormLSTM(_Base):
             "forget_bias": forget_bias,
         }
         super().__init__(input_size, hidden_size, options)
-        self.num_layers, self.bias = _count("num_layers", num_layers), _flag("bias", bias)
-        self.batch_first, self.bidirectional = (
-            _flag("batch_first", batch_first),
-            _flag("bidirectional", bidirectional),
+        self.num_layers, self.bias = (
+            checked_count("num_layers", num_layers),
+            checked_flag("bias", bias),
         )
-        self.dropout = _number("dropout", dropout, 0, 1, "a probability from 0 to 1")
+        self.batch_first, self.bidirectional = (
+            checked_flag("batch_first", batch_first),
+            checked_flag("bidirectional", bidirectional),
+        )
+        self.dropout = checked_number("dropout", dropout, 0, 1, "a probability from 0 to 1")
         if self.dropout > 0 and self.num_layers == 1:
-            what = (
+            rule = (
                 "dropout option adds dropout after all but last recurrent layer, so non-zero"
                 " dropout expects num_layers greater than 1, "
             )
             callers.warn(
-                f"{what}but got dropout={dropout} and num_layers={num_layers}", UserWarning
+                f"{rule}but got dropout={dropout} and num_layers={num_layers}", UserWarning
             )
         for k, suffix in self.suffixes():
             self._add(
@@ -364,9 +236,27 @@ class LayerNormLSTM(_Base):
         Raises:
             InputError: not an LSTM, or one with projections.
         """
-        from lntune.torch.lstm_weights import made_of  # which imports this module
-
-        return made_of(cls, lstm, options)
+        if not isinstance(lstm, nn.LSTM):
+            raise InputError(got_expected("lstm", type(lstm).__name__, "a torch.nn.LSTM"))
+        if lstm.proj_size:
+            remedy = "LayerNormLSTM has no projections."
+            raise InputError(got_expected("lstm.proj_size", lstm.proj_size, "0", remedy))
+        weight = next(lstm.parameters())
+        module = cls(
+            **{name: getattr(lstm, name) for name in _SHARED_WITH_LSTM},
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        )
+        with torch.no_grad():
+            for _, suffix in module.suffixes():
+                for name in ("weight_ih", "weight_hh"):
+                    getattr(module, name + suffix).copy_(getattr(lstm, name + suffix))
+                if lstm.bias:
+                    getattr(module, "bias" + suffix).copy_(
+                        getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix)
+                    )
+        return module.train(lstm.training)
 
     def suffixes(self) -> list[tuple[int, str]]:
         """(layer, suffix of its parameters' names) in the order of h_n."""
@@ -469,17 +359,28 @@ class LayerNormLSTM(_Base):
         are the first sizes[t].
         """
         names = ("weight_hh", "bias", "ln_hh_weight", "ln_hh_bias", "ln_c_weight", "ln_c_bias")
-        weight, b, gain, norm_bias, gain_c, bias_c = (
+        matrix, b, weight_h, bias_h, weight_c, bias_c = (
             getattr(self, name + suffix) for name in names
         )
-        gates, gain_x, bias_x = self._input_part(flat, suffix)
-        bias = self._shared(bias_x, norm_bias, b, like=weight)
-        if _castable(weight.device.type) and torch.is_autocast_enabled(weight.device.type):
-            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-        options = (sizes, self.eps, self.carried, self.per_gate, suffix.endswith("_reverse"))
-        return lnlstm_sequence(
-            gates.to(h_0.dtype), h_0, c_0, weight, gain_x, gain, gain_c, bias, bias_c, *options
+        gates_x, weight_x, bias_x = self._input_part(flat, suffix)
+        bias = self._shared(bias_x, bias_h, b, like=matrix)
+        if _castable(matrix.device.type) and torch.is_autocast_enabled(matrix.device.type):
+            matrix = matrix.to(torch.get_autocast_dtype(matrix.device.type))
+        tensors = SequenceTensors(
+            gates_x=gates_x.to(h_0.dtype),
+            h_0=h_0,
+            c_0=c_0,
+            matrix=matrix,
+            weight_x=weight_x,
+            weight_h=weight_h,
+            weight_c=weight_c,
+            bias=bias,
+            bias_c=bias_c,
         )
+        options = SequenceOptions(
+            self.eps, self.carried, self.per_gate, suffix.endswith("_reverse")
+        )
+        return lnlstm_sequence(*tensors, sizes, *options)
 
     def _input_part(self, flat: Tensor, suffix: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """W_ih x of all rows at once, with the gain and bias of its layer norm, which each step
@@ -492,11 +393,15 @@ class LayerNormLSTM(_Base):
         gates, hidden = linear(flat, matrix), self.hidden_size
         if not self.per_gate:
             return gates, gain, bias
-        each = layer_norm(
+        normalized = layer_norm(
             gates.unflatten(-1, (4, hidden)), (hidden,), None, None, self.eps
         ).flatten(-2)
         return (
-            (torch.mul(each, gain) if bias is None else torch.addcmul(bias, each, gain)),
+            (
+                torch.mul(normalized, gain)
+                if bias is None
+                else torch.addcmul(bias, normalized, gain)
+            ),
             None,
             None,
         )
@@ -509,60 +414,6 @@ class LayerNormLSTM(_Base):
             batch_first=(self.batch_first, False),
             dropout=(self.dropout, 0.0),
             bidirectional=(self.bidirectional, False),
-        )
-
-
-def _count(name: str, value: Any) -> int:
-    """An integer of whatever kind (NumPy's too) as Python's."""
-    if (
-        not hasattr(value, "__index__")
-        or isinstance(value, (bool, Tensor))
-        or (count := operator.index(value)) < 1
-    ):
-        raise InputError(got_expected(name, repr(value), "an integer, 1 or more"))
-    return count
-
-
-def _flag(name: str, value: Any) -> bool:
-    """A truth value, Python's or NumPy's, as Python's."""
-    numpy = sys.modules.get("numpy")  # which PyTorch does without
-    if not isinstance(value, bool) and not (numpy and isinstance(value, numpy.bool_)):
-        raise InputError(got_expected(name, repr(value), "True or False"))
-    return bool(value)
-
-
-def _number(name: str, value: Any, low: float, high: float, expected: str) -> float:
-    if (
-        not isinstance(value, numbers.Real)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or not low <= float(value) <= high
-    ):
-        raise InputError(got_expected(name, repr(value), expected))
-    return float(value)
-
-
-def _check_like(name: str, tensor: Tensor, like: Tensor) -> None:
-    """Device and dtype are the parameters'; autocast takes other floating-point dtypes."""
-    if tensor.device != like.device:
-        raise InputError(
-            got_expected(
-                name,
-                f"device {tensor.device}",
-                f"the parameters' {like.device}",
-                f"Move it: {name}.to(...).",
-            )
-        )
-    if tensor.dtype != like.dtype and not (
-        tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
-    ):
-        raise InputError(
-            got_expected(
-                name,
-                str(tensor.dtype),
-                f"the parameters' {like.dtype}",
-                f"Convert it: {name}.to({like.dtype}).",
-            )
         )
 
 

@@ -1,9 +1,9 @@
-"""Weights brought to a LayerNormLSTM from other LSTMs."""
+"""Loading the weights of other LSTMs into a LayerNormLSTM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,47 +11,10 @@ from torch import Tensor, nn
 from lntune.errors import InputError, got_expected
 from lntune.torch.lstm import LayerNormLSTM
 
-Kind = TypeVar("Kind", bound=LayerNormLSTM)
-
 
 def from_lstm(lstm: nn.LSTM, **options: Any) -> LayerNormLSTM:
     """`LayerNormLSTM.from_lstm`."""
     return LayerNormLSTM.from_lstm(lstm, **options)
-
-
-def made_of(kind: type[Kind], lstm: nn.LSTM, options: Mapping[str, Any]) -> Kind:
-    """What `kind.from_lstm` is documented to give."""
-    if not isinstance(lstm, nn.LSTM):
-        raise InputError(got_expected("lstm", type(lstm).__name__, "a torch.nn.LSTM"))
-    if lstm.proj_size:
-        raise InputError(
-            got_expected("lstm.proj_size", lstm.proj_size, "0", "LayerNormLSTM has no projections.")
-        )
-    same = (
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bias",
-        "batch_first",
-        "dropout",
-        "bidirectional",
-    )
-    weight = next(lstm.parameters())
-    made = kind(
-        **{name: getattr(lstm, name) for name in same},
-        device=weight.device,
-        dtype=weight.dtype,
-        **options,
-    )
-    with torch.no_grad():
-        for _, suffix in made.suffixes():
-            for name in ("weight_ih", "weight_hh"):
-                getattr(made, name + suffix).copy_(getattr(lstm, name + suffix))
-            if lstm.bias:
-                getattr(made, "bias" + suffix).copy_(
-                    getattr(lstm, "bias_ih" + suffix) + getattr(lstm, "bias_hh" + suffix)
-                )
-    return made.train(lstm.training)
 
 
 def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) -> LayerNormLSTM:
@@ -89,14 +52,14 @@ def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) ->
                     f"Make the module with {option}={needed}: that LSTM is so.",
                 )
             )
-    wanted: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for k, suffix in module.suffixes():
         cell = (
             f"layers.{k}.directions.{int(suffix.endswith('_reverse'))}.cell."
             if module.bidirectional
             else f"layers.{k}.cell."
         )
-        wanted |= {
+        parameters |= {
             cell + name: getattr(module, name + suffix) for name in ("weight_ih", "weight_hh")
         }
         for theirs, ours in (
@@ -104,11 +67,11 @@ def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) ->
             ("layernorm_h", "ln_hh"),
             ("layernorm_c", "ln_c"),
         ):
-            wanted |= {
+            parameters |= {
                 f"{cell}{theirs}.{part}": getattr(module, f"{ours}_{part}{suffix}")
                 for part in ("weight", "bias")
             }
-    for key, p in wanted.items():
+    for key, p in parameters.items():
         if key not in state_dict:
             raise InputError(
                 got_expected(
@@ -127,14 +90,14 @@ def load_custom_lstm(module: LayerNormLSTM, state_dict: Mapping[str, Tensor]) ->
                 )
             )
     for key in state_dict:
-        if key not in wanted:
+        if key not in parameters:
             raise InputError(
                 got_expected(
                     "state_dict", key, "no such key", "Check num_layers and bidirectional."
                 )
             )
     with torch.no_grad():
-        for key, p in wanted.items():
+        for key, p in parameters.items():
             p.copy_(state_dict[key])
         if module.bias:
             for _, suffix in module.suffixes():

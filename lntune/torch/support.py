@@ -62,6 +62,8 @@ _FUNCTION_MODE = Support.no("a TorchFunctionMode watches the call")
 _FORWARD_AD = Support.no("forward-mode derivatives flow through a tensor")
 _DEVICES = Support.no("its tensors are on several devices")
 NO_ROWS = Support.no("it has no rows")
+OVERRIDDEN = Support.no("an argument has a __torch_function__ of its own")
+TRACED = Support.no("the call is traced or its input is nested, so that sizes are not known")
 PER_GATE = Support.no("per_gate is served by PyTorch's operators")
 
 _functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -140,18 +142,18 @@ def is_kernel_eps(eps: float) -> bool:
     return isinstance(eps, numbers.Real) and 0 <= eps < math.inf
 
 
-def log_unsupported(function: str, support: Support) -> None:
-    """Log that PyTorch serves a call of a public function at the user's line, and why: at level
+def log_unsupported(name: str, support: Support) -> None:
+    """Log that PyTorch serves a call of `lntune.<name>` at the user's line, and why: at level
     DEBUG, once for each line and reason until `lntune.reload()`.
     """
     if _log.isEnabledFor(logging.DEBUG):
         line = callers.place()
-        key = (function, support.reason, line.file, line.line)
+        key = (name, support.reason, line.file, line.line)
         if key not in _logged:
             _logged.add(key)
             _log.debug(
                 "PyTorch serves lntune.%s at %s:%d: %s",
-                function,
+                name,
                 line.file,
                 line.line,
                 support.reason,
