@@ -1,5 +1,5 @@
-"""From a case to what serves it: decided on the tuning logs once for each device, operator, hidden
-size, dtype and row bucket, and remembered.
+"""Which schedule and knobs serve a case, or whether eager mode does: decided on the tuning logs,
+once for each device, operator, hidden size, dtype and row bucket, and remembered.
 """
 
 from __future__ import annotations

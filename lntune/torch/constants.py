@@ -1,4 +1,6 @@
-"""What torch.compile takes for a constant, without torch.compile being loaded."""
+"""Marking functions whose result torch.compile may take for a constant, without loading
+torch.compile.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The conversion of models: which of their layer norms are lntune's, which become it, and which
-stay what they are.
+"""Converting a model's layer norms to lntune's and back, and telling which of them are lntune's and
+why others are not.
 """
 
 from __future__ import annotations
@@ -178,14 +178,14 @@ def _exchange(model: nn.Module, old: type[nn.LayerNorm], new: type[nn.LayerNorm]
     for _, module in _norms(model):
         cls = type(module)
         if cls is old:
-            made = new
+            replacement: type = new
         elif (wrapper := _wrapper(cls, old)) is not None:
-            made = _wrapped(cls, wrapper, new)
+            replacement = _wrapped(cls, wrapper, new)
         else:
             continue
         own = _own_forwards(module)
         if all(_bound_to(forward, module, old) for forward in own.values()):
-            module.__class__ = made
+            module.__class__ = replacement
             vars(module).update(dict.fromkeys(own, types.MethodType(new.forward, module)))
     target = layer_norm if new is LayerNorm else functional.layer_norm
     for _, graph, node in list(_calls(model)):
@@ -226,19 +226,19 @@ def _wrapper(cls: type, base: type) -> type | None:
     return first if rest == [base] and first.__module__.startswith("torch.distributed.") else None
 
 
-_made: dict[tuple[type, type], type] = {}
+_wrapped_classes: dict[tuple[type, type], type] = {}
 
 
 def _wrapped(cls: type, wrapper: type, base: type) -> type:
     """A class as `cls`, made of the wrapper and another base."""
-    if (wrapper, base) not in _made:
+    if (wrapper, base) not in _wrapped_classes:
         members = {
             name: value
             for name, value in vars(cls).items()
             if name not in ("__dict__", "__weakref__")
         }
-        _made[wrapper, base] = type(cls.__name__, (wrapper, base), members)
-    return _made[wrapper, base]
+        _wrapped_classes[wrapper, base] = type(cls.__name__, (wrapper, base), members)
+    return _wrapped_classes[wrapper, base]
 
 
 def _listed(names: list[str]) -> str:

@@ -1,5 +1,5 @@
-"""From a call's case to its kernel: the choice is asked for, its kernel built or loaded once, and
-remembered.
+"""From the case of a call to the kernel that serves it: the kernel that was chosen for the case is
+built or loaded once, and remembered.
 
 `choose`, `reload` and `strict` are those of choices.py and reloading.py.
 """
@@ -216,7 +216,7 @@ def _step_down(device: Device, case: Case, choice: Choice) -> None:
         raise NotTunedError(
             f"{untuned.name(case)} {state} ({'; '.join(choice.steps)}). Run: {command}"
         )
-    untuned.met(case, device, _STEPS_DOWN[choice.tier], outlived)
+    untuned.count(case, device, _STEPS_DOWN[choice.tier], outlived)
 
 
 def _built(

@@ -1,4 +1,4 @@
-"""Which kernel serves a call, and why: what `lntune why` prints."""
+"""`lntune.explain`: which kernel serves calls of an operator, and why."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune
     why`.
 
-    `schedule` and `knobs` are the kernel's (empty for eager mode),
-    `steps` what was looked at, in order; `tuned_us` and `eager_us` are the medians of the record
-    that it rests on, `stale` and `disturbed` say what speaks against that record.
+    `schedule` and `knobs` are the kernel's (empty for eager mode), `steps` what was looked at, in
+    order; `tuned_us` and `eager_us` are the medians, in microseconds, of the record that it rests
+    on, `stale` and `disturbed` say what speaks against that record.
     """
 
     case: dict[str, Any]

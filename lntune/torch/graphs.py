@@ -1,5 +1,5 @@
-"""Time loops on a GPU as CUDA graphs: captured when a loop comes again with tensors of the same
-shapes, and replayed from then on.
+"""Replaying the time loops of LSTMs on a GPU as CUDA graphs: a loop is captured when it comes a
+second time with tensors of the same shapes, and replayed from then on.
 
 A time step's kernels take a GPU less time than a CPU needs to launch them; replaying all steps at
 once leaves the GPU the only one that counts (Gray: *Getting Started with CUDA Graphs*, NVIDIA

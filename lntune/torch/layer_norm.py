@@ -1,4 +1,6 @@
-"""torch.nn.functional.layer_norm on tuned kernels: the three ways a call can go.
+"""lntune.layer_norm: torch.nn.functional.layer_norm on tuned kernels.
+
+A call goes one of three ways:
 
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without
   autograd and dispatcher;
@@ -62,10 +64,10 @@ _saving = Direct(_SIGNATURE, _NAMES)
 
 
 def layer_norm(
-    input: Tensor,  # (..., *normalized_shape)
+    input: Tensor,
     normalized_shape: Sequence[int],
-    weight: Tensor | None = None,  # normalized_shape
-    bias: Tensor | None = None,  # normalized_shape
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Layer normalization over the last dimensions; the signature and the result of
@@ -73,8 +75,18 @@ def layer_norm(
 
     float32, float16 and bfloat16 on CPUs and NVIDIA GPUs run on the kernel tuned for the device,
     hidden size and number of rows; everything else, and every case in which eager measured faster,
-    is PyTorch's. weight and bias may each be left out, and each is in the input's dtype or float32.
-    (Ba, Kiros, Hinton 2016, eqs. 3-4.)
+    is PyTorch's. (Ba, Kiros, Hinton: *Layer Normalization*, 2016, arXiv:1607.06450, eqs. 3-4.)
+
+    Args:
+        input: (..., *normalized_shape), of a floating-point dtype.
+        normalized_shape: the last dimensions of the input, whose elements are a row.
+        weight: normalized_shape, in the input's dtype or float32; may be left out.
+        bias: as weight.
+        eps: added to the variance.
+
+    Returns:
+        Shaped as the input, contiguous, in the input's dtype (float32 on a GPU under autocast, as
+        PyTorch's).
 
     Raises:
         InputError: a shape, dtype or device that does not fit, or an eps that is no number, naming
@@ -99,18 +111,19 @@ register_with_torchscript(layer_norm, "aten::layer_norm")
 
 
 def layer_norm_forward(
-    input: Tensor,  # (..., *normalized_shape)
+    input: Tensor,
     normalized_shape: Sequence[int],
-    weight: Tensor | None = None,  # normalized_shape
-    bias: Tensor | None = None,  # normalized_shape
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd): layer normalization with the statistics of its rows, which
     `lntune.layer_norm_backward` takes.
 
-    The arguments of torch.native_layer_norm. mean and rstd = 1 / sqrt(variance + eps) have the
-    shape (rows,); they are float32 whatever the dtype of the input, float64 for one in float64. y
-    can be differentiated, the statistics of a kernel's call cannot.
+    The arguments of torch.native_layer_norm, with shapes and dtypes as layer_norm's. y is shaped as
+    the input; mean and rstd = 1 / sqrt(variance + eps) have the shape (rows,) and are float32
+    whatever the dtype of the input, float64 for one in float64. y can be differentiated, the
+    statistics of a kernel's call cannot. (Ba, Kiros, Hinton 2016, eqs. 3-4.)
 
     Raises:
         InputError, NotTunedError: as layer_norm.

@@ -1,4 +1,4 @@
-"""torch.ops.aten.native_layer_norm_backward on tuned kernels.
+"""lntune.layer_norm_backward: torch.ops.aten.native_layer_norm_backward on tuned kernels.
 
 Direct calls without a detour, one table for each set of gradients that is wanted; whatever a kernel
 does not do goes to PyTorch, and so does everything while the backward itself is recorded: PyTorch's
@@ -46,25 +46,36 @@ _direct = {
 
 
 def layer_norm_backward(
-    grad_out: Tensor,  # (..., *normalized_shape)
-    input: Tensor,  # (..., *normalized_shape)
+    grad_out: Tensor,
+    input: Tensor,
     normalized_shape: Sequence[int],
-    mean: Tensor,  # (rows,) or (..., 1), float32
-    rstd: Tensor,  # (rows,) or (..., 1), float32
-    weight: Tensor | None = None,  # normalized_shape
-    bias: Tensor | None = None,  # normalized_shape
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     output_mask: Sequence[bool] = (True, True, True),
 ) -> Gradients:
     """The gradients (dx, dgamma, dbeta) of layer norm, each None unless `output_mask` wants it and
-    its tensor is there.
+    its tensor is given; shaped as their tensors, in their dtypes.
 
     The arguments and results of torch.ops.aten.native_layer_norm_backward, with the statistics in
-    float32 whatever the dtype of the input; only the dtype and the presence of `bias` matter. The
-    same call gives the same bits. While gradients are recorded PyTorch's own formula serves, and
-    can be differentiated. (See lntune.ops.layer_norm_backward for the equations.)
+    float32 whatever the dtype of the input. The same call gives the same bits. While gradients are
+    recorded PyTorch's own formula serves, and can be differentiated. (Ba, Kiros, Hinton 2016,
+    arXiv:1607.06450; lntune.ops.layer_norm_backward has the equations.)
+
+    Args:
+        grad_out: (..., *normalized_shape), the gradient of y.
+        input: (..., *normalized_shape), of a floating-point dtype.
+        normalized_shape: the last dimensions of the input, whose elements are a row.
+        mean: (rows,) or (..., 1), float32, as layer_norm_forward gives it.
+        rstd: as mean.
+        weight: normalized_shape, in the input's dtype or float32.
+        bias: as weight; only its dtype and whether it is given matter.
+        output_mask: which of the three are wanted.
 
     Raises:
         InputError: a shape or dtype that does not fit, naming the argument.
+        NotTunedError: in strict mode only, see `lntune.strict`.
     """
     dx, dgamma, dbeta = output_mask
     wanted = (bool(dx), bool(dgamma and weight is not None), bool(dbeta and bias is not None))

@@ -100,10 +100,10 @@ variable_list general(const Tensor &dy, const Saved &s, std::array<bool, 3> want
   const auto weight = optional(s.weight), bias = optional(s.bias);
   torch::jit::Stack stack{dy, s.input, shape, s.mean, s.rstd, weight, bias, mask};
   op.callBoxed(stack);
-  variable_list made(3);
+  variable_list results(3);
   for (size_t i = 0; i < 3; ++i)
-    if (wanted[i] && stack[i].isTensor()) made[i] = stack[i].toTensor();
-  return made;
+    if (wanted[i] && stack[i].isTensor()) results[i] = stack[i].toTensor();
+  return results;
 }
 
 DLTensor described(const Tensor &t, int64_t *shape, int ndim) {
@@ -113,7 +113,7 @@ DLTensor described(const Tensor &t, int64_t *shape, int ndim) {
 }
 
 /* The gradients by the kernel; false, and nothing done, where none is known or it refuses. */
-bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list &made) {
+bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list &results) {
   if (at::GradMode::is_enabled() || watched()) return false;
   /* As from sum(). */
   if (dy.key_set() == s.input.key_set() && !dy.is_contiguous()) dy = dy.contiguous();
@@ -133,24 +133,24 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   Backward backward;
   {
     std::lock_guard<std::mutex> reading(lock);
-    const auto found = backwards.find(
+    const auto entry = backwards.find(
         key_of(hidden, dtype_of(s.input), dtype_of(s.weight), dtype_of(s.bias), mask, bits));
-    if (found == backwards.end()) return false;
-    backward = found->second;
+    if (entry == backwards.end()) return false;
+    backward = entry->second;
   }
   if (!backward.kernel) {
     auto stats = s.input.sizes().vec();
     stats.back() = 1;
     const auto out = at::native_layer_norm_backward(dy, s.input, {hidden}, s.mean.view(stats),
                                                     s.rstd.view(stats), s.weight, s.bias, wanted);
-    made = {std::get<0>(out), std::get<1>(out), std::get<2>(out)};
+    results = {std::get<0>(out), std::get<1>(out), std::get<2>(out)};
     return true;
   }
   const Tensor *like[] = {&s.input, &s.weight, &s.bias};
   for (size_t i = 0; i < 3; ++i)
-    if (wanted[i]) made[i] = at::detail::empty_cpu(like[i]->sizes(), like[i]->scalar_type());
+    if (wanted[i]) results[i] = at::detail::empty_cpu(like[i]->sizes(), like[i]->scalar_type());
   const Tensor *tensors[ARGUMENTS] = {&dy,       &s.input, &s.mean,  &s.rstd,
-                                      &s.weight, &made[0], &made[1], &made[2]};
+                                      &s.weight, &results[0], &results[1], &results[2]};
   DLTensor described_[ARGUMENTS];
   TVMFFIAny values[ARGUMENTS], nothing;
   std::memset(values, 0, sizeof values);
@@ -169,7 +169,7 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   void *error = nullptr; /* Python will call again and say it */
   take_error(&error);
   if (error) release_error(error);
-  made = variable_list(3);
+  results = variable_list(3);
   return false;
 }
 
@@ -187,8 +187,8 @@ struct LayerNormBackward : torch::autograd::Node {
     std::lock_guard<std::mutex> holding(mutex_);
     if (!gradients[0].defined()) return variable_list(3);
     const Saved saved{input.unpack(), weight.unpack(), bias.unpack(), mean.unpack(), rstd.unpack()};
-    variable_list made(3);
-    if (direct(gradients[0], saved, wanted(), made)) return made;
+    variable_list results(3);
+    if (direct(gradients[0], saved, wanted(), results)) return results;
     return general(gradients[0], saved, wanted());
   }
 
@@ -245,10 +245,10 @@ struct LayerNormBackward : torch::autograd::Node {
      * this kind is the same function. */
     static const std::string function = python->bind_function(
         swap.get_py_compiler(), "LntuneLayerNormBackward", traced, schema, false, true);
-    auto made = python->call_function(swap.get_py_compiler(), "apply_functional", function,
-                                      gradients, packed.vec(), metadata);
+    auto results = python->call_function(swap.get_py_compiler(), "apply_functional", function,
+                                         gradients, packed.vec(), metadata);
     for (SavedVariable *one : all) swap.after(*one);
-    return made;
+    return results;
   }
 };
 
@@ -306,7 +306,7 @@ int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, cha
 }
 
 /* The kernel (null: PyTorch's operator) of backwards that look like this, with rows of first to
- * last bits; dtypes as above, 0 where the vector is not there; `wanted` has a bit for each of dx,
+ * last bits; dtypes as above, 0 where there is no vector; `wanted` has a bit for each of dx,
  * dgamma, dbeta. */
 void lntune_layer_norm_node_remember(void *kernel, int64_t hidden, int64_t x, int64_t weight,
                                      int64_t bias, int64_t wanted, int64_t first, int64_t last,

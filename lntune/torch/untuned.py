@@ -1,5 +1,5 @@
-"""What calls of this process were not served by a measurement of their own: counted, and said in
-one line, not case by case.
+"""Counting the cases that calls of a process met and that nobody has measured on this device, and
+warning of them in one line, not case by case.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _lock = threading.Lock()
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
 )
-_met: dict[tuple[Device, Key], Untuned] = {}
-_heard: set[tuple[Device, Key]] = set()
+_cases: dict[tuple[Device, Key], Untuned] = {}
+_shown: set[tuple[Device, Key]] = set()
 """Those of which the user's filters let a warning through."""
-_first: list[callers.Place] = []
-"""Where the first of these was met."""
+_lines: list[callers.Place] = []
+"""The user's lines that met these, in order."""
 _process: list[int] = []
 
 
@@ -61,16 +61,16 @@ def untuned() -> list[Untuned]:
     operator, hidden size, dtype and row bucket.
     """
     with _lock:
-        return list(_met.values())
+        return list(_cases.values())
 
 
 @on_reload
 def forget() -> None:
     """Begin to count anew."""
     with _lock:
-        _met.clear()
-        _heard.clear()
-        _first.clear()
+        _cases.clear()
+        _shown.clear()
+        _lines.clear()
 
 
 def name(case: Case) -> str:
@@ -78,61 +78,61 @@ def name(case: Case) -> str:
     return f"{case.op} hidden {case.hidden} {case.dtype} rows {bucket_label(case.bucket)}"
 
 
-def command(found: Iterable[Untuned]) -> str:
+def command(cases: Iterable[Untuned]) -> str:
     """One line for a shell that tunes cases, and what lies between them: a command for each
     operator and kind of device.
     """
     groups: dict[tuple[str, str], list[Case]] = {}
-    for one in found:
+    for one in cases:
         groups.setdefault((one.case.op, one.device.kind), []).append(one.case)
     lines = []
-    for (op, kind), cases in groups.items():
+    for (op, kind), group in groups.items():
         hidden, rows = (
             ",".join(map(str, sorted(sizes)))
-            for sizes in ({c.hidden for c in cases}, {c.rows for c in cases})
+            for sizes in ({c.hidden for c in group}, {c.rows for c in group})
         )
-        dtypes = ",".join(dict.fromkeys(c.dtype for c in cases))
+        dtypes = ",".join(dict.fromkeys(c.dtype for c in group))
         target = " --target cuda" if kind == "gpu" else ""
         lines.append(f"lntune tune {op} --hidden {hidden} --dtype {dtypes} --rows {rows}{target}")
     return " && ".join(lines)
 
 
-def met(case: Case, device: Device, served: str, outlived: bool = False) -> None:
+def count(case: Case, device: Device, served: str, outlived: bool = False) -> None:
     """Count a case that was not measured; its variants are one. The first is said."""
     key = device, Key.of(case)
-    at = callers.place()
+    line = callers.place()
     with _lock:
-        if key in _met:
+        if key in _cases:
             return
-        one = _met[key] = Untuned(case.typical, device, served, outlived)
+        untuned_case = _cases[key] = Untuned(case.typical, device, served, outlived)
         state = (
             "was tuned before its schedule changed" if outlived else "is not tuned on this device"
         )
-        text = f"{name(case)} {state}; served by {served}. Run: {one.command}"
+        text = f"{name(case)} {state}; served by {served}. Run: {untuned_case.command}"
         text += " (further cases are counted, see lntune.untuned())"
-        action = callers.action(text, UntunedWarning, at)
+        action = callers.action(text, UntunedWarning, line)
         if action == "ignore":
             return
-        _heard.add(key)
-        first = not _first
-        _first.append(at)
+        _shown.add(key)
+        first = not _lines
+        _lines.append(line)
         if not _process:
             atexit.register(_summary)
         _process[:] = [os.getpid()]
     if first or action == "error":  # where a warning is an error, each case is one
-        callers.warn(text, UntunedWarning, at)
+        callers.warn(text, UntunedWarning, line)
 
 
 def _summary() -> None:
     """The line at the end of a process that met several cases."""
     with _lock:
-        said = [one for key, one in _met.items() if key in _heard]
-    if len(said) < 2 or _process != [os.getpid()]:  # noqa: PLR2004
+        shown = [one for key, one in _cases.items() if key in _shown]
+    if len(shown) < 2 or _process != [os.getpid()]:  # noqa: PLR2004
         return
-    outlived = sum(one.outlived for one in said)
+    outlived = sum(one.outlived for one in shown)
     since = f" ({outlived} were before their schedules changed)" if outlived else ""
     text = (
-        f"{counted(len(said), 'case')} were not tuned on this device{since}. Run: {command(said)}"
+        f"{counted(len(shown), 'case')} were not tuned on this device{since}. Run: {command(shown)}"
     )
-    if callers.action(text, UntunedWarning, _first[0]) != "error":
-        callers.warn(text, UntunedWarning, _first[0]._replace(registry={}))
+    if callers.action(text, UntunedWarning, _lines[0]) != "error":
+        callers.warn(text, UntunedWarning, _lines[0]._replace(registry={}))
