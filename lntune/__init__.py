@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lntune.torch.conversion import conversion as conversion
     from lntune.torch.conversion import convert as convert
     from lntune.torch.conversion import revert as revert
-    from lntune.torch.dispatch import reload as reload
-    from lntune.torch.dispatch import strict as strict
     from lntune.torch.explanation import explain as explain
     from lntune.torch.layer_norm import layer_norm as layer_norm
     from lntune.torch.layer_norm import layer_norm_forward as layer_norm_forward
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from lntune.torch.lstm import LayerNormLSTM as LayerNormLSTM
     from lntune.torch.lstm import LayerNormLSTMCell as LayerNormLSTMCell
     from lntune.torch.modules import LayerNorm as LayerNorm
+    from lntune.torch.reloading import reload as reload
+    from lntune.torch.reloading import strict as strict
     from lntune.torch.untuned import UntunedWarning as UntunedWarning
     from lntune.torch.untuned import untuned as untuned
 
@@ -49,9 +49,9 @@ _HOME = {
     "layer_norm_backward": "lntune.torch.layer_norm_backward",
     "layer_norm_forward": "lntune.torch.layer_norm",
     "lnlstm_step": "lntune.torch.lnlstm",
-    "reload": "lntune.torch.dispatch",
+    "reload": "lntune.torch.reloading",
     "revert": "lntune.torch.conversion",
-    "strict": "lntune.torch.dispatch",
+    "strict": "lntune.torch.reloading",
     "untuned": "lntune.torch.untuned",
 }
 

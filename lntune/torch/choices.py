@@ -25,13 +25,13 @@ _log = logging.getLogger("lntune")
 _records: dict[tuple[Device, str], list[Record]] = {}
 _choices: dict[tuple[Device, Case], Choice] = {}
 _warned: set[str] = set()
-"""Names of schedules of which it was said that they are left out."""
+"""Names of schedules of which a warning said that they are left out."""
 
 
 def choose(case: Case, device: Device | None = None) -> Choice:
     """What serves a case (its rows stand for their bucket) on a device, this machine's CPU if none
     is given, decided on the logs as they were when first asked. A schedule that fails when it is
-    asked is left out, which is said once. Each decision is logged (logger "lntune", level DEBUG).
+    asked is left out, with one warning. Each decision is logged (logger "lntune", level DEBUG).
 
     Raises:
         LogError: a log of this device cannot be read.

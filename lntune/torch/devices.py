@@ -27,7 +27,7 @@ ANY = WHOLE
 
 
 def of(torch_device: torch.device) -> Device | None:
-    """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, which is said
+    """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, of which it warns
     once where one would expect them to.
     """
     index = torch_device.index
@@ -85,7 +85,7 @@ class Layout(NamedTuple):
     widest: int = ANY
     """The most elements that an access may have; CPUs do not mind alignment."""
     strided: bool = False
-    """Whether there is a matrix whose rows do not lie one behind the other."""
+    """Whether the rows of a matrix do not follow one another in memory."""
 
 
 def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
@@ -114,7 +114,7 @@ def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
 
 def row_stride(tensor: Tensor, length: int) -> int | None:
     """Elements from one row of so many to the next, whatever the axes of a row and of the rows;
-    None where the elements of a row are not side by side, or the rows not evenly apart.
+    None where the elements of a row are not side by side, or the rows not evenly spaced.
     """
     if tensor.is_contiguous():
         return length

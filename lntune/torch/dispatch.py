@@ -31,7 +31,7 @@ from lntune.torch.choices import choose, decide
 from lntune.torch.reloading import LOCK, is_strict, kernels_changed, on_reload, reload, strict
 from lntune.torch.untuned import UntunedWarning
 
-with contextlib.suppress(Exception):  # what is wrong with it is said when a kernel is loaded
+with contextlib.suppress(Exception):  # loading a kernel says what is wrong with it
     import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)
 
 __all__ = [
@@ -60,7 +60,7 @@ _kernels: dict[_Key, Kernel | None] = {}
 _retries: dict[_Key, Later] = {}
 """Cases without a kernel because of what may pass, and when each is tried again."""
 _warned: set[tuple[object, ...]] = set()
-"""Faults that were said."""
+"""Faults that were warned of."""
 _STEPS_DOWN: dict[Tier, str] = {
     "exact": "that record",
     "bucket": "the record of another row bucket",
@@ -83,12 +83,12 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
     it.
 
     `tensors` are those of the call whose rows are hidden (or gates) long. They say on which device,
-    the CPU where there are none; where the rows of one do not lie one behind the other, the same
-    schedule serves with their distance left open (call the kernel with what devices.matrix gives);
-    and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
+    the CPU where there are none; where the rows of one do not follow one another in memory, the
+    same schedule serves with their distance left open (call the kernel with what devices.matrix
+    gives); and where on a GPU one is not aligned to 16 bytes, with narrower accesses.
 
-    Whatever goes wrong on the way to a kernel is said once, and eager mode serves; where it is a
-    matter of files (a network drive that is away, a disk that is full), it is tried again later.
+    Whatever goes wrong on the way to a kernel is warned of once, and eager mode serves; where it is
+    a matter of files (a network drive that is away, a disk that is full), it is tried again later.
 
     Raises:
         NotTunedError: in strict mode, when the case was not measured on this device.
@@ -138,7 +138,7 @@ def _eager_kernel(case: Case, *values: Any) -> None:
 
 
 def _obtain_or_warn(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
-    """`_obtain`, and None where it fails, which is said."""
+    """`_obtain`, and None with a warning where it fails."""
     key = device, case, layout
     later = _retries.get(key) or Later()
     try:

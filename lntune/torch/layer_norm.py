@@ -223,7 +223,7 @@ def _run(
     if not stats:
         kernel(x, *affine, eps, y.view(-1, hidden))
         return y, None, None
-    # said, because torch.device may be in force
+    # the device is named, because torch.device may be in force
     mean = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     kernel(x, *affine, eps, y.view(-1, hidden), mean, rstd)

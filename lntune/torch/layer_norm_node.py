@@ -21,7 +21,7 @@ from lntune.torch.reloading import on_kernels_changed
 SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"
 RECORD = ctypes.c_void_p()
 """For tables of direct calls: where the address of the function that attaches a node to an output
-is, once it is there.
+is, once it is loaded.
 """
 # What a kernel's argument is called in the C++, in the order of its enum.
 _ORDER = ("dy", "x", "mean", "rstd", "weight", "dx", "dgamma", "dbeta")
@@ -58,7 +58,7 @@ def ready() -> bool:
         return True
     try:
         compiled = native.path_of(SOURCE, _build()).is_file()
-    except Exception:  # what is wrong with the cache is said of kernels
+    except Exception:  # kernels warn of what is wrong with the cache
         return False
     return compiled and not reason_missing()
 

@@ -166,7 +166,7 @@ def _faster(multiplications: int, least: int, *factors: Tensor) -> bool:
 
 
 onednn_pays: Callable[[], bool] = constant(lambda: mkl_is_slow() and _enabled())
-"""True where MKL is slow and oneDNN is there."""
+"""True where MKL is slow and oneDNN can be used."""
 
 
 _AVX512 = 64

@@ -67,7 +67,7 @@ def kernels_changed() -> None:
 
 
 def on_reload(forget: Callable[[], None]) -> Callable[[], None]:
-    """Have `forget` called at every reload: for decisions and what was said of them. Gives it back,
+    """Have `forget` called at every reload: for decisions and what was warned of. Gives it back,
     as a decorator does.
     """
     _decisions.append(forget)

@@ -98,7 +98,7 @@ def command(cases: Iterable[Untuned]) -> str:
 
 
 def count(case: Case, device: Device, served: str, outlived: bool = False) -> None:
-    """Count a case that was not measured; its variants are one. The first is said."""
+    """Count a case that was not measured; its variants are one. The first is warned of."""
     key = device, Key.of(case)
     line = callers.place()
     with _lock:
