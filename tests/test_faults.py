@@ -34,7 +34,7 @@ from lntune.log.records import LogWarning, Record, Timing
 from lntune.log.select import Choice
 from lntune.system import later, native, paths, sources, toolchain
 from lntune.system.sealed import DamagedWarning
-from lntune.torch import devices, dispatch, layer_norm_node
+from lntune.torch import choices, devices, dispatch, layer_norm_node
 from lntune.torch.direct_calls import Direct
 
 X = torch.randn(8, 48)
@@ -88,7 +88,7 @@ PLACES = [
     (cache, "kernel"),
     (records, "read"),
     (schedule, "for_op"),
-    (dispatch, "select"),
+    (choices, "select"),
     (paths, "cached"),
     (dispatch, "narrowed"),
 ]
