@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 from rich.text import Text
@@ -46,7 +46,8 @@ let a case pass where it does.
 SAMPLES = 5
 """Fewer samples than this on a side say nothing about its median."""
 RESAMPLES = 2000
-VERDICTS = ("FASTER", "SLOWER", "SAME", "UNSURE")
+Verdict = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 
 
@@ -63,7 +64,7 @@ class Comparison(msgspec.Struct, frozen=True):
     low: float
     high: float
     eager_ratio: float | None
-    verdict: str
+    verdict: Verdict
     reason: str
 
 
@@ -160,7 +161,7 @@ def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def verdict_of(low: float, high: float) -> str:
+def verdict_of(low: float, high: float) -> Verdict:
     """The verdict on an interval of the ratio A / B."""
     if low > SAME:
         return "FASTER"
@@ -169,7 +170,7 @@ def verdict_of(low: float, high: float) -> str:
     return "SAME" if low >= 1 / SAME and high <= SAME else "UNSURE"
 
 
-def _beyond_noise(low: float, high: float, ratio: float, eager: float | None) -> str:
+def _beyond_noise(low: float, high: float, ratio: float, eager: float | None) -> Verdict:
     """The verdict where the measurements are to be doubted, `eager` being eager's own ratio."""
     if high < 1 / LARGE and (eager is None or ratio / eager < 1 / LARGE):
         return "SLOWER"
@@ -270,6 +271,7 @@ def _one(a: Record, b: Record) -> Comparison:
     eager = [r.median("eager") for r in (a, b)]
     eager_ratio = eager[0] / eager[1] if eager[0] and eager[1] else None
     obstacle, noise = _obstacle(a, b), _noise(a, b)
+    verdict: Verdict
     if obstacle:
         verdict = "UNSURE"
     elif noise:

@@ -69,7 +69,7 @@ def _fault(checked: schedule.Schedule) -> str:
     if checked.kind != here.kind:
         return ""
     try:
-        if not checked.shipped:  # of those that are the tests have asked it
+        if not checked.shipped:  # what comes with lntune was asked by its tests
             checked.space(grid[0].typical, here)
         for case in grid:
             checked.reason_invalid(checked.untuned(case.typical, here), case.typical, here)
