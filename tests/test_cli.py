@@ -749,7 +749,10 @@ def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_
     are in the log, and the exit code is as the help says, though SIGTERM comes twice as `timeout`
     sends it.
     """
-    brief = "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    brief = (
+        "from lntune.tune import times; times.FINAL_SHARE = 1e-4;"
+        " from lntune.cli import main; main()"
+    )
     process = start(
         "tune", *TINY, "--budget", "60s", "--log-dir", tmp_path, "--json", program=("-c", brief)
     )

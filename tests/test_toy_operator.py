@@ -274,7 +274,7 @@ def test_every_command_knows_a_new_operator(copy: Path) -> None:
     assert planned["names"].count("row_scale") == 1 and planned["names"][-1] == "row_scale"
     assert planned["file"] == str(copy / "lntune/__init__.py")
 
-    tuned = lntune(copy, "tune", "row_scale", "--budget", "20s")
+    tuned = lntune(copy, "tune", "row_scale", "--budget", "60s")
     assert [row["op"] for row in tuned["cases"]] == ["row_scale"]
     assert tuned["statuses"].keys() == {"ok"}, tuned
 

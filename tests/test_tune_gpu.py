@@ -238,7 +238,10 @@ def test_ctrl_c(device: Device, log_dir: Path) -> None:
     """SIGINT to `lntune tune --target cuda`: it ends with what was found, exit code 0, and none of
     its processes is left.
     """
-    brief = "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
+    brief = (
+        "from lntune.tune import times; times.FINAL_SHARE = 1e-4;"
+        " from lntune.cli import main; main()"
+    )
     command = [
         sys.executable,
         "-c",
