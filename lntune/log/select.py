@@ -4,9 +4,9 @@ exact record -> the same hidden size in another row bucket -> the nearest tuned 
 schedule's default knobs -> eager mode. Records of another device never serve. A record in which
 eager won sends the call to eager: dispatch is honest.
 
-Of several finals of one case that one serves which comes first in this order (`foremost`): knobs
-that can be used today before those that cannot; measured in quiet, or not known otherwise, before
-disturbed by other work; of the schedule as it is before stale; the latest.
+Of several finals of one case that one serves which comes first in this order (`choose_final`):
+knobs that can be used today before those that cannot; measured in quiet, or not known otherwise,
+before disturbed by other work; of the schedule as it is before stale; the latest.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Judged(NamedTuple):
         return bool(self.unusable), bool(self.record.disturbance), self.stale
 
 
-def foremost(
+def choose_final(
     group: Sequence[Record], judge: Callable[[Record], Judged]
 ) -> tuple[Judged, list[Judged]]:
     """Of finals of one case on one device, given oldest first: the one that serves it, and those
@@ -208,7 +208,7 @@ def served(records: Iterable[Record], schedules: Mapping[str, Schedule]) -> dict
         return _judged(record, record.case.typical, record.device, schedules)
 
     return {
-        key: group[0] if len(group) == 1 else foremost(group, judge)[0].record
+        key: group[0] if len(group) == 1 else choose_final(group, judge)[0].record
         for key, group in measured(records).items()
     }
 
@@ -264,7 +264,7 @@ def _from_group(
     """The choice that the records of one case lead to, or None, and the reasons, with those of
     later records that were passed over.
     """
-    (best, reason, old), later = foremost(
+    (best, reason, old), later = choose_final(
         group, lambda record: _judged(record, case, device, schedules, faults)
     )
     steps = []

@@ -119,7 +119,7 @@ class Worker:
         with self._stopped_on_interrupt():
             line = self._line(START_SECONDS)
         if line != _READY:
-            detail = self._last_words()
+            detail = self._last_error()
             code = self.stop()
             raise BuildError(
                 "the worker process did not start:"
@@ -162,7 +162,7 @@ class Worker:
         if line:
             return line
         timed_out = line is None
-        words = "" if timed_out else self._last_words()
+        last_error = "" if timed_out else self._last_error()
         code = self.stop()
         self.restarts += 1
         if timed_out:
@@ -173,7 +173,9 @@ class Worker:
                 else ""
             )
             return Outcome("timeout", f"no answer within {timeout:.1f} s{more}; killed")
-        return Outcome("run", f"the worker died ({_cause(code)})" + (f": {words}" if words else ""))
+        return Outcome(
+            "run", f"the worker died ({_cause(code)})" + (f": {last_error}" if last_error else "")
+        )
 
     def _ask(self, job: Any, timeout: float, patient: bool) -> tuple[bool, bytes | None]:
         """(the child has taken the job, its answer); for the answer see `_line`."""
@@ -181,7 +183,7 @@ class Worker:
         assert self._process is not None
         start, starvation = time.monotonic(), Starvation(self._process.pid) if patient else None
         with self._stopped_on_interrupt():
-            self._forget_words()
+            self._clear_errors()
             try:
                 self._requests.write(msgspec.json.encode(job) + b"\n")
                 self._requests.flush()
@@ -258,14 +260,14 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
         """The last line the child wrote to its standard error."""
         descriptor = self._errors.fileno()
         text = os.pread(descriptor, 1 << 12, max(0, os.fstat(descriptor).st_size - (1 << 12)))
         lines = text.decode(errors="replace").strip().splitlines()
         return lines[-1][:500] if lines else ""
 
-    def _forget_words(self) -> None:
+    def _clear_errors(self) -> None:
         """Empty the child's standard error; it shares the position in the file."""
         os.ftruncate(self._errors.fileno(), 0)
         os.lseek(self._errors.fileno(), 0, os.SEEK_SET)
