@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels import compiler
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import private
+from lntune.transforms.gpu import thread_private
 
 _CPU = Device("cpu", "golden", "x86-64-v4", 8, l2=1 << 20, l3=32 << 20)
 DEVICES = {
@@ -85,7 +85,7 @@ def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
     import tvm
 
     goal = tvm.target.Target(device_code._with_bfloat16(device.target()))
-    with goal, tvm.transform.PassContext(disabled_pass=private.needless(module)):
+    with goal, tvm.transform.PassContext(disabled_pass=thread_private.passes_to_skip(module)):
         host, kernels = lowering.lower(module, goal)
     asked = [
         str(module["main"].attrs[name])

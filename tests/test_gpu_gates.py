@@ -19,7 +19,7 @@ from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
-from lntune.transforms.gpu import functions, gates, turns
+from lntune.transforms.gpu import cuda_math, gates, grid_stride
 
 GPU = device_of("cuda:sm_90")
 FORWARD, BACKWARD = (
@@ -57,7 +57,7 @@ def test_only_activations_are_replaced() -> None:
     moments stay divisions.
     """
     definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
-    text = str(functions.native(definition).script())
+    text = str(cuda_math.with_cuda_functions(definition).script())
     assert len(re.findall(r'"expf"', text)) == 3
     assert len(re.findall(r'"tanhf"', text)) == 2
     assert (
@@ -116,7 +116,7 @@ def test_a_store_that_is_not_there_is_an_error() -> None:
 
     definition = ops.get(FORWARD.op).define(FORWARD, gates.row_sum(FORWARD.hidden))
     with pytest.raises(RuntimeError, match="nothing_of_the_sort"):
-        turns.add(tvm.IRModule({"main": definition}), ["nothing_of_the_sort"])
+        grid_stride.add_to_outputs(tvm.IRModule({"main": definition}), ["nothing_of_the_sort"])
 
 
 @pytest.mark.parametrize(

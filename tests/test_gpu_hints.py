@@ -23,7 +23,7 @@ from lntune.kernels import compiler, statics
 from lntune.measure import trial
 from lntune.measure.jobs import Candidate, Check
 from lntune.schedule import Schedule, get
-from lntune.transforms.gpu import hints
+from lntune.transforms.gpu import cache_hints
 
 GPU = device_of("cuda:sm_90")
 UNCACHED = msgspec.structs.replace(GPU, cores=3, l2=0)
@@ -159,15 +159,17 @@ def test_the_text_of_accesses() -> None:
         ("(x_ptr[0] + 1.0f)", "(__ldcs(x_ptr + (0)) + 1.0f)"),
     ):
         expected = expected.replace(old, new)
-    assert hints.apply(KERNEL, ("x",)) == expected
-    stores = hints.apply(KERNEL, ("dx",))
+    assert cache_hints.apply(KERNEL, ("x",)) == expected
+    stores = cache_hints.apply(KERNEL, ("dx",))
     assert (
         "    __stcs((float4*)(dx_ptr + ((int64_t)threadIdx.x)), make_float4(v.x, x_ptr[(a[(1)] +"
         " 2)], v.z, v.w));\n" in stores
     )
     assert "    __stcs(dx_ptr + (((int64_t)threadIdx.x)), (x_ptr[0] + 1.0f));\n" in stores
-    assert hints.apply(hints.apply(KERNEL, ("x",)), ("dx",)) == hints.apply(KERNEL, ("x", "dx"))
-    assert hints.apply(KERNEL, ()) == KERNEL
+    assert cache_hints.apply(cache_hints.apply(KERNEL, ("x",)), ("dx",)) == cache_hints.apply(
+        KERNEL, ("x", "dx")
+    )
+    assert cache_hints.apply(KERNEL, ()) == KERNEL
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_source_that_is_not_understood(
 ) -> None:
     """A hint that cannot be set is an error of building, not a kernel without it."""
     with pytest.raises(BuildError, match=message):
-        hints.apply(spoil(KERNEL), (parameter,))
+        cache_hints.apply(spoil(KERNEL), (parameter,))
 
 
 def test_the_tuner_checks_marked_candidates() -> None:

@@ -15,7 +15,7 @@ from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
-from lntune.transforms.gpu import private
+from lntune.transforms.gpu import thread_private
 
 GPU = device_of("cuda:sm_90")
 
@@ -85,8 +85,8 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
         s.StmtSimplify,
     ):
         mod = make()(mod)
-    config, needless = {"tirx.disable_storage_rewrite": True}, private.needless(module)
-    with tvm.transform.PassContext(config=config, disabled_pass=needless, instruments=[Names()]):
+    config, skipped = {"tirx.disable_storage_rewrite": True}, thread_private.passes_to_skip(module)
+    with tvm.transform.PassContext(config=config, disabled_pass=skipped, instruments=[Names()]):
         mod = pipeline.default_s_tir_pipeline()[0](mod)
     host, (kernels,) = split_host_device_mods(mod)[0], split_host_device_mods(mod)[1].values()
     return list(host.functions.values()), pipeline.finalize_device_passes()(kernels)

@@ -581,7 +581,7 @@ docstring"""'''
         "ops/layer_norm.py",
         "transforms/cpu/loops.py",
         "transforms/gpu/threads.py",
-        "transforms/gpu/hints.py",
+        "transforms/gpu/cache_hints.py",
         "mine",
     ],
 )

@@ -23,7 +23,7 @@ from lntune.log.records import Record
 from lntune.schedule import Schedule
 from lntune.system import paths, sources, toolchain
 from lntune.transforms.cpu import loops, streaming
-from lntune.transforms.gpu import hints, threads
+from lntune.transforms.gpu import cache_hints, threads
 from lntune.versions import Code
 
 GOLDEN = Path(__file__).parent / "golden" / "code.json"
@@ -138,7 +138,7 @@ def edits() -> dict[str, Digests]:
     launch = device_code.Launch("main_kernel", ("x", "y"), ("1", "1", "1"), (32, 4, 1))
     cpu = {str(width): code_digests.digest(streaming.edit(LLVM, "y", width)) for width in (32, 64)}
     gpu = {
-        "hints": code_digests.digest(hints.apply(CUDA, ("x", "y"))),
+        "hints": code_digests.digest(cache_hints.apply(CUDA, ("x", "y"))),
         "stores": code_digests.digest(
             device_code._complete(CUDA.replace("= *(", "= lntune_again(x_ptr); *("), (launch,))
         ),

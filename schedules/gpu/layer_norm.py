@@ -21,7 +21,7 @@ from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import hints, threads
+from lntune.transforms.gpu import cache_hints, threads
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
 WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 keeps them as float32
@@ -59,27 +59,26 @@ class Knobs:
     )
 
 
-def turns_of(knobs: Knobs, case: Case) -> int:
-    """Accesses that one thread makes to pass over a row."""
+def vectors_per_thread(knobs: Knobs, case: Case) -> int:
+    """Vectors of a row that one thread has."""
     return -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row takes; an access shorter than that has one
+    """32-bit registers that a thread's part of the row takes; a vector shorter than that has one
     to itself.
     """
-    return turns_of(knobs, case) * max(4, knobs.vector_width * case.itemsize) // 4
+    return vectors_per_thread(knobs, case) * max(4, knobs.vector_width * case.itemsize) // 4
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     threads_all = knobs.threads_per_row * knobs.rows_per_block
     if case.hidden % knobs.vector_width:
-        return f"accesses of {knobs.vector_width} elements do not divide a row of {case.hidden}"
-    if knobs.vector_width * case.itemsize > threads.ACCESS:
-        return (
-            f"accesses of {knobs.vector_width * case.itemsize} bytes; {threads.ACCESS} is the most"
-        )
+        return f"vectors of {knobs.vector_width} elements do not divide a row of {case.hidden}"
+    if knobs.vector_width * case.itemsize > threads.WIDEST_BYTES:
+        size = knobs.vector_width * case.itemsize
+        return f"vectors of {size} bytes; {threads.WIDEST_BYTES} is the most"
     if not WARP <= threads_all <= THREADS_PER_BLOCK:
         return f"{threads_all} threads in a block; {WARP} to {THREADS_PER_BLOCK} fit"
     if (
@@ -97,66 +96,68 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
             f" others they do not fit {threads_all} threads"
         )
     if knobs.row_storage == "registers" and knobs.rolled:
-        return "a row in registers takes unrolled turns"
-    if turns_of(knobs, case) == 1 and knobs.rolled:
-        return "there is one turn"
+        return "a row in registers takes unrolled loops"
+    if vectors_per_thread(knobs, case) == 1 and knobs.rolled:
+        return "a thread has one vector of the row, and no loop"
     if knobs.row_storage == "shared" and knobs.rows_per_block > 1:
         return "shared memory is for one row to a block"
     row = case.hidden * case.itemsize
-    if knobs.row_storage == "shared" and threads.STATIC + row > device.l1:
+    if knobs.row_storage == "shared" and threads.SHARED_FOR_SUMS + row > device.l1:
         return (
             f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which"
-            f" {threads.STATIC} are for sums"
+            f" {threads.SHARED_FOR_SUMS} are for sums"
         )
     if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"
-    if knobs.cache_hints and (why := hints.misfit(case, device, knobs.row_storage == "reload")):
+    if knobs.cache_hints and (
+        why := cache_hints.reason_invalid(case, device, knobs.row_storage == "reload")
+    ):
         return why
     return None
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, four to a thread; where registers do not hold the row, shared memory, else
-    reading again.
+    """Wide vectors, four to a thread; a row that registers do not hold is kept in shared memory, or
+    loaded each time.
 
-    One row to a block from 64 accesses on, since the stores of several rows are guarded; and of
-    several rows three accesses to a thread at most: for four ptxas 13.0 gives it a stack frame of 8
-    bytes. Turns that read again are a loop, and wide ones of long rows in low precision: ptxas
-    would keep what they read after all, and spill it.
+    One row to a block from 64 vectors on, since the stores of several rows are guarded; and of
+    several rows three vectors to a thread at most: for four ptxas 13.0 gives it a stack frame of 8
+    bytes. Loops that load a row each time are not unrolled, nor those over wide vectors of long
+    rows in low precision: ptxas would keep what they load after all, and spill it.
     """
-    access = threads.widest(case)
-    wanted = -(-case.hidden // (access * 4))
-    several = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
+    width = threads.widest(case)
+    wanted = -(-case.hidden // (width * 4))
+    per_row = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
     for fewest in (64, 128):
-        several = max(several, fewest) if case.hidden >= fewest * access else several
-    several = several * 2 if several < 64 and several * access * 4 <= case.hidden else several
-    if several == THREADS_PER_BLOCK and case.hidden <= 512 * access * 6:
-        # six accesses; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes
+        per_row = max(per_row, fewest) if case.hidden >= fewest * width else per_row
+    per_row = per_row * 2 if per_row < 64 and per_row * width * 4 <= case.hidden else per_row
+    if per_row == THREADS_PER_BLOCK and case.hidden <= 512 * width * 6:
+        # six vectors; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes
         # 32 and spills
-        several = 512
-    rows = 1 if several >= 64 or case.rows == 1 else 128 // several
-    if several * rows < 32:
-        several = 32
-    for keep in ("registers", "shared", "reload"):
-        several = min(several, 512) if keep == "reload" else several
-        for s in (
-            several,
-            *(t for t in (256, 512, 1024) if t > several),
-            *(t for t in (16, 8) if t < several),
+        per_row = 512
+    rows = 1 if per_row >= 64 or case.rows == 1 else 128 // per_row
+    if per_row * rows < 32:
+        per_row = 32
+    for storage in ("registers", "shared", "reload"):
+        per_row = min(per_row, 512) if storage == "reload" else per_row
+        for number in (
+            per_row,
+            *(t for t in (256, 512, 1024) if t > per_row),
+            *(t for t in (16, 8) if t < per_row),
         ):
-            found = Knobs(s, rows, access, keep)
+            knobs = Knobs(number, rows, width, storage)
             widened = (
                 case.itemsize < 4
-                and s == THREADS_PER_BLOCK
-                and turns_of(found, case) * access > WIDENED
+                and number == THREADS_PER_BLOCK
+                and vectors_per_thread(knobs, case) * width > WIDENED
             )
-            if widened and keep == "registers":
+            if widened and storage == "registers":
                 continue
-            rolled = keep == "reload" or (keep == "shared" and widened and access > 2)
-            found = replace(found, rolled=rolled and turns_of(found, case) > 1)
-            if valid(found, case, device) is None:
-                return found
-    return Knobs(32, 1, access, "reload", rolled=True)
+            rolled = storage == "reload" or (storage == "shared" and widened and width > 2)
+            knobs = replace(knobs, rolled=rolled and vectors_per_thread(knobs, case) > 1)
+            if valid(knobs, case, device) is None:
+                return knobs
+    return Knobs(32, 1, width, "reload", rolled=True)
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -170,7 +171,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """
     from tvm import s_tir
 
-    # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
+    # 1. Padded by repeating the last row, so that only stores need guards.
     sch = s_tir.Schedule(layer_norm.define(case, threads.row_sum, knobs.rows_per_block))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("x32", "weight32", "bias32"):
@@ -193,9 +194,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 3.
     users = [blocks[name] for name in ("sum", "centred", "y")]
     if knobs.row_storage == "registers":
-        threads.keep(sch, users, 0, row, knobs.threads_per_row, knobs.vector_width)
+        threads.to_registers(sch, users, 0, row, knobs.threads_per_row, knobs.vector_width)
     elif knobs.row_storage == "shared":
-        threads.stage(
+        threads.to_shared(
             sch, users, 0, row, knobs.threads_per_row, knobs.vector_width, not knobs.rolled
         )
 
@@ -205,20 +206,20 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             sch, blocks[name], knobs.threads_per_row, knobs.vector_width, not knobs.rolled
         )
         if knobs.row_storage != "registers":
-            threads.fetch(sch, blocks[name], 0, thread, knobs.vector_width)
+            threads.vector_to_registers(sch, blocks[name], 0, thread, knobs.vector_width)
     if knobs.row_storage != "registers":
-        threads.fetch(sch, blocks["y"], 0, y, knobs.vector_width)
+        threads.vector_to_registers(sch, blocks["y"], 0, y, knobs.vector_width)
     for vector in [
         n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))
     ]:
-        threads.fetch(sch, blocks["y"], vector, y, knobs.vector_width)
+        threads.vector_to_registers(sch, blocks["y"], vector, y, knobs.vector_width)
     for name in ("mean", "rstd"):
         if name in blocks:
-            threads.once(sch, blocks[name], knobs.threads_per_row)
+            threads.by_one_thread(sch, blocks[name], knobs.threads_per_row)
     for name in ("sum", "mean0", "centred", "delta", "variance", "scale", "shift"):
         for index in range(len(sch.get(blocks[name]).writes)):
             sch.set_scope(blocks[name], index, "local")
-    return hints.request(sch.mod, ("x", "y")) if knobs.cache_hints else sch.mod
+    return cache_hints.request(sch.mod, ("x", "y")) if knobs.cache_hints else sch.mod
 
 
 SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply, version=1),)

@@ -1,10 +1,10 @@
 """Layer norm backward on GPUs: dx and partial sums of dgamma and dbeta in one kernel that reads dy
 and x once; a small second one adds the sums.
 
-A block of threads takes rows in turns. What it has of a row is in registers until dx is written;
-the sums over its rows stay in registers or shared memory over all turns and are written once. Rows
-too long for that have the partial sums in a kernel of their own, which reads dy and x again, but
-needs no sums over a row.
+A block of threads loops over rows in strides of the grid. What it has of a row is in registers
+until dx is written; the sums over its rows stay in registers or shared memory until its last row
+and are written once. Rows too long for that have the partial sums in a kernel of their own, which
+reads dy and x again, but needs no sums over a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import columns, hints, threads, turns
+from lntune.transforms.gpu import cache_hints, columns, grid_stride, reload, threads
 
 EACH = 8  # elements of a row that a thread has by default
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -73,44 +73,48 @@ def _sums(case: Case) -> tuple[str, ...]:
     return tuple(name for name in _outputs(case) if name != "dx")
 
 
-def apart(knobs: Knobs, case: Case) -> bool:
+def sums_in_own_kernel(knobs: Knobs, case: Case) -> bool:
     """Whether the partial sums have a kernel of their own."""
     return bool(_sums(case)) and knobs.partial_sums == "separate_kernel"
 
 
-def shares_of(knobs: Knobs) -> int:
-    """Threads side by side in a kernel of partial sums of its own; a warp's accesses are long
-    enough.
+def threads_of_columns(knobs: Knobs) -> int:
+    """Threads of a row of the block in a separate kernel of partial sums; a warp's loads side by
+    side are long enough.
     """
     return min(knobs.threads_per_row, WARP)
 
 
 def parts_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Blocks of rows that have partial sums; blocks of threads are as many, times those that share
-    a row's columns where sums are apart.
+    a row's columns where sums have a kernel of their own.
     """
     if not _sums(case):
         return 1
     most = 1 if case.rows <= 1 else max(1, 2 * TYPICAL_ROWS[case.bucket] // knobs.rows_per_block)
-    chunks = -(-case.hidden // (shares_of(knobs) * knobs.vector_width)) if apart(knobs, case) else 1
+    chunks = (
+        -(-case.hidden // (threads_of_columns(knobs) * knobs.vector_width))
+        if sums_in_own_kernel(knobs, case)
+        else 1
+    )
     return max(1, min(most, -(-knobs.blocks_per_sm * device.cores // chunks)))
 
 
 def registers_of(knobs: Knobs, case: Case) -> int:
     """About the 32-bit registers of a thread that has its part of dy, of x and of sums in them.
 
-    An access shorter than a register has one to itself. Anything else takes 32, more where the part
+    A vector shorter than a register has one to itself. Anything else takes 32, more where the part
     is above 32, what is loaded has places in shared memory, or low precision is widened beside no
     sums: fitted to what ptxas 13.0 says for sm_90.
     """
-    turns = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
+    vectors = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
     part = (
-        2 * turns * max(4, knobs.vector_width * case.itemsize) // 4
+        2 * vectors * max(4, knobs.vector_width * case.itemsize) // 4
         if knobs.row_storage == "registers"
         else 0
     )
     part += (
-        len(_sums(case)) * turns * knobs.vector_width if knobs.partial_sums == "registers" else 0
+        len(_sums(case)) * vectors * knobs.vector_width if knobs.partial_sums == "registers" else 0
     )
     wide = knobs.vector_width == case.itemsize == 4
     copied = 0 if knobs.row_storage != "shared" else max(10, part // 2 - 16) if wide else 10
@@ -128,10 +132,12 @@ def shared_of(knobs: Knobs, case: Case) -> int:
     """Bytes of shared memory that a block of threads takes."""
     kept = 2 * case.hidden * case.itemsize if knobs.row_storage == "shared" else 0
     sides = (
-        case.hidden if knobs.partial_sums == "registers" else shares_of(knobs) * knobs.vector_width
+        case.hidden
+        if knobs.partial_sums == "registers"
+        else threads_of_columns(knobs) * knobs.vector_width
     )
     return (
-        threads.STATIC
+        threads.SHARED_FOR_SUMS
         + kept
         + (4 * len(_sums(case)) * sides * knobs.rows_per_block if knobs.rows_per_block > 1 else 0)
     )
@@ -142,17 +148,16 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     dx, sums = "dx" in _outputs(case), bool(_sums(case))
     threads_all = (
         max(knobs.threads_per_row, WARP * knobs.rows_per_block)
-        if dx and apart(knobs, case)
+        if dx and sums_in_own_kernel(knobs, case)
         else knobs.threads_per_row * knobs.rows_per_block
     )
     if case.hidden % knobs.vector_width:
-        return f"accesses of {knobs.vector_width} elements do not divide a row of {case.hidden}"
-    if knobs.vector_width * case.itemsize > threads.ACCESS:
-        return (
-            f"accesses of {knobs.vector_width * case.itemsize} bytes; {threads.ACCESS} is the most"
-        )
+        return f"vectors of {knobs.vector_width} elements do not divide a row of {case.hidden}"
+    if knobs.vector_width * case.itemsize > threads.WIDEST_BYTES:
+        size = knobs.vector_width * case.itemsize
+        return f"vectors of {size} bytes; {threads.WIDEST_BYTES} is the most"
     if not WARP <= threads_all <= THREADS_PER_BLOCK or (
-        apart(knobs, case) and dx and knobs.threads_per_row < WARP
+        sums_in_own_kernel(knobs, case) and dx and knobs.threads_per_row < WARP
     ):
         return (
             f"{knobs.threads_per_row} x {knobs.rows_per_block} threads; {WARP} to"
@@ -172,18 +177,22 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         or knobs.row_storage != "registers"
         or knobs.threads_per_row > WARP
     ):
-        return "without dx no row is summed; a warp side by side takes its columns"
+        return "without dx no row is summed, and a warp shares its columns"
     if knobs.row_storage == "shared" and case.hidden * case.itemsize <= WORD:
         return f"a row of {case.hidden * case.itemsize} bytes needs no shared memory"
-    if case.hidden == 1 and knobs.row_storage == "reload" and apart(knobs, case):
-        return "a row of one element need not be read again"
-    if knobs.rows_per_block > 1 and knobs.row_storage == "shared" and not apart(knobs, case):
+    if case.hidden == 1 and knobs.row_storage == "reload" and sums_in_own_kernel(knobs, case):
+        return "a row of one element need not be loaded again"
+    if (
+        knobs.rows_per_block > 1
+        and knobs.row_storage == "shared"
+        and not sums_in_own_kernel(knobs, case)
+    ):
         return "shared memory is for one row to a block"
     if shared_of(knobs, case) > device.l1:
         return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
     if dx and registers_of(knobs, case) > min(
         REGISTERS_PER_THREAD,
-        REGISTERS // (knobs.threads_per_row if apart(knobs, case) else threads_all),
+        REGISTERS // (knobs.threads_per_row if sums_in_own_kernel(knobs, case) else threads_all),
     ):
         return f"{registers_of(knobs, case)} registers a thread do not fit {threads_all} threads"
     if case.rows == 1 and knobs.rows_per_block > 1:
@@ -197,8 +206,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
             " fill"
         )
     if knobs.cache_hints and (
-        why := hints.misfit(
-            case, device, dx and (knobs.row_storage == "reload" or apart(knobs, case))
+        why := cache_hints.reason_invalid(
+            case, device, dx and (knobs.row_storage == "reload" or sums_in_own_kernel(knobs, case))
         )
     ):
         return why
@@ -206,58 +215,62 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, eight elements to a thread; a row and its sums in registers, the row in shared
-    memory where that is too much, the sums apart where that is, too.
+    """Wide vectors, eight elements to a thread; a row and its sums in registers, the row in shared
+    memory where that is too much, the sums in a kernel of their own where that is, too.
     """
-    access = threads.widest(case)
-    least = next((t for t in THREADS if t * max(access, EACH) >= case.hidden), THREADS_PER_BLOCK)
+    width = threads.widest(case)
+    per_row = next((t for t in THREADS if t * max(width, EACH) >= case.hidden), THREADS_PER_BLOCK)
     if "dx" not in _outputs(case):
-        return next(_fitting(WARP, access, "registers", "separate_kernel", case, device))
-    for where in ("registers", "separate_kernel") if _sums(case) else ("registers",):
+        return next(_fitting(WARP, width, "registers", "separate_kernel", case, device))
+    for sums in ("registers", "separate_kernel") if _sums(case) else ("registers",):
         # with more registers each, where sums do not keep them
-        least = min(least, 512) if where == "separate_kernel" else least
+        per_row = min(per_row, 512) if sums == "separate_kernel" else per_row
         nearest = (
-            least,
-            *(t for t in THREADS if t > least),
-            *(t for t in reversed(THREADS) if t < least),
+            per_row,
+            *(t for t in THREADS if t > per_row),
+            *(t for t in reversed(THREADS) if t < per_row),
         )
-        narrow = max(1, access // 2)
-        for keep, fewest, each in (
-            ("registers", least // 2, access),
-            ("shared", least // 4, access),
-            ("shared", least // 4, narrow),
-            ("reload", 0, access),
+        for storage, fewest, vector_width in (
+            ("registers", per_row // 2, width),
+            ("shared", per_row // 4, width),
+            ("shared", per_row // 4, max(1, width // 2)),
+            ("reload", 0, width),
         ):
-            for shares in (t for t in nearest if t >= fewest):
-                for found in _fitting(shares, each, keep, where, case, device):
-                    return found
-    return Knobs(WARP, 1, access, "reload", "separate_kernel", 1)
+            for number in (t for t in nearest if t >= fewest):
+                for knobs in _fitting(number, vector_width, storage, sums, case, device):
+                    return knobs
+    return Knobs(WARP, 1, width, "reload", "separate_kernel", 1)
 
 
 def _fitting(
-    shares: int, access: int, keep: str, where: str, case: Case, device: Device
+    threads_per_row: int,
+    vector_width: int,
+    row_storage: str,
+    partial_sums: str,
+    case: Case,
+    device: Device,
 ) -> Iterator[Knobs]:
     """Valid knobs like these, the best first: as many blocks as a multiprocessor holds, but not so
     many that their partial sums are much beside the rows, nor more than the rows fill.
     """
-    if where == "separate_kernel":
-        found, blocks = (
-            Knobs(max(shares, WARP), 1 if case.rows == 1 else 8, access, keep, where),
-            BLOCKS[-1],
-        )
+    if partial_sums == "separate_kernel":
+        per_row, rows, blocks = max(threads_per_row, WARP), 1 if case.rows == 1 else 8, BLOCKS[-1]
+        knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
     else:
-        rows = 1 if shares >= 64 or case.rows == 1 or keep == "shared" else 128 // shares
-        found = Knobs(max(shares, WARP) if rows == 1 else shares, rows, access, keep, where)
-        resident = REGISTERS // (found.threads_per_row * rows * registers_of(found, case))
+        alone = threads_per_row >= 64 or case.rows == 1 or row_storage == "shared"
+        rows = 1 if alone else 128 // threads_per_row
+        per_row = max(threads_per_row, WARP) if rows == 1 else threads_per_row
+        knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
+        resident = REGISTERS // (per_row * rows * registers_of(knobs, case))
         blocks = (
             min(resident, TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores))
             if _sums(case)
             else 1
         )
     for n in reversed(BLOCKS):
-        one = replace(found, blocks_per_sm=n)
-        if n <= max(1, blocks) and valid(one, case, device) is None:
-            yield one
+        candidate = replace(knobs, blocks_per_sm=n)
+        if n <= max(1, blocks) and valid(candidate, case, device) is None:
+            yield candidate
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -265,17 +278,19 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     1. The definition, in blocks of rows, without copies of what is widened.
     2. The kernel of dx, with the partial sums or without.
-    3. Partial sums apart.
+    3. The kernel of partial sums, where they have one of their own.
     4. What all blocks' partial sums come to.
     """
     from tvm import s_tir
 
-    # 1. Padded by repeating the last row, so that only stores ask whether a row is there.
-    # Where a block has one at a time, its turns end at the last, and nothing asks.
-    parts, alone = parts_of(knobs, case, device), apart(knobs, case)
+    # 1. Padded by repeating the last row, so that only stores need guards.
+    # Where a block has one row at a time, its loop ends at the last, and nothing needs any.
+    parts, own_kernel = parts_of(knobs, case, device), sums_in_own_kernel(knobs, case)
     definition = layer_norm_backward.define(case, threads.row_sum, knobs.rows_per_block, parts)
     sch = s_tir.Schedule(
-        turns.unpadded(definition) if knobs.rows_per_block == 1 and not alone else definition
+        grid_stride.without_padding(definition)
+        if knobs.rows_per_block == 1 and not own_kernel
+        else definition
     )
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     for name in ("dy32", "x32", "weight32"):
@@ -283,35 +298,37 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             sch.compute_inline(blocks.pop(name))
 
     # 2., 3.
-    if alone:
+    if own_kernel:
         _columns(sch, blocks["blocks"], knobs)
     if "dx" in blocks:
-        _rows(sch, blocks, knobs, 0 if alone else parts)
+        _rows(sch, blocks, knobs, 0 if own_kernel else parts)
 
     # 4.
     if _sums(case):
         columns.totals(sch, blocks, _sums(case))
-    made = sch.mod
+    mod = sch.mod
     if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
-        made = threads.load_again(made, "c2", "weight")
-    made = turns.trim(made, knobs.rows_per_block)
+        mod = reload.after(mod, "c2", "weight")
+    mod = grid_stride.end_at_last_row(mod, knobs.rows_per_block)
     return (
-        hints.request(made, ("dy", "x", *(("dx",) if "dx" in blocks else ())))
+        cache_hints.request(mod, ("dy", "x", *(("dx",) if "dx" in blocks else ())))
         if knobs.cache_hints
-        else made
+        else mod
     )
 
 
 def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
-    """The kernel of dx; `parts` is the number of blocks that take turns and keep sums, or 0."""
-    row, dx, shares, access = blocks["row"], blocks["dx"], knobs.threads_per_row, knobs.vector_width
+    """The kernel of dx; `parts` is the number of blocks that loop over rows and keep sums,
+    or 0.
+    """
+    row, dx, per_row, width = blocks["row"], blocks["dx"], knobs.threads_per_row, knobs.vector_width
     sums, users = None, [row, dx]
     if not parts:
         outer, at, thread = _exact_rows(sch, blocks, knobs)
     else:
         fused = "blocks" in blocks
         outer = (
-            columns.rows_in_turns(sch, row, parts, knobs.rows_per_block)
+            columns.row_loops(sch, row, parts, knobs.rows_per_block)
             if fused
             else sch.split(
                 sch.get_loops(row)[0], [None, knobs.rows_per_block], preserve_unit_iters=True
@@ -319,12 +336,12 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
         )
         for name in ("c1", "c2"):
             sch.reverse_compute_at(blocks[name], outer[-1], preserve_unit_loops=True)
-        thread = threads.output(sch, dx, outer[-1], shares, access)
+        thread = threads.output(sch, dx, outer[-1], per_row, width)
         if fused:
-            sums, within = columns.sums_in_turns(sch, blocks["blocks"], knobs.rows_per_block)
+            sums, within = columns.sum_loops(sch, blocks["blocks"], knobs.rows_per_block)
             users.append(sums)
             at = sch.merge(outer[-1], within[-1])
-            sch.annotate(at, turns.TURNS, parts)
+            sch.annotate(at, grid_stride.ROW_LOOP, parts)
             outer = sch.get_loops(sums)[: len(within) - 1]
         else:
             at = outer[-1]
@@ -334,46 +351,50 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
     # The row and its statistics.
     for name in ("dy", "x"):
         if knobs.row_storage == "registers":
-            threads.keep(sch, users, threads.sources(sch, row).index(name), at, shares, access)
+            threads.to_registers(
+                sch, users, threads.inputs(sch, row).index(name), at, per_row, width
+            )
         elif knobs.row_storage == "shared":
-            threads.stage(sch, users, threads.sources(sch, row).index(name), at, shares, access)
+            threads.to_shared(sch, users, threads.inputs(sch, row).index(name), at, per_row, width)
     columns_of = {
-        row: threads.one_by_one(sch, row, shares, access, knobs.row_storage == "registers"),
+        row: threads.one_by_one(sch, row, per_row, width, knobs.row_storage == "registers"),
         dx: thread,
     }
     if sums is not None:
-        stores = columns.accumulate(sch, sums, shares, access)
-        columns_of[sums] = threads.one_by_one(sch, sums, shares, access)
+        stores = columns.keep_in_registers(sch, sums, per_row, width)
+        columns_of[sums] = threads.one_by_one(sch, sums, per_row, width)
         if knobs.rows_per_block > 1:
             # for as many loops as dx has
-            sch.add_unit_loop(threads.around(sch, sums, columns_of[sums]))
-        # Access by access, so that what both need is short-lived.
+            sch.add_unit_loop(threads.loop_around(sch, sums, columns_of[sums]))
+        # One vector after the other, so that what both need is short-lived.
         sch.unroll(
             sch.merge(
                 *(
-                    threads.around(sch, block, loop)
+                    threads.loop_around(sch, block, loop)
                     for block, loop in ((dx, thread), (sums, columns_of[sums]))
                 )
             )
         )
         sch.decompose_reduction(sums, at)
         for stored in stores:
-            columns.store(sch, stored, outer[-1], shares, access)
+            columns.store(sch, stored, outer[-1], per_row, width)
             if knobs.rows_per_block > 1:
                 sch.set_scope(stored, 0, "shared.dyn")
         if knobs.rows_per_block > 1:
-            columns.add_sides(sch, blocks["blocks"], outer[0], shares, knobs.rows_per_block, access)
+            columns.add_rows_of_block(
+                sch, blocks["blocks"], outer[0], per_row, knobs.rows_per_block, width
+            )
     for user, loop in columns_of.items():
         for name in ("dy", "x", "weight"):
-            if (name == "weight" and "weight" in threads.sources(sch, user)) or (
+            if (name == "weight" and "weight" in threads.inputs(sch, user)) or (
                 name != "weight" and knobs.row_storage != "registers"
             ):
-                threads.fetch(
+                threads.vector_to_registers(
                     sch,
                     user,
                     name,
                     loop,
-                    access,
+                    width,
                     knobs.row_storage == "shared" and name != "weight",
                 )
     for name in ("row", "c1", "c2"):
@@ -401,12 +422,12 @@ def _exact_rows(sch: Any, blocks: dict[str, Any], knobs: Knobs) -> tuple[list[An
 
 def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
     """The kernel of partial sums alone: a block of threads for some columns of its rows."""
-    shares, access = shares_of(knobs), knobs.vector_width
-    sums, (part, *side, turn) = columns.sums_in_turns(sch, block, knobs.rows_per_block)
+    per_row, width = threads_of_columns(knobs), knobs.vector_width
+    sums, (part, *side, step) = columns.sum_loops(sch, block, knobs.rows_per_block)
     k = sch.get_loops(sums)[-1]
-    chunk, thread, elements = sch.split(k, [None, shares, access], preserve_unit_iters=True)
+    chunk, thread, elements = sch.split(k, [None, per_row, width], preserve_unit_iters=True)
     sch.reorder(
-        part, chunk, thread, *side, turn, *([] if side else [sch.get_loops(sums)[2]]), elements
+        part, chunk, thread, *side, step, *([] if side else [sch.get_loops(sums)[2]]), elements
     )
     sch.unroll(elements)
     stores = [sch.cache_write(sums, index, "local") for index in range(len(sch.get(sums).writes))]
@@ -416,17 +437,17 @@ def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
         strict=False,
     ):
         sch.bind(loop, axis)
-    for name in threads.sources(sch, sums):
+    for name in threads.inputs(sch, sums):
         if name in ("dy", "x"):
-            threads.fetch(sch, sums, name, turn, access)
-    sch.decompose_reduction(sums, turn)
+            threads.vector_to_registers(sch, sums, name, step, width)
+    sch.decompose_reduction(sums, step)
     for stored in stores:
         sch.reverse_compute_at(stored, (thread, *side)[-1], preserve_unit_loops=True)
         columns.vectorize(sch, stored)
         if side:
             sch.set_scope(stored, 0, "shared.dyn")
     if side:
-        columns.add_sides_within(sch, block, thread, knobs.rows_per_block)
+        columns.add_rows_of_thread(sch, block, thread, knobs.rows_per_block)
 
 
 SCHEDULES = (

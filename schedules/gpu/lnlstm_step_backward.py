@@ -1,13 +1,14 @@
-"""LN-LSTM step backward on GPUs: one kernel; blocks of threads take turns at the rows, which are
-the sequences of the batch.
+"""LN-LSTM step backward on GPUs: one kernel; blocks of threads loop over the rows, which are the
+sequences of the batch, in strides of the grid.
 
-A thread has the same elements of all four gates. The gates are made again and stay in registers
-with what comes of them, as do the thread's own shares of the sums over rows, which it adds to its
-block's row of them once, after its last turn: no atomics, and the same bits at every call.
+A thread has the same elements of all four gates. The gates are computed again from the forward's
+inputs and stay in registers with what is computed of them, as do the thread's own parts of the sums
+over rows, which it adds to its block's row of them once, after its last row: no atomics, and the
+same bits at every call.
 
 There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the
 sums, then the gates after their activations. Rows too long even for that go through all stages
-access by access, and what is not kept is read, and made, again.
+vector by vector, and what is not kept is loaded, and computed, again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from lntune.knobs import knob
 from lntune.ops.lnlstm_step import tokens_of
 from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import functions, gates, phases, private, ragged, threads, turns
+from lntune.transforms.gpu import (
+    cuda_math,
+    gate_threads,
+    gates,
+    grid_stride,
+    guards,
+    phases,
+    thread_private,
+    threads,
+)
 
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
 OVER_ROWS = ("sums_gates", "sums_hidden")
@@ -70,28 +80,28 @@ def summed(case: Case) -> int:
 
 
 def registers_of(knobs: Knobs, case: Case, device: Device) -> int:
-    """32-bit registers that a thread's part of the row and of the sums takes, or where stages are
-    made again, one access of it.
+    """32-bit registers that a thread's part of the row and of the sums takes, or one vector
+    of it where stages are computed again.
     """
-    tokens, access = tokens_of(case), max(4, knobs.vector_width * case.itemsize) // 4
+    tokens, registers = tokens_of(case), max(4, knobs.vector_width * case.itemsize) // 4
     raw = "raw" in tokens
     if knobs.intermediates == "recompute":
         return (
             16 + 4 * ("act" not in shared_stages(knobs, case, device)) + 4 * raw
         ) * knobs.vector_width
-    # what a turn adds lives shortly
+    # what is added to global memory at each row is short-lived
     kept = {"registers": summed(case), "shared": 0, "global": summed(case) / 2}[knobs.partial_sums]
     matrices = 4 * (1 + raw) + 3 if knobs.row_storage == "registers" else 0
     vectors = 4 * (1 + raw) + 1 if knobs.prefetch else 0
-    made = (
+    computed = (
         3 + 4 * raw
         if knobs.intermediates == "shared"
         else 11 + 4 * raw
         if knobs.partial_sums == "shared"
         else 7
     )
-    return gates.turns_of(case, knobs.threads_per_row, knobs.vector_width) * int(
-        (kept + made) * knobs.vector_width + (matrices + vectors) * access
+    return gates.vectors_per_thread(case, knobs.threads_per_row, knobs.vector_width) * int(
+        (kept + computed) * knobs.vector_width + (matrices + vectors) * registers
     )
 
 
@@ -109,13 +119,14 @@ def others_of(knobs: Knobs, case: Case, device: Device) -> int:
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
-    if reason := gates.misfit(case, knobs.threads_per_row, knobs.vector_width):
+    if reason := gates.reason_invalid(case, knobs.threads_per_row, knobs.vector_width):
         return reason
     if knobs.intermediates == "recompute" and (
         knobs.row_storage != "reload" or knobs.partial_sums == "registers" or knobs.prefetch
     ):
         return (
-            "stages that are made again, access by access, hold nothing else of a row in registers"
+            "stages that are computed again, vector by vector, hold nothing else of a row in"
+            " registers"
         )
     if case.hidden == 1 and "shared" in (knobs.partial_sums, knobs.intermediates):
         return "a cell of one element needs no shared memory"
@@ -133,51 +144,47 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide accesses, one to a thread if so many threads fit; what registers hold of sums and rows,
-    in this order.
+    """Wide vectors, one to a thread if so many threads fit; sums and rows in registers as far as
+    these hold them, sums first.
 
     Sums that they do not hold go to shared memory, then the gates after their activations, too.
-    Where that is not enough either, stages are made again access by access, whatever the length of
-    the row.
+    Where that is not enough either, stages are computed again vector by vector, whatever the length
+    of the row.
     """
-    access = gates.widest(case)
-    several = next(
-        (t for t in (32, 64, 128, 256, 512) if t * access >= case.hidden), THREADS_PER_BLOCK
-    )
-    fewer = (several, *(t for t in (512, 256, 128) if t < several))
-    kept = [
-        Knobs(shares, access, "registers", sums, ahead)
+    width = gates.widest(case)
+    most = next((t for t in (32, 64, 128, 256, 512) if t * width >= case.hidden), THREADS_PER_BLOCK)
+    fewer = (most, *(t for t in (512, 256, 128) if t < most))
+    keeping = [
+        Knobs(per_row, width, "registers", sums, prefetch)
         for sums in ("registers", "shared")
-        for ahead in (True, False)
-        for shares in fewer
+        for prefetch in (True, False)
+        for per_row in fewer
     ]
-    kept += [
-        Knobs(shares, access, "registers", "shared", prefetch=False, intermediates="shared")
-        for shares in fewer
+    keeping += [
+        Knobs(per_row, width, "registers", "shared", prefetch=False, intermediates="shared")
+        for per_row in fewer
     ]
-    kept += [
-        Knobs(shares, max(1, access // 2), "registers", "shared", prefetch=False)
-        for shares in fewer
+    keeping += [
+        Knobs(per_row, max(1, width // 2), "registers", "shared", prefetch=False)
+        for per_row in fewer
     ]
-    found = next((one for one in kept if valid(one, case, device) is None), None)
-    if found is not None:
-        return found
-    again = [
-        Knobs(shares, access, "reload", "shared", prefetch=False, intermediates="recompute")
-        for shares in (512, 256)
+    recomputing = [
+        Knobs(per_row, width, "reload", "shared", prefetch=False, intermediates="recompute")
+        for per_row in (512, 256)
     ]
-    again = [one for one in again if shared_stages(one, case, device)]
-    again += [
-        Knobs(shares, access, "reload", "global", prefetch=False, intermediates="recompute")
-        for shares in (512, 256, 128, 64, 32)
+    recomputing = [knobs for knobs in recomputing if shared_stages(knobs, case, device)]
+    recomputing += [
+        Knobs(per_row, width, "reload", "global", prefetch=False, intermediates="recompute")
+        for per_row in (512, 256, 128, 64, 32)
     ]
-    return next((one for one in again if valid(one, case, device) is None), again[-1])
+    candidates = (*keeping, *recomputing)
+    return next((k for k in candidates if valid(k, case, device) is None), candidates[-1])
 
 
 def _padded(knobs: Knobs, case: Case) -> int:
-    """Elements of the cell, counting all that the threads have turns for."""
+    """Elements of a row of the cell, rounded up to whole vectors of all threads."""
     return (
-        gates.turns_of(case, knobs.threads_per_row, knobs.vector_width)
+        gates.vectors_per_thread(case, knobs.threads_per_row, knobs.vector_width)
         * knobs.threads_per_row
         * knobs.vector_width
     )
@@ -192,7 +199,7 @@ def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
     """The stages that are in shared memory."""
     if knobs.intermediates == "recompute":
         return ("act", "dz")[
-            : max(0, device.l1 - threads.STATIC - _sums_bytes(knobs, case))
+            : max(0, device.l1 - threads.SHARED_FOR_SUMS - _sums_bytes(knobs, case))
             // (16 * _padded(knobs, case))
         ]
     return ("act",) if knobs.intermediates == "shared" else ()
@@ -201,7 +208,7 @@ def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     """Bytes of shared memory that a block of threads takes."""
     return (
-        threads.STATIC
+        threads.SHARED_FOR_SUMS
         + _sums_bytes(knobs, case)
         + 16 * _padded(knobs, case) * len(shared_stages(knobs, case, device))
     )
@@ -209,56 +216,56 @@ def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _definition(case: Case, blocks: int) -> Any:
-    """What every setting of the knobs begins with; making it takes half as long as all that
-    follows.
-    """
+    """The definition, which all knobs share; making it takes half as long as all that follows."""
     op = ops.get(case.op)
-    made = op.define(case, gates.row_sum(case.hidden), 1, blocks)
-    return turns.unpadded(functions.native(turns.named(made, [a.name for a in op.arguments(case)])))
+    func = op.define(case, gates.row_sum(case.hidden), 1, blocks)
+    return grid_stride.without_padding(
+        cuda_math.with_cuda_functions(grid_stride.named(func, [a.name for a in op.arguments(case)]))
+    )
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """The kernel, step by step.
 
-    1. The definition, with the device's activations; gate and element two loops.
-    2. Blocks of threads and their turns; all stages in one loop over a block's turns.
-    3. What is loaded once for several stages, or before its turn.
-    4. Stages and outputs in registers or shared memory, each access of what they read loaded at
-    once; sums of a row exchanged.
-    5. The thread's sums over rows, added to its block's once or at each turn.
-    6. What no later stage needs is done early, or all of it access by access; turns end where the
-    rows do.
+    1. The definition, with CUDA's activations; gate and element two loops.
+    2. Blocks of threads, and all stages in one loop over a block's rows.
+    3. What is loaded once for several stages, or before the first of them.
+    4. Stages and outputs in registers or shared memory, what they read loaded a vector at a time;
+    sums of a row exchanged.
+    5. The thread's sums over rows, added to its block's once or at each row.
+    6. What no later stage needs is stored early, or all stages go vector by vector; the loop ends
+    where the rows do.
     """
     from tvm import s_tir
 
-    deal, count = (
-        gates.Deal(case.hidden, knobs.threads_per_row, knobs.vector_width),
-        case.blocks(device.cores),
-    )
+    elements = gate_threads.Assignment(case.hidden, knobs.threads_per_row, knobs.vector_width)
+    count = case.blocks(device.cores)
     in_shared = shared_stages(knobs, case, device)
     arguments = {a.name: a.shape[-1] for a in ops.get(case.op).arguments(case)}
 
     # 1.
     sch = s_tir.Schedule(_definition(case, count))
-    alone = knobs.intermediates == "shared"  # act, that is; z need not be kept for it
-    if alone:
+    only_act = knobs.intermediates == "shared"  # z need not be kept where act is
+    if only_act:
         sch.compute_inline(sch.get_sblock("z"))
-    for name in (*STAGES[alone:], *OUTPUTS):
+    for name in (*STAGES[only_act:], *OUTPUTS):
         if name in OF_GATES:
-            gates.apart(sch, sch.get_sblock(name), case.hidden)
-    sch = s_tir.Schedule(gates.settled(sch.mod, ("act",) if alone else ()))
+            gates.split_gates(sch, sch.get_sblock(name), case.hidden)
+    sch = s_tir.Schedule(gates.with_gates_resolved(sch.mod, ("act",) if only_act else ()))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
     # 2.
-    looped = []
+    row_loops = []
     for name, block in blocks.items():
         if name.startswith("sums_"):
-            looped.append(gates.turns_first(sch, block, case.hidden, name in OF_GATES))
+            row_loops.append(gates.row_loop_second(sch, block, case.hidden, name in OF_GATES))
         else:
-            turn, b = sch.split(sch.get_loops(block)[0], [None, count], preserve_unit_iters=True)
-            sch.reorder(b, turn)
-            looped.append(turn)
-    turn = sch.merge(*looped)
+            row_loop, b = sch.split(
+                sch.get_loops(block)[0], [None, count], preserve_unit_iters=True
+            )
+            sch.reorder(b, row_loop)
+            row_loops.append(row_loop)
+    row_loop = sch.merge(*row_loops)
     b = sch.get_loops(blocks["act"])[0]
     sch.bind(b, "blockIdx.x")
 
@@ -269,55 +276,64 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             if name in arguments:
                 readers.setdefault(name, []).append(block)
     matrices = {a.name for a in ops.get(case.op).arguments(case) if len(a.shape) > 1}
-    # each comes before those of before; what is needed first is to be first
+    # each is placed before those placed so far; what is needed first is to come first
     for name, consumers in reversed(readers.items()):
         if arguments[name] == "rows":
-            gates.keep_scalar(sch, consumers, name, turn)
+            gate_threads.load_scalar(sch, consumers, name, row_loop)
         elif knobs.row_storage == "registers" if name in matrices else knobs.prefetch:
-            deal.keep(sch, consumers, name, turn, gates=arguments[name] == "gates")
+            elements.to_registers(
+                sch, consumers, name, row_loop, of_gates=arguments[name] == "gates"
+            )
 
     # 4.
     for name, block in blocks.items():
-        wide, thread = name in OF_GATES, None
+        is_gates, thread = name in OF_GATES, None
         if name in OVER_ROWS:
             continue
         if name in OUTPUTS:
-            thread = deal.output(sch, block, wide)
+            thread = elements.output(sch, block, is_gates)
         elif name in STAGES:
-            thread = deal.stage(sch, block, wide, "shared.dyn" if name in in_shared else "local")
+            thread = elements.stage(
+                sch, block, is_gates, "shared.dyn" if name in in_shared else "local"
+            )
         else:
-            thread = deal.loops(sch, block, wide) if name in ROW_SUMS else None
+            thread = elements.compute(sch, block, is_gates) if name in ROW_SUMS else None
             for index in range(len(sch.get(block).writes)):
                 sch.set_scope(block, index, "local")
         for read in gates.inputs(sch, block, case) if thread else []:
-            deal.fetch(sch, block, read, thread, gates=arguments[read] == "gates")
+            elements.vector_to_registers(
+                sch, block, read, thread, of_gates=arguments[read] == "gates"
+            )
 
     # 5.
-    added = []
+    stores = []
     for name in OVER_ROWS:
-        thread = deal.loops(sch, blocks[name], name in OF_GATES)
+        thread = elements.compute(sch, blocks[name], name in OF_GATES)
         for read in gates.inputs(sch, blocks[name], case):
-            deal.fetch(sch, blocks[name], read, thread, gates=arguments[read] == "gates")
-        added += deal.sums(
+            elements.vector_to_registers(
+                sch, blocks[name], read, thread, of_gates=arguments[read] == "gates"
+            )
+        stores += elements.sums(
             sch,
             blocks[name],
             b,
-            turn,
+            row_loop,
             name in OF_GATES,
             "shared.dyn" if knobs.partial_sums == "shared" else "local",
         )
 
     # 6.
-    sch.annotate(turn, turns.TURNS, count)
-    made = turns.add(ragged.asked_where_it_matters(sch.mod), added)
-    made = turns.each(made) if knobs.partial_sums == "global" else made
+    sch.annotate(row_loop, grid_stride.ROW_LOOP, count)
+    mod = grid_stride.add_to_outputs(guards.only_where_needed(sch.mod), stores)
+    if knobs.partial_sums == "global":
+        mod = grid_stride.sums_of_each_row(mod)
     if knobs.partial_sums == "shared" or knobs.intermediates != "registers":
-        made = private.declare(made)
+        mod = thread_private.declare(mod)
     if knobs.intermediates == "shared":
-        made = turns.early(made, {"sums_hidden_update": "dinner", "dc": "dcell"})
+        mod = grid_stride.move_up(mod, {"sums_hidden_update": "dinner", "dc": "dcell"})
     elif knobs.intermediates == "recompute":
-        made = phases.by_access(made, turns.TURNS)
-    return turns.trim(made)
+        mod = phases.fuse(mod, grid_stride.ROW_LOOP)
+    return grid_stride.end_at_last_row(mod)
 
 
 SCHEDULES = (

@@ -13,7 +13,7 @@ import msgspec
 from lntune.backends.cuda import lowering, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
-from lntune.transforms.gpu import hints, private
+from lntune.transforms.gpu import cache_hints, thread_private
 
 WIDEST = 16
 """Bytes of the widest access that kernels are built with."""
@@ -287,10 +287,11 @@ _STORE = re.compile(
 
 
 def _complete(source: str, launches: tuple[Launch, ...]) -> str:
-    """The source with what it uses (see threads.load_again), and with wide stores that stay wide.
+    """The source with the macro it uses (see lntune/transforms/gpu/reload.py), and with vector
+    stores that nvcc does not split.
 
-    Where rows side by side ask whether they are there, nvcc 13.0 cuts some of the stores behind the
-    question into single elements, unless they are written as what they are.
+    Where a block has several rows, whose stores are guarded, nvcc 13.0 cuts some of these into
+    single elements, unless they are written as calls of __stwb.
     """
     several = {launch.kernel for launch in launches if launch.block[1] > 1}
 
@@ -325,7 +326,7 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
         with (
             source_only.kept(),
             goal,
-            tvm.transform.PassContext(disabled_pass=private.needless(module)),
+            tvm.transform.PassContext(disabled_pass=thread_private.passes_to_skip(module)),
         ):
             host, kernels = lowering.lower(module, goal)
             made = tvm.get_global_func("target.build.cuda")(kernels, goal)
@@ -341,5 +342,5 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
             f"{', '.join(seen.computed) or 'all of it'}: bind its loops to blockIdx and threadIdx"
         )
         raise BuildError(f"the schedule leaves to the host what only a kernel can compute, {left}.")
-    source = _complete(hints.apply(source, hints.requested(module)), launches)
-    return Program(private.alone(module, source), launches, seen.scratch())
+    source = _complete(cache_hints.apply(source, cache_hints.requested(module)), launches)
+    return Program(thread_private.with_launch_bounds(module, source), launches, seen.scratch())

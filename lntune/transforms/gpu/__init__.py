@@ -1,7 +1,14 @@
-"""What GPU schedules are made of: loop transformations, one idea a file, and what follows them.
+"""Loop transformations for GPUs, one idea a file.
 
-threads: a row shared among threads. columns: sums over rows. gates: rows of an LSTM's four gates.
-turns: blocks that go over rows in turns. ragged: rows that do not fill their threads' turns.
-phases: a row's stages access by access. functions: CUDA's own instead of polynomials. lowering: the
-passes from a scheduled module to kernels.
+- threads: a row shared among the threads of a block; loads, stores and row sums of it.
+- columns: sums over the rows of a matrix, first in each block of threads, then over all blocks.
+- gates, gate_threads: rows of an LSTM's four gates, and how their elements are shared among
+  threads.
+- grid_stride: blocks of threads that loop over the rows with the grid's size as the step.
+- guards: bounds checks only where they matter, for rows that do not fill all threads.
+- phases: a row's stages fused into one loop over vectors, between one sum and the next.
+- thread_private: shared memory that serves each thread as more registers.
+- reload: an argument loaded again instead of kept in registers.
+- cache_hints: loads and stores that the cache need not keep.
+- cuda_math: CUDA's own functions instead of polynomials.
 """

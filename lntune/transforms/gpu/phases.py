@@ -1,9 +1,10 @@
-"""A row's stages access by access: what is between two sums over threads, its phases, becomes one
-loop over a thread's accesses each.
+"""A row's stages fused into one loop over a thread's vectors: a loop for each phase, which is what
+lies between one sum over threads and the next.
 
-Schedules make stage after stage, each for all accesses of a thread, which is what TVM can say. That
-has a thread hold all of a stage before the next begins. Here an access goes through all stages of
-its phase before the next access; what a later phase needs is kept, or made again.
+Schedules compute stage after stage, each for all vectors of a thread, which is what s_tir can say;
+a thread then holds all of a stage's results before the next stage begins. Here a vector goes
+through all stages of its phase before the next vector does; what a later phase needs is kept, or
+computed again.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lntune.transforms.gpu import threads
+from lntune.transforms import tir
 
-_ACCESSES = "_0_0"
-"""In the names of loops over a thread's accesses, from threads.one_by_one and threads.copy."""
+_VECTORS = "_0_0"
+"""In the names of loops over a thread's vectors, which come from two splits in threads.py."""
 
 
 @dataclass
 class _Stage:
-    """A statement of a row, with the loop over accesses taken out, and the phase it belongs to."""
+    """A statement of a row without its loop over vectors (`looped`: it had one), what it reads and
+    writes, whether threads exchange sums in it, and its phase.
+    """
 
     statement: Any
     looped: bool
@@ -29,63 +32,51 @@ class _Stage:
     phase: int = 0
 
 
-def by_access(mod: Any, annotation: str) -> Any:
-    """The module with the body of the loop that is annotated so in phases.
+def fuse(mod: Any, annotation: str) -> Any:
+    """The module with the body of the loop that has this annotation fused, phase by phase.
 
-    Code and registers are those of one access, however long the row: what a later phase needs of
-    registers is made again there, from what is in shared memory and in memory.
+    Code and registers are those of one vector, however long the row: what a later phase needs of
+    registers is computed again there, from what is in shared and global memory.
     """
-    import tvm
     import tvm_ffi
     from tvm import s_tir, tirx
 
-    func = s_tir.transform.LowerCrossThreadReduction()(mod)["main"]
-    new: list[Any] = []
+    mod = s_tir.transform.LowerCrossThreadReduction()(mod)
+    allocated: list[Any] = []
 
-    def ordered(loop: Any, mutator: Any) -> Any:
+    def fused(loop: Any, mutator: Any) -> Any:
         if annotation not in loop.annotations:
             return mutator.default_mutate(loop)
-        body = tirx.SeqStmt(_in_phases(list(loop.body.seq), new))
-        return threads.like(loop, body)
+        return tir.loop_with(loop, tirx.SeqStmt(_in_phases(list(loop.body.seq), allocated)))
 
-    body = tvm_ffi.structural_mutate(func.body, [(tirx.For, ordered)])
-    root = body.block
-    rest = (
-        root.name_hint,
-        root.body,
-        root.init,
-        [*root.alloc_buffers, *new],
-        root.match_buffers,
-        root.annotations,
-    )
-    whole = type(root)(root.iter_vars, root.reads, root.writes, *rest)
-    return tvm.IRModule(
-        {"main": func.with_body(type(body)(body.iter_values, body.predicate, whole))}
-    )
+    body = tvm_ffi.structural_mutate(mod["main"].body, [(tirx.For, fused)])
+    root = tir.block_with(body.block, alloc_buffers=[*body.block.alloc_buffers, *allocated])
+    return tir.module_with(mod, type(body)(body.iter_values, body.predicate, root))
 
 
-def _in_phases(statements: list[Any], new: list[Any]) -> list[Any]:
-    """The statements in phases; `new` gets buffers to be allocated."""
+def _in_phases(statements: list[Any], allocated: list[Any]) -> list[Any]:
+    """The statements of a row, phase by phase; buffers to be allocated are added to `allocated`."""
     import tvm
 
-    t = tvm.ir.Var("access", "int64")
-    taken = [_taken_out(part, t) for statement in statements for part in _parts(statement)]
-    count = next(extent for _, extent in taken if extent is not None)
-    stages = [_stage(statement, extent is not None) for statement, extent in taken]
-    known: dict[Any, int] = {}
+    vector = tvm.ir.Var("access", "int64")
+    single = [_of_one_vector(part, vector) for s in statements for part in _parts(s)]
+    count = next(extent for _, extent in single if extent is not None)
+    stages = [_stage(statement, extent is not None) for statement, extent in single]
+    phase_of: dict[Any, int] = {}
     for stage in stages:
         stage.phase = max(
-            (known.get(buffer, 0) for buffer in (*stage.reads, *stage.writes)), default=0
+            (phase_of.get(buffer, 0) for buffer in (*stage.reads, *stage.writes)), default=0
         )
-        known |= dict.fromkeys(stage.writes, stage.phase + stage.exchange)
-    made: list[Any] = []
+        phase_of |= dict.fromkeys(stage.writes, stage.phase + stage.exchange)
+    ordered: list[Any] = []
     for phase in range(max(stage.phase for stage in stages) + 1):
-        its = [stage for stage in stages if stage.phase == phase]
-        inside = [s for s in its if s.looped]
-        made += [s.statement for s in its if not s.exchange and not s.looped]
-        made += [_loop(t, count, _made_again(stages, inside, phase, new))] if inside else []
-        made += [s.statement for s in its if s.exchange]
-    return made
+        current = [stage for stage in stages if stage.phase == phase]
+        looped = [s for s in current if s.looped]
+        ordered += [s.statement for s in current if not s.exchange and not s.looped]
+        if looped:
+            ordered.append(_loop(vector, count, _recomputed(stages, looped, phase, allocated)))
+        ordered += [s.statement for s in current if s.exchange]
+    return ordered
 
 
 def _parts(statement: Any) -> list[Any]:
@@ -95,12 +86,12 @@ def _parts(statement: Any) -> list[Any]:
     from tvm import tirx
 
     def wrapped(part: Any, thread: Any) -> Any:
-        if isinstance(part, tirx.For) and _ACCESSES not in str(part.loop_var.name):
-            return threads.like(part, wrapped(part.body, thread))
+        if isinstance(part, tirx.For) and _VECTORS not in str(part.loop_var.name):
+            return tir.loop_with(part, wrapped(part.body, thread))
         return (
-            threads.like(part, threads.like(thread, part.body))
+            tir.loop_with(part, tir.loop_with(thread, part.body))
             if isinstance(part, tirx.For)
-            else threads.like(thread, part)
+            else tir.loop_with(thread, part)
         )
 
     if (
@@ -112,26 +103,26 @@ def _parts(statement: Any) -> list[Any]:
     return [statement]
 
 
-def _taken_out(statement: Any, t: Any) -> tuple[Any, Any]:
-    """The statement for access `t` alone, and how many there were; None where it has no loop over
-    accesses.
+def _of_one_vector(statement: Any, vector: Any) -> tuple[Any, Any]:
+    """(the statement for the vector of that number alone, how many there were); None for the number
+    where it has no loop over vectors.
     """
     import tvm
     import tvm_ffi
     from tvm import tirx
 
-    found: list[Any] = []
+    extents: list[Any] = []
 
-    def take(loop: Any, mutator: Any) -> Any:
-        if _ACCESSES not in str(loop.loop_var.name) or found or loop.thread_binding is not None:
+    def take_out(loop: Any, mutator: Any) -> Any:
+        if _VECTORS not in str(loop.loop_var.name) or extents or loop.thread_binding is not None:
             return mutator.default_mutate(loop)
-        found.append(loop.extent)
+        extents.append(loop.extent)
         return tvm_ffi.structural_map(
-            loop.body, [(tvm.ir.Var, lambda v: t if v.same_as(loop.loop_var) else v)]
+            loop.body, [(tvm.ir.Var, lambda v: vector if v.same_as(loop.loop_var) else v)]
         )
 
-    made = tvm_ffi.structural_mutate(statement, [(tirx.For, take)])
-    return made, found[0] if found else None
+    changed = tvm_ffi.structural_mutate(statement, [(tirx.For, take_out)])
+    return changed, extents[0] if extents else None
 
 
 def _stage(statement: Any, looped: bool) -> _Stage:
@@ -157,45 +148,46 @@ def _stage(statement: Any, looped: bool) -> _Stage:
     )
 
 
-def _made_again(
-    stages: list[_Stage], inside: list[_Stage], phase: int, new: list[Any]
+def _recomputed(
+    stages: list[_Stage], looped: list[_Stage], phase: int, allocated: list[Any]
 ) -> list[Any]:
     """The statements of a phase's loop, before them those of earlier phases' loops whose registers
-    they read, in registers of their own.
+    they read, which compute these again, in registers of their own.
     """
-    makers = {
+    writers = {
         w: s
         for s in stages
         if s.looped and s.phase < phase
         for w in s.writes
-        if threads.scope(w) == "local"
+        if tir.scope(w) == "local"
     }
     needed: list[_Stage] = []
-    left = list(inside)
+    left = list(looped)
     while left:
         for read in left.pop().reads:
-            if read in makers and makers[read] not in needed:
-                needed.append(makers[read])
-                left.append(makers[read])
+            if read in writers and writers[read] not in needed:
+                needed.append(writers[read])
+                left.append(writers[read])
     if not needed:
-        return [s.statement for s in inside]
-    renewed = {w: _renewed(w) for s in needed for w in s.writes}
-    new.extend(renewed.values())
+        return [s.statement for s in looped]
+    copies = {w: _copy_of(w) for s in needed for w in s.writes}
+    allocated.extend(copies.values())
     again = [s.statement for s in stages if s in needed]
-    return [_with(renewed, _fresh(statement)) for statement in again] + [
-        _with(renewed, s.statement) for s in inside
+    return [_with(copies, _with_own_variables(statement)) for statement in again] + [
+        _with(copies, s.statement) for s in looped
     ]
 
 
-def _with(renewed: dict[Any, Any], statement: Any) -> Any:
+def _with(replacements: dict[Any, Any], statement: Any) -> Any:
+    """The statement with variables (buffers among them) replaced."""
     import tvm
     import tvm_ffi
 
-    return tvm_ffi.structural_map(statement, [(tvm.ir.Var, lambda v: renewed.get(v, v))])
+    return tvm_ffi.structural_map(statement, [(tvm.ir.Var, lambda v: replacements.get(v, v))])
 
 
-def _fresh(statement: Any) -> Any:
-    """A copy with loop variables of its own."""
+def _with_own_variables(statement: Any) -> Any:
+    """A copy of a statement with loop variables and block axes of its own."""
     import tvm_ffi
     from tvm import tirx
     from tvm.s_tir.stmt import SBlock
@@ -203,30 +195,32 @@ def _fresh(statement: Any) -> Any:
     own: dict[Any, Any] = {}
 
     def loop_of(loop: Any) -> None:
-        own[loop.loop_var] = _renewed(loop.loop_var)
+        own[loop.loop_var] = _copy_of(loop.loop_var)
 
     def axes_of(block: Any) -> None:
-        own.update({axis.var: _renewed(axis.var) for axis in block.iter_vars})
+        own.update({axis.var: _copy_of(axis.var) for axis in block.iter_vars})
 
     tvm_ffi.structural_walk(statement, [(tirx.For, loop_of), (SBlock, axes_of)])
     return _with(own, statement)
 
 
-def _renewed(var: Any) -> Any:
+def _copy_of(var: Any) -> Any:
+    """Another variable of the same name and type."""
     import tvm
 
     return tvm.ir.Var(str(var.name), var.ty)
 
 
-def _loop(t: Any, count: Any, statements: list[Any]) -> Any:
+def _loop(vector: Any, count: Any, statements: list[Any]) -> Any:
+    """A loop over `count` vectors of statements for the vector `vector`."""
     from tvm import tirx
 
-    own = _renewed(t)
-    its = [_with({t: own}, s) for s in statements]
+    own = _copy_of(vector)
+    body = [_with({vector: own}, s) for s in statements]
     return tirx.For(
         own,
         tirx.IntImm("int64", 0),
         count,
         tirx.ForKind.SERIAL,
-        tirx.SeqStmt(its) if len(its) > 1 else its[0],
+        tirx.SeqStmt(body) if len(body) > 1 else body[0],
     )

@@ -1,4 +1,5 @@
-"""Cache hints on GPUs, which TVM has no way to ask for: set in the CUDA source of a kernel.
+"""Cache hints of GPU kernels, which TVM cannot ask for: loads and stores in a kernel's CUDA source
+that the cache need not keep.
 
 What is read once or written for somebody later need not push out what others will read again. Such
 accesses are marked as the first to leave the cache (PTX `ld.global.cs` and `st.global.cs`, "likely
@@ -17,18 +18,18 @@ from lntune.device import Device
 from lntune.errors import BuildError
 
 ATTRIBUTE = "lntune_once"
-"""Attribute of a scheduled PrimFunc: the names of the parameters each of whose elements is accessed
-once.
+"""Attribute of a scheduled PrimFunc: the names of the parameters whose loads and stores get
+hints.
 """
 
 _KERNEL = re.compile(r"__global__ void [^{;]*\{.*?^\}$", re.DOTALL | re.MULTILINE)
 
 
-def misfit(case: Case, device: Device, again: bool) -> str | None:
-    """Why accesses to a case's matrices should not be marked, or None; `again`: they are read more
-    than once.
+def reason_invalid(case: Case, device: Device, reloaded: bool) -> str | None:
+    """Why accesses to a case's matrices should have no hints, or None; `reloaded`: the matrices are
+    read more than once.
     """
-    if again:
+    if reloaded:
         return "what is read again should stay in the cache"
     size = case.rows * case.hidden * case.itemsize
     if size <= device.l2:
@@ -37,12 +38,12 @@ def misfit(case: Case, device: Device, again: bool) -> str | None:
 
 
 def request(module: Any, parameters: tuple[str, ...]) -> Any:
-    """The scheduled IRModule with accesses to `parameters` to be marked when it is compiled."""
+    """The scheduled IRModule whose accesses to `parameters` get hints when it is compiled."""
     return type(module)({"main": module["main"].with_attr(ATTRIBUTE, ",".join(parameters))})
 
 
 def requested(module: Any) -> tuple[str, ...]:
-    """The parameters of a scheduled IRModule whose accesses are to be marked."""
+    """The parameters of a scheduled IRModule whose accesses are to get hints."""
     attributes = module["main"].attrs
     return (
         tuple(str(attributes[ATTRIBUTE]).split(","))
@@ -52,31 +53,34 @@ def requested(module: Any) -> tuple[str, ...]:
 
 
 def apply(source: str, parameters: tuple[str, ...]) -> str:
-    """CUDA source with the loads and stores of `parameters` in all its kernels marked.
+    """CUDA source with hints on the loads and stores of `parameters` in all its kernels.
 
     Raises:
         BuildError: a parameter that no kernel accesses, or an access of another form than TVM
             writes.
     """
     for name in parameters:
-        marked = _KERNEL.sub(lambda kernel, name=name: _marked(kernel[0], f"{name}_ptr"), source)  # type: ignore[misc]
-        if marked == source:
+
+        def hint(kernel: re.Match[str], pointer: str = f"{name}_ptr") -> str:
+            return _with_hints(kernel[0], pointer)
+
+        hinted = _KERNEL.sub(hint, source)
+        if hinted == source:
             raise BuildError(
                 f"no access to {name} was found in the kernel, to give it a cache hint"
             )
-        source = marked
+        source = hinted
     return source
 
 
-def _marked(kernel: str, pointer: str) -> str:
-    """One kernel with the accesses through a pointer marked; `*(float4*)(x_ptr + i)` and `x_ptr[i]`
-    are what TVM writes.
+def _with_hints(kernel: str, pointer: str) -> str:
+    """One kernel with hints on the accesses through a pointer; TVM writes them as
+    `*(float4*)(x_ptr + i)` and `x_ptr[i]`.
     """
-    made, at = [], kernel.index("{")
-    done = at
-    made.append(kernel[:at])
-    for start, end, address in _accesses(kernel, pointer, at):
-        made.append(kernel[done:start])
+    body = kernel.index("{")
+    parts, done = [kernel[:body]], body
+    for start, end, address in _accesses(kernel, pointer, body):
+        parts.append(kernel[done:start])
         line_start = kernel.rfind("\n", 0, start) + 1
         stored = (
             re.match(r" = (.*);$", kernel[end : kernel.index("\n", end)])
@@ -84,21 +88,21 @@ def _marked(kernel: str, pointer: str) -> str:
             else None
         )
         if stored:
-            made.append(f"__stcs({address}, {stored[1]});")
+            parts.append(f"__stcs({address}, {stored[1]});")
             done = end + stored.end()
         else:
-            made.append(f"__ldcs({address})")
+            parts.append(f"__ldcs({address})")
             done = end
-    return "".join([*made, kernel[done:]])
+    return "".join([*parts, kernel[done:]])
 
 
 def _accesses(kernel: str, pointer: str, begin: int) -> Iterator[tuple[int, int, str]]:
     """(where it begins, where it ends, the address) of each access through a pointer."""
-    for found in re.finditer(rf"\*\((\w+\*)\)\({pointer} \+ |\b{pointer}\b", kernel[begin:]):
-        start, end = begin + found.start(), begin + found.end()
-        if found[1]:
+    for match in re.finditer(rf"\*\((\w+\*)\)\({pointer} \+ |\b{pointer}\b", kernel[begin:]):
+        start, end = begin + match.start(), begin + match.end()
+        if match[1]:
             close = _closing(kernel, kernel.index(f"({pointer}", start))
-            yield start, close + 1, f"({found[1]})({kernel[kernel.index(pointer, start) : close]})"
+            yield start, close + 1, f"({match[1]})({kernel[kernel.index(pointer, start) : close]})"
         elif kernel[end : end + 1] == "[":
             close = _closing(kernel, end)
             yield start, close + 1, f"{pointer} + ({kernel[end + 1 : close]})"

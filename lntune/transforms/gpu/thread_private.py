@@ -1,5 +1,5 @@
-"""Shared memory whose every place is one thread's own: more registers, in effect, and no barriers
-on its account.
+"""Shared memory that serves each thread as more registers: every element is written and read by one
+thread only, so no barriers are needed for it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ _ATTRIBUTE = "lntune_private_shared"
 
 
 def declare(mod: Any) -> Any:
-    """The module, saying that no thread reads what another has written to its shared memory, but
-    for sums over threads.
+    """The module, marked: no thread reads shared memory that another has written, except in sums
+    over threads.
 
-    TVM 0.27 otherwise puts a barrier between any two accesses to different places of a buffer,
+    TVM 0.27 otherwise puts a barrier between any two accesses to different elements of a buffer,
     dozens a row, and refuses those that only some threads make. Sums over threads have barriers of
     their own.
     """
@@ -27,16 +27,16 @@ def _declared(mod: Any) -> bool:
     return any(func.attrs and _ATTRIBUTE in func.attrs for _, func in mod.functions_items())
 
 
-def needless(mod: Any) -> list[str]:
-    """The passes of TVM that a module can do without: those that put barriers between accesses,
-    where it was declared.
+def passes_to_skip(mod: Any) -> list[str]:
+    """The passes of TVM that must not run on a module: for one that is marked, the pass that puts
+    barriers between accesses.
     """
     return ["s_tir.ThreadSync"] if _declared(mod) else []
 
 
-def alone(mod: Any, source: str) -> str:
-    """The module's source, telling the compiler where it was declared that one block has a
-    multiprocessor to itself.
+def with_launch_bounds(mod: Any, source: str) -> str:
+    """The module's CUDA source; where the module is marked, it tells the compiler that one block
+    has a multiprocessor to itself (`__launch_bounds__(threads, 1)`).
 
     Its shared memory leaves no room for more; ptxas 13.0 rather spills than take more registers
     than two blocks of 256 threads could have.
