@@ -19,7 +19,7 @@ from lntune.ops.lnlstm_step import VARIANTS, formula, variant
 from lntune.torch import dispatch
 from lntune.torch import lnlstm as module
 from lntune.torch.lnlstm import lnlstm_step
-from lntune.transforms.cpu import loops
+from lntune.transforms.cpu import alignment
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -46,7 +46,7 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
         n = te.var("n", "int64")
         given = te.placeholder((n, tirx.IntImm("int64", 16)), "float32", name="x")
         made = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
-        sch = s_tir.Schedule(loops.element_aligned(te.create_prim_func([given, made])))
+        sch = s_tir.Schedule(alignment.element_aligned(te.create_prim_func([given, made])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
         with compiler._lock:  # the compiler is used by one thread at a time
             kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))[

@@ -579,7 +579,7 @@ docstring"""'''
     "part",
     [
         "ops/layer_norm.py",
-        "transforms/cpu/loops.py",
+        "transforms/cpu/row_sums.py",
         "transforms/gpu/threads.py",
         "transforms/gpu/cache_hints.py",
         "mine",
@@ -620,7 +620,7 @@ def test_modules_that_a_schedule_imports_count(
     path = write(
         "cpu/a.py",
         text=MINE + "\ndef later():\n    from mylib import tiles\n    import json, numpy,"
-        " lntune.transforms.cpu.loops\n",
+        " lntune.transforms.cpu.vectors\n",
     )
     assert [p.name for p in sources.imported(path)] == ["__init__.py", "tiles.py", "sizes.py"]
     before = schedule.load_file(path, "cpu")[0].code

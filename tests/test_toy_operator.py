@@ -137,7 +137,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops
+from lntune.transforms.cpu import alignment, row_sums
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     """Steps: 1 define, 2 widen on the fly, 3 one loop over rows."""
     from tvm import s_tir
 
-    row_sum = loops.staged_sum(device.vector_bytes // 4)
-    sch = s_tir.Schedule(loops.element_aligned(ops.get(case.op).define(case, row_sum)))
+    row_sum = row_sums.staged_sum(device.vector_bytes // 4)
+    sch = s_tir.Schedule(alignment.element_aligned(ops.get(case.op).define(case, row_sum)))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
     sch.compute_inline(blocks.pop("x32"))
     rows = sch.merge(*[sch.get_loops(b)[0] for b in blocks.values()])

@@ -22,7 +22,7 @@ from lntune.log import records
 from lntune.log.records import Record
 from lntune.schedule import Schedule
 from lntune.system import paths, sources, toolchain
-from lntune.transforms.cpu import loops, streaming
+from lntune.transforms.cpu import row_sums, streaming
 from lntune.transforms.gpu import cache_hints, threads
 from lntune.versions import Code
 
@@ -167,8 +167,8 @@ def in_a_schedule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
     path = tmp_path / "cpu" / "layer_norm.py"
     path.parent.mkdir()
     text = PLANS["cached_rows"].path.read_text()
-    assert "loops.element_aligned(" in text
-    path.write_text(text.replace("loops.element_aligned(", "("))
+    assert "alignment.element_aligned(" in text
+    path.write_text(text.replace("alignment.element_aligned(", "("))
     return next(s for s in schedule.load_file(path, "cpu") if s.name == "cached_rows")
 
 
@@ -191,7 +191,7 @@ def in_an_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
 
 def in_a_transformation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
     """Sums in lanes with shorter chains of adds."""
-    monkeypatch.setattr(loops, "CHUNK", 8)
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
     return PLANS["cached_rows"]
 
 

@@ -223,10 +223,10 @@ def to_library(
 def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str) -> str:
     """The kernel as text, in one of FORMS."""
     if form == "te":
-        from lntune.transforms.cpu import loops
+        from lntune.transforms.cpu import row_sums
 
         _tvm()
-        return str(ops.get(case.op).define(case, loops.plain_sum).script())
+        return str(ops.get(case.op).define(case, row_sums.plain_sum).script())
     if device.kind == "gpu" and form != "tir":
         source = program(case, schedule, setting, device).source
         return source if form == "source" else cuda.to_cubin(source, device.isa).ptx

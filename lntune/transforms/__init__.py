@@ -1,3 +1,6 @@
-"""What schedules are made of: loop transformations, one idea a file; those of one kind of device in
-a folder of their own.
+"""What schedules are made of: transformations of TVM's loops, those for CPUs and GPUs in folders of
+their own.
+
+tir: statements with a part replaced. strides: kernels for tensors with a distance between their
+rows.
 """

@@ -23,7 +23,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops, streaming
+from lntune.transforms.cpu import alignment, prefetch, row_sums, streaming, vectors
 
 SERIAL_LIMIT = 1 << 17
 """Elements above which one thread is never worth trying; below, waking the others may cost more
@@ -69,7 +69,7 @@ def valid(knobs: Rows, case: Case, device: Device) -> str | None:
     width = max(knobs.lanes, knobs.store) * vector
     if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
         return f"{width} lanes are more than the {case.hidden} elements of a row"
-    steps = loops.chains(case.hidden, knobs.lanes * vector)[2]
+    steps = row_sums.chains(case.hidden, knobs.lanes * vector)[2]
     if steps % knobs.unroll:
         return (
             f"{steps} steps of {knobs.lanes * vector} elements are not a multiple of {knobs.unroll}"
@@ -117,9 +117,9 @@ def default(case: Case, device: Device) -> Rows:
     Claiming lines that are in the cache anyway costs 10 %; claiming those that are not gains up to
     a half, and streaming them, where the data is beyond all caches, nearly as much again.
     """
-    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
-    lanes = min(4, vectors)
+    lanes = min(4, whole_vectors)
     ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
     parallel = case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1)
     if parallel and beyond_cache(case, device):
@@ -130,7 +130,7 @@ def default(case: Case, device: Device) -> Rows:
         write = "plain"
     return Rows(
         lanes=lanes,
-        store=min(2, vectors),
+        store=min(2, whole_vectors),
         prefetch=int(ahead and case.rows > 1),
         write=write,
         affine32=case.dtype != "float32" and case.rows >= AFFINE_ROWS,
@@ -147,8 +147,8 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
     vector = device.vector_bytes // 4
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
-    func = loops.element_aligned(
-        ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector), knobs.together)
+    func = alignment.element_aligned(
+        ops.get(case.op).define(case, row_sums.staged_sum(knobs.lanes * vector), knobs.together)
     )
     sch = s_tir.Schedule(func)
     outputs = [a.name for a in ops.get(case.op).arguments(case) if a.role == "out"]
@@ -162,7 +162,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
         if name in blocks:
             block = blocks.pop(name)
             if knobs.affine32:
-                loops.exact_vectors(sch, sch.get_loops(block)[0], knobs.store * vector)
+                vectors.exact_vectors(sch, sch.get_loops(block)[0], knobs.store * vector)
             else:
                 sch.compute_inline(block)
 
@@ -177,7 +177,7 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
 
     # 4. Sums and scalars; a widened row by whole vectors.
     per_row = {name: block for name, block in blocks.items() if name not in ("x32", *outputs)}
-    loops.vectorize_sums(
+    row_sums.vectorize_sums(
         sch,
         per_row,
         1,
@@ -185,22 +185,22 @@ def _apply(case: Case, knobs: Rows, device: Device, keep_rows: bool) -> Any:
         "centred_lanes" if knobs.prefetch or knobs.write == "claimed" else None,
     )
     if keep_rows:
-        loops.exact_vectors(sch, sch.get_loops(blocks["x32"])[2], knobs.store * vector)
+        vectors.exact_vectors(sch, sch.get_loops(blocks["x32"])[2], knobs.store * vector)
 
     # 5. Outputs by whole vectors.
-    loops.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)
+    vectors.exact_vectors(sch, sch.get_loops(blocks["y"])[2], knobs.store * vector)
 
     # 6. Rows fetched while others are summed, when memory has nothing else to do: the next of x,
     # and the place of y.
     names = [a.name for a in ops.get(case.op).arguments(case)]
     fetches = (
-        [loops.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)]
+        [prefetch.Prefetch(names.index("x"), knobs.prefetch, False, case.itemsize)]
         if knobs.prefetch
         else []
     )
     if knobs.write == "claimed":
-        fetches.append(loops.Prefetch(names.index("y"), 0, True, case.itemsize))
-    mod = loops.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
+        fetches.append(prefetch.Prefetch(names.index("y"), 0, True, case.itemsize))
+    mod = prefetch.prefetch_rows(sch.mod, fetches, knobs.together) if fetches else sch.mod
 
     # 7. The lines of a y too large for the cache are written without being read first.
     return streaming.request(mod, "y") if knobs.write == "streamed" else mod

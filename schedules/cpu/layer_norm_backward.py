@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops, streaming
+from lntune.transforms.cpu import alignment, prefetch, row_sums, streaming, vectors
 
 SERIAL_LIMIT = 1 << 16
 """Elements above which one thread is never worth trying."""
@@ -97,25 +97,25 @@ def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Blocks:
     """As many blocks as cores, and what hides latency without spilling registers."""
-    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
     parallel = device.cores > 1 and case.rows > 1 and elements > PARALLEL_ELEMENTS
     blocks = (
-        min(loops.floor_power(max(1, device.cores)), loops.floor_power(max(1, case.rows)), 64)
+        min(vectors.floor_power(max(1, device.cores)), vectors.floor_power(max(1, case.rows)), 64)
         if parallel
         else 1
     )
     together = 2 if case.rows >= 2 * blocks and case.rows > 1 else 1
     if "dx" not in _outputs(case):
         return Blocks(blocks=blocks, together=together, lanes=1, store=1, prefetch=0, write="plain")
-    lanes = min(2, vectors)
+    lanes = min(2, whole_vectors)
     ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
     write = "streamed" if blocks > 1 and beyond_cache(case, device) else "plain"
     return Blocks(
         blocks=blocks,
         together=together,
         lanes=lanes,
-        store=min(2, vectors),
+        store=min(2, whole_vectors),
         prefetch=int(ahead and case.rows > 1),
         write=write,
     )
@@ -132,9 +132,13 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
     definition = ops.get(case.op).define(
-        case, loops.staged_sum(knobs.lanes * vector), knobs.together, knobs.blocks, contiguous=True
+        case,
+        row_sums.staged_sum(knobs.lanes * vector),
+        knobs.together,
+        knobs.blocks,
+        contiguous=True,
     )
-    sch = s_tir.Schedule(loops.element_aligned(definition))
+    sch = s_tir.Schedule(alignment.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
     # 2. What is widened on the fly disappears.
@@ -172,43 +176,45 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
 
     # 4. Sums and scalars of a row.
     fetching = "row_lanes" if knobs.prefetch or knobs.write == "claimed" else None
-    loops.vectorize_sums(sch, per_row, 2, 1, fetching)
+    row_sums.vectorize_sums(sch, per_row, 2, 1, fetching)
 
     # 5. dx and the partial sums by whole vectors; the sums are in memory, the rows side by side
     # added in registers.
-    sch.annotate(k, loops.VECTORS, step)
+    sch.annotate(k, vectors.VECTORS, step)
     for name, block in blocks.items():
         if name not in per_row:
             sch.unroll(sch.get_loops(block)[-1])
     if "blocks" in blocks:
         sch.annotate(
-            sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1], loops.VECTORS, step
+            sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1],
+            vectors.VECTORS,
+            step,
         )
 
     # 6. What the blocks come to.
     for block in totals.values():
         k, *block_loop = sch.get_loops(block)
-        sch.annotate(k, loops.VECTORS, step)
+        sch.annotate(k, vectors.VECTORS, step)
         if block_loop:
             sch.reorder(*block_loop, k)
             sch.annotate(
                 sch.get_loops(sch.decompose_reduction(block, block_loop[0]))[-1],
-                loops.VECTORS,
+                vectors.VECTORS,
                 step,
             )
 
     # 7. Guards that only dx needs; rows fetched while others are summed.
     names = [a.name for a in ops.get(case.op).arguments(case)]
     fetches = [
-        loops.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize)
+        prefetch.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize)
         for name in ("dy", "x")
         if knobs.prefetch
     ]
     if knobs.write == "claimed":
-        fetches.append(loops.Prefetch(names.index("dx"), 0, True, case.itemsize))
-    mod = loops.split_vectors(loops.drop_predicates(sch.mod, ("dx",)))
+        fetches.append(prefetch.Prefetch(names.index("dx"), 0, True, case.itemsize))
+    mod = vectors.split_vectors(vectors.drop_predicates(sch.mod, ("dx",)))
     if fetches:
-        mod = loops.prefetch_rows(mod, fetches, knobs.together, shared=True)
+        mod = prefetch.prefetch_rows(mod, fetches, knobs.together, shared=True)
 
     # 8. A dx too large for the cache is written without being read first.
     return streaming.request(mod, "dx") if knobs.write == "streamed" else mod

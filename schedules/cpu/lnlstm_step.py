@@ -15,7 +15,7 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops
+from lntune.transforms.cpu import alignment, row_sums, vectors
 
 SERIAL_LIMIT = 1 << 14
 """Elements of the cell above which one thread is never worth trying; each costs five
@@ -48,7 +48,7 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
         return f"{width} lanes are more than the {case.hidden} elements of a cell"
     if knobs.unroll > 1:
         for size in (case.hidden, 4 * case.hidden):
-            if loops.chains(size, knobs.lanes * vector)[2] % knobs.unroll:
+            if row_sums.chains(size, knobs.lanes * vector)[2] % knobs.unroll:
                 return (
                     f"the steps of sums of {size} elements are not a multiple of {knobs.unroll} to"
                     " unroll"
@@ -62,10 +62,10 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Step:
     """Enough accumulators to hide the latency of an add; small work stays on one thread."""
-    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
     return Step(
-        lanes=min(4, vectors),
+        lanes=min(4, whole_vectors),
         store=1,
         parallel=case.rows > 1 and (elements > PARALLEL_ELEMENTS or device.cores == 1),
     )
@@ -79,7 +79,9 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
     sch = s_tir.Schedule(
-        loops.element_aligned(ops.get(case.op).define(case, loops.staged_sum(knobs.lanes * vector)))
+        alignment.element_aligned(
+            ops.get(case.op).define(case, row_sums.staged_sum(knobs.lanes * vector))
+        )
     )
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
@@ -93,7 +95,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
 
     # 3. Sums and scalars.
     elementwise = ("z", "cell", "inner", "h", "c_new")
-    loops.vectorize_sums(
+    row_sums.vectorize_sums(
         sch,
         {name: block for name, block in blocks.items() if name not in elementwise},
         1,
@@ -103,7 +105,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
 
     # 4. The rest by whole vectors.
     for name in elementwise:
-        loops.exact_vectors(sch, sch.get_loops(blocks[name])[2], knobs.store * vector)
+        vectors.exact_vectors(sch, sch.get_loops(blocks[name])[2], knobs.store * vector)
     return sch.mod
 
 

@@ -16,7 +16,7 @@ from lntune.case import MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops, sums
+from lntune.transforms.cpu import accumulate, alignment, row_sums, vectors
 
 SERIAL_LIMIT = 1 << 13
 """Elements of the cell above which one thread is never worth trying; each costs five exponentials
@@ -64,12 +64,12 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Step:
     """Enough accumulators to hide the latency of an add; small work stays on one thread."""
-    vectors = loops.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
     blocks = case.blocks(device.cores)
     return Step(
         together=2 if case.rows >= 2 * blocks else 1,
-        lanes=min(2, vectors),
-        store=min(2, vectors),
+        lanes=min(2, whole_vectors),
+        store=min(2, whole_vectors),
         parallel=blocks > 1 and case.rows * case.hidden > PARALLEL_ELEMENTS,
     )
 
@@ -86,12 +86,12 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     # 1. The definition, summed in lanes; arguments at any address an element may have.
     definition = ops.get(case.op).define(
         case,
-        loops.staged_sum(knobs.lanes * vector),
+        row_sums.staged_sum(knobs.lanes * vector),
         knobs.together,
         blocks_of_rows,
         contiguous=True,
     )
-    sch = s_tir.Schedule(loops.element_aligned(definition))
+    sch = s_tir.Schedule(alignment.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
     # 2. Rows as block x turn x side. Outputs and sums over rows of one size share a loop over their
@@ -127,7 +127,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
 
     # 4. Stages by whole vectors, cut at the gates where these differ; sums and scalars of a row.
     elementwise = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
-    loops.vectorize_sums(
+    row_sums.vectorize_sums(
         sch, {name: block for name, block in stages.items() if name not in elementwise}, 2, 1, None
     )
     for name in elementwise:
@@ -135,16 +135,16 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
         if name in ("act", "dz"):
             gate, k = sch.split(k, [4, None])
             sch.unroll(gate)
-        loops.exact_vectors(sch, k, step)
+        vectors.exact_vectors(sch, k, step)
 
     # 5. Outputs, and what the rows add to the sums; the rows side by side are added in registers.
     for size, k in shared.items():
-        sch.annotate(k, loops.VECTORS, step)
+        sch.annotate(k, vectors.VECTORS, step)
         for name, block in blocks.items():
             if name == f"sums_{size}" or outputs.get(name) == size:
                 sch.unroll(sch.get_loops(block)[-1])
-    mod = loops.drop_predicates(sch.mod, tuple(outputs))
-    return loops.split_vectors(sums.accumulate(mod, ("sums_gates", "sums_hidden")))
+    mod = vectors.drop_predicates(sch.mod, tuple(outputs))
+    return vectors.split_vectors(accumulate.add_to_outputs(mod, ("sums_gates", "sums_hidden")))
 
 
 SCHEDULES = (

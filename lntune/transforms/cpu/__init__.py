@@ -1,1 +1,9 @@
-"""Loop transformations for CPUs, and stores past their cache."""
+"""Loop transformations for CPUs, one idea a file.
+
+- vectors: loops cut into whole vectors and a tail.
+- row_sums: sums over a row in the lanes of vectors.
+- accumulate: sums that are added to what an output holds.
+- prefetch: rows brought into the cache before their turn.
+- streaming: stores that go around the cache.
+- alignment: tensors that start at any element.
+"""

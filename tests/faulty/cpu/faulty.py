@@ -19,7 +19,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import loops
+from lntune.transforms.cpu import alignment, row_sums
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Knobs:
     second: bool = knob(False, (False, True), "nothing")
 
 
-def _module(case: Case, row_sum: Any = loops.plain_sum) -> Any:
+def _module(case: Case, row_sum: Any = row_sums.plain_sum) -> Any:
     """The definition, unscheduled."""
     import tvm
 
     return tvm.IRModule(
         {
             "main": (
-                loops.element_aligned(ops.get(case.op).define(case, row_sum)).with_attr(
+                alignment.element_aligned(ops.get(case.op).define(case, row_sum)).with_attr(
                     "global_symbol", "main"
                 )
             )
@@ -82,7 +82,7 @@ def kernel_segfaults(case: Case, knobs: Knobs, device: Device) -> Any:
 
     def row_sum(rows: Any, hidden: int, expressions: Any, name: str) -> Any:
         far = tirx.IntImm("int64", 1 << 40)
-        return loops.plain_sum(
+        return row_sums.plain_sum(
             rows, hidden, [lambda i, k, f=f: f(i, k + far) for f in expressions], name
         )
 
@@ -96,7 +96,7 @@ def wrong(case: Case, knobs: Knobs, device: Device) -> Any:
     def row_sum(rows: Any, hidden: int, expressions: Any, name: str) -> Any:
         return [
             lambda i, s=s: s(i) * tirx.const(1.001, "float32")
-            for s in loops.plain_sum(rows, hidden, expressions, name)
+            for s in row_sums.plain_sum(rows, hidden, expressions, name)
         ]
 
     return _module(case, row_sum)
