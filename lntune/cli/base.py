@@ -58,8 +58,8 @@ GRID = Annotated[
     typer.Option(
         "--grid",
         help=(
-            "Where --hidden is not given: default, or paper (the hidden sizes of the paper's"
-            " experiments)."
+            "Where --hidden is not given: default, or paper"
+            " (the hidden sizes of the paper's experiments)."
         ),
     ),
 ]
@@ -69,8 +69,8 @@ WIDE = Annotated[
     typer.Option(
         "--wide",
         help=(
-            "All columns of tables, also where the terminal is too narrow for them; pipes have them"
-            " anyway."
+            "All columns of tables, also where the terminal is too narrow for them;"
+            " pipes have them anyway."
         ),
     ),
 ]

@@ -220,8 +220,8 @@ def show(
             choice = dispatch.choose(case, device)
         if not choice.schedule:
             raise InputError(
-                f"eager mode serves {case} ({choice.steps[-1]}); name a --schedule to see a kernel"
-                " all the same."
+                f"eager mode serves {case} ({choice.steps[-1]});"
+                " name a --schedule to see a kernel all the same."
             )
         chosen, setting = schedules.resolve(choice.schedule, op, choice.knobs)
     text = compiler.show(case, chosen, setting, device, form)

@@ -246,8 +246,8 @@ def build(
         str,
         typer.Option(
             help=(
-                "Architectures whose code each GPU's file holds beside that of its own:"
-                " sm_100,sm_120."
+                "Architectures whose code each GPU's file holds"
+                " beside that of its own: sm_100,sm_120."
             )
         ),
     ] = "",
@@ -324,8 +324,8 @@ def bench(
         typer.Option(
             "--page-faults",
             help=(
-                "Let the C library return large outputs to the system at once, as it does by"
-                " default."
+                "Let the C library return large outputs to the system at once,"
+                " as it does by default."
             ),
         ),
     ] = False,

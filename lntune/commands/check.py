@@ -19,9 +19,7 @@ from lntune.torch import dispatch
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The check of one case: what serves it, whether it is right, and its errors (see
-    check.Verdict).
-    """
+    """The check of one case: what serves it, and whether it is right (see check.Verdict)."""
 
     case: Case
     tier: Tier

@@ -45,9 +45,7 @@ class Agreement(msgspec.Struct, frozen=True):
 
 
 class Tour(msgspec.Struct, frozen=True):
-    """What came of it: trials made, rows of the report, and how the tuned op compares with
-    eager.
-    """
+    """What came of it: trials, rows of the report, and how the tuned op compares with eager."""
 
     trials: int
     rows: list[Row]
@@ -73,8 +71,8 @@ def run(
     on = f"{cpu.name} ({counted(cpu.cores, 'core')}, {cpu.isa})"
     say(
         out,
-        f"1. Tuning {NAME} on {on} for about {seconds:.0f} s: every candidate is checked, then"
-        " timed.",
+        f"1. Tuning {NAME} on {on} for about {seconds:.0f} s:"
+        " every candidate is checked, then timed.",
     )
     with TuningProgress(out) as progress:
         summary = tune(grid, Settings(seconds=seconds), progress)
@@ -119,9 +117,7 @@ def run(
 
 
 def _agreement(case: Case) -> Agreement:
-    """The public call against torch.nn.functional.layer_norm, forward and backward, on random
-    tensors.
-    """
+    """The public call against PyTorch's layer norm, forward and backward, on random tensors."""
     import torch
 
     import lntune

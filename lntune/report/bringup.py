@@ -178,8 +178,8 @@ def lines(s: Summary) -> list[str]:
     )
     text += [f"  {one}" for one in failed]
     text.append(
-        f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before; left of the plan:"
-        f" {len(s.left)}"
+        f"tuned {counted(s.tuned, 'case')} in this run, {s.known} before;"
+        f" left of the plan: {len(s.left)}"
     )
     trials = ", ".join(f"{count} {status}" for status, count in sorted(s.trials.items())) or "none"
     text.append(f"trials in the log: {trials}")
@@ -194,8 +194,8 @@ def lines(s: Summary) -> list[str]:
     if disturbed := sum(o.disturbed for o in s.operators):
         what = counted(disturbed, "measurement was", "measurements were")
         text.append(
-            f"{what} disturbed by other work on the machine and left out: neither times nor ratios"
-            " of these hold"
+            f"{what} disturbed by other work on the machine and left out:"
+            " neither times nor ratios of these hold"
         )
     rest = f", {s.not_verified} not reached" if s.not_verified else ""
     right = f"{len(s.wrong)} WRONG" if s.wrong else "all right" if s.verified else "none"

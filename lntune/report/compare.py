@@ -121,8 +121,8 @@ def load(path: Path) -> list[Record]:
 
 
 _SIDE = (
-    "JSON of `lntune bench --output`, a folder of tuning logs, a device's folder in it, or one"
-    " .jsonl"
+    "JSON of `lntune bench --output`, a folder of tuning logs,"
+    " a device's folder in it, or one .jsonl"
 )
 
 
@@ -246,7 +246,7 @@ def _distinct(described: Iterable[Device]) -> list[Device]:
     """The devices without those that are another one's second description."""
     devices: list[Device] = []
     for device in described:
-        if all(known.differences(device) for known in devices):
+        if all(other.differences(device) for other in devices):
             devices.append(device)
     return devices
 

@@ -127,8 +127,8 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         )
     if facts["geomean_over_default"]:
         lines.append(
-            f"geomean {facts['geomean_over_default']:.2f}x over the default knobs that serve where"
-            " nothing is tuned"
+            f"geomean {facts['geomean_over_default']:.2f}x over the default knobs"
+            " that serve where nothing is tuned"
         )
     slower = facts["slower_than_eager"]
     if facts["geomean_over_eager"]:
@@ -149,8 +149,8 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         )
     if facts["disturbed"]:
         lines.append(
-            f"* {facts['disturbed']} disturbed by other work on the machine: neither times nor"
-            " ratios hold"
+            f"* {facts['disturbed']} disturbed by other work on the machine:"
+            " neither times nor ratios hold"
         )
     if facts["stale"]:
         lines.append(

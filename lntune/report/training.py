@@ -130,8 +130,8 @@ def steps_lines(steps: Sequence[Step]) -> list[str]:
         )
     if figures["geomean_over_eager_8_to_512_rows"]:
         lines.append(
-            f"{FEW} to {MANY} rows: geomean {figures['geomean_over_eager_8_to_512_rows']:.2f}x over"
-            " eager"
+            f"{FEW} to {MANY} rows:"
+            f" geomean {figures['geomean_over_eager_8_to_512_rows']:.2f}x over eager"
         )
     if figures["geomean_over_better_of_eager_and_compile"]:
         lines.append(
@@ -147,7 +147,7 @@ def steps_lines(steps: Sequence[Step]) -> list[str]:
         )
     if figures["disturbed"]:
         lines.append(
-            f"* {figures['disturbed']} disturbed by other work on the machine: neither times nor"
-            " ratios hold"
+            f"* {figures['disturbed']} disturbed by other work on the machine:"
+            " neither times nor ratios hold"
         )
     return lines

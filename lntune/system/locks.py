@@ -74,8 +74,8 @@ def _wait(lock: object, name: Path) -> None:
         remedy = "End or continue that process (fuser or lsof name it)"
         if name.suffix == ".held":
             remedy = (
-                f"End or continue that process, which {name} names, or delete this file when there"
-                " is no such process"
+                f"End or continue that process, which {name} names,"
+                " or delete this file when there is no such process"
             )
         if waited >= LIMIT or (warned and interrupts.waiting()):
             raise LockedError(
@@ -84,8 +84,8 @@ def _wait(lock: object, name: Path) -> None:
         if waited >= WARN_AFTER and not warned:
             warned = True
             callers.warn(
-                f"waiting for another process that holds {name}, for {LIMIT:.0f} s at most."
-                f" {remedy}.",
+                f"waiting for another process that holds {name},"
+                f" for {LIMIT:.0f} s at most. {remedy}.",
                 LockWarning,
             )
         time.sleep(_PAUSE)

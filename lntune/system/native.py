@@ -120,8 +120,8 @@ def fetch(path: Path, load: Callable[[], Loaded], make: Callable[[], object]) ->
         return load()
     except OSError as e:
         raise BuildError(
-            f"cannot load {path}: {e}. Delete it, or choose another cache folder with"
-            " LNTUNE_CACHE_DIR."
+            f"cannot load {path}: {e}."
+            " Delete it, or choose another cache folder with LNTUNE_CACHE_DIR."
         ) from e
 
 
@@ -139,6 +139,6 @@ def atomic(path: Path) -> Iterator[Path]:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         raise BuildError(
             f"cannot store {path}: {e.strerror or e}."
-            f" {'Free some space, or choose' if full else 'Choose'} another cache folder with"
-            " LNTUNE_CACHE_DIR."
+            f" {'Free some space, or choose' if full else 'Choose'}"
+            " another cache folder with LNTUNE_CACHE_DIR."
         ) from e

@@ -40,16 +40,16 @@ def command() -> tuple[str, ...]:
             candidates = [[cxx] if shutil.which(cxx) else shlex.split(cxx)]
         except ValueError as e:  # a quote that is not closed
             raise ToolchainError(
-                f"CXX: got {cxx}, expected the command of a C++ compiler ({e}). Correct it or unset"
-                " it."
+                f"CXX: got {cxx}, expected the command of a C++ compiler ({e})."
+                " Correct it or unset it."
             ) from e
     for program, *options in filter(None, candidates):
         if path := shutil.which(program):
             return path, *options
     names = f"CXX={cxx}" if cxx else "c++, g++ or clang++"
     raise ToolchainError(
-        f"no C++ compiler found ({names} on PATH); building a kernel needs one. Install g++ or"
-        " clang, or set CXX."
+        f"no C++ compiler found ({names} on PATH); building a kernel needs one."
+        " Install g++ or clang, or set CXX."
     )
 
 

@@ -57,9 +57,7 @@ SMOKE_SIZES = {"float32": 1000, "bfloat16": 1024}
 """Hidden sizes of the smoke check: an odd one, and one of whole vectors."""
 SMOKE_ROWS = 24
 SMOKE_SECONDS, SMOKE_LEAST = 30.0, 5.0
-"""What one of its kernels may take, as long as the smoke check has time, and what it may take in
-any case.
-"""
+"""Seconds one kernel may take: while the smoke check has time, and in any case."""
 
 
 @dataclass(frozen=True)

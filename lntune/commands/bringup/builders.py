@@ -1,6 +1,4 @@
-"""Processes that build a GPU's kernels into the cache on all cores, ahead of the step that needs
-them.
-"""
+"""Processes that build a GPU's kernels into the cache on all cores, before a step needs them."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ class Builders:
                 thread.join(0.05)
 
     def wait(self, case: Case, candidate: Candidate, seconds: float) -> None:
-        """Until it was built or failed to be, or nobody is there to build it, or the time is
-        over.
-        """
+        """Wait until it is built or has failed, nobody is left to build it, or time is over."""
         end = time.monotonic() + seconds
         with self._changed:
             while (

@@ -41,9 +41,7 @@ def _of(
 
 
 def finals(device: Device, cases: Sequence[Case]) -> dict[Case, Record]:
-    """The latest final of each case that has one: measured on this device, with the schedules as
-    they are.
-    """
+    """The latest final of each case, measured on this device with the schedules as they are."""
     return _finals(cases, _of(device, cases, paths.log_dirs(), "final"))
 
 

@@ -108,8 +108,8 @@ def _next(device: Device, results: Results, left: list[str], tuned: bool) -> lis
         )
     if not all(smoked.works for smoked in results.smoke):
         steps.append(
-            f"what failed the smoke check: lntune show OPERATOR --hidden N{on} --as source prints"
-            " its code"
+            f"what failed the smoke check:"
+            f" lntune show OPERATOR --hidden N{on} --as source prints its code"
         )
     if left:
         steps.append(f"the same command goes on: {counted(len(left), 'case')} left")

@@ -127,15 +127,12 @@ def perform(step: Step) -> Answer:
             answer, lost=answer.outcome is not None and answer.outcome.lost
         )
     failed = answer.error or any(not r.ok for r in answer.results)
-    # What broke a GPU's context stays with the process, and every later step would report it as its
-    # own.
+    # What broke a GPU's context stays with the process, and every later step would report it too.
     return msgspec.structs.replace(answer, lost=True) if failed and _broken(step.device) else answer
 
 
 def _give_back(device: Device) -> None:
-    """Have PyTorch keep no memory of a GPU for this process, which waits while another one
-    tunes.
-    """
+    """Have PyTorch keep no memory of a GPU for this process, which waits while another tunes."""
     if places.name_of(device).startswith("cuda"):
         import torch
 

@@ -28,9 +28,7 @@ __all__ = ["Finding", "examine"]
 
 
 def examine() -> list[Finding]:
-    """Everything worth knowing, the failures among it: whatever goes wrong in looking is a finding
-    too.
-    """
+    """All findings; whatever goes wrong in looking is a finding too."""
     found = [
         *looked("packages", _versions),
         *looked("C++ compiler", _compiler),
@@ -309,9 +307,7 @@ def _cache() -> Finding:
 
 
 def _built() -> Finding:
-    """What was built so far, whether it is whole, and what the look costs that is taken at each
-    load.
-    """
+    """What was built so far, whether it is whole, and what that check costs at each load."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", paths.CacheWarning)
         folder = paths.cached("kernels").parent

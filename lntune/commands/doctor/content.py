@@ -47,8 +47,8 @@ def examine() -> list[Finding]:
         )
     if empty:
         remedy = (
-            "Set LNTUNE_SCHEDULES to a folder that has folders cpu or gpu with schedule files in"
-            " them, or unset it."
+            "Set LNTUNE_SCHEDULES to a folder that has folders cpu or gpu"
+            " with schedule files in them, or unset it."
         )
         found.append(
             Finding(
@@ -99,9 +99,7 @@ def _again(
 
 
 def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
-    """What is tuned on this device, which of it schedules have outrun since, and the lines nobody
-    can use.
-    """
+    """What is tuned on this device, what of it is stale, and the lines nobody can use."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -9,15 +9,11 @@ import msgspec
 from lntune.errors import LntuneError
 
 SHOWN = 3
-"""Things of a kind that are quoted: damaged files, skipped lines of the log, records and
-commands.
-"""
+"""Things of a kind that are quoted: damaged files, skipped lines, records, commands."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. `status` is "ok", "warn" (works, with less) or "fail" (something will
-    not work).
-    """
+    """One thing looked at. `status`: "ok", "warn" (works, with less), "fail" (will not work)."""
 
     topic: str
     status: str
