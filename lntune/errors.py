@@ -43,7 +43,7 @@ class ScheduleError(LntuneError, RuntimeError):
 class UnfitError(ScheduleError):
     """Knobs do not fit a case; `reason` is what the schedule says of them."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -88,13 +88,20 @@ def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that is not slow builds no kernel."""
+    """A test that is not slow builds no kernel: not for the CPU, nor for a GPU, nor for the
+    emulator.
+    """
     if not request.node.get_closest_marker("slow"):
-        said = (
+        message = (
             f"{request.path.name} builds a kernel: mark the test slow, or take the file from QUICK"
             " in tests/conftest.py"
         )
-        monkeypatch.setattr("lntune.kernels.compiler._compile", lambda *_: pytest.fail(said))
+        for builder in (
+            "kernels.compiler._compile",
+            "kernels.compiler.binary",
+            "backends.emulated.emulator.compile",
+        ):
+            monkeypatch.setattr(f"lntune.{builder}", lambda *_, **__: pytest.fail(message))
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import tvm_ffi
 from fake_gpu import FakeGpu
+from kernel_arguments import arguments
 
-from lntune import ops, schedule
+from lntune import schedule
 from lntune.backends.cuda import launcher
 from lntune.backends.cuda.device_code import Argument, Binary, Launch, Scratch
 from lntune.case import Case
@@ -21,25 +22,19 @@ CASE = Case("layer_norm", 96, "float32", 8, "weight+bias")
 PLAN = next(iter(schedule.for_op("layer_norm", "gpu").values()))
 
 
-def kernel_of(case: Case = CASE, **changed: Any) -> Any:
+def kernel_of(case: Case = CASE, strided: bool = False, **changed: Any) -> Any:
     """The kernel of a case by the first schedule, with its default knobs or some of them
-    changed.
+    changed; `strided`: for rows that may lie apart.
     """
     device = launcher.device(0)
     setting = PLAN.default(case.typical, device)
-    return cache.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device)
+    knobs = type(setting)(**{**vars(setting), **changed})
+    return cache.kernel(case, PLAN, knobs, device, strided)
 
 
 def tensors(rows: int = 5, case: Case = CASE) -> dict[str, Any]:
     """Arguments by name, in the order of the operator's."""
-    given = ops.get(case.op).inputs(case, rows, "normal", 0)
-    listed = ops.get(case.op).arguments(case)
-    made = {
-        a.name: torch.full(a.sizes(rows, case.hidden), torch.nan, dtype=getattr(torch, a.dtype))
-        for a in listed
-        if a.role == "out"
-    }
-    return {a.name: {**given, **made}[a.name] for a in listed}
+    return arguments(case, rows)
 
 
 def right(values: dict[str, Any]) -> bool:

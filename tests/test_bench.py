@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from kernel_arguments import inputs
 from typer.testing import CliRunner
 
 import lntune
@@ -205,7 +206,7 @@ def test_rows_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_calls_answer_as_eager_does() -> None:
     """What is timed is layer norm, for every contender: the same result from the same input."""
-    given = bench.ops.get("layer_norm").inputs(CASE, 8, "normal", 0)
+    given = inputs(CASE, 8)
     contenders = {
         name: call
         for name, (call,) in bench._calls(CASE, [given], places.of(None), with_compile=True).items()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_arguments import inputs
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
@@ -42,11 +43,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     places._gpu.cache_clear()
     yield
     places._gpu.cache_clear()
-
-
-def given(case: Case = CASE) -> dict[str, Any]:
-    """Plain inputs."""
-    return ops.get(case.op).inputs(case, case.rows, "normal", 0)
 
 
 def liger(monkeypatch: pytest.MonkeyPatch, apply: Any) -> None:
@@ -144,17 +140,17 @@ def test_only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.layer_norm", None)
     monkeypatch.setitem(sys.modules, "lntune.commands.bench.triton_layer_norm", None)
-    assert peers.calls(CASE, given()) == {}
+    assert peers.calls(CASE, inputs(CASE)) == {}
     liger(monkeypatch, by_torch)
-    assert set(peers.calls(CASE, given())) == {"liger"}
-    assert set(peers.calls(Case("layer_norm", 64, "float32", 8, "weight+bias"), given())) == {
+    assert set(peers.calls(CASE, inputs(CASE))) == {"liger"}
+    assert set(peers.calls(Case("layer_norm", 64, "float32", 8, "weight+bias"), inputs(CASE))) == {
         "liger"
     }
     for other in (
         Case("layer_norm", 64, "float32", 8, "plain"),
         Case("lnlstm_step", 64, "float32", 8),
     ):
-        assert peers.calls(other, given(other)) == {}
+        assert peers.calls(other, inputs(other)) == {}
 
 
 def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +164,7 @@ def test_they_are_called_as_they_want_to_be(monkeypatch: pytest.MonkeyPatch) -> 
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "forward", by_torch)
     liger(monkeypatch, by_torch)
-    values = given()
+    values = inputs(CASE)
     calls = peers.calls(CASE, values)
     assert set(calls) == {"liger", "triton"}
     for call in calls.values():

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_arguments import arguments, written
 
 from lntune import device as device_module
-from lntune import ops
 from lntune.backends.cpu import runtime
 from lntune.case import Case
 from lntune.device import Device
@@ -225,18 +225,11 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         setting = plan.default(case, here)
         compiler.to_library(case, plan, setting, here, path)
         assert [p.name for p in path.parent.iterdir()] == ["kernel.so"]
-        given = ops.get(plan.op).inputs(case, 5, "normal", 0)
-        outputs = []
-        for kernel in (runtime.load(path), compiler.in_memory(case, plan, setting, here)):
-            arguments = ops.get(plan.op).arguments(case)
-            made = {
-                a.name: torch.empty(a.sizes(5, 64), dtype=getattr(torch, a.dtype))
-                for a in arguments
-                if a.role == "out"
-            }
-            kernel(*({**given, **made}[a.name] for a in arguments))
-            outputs.append(made)
-        assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
+        first, second = arguments(case, 5), arguments(case, 5)
+        runtime.load(path)(*first.values())
+        compiler.in_memory(case, plan, setting, here)(*second.values())
+        for name, output in written(case, first).items():
+            assert torch.equal(output, second[name]), name
 
 
 def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

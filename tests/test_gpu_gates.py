@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from kernel_arguments import arguments, inputs, row_slice
 
 from lntune import ops
 from lntune.backends import cuda
@@ -87,27 +88,18 @@ def test_sums_are_added_to(rows: int, where: str) -> None:
     nothing to it where it has none.
     """
     op, blocks = ops.get(BACKWARD.op), BACKWARD.blocks(GPU.cores)
-    given = op.inputs(BACKWARD, rows, "normal", 0)
-    by_row = {a.name for a in op.arguments(BACKWARD) if a.shape[:1] == ("rows",)}
-    values: list[Any] = []
-    for a in op.arguments(BACKWARD):
-        begun = torch.full(a.sizes(rows, BACKWARD.hidden, blocks), 2.0)
-        values.append(given[a.name] if a.role in ("in", "scalar") else begun)
-    emulated.kernel(BACKWARD, program(BACKWARD, partial_sums=where))(*values)
-    made = dict(zip((a.name for a in op.arguments(BACKWARD)), values, strict=True))
+    given = inputs(BACKWARD, rows)
+    values = arguments(BACKWARD, rows, given, cores=GPU.cores, total=2.0)
+    emulated.kernel(BACKWARD, program(BACKWARD, partial_sums=where))(*values.values())
+    sums = [a.name for a in op.arguments(BACKWARD) if a.role == "sum"]
     for block in range(blocks):
-        own = slice(block, None, blocks)
-        truth = op.reference(
-            BACKWARD,
-            {name: value[own] if name in by_row else value for name, value in given.items()},
-        )
-        for a in op.arguments(BACKWARD):
-            if a.role == "sum" and block < rows:
-                assert torch.allclose(made[a.name][block].double(), truth[a.name] + 2, atol=1e-5), (
-                    a.name
-                )
-            elif a.role == "sum":
-                assert bool((made[a.name][block] == 2).all()), a.name
+        truth = op.reference(BACKWARD, row_slice(BACKWARD, given, slice(block, None, blocks)))
+        for name in sums:
+            total = values[name][block]
+            if block < rows:
+                assert torch.allclose(total.double(), truth[name] + 2, atol=1e-5), name
+            else:
+                assert bool((total == 2).all()), name
 
 
 def test_a_store_that_is_not_there_is_an_error() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from kernel_arguments import arguments, by_row, inputs, row_slice, written
 
 from lntune import check, knobs, ops
 from lntune.backends.cuda.device_code import Program
@@ -73,20 +74,6 @@ def cases(sizes: tuple[int, ...] = (), long: bool = True) -> list[Any]:
                 pytest.param(name, case_of(plan.op, hidden, dtype), id=f"{name}-{dtype}-{hidden}")
             )
     return found
-
-
-def tensors(case: Case, rows: int, given: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a kernel, in order: `given`, zeros for sums, NaN for outputs."""
-    made = {}
-    for a in ops.get(case.op).arguments(case):
-        sizes = a.sizes(rows, case.hidden, case.blocks(DEVICE.cores))
-        fill = {"sum": 0.0, "out": float("nan")}.get(a.role)
-        made[a.name] = (
-            given[a.name]
-            if fill is None
-            else torch.full(sizes, fill, dtype=getattr(torch, a.dtype))
-        )
-    return made
 
 
 def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[Any]:
@@ -183,7 +170,7 @@ def test_global_memory_is_read_once(name: str, case: Case) -> None:
     accesses of 16 bytes.
     """
     rows, seen = 32, list[Traffic]()  # a whole number of blocks
-    values = tensors(case, rows, ops.get(case.op).inputs(case, rows, "normal", 0))
+    values = arguments(case, rows, cores=DEVICE.cores)
     emulated.kernel(case, program(name, case), seen=seen)(*values.values())
     for a in ops.get(case.op).arguments(case):
         if len(a.shape) > 1:
@@ -207,21 +194,15 @@ def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> 
     own, or beside others in one.
     """
     case = case_of(PLANS[name].op, hidden, "float32")
-    op = ops.get(case.op)
     run = emulated.kernel(case, program(name, case))
-    given = op.inputs(case, 5, "normal", 0)
-    by_row = {a.name for a in op.arguments(case) if a.shape[:1] == ("rows",)}
+    given = inputs(case, 5)
 
     def outputs(first: int, last: int) -> dict[str, Any]:
-        values = tensors(
-            case, last - first, {n: v[first:last] if n in by_row else v for n, v in given.items()}
-        )
+        part = row_slice(case, given, slice(first, last))
+        values = arguments(case, last - first, part, cores=DEVICE.cores)
         run(*values.values())
-        return {
-            a.name: values[a.name]
-            for a in op.arguments(case)
-            if a.role == "out" and a.name in by_row
-        }
+        rows = by_row(case)
+        return {name: out for name, out in written(case, values).items() if name in rows}
 
     together = outputs(0, 5)
     for row in (0, 2, 4):
@@ -233,17 +214,13 @@ def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> 
 def test_sums_have_the_same_bits_in_every_order(name: str) -> None:
     """Sums over rows do not depend on which block or thread comes first."""
     case = case_of(PLANS[name].op, 96, "float32")
-    given, found = ops.get(case.op).inputs(case, 21, "normal", 0), []
+    results = []
     for order in ("forward", "backward", "shuffled"):
-        values = tensors(case, 21, given)
+        values = arguments(case, 21, cores=DEVICE.cores)
         emulated.kernel(case, program(name, case), order)(*values.values())
-        found.append(values)
-    for other in found[1:]:
-        assert all(
-            torch.equal(value, other[n])
-            for n, value in found[0].items()
-            if isinstance(value, torch.Tensor)
-        )
+        results.append(written(case, values))
+    for other in results[1:]:
+        assert all(torch.equal(output, other[n]) for n, output in results[0].items())
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -255,16 +232,10 @@ def test_no_rows_change_nothing(name: str) -> None:
     made = program(name, case)
     if all(0 in launch.blocks(0) for launch in made.launches):
         return
-    op = ops.get(case.op)
-    by_row = {a.name for a in op.arguments(case) if a.shape[:1] == ("rows",)}
-    values = tensors(
-        case,
-        0,
-        {n: v[:0] if n in by_row else v for n, v in op.inputs(case, 1, "normal", 0).items()},
-    )
+    values = arguments(case, 0, cores=DEVICE.cores)
     emulated.kernel(case, made)(*values.values())
-    for a in op.arguments(case):
-        assert a.role in ("in", "scalar") or not values[a.name].count_nonzero(), a.name
+    for output, value in written(case, values).items():
+        assert not value.count_nonzero(), output
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_arguments import arguments, written
 
-from lntune import check, ops
+from lntune import check
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.cuda.targets import device_of
 from lntune.backends.emulated import calls as emulated
@@ -42,16 +43,13 @@ def test_sums_apart_are_right(variant: str, rows: int) -> None:
 def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
     """dgamma and dbeta do not depend on which block or thread comes first."""
     case = Case("layer_norm_backward", 96, "float32", 32)
-    program, op = made(case, threads_per_row=32, rows_per_block=rows), ops.get(case.op)
-    given, found = op.inputs(case, 200, "normal", 0), []
+    program, results = made(case, threads_per_row=32, rows_per_block=rows), []
     for order in ("forward", "backward", "shuffled"):
-        out = {a.name: torch.empty(a.sizes(200, 96)) for a in op.arguments(case) if a.role == "out"}
-        emulated.kernel(case, program, order)(
-            *({**given, **out}[a.name] for a in op.arguments(case))
-        )
-        found.append(out)
-    for other in found[1:]:
-        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+        values = arguments(case, 200)
+        emulated.kernel(case, program, order)(*values.values())
+        results.append(written(case, values))
+    for other in results[1:]:
+        assert all(torch.equal(output, other[name]) for name, output in results[0].items())
 
 
 @pytest.mark.parametrize("sums", ["registers", "separate_kernel"])
@@ -60,18 +58,9 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
     sums in.
     """
     case = Case("layer_norm_backward", 100, "float16", 32)
-    op, values = ops.get(case.op), dict[str, Any]()
-    given = op.inputs(case, 1, "normal", 0)
-    for a in op.arguments(case):
-        sizes = a.sizes(0, 100)
-        values[a.name] = (
-            torch.full(sizes, 7.0, dtype=torch.float16)
-            if a.role == "out"
-            else given[a.name].new_zeros(sizes)
-        )
-    emulated.kernel(case, made(case, threads_per_row=32, rows_per_block=1, partial_sums=sums))(
-        *values.values()
-    )
+    values = arguments(case, 0, output=7.0)
+    program = made(case, threads_per_row=32, rows_per_block=1, partial_sums=sums)
+    emulated.kernel(case, program)(*values.values())
     assert not values["dgamma"].count_nonzero()
     assert not values["dbeta"].count_nonzero()
 

@@ -12,6 +12,7 @@ import torch
 from cpu_kernels import DEVICE, LAYER_NORMS, PLANS, Kernel, assert_right, built, schedule_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_arguments import arguments, inputs, written
 
 from lntune import ops
 from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
@@ -28,15 +29,11 @@ def call(
     """y of a kernel; weight, bias and eps where `given` does not say are those of the operator's
     plain inputs.
     """
-    named = {**ops.get(case.op).inputs(case, 1, "normal", 0), **given, "x": x, **(outputs or {})}
-    for arg in ops.get(case.op).arguments(case):
-        if arg.role == "out" and arg.name not in named:
-            named[arg.name] = torch.empty(
-                x.shape if arg.name == "y" else (x.numel() // case.hidden,),
-                dtype=getattr(torch, arg.dtype),
-            )
-    kernel(*(named[arg.name] for arg in ops.get(case.op).arguments(case)))
-    return named["y"]
+    y = torch.full(x.shape, torch.nan, dtype=x.dtype)
+    known = {**inputs(case, 1), "y": y, **given, "x": x, **(outputs or {})}
+    values = arguments(case, x.numel() // case.hidden, known)
+    kernel(*values.values())
+    return values["y"]
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -101,7 +98,7 @@ def test_a_row_depends_on_itself_alone(name: str, dtype: str) -> None:
     if PLANS[name].reason_invalid(PLANS[name].default(case, DEVICE), case, DEVICE):
         pytest.skip("the schedule does not take this dtype")
     kernel = built(name, case)
-    x = ops.get("layer_norm").inputs(case, 37, "normal", 1)["x"]
+    x = inputs(case, 37, seed=1)["x"]
     together = call(kernel, case, x)
     for row in (0, 1, 17, 35, 36):
         assert torch.equal(call(kernel, case, x[row : row + 1].contiguous())[0], together[row])
@@ -117,7 +114,7 @@ def test_invariants_of_the_mathematics(hidden: int) -> None:
     """
     case = Case("layer_norm", hidden, "float32", 512, "plain")
     kernel = built(LAYER_NORMS[0], case)
-    x = ops.get("layer_norm").inputs(case, 9, "normal", 2)["x"]
+    x = inputs(case, 9, seed=2)["x"]
     before = x.clone()
     y = call(kernel, case, x, eps=0.0)
     assert torch.equal(x, before)
@@ -145,18 +142,9 @@ def test_misaligned_arguments(name: str, case: Case) -> None:
     """Tensors that start at any element, 16 of them in a row, give bitwise what aligned ones
     give.
     """
-    kernel, arguments = built(name, case), ops.get(case.op).arguments(case)
-    given = ops.get(case.op).inputs(case, 3, "normal", 4)
-    tensors = {
-        **given,
-        **{
-            a.name: torch.zeros(a.sizes(3, case.hidden), dtype=getattr(torch, a.dtype))
-            for a in arguments
-            if a.role == "out"
-        },
-    }
-    made = [a.name for a in arguments if a.role in ("out", "sum")]
-    kernel(*(tensors[a.name] for a in arguments))
+    kernel, values = built(name, case), arguments(case, 3, inputs(case, 3, seed=4), output=0.0)
+    outputs = written(case, values)
+    kernel(*values.values())
 
     def moved(tensor: torch.Tensor, by: int) -> torch.Tensor:
         whole = torch.zeros(tensor.numel() + 64, dtype=tensor.dtype)
@@ -167,14 +155,14 @@ def test_misaligned_arguments(name: str, case: Case) -> None:
     for by in range(17):  # every argument by another number of elements
         off = {
             name: moved(t, by * (2 * i + 1) % 17)
-            for i, (name, t) in enumerate(tensors.items())
+            for i, (name, t) in enumerate(values.items())
             if isinstance(t, torch.Tensor)
         }
-        for output in made:
+        for output in outputs:
             off[output].zero_()
-        kernel(*({**tensors, **off}[a.name] for a in arguments))
-        for output in made:
-            assert torch.equal(off[output], tensors[output]), f"{output}, by {by}"
+        kernel(*{**values, **off}.values())
+        for output, aligned in outputs.items():
+            assert torch.equal(off[output], aligned), f"{output}, by {by}"
 
 
 def _wrong_calls() -> dict[str, Callable[[dict[str, Any]], None]]:
@@ -241,31 +229,24 @@ def test_wrong_arguments_are_refused(name: str, wrong: str) -> None:
     dtype = "float32" if name == LAYER_NORMS[0] else "bfloat16"
     case = Case("layer_norm", 100, dtype, 512)
     kernel = built(name, case)
-    given = ops.get("layer_norm").inputs(case, 4, "normal", 5)
-    right = {
-        "x": given["x"],
-        "weight": given["weight"],
-        "bias": given["bias"],
-        "eps": 1e-5,
-        "y": torch.empty_like(given["x"]),
-    }
-    arguments = dict(right)
-    _wrong_calls()[wrong](arguments)
+    right = arguments(case, 4, inputs(case, 4, seed=5))
+    changed = dict(right)
+    _wrong_calls()[wrong](changed)
     if dtype == "bfloat16":  # the dtype is wrong where it is meant to be
-        for argument, value in arguments.items():
+        for argument, value in changed.items():
             if wrong == "weight of another dtype" and argument == "weight":
-                arguments[argument] = given["weight"].float()
+                changed[argument] = right["weight"].float()
             elif (
                 isinstance(value, torch.Tensor)
                 and value.dtype == torch.float32
                 and value.device.type == "cpu"
             ):
-                arguments[argument] = torch.empty_strided(
+                changed[argument] = torch.empty_strided(
                     value.shape, value.stride(), dtype=torch.bfloat16
                 )
     error, says = _refusal("few arguments" if wrong.startswith("too ") else wrong)
     with pytest.raises(error, match=says):
-        kernel(*arguments.values())
+        kernel(*changed.values())
     kernel(*right.values())
     assert torch.isfinite(right["y"]).all()
 

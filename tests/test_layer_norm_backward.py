@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_arguments import inputs
 from torch import Tensor
 
 import lntune
-from lntune import check, device, ops, schedule
+from lntune import check, device, schedule
 from lntune.case import Case
 from lntune.errors import InputError
 from lntune.kernels import compiler
@@ -31,9 +32,8 @@ NAMES = ("dx", "dgamma", "dbeta")
 
 def given(rows: int, hidden: int, dtype: str = "float32", style: str = "normal") -> dict[str, Any]:
     """The operator's own inputs."""
-    return ops.get("layer_norm_backward").inputs(
-        Case("layer_norm_backward", hidden, dtype, max(rows, 1)), rows, style, 7
-    )
+    case = Case("layer_norm_backward", hidden, dtype, max(rows, 1))
+    return inputs(case, rows, style, seed=7)
 
 
 def run(

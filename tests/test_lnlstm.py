@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_arguments import inputs
 from torch import Tensor
 
 import lntune
@@ -262,7 +263,7 @@ def test_the_reference_is_autograd(style: str) -> None:
     """
     for name in ops.get("lnlstm_step_backward").variants:
         case, tokens = Case("lnlstm_step_backward", 6, "float32", 5, name), name.split("+")
-        given = {n: t.double() for n, t in ops.get(case.op).inputs(case, 5, style, 3).items()}
+        given = {n: t.double() for n, t in inputs(case, 5, style, 3).items()}
         leaves = {n: given[n].requires_grad_() for n in NAMES if n in given}
         h, c = formula(**{n: leaves.get(n) for n in NAMES}, eps=1e-5, carried="carried" in tokens)
         truth = torch.autograd.grad((h, c), list(leaves.values()), (given["dh"], given["dc_new"]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_arguments import arguments, by_row, inputs, row_slice, written
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
@@ -88,29 +89,12 @@ def test_every_row_bucket_is_right(plan: Schedule, here: Here) -> None:
         assert_right(case, kernel, here)
 
 
-def arguments(
-    case: Case, rows: int, here: Here, seed: int = 0
+def on_device(
+    case: Case, rows: int, here: Here, given: dict[str, Any] | None = None
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """(the arguments of a kernel, its outputs by name): plain random inputs, outputs of NaN, sums
-    of zero.
-    """
-    op = ops.get(case.op)
-    given = op.inputs(case, rows, "normal", seed)
-    values: list[Any] = []
-    outputs: dict[str, torch.Tensor] = {}
-    for a in op.arguments(case):
-        if a.role in ("out", "sum"):
-            sizes = a.sizes(rows, case.hidden, case.blocks(here.device.cores))
-            outputs[a.name] = torch.full(
-                sizes,
-                0.0 if a.role == "sum" else torch.nan,
-                dtype=getattr(torch, a.dtype),
-                device=here.name,
-            )
-            values.append(outputs[a.name])
-        else:
-            values.append(given[a.name] if a.role == "scalar" else given[a.name].to(here.name))
-    return values, outputs
+    """(the arguments of a kernel on the GPU, its outputs by name)."""
+    values = arguments(case, rows, given, cores=here.device.cores, place=here.name)
+    return list(values.values()), written(case, values)
 
 
 @every_dtype
@@ -123,7 +107,7 @@ def test_the_same_bits_every_time(plan: Schedule, dtype: str, here: Here) -> Non
     kernel = default(plan, case, here)
     first: dict[str, torch.Tensor] = {}
     for _ in range(here.pick(20, 2)):
-        values, outputs = arguments(case, case.rows, here)
+        values, outputs = on_device(case, case.rows, here)
         kernel(*values)
         here.wait()
         assert not any(out.isnan().any() for out in outputs.values())
@@ -135,7 +119,7 @@ def test_the_same_bits_every_time(plan: Schedule, dtype: str, here: Here) -> Non
 def test_no_rows(plan: Schedule, here: Here) -> None:
     """An empty batch is no launch of anything that has rows, and no error."""
     case = Case(plan.op, 40, "float32", 8)
-    values, outputs = arguments(case, 0, here)
+    values, outputs = on_device(case, 0, here)
     default(plan, case, here)(*values)
     here.wait()
     assert all(out.eq(0).all() for out in outputs.values()), (
@@ -160,33 +144,21 @@ def test_more_than_two_to_the_31_elements(op: str, here: Here) -> None:
         {*range(4), *range(2**31 // hidden - 2, 2**31 // hidden + 2), *range(rows - 4, rows)}
         & set(range(rows))
     )
-    small = ops.get(op).inputs(case, 64, "normal", 0)
-    values: list[Any] = []
-    made: dict[str, torch.Tensor] = {}
-    given: dict[str, Any] = {}
-    for a in ops.get(op).arguments(case):
-        sizes = a.sizes(rows, hidden, case.blocks(here.device.cores))
-        if a.role in ("out", "sum"):
-            made[a.name] = torch.zeros(sizes, dtype=getattr(torch, a.dtype), device=here.name)
-            values.append(made[a.name])
-        # 64 rows over and over, each block of them scaled differently would need as much memory
-        # again
-        elif a.shape[:1] == ("rows",):
-            block = small[a.name].to(here.name)
-            whole = block.repeat(-(-rows // 64), *(1 for _ in sizes[1:]))[:rows]
-            values.append(whole)
-            given[a.name] = whole[chosen].cpu()
-        else:
-            given[a.name] = small[a.name]
-            values.append(small[a.name] if a.role == "scalar" else small[a.name].to(here.name))
+    # 64 rows over and over; each block of them scaled differently would need as much memory again
+    small, sliced = inputs(case, 64), by_row(case)
+    given = dict(small)
+    for name in sliced & set(small):
+        block = small[name].to(here.name)
+        given[name] = block.repeat(-(-rows // 64), *(1 for _ in block.shape[1:]))[:rows]
+    values, outputs = on_device(case, rows, here, given)
     default(plan, case, here)(*values)
     here.wait()
     part = Case(op, hidden, "bfloat16", len(chosen))
-    truth = ops.get(op).reference(part, given)
-    for a in ops.get(op).arguments(case):
-        if a.role == "out" and a.shape[:1] == ("rows",):
-            off = (made[a.name][chosen].cpu().double() - truth[a.name]).abs().max().item()
-            assert off <= 2.0**-7 * truth[a.name].abs().max().item(), f"{a.name}: {off}"
+    chosen_inputs = row_slice(case, small, [row % 64 for row in chosen])
+    truth = ops.get(op).reference(part, chosen_inputs)
+    for name in sliced & set(outputs):
+        off = (outputs[name][chosen].cpu().double() - truth[name]).abs().max().item()
+        assert off <= 2.0**-7 * truth[name].abs().max().item(), f"{name}: {off}"
 
 
 def test_arguments_that_do_not_fit(here: Here) -> None:
@@ -197,7 +169,7 @@ def test_arguments_that_do_not_fit(here: Here) -> None:
     plan = next(p for p in PLANS if p.op == "layer_norm")
     case = Case("layer_norm", 64, "float32", 8)
     kernel = default(plan, case, here)
-    values, outputs = arguments(case, 8, here)
+    values, outputs = on_device(case, 8, here)
     x = values[0]
     wrong = [
         x.double(),
@@ -227,7 +199,7 @@ def test_a_launch_that_fails(here: Here) -> None:
     plan = next(p for p in PLANS if p.op == "layer_norm")
     case = Case("layer_norm", 64, "float32", 8)
     kernel = default(plan, case, here)
-    values, outputs = arguments(case, 8, here)
+    values, outputs = on_device(case, 8, here)
     here.fake.fail("cuLaunchKernel", 701)  # too many resources requested for launch
     with pytest.raises(LaunchError, match=r"layer_norm.*64.*float32"):
         kernel(*values)

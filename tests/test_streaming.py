@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from kernel_arguments import inputs
 
-from lntune import check, device, ops, schedule
+from lntune import check, device, schedule
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels import compiler
@@ -104,10 +105,7 @@ def test_every_address(offset: int) -> None:
     beside it changes.
     """
     case = Case("layer_norm", 1024, "float32", 512, "weight+bias")
-    kernel, given = (
-        kernel_of(case, "cached_rows"),
-        ops.get("layer_norm").inputs(case, 9, "normal", 0),
-    )
+    kernel, given = kernel_of(case, "cached_rows"), inputs(case, 9)
     vectors = (given["weight"], given["bias"], 1e-5)
     aligned, room = torch.empty(9, 1024), torch.full((9 * 1024 + 32,), 7.0)
     kernel(given["x"], *vectors, aligned)

@@ -12,7 +12,8 @@ import on_gpu
 import pytest
 import torch
 from fake_gpu import FakeGpu
-from launches import CASE, PLAN, launches, right, tensors
+from kernel_arguments import arguments
+from launches import CASE, PLAN, kernel_of, launches, right, tensors
 from test_gpu_kernels import DEVICE, PLANS, SMALL, case_of, sample
 from test_lnlstm import check as check_step
 from test_lnlstm import made
@@ -26,7 +27,7 @@ from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
 from lntune.errors import BuildError, InputError
-from lntune.kernels import cache, compiler
+from lntune.kernels import compiler
 from lntune.torch import dispatch, layer_norm, lnlstm
 from lntune.transforms import strides
 
@@ -138,15 +139,8 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
             compiler.program(case, plan, plan.default(case, DEVICE), DEVICE, strided=strided),
             seen=seen,
         )
-        given = ops.get(case.op).inputs(case, rows, "normal", 0)
-        for a in ops.get(case.op).arguments(case):
-            if a.role in ("out", "sum"):
-                given[a.name] = torch.zeros(
-                    a.sizes(rows, case.hidden, case.blocks(DEVICE.cores)),
-                    dtype=getattr(torch, a.dtype),
-                )
         moved = with_rows_apart(case, kernel) if strided else kernel
-        moved(*(given[a.name] for a in ops.get(case.op).arguments(case)))
+        moved(*arguments(case, rows, cores=DEVICE.cores).values())
         found.append(
             [
                 {n: (m.loaded, m.stored, m.loads, m.stores, m.widest) for n, m in traffic.items()}
@@ -160,18 +154,11 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
 # the launcher
 
 
-def kernel_of(case: Case = CASE, strided: bool = True, **changed: Any) -> Callable[..., None]:
-    """The kernel of a layer norm whose rows may lie apart."""
-    device = launcher.device(0)
-    setting = PLAN.default(case.typical, device)
-    return cache.kernel(case, PLAN, type(setting)(**{**vars(setting), **changed}), device, strided)
-
-
 def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
     """One kernel takes contiguous rows, rows with gaps, the same row again and again, a single row
     of any stride, and none.
     """
-    kernel = kernel_of()
+    kernel = kernel_of(strided=True)
     values = tensors()
     for x in (
         values["x"],
@@ -192,7 +179,7 @@ def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
 
 def test_the_two_kinds_of_kernels_are_kept_apart(fake_gpu: FakeGpu) -> None:
     """In the cache each has a file of its own; the kernel for contiguous rows takes no others."""
-    plain, free = kernel_of(strided=False), kernel_of()
+    plain, free = kernel_of(), kernel_of(strided=True)
     values = tensors()
     values["x"] = apart(values["x"], 4)
     free(*values.values())
@@ -207,7 +194,7 @@ def test_rows_that_do_not_fit_are_told(fake_gpu: FakeGpu) -> None:
     """Rows apart by a part of an access, elements that are not side by side, and outputs with gaps
     are refused before anything is launched.
     """
-    kernel, values = kernel_of(vector_width=4), tensors()
+    kernel, values = kernel_of(strided=True, vector_width=4), tensors()
     launches(fake_gpu)
     for changed, message in (
         (

@@ -92,15 +92,15 @@ def report(
 
     if op:
         ops.get(op)
-    whose_records = None if everywhere else device_of(target)
+    owner_device = None if everywhere else device_of(target)
     with using_logs(log_dir):
         folders = paths.log_dirs()
-        finals = records.read(folders, op or None, whose_records, role="final")
+        finals = records.read(folders, op or None, owner_device, role="final")
     schedules = schedule.all_schedules()
-    if whose_records is None:
+    if owner_device is None:
         groups = [(group[0].device.slug, group) for group in records.by_device(finals)]
     else:  # also of folders named before devices told their model
-        groups = [(whose_records.slug, finals)]
+        groups = [(owner_device.slug, finals)]
     tables = [
         (slug, rows)
         for slug, group in groups
@@ -113,17 +113,17 @@ def report(
         for slug, rows in tables:
             show_rows(rows, slug, wide=wide)
     if not tables:
-        whose = "any device" if everywhere else "this device" if target == "cpu" else target
-        here = (
-            whose_records is None
-            or whose_records.kind == "cpu"
-            or launcher.ordinal_of(whose_records) is not None
+        owner = "any device" if everywhere else "this device" if target == "cpu" else target
+        is_here = (
+            owner_device is None
+            or owner_device.kind == "cpu"
+            or launcher.ordinal_of(owner_device) is not None
         )
-        if trials := _failed(folders, op, whose_records):
+        if trials := _failed(folders, op, owner_device):
             show(console(wide=wide), None, trials)
-        run = "Run" if here else "Run where it is"
-        tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if here else 'cuda')}"
-        tell(f"no measurements of {whose} in {', '.join(map(whole, folders))}. {run}: {tuning}")
+        run = "Run" if is_here else "Run where it is"
+        tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if is_here else 'cuda')}"
+        tell(f"no measurements of {owner} in {', '.join(map(whole, folders))}. {run}: {tuning}")
         raise typer.Exit(1)
 
 

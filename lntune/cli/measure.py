@@ -381,13 +381,13 @@ def bench(
         got = f"{'--given-output' if given_output else '--call-cost'} beside it"
         raise InputError(got_expected("--strided", got, "neither --given-output nor --call-cost"))
     if training:
-        others = (
+        options = (
             ("--strided", strided),
             ("--given-output", given_output),
             ("--call-cost", call_cost),
             (f"--target {target}", target != "cpu"),
         )
-        if conflicts := [name for name, is_set in others if is_set]:
+        if conflicts := [name for name, is_set in options if is_set]:
             expected = "neither that nor another kind of benchmark"
             raise InputError(got_expected("--training", f"{conflicts[0]} beside it", expected))
         requested = cases(op, hidden, dtype, rows, grid)

@@ -31,22 +31,22 @@ def _mallopt(parameter: int, value: int) -> bool:
 
 @contextlib.contextmanager
 def kept_heap(wanted: bool = True) -> Iterator[bool]:
-    """In the block no memory is taken from the system for a single allocation or given back; yields
-    whether that was had.
+    """In the block the C library keeps its memory: none is taken from the system for a single
+    allocation, or given back. Yields whether it does so.
 
     The first calls still grow the heap. Only glibc can be told, process-wide; afterwards its
     initial thresholds hold, fixed.
     """
-    kept = (
+    keeps = (
         wanted
         and platform.libc_ver()[0] == "glibc"
         and _mallopt(_M_MMAP_MAX, 0)
         and _mallopt(_M_TRIM_THRESHOLD, _NEVER)
     )
     try:
-        yield kept
+        yield keeps
     finally:
-        if kept:
+        if keeps:
             for parameter, value in _DEFAULTS:
                 _mallopt(parameter, value)
             ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

@@ -133,15 +133,14 @@ def put_aside(path: Path, reason: str) -> None:
     aside = path.with_name(f"{path.name}.damaged")
     try:
         path.replace(aside)
-        where = f"it is kept as {aside.name}"
+        outcome = f"it is kept as {aside.name}"
     except FileNotFoundError:  # another process was faster, and has said it
         return
     except OSError as e:
-        where = f"it cannot be put aside: {e.strerror or e}"
-    callers.warn(
-        f"{reason.rstrip('.')}; {where}. It is built again where that is possible.", DamagedWarning
-    )
+        outcome = f"it cannot be put aside: {e.strerror or e}"
+    remedy = "It is built again where that is possible."
+    callers.warn(f"{reason.rstrip('.')}; {outcome}. {remedy}", DamagedWarning)
     with contextlib.suppress(OSError):
-        kept = sorted(path.parent.glob("*.damaged"), key=lambda p: p.stat().st_mtime_ns)
-        for old in kept[:-_KEPT]:
+        damaged = sorted(path.parent.glob("*.damaged"), key=lambda p: p.stat().st_mtime_ns)
+        for old in damaged[:-_KEPT]:
             old.unlink()
