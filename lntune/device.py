@@ -41,13 +41,16 @@ _EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
 class Device(msgspec.Struct, frozen=True):
     """A CPU or GPU as a target and as a fingerprint.
 
-    `kind` is "cpu" or "gpu"; `name`, `model` and `cores` tell two machines apart in the log; `isa`
-    and `features` decide what code may be built; `l1`, `l2`, `l3` are cache sizes in bytes (0: not
-    known), `l1` and `l2` per core. `model` is what a CPU tells of its silicon, since many
-    generations share a name in virtual machines: "AuthenticAMD family 25 model 17 stepping 1" on
-    x86, "implementer 0x41 part 0xd0c variant 0x3" on Arm; empty where nothing is told, and for a
-    GPU, whose name is its own. Of a GPU, `isa` is the architecture ("sm_90"), `cores` are the
-    multiprocessors, `l1` is the shared memory that a block may have and `l2` is for all.
+    `kind` is "cpu" or "gpu" and says whose schedules it takes; `name`, `model` and `cores` tell two
+    machines apart in the log; `isa` and `features` decide what code may be built; `l1`, `l2`, `l3`
+    are cache sizes in bytes (0: not known), a CPU's `l1` and `l2` those of a core. `model` is what
+    a CPU tells of its silicon, since many generations share a name in virtual machines:
+    "AuthenticAMD family 25 model 17 stepping 1" on x86, "implementer 0x41 part 0xd0c variant 0x3"
+    on Arm; empty where nothing is told, and for a GPU, whose name is its own.
+
+    Of a GPU, `isa` is the architecture ("sm_90"), `cores` are the `multiprocessors`, `l2` is the
+    cache of all and `shared_memory` what a block may have of a multiprocessor's, in bytes.
+    `backend` is the folder of lntune/backends/ that runs it, where that is not its kind's own.
     """
 
     kind: str
@@ -59,6 +62,13 @@ class Device(msgspec.Struct, frozen=True):
     l2: int = 0
     l3: int = 0
     model: str = ""
+    shared_memory: int = 0
+    backend: str = ""
+
+    @property
+    def multiprocessors(self) -> int:
+        """A GPU's cores, as its makers call them."""
+        return self.cores
 
     @property
     def vector_bytes(self) -> int:
@@ -91,7 +101,7 @@ class Device(msgspec.Struct, frozen=True):
         differ: the last cache, of which virtual machines get any share, and for GPUs all caches,
         which their name decides.
         """
-        fields = ["kind", "name", "isa", "cores", "features"]
+        fields = ["kind", "backend", "name", "isa", "cores", "features"]
         if self.model and other.model:
             fields.append("model")
         elif self.kind == "cpu":
@@ -101,28 +111,6 @@ class Device(msgspec.Struct, frozen=True):
             for f in fields
             if getattr(self, f) != getattr(other, f)
         ]
-
-    def target(self) -> dict[str, object]:
-        """The TVM target of this device, as the dictionary tvm.target.Target takes."""
-        if self.kind == "gpu":
-            return {
-                "kind": "cuda",
-                "arch": self.isa,
-                "max_threads_per_block": 1024,
-                "thread_warp_size": 32,
-            }
-        target: dict[str, object] = {"kind": "llvm", "num-cores": self.cores}
-        if self.isa.startswith("x86-64"):
-            # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has
-            # them.
-            target |= {
-                "mcpu": self.isa,
-                "mattr": ["-prefer-256-bit", *(f"+{f}" for f in self.features)],
-            }
-        elif self.isa in ("aarch64", "arm64"):
-            triple = "aarch64-linux-gnu" if self.isa == "aarch64" else "arm64-apple-macosx"
-            target |= {"mtriple": triple, "mattr": ["+neon"]}
-        return target
 
 
 def _cpuinfo() -> dict[str, str]:

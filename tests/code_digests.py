@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from lntune import knobs
+from lntune.backends import device_of
 from lntune.backends.cuda import device_code, lowering
-from lntune.backends.cuda.targets import device_of
+from lntune.backends.cuda.program import target as target_of
 from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels import compiler
@@ -84,7 +85,7 @@ def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
         return digest(normalized(str(module.script())))
     import tvm
 
-    goal = tvm.target.Target(device_code._with_bfloat16(device.target()))
+    goal = tvm.target.Target(device_code._with_bfloat16(target_of(device)))
     with goal, tvm.transform.PassContext(disabled_pass=thread_private.passes_to_skip(module)):
         host, kernels = lowering.lower(module, goal)
     asked = [

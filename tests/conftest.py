@@ -97,8 +97,8 @@ def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             " in tests/conftest.py"
         )
         for builder in (
-            "kernels.compiler._compile",
-            "kernels.compiler.binary",
+            "backends.cpu.llvm._compile",
+            "backends.cuda.stored.binary",
             "backends.emulated.emulator.compile",
         ):
             monkeypatch.setattr(f"lntune.{builder}", lambda *_, **__: pytest.fail(message))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lntune.backends import device_of
 from lntune.backends.cuda import Inspection, Occupancy, Resources
 from lntune.backends.cuda.code import Code
-from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.statics import Facts

@@ -21,8 +21,7 @@ from kernel_arguments import inputs
 from typer.testing import CliRunner
 
 import lntune
-from lntune import check, ops, schedule, timing
-from lntune.backends import places
+from lntune import backends, check, device, ops, schedule, timing
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.cli import app
@@ -85,7 +84,8 @@ def test_everyone_who_allocates() -> None:
 def test_every_operators_call(name: str) -> None:
     """What the benchmark times as an operator's public call gives the operator's outputs."""
     op, case = ops.get(name), Case(name, 64, "float32", 8)
-    (inputs,) = places.of(None).inputs(case)
+    here = device.current()
+    (inputs,) = backends.of(here).inputs(case, here)
     result = bound_call(case, inputs)()
     outputs = op.eager(case, inputs)
     torch.testing.assert_close(
@@ -209,7 +209,9 @@ def test_the_calls_answer_as_eager_does() -> None:
     given = inputs(CASE, 8)
     contenders = {
         name: call
-        for name, (call,) in bench._calls(CASE, [given], places.of(None), with_compile=True).items()
+        for name, (call,) in bench._calls(
+            CASE, [given], device.current(), with_compile=True
+        ).items()
     }
     with torch.inference_mode():
         for name in ("tuned", "compile"):

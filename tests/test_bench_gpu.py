@@ -20,8 +20,9 @@ from kernel_arguments import inputs
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
-from lntune import ops
-from lntune.backends import places
+from lntune import backends, ops
+from lntune import device as device_module
+from lntune.backends.cuda import backend as cuda_backend
 from lntune.backends.cuda import launcher
 from lntune.backends.cuda import timing as device_timing
 from lntune.case import Case
@@ -38,11 +39,11 @@ CASE = Case("layer_norm", 64, "float32", 8)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A yardstick that takes no time; places of this test's GPU serve no other."""
+    """A yardstick that takes no time; clocks of this test's GPU serve no other."""
     monkeypatch.setattr(device_timing, "COPY_BYTES", 1 << 16)
-    places._gpu.cache_clear()
+    cuda_backend._clock.cache_clear()
     yield
-    places._gpu.cache_clear()
+    cuda_backend._clock.cache_clear()
 
 
 def liger(monkeypatch: pytest.MonkeyPatch, apply: Any) -> None:
@@ -220,7 +221,7 @@ def test_tables_with_the_cards_bandwidth() -> None:
     case = Case("layer_norm", 1024, "float32", 4096)
     record = Record(
         case=case,
-        device=places.of(None).device,
+        device=device_module.current(),
         threads=1,
         schedule="s",
         knobs={},
@@ -243,7 +244,8 @@ def test_tables_with_the_cards_bandwidth() -> None:
 def test_others_agree_with_eager(dtype: str) -> None:
     """On a GPU, those of others' kernels that are installed are layer norm."""
     case = Case("layer_norm", 1000, dtype, 64)
-    values, *_ = places.of(launcher.device(0)).inputs(case)
+    device = launcher.device(0)
+    values, *_ = backends.of(device).inputs(case, device)
     for call in peers.calls(case, values).values():
         torch.testing.assert_close(
             call(),

@@ -21,14 +21,15 @@ from on_gpu import Here, here
 from rich.console import Console
 from typer.testing import CliRunner
 
+from lntune import backends, ops, schedule
 from lntune import device as device_module
-from lntune import ops, schedule
+from lntune.backends import device_of
+from lntune.backends.cpu import backend as cpu_backend
 from lntune.backends.cuda import driver
-from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
 from lntune.commands import bringup
-from lntune.commands.bringup import builders, known, outcome, place, steps, value, yardstick
+from lntune.commands.bringup import builders, known, outcome, steps, target, value
 from lntune.commands.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Verify
 from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.log import records
@@ -224,32 +225,32 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(driver, "count", lambda: 0)
     monkeypatch.setattr(driver, "missing", lambda: "libcuda.so.1 is not there")
-    assert place.find("cpu") == (CPU, "")
-    device, note = place.find("")
+    assert target.find("cpu") == (CPU, "")
+    device, note = target.find("")
     assert device == CPU and "libcuda.so.1" in note
-    for target in ("cuda", "cuda:3"):
+    for name in ("cuda", "cuda:3"):
         with pytest.raises(InputError, match=r"libcuda\.so\.1"):
-            place.find(target)
-    for target in ("cuda:sm_90", "gpu", "cuda:-1"):
+            target.find(name)
+    for name in ("cuda:sm_90", "gpu", "cuda:-1"):
         with pytest.raises(InputError, match="cuda:N"):
-            place.find(target)
+            target.find(name)
     monkeypatch.setattr(driver, "count", lambda: 2)
     monkeypatch.setattr(driver, "missing", lambda: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert place.find("")[0] == CPU and "PyTorch" in place.find("")[1]
+    assert target.find("")[0] == CPU and "PyTorch" in target.find("")[1]
     with pytest.raises(InputError, match="built for CUDA"):
-        place.find("cuda")
+        target.find("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         driver, "device", lambda ordinal: msgspec.structs.replace(GPU, name=f"number {ordinal}")
     )
-    assert [place.find(target)[0].name for target in ("", "cuda", "cuda:1")] == [
+    assert [target.find(name)[0].name for name in ("", "cuda", "cuda:1")] == [
         "number 0",
         "number 0",
         "number 1",
     ]
     with pytest.raises(InputError, match="there are 2"):
-        place.find("cuda:2")
+        target.find("cuda:2")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,8 +344,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     ends a stage is measured briefly.
     """
     for module, name, value_ in (
-        (yardstick, "_LARGEST", 1 << 24),
-        (yardstick, "SECONDS", 0.05),
+        (cpu_backend, "_COPIED", 1 << 24),
+        (steps, "COPY_SECONDS", 0.05),
         (times, "FINAL_SHARE", 1e-4),
     ):
         monkeypatch.setattr(module, name, value_)
@@ -822,12 +823,7 @@ def test_a_bringup_on_an_imagined_gpu(
     )
     assert len(found.benchmarks) == found.tuned and not found.not_benchmarked
     assert {record.device for record in records.read([log_dir])} == {here.device}
-    assert (
-        "cuda"
-        in {
-            record.case.op: record.device.target()["kind"] for record in records.read([log_dir])
-        }.values()
-    )
+    assert {backends.of(record.device).name for record in records.read([log_dir])} == {"cuda"}
 
 
 @pytest.mark.parametrize("terminal", [True, False])

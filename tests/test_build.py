@@ -223,7 +223,7 @@ def test_a_library_on_disk(tmp_path: Path) -> None:
         path = tmp_path / plan.name / "kernel.so"
         case = Case(plan.op, 64, "bfloat16", 512)
         setting = plan.default(case, here)
-        compiler.to_library(case, plan, setting, here, path)
+        compiler.to_file(case, plan, setting, here, path)
         assert [p.name for p in path.parent.iterdir()] == ["kernel.so"]
         first, second = arguments(case, 5), arguments(case, 5)
         runtime.load(path)(*first.values())
@@ -239,8 +239,8 @@ def test_a_linker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     linker.chmod(0o755)
     monkeypatch.setenv("CXX", str(linker))
     plan, path = get("cached_rows"), tmp_path / "out" / "kernel.so"
-    with pytest.raises(BuildError, match=r"linking kernel\.so(.|\n)*disk on fire"):
-        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, path)
+    with pytest.raises(BuildError, match=r"linking a kernel(.|\n)*disk on fire"):
+        compiler.to_file(CASE, plan, plan.default(CASE, FIXED), FIXED, path)
     assert list(path.parent.iterdir()) == []
 
 
@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     plan = changed(get("cached_rows"), apply=None)
     with pytest.raises(BuildError, match="LNTUNE_CACHE_DIR"):
-        compiler.to_library(
+        compiler.to_file(
             CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "file" / "kernel.so"
         )
 
@@ -263,4 +263,4 @@ def test_no_compiler_is_said_before_compiling(
     monkeypatch.setenv("CXX", "/no/such/compiler")
     plan = changed(get("cached_rows"), apply=None)
     with pytest.raises(ToolchainError):
-        compiler.to_library(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "kernel.so")
+        compiler.to_file(CASE, plan, plan.default(CASE, FIXED), FIXED, tmp_path / "kernel.so")

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lntune import device
+from lntune.backends.cpu import llvm
 from lntune.device import Device
 
 V1 = "fpu vme cx8 sse sse2 syscall nx lm"
@@ -73,7 +74,7 @@ def test_x86_level_from_the_flags(machine: Any, flags: str, isa: str, vector: in
         isa,
         vector,
     )
-    assert found.target()["mcpu"] == isa
+    assert llvm.target(found)["mcpu"] == isa
 
 
 @pytest.mark.parametrize("missing", sorted(set(V4.split()) - set(V1.split())))
@@ -102,7 +103,7 @@ def test_extras_come_on_top_of_v4(machine: Any, flags: str, features: tuple[str,
     """
     found = machine("AMD64", flags=flags)
     assert found.features == features
-    mattr = found.target()["mattr"]
+    mattr = llvm.target(found)["mattr"]
     assert isinstance(mattr, list)
     assert [a for a in mattr if a.startswith("+")] == [f"+{f}" for f in features]
     assert "-prefer-256-bit" in mattr
@@ -117,7 +118,7 @@ def test_arm_on_linux(machine: Any) -> None:
     assert (one.isa, one.vector_bytes, one.features) == ("aarch64", 16, ())
     assert one.slug != other.slug
     assert one.differences(other)[0] == f"name: {other.name!r} there, {one.name!r} here"
-    assert one.target() == {
+    assert llvm.target(one) == {
         "kind": "llvm",
         "num-cores": one.cores,
         "mtriple": "aarch64-linux-gnu",
@@ -204,8 +205,8 @@ def test_a_record_without_a_model_is_compared_by_caches(
 
 def test_a_gpu_is_known_by_its_name() -> None:
     """Caches of GPUs are not compared: data sheets and drivers count them differently."""
-    gpu = Device("gpu", "NVIDIA H200", "sm_90", 132, (), 232448, 50 << 20)
-    assert gpu.differences(msgspec.structs.replace(gpu, l1=1, l2=60 << 20)) == []
+    gpu = Device("gpu", "NVIDIA H200", "sm_90", 132, l2=50 << 20, shared_memory=232448)
+    assert gpu.differences(msgspec.structs.replace(gpu, shared_memory=1, l2=60 << 20)) == []
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_arm_on_macos(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device.current.cache_clear()
     found = device.current()
     assert (found.name, found.isa) == ("Apple M2", "arm64")
-    assert found.target()["mtriple"] == "arm64-apple-macosx"
+    assert llvm.target(found)["mtriple"] == "arm64-apple-macosx"
 
 
 def test_an_unheard_of_machine(machine: Any) -> None:
@@ -282,7 +283,7 @@ def test_an_unheard_of_machine(machine: Any) -> None:
     """
     found = machine("riscv64")
     assert (found.name, found.isa, found.vector_bytes) == ("riscv64", "riscv64", 16)
-    assert found.target() == {"kind": "llvm", "num-cores": found.cores}
+    assert llvm.target(found) == {"kind": "llvm", "num-cores": found.cores}
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_cores_are_those_the_process_may_use() -> None:
 def test_tvm_takes_the_target(isa: str) -> None:
     """TVM accepts the target of every instruction set and knows its number of cores."""
     tvm = pytest.importorskip("tvm")
-    target = tvm.target.Target(msgspec.structs.replace(BASE, isa=isa, features=()).target())
+    target = tvm.target.Target(llvm.target(msgspec.structs.replace(BASE, isa=isa, features=())))
     assert target.kind.name == "llvm"
     assert int(target.attrs["num-cores"]) == 8
 

@@ -17,6 +17,7 @@ from lntune import check, schedule
 from lntune.backends import cuda
 from lntune.backends.cuda import device_code, lowering
 from lntune.backends.cuda.device_code import Launch, Program, number
+from lntune.backends.cuda.program import target as target_of
 from lntune.backends.cuda.targets import PRODUCTS, device_of, names
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import EmulatorError
@@ -46,8 +47,8 @@ def stock(module: Any) -> Program:
     """The same by TVM's default pipeline, launched the same way."""
     import tvm
 
-    ours = device_code.generate(module, GPU.target())
-    target = tvm.target.Target(GPU.target())
+    ours = device_code.generate(module, target_of(GPU))
+    target = tvm.target.Target(target_of(GPU))
     with target:
         source = tvm.compile(module, target=target).mod.imports[0].inspect_source("cuda")
     return Program(str(source), ours.launches)
@@ -58,7 +59,7 @@ def test_a_launch_says_arguments_and_sizes() -> None:
     dynamic shared memory in bytes.
     """
     (launch,) = device_code.generate(
-        scheduled(threads_per_row=256, rows_per_block=2), GPU.target()
+        scheduled(threads_per_row=256, rows_per_block=2), target_of(GPU)
     ).launches
     assert set(launch.arguments) >= {"x", "weight", "bias", "y", "eps"}
     assert launch.block == (256, 2, 1)
@@ -66,7 +67,7 @@ def test_a_launch_says_arguments_and_sizes() -> None:
     assert launch.blocks(7) == (4, 1, 1)
     assert launch.shared == 0
     (launch,) = device_code.generate(
-        scheduled(threads_per_row=256, row_storage="shared"), GPU.target()
+        scheduled(threads_per_row=256, row_storage="shared"), target_of(GPU)
     ).launches
     assert launch.shared == WIDE.hidden * 4
     assert launch.blocks(7) == (7, 1, 1)
@@ -90,7 +91,7 @@ def test_storage_must_not_be_rewritten() -> None:
     """
     module = scheduled()
     good = check.verify(
-        WIDE, emulated.kernel(WIDE, device_code.generate(module, GPU.target())), check.ALIGNED
+        WIDE, emulated.kernel(WIDE, device_code.generate(module, target_of(GPU))), check.ALIGNED
     )
     assert good.ok, good.message
     try:
@@ -110,7 +111,7 @@ def test_expressions_must_be_simplified_early() -> None:
     module = scheduled(case)
     frames = {}
     for name, program in (
-        ("ours", device_code.generate(module, GPU.target())),
+        ("ours", device_code.generate(module, target_of(GPU))),
         ("stock", stock(module)),
     ):
         (launch,) = program.launches
@@ -215,7 +216,7 @@ def test_what_does_not_compile_is_a_build_error() -> None:
     here = device.current()
     module = plan.apply(WIDE, plan.default(WIDE, here), here)
     with pytest.raises(BuildError, match="leaves to the host"):
-        device_code.generate(module, GPU.target())
+        device_code.generate(module, target_of(GPU))
 
 
 def test_a_stage_that_is_left_to_the_host_is_a_build_error() -> None:
@@ -234,9 +235,9 @@ def test_a_stage_that_is_left_to_the_host_is_a_build_error() -> None:
     sch.bind(i, "blockIdx.x")
     sch.bind(k, "threadIdx.x")
     with pytest.raises(BuildError, match=r"leaves to the host.*twice"):
-        device_code.generate(sch.mod, GPU.target())
+        device_code.generate(sch.mod, target_of(GPU))
     sch.compute_inline("twice")
-    assert len(device_code.generate(sch.mod, GPU.target()).launches) == 1
+    assert len(device_code.generate(sch.mod, target_of(GPU)).launches) == 1
 
 
 @pytest.mark.parametrize("name", names())
@@ -245,7 +246,7 @@ def test_every_target_is_a_device(name: str) -> None:
     found = device_of(name)
     assert found.kind == ("cpu" if name == "cpu" else "gpu")
     assert found.kind == "cpu" or (
-        found.isa.startswith("sm_") and found.cores and found.l1 and found.l2
+        found.isa.startswith("sm_") and found.cores and found.shared_memory and found.l2
     )
     assert name not in PRODUCTS or found.name == PRODUCTS[name][0]
 

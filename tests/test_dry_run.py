@@ -15,8 +15,7 @@ from test_ahead import facts
 from typer.testing import CliRunner, Result
 
 from lntune import knobs, schedule
-from lntune.backends import cuda
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import cuda, device_of
 from lntune.case import Case
 from lntune.cli import app
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError

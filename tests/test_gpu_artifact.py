@@ -16,14 +16,12 @@ import torch
 from fake_gpu import FakeGpu
 
 from lntune import schedule
-from lntune.backends import cuda
-from lntune.backends.cuda import driver, launcher
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import cuda, device_of
+from lntune.backends.cuda import driver, launcher, stored
 from lntune.case import Case
 from lntune.commands import doctor
 from lntune.errors import BuildError, InputError, ToolchainError, UnknownNameError
 from lntune.kernels import cache
-from lntune.kernels import compiler as build
 from lntune.system import paths, toolchain
 from lntune.system.sealed import DamagedWarning
 
@@ -66,7 +64,7 @@ def test_a_kernel_is_built_once(
     assert fake_gpu.log() == []
     assert files(own_cache) == [path]
     assert cache.built(*plan(), device)
-    monkeypatch.setattr(build, "binary", None)
+    monkeypatch.setattr(stored, "binary", None)
     assert cache.prepare(*plan(), device) == path
     assert works(cache.kernel(*plan(), device))
 
@@ -77,22 +75,20 @@ def test_what_a_kernel_depends_on_is_in_its_name(
     """Architecture, architectures beside it, multiprocessors where sums have a row for each, and
     all that CPUs' do; not the compiler, which those who look for it may not have.
     """
-    one = cache.path_of(cache.key_of(*plan(), SM90))
+    one = cache.path_of(*plan(), SM90)
     others = [
-        cache.key_of(*plan(), device_of("cuda:sm_80")),
-        cache.key_of(*plan(), SM90, ("sm_80",)),
-        cache.key_of(*plan(), msgspec.structs.replace(SM90, cores=4)),
-        cache.key_of(*plan(Case("layer_norm", 96, "float32", 8, "bias")), SM90),
-        cache.key_of(*plan(Case("layer_norm", 96, "float16", 8, "weight")), SM90),
-        cache.key_of(*plan(Case("layer_norm", 96, "float32", 512, "weight")), SM90),
+        cache.path_of(*plan(), device_of("cuda:sm_80")),
+        cache.path_of(*plan(), SM90, ("sm_80",)),
+        cache.path_of(*plan(), msgspec.structs.replace(SM90, cores=4)),
+        cache.path_of(*plan(Case("layer_norm", 96, "float32", 8, "bias")), SM90),
+        cache.path_of(*plan(Case("layer_norm", 96, "float16", 8, "weight")), SM90),
+        cache.path_of(*plan(Case("layer_norm", 96, "float32", 512, "weight")), SM90),
     ]
-    assert len({one, *map(cache.path_of, others)}) == 1 + len(others)
+    assert len({one, *others}) == 1 + len(others)
     # The name of a GPU is not among it: an H200 runs an H100's kernels.
-    assert (
-        cache.path_of(cache.key_of(*plan(), msgspec.structs.replace(SM90, name="Another"))) == one
-    )
+    assert cache.path_of(*plan(), msgspec.structs.replace(SM90, name="Another")) == one
     monkeypatch.setattr(cuda, "stamp", lambda: "another compiler")
-    assert cache.path_of(cache.key_of(*plan(), SM90)) == one
+    assert cache.path_of(*plan(), SM90) == one
 
 
 def without_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +99,7 @@ def without_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
         "installed",
         lambda name: toolchain.MISSING if name == "apache-tvm" else real(name),
     )
-    monkeypatch.setattr(build, "binary", None)
+    monkeypatch.setattr(stored, "binary", None)
 
 
 @pytest.mark.parametrize("compiler", ["", "fake", "another"])
@@ -122,7 +118,7 @@ def test_what_was_built_elsewhere_serves(
     monkeypatch.setattr(cuda, "identity", lambda: compiler)
     if not tvm:
         without_tvm(monkeypatch)
-    monkeypatch.setattr(build, "binary", None)
+    monkeypatch.setattr(stored, "binary", None)
     assert works(cache.kernel(*plan(), device))
     assert cache.built(*plan(), device)
     assert cache.prepare(*plan(), device) == path
@@ -134,7 +130,7 @@ def test_another_compiler_builds_anew(
     """Where all is there that it takes, a kernel of another CUDA compiler is built again, once; one
     of the same compiler in another place is not; and where building fails what is there serves.
     """
-    device, real = launcher.device(0), build.binary
+    device, real = launcher.device(0), stored.binary
     path = cache.prepare(*plan(), device)
     made: list[int] = []
 
@@ -142,7 +138,7 @@ def test_another_compiler_builds_anew(
         made.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(build, "binary", binary)
+    monkeypatch.setattr(stored, "binary", binary)
     monkeypatch.setattr(cuda, "stamp", lambda: "the same, elsewhere")
     assert cache.built(*plan(), device)
     assert works(cache.kernel(*plan(), device))
@@ -153,13 +149,13 @@ def test_another_compiler_builds_anew(
     for _ in range(2):
         assert works(cache.kernel(*plan(), device))
     assert made == [1]
-    assert cache.read(path).compiler == "another compiler"
+    assert stored.read(path).compiler == "another compiler"
 
     def failing(*_: Any) -> Any:
         made.append(1)
         raise BuildError("no space left")
 
-    monkeypatch.setattr(build, "binary", failing)
+    monkeypatch.setattr(stored, "binary", failing)
     monkeypatch.setattr(cuda, "stamp", lambda: "a third")
     monkeypatch.setattr(cuda, "identity", lambda: "a third compiler")
     assert works(cache.kernel(*plan(), device))
@@ -180,7 +176,7 @@ def test_damaged_files_are_built_again(
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(BuildError, match=r"cannot load the kernel .*\.gpu is damaged"):
-        cache.read(path)
+        stored.read(path)
     with pytest.warns(DamagedWarning, match=r"kept as .*\.gpu\.damaged"):
         assert works(cache.kernel(*plan(), device))
     assert path.read_bytes() == whole
@@ -193,9 +189,9 @@ def test_one_flipped_bit_is_damage(fake_gpu: FakeGpu, own_cache: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(BuildError, match="damaged"):
-        cache.read(path)
+        stored.read(path)
     with pytest.raises(BuildError, match="cannot load the kernel"):
-        cache.read(own_cache / "missing.gpu")
+        stored.read(own_cache / "missing.gpu")
 
 
 def test_what_the_driver_refuses_is_not_built_again(
@@ -206,7 +202,7 @@ def test_what_the_driver_refuses_is_not_built_again(
     """
     device = launcher.device(0)
     path = cache.prepare(*plan(), device)
-    monkeypatch.setattr(build, "binary", None)
+    monkeypatch.setattr(stored, "binary", None)
     fake_gpu.fail("cuLibraryLoadData", 222)
     with pytest.raises(
         BuildError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION.*older than the compiler"
@@ -254,10 +250,10 @@ def test_a_file_holds_several_architectures(fake_gpu: FakeGpu, own_cache: Path) 
     them runs its own.
     """
     path = cache.prepare(*plan(), SM90, ("sm_120", "sm_80"))
-    stored = cache.read(path)
-    assert list(stored.images) == ["sm_80", "sm_90", "sm_120"]
-    assert stored.ptx
-    assert works(launcher.load(stored))
+    binary = stored.read(path)
+    assert list(binary.images) == ["sm_80", "sm_90", "sm_120"]
+    assert binary.ptx
+    assert works(launcher.load(binary))
 
 
 def test_an_unknown_architecture_is_refused_before_anything_is_built(fake_gpu: FakeGpu) -> None:
@@ -271,9 +267,8 @@ def test_device_code_is_embedded() -> None:
     """Built for a GPU that is not here, a kernel is machine code of each architecture and PTX, and
     says what it takes.
     """
-    made = build.binary(
-        *plan(Case("layer_norm", 1000, "float16", 512, "weight+stats")), SM90, ("sm_80", "sm_90")
-    )
+    case = Case("layer_norm", 1000, "float16", 512, "weight+stats")
+    made = stored.read(cache.prepare(*plan(case), SM90, ("sm_80",)))
     assert all(image.startswith(b"\x7fELF") for image in made.images.values())
     assert ".target sm_90" in made.ptx
     assert [(a.name, a.role, a.dtype, a.shape) for a in made.arguments] == [
@@ -296,7 +291,7 @@ def test_bfloat16_on_turing(op: str) -> None:
     """
     device, found = device_of("cuda:sm_75"), next(iter(schedule.for_op(op, "gpu").values()))
     case = Case(op, 64, "bfloat16", 8)
-    made = build.binary(case, found, found.default(case, device), device, ("sm_75", "sm_90"))
+    made = stored.read(cache.prepare(case, found, found.default(case, device), device, ("sm_90",)))
     assert [image[:4] for image in made.images.values()] == [b"\x7fELF"] * 2
 
 
@@ -307,7 +302,14 @@ def test_a_gpu_that_is_here(fake_gpu: FakeGpu) -> None:
     """By name and number it is a device with the driver's facts, found again by its fingerprint."""
     device = device_of("cuda")
     assert device == device_of("cuda:0") == launcher.device(0)
-    assert (device.kind, device.name, device.isa, device.cores, device.l1, device.l2) == (
+    assert (
+        device.kind,
+        device.name,
+        device.isa,
+        device.cores,
+        device.shared_memory,
+        device.l2,
+    ) == (
         "gpu",
         "Imagined GPU",
         "sm_90",

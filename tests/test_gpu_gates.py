@@ -13,9 +13,8 @@ import torch
 from kernel_arguments import arguments, inputs, row_slice
 
 from lntune import ops
-from lntune.backends import cuda
+from lntune.backends import cuda, device_of
 from lntune.backends.cuda.device_code import Program
-from lntune.backends.cuda.targets import device_of
 from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
 from lntune.kernels import compiler

@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from lntune import check
-from lntune.backends import cuda
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import cuda, device_of
 from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
 from lntune.device import Device

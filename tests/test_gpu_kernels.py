@@ -14,8 +14,8 @@ import torch
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
 
 from lntune import check, knobs, ops
+from lntune.backends import device_of
 from lntune.backends.cuda.device_code import Program
-from lntune.backends.cuda.targets import device_of
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import Traffic
 from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from lntune import check
-from lntune.backends import cuda
+from lntune.backends import cuda, device_of
 from lntune.backends.cuda.device_code import Program
-from lntune.backends.cuda.targets import device_of
 from lntune.backends.emulated import calls as emulated
 from lntune.case import DTYPES, Case
 from lntune.kernels import compiler, inspection
@@ -58,7 +57,7 @@ def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
     """
     device = device_of(f"cuda:{arch}")
     for dtype, size in DTYPES.items():
-        if (hidden := device.l1 // size) <= 65536:
+        if (hidden := device.shared_memory // size) <= 65536:
             case = Case("layer_norm", hidden, dtype, 4096)
             setting = PLAN.default(case, device)
             assert setting.row_storage != "shared"

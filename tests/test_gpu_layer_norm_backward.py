@@ -9,8 +9,8 @@ import torch
 from kernel_arguments import arguments, written
 
 from lntune import check
+from lntune.backends import device_of
 from lntune.backends.cuda.device_code import Program
-from lntune.backends.cuda.targets import device_of
 from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
 from lntune.kernels import compiler

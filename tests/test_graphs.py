@@ -14,7 +14,7 @@ from on_gpu import recorded
 from lntune.device import Device
 from lntune.torch import devices, dispatch, graphs
 
-GPU = Device("gpu", "imagined", "sm_90", 132, (), 227 * 1024, 50 << 20)
+GPU = Device("gpu", "imagined", "sm_90", 132, l2=50 << 20, shared_memory=227 * 1024)
 
 
 class Loop:

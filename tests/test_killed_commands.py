@@ -39,9 +39,10 @@ MARK = "LNTUNE_TEST_PLACE"
 # Whatever the budget, what is measured at the end of a stage is measured briefly.
 BRIEF = """
 from lntune.commands import bringup
-from lntune.commands.bringup import yardstick
+from lntune.backends.cpu import backend
+from lntune.commands.bringup import steps
 from lntune.tune import times
-yardstick._LARGEST, yardstick.SECONDS = 1 << 24, 0.05
+backend._COPIED, steps.COPY_SECONDS = 1 << 24, 0.05
 times.FINAL_SHARE, bringup.BENCH_SECONDS = 1e-4, 0.05
 from lntune.cli import main
 main()

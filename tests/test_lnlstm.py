@@ -14,8 +14,9 @@ from torch import Tensor
 
 import lntune
 from lntune import device, ops
+from lntune.backends.backend import TVM
+from lntune.backends.cpu import llvm
 from lntune.case import Case
-from lntune.kernels import compiler
 from lntune.ops.lnlstm_step import VARIANTS, formula, variant
 from lntune.torch import dispatch
 from lntune.torch import lnlstm as module
@@ -49,8 +50,8 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
         made = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
         sch = s_tir.Schedule(alignment.element_aligned(te.create_prim_func([given, made])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
-        with compiler._lock:  # the compiler is used by one thread at a time
-            kernel = tvm.compile(sch.mod, target=tvm.target.Target(device.current().target()))[
+        with TVM:  # the compiler is used by one thread at a time
+            kernel = tvm.compile(sch.mod, target=tvm.target.Target(llvm.target(device.current())))[
                 "main"
             ]
         padded = np.resize(x.astype(np.float32), (-(-x.size // 16), 16))

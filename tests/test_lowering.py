@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from lntune.backends import device_of
 from lntune.backends.cuda import device_code, lowering, source_only
-from lntune.backends.cuda.targets import device_of
+from lntune.backends.cuda.program import target as target_of
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
@@ -67,7 +68,7 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
             if seen is not None:
                 seen.append(str(info.name))
 
-    target = tvm.target.Target(GPU.target())
+    target = tvm.target.Target(target_of(GPU))
     mod = tvm.tirx.transform.BindTarget(target.with_host("llvm"))(module)
     for make in (s.CanonicalizeLoop, s.LowerCrossThreadReduction):
         mod = make()(mod)
@@ -132,9 +133,9 @@ def test_source_is_that_of_the_whole_pipeline(
     as with all of TVM's passes.
     """
     module = make()
-    ours = device_code.generate(module, GPU.target())
+    ours = device_code.generate(module, target_of(GPU))
     monkeypatch.setattr(lowering, "lower", lambda mod, _: by_default(mod))
-    assert device_code.generate(module, GPU.target()) == ours
+    assert device_code.generate(module, target_of(GPU)) == ours
 
 
 def test_passes_come_in_the_order_of_the_whole_pipeline() -> None:
@@ -145,7 +146,7 @@ def test_passes_come_in_the_order_of_the_whole_pipeline() -> None:
 
     theirs: list[str] = []
     module = module_of("shared_row", 7, "float32")
-    with source_only.kept(), tvm.target.Target(GPU.target()):
+    with source_only.kept(), tvm.target.Target(target_of(GPU)):
         by_default(module, theirs)
     ours = [str(one.info.name) for one in lowering._passes()]
     ours = ours[ours.index("s_tir.CompactBufferAllocation") :]

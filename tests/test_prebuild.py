@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import lntune
 from lntune import device
-from lntune.backends.cuda import launcher
+from lntune.backends.cuda import launcher, stored
 from lntune.case import Case
 from lntune.cli import app
 from lntune.commands import build as prebuild
@@ -67,7 +67,7 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
     can be built any more.
     """
     assert run("--rows", "8").exit_code == run("--rows", "8", "--strided").exit_code == 0
-    monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(compiler, "to_file", lambda *_: pytest.fail("built"))
     monkeypatch.setattr(toolchain, "run_compiler", lambda *_: pytest.fail("compiled"))
     dispatch.reload()
     x, w = torch.randn(5, 40), torch.ones(40)
@@ -214,7 +214,7 @@ def test_another_tvm_builds_anew(own_cache: Path, monkeypatch: pytest.MonkeyPatc
         "built",
     ]
     assert [sealed.facts(path)["apache-tvm"] for path in built] == ["0.27.9"] * 2
-    monkeypatch.setattr(compiler, "to_library", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(compiler, "to_file", lambda *_: pytest.fail("built"))
     monkeypatch.setattr(
         toolchain, "installed", lambda name: "0.28.0" if name == "apache-tvm" else real(name)
     )
@@ -249,13 +249,13 @@ def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
         found = prebuild.build_case(CASE.typical, gpu, archs)
         asked |= set(archs)
         assert found.status == status
-        assert set(cache.read(Path(found.path)).images) == asked
+        assert set(stored.read(Path(found.path)).images) == asked
     Path(found.path).write_bytes(b"damaged")
     with pytest.warns(sealed.DamagedWarning):
         assert prebuild.build_case(CASE.typical, gpu, ("sm_80",)).status == "built"
-    assert set(cache.read(Path(found.path)).images) == {"sm_90", "sm_80"}
+    assert set(stored.read(Path(found.path)).images) == {"sm_90", "sm_80"}
     x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
-    launcher.load(cache.read(Path(found.path)))(x, w, w, 1e-5, y)
+    launcher.load(stored.read(Path(found.path)))(x, w, w, 1e-5, y)
     torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
     kernel = cache.kernel(CASE, *_plan(found), gpu)
     assert len(list(Path(found.path).parent.glob("*.gpu"))) == 1
@@ -292,14 +292,14 @@ def test_what_eager_mode_serves_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are built, the reason is told, and the exit code is 1."""
-    real = compiler.to_library
+    real = compiler.to_file
 
     def failing(case: Case, *rest: Any) -> None:
         if "stats" in case.variant:
             raise BuildError("the disk is full")
         real(case, *rest)
 
-    monkeypatch.setattr(compiler, "to_library", failing)
+    monkeypatch.setattr(compiler, "to_file", failing)
     done = run("--rows", "8")
     assert done.exit_code == 1
     assert "1 kernel built, 0 were there" in done.output
@@ -338,7 +338,7 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
     [
         (dispatch, "choose"),
         (cache, "prepare"),
-        (compiler, "to_library"),
+        (compiler, "to_file"),
         (compiler, "_tvm"),
         (native, "compiled"),
         (native, "path_of"),

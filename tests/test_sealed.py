@@ -101,7 +101,7 @@ def test_a_damaged_kernel_is_put_aside_and_built_again(
     """It never runs; it is kept beside under a name that says what it is, the warning has name and
     reason, and the new one is right.
     """
-    path = cache.path_of(cache.key_of(*wanted()))
+    path = cache.path_of(*wanted())
     path.parent.mkdir(parents=True)
     shutil.copy(kernel, path)
     flip(path, int(8 * path.stat().st_size * place))
@@ -122,7 +122,7 @@ def test_a_damaged_kernel_that_cannot_be_built_again(
     own_cache: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not loaded: the reason why nothing can be built is the error."""
-    path = cache.path_of(cache.key_of(*wanted()))
+    path = cache.path_of(*wanted())
     path.parent.mkdir(parents=True)
     shutil.copy(kernel, path)
     flip(path, 40_000)

@@ -358,7 +358,7 @@ def test_the_commands_that_tune_cases(cases: set[Case]) -> None:
         lists = [words[n].split(",") for n in (4, 6, 8)]
         named += [Case(words[2], int(h), d, int(r)) for h, d, r in itertools.product(*lists)]
     assert sorted(named) == sorted(cases)
-    assert tune_commands([CASE], "cuda")[0].endswith("--rows 8 --target cuda")
+    assert tune_commands([CASE], " --target cuda")[0].endswith("--rows 8 --target cuda")
 
 
 def test_what_a_report_shows_is_what_serves() -> None:

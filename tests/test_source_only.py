@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lntune import schedule
+from lntune.backends import device_of
 from lntune.backends.cuda import source_only
-from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.system import toolchain
@@ -25,7 +25,7 @@ import tvm
 from lntune import schedule
 from lntune.kernels import compiler
 from lntune.case import Case
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import device_of
 case, device = Case("layer_norm", 96, "bfloat16", 8), device_of("cuda:sm_90")
 plan = next(iter(schedule.for_op("layer_norm", "gpu").values()))
 sys.stdout.write(compiler.program(case, plan, plan.default(case, device), device).source)

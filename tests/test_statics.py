@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from lntune import schedule
-from lntune.backends import cuda
+from lntune.backends import cuda, device_of
 from lntune.backends.cuda import Inspection
 from lntune.backends.cuda.device_code import Launch, Program
-from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.kernels import inspection, statics
 from lntune.kernels.statics import Facts, facts, moved, shortened

@@ -157,7 +157,7 @@ def test_a_library_of_its_own(tmp_path: Any) -> None:
         Case("layer_norm", 1024, "bfloat16", 512, "weight+bias"),
         schedule.get("cached_rows", "layer_norm"),
     )
-    compiler.to_library(
+    compiler.to_file(
         case,
         plan,
         dataclasses.replace(plan.default(case, DEVICE), write="streamed"),

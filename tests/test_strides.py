@@ -22,12 +22,12 @@ from torch.nn import functional
 
 import lntune
 from lntune import check, device, ops, schedule
-from lntune.backends.cuda import launcher
+from lntune.backends.cuda import launcher, stored
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
 from lntune.errors import BuildError, InputError
-from lntune.kernels import compiler
+from lntune.kernels import cache, compiler
 from lntune.torch import dispatch, layer_norm, lnlstm
 from lntune.transforms import strides
 
@@ -223,7 +223,8 @@ def test_an_argument_without_rows_has_no_stride(fake_gpu: FakeGpu) -> None:
     """A stored kernel that says otherwise is refused when it is loaded."""
     case = CASE
     device = launcher.device(0)
-    binary = compiler.binary(case, PLAN, PLAN.default(case.typical, device), device, strided=True)
+    setting = PLAN.default(case.typical, device)
+    binary = stored.read(cache.prepare(case, PLAN, setting, device, strided=True))
     wrong = [
         type(a)(
             a.name, a.role, a.dtype, a.shape, "weight_stride" if a.name == "weight" else a.stride

@@ -55,7 +55,7 @@ def test_cxx_is_split_as_a_shell_does(
         schedule.get("cached_rows"),
         current(),
     )
-    compiler.to_library(case, plan, plan.default(case, device), device, tmp_path / "kernel.so")
+    compiler.to_file(case, plan, plan.default(case, device), device, tmp_path / "kernel.so")
     assert (tmp_path / "kernel.so").read_bytes()[:4] == b"\x7fELF"
     asked = (
         (tmp_path / "asked").read_text().splitlines() if "cache" in cxx else ["real++", "real++"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lntune
 from lntune import knobs
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import device_of
 from lntune.case import DTYPES, Case
 from lntune.schedule import all_schedules, get
 from lntune.torch import devices, dispatch

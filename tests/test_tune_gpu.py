@@ -18,9 +18,9 @@ from fake_gpu import FakeGpu
 from typer.testing import CliRunner
 
 from lntune import knobs, schedule, tune
-from lntune.backends import places
+from lntune.backends import device_of
+from lntune.backends.cuda import backend as cuda_backend
 from lntune.backends.cuda import launcher
-from lntune.backends.cuda.targets import device_of
 from lntune.case import Case
 from lntune.cli import app
 from lntune.device import Device
@@ -47,10 +47,10 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
     monkeypatch.setattr(times, "FINAL_SHARE", 1e-4)
     schedule._load.cache_clear()
-    places._gpu.cache_clear()
+    cuda_backend._clock.cache_clear()
     yield
     schedule._load.cache_clear()
-    places._gpu.cache_clear()
+    cuda_backend._clock.cache_clear()
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
     assert cache.built(
         CASE, schedule.get("sound"), schedule.get("sound").default(CASE, device), device
     )
-    monkeypatch.setattr("lntune.kernels.compiler.binary", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr("lntune.backends.cuda.stored.binary", lambda *_: pytest.fail("built again"))
     outcome = trial.run(job("sound", device))
     assert outcome.status == "ok" and outcome.timings["tuned"].median_us > 0
 

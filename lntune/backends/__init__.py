@@ -1,3 +1,111 @@
-"""Kinds of devices: all that differs between them, one folder a kind, behind the interface of
-`backend.py`.
+"""Kinds of devices: all that differs between them, one folder a kind, behind `backend.Backend`.
+
+    backend = backends.of(device)
+    kernel = backend.load(path)
+
+A backend is loaded when first asked for, so that a machine without a GPU pays for none.
 """
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from lntune.device import Device
+from lntune.errors import unknown
+
+if TYPE_CHECKING:
+    from lntune.backends.backend import Backend
+
+DEFAULT = "cpu"
+"""The target of commands that are given none."""
+BACKENDS = ("cpu", "cuda", "emulated")
+"""The folders. A device whose `backend` is empty has its kind's first."""
+_FIRST = {"cpu": "cpu", "gpu": "cuda"}
+TORCH_TYPES = {"cpu": "cpu", "cuda": "cuda"}
+"""PyTorch's types of devices on whose tensors kernels run -> the backend that runs them."""
+
+
+@functools.cache
+def get(name: str) -> Backend:
+    """A backend by its name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    found: Backend = importlib.import_module(f"lntune.backends.{name}.backend").BACKEND
+    return found
+
+
+def of(device: Device) -> Backend:
+    """The backend of a device."""
+    return get(device.backend or _FIRST[device.kind])
+
+
+def targets() -> list[str]:
+    """Everything `--target` may say on any machine."""
+    return [target for name in BACKENDS for target in get(name).targets()]
+
+
+def device_of(target: str) -> Device:
+    """The device of a target: "cpu" (this machine's), "cuda" or "cuda:1" (a GPU that is here), an
+    architecture such as "cuda:sm_90", a product such as "nvidia/nvidia-h100", or "emulated:sm_90"
+    (an architecture whose kernels this machine's CPU runs, thread by thread).
+
+    Raises:
+        UnknownNameError: there is no such target.
+        ToolchainError: it is a device of this machine, and none can be used.
+        InputError: it is a device of this machine, and there are fewer.
+    """
+    for name in BACKENDS:
+        if (device := get(name).find(target)) is not None:
+            return device
+    raise unknown("target", target, targets())
+
+
+def best() -> tuple[Device, str]:
+    """(the device of this machine that is worth most, a note in words or the empty string): the
+    first GPU that can be used, else the CPU, with why there is no GPU.
+    """
+    gpus = get("cuda")
+    if why := gpus.missing():
+        cpu = get("cpu").device_of(-1)
+        return cpu, f"no GPU that can be used ({why}): this is for the CPU"
+    return gpus.device_of(0), ""
+
+
+def option(device: Device) -> str:
+    """What to add to a command that is for a device of this machine: nothing for the CPU, which all
+    commands are for unless they are told otherwise.
+    """
+    target = of(device).option
+    return "" if target == DEFAULT else f" --target {target}"
+
+
+def of_torch(kind: str, index: int) -> Device | None:
+    """The device behind PyTorch's device number `index` (-1: the current one) of a type; None where
+    no backend runs kernels on tensors of that type.
+
+    Raises:
+        ToolchainError, InputError: kernels could run there, and cannot here.
+    """
+    if (stand_in := _serving.get(kind)) is not None:
+        return stand_in
+    name = TORCH_TYPES.get(kind)
+    return None if name is None else get(name).device_of(index)
+
+
+_serving: dict[str, Device] = {}
+
+
+def serve(device: Device | None = None) -> None:
+    """Have tensors of the CPU served as those of a device that works on such tensors, from now on:
+    an emulated GPU. Without one, as the CPU's again. `lntune.reload()` makes calls ask anew.
+    """
+    _serving.clear()
+    if device is not None:
+        backend = of(device)
+        _serving[backend.torch_type] = device

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from lntune import knobs, ops
+from lntune.backends import DEFAULT
 from lntune.case import Case
 from lntune.cli.base import (
     DTYPE,
@@ -74,7 +75,7 @@ def report(
     ] = False,
     target: Annotated[
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
-    ] = "cpu",
+    ] = DEFAULT,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
@@ -83,8 +84,7 @@ def report(
     Exit code 1 when there is none.
     """
     from lntune import schedule
-    from lntune.backends.cuda import launcher
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.log import select
     from lntune.report.columns import whole
     from lntune.report.rows import rows_of, summary
@@ -113,12 +113,8 @@ def report(
         for slug, rows in tables:
             show_rows(rows, slug, wide=wide)
     if not tables:
-        owner = "any device" if everywhere else "this device" if target == "cpu" else target
-        is_here = (
-            owner_device is None
-            or owner_device.kind == "cpu"
-            or launcher.ordinal_of(owner_device) is not None
-        )
+        owner = "any device" if everywhere else "this device" if target == DEFAULT else target
+        is_here = owner_device is None or _is_here(owner_device)
         if trials := _failed(folders, op, owner_device):
             show(console(wide=wide), None, trials)
         run = "Run" if is_here else "Run where it is"
@@ -154,7 +150,7 @@ def why(
         typer.Option(
             help="cpu, or a GPU: cuda (the one that is here), cuda:sm_90, nvidia/nvidia-h100."
         ),
-    ] = "cpu",
+    ] = DEFAULT,
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
@@ -194,13 +190,13 @@ def show(
         typer.Option(
             help="cpu, or a GPU, which need not be here: cuda, cuda:sm_90, nvidia/nvidia-h100."
         ),
-    ] = "cpu",
+    ] = DEFAULT,
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
     """Print the kernel that serves a call: definition, scheduled loops, source or assembly."""
     from lntune import schedule as schedules
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.kernels import compiler
 
     if form not in compiler.FORMS:
@@ -260,15 +256,17 @@ def inspect(
     Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be
     launched, or moves something twice.
     """
+    from lntune import backends
     from lntune import schedule as schedules
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.kernels import inspection
     from lntune.report import inspections
     from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
-    chosen = schedules.get(schedule, op, "gpu") if schedule else _first(op, "gpu")
-    if chosen.kind != "gpu" or not all(d.kind == "gpu" for d in devices):
+    kind = devices[0].kind
+    chosen = schedules.get(schedule, op, kind) if schedule else _first(op, kind)
+    if chosen.kind != kind or not all(backends.of(device).inspects for device in devices):
         raise InputError(
             f"inspect: got schedule {chosen.name} and target {target}, expected a GPU's; `lntune"
             " show --as asm` is for CPUs."
@@ -291,7 +289,18 @@ def inspect(
 
 def _target(target: str) -> str:
     """The option as a command in a message has it."""
-    return "" if target == "cpu" else f" --target {target}"
+    return "" if target == DEFAULT else f" --target {target}"
+
+
+def _is_here(device: Device) -> bool:
+    """Whether a device is of this machine."""
+    from lntune import backends
+
+    try:
+        backends.of(device).torch_device(device)
+    except InputError:
+        return False
+    return True
 
 
 def _first(op: str, kind: str) -> Any:

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from lntune import ops
+from lntune.backends import DEFAULT
 from lntune.cli.base import (
     DTYPE,
     GRID,
@@ -75,7 +76,7 @@ def tune(
             )
         ),
     ] = "30s",
-    target: TARGET = "cpu",
+    target: TARGET = DEFAULT,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -106,7 +107,7 @@ def tune(
     emulator), and says what a run would measure and how long it would take; exit code 1 when one of
     them is wrong or a run would measure none.
     """
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.report.columns import whole
     from lntune.report.failures import lines
     from lntune.report.progress import TuningProgress
@@ -198,7 +199,7 @@ def check(
     dtype: DTYPE = "",
     rows: ROWS = "",
     grid: GRID = "default",
-    target: TARGET = "cpu",
+    target: TARGET = DEFAULT,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -208,7 +209,7 @@ def check(
     Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where
     none is. Exit code 1 when a case is wrong.
     """
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.commands import check as verification
     from lntune.report.tables import console, show
     from lntune.report.verdicts import verdict_lines, verdict_table
@@ -241,7 +242,7 @@ def build(
             "--target",
             help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100.",
         ),
-    ] = "cpu",
+    ] = DEFAULT,
     archs: Annotated[
         str,
         typer.Option(
@@ -264,15 +265,16 @@ def build(
     What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where
     the first call would have put it. Exit code 1 when something cannot be built.
     """
-    from lntune.backends import cuda
-    from lntune.backends.cuda.targets import device_of
+    from lntune import backends
+    from lntune.architectures import architecture
+    from lntune.backends import device_of
     from lntune.commands import build as prebuild
     from lntune.report import builds
     from lntune.report.tables import console, show
 
     devices = [device_of(name) for name in names(some("--target", target))]
-    architectures = tuple(cuda.architecture(arch).name for arch in names(archs))
-    if architectures and not any(d.kind == "gpu" for d in devices):
+    architectures = tuple(architecture(arch).name for arch in names(archs))
+    if architectures and not any(backends.of(device).multi_arch for device in devices):
         got = f"{archs} beside --target {target}"
         raise InputError(got_expected("--archs", got, "a GPU's target"))
     err = console(stderr=True)
@@ -350,7 +352,7 @@ def bench(
         Path | None,
         typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`."),
     ] = None,
-    target: TARGET = "cpu",
+    target: TARGET = DEFAULT,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -370,7 +372,7 @@ def bench(
 
     --output is written after every case; Ctrl-C ends with the cases that are done.
     """
-    from lntune.backends.cuda.targets import device_of
+    from lntune.backends import device_of
     from lntune.commands import bench as benchmark
     from lntune.report.rows import peer_lines, rows_of, summary
     from lntune.report.tables import console, show
@@ -385,7 +387,7 @@ def bench(
             ("--strided", strided),
             ("--given-output", given_output),
             ("--call-cost", call_cost),
-            (f"--target {target}", target != "cpu"),
+            (f"--target {target}", target != DEFAULT),
         )
         if conflicts := [name for name, is_set in options if is_set]:
             expected = "neither that nor another kind of benchmark"
@@ -394,7 +396,7 @@ def bench(
         _training(requested, length, with_compile, seed, output, log_dir, wide, as_json)
         return
     if call_cost:
-        if target != "cpu":
+        if target != DEFAULT:
             got = f"--target {target} beside it"
             remedy = "It measures calls on the CPU."
             raise InputError(got_expected("--call-cost", got, "cpu", remedy))

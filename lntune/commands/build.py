@@ -11,9 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from lntune import knobs, ops, schedule
-from lntune.backends.cpu import runtime
-from lntune.backends.cuda import driver
+from lntune import backends, knobs, ops, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError
@@ -99,9 +97,8 @@ def build(
         ToolchainError, BuildError: there is no C compiler, or it fails.
     """
     try:
-        for kind, ensure in (("cpu", runtime.ensure_library), ("gpu", driver.ensure_library)):
-            if any(device.kind == kind for device in devices):
-                ensure()
+        for backend in {backends.of(device) for device in devices}:
+            backend.ensure_library()
         direct.ensure_library()
     except LntuneError:
         raise
@@ -109,7 +106,7 @@ def build(
         raise BuildError(
             f"what loads kernels cannot be built: {_reason(e)}. See lntune doctor."
         ) from e
-    if any(device.kind == "cpu" for device in devices):
+    if any(backends.of(device).node for device in devices):
         # an older compiler: autograd.Function serves, as `lntune doctor` says
         with contextlib.suppress(Exception):
             layer_norm_node.ensure_library()
@@ -118,7 +115,8 @@ def build(
     results = []
     for number, (case, device) in enumerate(todo):
         on_kernel(number, len(todo), case, device)
-        results.append(build_case(case, device, archs if device.kind == "gpu" else (), strided))
+        several = archs if backends.of(device).multi_arch else ()
+        results.append(build_case(case, device, several, strided))
     return results
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lntune import check, ops
+from lntune import backends, check, ops
 from lntune import device as device_module
-from lntune.backends import places
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log import records
@@ -50,8 +49,9 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
     """
     import torch
 
-    place = places.of(device)
-    there = [] if place.gpu is None else [torch.empty(0, device=place.name)]
+    device = device or device_module.current()
+    backend = backends.of(device)
+    tensors = [torch.empty(0, device=backend.torch_device(device))]
     dispatch.reload()
     results = []
     with warnings.catch_warnings():
@@ -60,8 +60,8 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
             for variant in ops.get(case.op).called(case.variant):
                 asked = msgspec.structs.replace(case, variant=variant)
                 kernel, choice = (
-                    dispatch.kernel_for(asked, there),
-                    dispatch.choose(asked, place.device),
+                    dispatch.kernel_for(asked, tensors),
+                    dispatch.choose(asked, device),
                 )
                 if kernel is None:
                     results.append(
@@ -71,7 +71,7 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
                     )
                     continue
                 try:
-                    verdict = place.verify(asked, kernel)
+                    verdict = backend.verify(asked, device, kernel)
                 except Exception as e:
                     verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
                 results.append(

@@ -11,14 +11,12 @@ from typing import Any
 
 import msgspec
 
+from lntune import backends
 from lntune import knobs as knobs_module
-from lntune.backends import cuda
-from lntune.backends.cpu import runtime
-from lntune.backends.cuda import launcher
-from lntune.backends.cuda.device_code import Binary
+from lntune.backends.backend import Backend, Kernel
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import BuildError, ScheduleError, ToolchainError
+from lntune.errors import BuildError, ScheduleError
 from lntune.schedule import Schedule
 from lntune.system import native, paths, sealed, sources, toolchain
 from lntune.system.sealed import DamagedError
@@ -56,8 +54,11 @@ def key_of(
     """The key of one kernel; `strided` is as kernel's."""
     # Of the cores it matters only how many rows sums have, a row for each block of rows: else a
     # machine with more of them would find nothing.
-    target = {**device.target(), "blocks": case.blocks(device.cores)}
+    backend = backends.of(device)
+    target = {**backend.target(device), "blocks": case.blocks(device.cores)}
     target.pop("num-cores", None)
+    if device.backend:
+        target["backend"] = device.backend
     if strided:
         target["strided"] = True
     return Key(
@@ -71,48 +72,37 @@ def key_of(
         knobs_module.to_dict(setting),
         target,
         toolchain.COMPATIBLE["apache-tvm-ffi"],
-        runtime.source_hash() if device.kind == "cpu" else "",
+        backend.runtime(),
     )
 
 
-def path_of(key: Key) -> Path:
-    """Where the kernel of this key lies once built."""
-    return paths.cached(
-        "kernels",
-        key.op,
-        f"{key.digest}.{native.FORMAT}.{'gpu' if key.target['kind'] == 'cuda' else 'so'}",
-    )
+def path_of(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Path:
+    """Where a kernel lies once built; arguments as kernel's."""
+    return _path(key_of(case.typical, schedule, setting, device, strided), backends.of(device))
 
 
-def _tools(kind: str) -> sealed.Facts:
+def _path(key: Key, backend: Backend) -> Path:
+    return paths.cached("kernels", key.op, f"{key.digest}.{native.FORMAT}.{backend.suffix}")
+
+
+def _tools(backend: Backend) -> sealed.Facts:
     """What this machine builds kernels with, by name; nothing of what it lacks."""
-    tools = {
-        "apache-tvm": toolchain.installed("apache-tvm"),
-        "cuda": cuda.stamp() if kind == "gpu" else "",
-    }
-    return {name: tool for name, tool in tools.items() if tool not in ("", toolchain.MISSING)}
+    tvm = toolchain.installed("apache-tvm")
+    return backend.tools() | ({"apache-tvm": tvm} if tvm != toolchain.MISSING else {})
 
 
-def _outdated(facts: sealed.Facts, schedule: Schedule) -> bool:
+def _outdated(facts: sealed.Facts, schedule: Schedule, backend: Backend) -> bool:
     """True for a kernel that was built by other tools than this machine has, or of code that was
     edited since without a new version, where this machine has all that it takes to build it anew.
     """
-    tools = _tools(schedule.kind)
-    if (
-        "apache-tvm" not in tools
-        or (schedule.kind == "gpu" and "cuda" not in tools)
-        or toolchain.incompatible()
-    ):
+    tools = _tools(backend)
+    if "apache-tvm" not in tools or not backend.can_compile() or toolchain.incompatible():
         return False
     if not sources.unchanged(facts, schedule.path):
         return True
-    if tools.items() <= facts.items():
-        return False
-    # The same CUDA compiler may lie elsewhere; what it is takes long to ask, and is asked only
-    # then.
-    return tools["apache-tvm"] != facts.get("apache-tvm") or cuda.identity() != facts.get(
-        "compiler"
-    )
+    return tools["apache-tvm"] != facts.get("apache-tvm") or not backend.same_tools(facts)
 
 
 def built(
@@ -126,12 +116,12 @@ def built(
     """True when the kernel lies in the cache, whole, and of the tools that are here; arguments as
     prepare's.
     """
-    return _holds(
-        path_of(key_of(case.typical, schedule, setting, device, strided)), schedule, archs
-    )
+    backend = backends.of(device)
+    path = path_of(case, schedule, setting, device, strided)
+    return _holds(path, schedule, backend, archs)
 
 
-def _holds(path: Path, schedule: Schedule, archs: tuple[str, ...]) -> bool:
+def _holds(path: Path, schedule: Schedule, backend: Backend, archs: tuple[str, ...]) -> bool:
     """True when a sound file is there, and has code for some architectures beside that of its
     own.
     """
@@ -139,15 +129,9 @@ def _holds(path: Path, schedule: Schedule, archs: tuple[str, ...]) -> bool:
         facts = sealed.read(path).facts
     except (DamagedError, OSError):
         return False
-    return not _outdated(facts, schedule) and (not archs or _architectures(path) >= set(archs))
-
-
-def _architectures(path: Path) -> set[str]:
-    """What a stored GPU kernel has code for; nothing where there is none, or a damaged one."""
-    try:
-        return set(read(path).images)
-    except DamagedError:
-        return set()
+    if _outdated(facts, schedule, backend):
+        return False
+    return not archs or backend.architectures(path) >= set(archs)
 
 
 def prepare(
@@ -172,14 +156,15 @@ def prepare(
     """
     case = case.typical
     key = key_of(case, schedule, setting, device, strided)
-    path = path_of(key)
+    backend = backends.of(device)
+    path = _path(key, backend)
     if path.is_file():
         with contextlib.suppress(OSError):
             try:
                 sealed.read(path)
             except DamagedError as e:
                 sealed.put_aside(path, str(e))
-    if not _holds(path, schedule, archs):
+    if not _holds(path, schedule, backend, archs):
         _build(key, case, schedule, setting, device, archs, strided, path)
     return path
 
@@ -196,29 +181,19 @@ def _build(
 ) -> None:
     """Build a kernel and store it under its name; arguments as prepare's."""
     # the compiler is imported only when something must be built
-    from lntune.kernels import compiler as build
+    from lntune.kernels import compiler
 
     facts = {
-        **_tools(device.kind),
+        **_tools(backends.of(device)),
         **sources.stamp(schedule.path),
         "key": msgspec.json.encode(key, order="sorted").decode(),
     }
-    if device.kind == "gpu":
-        # what one call asked for is not lost when another asks for more
-        kept = _architectures(path)
-        with native.atomic(path) as temporary:
-            binary = build.binary(
-                case, schedule, setting, device, sorted({device.isa, *archs, *kept}), strided
-            )
-            temporary.write_bytes(msgspec.msgpack.encode(binary))
-            sealed.seal(temporary, {**facts, "compiler": binary.compiler})
-    else:
-        build.to_library(case, schedule, setting, device, path, strided, facts)
+    compiler.to_file(case, schedule, setting, device, path, strided, facts, archs)
 
 
 def kernel(
     case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
-) -> Callable[..., None]:
+) -> Kernel:
     """The kernel for a case, from the cache or built now and put there: a function of tensors in
     the operator's order.
 
@@ -233,51 +208,27 @@ def kernel(
     """
     case = case.typical
     key = key_of(case, schedule, setting, device, strided)
-    path = path_of(key)
-    load: Callable[[], Callable[..., None]] = functools.partial(runtime.load, path)
-    if device.kind == "gpu":
-        # What the driver says against a file that is whole would be said of a new one too.
-        if launcher.missing() and not launcher.count():
-            raise ToolchainError(
-                f"{case} ({schedule.name}): no GPU can be used here: {launcher.missing()}"
-            )
-        load = functools.partial(_launchable, path)
+    backend = backends.of(device)
+    path = _path(key, backend)
+    backend.ensure_usable(f"{case} ({schedule.name})")
 
     def make() -> None:
         _build(key, case, schedule, setting, device, (), strided, path)
 
-    if not _there(path, schedule, make):
+    if not _is_current(path, schedule, backend, make):
         make()
-    return native.fetch(path, load, make)
+    return native.fetch(path, functools.partial(backend.load, path), make)
 
 
-def _there(path: Path, schedule: Schedule, make: Callable[[], None]) -> bool:
+def _is_current(path: Path, schedule: Schedule, backend: Backend, make: Callable[[], None]) -> bool:
     """True when a file is there for `native.fetch`. One of other tools than this machine's, or of
     other code, is made anew before, where that succeeds.
     """
     try:
-        outdated = _outdated(sealed.facts(path), schedule)
+        outdated = _outdated(sealed.facts(path), schedule, backend)
     except DamagedError:
         return path.is_file()
     if outdated:
         with contextlib.suppress(BuildError, ScheduleError):
             make()
     return True
-
-
-def _launchable(path: Path) -> Callable[..., None]:
-    return launcher.load(read(path))
-
-
-def read(path: Path) -> Binary:
-    """A stored GPU kernel.
-
-    Raises:
-        DamagedError: the file is missing, damaged, or of another release of lntune.
-    """
-    try:
-        return msgspec.msgpack.decode(sealed.read(path).content, type=Binary)
-    except DamagedError as e:
-        raise DamagedError(f"cannot load the kernel {e}") from e
-    except (OSError, msgspec.MsgspecError) as e:
-        raise DamagedError(f"cannot load the kernel {path}: {e}") from e

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lntune import knobs, ops
+from lntune import backends, knobs, ops
 from lntune.backends import cuda
 from lntune.backends.cuda import Inspection
 from lntune.backends.emulated import calls as emulated
@@ -95,7 +95,7 @@ def inspect(
             compiler.
         EmulatorError: it does what would be an error on a device.
     """
-    if device.kind != "gpu":
+    if not backends.of(device).inspects:
         raise InputError(
             f"target: got {device.name}, expected a GPU, such as cuda:sm_90; `lntune show --as asm`"
             " is for CPUs."

@@ -151,7 +151,7 @@ def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
     return schedule is not None and schedule.code != record.code
 
 
-def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
+def tune_commands(cases: Iterable[Case], option: str = "") -> list[str]:
     """The commands that measure some cases again, and no others: as few as can be had by joining
     hidden sizes, then rows, then dtypes.
     """
@@ -164,9 +164,8 @@ def tune_commands(cases: Iterable[Case], target: str = "cpu") -> list[str]:
     by_dtype: dict[tuple[str, str, str], list[str]] = {}
     for (op, dtype, hidden_), counts in by_rows.items():
         by_dtype.setdefault((op, hidden_, ",".join(map(str, sorted(counts)))), []).append(dtype)
-    end = "" if target == "cpu" else f" --target {target}"
     return sorted(
-        f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{end}"
+        f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{option}"
         for (op, h, r), d in by_dtype.items()
     )
 

@@ -16,16 +16,18 @@ Call = Callable[[], Any]
 
 
 def bind(
-    case: Case, kernel: Kernel, copies: Sequence[Mapping[str, Any]], allocate: bool
+    case: Case,
+    kernel: Kernel,
+    copies: Sequence[Mapping[str, Any]],
+    allocate: bool,
+    directly: bool = True,
 ) -> list[Call]:
     """The kernel bound to each of several copies of a case's named inputs; with `allocate` as
-    direct calls, which make their outputs as PyTorch does.
-
-    On a GPU, where launches are recorded and the price of a call from Python does not count,
-    outputs are made in Python if need be.
+    direct calls, which make their outputs as PyTorch does. Where the price of a call from Python
+    does not count (see Backend.calls_directly), outputs may be made in Python if need be.
 
     Raises:
-        LntuneError: direct calls cannot be made here.
+        LntuneError: direct calls cannot be made here, and have to be.
     """
     if not allocate:
         return [
@@ -34,7 +36,7 @@ def bind(
         ]
     if (calls := _direct(case, kernel, copies)) is not None:
         return calls
-    if _device(copies[0]).type == "cpu":
+    if directly:
         raise LntuneError(
             f"a direct call of {case.op} {case.variant} was refused; its inputs are of a kind that"
             " direct calls do not take."

@@ -11,11 +11,8 @@ from typing import Any
 
 import msgspec
 
-from lntune import check, ops, timing
+from lntune import backends, check, ops, timing
 from lntune import schedule as schedules
-from lntune.backends import places
-from lntune.backends.emulated import calls as emulated
-from lntune.backends.places import Place
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, UnfitError, gist
@@ -62,21 +59,11 @@ def run(job: Job) -> Outcome:
 
 
 def _fault(device: Device) -> str:
-    """What keeps the device from working, empty when it does. An illegal access breaks a GPU's
-    context for good: every later call fails.
-    """
-    if device.kind == "cpu":
-        return ""
+    """What keeps the device from working, empty when it does."""
     try:
-        import torch
-
-        place = places.of(device)
-        torch.zeros(1, device=place.name).sum().item()
-        if place.gpu is not None:
-            place.gpu.wait()
+        return _bounded(backends.of(device).fault(device))
     except Exception as e:
         return _brief(e)
-    return ""
 
 
 def _brief(error: Exception) -> str:
@@ -84,21 +71,27 @@ def _brief(error: Exception) -> str:
     text = gist(error)
     if not isinstance(error, LntuneError):
         text = f"{type(error).__name__}: {text}"
-    return (
-        text if len(text) <= _MESSAGE else f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
-    )
+    return _bounded(text)
+
+
+def _bounded(text: str) -> str:
+    """A text as it is logged: its beginning and its end."""
+    if len(text) <= _MESSAGE:
+        return text
+    return f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
 
 
 def _kernel(case: Case, device: Device, candidate: Candidate) -> Kernel | Outcome:
-    """The built kernel, or the outcome that says why there is none. A GPU's is found in the cache
-    where it was built ahead.
+    """The built kernel, or the outcome that says why there is none; from the cache where it was
+    built ahead.
     """
     try:
         schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
     except Exception as e:  # the class of the knobs may be a user's
         return Outcome("invalid", _brief(e))
     try:
-        build = compiler.in_memory if device.kind == "cpu" else cache.kernel
+        ahead = backends.of(device).builds_ahead
+        build = cache.kernel if ahead else compiler.in_memory
         return build(case, schedule, setting, device)
     except Exception as e:
         return _not_built(e)
@@ -120,27 +113,28 @@ def _build(job: Build | Check) -> Outcome:
         schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
     except Exception as e:  # the class of the knobs may be a user's
         return Outcome("invalid", _brief(e))
-    start, facts = time.monotonic(), None
+    backend, device = backends.of(job.device), job.device
+    start, facts, kernel = time.monotonic(), None, None
     try:
-        if job.device.kind == "cpu":
-            kernel: Kernel = compiler.in_memory(case, schedule, setting, job.device)
-        else:
-            facts = statics.facts(case, schedule, setting, job.device)
+        if backend.builds_ahead:
+            facts = statics.facts(case, schedule, setting, device)
             if not facts.problems:
-                cache.prepare(case, schedule, setting, job.device)
-            if isinstance(job, Check):
+                cache.prepare(case, schedule, setting, device)
+        if isinstance(job, Check):
+            if backend.checks_elsewhere:
                 # of which a short row need not be as large as a cache
-                uncached = msgspec.structs.replace(job.device, l2=0)
-                case = statics.shortened(case, schedule, setting, uncached)
-                kernel = emulated.kernel(case, compiler.program(case, schedule, setting, uncached))
+                device = msgspec.structs.replace(device, l2=0)
+                case = statics.shortened(case, schedule, setting, device)
+            kernel = compiler.stand_in(case, schedule, setting, device)
+        elif not backend.builds_ahead:
+            compiler.in_memory(case, schedule, setting, device)
     except Exception as e:
         return _not_built(e, facts)
     seconds = time.monotonic() - start
-    if isinstance(job, Build):
+    if kernel is None:
         return Outcome("ok", facts=facts, seconds=seconds)
     try:
-        fence = check.FENCE if job.device.kind == "cpu" else check.ALIGNED
-        verdict = check.verify(case, kernel, fence, cores=job.device.cores)
+        verdict = check.verify(case, kernel, backend.fence, cores=job.device.cores)
     except Exception as e:
         return Outcome("run", _brief(e), facts=facts, seconds=seconds)
     return msgspec.structs.replace(_judged(verdict), facts=facts, seconds=seconds)
@@ -158,19 +152,21 @@ def _judged(verdict: check.Verdict) -> Outcome:
 
 def _try(job: Try) -> Outcome:
     """Build, check and time one candidate, with its outputs given."""
-    place = places.of(job.device)
-    kernel = _kernel(job.case, job.device, job.candidate)
+    backend, device = backends.of(job.device), job.device
+    inputs = _inputs(job.case, device)  # complains where the device is not here
+    kernel = _kernel(job.case, device, job.candidate)
     if isinstance(kernel, Outcome):
         return kernel
     try:
-        outcome = _judged(place.verify(job.case, kernel))
+        outcome = _judged(backend.verify(job.case, device, kernel))
     except Exception as e:
         return Outcome("run", _brief(e))
     if outcome.status != "ok":
         return outcome
-    calls = bind(job.case, kernel, _inputs(job.case, place), allocate=False)
+    calls = bind(job.case, kernel, inputs, allocate=False)
     measured = timing.quietest(
-        lambda: place.measure({"tuned": calls}, job.seconds, seed=job.seed), TRIAL_ATTEMPTS
+        lambda: backend.measure({"tuned": calls}, device, job.seconds, seed=job.seed),
+        TRIAL_ATTEMPTS,
     )
     tuned = measured.timings["tuned"]
     timings = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
@@ -185,27 +181,32 @@ def _final(job: Final) -> Outcome:
     """
     import torch
 
-    case, place = job.case, places.of(job.device)
-    inputs = _inputs(case, place)
+    case, device, backend = job.case, job.device, backends.of(job.device)
+    inputs = _inputs(case, device)
+    bound = functools.partial(
+        bind, case, copies=inputs, allocate=True, directly=backend.calls_directly
+    )
     first = ops.get(case.op).arguments(case)[0].name
     contenders: dict[str, Sequence[Call]] = {
-        "eager": [place.baseline(case, given) for given in inputs],
+        "eager": [backend.baseline(case, device, given) for given in inputs],
         "copy": [given[first].clone for given in inputs],
     }
     verdicts: list[Outcome] = []
     names = [f"finalist {i}" for i in range(len(job.candidates))]
     for name, candidate in zip(names, job.candidates, strict=True):
-        kernel, verdict = _verified(case, place, candidate)
+        kernel, verdict = _verified(case, device, candidate)
         if kernel is None:
             return verdict
         verdicts.append(verdict)
-        contenders[name] = bind(case, kernel, inputs, allocate=True)
+        contenders[name] = bound(kernel)
     if job.default is not None and job.default not in job.candidates:
-        kernel, _ = _verified(case, place, job.default)
+        kernel, _ = _verified(case, device, job.default)
         if kernel is not None:
-            contenders["default"] = bind(case, kernel, inputs, allocate=True)
+            contenders["default"] = bound(kernel)
     with torch.inference_mode():
-        measure = functools.partial(place.measure, contenders, job.seconds, rounds=9, seed=job.seed)
+        measure = functools.partial(
+            backend.measure, contenders, device, job.seconds, rounds=9, seed=job.seed
+        )
         # it decides what serves calls
         measured = timing.quietest(measure, seconds=job.seconds + job.retry_seconds)
     finalists = [measured.timings[name] for name in names]
@@ -223,17 +224,17 @@ def _final(job: Final) -> Outcome:
     )
 
 
-def _verified(case: Case, place: Place, candidate: Candidate) -> tuple[Kernel | None, Outcome]:
+def _verified(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel | None, Outcome]:
     """A built kernel that is right, or None, and the outcome of its check."""
-    kernel = _kernel(case, place.device, candidate)
+    kernel = _kernel(case, device, candidate)
     if isinstance(kernel, Outcome):
         return None, kernel
-    outcome = _judged(place.verify(case, kernel))
+    outcome = _judged(backends.of(device).verify(case, device, kernel))
     return (kernel if outcome.status == "ok" else None), outcome
 
 
 # kept for one case: to make them takes longer than a trial when the case is large
 @functools.lru_cache(maxsize=1)
-def _inputs(case: Case, place: Place) -> list[dict[str, Any]]:
-    """Plain random inputs of a case at a place; contenders share them and none writes to them."""
-    return place.inputs(case)
+def _inputs(case: Case, device: Device) -> list[dict[str, Any]]:
+    """Plain random inputs of a case on a device; contenders share them and none writes to them."""
+    return backends.of(device).inputs(case, device)

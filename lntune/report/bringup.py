@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from rich.console import Console
 
-from lntune import ops
+from lntune import backends, ops
 from lntune.case import Case
 from lntune.log.records import Record, Status
 from lntune.report import tables
@@ -131,7 +131,7 @@ def operator(
 
 def _beyond_cache(record: Record) -> bool:
     device = record.device
-    cache = (device.l2 if device.kind == "gpu" else device.l3) or _CACHE
+    cache = backends.of(device).last_cache(device) or _CACHE
     case = record.case
     return case.op in ops.OPS and ops.get(case.op).bytes(case) >= BEYOND * cache
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lntune import knobs
+from lntune import backends, knobs
 from lntune.case import Case
 from lntune.device import Device
 from lntune.schedule import Schedule
@@ -22,7 +22,7 @@ def narrowed(
     there are none.
     """
     wanted = knobs.to_dict(setting)
-    if device.kind != "gpu" or int(wanted.get(VECTOR_WIDTH, 1)) <= widest:
+    if not backends.of(device).aligned or int(wanted.get(VECTOR_WIDTH, 1)) <= widest:
         return setting
     fitting = (
         other

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lntune import backends
 from lntune import device as device_module
-from lntune.backends.cuda import launcher
 from lntune.device import Device
 from lntune.errors import LntuneError
 from lntune.system import callers
@@ -48,19 +48,15 @@ _retries: dict[tuple[str, int], Later] = {}
 
 def _look(key: tuple[str, int]) -> Device | None:
     kind, index = key
-    if kind not in ("cpu", "cuda"):
+    if kind not in backends.TORCH_TYPES:
         return None
     later = _retries.get(key) or Later()
     try:
         with later.trying():
-            if kind == "cpu":
-                device = device_module.current()
-            else:
-                index = torch.cuda.current_device() if index < 0 else index
-                device = launcher.device(index)
+            device = backends.of_torch(kind, index)
     except Exception as e:
         if key not in _retries:
-            name = kind if kind == "cpu" else f"{kind}:{index}"
+            name = kind if index < 0 else f"{kind}:{index}"
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             retry = " It is tried again later." if passes(e) else ""
             callers.warn(
@@ -96,19 +92,20 @@ def layout(device: Device, tensors: Sequence[Tensor], hidden: int) -> Layout:
     which are aligned.
     """
     most, strided = ANY, False
+    aligned = backends.of(device).aligned
     for tensor in tensors:
         length = max(hidden, tensor.shape[-1] if tensor.ndim else 1)
         if (stride := row_stride(tensor, length)) is None:
             continue
         strided |= stride != length
-        if device.kind == "gpu":
+        if aligned:
             address = (
                 tensor.data_ptr()
                 | (stride * tensor.element_size() if stride != length else 0)
                 | WHOLE
             )
-            if (aligned := address & -address) < WHOLE:
-                most = min(most, aligned // tensor.element_size())
+            if (alignment := address & -address) < WHOLE:
+                most = min(most, alignment // tensor.element_size())
     return Layout(most, strided)
 
 
@@ -148,7 +145,12 @@ def serves(kind: str) -> bool:
     The driver is asked for GPUs' tensors only: it starts CUDA, which a process that works on the
     CPU and forks does not want.
     """
-    return kind == "cpu" or (kind == "cuda" and _gpus())
+    return kind in _here and _here[kind]()
 
 
-_gpus: Callable[[], bool] = constant(lambda: launcher.count() > 0)
+def _is_here(backend: str) -> Callable[[], bool]:
+    return constant(lambda: backends.get(backend).count() > 0)
+
+
+_here = {kind: _is_here(backend) for kind, backend in backends.TORCH_TYPES.items()}
+"""Whether there are devices of one of PyTorch's types, a constant of what is compiled."""

@@ -8,7 +8,7 @@ import msgspec
 
 from lntune import knobs as knobs_module
 from lntune import ops
-from lntune.backends.cuda.targets import device_of
+from lntune.backends import DEFAULT, device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
 from lntune.log.select import Tier
 from lntune.torch import dispatch
@@ -73,7 +73,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def explain(
-    op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = "cpu"
+    op: str, hidden: int, dtype: Any = "float32", rows: int = 1, target: str = DEFAULT
 ) -> Explanation:
     """Which kernel serves calls of an operator, and why: decided on the tuning logs, as a call
     decides it.
@@ -93,7 +93,7 @@ def explain(
     """
     ops.get(op)
     device, dtype = device_of(target), dtype_name(str(dtype))
-    where = "" if target == "cpu" else device.name
+    where = "" if target == DEFAULT else device.name
     if dtype == "float64" or hidden > MAX_HIDDEN:
         asked = {"op": op, "hidden": hidden, "dtype": dtype, "rows": rows}
         return Explanation(

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lntune import backends
 from lntune.backends.cuda.capture import record
 from lntune.system import callers
 from lntune.torch import devices
@@ -108,7 +109,9 @@ def _possible(torch_device: torch.device) -> bool:
     does.
     """
     device = devices.of(torch_device)
-    if device is None or device.kind != "gpu" or os.environ.get("LNTUNE_CUDA_GRAPHS", "1") == "0":
+    if device is None or not backends.of(device).graphs:
+        return False
+    if os.environ.get("LNTUNE_CUDA_GRAPHS", "1") == "0":
         return False
     return not (torch_device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lntune import backends
 from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.log.records import Key
@@ -84,15 +85,14 @@ def command(cases: Iterable[Untuned]) -> str:
     """
     groups: dict[tuple[str, str], list[Case]] = {}
     for one in cases:
-        groups.setdefault((one.case.op, one.device.kind), []).append(one.case)
+        groups.setdefault((one.case.op, backends.option(one.device)), []).append(one.case)
     lines = []
-    for (op, kind), group in groups.items():
+    for (op, target), group in groups.items():
         hidden, rows = (
             ",".join(map(str, sorted(sizes)))
             for sizes in ({c.hidden for c in group}, {c.rows for c in group})
         )
         dtypes = ",".join(dict.fromkeys(c.dtype for c in group))
-        target = " --target cuda" if kind == "gpu" else ""
         lines.append(f"lntune tune {op} --hidden {hidden} --dtype {dtypes} --rows {rows}{target}")
     return " && ".join(lines)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lntune import knobs
+from lntune import backends, knobs
 from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
@@ -56,7 +56,7 @@ class Candidates:
                 candidate = Candidate.of(schedule.name, setting)
                 distances[candidate] = steps(default, setting)
                 (self.rest if distances[candidate] else self.defaults).append(candidate)
-        if device.kind == "gpu":
+        if backends.of(device).builds_ahead:
             # stable: as written among those equally far
             self.rest.sort(key=lambda c: distances[c])
         self._all = dict.fromkeys((*self.defaults, *self.rest))

@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from lntune import knobs
-from lntune.backends import cuda
+from lntune import backends, knobs
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log.records import Status
@@ -30,10 +29,6 @@ from lntune.tune.times import TRIAL_SECONDS
 
 TRIALS = 8
 """Candidates built of each case, unless told otherwise."""
-DEVICE_SECONDS = 0.15
-"""Assumed of a GPU: loading a kernel, checking it and finding out how to time it, before it is
-timed. Not measured on one yet.
-"""
 SHOWN = 3
 
 
@@ -142,7 +137,7 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         builds = [o.seconds for of_case in outcomes.values() for o in of_case.values()]
         pace = _Pace(device, ahead, list(filter(None, builds)), len(outcomes))
     plans = pace.timed(plans, settings, len(cases))
-    compiler = cuda.identity() if device.kind == "gpu" else "TVM with LLVM"
+    compiler = backends.of(device).compiler()
     return DryRun(
         device,
         compiler,
@@ -238,19 +233,21 @@ class _Pace:
     """
 
     def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float], cases: int) -> None:
-        self._gpu, self._builders = device.kind == "gpu", ahead.count
-        measured = builds if self._gpu else ahead.seconds  # a CPU's check is that of a real run
+        assumed = backends.of(device).trial_overhead
+        self._ahead, self._builders = backends.of(device).builds_ahead, ahead.count
+        # where a check needs nothing but this machine, it is that of a real run
+        measured = ahead.seconds if assumed is None else builds
         self._build = statistics.median(measured) if measured else 0.0
         self.start = statistics.median(ahead.starts) if ahead.starts else 0.0
         # The first candidate of a case waits for the inputs, and for what is true of them.
-        excess = 0.0 if self._gpu else sum(measured) - len(measured) * self._build
+        excess = sum(measured) - len(measured) * self._build if assumed is None else 0.0
         self._inputs = max(0.0, excess) / max(1, cases)
-        self._device = (DEVICE_SECONDS if self._gpu else self._build) + TRIAL_SECONDS
+        self._device = (self._build if assumed is None else assumed) + TRIAL_SECONDS
         finals = (
             "a quiet machine; as much for each of a final's, which are measured for up to"
             f" {times.MOST_FINAL:.0f} s; {self.start:.1f} s for the start"
         )
-        if self._gpu:
+        if assumed is not None:
             building = (
                 f"{self._build:.2f} s to build one, as here, by {self._builders} processes,"
                 " whichever is longer"
@@ -290,7 +287,7 @@ class _Pace:
         """What a trial takes: the device's time, or the builders' where that is longer, who build
         also what is refused afterwards.
         """
-        if not self._gpu:
+        if not self._ahead:
             return self._device
         refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
         share = 1 - refused / plan.built if plan.built else 1.0

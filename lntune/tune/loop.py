@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
+from lntune import backends
 from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.measure.jobs import Open
@@ -42,12 +43,12 @@ def tune(
     check_settings(settings, cases)
     start = time.monotonic()
     summary = Summary()
-    on_gpu = settings.target.kind == "gpu"
+    builds_ahead = backends.of(settings.target).builds_ahead
     try:
         with contextlib.ExitStack() as stack:
-            ahead = (
-                stack.enter_context(Ahead(settings.target, settings.timeout)) if on_gpu else None
-            )
+            ahead = Ahead(settings.target, settings.timeout) if builds_ahead else None
+            if ahead is not None:
+                stack.enter_context(ahead)
             worker = stack.enter_context(Worker(settings.threads))
             run = Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
@@ -88,9 +89,8 @@ def tune(
 
 
 def _start(worker: Worker, settings: Settings) -> None:
-    """Have the worker come up, with a context on its GPU."""
+    """Have the worker come up, with its device ready."""
     worker.start()
-    if settings.target.kind == "gpu":
-        outcome = worker.run(Open(settings.target), START_SECONDS)
-        if outcome.status != "ok":
-            raise ToolchainError(f"{settings.target.name} cannot be used: {outcome.message}")
+    outcome = worker.run(Open(settings.target), START_SECONDS)
+    if outcome.status != "ok":
+        raise ToolchainError(f"{settings.target.name} cannot be used: {outcome.message}")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lntune import backends, ops, schedule, search
 from lntune import device as device_module
-from lntune import ops, schedule, search
-from lntune.backends import cuda, places
+from lntune.backends import inputs
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
@@ -49,7 +49,7 @@ class Settings:
         """The search to use: on a GPU, where candidates are built ahead, one that takes what is
         ready and ranked first.
         """
-        return self.search or ("ranked" if self.target.kind == "gpu" else "local")
+        return self.search or backends.of(self.target).search
 
 
 def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False) -> None:
@@ -91,14 +91,13 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
                 broken.add(one.name)
                 callers.warn(f"left out: {e}", ScheduleWarning)
     toolchain.compiler()
-    if device.kind == "gpu":
-        cuda.identity()
+    backends.of(device).ensure_compiler()
     if problems := toolchain.incompatible():
         raise ToolchainError("; ".join(problems) + ".")
     if dry:
         return
-    places.name_of(device)
-    places.check_size(cases)
+    backends.of(device).torch_device(device)
+    inputs.check_size(cases)
     folder = (settings.log_dir or paths.log_dir()) / device.slug
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -102,10 +102,10 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     if knobs.row_storage == "shared" and knobs.rows_per_block > 1:
         return "shared memory is for one row to a block"
     row = case.hidden * case.itemsize
-    if knobs.row_storage == "shared" and threads.SHARED_FOR_SUMS + row > device.l1:
+    if knobs.row_storage == "shared" and threads.SHARED_FOR_SUMS + row > device.shared_memory:
         return (
-            f"a row of {row} bytes does not fit the {device.l1} bytes of shared memory, of which"
-            f" {threads.SHARED_FOR_SUMS} are for sums"
+            f"a row of {row} bytes does not fit the {device.shared_memory} bytes of shared memory,"
+            f" of which {threads.SHARED_FOR_SUMS} are for sums"
         )
     if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"

@@ -188,8 +188,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         and not sums_in_own_kernel(knobs, case)
     ):
         return "shared memory is for one row to a block"
-    if shared_of(knobs, case) > device.l1:
-        return f"{shared_of(knobs, case)} bytes of shared memory; a block has {device.l1}"
+    if shared_of(knobs, case) > device.shared_memory:
+        need = shared_of(knobs, case)
+        return f"{need} bytes of shared memory; a block has {device.shared_memory}"
     if dx and registers_of(knobs, case) > min(
         REGISTERS_PER_THREAD,
         REGISTERS // (knobs.threads_per_row if sums_in_own_kernel(knobs, case) else threads_all),

@@ -78,7 +78,8 @@ def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
     )
     return (
         whole
-        if knobs.intermediates == "recompute" and whole + threads.SHARED_FOR_SUMS <= device.l1
+        if knobs.intermediates == "recompute"
+        and whole + threads.SHARED_FOR_SUMS <= device.shared_memory
         else 0
     )
 

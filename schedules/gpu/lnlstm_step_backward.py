@@ -130,8 +130,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         )
     if case.hidden == 1 and "shared" in (knobs.partial_sums, knobs.intermediates):
         return "a cell of one element needs no shared memory"
-    if shared_of(knobs, case, device) > device.l1:
-        return f"{shared_of(knobs, case, device)} bytes of shared memory; a block has {device.l1}"
+    if shared_of(knobs, case, device) > device.shared_memory:
+        need = shared_of(knobs, case, device)
+        return f"{need} bytes of shared memory; a block has {device.shared_memory}"
     room = min(REGISTERS_PER_THREAD, REGISTERS // knobs.threads_per_row)
     others = others_of(knobs, case, device)
     part = registers_of(knobs, case, device)
@@ -199,7 +200,7 @@ def shared_stages(knobs: Knobs, case: Case, device: Device) -> tuple[str, ...]:
     """The stages that are in shared memory."""
     if knobs.intermediates == "recompute":
         return ("act", "dz")[
-            : max(0, device.l1 - threads.SHARED_FOR_SUMS - _sums_bytes(knobs, case))
+            : max(0, device.shared_memory - threads.SHARED_FOR_SUMS - _sums_bytes(knobs, case))
             // (16 * _padded(knobs, case))
         ]
     return ("act",) if knobs.intermediates == "shared" else ()

@@ -113,18 +113,13 @@ class Driver:
                 f" {found}"
             )
         shared = self.attribute(ordinal, _SHARED)
-        multiprocessors, l2 = (
-            self.attribute(ordinal, _MULTIPROCESSORS),
-            self.attribute(ordinal, _L2),
-        )
         return Device(
             "gpu",
             name,
             found.name,
-            multiprocessors,
-            (),
-            shared if shared > 0 else found.shared_block,
-            max(l2, 0),
+            self.attribute(ordinal, _MULTIPROCESSORS),
+            l2=max(self.attribute(ordinal, _L2), 0),
+            shared_memory=shared if shared > 0 else found.shared_block,
         )
 
 
@@ -216,7 +211,7 @@ def count() -> int:
 def device(ordinal: int) -> Device:
     """A GPU that is here, by the number that PyTorch has for it.
 
-    `isa` is the best known architecture whose code it runs, `l1` the shared memory a block may opt
+    `isa` is the best known architecture whose code it runs, `shared_memory` what a block may opt
     into, in bytes.
 
     Raises:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from lntune import device
 from lntune.architectures import ARCHITECTURES, Architecture, architecture
 from lntune.backends.cuda import driver
 from lntune.device import Device
-from lntune.errors import unknown
 
 _MB = 1 << 20
 
@@ -27,28 +25,25 @@ PRODUCTS: dict[str, tuple[str, str, int, int]] = {
 
 
 def _gpu(name: str, of: Architecture, multiprocessors: int, l2: int) -> Device:
-    return Device("gpu", name, of.name, multiprocessors, (), of.shared_block, l2 * _MB)
+    shared = of.shared_block
+    return Device("gpu", name, of.name, multiprocessors, l2=l2 * _MB, shared_memory=shared)
 
 
 def names() -> list[str]:
-    """Everything `--target` may say on any machine."""
-    return ["cpu", *(f"cuda:{arch}" for arch in ARCHITECTURES), *PRODUCTS]
+    """The targets that are the same on every machine."""
+    return ["cuda", *(f"cuda:{arch}" for arch in ARCHITECTURES), *PRODUCTS]
 
 
-def device_of(target: str) -> Device:
-    """The device of a target: "cpu" (this machine's), "cuda" or "cuda:1" (a GPU that is here), an
-    architecture such as "cuda:sm_90", or a product such as "nvidia/nvidia-h100".
+def find(target: str) -> Device | None:
+    """The GPU of a target: "cuda" or "cuda:1" (one that is here), an architecture such as
+    "cuda:sm_90", or a product such as "nvidia/nvidia-h100"; None for any other text.
 
-    An architecture stands for its first product in PRODUCTS. A GPU's `cores` are its
-    multiprocessors, `l1` the shared memory of a block.
+    An architecture stands for its first product in PRODUCTS.
 
     Raises:
-        UnknownNameError: there is no such target.
         ToolchainError: it is a GPU that is here, and there is none that can be used.
         InputError: it is a GPU that is here, and there are fewer.
     """
-    if target == "cpu":
-        return device.current()
     if target in PRODUCTS:
         name, arch, multiprocessors, l2 = PRODUCTS[target]
         return _gpu(name, architecture(arch), multiprocessors, l2)
@@ -56,6 +51,6 @@ def device_of(target: str) -> Device:
     if target == "cuda" or (target.startswith("cuda:") and arch.isdecimal()):
         return driver.device(0 if target == "cuda" else int(arch))
     if not target.startswith("cuda:") or arch not in ARCHITECTURES:
-        raise unknown("target", target, ["cuda", *names()])
+        return None
     _, _, multiprocessors, l2 = next(p for p in PRODUCTS.values() if p[1] == arch)
     return _gpu(arch, architecture(arch), multiprocessors, l2)

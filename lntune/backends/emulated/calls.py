@@ -5,11 +5,12 @@ any built kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lntune import ops
 from lntune.backends.cuda import device_code
+from lntune.backends.cuda.device_code import Binary, Launch, Program, Scratch
 from lntune.backends.emulated import emulator
 from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
@@ -17,10 +18,7 @@ from lntune.transforms import strides
 
 
 def kernel(
-    case: Case,
-    program: device_code.Program,
-    order: str = "forward",
-    seen: list[Traffic] | None = None,
+    case: Case, program: Program, order: str = "forward", seen: list[Traffic] | None = None
 ) -> Callable[..., None]:
     """f(*arguments), in the order of the operator's; `order` is that of the threads, `seen`
     collects what each launch read and wrote.
@@ -32,31 +30,69 @@ def kernel(
         EmulatorError: the source does not compile; when called: the kernel did what would be an
             error, or undefined, on a device.
     """
-    import torch
-
-    code = emulator.compile(program.source)
     arguments = ops.get(case.op).arguments(case)
+    names = [a.name for a in arguments]
     matrix = next(i for i, a in enumerate(arguments) if a.shape[:1] == ("rows",))
-    free = strides.names(arguments)
+    code, free = emulator.compile(program.source), strides.names(arguments)
 
     def run(*values: Any) -> None:
-        given = dict(zip((a.name for a in arguments), values, strict=True))
+        named = dict(zip(names, values, strict=True))
         rows = values[matrix].shape[0]
-        apart = {stride: given[name].stride(0) for name, stride in free.items()}
-        given |= {
-            s.name: torch.full(s.sizes(rows), math.nan, dtype=getattr(torch, s.dtype))
-            for s in program.scratch
-        }
-        for launch in program.launches:
-            grid = launch.blocks(rows)
-            if not all(grid):
-                continue  # no launch of an empty grid
-            taken = [
-                given[name] if name in given else device_code.number(name, rows, apart)
-                for name in launch.arguments
-            ]
-            traffic = code.launch(launch.kernel, grid, launch.block, taken, launch.shared, order)
-            if seen is not None:
-                seen.append(traffic)
+        steps = {stride: named[name].stride(0) for name, stride in free.items()}
+        _launch(code, program.launches, program.scratch, named, rows, steps, order, seen)
 
     return run
+
+
+def function(binary: Binary) -> Callable[..., None]:
+    """A stored program, whose image is its CUDA source, as a tvm_ffi.Function of CPU tensors.
+
+    Raises:
+        EmulatorError: as kernel.
+    """
+    import tvm_ffi
+    from torch.utils.dlpack import from_dlpack
+
+    code = emulator.compile(next(iter(binary.images.values())).decode())
+    names = [a.name for a in binary.arguments]
+    matrix = next(i for i, a in enumerate(binary.arguments) if a.shape[:1] == ("rows",))
+
+    def run(*values: Any) -> None:
+        # by a call in one step of C they come as tvm_ffi's
+        tensors = [from_dlpack(v) if isinstance(v, tvm_ffi.Tensor) else v for v in values]
+        named = dict(zip(names, tensors, strict=True))
+        rows = tensors[matrix].shape[0]
+        steps = {a.stride: named[a.name].stride(0) for a in binary.arguments if a.stride}
+        _launch(code, binary.launches, binary.scratch, named, rows, steps)
+
+    return tvm_ffi.convert(run)  # type: ignore[no-any-return]
+
+
+def _launch(
+    code: emulator.Program,
+    launches: Sequence[Launch],
+    scratch: Sequence[Scratch],
+    named: dict[str, Any],
+    rows: int,
+    steps: dict[str, int],
+    order: str = "forward",
+    seen: list[Traffic] | None = None,
+) -> None:
+    """All launches of a call, whose values are `named`; `steps` are the row strides."""
+    import torch
+
+    buffers = {
+        s.name: torch.full(s.sizes(rows), math.nan, dtype=getattr(torch, s.dtype)) for s in scratch
+    }
+    values = {**named, **buffers}
+    for launch in launches:
+        grid = launch.blocks(rows)
+        if not all(grid):
+            continue  # no launch of an empty grid
+        passed = [
+            values[name] if name in values else device_code.number(name, rows, steps)
+            for name in launch.arguments
+        ]
+        traffic = code.launch(launch.kernel, grid, launch.block, passed, launch.shared, order)
+        if seen is not None:
+            seen.append(traffic)

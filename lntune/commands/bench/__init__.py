@@ -12,10 +12,9 @@ from typing import Any
 
 import msgspec
 
-from lntune import knobs, ops, schedule, timing
-from lntune.backends import places
-from lntune.backends.cuda import timing as device_timing
-from lntune.backends.places import Place
+from lntune import backends, knobs, ops, schedule, timing
+from lntune import device as device_module
+from lntune.backends import inputs
 from lntune.case import Case
 from lntune.commands.bench import peers
 from lntune.device import Device
@@ -31,6 +30,9 @@ Calls = dict[str, Sequence[Callable[[], Any]]]
 """Contender -> its call bound to each copy of the inputs."""
 
 ROUNDS = 11
+COPY_SECONDS = 0.2
+"""For a device whose outputs are on no heap: the copy that its kernels are held against."""
+_HELD = "and held for a turn"
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -79,16 +81,16 @@ def run(
     """
     import torch
 
-    place = places.of(device)
-    places.check_size(cases)
+    device = device or device_module.current()
+    backend = backends.of(device)
+    backend.torch_device(device)
+    inputs.check_size(cases)
     torch.manual_seed(seed)
     measured: list[Record] = []
-    on_gpu = place.gpu is not None
-    bandwidth = device_timing.copy_bandwidth(place.name, gpu=place.gpu) if on_gpu else None
-    with kept_heap(not page_faults and not given_output and not on_gpu) as kept:
-        how = (
-            "and held for a turn" if on_gpu else "from a kept heap" if kept else "with page faults"
-        )
+    on_heap = backend.outputs_on_heap
+    bandwidth = None if on_heap else backend.copy_bandwidth(device, COPY_SECONDS)
+    with kept_heap(not page_faults and not given_output and on_heap) as kept:
+        how = "from a kept heap" if kept else "with page faults" if on_heap else _HELD
         how += ", inputs half of wider rows" if strided else ""
         result = Result(
             "given" if given_output else f"allocated by every call {how}", measured, bandwidth
@@ -97,7 +99,7 @@ def run(
             for index, case in enumerate(cases):
                 on_case(index, len(cases), case)
                 measured.append(
-                    _one(case, place, seconds, with_compile, given_output, seed, strided)
+                    _one(case, device, seconds, with_compile, given_output, seed, strided)
                 )
                 on_result(result)
         except KeyboardInterrupt:
@@ -108,7 +110,7 @@ def run(
 
 def _one(
     case: Case,
-    place: Place,
+    device: Device,
     seconds: float,
     with_compile: bool,
     given_output: bool,
@@ -117,25 +119,26 @@ def _one(
 ) -> Record:
     import torch
 
-    copies = place.inputs(case, seed)
+    backend = backends.of(device)
+    copies = backend.inputs(case, device, seed)
     if strided:
         copies = [_halves(case, given) for given in copies]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         kernel, choice = (
             dispatch.kernel_for(case, _tensors(copies[0])),
-            dispatch.choose(case, place.device),
+            dispatch.choose(case, device),
         )
         left_out: dict[str, str] = {}
         contenders = (
             _given(case, kernel, copies)
             if given_output
-            else _calls(case, copies, place, with_compile, left_out)
+            else _calls(case, copies, device, with_compile, left_out)
         )
         measured = timing.quietest(
-            lambda: place.measure(contenders, seconds, rounds=ROUNDS, seed=seed)
+            lambda: backend.measure(contenders, device, seconds, rounds=ROUNDS, seed=seed)
         )
-    verdict = place.verify(case, kernel) if kernel else None
+    verdict = backend.verify(case, device, kernel) if kernel else None
     message = (
         verdict.message
         if verdict and not verdict.ok
@@ -145,7 +148,7 @@ def _one(
     return Record(
         role="bench-given-output" if given_output else "bench-strided" if strided else "bench",
         case=case,
-        device=place.device,
+        device=device,
         threads=torch.get_num_threads(),
         schedule=choice.schedule or "eager",
         code=schedule.code_of(choice.schedule),
@@ -184,32 +187,34 @@ def _tensors(given: Mapping[str, Any]) -> list[Any]:
 def _calls(
     case: Case,
     copies: Sequence[dict[str, Any]],
-    place: Place,
+    device: Device,
     with_compile: bool,
     left_out: dict[str, str] | None = None,
 ) -> Calls:
     """Everyone as a user calls them, bound to each copy of the inputs.
 
-    On a GPU torch.compile needs more than is on every machine (a C compiler, Python's headers):
-    where it fails `left_out` says why, and the others are measured.
+    torch.compile needs more than is on every machine (a C compiler, Python's headers): where it
+    fails `left_out` says why, and the others are measured.
     """
     import torch
 
+    backend = backends.of(device)
+
     first = ops.get(case.op).arguments(case)[0].name
     contenders: Calls = {
-        "eager": [place.baseline(case, given) for given in copies],
+        "eager": [backend.baseline(case, device, given) for given in copies],
         "tuned": [bound_call(case, given) for given in copies],
         "copy": [given[first].clone for given in copies],
     }
     if with_compile:
         torch._dynamo.reset()
-        compiled = _compiled(case, copies, place)
-        reason = peers.refusal(compiled[0]) if place.gpu is not None else ""
+        compiled = _compiled(case, copies, device)
+        reason = peers.refusal(compiled[0])
         if not reason:
             contenders["compile"] = compiled
         elif left_out is not None:
             left_out["torch.compile"] = reason
-    if place.gpu is not None:
+    if backend.has_peers:
         others = [peers.calls(case, given) for given in copies]
         contenders |= {
             name: [calls[name] for calls in others]
@@ -219,8 +224,12 @@ def _calls(
     return contenders
 
 
+def _baseline(device: Device, case: Case, given: Mapping[str, Any]) -> Callable[[], Any]:
+    return backends.of(device).baseline(case, device, given)
+
+
 def _compiled(
-    case: Case, copies: Sequence[dict[str, Any]], place: Place
+    case: Case, copies: Sequence[dict[str, Any]], device: Device
 ) -> Sequence[Callable[[], Any]]:
     """Eager's call (or what the operator has for it) through torch.compile, with the inputs as
     arguments: constants would be folded in.
@@ -228,7 +237,7 @@ def _compiled(
     import torch
 
     op = ops.get(case.op)
-    make = op.compiled or place.baseline
+    make = op.compiled or functools.partial(_baseline, device)
     names = [n for n, v in copies[0].items() if isinstance(v, torch.Tensor)]
 
     def call(*tensors: Any) -> Any:

@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from lntune import ops, schedule
+from lntune import backends, ops, schedule
 from lntune.case import Case
 from lntune.commands import doctor
-from lntune.commands.bringup import known, outcome, place, value
+from lntune.commands.bringup import known, outcome, target, value
 from lntune.commands.bringup.builders import Builders
 from lntune.commands.bringup.outcome import Results
 from lntune.commands.bringup.steps import Bench, Copy, Helper, Smoke, Verify
@@ -42,12 +42,8 @@ SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
 """Parts of the budget: what the smoke check may take at most, and what is kept for verifying and
 for the benchmark. The rest is tuning.
 """
-CASE_SECONDS = {"cpu": 4.0, "gpu": 6.0}
-"""What a case gets at least: some ten trials and the final. Where there is less the first cases get
-it and the last ones nothing. The inputs of the largest cases on a GPU take a second or two to make.
-"""
 SMALL_CASE_SECONDS = 1.0
-"""The same for the grid of small cases."""
+"""What a case of the grid of small cases gets at least, see Backend.case_seconds."""
 BENCH_SECONDS = 1.0
 COMPILE_SECONDS = 15.0
 """What torch.compile is thought to take before the first time it is known."""
@@ -88,7 +84,7 @@ def run(settings: Settings, out: Console) -> Summary:
         ToolchainError: nothing can be built here.
         LogError: the tuning log cannot be written.
     """
-    device, note = place.find(settings.target)
+    device, note = target.find(settings.target)
     bringup = _Bringup(
         settings, device, note, value.cases(device, settings.ops, settings.grid), out
     )
@@ -253,7 +249,7 @@ class _Bringup:
             case for case in self.plan if case in self.before and self.settings.trials is None
         ]
         least = (
-            CASE_SECONDS[self.device.kind]
+            backends.of(self.device).case_seconds
             if self.settings.grid == "default"
             else SMALL_CASE_SECONDS
         )

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 
+from lntune import backends
 from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
@@ -32,7 +33,8 @@ class Builders:
         self._built: set[tuple[Case, Candidate]] = set()
         self._changed = threading.Condition()
         self._closed = False
-        count = 0 if device.kind == "cpu" else min(MOST, usable_cores(), len(self._queue))
+        ahead = backends.of(device).builds_ahead
+        count = min(MOST, usable_cores(), len(self._queue)) if ahead else 0
         self._workers = [Worker(1) for _ in range(count)]
         self._threads = [
             threading.Thread(target=self._build, args=(worker,), daemon=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from lntune import backends
 from lntune.case import Case
 from lntune.commands.bringup import known
 from lntune.device import Device
@@ -100,7 +101,7 @@ def _next(device: Device, results: Results, left: list[str], tuned: bool) -> lis
     if results.smoke and not any(smoked.works for smoked in results.smoke):
         return ["nothing works on this device yet: see lntune doctor and the messages above"]
     steps = []
-    on = " --target cuda" if device.kind == "gpu" else ""
+    on = backends.option(device)
     if results.wrong:
         steps.append(
             f"kernels that serve calls are wrong: lntune check OPERATOR{on} shows them; tune these"

@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from lntune.backends import places
+from lntune import backends
 from lntune.case import Case
-from lntune.commands.bringup import yardstick
 from lntune.commands.check import Result
 from lntune.device import Device
 from lntune.errors import gist
 from lntune.log.records import Record
 from lntune.measure import worker
 from lntune.measure.jobs import Open, Outcome, Try
+
+COPY_SECONDS = 0.5
 
 
 class Copy(msgspec.Struct, frozen=True, tag=True):
@@ -133,10 +134,7 @@ def perform(step: Step) -> Answer:
 
 def _give_back(device: Device) -> None:
     """Have PyTorch keep no memory of a GPU for this process, which waits while another tunes."""
-    if places.name_of(device).startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
+    backends.of(device).give_back_memory(device)
 
 
 def _broken(device: Device) -> bool:
@@ -149,7 +147,7 @@ def _broken(device: Device) -> bool:
 def _done(step: Step) -> Answer:
     match step:
         case Copy(device):
-            return Answer(bandwidth=yardstick.copy(places.of(device).name))
+            return Answer(bandwidth=backends.of(device).copy_bandwidth(device, COPY_SECONDS))
         case Smoke(job):
             from lntune.measure import trial
 

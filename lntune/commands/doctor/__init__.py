@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import __version__, device
-from lntune.backends import cuda
+from lntune import __version__, backends, device
+from lntune.backends import BACKENDS, cuda
 from lntune.commands.doctor import content
 from lntune.commands.doctor.finding import SHOWN, Finding, looked
 from lntune.errors import LntuneError
@@ -311,11 +311,8 @@ def _built() -> Finding:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", paths.CacheWarning)
         folder = paths.cached("kernels").parent
-    files = [
-        f
-        for kind in ("kernels/*/*.{}.so", "kernels/*/*.{}.gpu", "runtime/*.{}.so")
-        for f in folder.glob(kind.format(native.FORMAT))
-    ]
+    stored = (f"kernels/*/*.{native.FORMAT}.{backends.get(name).suffix}" for name in BACKENDS)
+    files = [f for one in (*stored, f"runtime/*.{native.FORMAT}.so") for f in folder.glob(one)]
     damaged, times, size = [], [0.0], 0
     for file in files:
         begun = time.perf_counter()

@@ -1,0 +1,140 @@
+"""CPUs: machine code by LLVM in shared libraries, timed by the machine's clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lntune.device
+from lntune import check, ops, timing
+from lntune.backends import inputs
+from lntune.backends.backend import Backend, Call, Kernel, Scheduled
+from lntune.backends.cpu import llvm, runtime
+from lntune.case import Case
+from lntune.check import Verdict
+from lntune.device import Device
+from lntune.system import toolchain
+from lntune.system.sealed import Facts
+from lntune.timing import Measured
+
+_COPIED = 1 << 30
+"""Bytes of the tensor that `copy_bandwidth` copies, at most; twice that is moved."""
+_SHARE = 16
+"""At most this fraction of the free memory is copied."""
+
+
+class Cpu(Backend):
+    """This machine's CPU."""
+
+    name = "cpu"
+    kind = "cpu"
+    torch_type = "cpu"
+    suffix = "so"
+    outputs_on_heap = True
+    calls_directly = True
+    node = True
+    fence = check.FENCE
+    case_seconds = 4.0
+    option = "cpu"
+
+    def targets(self) -> list[str]:
+        """See Backend."""
+        return ["cpu"]
+
+    def find(self, target: str) -> Device | None:
+        """See Backend."""
+        return lntune.device.current() if target == "cpu" else None
+
+    def device_of(self, index: int) -> Device:
+        """See Backend."""
+        return lntune.device.current()
+
+    def torch_device(self, device: Device) -> str:
+        """See Backend."""
+        return "cpu"
+
+    def last_cache(self, device: Device) -> int:
+        """See Backend."""
+        return device.l3
+
+    def target(self, device: Device) -> dict[str, Any]:
+        """See Backend."""
+        return llvm.target(device)
+
+    def in_memory(self, scheduled: Scheduled) -> Kernel:
+        """See Backend."""
+        return llvm.in_memory(scheduled.module, scheduled.device)
+
+    def show(self, scheduled: Scheduled, form: str) -> str:
+        """See Backend."""
+        return llvm.show(scheduled.module, scheduled.device, form)
+
+    def ensure_compiler(self) -> None:
+        """See Backend. What LLVM has compiled is linked by a C++ compiler."""
+        toolchain.compiler()
+
+    def compiler(self) -> str:
+        """See Backend."""
+        return "TVM with LLVM"
+
+    def store(self, scheduled: Scheduled, path: Path, archs: Sequence[str] = ()) -> Facts:
+        """See Backend."""
+        llvm.to_library(scheduled.module, scheduled.device, path)
+        return {}
+
+    def load(self, path: Path) -> Kernel:
+        """See Backend."""
+        return runtime.load(path)
+
+    def tools(self) -> Facts:
+        """See Backend."""
+        return {}
+
+    def runtime(self) -> str:
+        """See Backend."""
+        return runtime.source_hash()
+
+    def ensure_library(self) -> None:
+        """See Backend."""
+        runtime.ensure_library()
+
+    def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+        """See Backend."""
+        return [inputs.plain(case, device.cores, seed)]
+
+    def baseline(self, case: Case, device: Device, given: Mapping[str, Any]) -> Call:
+        """See Backend."""
+        return ops.get(case.op).baseline(case, given)
+
+    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
+        """See Backend."""
+        return check.verify(case, kernel, self.fence, "cpu", device.cores)
+
+    def measure(
+        self,
+        contenders: Mapping[str, Sequence[Call]],
+        device: Device,
+        seconds: float,
+        rounds: int = 5,
+        seed: int = 0,
+    ) -> Measured:
+        """See Backend."""
+        first = {name: calls[0] for name, calls in contenders.items()}
+        return timing.measure(first, seconds, rounds, seed)
+
+    def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
+        """See Backend."""
+        import torch
+
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        size = min(_COPIED, max(1 << 20, free // _SHARE))
+        # ones: zeros may be pages that are not there yet
+        source = torch.ones(size, dtype=torch.uint8)
+        copied = torch.ones_like(source)
+        measured = timing.measure({"copy": lambda: copied.copy_(source)}, seconds, rounds=3)
+        return 2 * size / measured.timings["copy"].median_us * 1e6
+
+
+BACKEND = Cpu()

@@ -1,0 +1,87 @@
+"""Scheduled kernels for CPUs -> machine code, by TVM's LLVM; in this process or as a library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lntune.backends.backend import TVM
+from lntune.backends.cpu import runtime
+from lntune.device import Device
+from lntune.errors import BuildError, gist
+from lntune.system import toolchain
+from lntune.transforms.cpu import streaming
+
+
+def target(device: Device) -> dict[str, Any]:
+    """The TVM target of a CPU, as the dictionary that tvm.target.Target takes."""
+    target: dict[str, Any] = {"kind": "llvm", "num-cores": device.cores}
+    if device.isa.startswith("x86-64"):
+        # Without -prefer-256-bit LLVM would split 64-byte vectors on the very level that has them.
+        features = ["-prefer-256-bit", *(f"+{f}" for f in device.features)]
+        target |= {"mcpu": device.isa, "mattr": features}
+    elif device.isa in ("aarch64", "arm64"):
+        triple = "aarch64-linux-gnu" if device.isa == "aarch64" else "arm64-apple-macosx"
+        target |= {"mtriple": triple, "mattr": ["+neon"]}
+    return target
+
+
+def _compile(module: Any, device: Device) -> Any:
+    """TVM's executable of a scheduled IRModule."""
+    import tvm
+
+    try:
+        with TVM:
+            executable = tvm.compile(module, target=tvm.target.Target(target(device)))
+    except Exception as e:
+        raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
+    if (parameter := streaming.requested(module)) is None:
+        return executable
+    with TVM:
+        streamed = streaming.apply(executable.mod, parameter, device.vector_bytes)
+        return tvm.runtime.Executable(streamed)
+
+
+def in_memory(module: Any, device: Device) -> Callable[..., None]:
+    """A kernel compiled into this process without touching the disk: a tvm_ffi.Function.
+
+    Raises:
+        BuildError: TVM cannot compile it.
+    """
+    executable = _compile(module, device)
+    with TVM, runtime.own_symbols():
+        function = executable["main"]
+    runtime._keep.append(executable)
+    return function  # type: ignore[no-any-return]
+
+
+def _link(output: str, objects: list[str], options: Sequence[str] = ()) -> None:
+    """What TVM calls to make a shared library of object files."""
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    command = ["-shared", "-fPIC", *undefined, *options, *objects]
+    toolchain.run_compiler(command, Path(output))
+
+
+def to_library(module: Any, device: Device, path: Path) -> None:
+    """A kernel as a shared library at `path`.
+
+    Raises:
+        BuildError: TVM cannot compile it, or it cannot be linked.
+    """
+    executable = _compile(module, device)
+    try:
+        with TVM:
+            executable.export_library(os.fspath(path), fcompile=_link)
+    except OSError:
+        raise
+    except Exception as e:
+        raise BuildError(f"linking a kernel with {toolchain.compiler()} failed: {e}") from e
+
+
+def show(module: Any, device: Device, form: str) -> str:
+    """LLVM IR ("source") or assembly ("asm") of a kernel."""
+    executable = _compile(module, device)
+    return str(executable.mod.inspect_source({"source": "ll", "asm": "asm"}[form]))

@@ -1,0 +1,147 @@
+"""GPUs that are not here, as devices of their own: the CUDA source of their kernels runs on this
+machine's CPU, on tensors of the CPU, thread by thread and with every access checked.
+
+For tests: what tunes, checks, stores, loads and calls kernels of GPUs runs on any machine, and the
+times are those of the emulator, which say nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lntune import check, ops, timing
+from lntune.architectures import ARCHITECTURES
+from lntune.backends import inputs
+from lntune.backends.backend import Backend, Call, Kernel, Scheduled
+from lntune.backends.cuda import program as programs
+from lntune.backends.cuda import stored
+from lntune.backends.cuda.device_code import WIDEST, Binary
+from lntune.backends.emulated import calls, emulator
+from lntune.case import Case
+from lntune.check import Verdict
+from lntune.device import Device
+from lntune.errors import InputError, got_expected
+from lntune.system.sealed import Facts
+from lntune.timing import Measured
+
+PREFIX = "emulated:"
+MULTIPROCESSORS = 2
+"""So few that blocks which go over the rows in turns have several, of few rows."""
+
+
+class Emulated(Backend):
+    """An architecture whose kernels the emulator runs."""
+
+    name = "emulated"
+    kind = "gpu"
+    torch_type = "cpu"
+    suffix = "emulated"
+    aligned = True
+    inspects = True
+    fence = check.ALIGNED
+    case_seconds = 4.0
+
+    @property
+    def option(self) -> str:
+        """See Backend."""
+        return f"{PREFIX}sm_90"
+
+    def targets(self) -> list[str]:
+        """See Backend."""
+        return [f"{PREFIX}{arch}" for arch in ARCHITECTURES]
+
+    def find(self, target: str) -> Device | None:
+        """See Backend."""
+        of = ARCHITECTURES.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
+        if of is None:
+            return None
+        name, shared = f"emulated {of.name}", of.shared_block
+        return Device(
+            "gpu", name, of.name, MULTIPROCESSORS, shared_memory=shared, backend=self.name
+        )
+
+    def device_of(self, index: int) -> Device:
+        """See Backend."""
+        raise InputError(got_expected("device", index, "one of `serve`", "See backends.serve."))
+
+    def torch_device(self, device: Device) -> str:
+        """See Backend."""
+        return "cpu"
+
+    def target(self, device: Device) -> dict[str, Any]:
+        """See Backend."""
+        return programs.target(device)
+
+    def widest(self, knobs: Any, case: Case) -> int:
+        """See Backend."""
+        return min(stored.access(knobs), WIDEST // case.itemsize)
+
+    def in_memory(self, scheduled: Scheduled) -> Kernel:
+        """See Backend."""
+        return calls.function(_described(scheduled))
+
+    def show(self, scheduled: Scheduled, form: str) -> str:
+        """See Backend. There is no assembly: it is C++ that the CPU runs."""
+        if form == "asm":
+            raise InputError(got_expected("--as", "asm", "source, of an emulated GPU"))
+        return programs.program(scheduled).source
+
+    def compiler(self) -> str:
+        """See Backend."""
+        return "the emulator"
+
+    def store(self, scheduled: Scheduled, path: Path, archs: Sequence[str] = ()) -> Facts:
+        """See Backend."""
+        return stored.write(path, _described(scheduled))
+
+    def load(self, path: Path) -> Kernel:
+        """See Backend."""
+        return calls.function(stored.read(path))
+
+    def tools(self) -> Facts:
+        """See Backend."""
+        return {}
+
+    def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+        """See Backend."""
+        return [inputs.plain(case, device.cores, seed)]
+
+    def baseline(self, case: Case, device: Device, given: Mapping[str, Any]) -> Call:
+        """See Backend."""
+        return ops.get(case.op).baseline(case, given)
+
+    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
+        """See Backend."""
+        return check.verify(case, kernel, self.fence, "cpu", device.cores)
+
+    def measure(
+        self,
+        contenders: Mapping[str, Sequence[Call]],
+        device: Device,
+        seconds: float,
+        rounds: int = 5,
+        seed: int = 0,
+    ) -> Measured:
+        """See Backend. Of the emulator's time."""
+        first = {name: one[0] for name, one in contenders.items()}
+        return timing.measure(first, seconds, rounds, seed)
+
+    def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
+        """See Backend: that of this machine's CPU."""
+        from lntune import backends
+
+        cpu = backends.device_of("cpu")
+        return backends.of(cpu).copy_bandwidth(cpu, seconds)
+
+
+def _described(scheduled: Scheduled) -> Binary:
+    """The kernel as it is stored: its CUDA source in the place of device code."""
+    program = programs.program(scheduled)
+    emulator.compile(program.source)
+    images = {scheduled.device.isa: program.source.encode()}
+    return stored.described(scheduled, program, images, "", "the emulator")
+
+
+BACKEND = Emulated()

@@ -1,0 +1,58 @@
+"""The inputs that a case is measured with, and whether this machine's memory holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lntune import ops
+from lntune.case import Case
+from lntune.errors import InputError, got_expected
+
+COPIES = 2
+"""Times the bytes of a case's tensors that measuring it takes of memory at least: contenders have
+outputs of their own.
+"""
+
+
+def plain(case: Case, cores: int, seed: int = 0) -> dict[str, Any]:
+    """Random normal inputs of a case by name, tensors of the CPU; sums are zeros, in as many blocks
+    as a device of so many cores asks for.
+    """
+    import torch
+
+    op = ops.get(case.op)
+    named = op.inputs(case, case.rows, "normal", seed)
+    for a in op.arguments(case):
+        if a.role == "sum":
+            named[a.name] = torch.zeros(a.sizes(case.rows, case.hidden, case.blocks(cores)))
+    return named
+
+
+def memory() -> int:
+    """Bytes of memory this process may use: the machine's, or what a container leaves of it."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            size = min(size, int(Path(limit).read_text(encoding="ascii")))
+    return size
+
+
+def check_size(cases: Sequence[Case]) -> None:
+    """Complain before anything is measured about cases whose tensors this machine cannot hold, also
+    those for a GPU: they are made here.
+
+    Raises:
+        InputError: with the most rows that fit.
+    """
+    limit = memory()
+    for case in cases:
+        need = COPIES * ops.get(case.op).bytes(case)
+        if need > limit:
+            got = f"{case.rows} of {case}, which take {need / 1e9:,.0f} GB to measure"
+            most = max(1, case.rows * limit // need)
+            expected = f"at most some {most} on a machine of {limit / 1e9:.0f} GB"
+            raise InputError(got_expected("rows", got, expected))
