@@ -24,7 +24,11 @@ from lntune.backends.cuda import timing as gpu_timing
 from lntune.case import Case
 from lntune.errors import InputError, LntuneError, UnknownNameError
 from lntune.kernels import cache
+from lntune.log import records
+from lntune.log.select import select
 from lntune.measure import calls as calls_module
+from lntune.tune import Settings, times
+from lntune.tune import tune as run_tuner
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lntune"
 GPU = device_of("cuda:sm_90")
@@ -41,8 +45,8 @@ def tensors(given: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 KINDS = re.compile(
-    r"""kind\s*(==|!=|in|not in)\s*[("'\[]|["'](cpu|gpu|cuda)["']\s*(==|!=)"""
-    r"""|(==|!=)\s*["'](cpu|gpu|cuda)["']|startswith\(["']cuda|\bon_gpu\b"""
+    r"""(\bin|==|!=)\s*\(?["'](cpu|gpu|cuda)["']|["'](cpu|gpu|cuda)["']\s*(==|!=)"""
+    r"""|startswith\(["']cuda|\bon_gpu\b"""
 )
 """Places that ask for a kind of device by its name."""
 ALLOWED = {
@@ -154,6 +158,26 @@ def test_a_stored_emulated_kernel(cache_dir: Path) -> None:
     assert path.suffix == ".emulated" and cache.built(case, plan, setting, EMULATED)
     kernel = cache.kernel(case, plan, setting, EMULATED)
     assert backends.of(EMULATED).verify(case, EMULATED, kernel).ok
+
+
+@pytest.mark.slow
+def test_an_emulated_gpu_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuner goes through the same steps as for any device: what wins is of a GPU's schedule, in
+    a log folder of the emulated device, and serves that device alone.
+    """
+    monkeypatch.setattr(times, "FINAL_SHARE", 1e-4)
+    case = Case("layer_norm", 64, "float32", 8)
+    summary = run_tuner([case], Settings(device=EMULATED, seconds=None, trials=2, log_dir=tmp_path))
+    assert not summary.untuned
+    (final,) = records.read([tmp_path], "layer_norm", EMULATED, role="final")
+    assert (final.schedule, final.status) == ("shared_row", "ok")
+    assert {"tuned", "eager", "copy", "default"} <= set(final.timings)
+    assert (
+        records.read([tmp_path], "layer_norm", msgspec.structs.replace(EMULATED, backend="")) == []
+    )
+    by_name = schedule.for_op("layer_norm", "gpu")
+    assert select(case, EMULATED, [final], by_name).tier in ("exact", "eager")
+    assert select(case, GPU, [final], by_name).tier == "default"
 
 
 # --- measuring
