@@ -4,6 +4,7 @@ any built kernel.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,21 +52,34 @@ def function(binary: Binary) -> Callable[..., None]:
         EmulatorError: as kernel.
     """
     import tvm_ffi
-    from torch.utils.dlpack import from_dlpack
 
     code = emulator.compile(next(iter(binary.images.values())).decode())
     names = [a.name for a in binary.arguments]
     matrix = next(i for i, a in enumerate(binary.arguments) if a.shape[:1] == ("rows",))
 
     def run(*values: Any) -> None:
-        # by a call in one step of C they come as tvm_ffi's
-        tensors = [from_dlpack(v) if isinstance(v, tvm_ffi.Tensor) else v for v in values]
+        tensors = [_view(v) if isinstance(v, tvm_ffi.Tensor) else v for v in values]
         named = dict(zip(names, tensors, strict=True))
         rows = tensors[matrix].shape[0]
         steps = {a.stride: named[a.name].stride(0) for a in binary.arguments if a.stride}
         _launch(code, binary.launches, binary.scratch, named, rows, steps)
 
     return tvm_ffi.convert(run)  # type: ignore[no-any-return]
+
+
+def _view(tensor: Any) -> Any:
+    """PyTorch's view of memory that a call has as a bare DLTensor, which nobody owns: only its
+    fields may be read, tvm_ffi 0.1 crashes where it is asked for a DLPack of it.
+    """
+    import torch
+
+    dtype = getattr(torch, str(tensor.dtype))
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=dtype)
+    strides = tensor.strides
+    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, strides, strict=True))
+    memory = (ctypes.c_char * (span * dtype.itemsize)).from_address(tensor.data_ptr())
+    return torch.frombuffer(memory, dtype=dtype).as_strided(tensor.shape, strides)
 
 
 def _launch(
