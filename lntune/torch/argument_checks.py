@@ -57,7 +57,7 @@ def check_layer_norm(
                 f"a shape that ends in normalized_shape {shape}",
             )
         )
-    ours = input.device.type in ("cpu", "cuda")  # what other devices take is for them to say
+    ours = input.device.type in devices.TYPES  # what other devices take is for them to say
     if ours and not input.is_floating_point():
         raise InputError(
             got_expected(
@@ -154,7 +154,7 @@ def check_step(tensors: StepTensors, eps: float) -> None:
             continue
         if not isinstance(t, Tensor):
             raise InputError(got_expected(name, type(t).__name__, "a torch.Tensor"))
-        if t.device.type in ("cpu", "cuda") and not t.is_floating_point():
+        if t.device.type in devices.TYPES and not t.is_floating_point():
             raise InputError(
                 got_expected(
                     name, str(t.dtype), "a floating-point dtype", f"Convert it: {name}.float()."

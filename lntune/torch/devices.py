@@ -26,6 +26,10 @@ ANY = WHOLE
 """Elements: as many as an access ever has."""
 
 
+TYPES = tuple(backends.TORCH_TYPES)
+"""PyTorch's types of devices on whose tensors kernels run."""
+
+
 def of(torch_device: torch.device) -> Device | None:
     """The CPU or GPU behind a device of PyTorch's; None where kernels cannot run, of which it warns
     once where one would expect them to.
@@ -68,6 +72,12 @@ def _look(key: tuple[str, int]) -> Device | None:
         return None
     _retries.pop(key, None)
     return device
+
+
+def have_node(tensor: Tensor) -> bool:
+    """True where layer norm's backward is a node of autograd's graph in C++."""
+    device = of(tensor.device)
+    return device is not None and backends.of(device).node
 
 
 def of_tensors(tensors: Sequence[Tensor]) -> Device | None:

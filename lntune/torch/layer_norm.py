@@ -178,7 +178,7 @@ def _general(
     # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
-        node = grad and len(shape) == 1 and input.device.type == "cpu" and layer_norm_node.ready()
+        node = grad and len(shape) == 1 and devices.have_node(input) and layer_norm_node.ready()
         call = (input, shape, weight, bias, float(eps))
         (_direct if node or not grad else _saving).remember(case, kernel, call, recorded=node)
         if node and (y := _direct.call(*call)) is not None:
@@ -293,7 +293,7 @@ def _compiled(
     return y  # type: ignore[no-any-return]
 
 
-@torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types=("cpu", "cuda"))
+@torch.library.custom_op("lntune::layer_norm", mutates_args=(), device_types=devices.TYPES)
 def layer_norm_op(
     input: Tensor,
     normalized_shape: list[int],

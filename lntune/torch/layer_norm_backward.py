@@ -190,9 +190,7 @@ def _general(
     return grads.get("dx"), grads.get("dgamma"), grads.get("dbeta")
 
 
-@torch.library.custom_op(
-    "lntune::layer_norm_backward", mutates_args=(), device_types=("cpu", "cuda")
-)
+@torch.library.custom_op("lntune::layer_norm_backward", mutates_args=(), device_types=devices.TYPES)
 def layer_norm_backward_op(
     grad_out: Tensor,
     input: Tensor,

@@ -262,7 +262,7 @@ class _Step(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("lntune::lnlstm_step", mutates_args=(), device_types=("cpu", "cuda"))
+@torch.library.custom_op("lntune::lnlstm_step", mutates_args=(), device_types=devices.TYPES)
 def lnlstm_step_op(
     gates_x: Tensor,
     gates_h: Tensor,
@@ -293,7 +293,7 @@ def _fake(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    "lntune::lnlstm_step_backward", mutates_args=(), device_types=("cpu", "cuda")
+    "lntune::lnlstm_step_backward", mutates_args=(), device_types=devices.TYPES
 )
 def lnlstm_step_backward_op(
     dh: Tensor,

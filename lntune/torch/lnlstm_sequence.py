@@ -138,7 +138,7 @@ def _backward(dout: Tensor, dh_n: Tensor, dc_n: Tensor, *flat: Any) -> tuple[Ten
     return lnlstm_loops.backward(dout, dh_n, dc_n, saved, tensors, *options)
 
 
-@torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types=("cpu", "cuda"))
+@torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types=devices.TYPES)
 def lnlstm_sequence_op(
     gates_x: Tensor,
     h_0: Tensor,
@@ -183,7 +183,7 @@ def _fake(*flat: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op(
-    "lntune::lnlstm_sequence_backward", mutates_args=(), device_types=("cpu", "cuda")
+    "lntune::lnlstm_sequence_backward", mutates_args=(), device_types=devices.TYPES
 )
 def lnlstm_sequence_backward_op(
     dout: Tensor,
