@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lntune.errors import InputError, got_expected
+from lntune.torch import devices
 from lntune.torch.lnlstm_arguments import StepTensors
 from lntune.torch.support import is_kernel_eps
 
