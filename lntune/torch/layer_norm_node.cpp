@@ -149,7 +149,7 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   const Tensor *like[] = {&s.input, &s.weight, &s.bias};
   for (size_t i = 0; i < 3; ++i)
     if (wanted[i]) results[i] = at::detail::empty_cpu(like[i]->sizes(), like[i]->scalar_type());
-  const Tensor *tensors[ARGUMENTS] = {&dy,       &s.input, &s.mean,  &s.rstd,
+  const Tensor *tensors[ARGUMENTS] = {&dy,       &s.input,    &s.mean,     &s.rstd,
                                       &s.weight, &results[0], &results[1], &results[2]};
   DLTensor described_[ARGUMENTS];
   TVMFFIAny values[ARGUMENTS], nothing;
