@@ -115,6 +115,35 @@ def test_a_file_imports_only_from_lower_layers(path: Path) -> None:
     assert not too_high, f"{path} imports {too_high} of its own layer or a higher one"
 
 
+BACKENDS = {"cpu": set[str](), "cuda": set[str](), "emulated": {"cuda"}}
+"""The folders of backends, and which others each may import from: the emulator runs CUDA source."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.parts[:2] == ("lntune", "backends") and len(p.parts) > 3],
+    ids=str,
+)
+def test_backends_know_nothing_of_each_other(path: Path) -> None:
+    """A backend's folder imports from no other's, but the emulator from CUDA's."""
+    own = path.parts[2]
+    used = {name.split(".")[2] for name in imports_of(path) if name.startswith("lntune.backends.")}
+    assert used & set(BACKENDS) - {own} <= BACKENDS[own]
+
+
+def test_the_house_is_drawn_as_it_is() -> None:
+    """CONTRIBUTING's tree names every folder and module at the top of the package, and no other."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.split("```text\nlntune/\n")[1].split("```")[0]
+    names = [line[2:16] for line in tree.splitlines() if line.startswith("  ") and line[2] != " "]
+    drawn = {name.strip("/") for line in names for name in line.split()}
+    top = (ROOT / "lntune").iterdir()
+    there = {
+        p.stem for p in top if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
+    }
+    assert drawn == there - {"__init__", "__main__"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_are_absolute(path: Path) -> None:
     """No relative import, which would hide from the test above."""

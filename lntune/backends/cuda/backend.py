@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lntune import check, ops
+from lntune import backends, check, ops
 from lntune.backends import cuda, inputs
 from lntune.backends.backend import Backend, Call, Kernel, Scheduled, not_here
 from lntune.backends.cuda import driver, launcher, stored, targets
@@ -97,9 +97,7 @@ class CudaBackend(Backend):
 
     def stand_in(self, scheduled: Scheduled) -> Kernel:
         """See Backend: run by the emulator."""
-        from lntune.backends.emulated import calls
-
-        return calls.kernel(scheduled.case, programs.program(scheduled))
+        return backends.get("emulated").stand_in(scheduled)
 
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend."""

@@ -82,6 +82,10 @@ class Emulated(Backend):
         """See Backend."""
         return calls.function(_described(scheduled))
 
+    def stand_in(self, scheduled: Scheduled) -> Kernel:
+        """See Backend. A Python function, whose errors are the emulator's own."""
+        return calls.kernel(scheduled.case, programs.program(scheduled))
+
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend. There is no assembly: it is C++ that the CPU runs."""
         if form == "asm":
