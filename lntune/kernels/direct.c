@@ -84,9 +84,9 @@ typedef struct {
   Output output[MAX_OUT];
 } Entry;
 
-/* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, by their places
- * in the call (null for what is no tensor), `outputs` are at::Tensor *. Returns 0; else an error is
- * set in Python, or `message` says what went wrong. */
+/* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, one for each
+ * argument of the call (null for what is no tensor), `outputs` are at::Tensor *. Returns 0; else an
+ * error is set in Python, or `message` says what went wrong. */
 typedef int (*Record)(void *const *inputs, void *const *outputs, char *message, size_t size);
 
 typedef struct {
@@ -143,18 +143,18 @@ static DLDataType dlpack_dtype(int64_t dtype) {
 
 /* Elements from one row along the last axis to the next, which is the length of a row where the
  * tensor is contiguous; -1 where the elements of a row do not lie side by side, or the rows not
- * evenly apart. */
+ * evenly spaced. */
 static int64_t row_stride(const DLTensor *t) {
   int last = t->ndim - 1;
-  int64_t length = t->shape[last], rows = 1, apart = length;
+  int64_t length = t->shape[last], rows = 1, distance = length;
   if (!t->strides) return length;
   if (length != 1 && t->strides[last] != 1) return -1;
   for (int i = last - 1; i >= 0; rows *= t->shape[i--]) {
     if (t->shape[i] == 1) continue;
-    if (rows == 1) apart = t->strides[i];
-    else if (t->strides[i] != rows * apart) return -1;
+    if (rows == 1) distance = t->strides[i];
+    else if (t->strides[i] != rows * distance) return -1;
   }
-  return apart;
+  return distance;
 }
 
 static int is_type(PyObject *object, PyObject *one, PyObject *other) {
@@ -172,9 +172,9 @@ static int truth(PyObject *result) {
 
 typedef struct {
   DLTensor tensor[MAX_ARGS];
-  int64_t apart[MAX_ARGS]; /* elements from one row to the next */
+  int64_t distance[MAX_ARGS]; /* elements from one row to the next */
   double scalar[MAX_ARGS];
-  int strided; /* some rows do not lie one behind the other, which is another kernel's business */
+  int strided; /* some rows do not follow one another in memory: another kernel takes them */
   DLDevice device;
   int64_t hidden, rows, key; /* the key has the hidden size and the device */
   uint64_t rest;             /* and everything else */
@@ -244,18 +244,18 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
           dlpack->dltensor_from_py_object_no_sync(args[i], t))
         return 0;
       int dtype = dtype_of(t->dtype);
-      int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, apart = t->ndim ? row_stride(t) : -1;
-      if (!dtype || apart < 0) return 0;
+      int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, distance = t->ndim ? row_stride(t) : -1;
+      if (!dtype || distance < 0) return 0;
       c->rest |= dtype;
-      c->apart[i] = apart;
+      c->distance[i] = distance;
       if (!i) c->device = t->device;
       if (t->device.device_type != c->device.device_type ||
           t->device.device_id != c->device.device_id)
         return 0;
-      c->strided |= apart != length;
-      uintptr_t places = (uintptr_t)t->data + t->byte_offset;
-      if (apart != length) places |= (uintptr_t)apart * (t->dtype.bits / 8);
-      if (c->device.device_type != kDLCPU && length > 1 && places % ALIGNED) return 0;
+      c->strided |= distance != length;
+      uintptr_t address = (uintptr_t)t->data + t->byte_offset;
+      if (distance != length) address |= (uintptr_t)distance * (t->dtype.bits / 8);
+      if (c->device.device_type != kDLCPU && length > 1 && address % ALIGNED) return 0;
       if (i) break;
       c->hidden = length;
       c->rows = 1;
@@ -270,7 +270,8 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
   return 1;
 }
 
-static Entry *place(const Table *table, int64_t key, uint64_t rest) {
+/* The entry of a key, or the free one where it belongs. */
+static Entry *slot(const Table *table, int64_t key, uint64_t rest) {
   uint64_t hash = ((uint64_t)key * 0x9E3779B97F4A7C15u) ^ (rest * 0xC2B2AE3D27D4EB4Fu);
   for (uint64_t i = hash >> 32;; ++i) {
     Entry *e = &table->entries[i & (uint64_t)(table->size - 1)];
@@ -293,7 +294,7 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
     shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
-  DLTensor made = {0, c->device, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
+  DLTensor tensor = {0, c->device, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
   PyObject *result = 0;
   if (table->shim) {
     void *handle;
@@ -301,18 +302,18 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
                       c->device.device_type != kDLCPU, /* c10::DeviceType */
                       c->device.device_type == kDLCPU ? -1 : c->device.device_id, &handle))
       return 0;
-    if (data_pointer(handle, &made.data)) made.data = 0;
+    if (data_pointer(handle, &tensor.data)) tensor.data = 0;
     else if (keep) *keep = handle;
     else result = wrap(handle);
     if (!keep || !*keep) delete_tensor(handle);
   } else {
     DLManagedTensorVersioned *managed;
     void *object;
-    if (dlpack->managed_tensor_allocator(&made, &managed, 0, say_nothing)) return 0;
-    made.data = (char *)managed->dl_tensor.data + managed->dl_tensor.byte_offset;
+    if (dlpack->managed_tensor_allocator(&tensor, &managed, 0, say_nothing)) return 0;
+    tensor.data = (char *)managed->dl_tensor.data + managed->dl_tensor.byte_offset;
     if (!dlpack->managed_tensor_to_py_object_no_sync(managed, &object)) result = (PyObject *)object;
   }
-  *t = made;
+  *t = tensor;
   return result;
 }
 
@@ -336,16 +337,16 @@ static PyObject *recorded(const Table *table, PyObject *const *args, void *const
  * called, which the general path finds out again and says, or with an error of autograd's set. */
 static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *const *args) {
   TVMFFIAny values[MAX_ARGS], nothing;
-  PyObject *made[MAX_OUT] = {0};
+  PyObject *outputs[MAX_OUT] = {0};
   void *handles[MAX_OUT] = {0};
   DLTensor out[MAX_OUT];
   int64_t dims[MAX_OUT][2 * MAX_NDIM];
   int64_t flat[2] = {c->rows, c->hidden}, steps[MAX_ARGS][2];
   int count = 0, failed = 0, record = (c->rest & RECORDED) != 0;
   for (; count < e->outputs && !failed; ++count) {
-    made[count] =
+    outputs[count] =
         make(table, &e->output[count], c, &out[count], dims[count], record ? &handles[count] : 0);
-    failed = !made[count] && !handles[count];
+    failed = !outputs[count] && !handles[count];
   }
   memset(&nothing, 0, sizeof nothing);
   for (int i = 0; i < e->arguments && !failed; ++i) {
@@ -364,7 +365,7 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
         failed = 1;
         break;
       }
-      steps[i][0] = at >= 0 ? c->apart[at] : c->hidden;
+      steps[i][0] = at >= 0 ? c->distance[at] : c->hidden;
       steps[i][1] = 1;
       t->ndim = 2;
       t->shape = flat;
@@ -390,13 +391,14 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
       if (handles[i]) delete_tensor(handles[i]);
     return result;
   }
-  if (!failed && count == 1) return made[0];
+  if (!failed && count == 1) return outputs[0];
   if (!failed && (result = PyTuple_New(count))) {
-    for (int i = 0; i < count; ++i) PyTuple_SetItem(result, i, made[i]); /* takes the reference */
+    /* takes the reference */
+    for (int i = 0; i < count; ++i) PyTuple_SetItem(result, i, outputs[i]);
     return result;
   }
   for (int i = 0; i < count; ++i)
-    if (made[i]) Py_DecRef(made[i]);
+    if (outputs[i]) Py_DecRef(outputs[i]);
   return 0;
 }
 
@@ -417,7 +419,7 @@ static PyObject *call(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     c.rest |= RECORDED;
   }
   /* A copy: Python that runs from here on, and other threads, may change the table. */
-  Entry entry = *place(table, c.key, c.rest);
+  Entry entry = *slot(table, c.key, c.rest);
   if (!entry.arguments || unusual(table, args, &c)) return none();
   PyErr_Clear();
   PyObject *result = run(table, &entry, &c, args);
@@ -429,7 +431,7 @@ static PyObject *serves(PyObject *self, PyObject *const *args, Py_ssize_t count)
   Table *table = (Table *)PyCapsule_GetPointer(self, 0);
   Call c;
   int yes = table->used && read_call(table, args, count, &c) &&
-            place(table, c.key, c.rest)->arguments && !unusual(table, args, &c);
+            slot(table, c.key, c.rest)->arguments && !unusual(table, args, &c);
   if (PyErr_Occurred()) PyErr_Clear();
   return PyBool_FromLong(yes);
 }
@@ -452,11 +454,11 @@ static PyObject *remember(PyObject *self, PyObject *const *args, Py_ssize_t coun
       table->entries = grown;
       table->size = 2 * size;
       for (int i = 0; i < size; ++i)
-        if (old[i].arguments) *place(table, old[i].key, (uint64_t)old[i].key_rest) = old[i];
+        if (old[i].arguments) *slot(table, old[i].key, (uint64_t)old[i].key_rest) = old[i];
       free(old);
     }
     uint64_t rest = record | (c.rest & ~(uint64_t)63) | (uint64_t)bits;
-    Entry *e = place(table, c.key, rest);
+    Entry *e = slot(table, c.key, rest);
     table->used += !e->arguments;
     memcpy(e, PyBytes_AsString(args[0]), sizeof *e);
     e->key = c.key;
@@ -499,7 +501,7 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
                               PyObject *grad_enabled, PyObject *forward_ad, PyObject *quiet,
                               int shim, Record *record) {
   Table *table = (Table *)calloc(1, sizeof(Table));
-  PyObject *made = PyTuple_New(4);
+  PyObject *functions = PyTuple_New(4);
   int count = (int)PySequence_Size(quiet);
   PyObject **callables = (PyObject **)calloc((size_t)count + 1, sizeof(PyObject *));
   for (int i = 0; i < count; ++i) callables[i] = PySequence_GetItem(quiet, i);
@@ -518,9 +520,10 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
   table->size = 64;
   table->entries = (Entry *)calloc((size_t)table->size, sizeof(Entry));
   PyObject *self = PyCapsule_New(table, 0, drop);
-  for (int i = 0; i < 4; ++i) PyTuple_SetItem(made, i, PyCFunction_NewEx(&methods[i], self, 0));
+  for (int i = 0; i < 4; ++i)
+    PyTuple_SetItem(functions, i, PyCFunction_NewEx(&methods[i], self, 0));
   Py_DecRef(self);
-  return made;
+  return functions;
 }
 
 #ifdef __cplusplus

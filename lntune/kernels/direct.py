@@ -28,8 +28,8 @@ def dtype_number(name: str) -> int:
     return _DTYPES[name]
 
 
-def _place(record: ctypes.c_void_p | None) -> ctypes.c_void_p:
-    """Where C finds a function's address."""
+def _pointer(record: ctypes.c_void_p | None) -> ctypes.c_void_p:
+    """A pointer to a function's address, null without one."""
     return ctypes.c_void_p(None if record is None else ctypes.addressof(record))
 
 
@@ -108,15 +108,15 @@ class Table:
             torch._C._is_tracing,
             torch._C._functorch.peek_interpreter_stack,
         )
-        library, found = _library()
+        library, shim_found = _library()
         known = (torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled, torch.autograd.forward_ad)
-        made = library.lntune_direct_table(
-            signature.encode(), *known, quiet, int(shim and found), _place(record)
+        functions = library.lntune_direct_table(
+            signature.encode(), *known, quiet, int(shim and shim_found), _pointer(record)
         )
-        self.call: Callable[..., Any] = made[0]
-        self.serves: Callable[..., bool] = made[1]
-        self._remember: Callable[..., bool] = made[2]
-        self.forget: Callable[[], None] = made[3]
+        self.call: Callable[..., Any] = functions[0]
+        self.serves: Callable[..., bool] = functions[1]
+        self._remember: Callable[..., bool] = functions[2]
+        self.forget: Callable[[], None] = functions[3]
 
     def remember(
         self,
