@@ -16,7 +16,7 @@ from lntune.backends import device_of
 from lntune.case import DTYPES, Case
 from lntune.schedule import all_schedules, get
 from lntune.torch import devices, dispatch
-from lntune.torch.alignment import VECTOR_WIDTH, narrowed
+from lntune.torch.vector_width import VECTOR_WIDTH, narrowed
 
 __all__ = ["here"]
 

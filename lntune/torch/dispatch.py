@@ -26,10 +26,10 @@ from lntune.system import callers, paths
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
 from lntune.torch import devices, untuned
-from lntune.torch.alignment import narrowed
 from lntune.torch.choices import choose, decide
 from lntune.torch.reloading import LOCK, is_strict, kernels_changed, on_reload, reload, strict
 from lntune.torch.untuned import UntunedWarning
+from lntune.torch.vector_width import narrowed
 
 with contextlib.suppress(Exception):  # loading a kernel says what is wrong with it
     import tvm_ffi  # noqa: F401  (so that the first call of a kernel does not pay for it)

@@ -159,9 +159,9 @@ def _general(
     shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
     hidden, tensors = math.prod(shape), present(input, weight, bias)
     checkpointed = is_checkpointed(*tensors)
-    support = kernel_support(tensors, hidden, eps, watched=checkpointed)
-    if support and not input.numel():
-        support = NO_ROWS
+    support = NO_ROWS
+    if input.numel():
+        support = kernel_support(tensors, hidden, eps, watched=checkpointed)
     if not support:
         log_unsupported(NAME, support)
         return eager.layer_norm(input, shape, weight, bias, eps)

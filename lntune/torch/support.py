@@ -99,20 +99,20 @@ def kernel_support(
     input = tensors[0]
     if not watched and _dispatch_modes() > 0:
         return _WATCHED
-    if not are_plain(*tensors):
-        names = {type(t).__name__ for t in tensors if type(t) not in _PLAIN}
-        return Support.no(f"an argument is of the class {', '.join(sorted(names))}")
-    if devices.of(input.device) is None:
-        return Support.no(f"kernels do not run on {input.device}")
+    device = input.device
     for t in tensors:
         if t.dtype not in DTYPE_NAMES or not 1 <= hidden <= MAX_HIDDEN:
             return size_support(t.dtype, hidden)
+        if type(t) not in _PLAIN:
+            return Support.no(f"an argument is of the class {type(t).__name__}")
         if t.layout is not torch.strided:
             return _SPARSE
-        if t.device != input.device:
+        if t is not input and t.device != device:
             return _DEVICES
         if _functorch_wrapped(t) or _legacy_batched(t):
             return _BATCHED
+    if devices.of(device) is None:
+        return Support.no(f"kernels do not run on {device}")
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return _BATCHED
     if _in_function_mode():
