@@ -5,6 +5,7 @@ belong.
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,45 @@ def test_a_file_imports_only_from_lower_layers(path: Path) -> None:
         limit = RANK[own]
     too_high = sorted(name for name in used - {own} if RANK[name] >= limit)
     assert not too_high, f"{path} imports {too_high} of its own layer or a higher one"
+
+
+def module_of(path: Path) -> str:
+    """The name a file of the project is imported by."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules of which each is imported by the next, the last by the first; empty where there are
+    none. `imports` has what each module imports.
+    """
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as e:
+        return list(e.args[1])
+    return []
+
+
+def test_no_module_imports_what_imports_it() -> None:
+    """Within a package, too, imports go one way, also those inside functions."""
+    names = {module_of(path) for path in FILES if path.parts[0] == "lntune"}
+    imports: dict[str, set[str]] = {}
+    for path in FILES:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        used: set[str] = set()
+        for node in executed(tree):
+            if isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                used |= {m if m in names else str(node.module) for m in members}
+        imports[module_of(path)] = used & names - {module_of(path)}
+    assert circle(imports) == []
+
+
+def test_a_circle_is_seen() -> None:
+    """Three modules that import one another in turn are a circle, two that import a third none."""
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle({"a": {"c"}, "b": {"c"}}) == []
 
 
 BACKENDS = {"cpu": set[str](), "cuda": set[str](), "emulated": {"cuda"}}
