@@ -73,7 +73,7 @@ def two(**changed: Any) -> Binary:
     made = Binary(
         title="two kernels",
         arguments=(X, FACTOR, Y),
-        access=1,
+        vector_width=1,
         launches=(
             Launch(
                 "first", ("x", "part", "total", "((rows + 3) // 4)"), ("rows", "1", "1"), (32, 1, 1)

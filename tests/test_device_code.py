@@ -155,7 +155,7 @@ def test_scratch_is_poisoned() -> None:
     assert values["dbeta"].isnan().all()
 
 
-def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_several_values_must_have_no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside dynamic shared memory TVM refuses names for what is loaded, which its reductions of
     several values give.
     """
@@ -168,7 +168,7 @@ def test_sums_of_several_values_must_be_spelled_out(monkeypatch: pytest.MonkeyPa
         )
         >= 2 * 1000 * 4
     )
-    monkeypatch.setattr(lowering, "spelled_out", lambda body: body)
+    monkeypatch.setattr(lowering, "without_bindings", lambda body: body)
     with pytest.raises(BuildError, match="Load memory in places other than store"):
         backward(1000, "float32", threads_per_row=128, rows_per_block=1, row_storage="shared")
 
@@ -313,7 +313,9 @@ def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("sums", "times"), [("registers", 1), ("global", inspection.TURNS)])
+@pytest.mark.parametrize(
+    ("sums", "times"), [("registers", 1), ("global", inspection.ROWS_PER_BLOCK)]
+)
 def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
     """Sums that a block adds to once are moved once, those that it adds to at every turn as often
     as it has turns.

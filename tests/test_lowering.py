@@ -74,7 +74,7 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
         mod = make()(mod)
     mod = tvm.IRModule(
         {
-            name: function.with_body(lowering.spelled_out(function.body))
+            name: function.with_body(lowering.without_bindings(function.body))
             for name, function in mod.functions.items()
         }
     )

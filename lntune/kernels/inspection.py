@@ -1,5 +1,5 @@
-"""What is known of a GPU kernel before a GPU is there: its resources, the widths of its accesses,
-the bytes it moves.
+"""What is known of a GPU kernel before a GPU is there: its resources, the widths of its loads and
+stores, the bytes it moves.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROWS = 8
 """Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to
 take no time.
 """
-TURNS = 4
-"""Rows of each block that adds to sums of its own, which is done once, or at every turn."""
+ROWS_PER_BLOCK = 4
+"""Rows of each block that adds to sums of its own, which it does once, or at each row."""
 TWICE = 1.5
 """From here on a matrix counts as moved more than once; below it is what the last block of rows
 repeats.
@@ -109,11 +109,11 @@ def inspect(
         case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows_per_block", 1)))
     )
     sums = any(a.role == "sum" for a in ops.get(case.op).arguments(case))
-    if sums:  # so that each block has turns enough to show what one costs
-        device = msgspec.structs.replace(device, cores=max(1, few.rows // TURNS))
+    if sums:  # so that each block has rows enough to show what one costs
+        device = msgspec.structs.replace(device, cores=max(1, few.rows // ROWS_PER_BLOCK))
         program = compiler.program(case, schedule, setting, device, strided)
     read, written, extra, between = moves(few, program, case.blocks(device.cores))
-    # perhaps by blocks that have none of so few rows, and read the last again
+    # perhaps only by blocks that have none of so few rows, and read the last one again
     if not sums and repeated(read, written):
         smaller = (
             msgspec.structs.replace(device, cores=cores) for cores in (1, 2, 4, 8, 16, 32, 64)
@@ -122,7 +122,7 @@ def inspect(
             (gpu for gpu in smaller if schedule.reason_invalid(setting, case, gpu) is None), device
         )
         program = compiler.program(case, schedule, setting, fitting, strided)
-        # blocks of rows that have sums apart are on this axis
+        # blocks of rows whose sums have a kernel of their own are on this axis
         rows = few.rows * max(launch.blocks(1)[1] for launch in program.launches)
         read, written, extra, _ = moves(
             msgspec.structs.replace(few, rows=rows), program, case.blocks(fitting.cores)

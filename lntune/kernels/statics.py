@@ -2,9 +2,9 @@
 price of compiling it.
 
 From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a
-multiprocessor holds. From the PTX: the widths of accesses. From the emulator: whether a matrix is
-moved more than once. That takes longer than a trial on a device, and what decides it are the
-schedule and those of its knobs that choose between ways (words and switches), hardly ever the
+multiprocessor holds. From the PTX: the widths of loads and stores. From the emulator: whether a
+matrix is moved more than once. That takes longer than a trial on a device, and what decides it are
+the schedule and those of its knobs that choose between ways (words and switches), hardly ever the
 numbers; so it is asked once for each of these, on a row as short as the knobs allow. `inspection`
 looks closer, at one candidate.
 """
@@ -139,8 +139,8 @@ def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple
 
 
 def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
-    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks go over
-    the rows in turns, few rows then fill them.
+    """`moved` of a candidate itself, on as few multiprocessors as it takes: where blocks loop
+    over the rows in strides of the grid, few rows then fill them.
 
     Raises:
         LntuneError: it cannot be built or run, or would take too long.

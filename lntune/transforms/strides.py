@@ -1,9 +1,8 @@
-"""Matrices whose rows are further apart than they are long: views such as `x[:, :512]` and `x[:,
-t]`, read where they lie.
+"""Row-strided matrices, whose rows are not contiguous in memory: views such as `x[:, :512]` and
+`x[:, t]`, which kernels read without a copy.
 
-Kernels are made for rows that lie one behind the other, which is what almost every call brings. For
-other calls the same schedule is built once more, with the distance between the rows of each matrix
-that it reads left open.
+Kernels are built for contiguous rows, which is what almost every call brings. For other calls the
+same schedule is built once more, with the row stride of each matrix that it reads as an argument.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from lntune.ops.op import Arg
 
 
 def names(arguments: Iterable[Arg]) -> dict[str, str]:
-    """Of an operator's arguments those whose rows may lie anywhere, the matrices that are read
-    (what is written is made by the caller); and what the distance between their rows is called in
-    launches and in source.
+    """Argument -> what its row stride is called in launches and in source, of those that may be
+    row-strided: the matrices that are read (those that are written the caller allocates).
     """
     return {
         a.name: f"{a.name}_stride"
@@ -26,28 +24,29 @@ def names(arguments: Iterable[Arg]) -> dict[str, str]:
     }
 
 
-def free_rows(module: Any, arguments: Iterable[Arg], access: int | None = None) -> Any:
-    """The scheduled IRModule of an operator, with the row strides of `names(arguments)` left open:
-    int64, in elements.
+def free_rows(module: Any, arguments: Iterable[Arg], vector_width: int | None = None) -> Any:
+    """The scheduled IRModule of an operator, for row strides of `names(arguments)` that are known
+    only at the call: int64, in elements.
 
-    They are what the tensors of a call have, which TVM's calling convention on CPUs finds there;
-    or, with `access`, parameters behind the module's own, multiples of so many elements.
+    They are those of the call's tensors, from which TVM's calling convention on CPUs takes them;
+    or, with `vector_width`, parameters behind the module's own, multiples of so many elements.
     """
     import tvm
     import tvm_ffi
     from tvm import tirx
 
     func = module["main"]
-    moved: list[tuple[Any, Any]] = []
+    replaced: list[tuple[Any, Any]] = []
     strides: list[Any] = []
     for name, called in names(arguments).items():
         old = next(p for p in func.params if str(p.name) == name)
         stride = tirx.Var(called, "int64")
-        # Written as what it is, a multiple of whole accesses: TVM loads vectors only where it can
-        # prove that they are aligned.
+        # Written as a multiple of whole vectors: TVM loads vectors only where it can prove that
+        # they are aligned.
         whole = (
-            tirx.floordiv(stride, tirx.IntImm("int64", access)) * tirx.IntImm("int64", access)
-            if access
+            tirx.floordiv(stride, tirx.IntImm("int64", vector_width))
+            * tirx.IntImm("int64", vector_width)
+            if vector_width
             else stride
         )
         kept = {
@@ -55,7 +54,7 @@ def free_rows(module: Any, arguments: Iterable[Arg], access: int | None = None) 
             "offset_factor": old.offset_factor,
             "data_alignment": old.data_alignment,
         }
-        moved.append(
+        replaced.append(
             (
                 old,
                 tirx.decl_buffer(
@@ -70,10 +69,10 @@ def free_rows(module: Any, arguments: Iterable[Arg], access: int | None = None) 
         strides.append(stride)
 
     def new(var: Any) -> Any:
-        return next((made for old, made in moved if var.same_as(old)), var)
+        return next((strided for old, strided in replaced if var.same_as(old)), var)
 
     body = tvm_ffi.structural_map(func.body, [(tvm.ir.Var, new)])
-    params = [*(new(p) for p in func.params), *(strides if access else ())]
+    params = [*(new(p) for p in func.params), *(strides if vector_width else ())]
     return tvm.IRModule(
         {"main": tirx.PrimFunc(params, body, ret_type=func.ret_type, attrs=func.attrs)}
     )

@@ -146,31 +146,35 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
         if name in blocks:
             sch.compute_inline(blocks.pop(name))
 
-    # 3. Rows as block x turn x side; dx and the partial sums in one loop over the elements of the
-    # rows side by side, and that in one loop with all stages over rows.
+    # 3. Rows as block x group x row of the group; dx and the partial sums in one loop over the
+    # elements of the rows side by side, and that in one loop with all stages over rows.
     totals = {
         name: blocks.pop(name)
         for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum")
         if name in blocks
     }
     per_row = {name: block for name, block in blocks.items() if name not in ("dx", "blocks")}
-    elements, turns = [], []
+    elements, group_loops = [], []
     for name, block in blocks.items():
         if name == "blocks":
-            b, k, turn, side = sch.get_loops(block)
-            sch.reorder(b, turn, k, side)
+            b, k, group, side = sch.get_loops(block)
+            sch.reorder(b, group, k, side)
             elements.append(k)
         else:
-            b, turn, side = sch.split(sch.get_loops(block)[0], [knobs.blocks, None, knobs.together])
+            b, group, side = sch.split(
+                sch.get_loops(block)[0], [knobs.blocks, None, knobs.together]
+            )
             if name == "dx":
                 k = sch.get_loops(block)[3]
                 sch.reorder(k, side)
                 elements.append(k)
             else:
-                turns.append(turn)
+                group_loops.append(group)
     k = sch.merge(*elements) if len(elements) > 1 else elements[0]
-    turns.append(sch.get_loops(next(b for name, b in blocks.items() if name not in per_row))[1])
-    turn = sch.merge(*turns) if len(turns) > 1 else turns[0]
+    group_loops.append(
+        sch.get_loops(next(b for name, b in blocks.items() if name not in per_row))[1]
+    )
+    group = sch.merge(*group_loops) if len(group_loops) > 1 else group_loops[0]
     if knobs.blocks > 1:
         sch.parallel(sch.get_loops(next(iter(blocks.values())))[0])
 
@@ -186,7 +190,7 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
             sch.unroll(sch.get_loops(block)[-1])
     if "blocks" in blocks:
         sch.annotate(
-            sch.get_loops(sch.decompose_reduction(blocks["blocks"], turn))[-1],
+            sch.get_loops(sch.decompose_reduction(blocks["blocks"], group))[-1],
             vectors.VECTORS,
             step,
         )

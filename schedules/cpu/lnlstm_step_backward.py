@@ -1,9 +1,9 @@
 """CPU schedule for the LN-LSTM step, backward.
 
 `blocked_step`: the rows (sequences of the batch) are shared among as many blocks as the machine has
-cores; a row goes through all stages, the gates made again first, while it is in the cache, and adds
-to its block's own sums for the gains and biases, which stay where they are from one time step to
-the next. Rows side by side share the read-modify-write of the sums.
+cores; a row goes through all stages, the gates computed again first, while it is in the cache, and
+adds to its block's own sums for the gains and biases, which stay where they are from one time step
+to the next. Rows side by side share the read-modify-write of the sums.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def default(case: Case, device: Device) -> Step:
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
-    """Steps: 1 define, 2 rows as turns of blocks, 3 one loop over blocks and their turns, 4 stages,
-    5 outputs and sums over rows.
+    """Steps: 1 define, 2 rows by block, 3 one loop over blocks and their rows, 4 stages, 5 outputs
+    and sums over rows.
     """
     from tvm import s_tir
 
@@ -94,14 +94,14 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     sch = s_tir.Schedule(alignment.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
-    # 2. Rows as block x turn x side. Outputs and sums over rows of one size share a loop over their
-    # elements, with the rows side by side inside.
+    # 2. Rows as block x group x row of the group. Outputs and sums over rows of one size share a
+    # loop over their elements, with the rows side by side inside.
     outputs = {"dgates_x": "gates", "dgates_h": "gates", "dc": "hidden"}
     elements: dict[str, list[Any]] = {"gates": [], "hidden": []}
     for name, block in blocks.items():
         if name.startswith("sums_"):
-            b, k, turn, side = sch.get_loops(block)
-            sch.reorder(b, turn, k, side)
+            b, k, group, side = sch.get_loops(block)
+            sch.reorder(b, group, k, side)
             elements[name.removeprefix("sums_")].append(k)
         else:
             _, _, side = sch.split(sch.get_loops(block)[0], [blocks_of_rows, None, knobs.together])
@@ -111,17 +111,17 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
                 elements[outputs[name]].append(k)
 
     # 3. All stages in one loop.
-    shared = {size: sch.merge(*its) for size, its in elements.items()}
+    shared = {size: sch.merge(*loops) for size, loops in elements.items()}
     last = {size: next(name for name in blocks if name == f"sums_{size}") for size in shared}
     stages = {
         name: block
         for name, block in blocks.items()
         if name not in outputs and not name.startswith("sums_")
     }
-    turns = [sch.get_loops(block)[1] for block in stages.values()] + [
+    group_loops = [sch.get_loops(block)[1] for block in stages.values()] + [
         sch.get_loops(blocks[name])[1] for name in last.values()
     ]
-    sch.merge(*turns)
+    sch.merge(*group_loops)
     if knobs.parallel:
         sch.parallel(sch.get_loops(blocks["z"])[0])
 

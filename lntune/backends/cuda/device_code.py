@@ -1,5 +1,5 @@
-"""Scheduled GPU kernels -> CUDA source and how to launch it. The passes between are in
-lntune/backends/cuda/lowering.py.
+"""CUDA source of scheduled GPU kernels, and how to launch them: what a program is, how it is
+stored, and how TVM makes it. The passes between are in lntune/backends/cuda/lowering.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lntune.ops.op import ArgRole
 from lntune.transforms.gpu import cache_hints, thread_private
 
 WIDEST = 16
-"""Bytes of the widest access that kernels are built with."""
+"""Bytes of the widest load or store that kernels are built with."""
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -43,12 +43,12 @@ class Launch(msgspec.Struct, frozen=True):
         return x, y, z
 
 
-def number(expression: str, rows: int, apart: Mapping[str, int] | None = None) -> int:
-    """The value of one of Launch's expressions; `apart` are row strides in elements, by the names
+def number(expression: str, rows: int, strides: Mapping[str, int] | None = None) -> int:
+    """The value of one of Launch's expressions; `strides` are row strides in elements, by the names
     that expressions have for them.
     """
-    # made by _text
-    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(apart or {})}))
+    # expressions come from _text alone
+    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(strides or {})}))
 
 
 def _bytes_of(dtype: str) -> int:
@@ -87,8 +87,7 @@ class Program(msgspec.Struct, frozen=True):
 
 class Argument(msgspec.Struct, frozen=True):
     """An argument of a built kernel. `shape` is of numbers and "rows"; `stride` is what launches
-    call the distance between its rows, which may lie anywhere, or empty where they lie one behind
-    the other.
+    call its row stride, or empty where its rows are contiguous.
     """
 
     name: str
@@ -102,14 +101,14 @@ class Binary(msgspec.Struct, frozen=True):
     """A program as it is stored: device code for one or more architectures, and all that is needed
     to check a call and launch it.
 
-    `title` names operator, case and schedule in errors; `access` is the number of elements of the
-    widest access; `images` is architecture ("sm_90") -> cubin; `ptx` is for GPUs that are newer
-    than the last of them; `compiler` is what made them.
+    `title` names operator, case and schedule in errors; `vector_width` is the number of elements of
+    the widest load or store; `images` is architecture ("sm_90") -> cubin; `ptx` is for GPUs that
+    are newer than the last of them; `compiler` is what compiled them.
     """
 
     title: str
     arguments: tuple[Argument, ...]
-    access: int
+    vector_width: int
     launches: tuple[Launch, ...]
     scratch: tuple[Scratch, ...]
     images: dict[str, bytes]
@@ -117,20 +116,21 @@ class Binary(msgspec.Struct, frozen=True):
     compiler: str
 
     def alignment(self, argument: Argument) -> int:
-        """What the address of a tensor must be a multiple of, in bytes; numbers of rows (a row's
-        statistics) are loaded one by one.
+        """What the address of a tensor must be a multiple of, in bytes; statistics, a number for
+        each row, are loaded one by one.
         """
         if argument.role == "scalar":
             return 1
         return min(
             WIDEST,
-            (1 if argument.shape[-1:] == ("rows",) else self.access) * _bytes_of(argument.dtype),
+            (1 if argument.shape[-1:] == ("rows",) else self.vector_width)
+            * _bytes_of(argument.dtype),
         )
 
 
-def _text(expression: Any, told: Collection[str], bound: dict[str, Any]) -> str:
-    """A grid's size as Python; only what such sizes are made of. `told` are the numbers that a call
-    brings, such as rows; `bound` are values that the host has given names.
+def _text(expression: Any, known: Collection[str], bound: dict[str, Any]) -> str:
+    """A grid's size as a Python expression, of the kinds that sizes have. `known` are the numbers
+    that a call brings, such as rows; `bound` are values that the host has given names.
     """
     from tvm import tirx
 
@@ -144,16 +144,16 @@ def _text(expression: Any, told: Collection[str], bound: dict[str, Any]) -> str:
     }
     if isinstance(expression, tirx.IntImm):
         return str(int(expression))
-    if isinstance(expression, tirx.Var) and expression.name in told:
+    if isinstance(expression, tirx.Var) and expression.name in known:
         return str(expression.name)
     if isinstance(expression, tirx.Var) and expression.name in bound:
-        return _text(bound[expression.name], told, bound)
+        return _text(bound[expression.name], known, bound)
     if isinstance(expression, tirx.Cast):
-        return _text(expression.value, told, bound)
+        return _text(expression.value, known, bound)
     if type(expression) in operators:
         return (
-            f"({_text(expression.a, told, bound)} {operators[type(expression)]}"
-            f" {_text(expression.b, told, bound)})"
+            f"({_text(expression.a, known, bound)} {operators[type(expression)]}"
+            f" {_text(expression.b, known, bound)})"
         )
     raise BuildError(f"a launch's size is of a form that is not known: {expression}")
 
@@ -163,29 +163,29 @@ def _name(name: str) -> str:
     return name.removesuffix("_ptr").replace(".", "_")
 
 
-class _Seen:
-    """What a program's lowered functions say: the host's calls of kernels, the values it gave
-    names, what it allocates between the kernels, and the kernels' parameters. `told` are the
+class _HostCode:
+    """What the host's functions of a lowered program do: the kernels they call, the values they
+    give names, what they allocate between the kernels; and the kernels' parameters. `known` are the
     numbers that a call brings.
     """
 
-    def __init__(self, told: Collection[str], host: Iterable[Any], kernels: Iterable[Any]) -> None:
-        self.told = told
+    def __init__(self, known: Collection[str], host: Iterable[Any], kernels: Iterable[Any]) -> None:
+        self.known = known
         self.calls: list[Any] = []
         self.bound: dict[str, Any] = {}
         self.buffers: list[Any] = []
         self.computed: list[str] = []
-        """What the host itself would compute, which TVM 0.27's VerifyMemory lets pass, and nobody
-        runs.
+        """Buffers that the host itself would compute: TVM 0.27's VerifyMemory lets that pass, and
+        nobody runs it.
         """
         for function in host:
-            self._look(function)
+            self._collect(function)
         self.parameters = {
             str(kernel.attrs["global_symbol"]): self._parameters(kernel) for kernel in kernels
         }
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
-    def _look(self, function: Any) -> None:
+    def _collect(self, function: Any) -> None:
         import tvm
         import tvm_ffi
         from tvm import tirx
@@ -226,7 +226,7 @@ class _Seen:
         return tuple(
             Scratch(
                 _name(b.name),
-                tuple(_text(size, self.told, self.bound) for size in b.shape),
+                tuple(_text(size, self.known, self.bound) for size in b.shape),
                 str(b.dtype),
             )
             for b in self.buffers
@@ -241,7 +241,7 @@ class _Seen:
         sizes = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
         grid = tuple(
             (
-                _text(sizes[tag], self.told, self.bound)
+                _text(sizes[tag], self.known, self.bound)
                 if (tag := f"blockIdx.{axis}") in sizes
                 else "1"
             )
@@ -253,21 +253,21 @@ class _Seen:
         shared = int(sizes.get("tirx.use_dyn_shared_memory", 0))
         given = zip(self.parameters[name], list(call.args)[1:], strict=False)
         arguments = tuple(
-            _text(value, self.told, self.bound) if whole else parameter
+            _text(value, self.known, self.bound) if whole else parameter
             for (parameter, whole), value in given
         )
         return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
 
 
 def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
-    """The target, as one that has bfloat16: for sm_75 TVM 0.27 emulates it in code that it then
-    cannot write down, while CUDA's own header converts in software there. The guard around that
-    header in TVM's source is moved accordingly.
+    """The target, sm_75 as sm_80, which has bfloat16: for sm_75 TVM 0.27 emulates it in code that
+    it then cannot write as CUDA, while CUDA's own header converts in software there. `generate`
+    moves the guard around that header in TVM's source accordingly.
     """
     return {**target, "arch": "sm_80"} if target.get("arch") == "sm_75" else target
 
 
-_AGAIN = (
+_RELOAD = (
     "#ifdef __CUDACC__\n"
     '#define lntune_again(pointer) asm volatile("" : "+l"(pointer))'
     " /* to the compiler it is another from here on */\n"
@@ -309,12 +309,12 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
         return _STORE.sub(store, match[0]) if match[1] in several else match[0]
 
     source = _KERNEL.sub(kernel, source)
-    return _AGAIN + source if "lntune_again(" in source else source
+    return _RELOAD + source if "lntune_again(" in source else source
 
 
 def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = ()) -> Program:
     """CUDA source of a scheduled IRModule for a target, as tvm.target.Target takes it; `strides`
-    are those of its parameters that are rows'.
+    names those of its parameters that are row strides.
 
     Raises:
         BuildError: TVM cannot compile it.
@@ -329,18 +329,17 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
             tvm.transform.PassContext(disabled_pass=thread_private.passes_to_skip(module)),
         ):
             host, kernels = lowering.lower(module, goal)
-            made = tvm.get_global_func("target.build.cuda")(kernels, goal)
-        source = str(made.inspect_source("cuda")).replace(
+            compiled = tvm.get_global_func("target.build.cuda")(kernels, goal)
+        source = str(compiled.inspect_source("cuda")).replace(
             "(__CUDA_ARCH__ >= 800)", "(__CUDA_ARCH__ >= 750)"
         )
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
-    seen = _Seen(("rows", *strides), host, kernels.functions.values())
-    launches = seen.launches()
-    if not launches or seen.computed:
-        left = (
-            f"{', '.join(seen.computed) or 'all of it'}: bind its loops to blockIdx and threadIdx"
-        )
+    host_code = _HostCode(("rows", *strides), host, kernels.functions.values())
+    launches = host_code.launches()
+    if not launches or host_code.computed:
+        what = ", ".join(host_code.computed) or "all of it"
+        left = f"{what}: bind its loops to blockIdx and threadIdx"
         raise BuildError(f"the schedule leaves to the host what only a kernel can compute, {left}.")
     source = _complete(cache_hints.apply(source, cache_hints.requested(module)), launches)
-    return Program(thread_private.with_launch_bounds(module, source), launches, seen.scratch())
+    return Program(thread_private.with_launch_bounds(module, source), launches, host_code.scratch())

@@ -1,5 +1,4 @@
-"""From a scheduled IRModule to its kernels and the host's code that launches them: TVM's passes,
-written out.
+"""TVM's passes from a scheduled IRModule to GPU kernels and the host's code that launches them.
 
 They are those of TVM 0.27's own pipeline (tvm/s_tir/pipeline.py) in its order, with these
 deviations; all but the third have a test that fails without them (tests/test_device_code.py), and
@@ -16,7 +15,7 @@ tests/test_lowering.py holds this list against that pipeline:
   loops, tensor cores and the layouts that they want, copies that are planned, other devices'
   memory), for 8-bit floats and for devices without bfloat16, a second removal of empty statements,
   and the host's code as machine code: launches are made by lntune.backends.cuda.launcher.
-- Sums of several values are spelled out; see below.
+- Sums of several values are written without names for the values; see `without_bindings`.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from __future__ import annotations
 from typing import Any
 
 
-def spelled_out(body: Any) -> Any:
-    """Without names for the values of a reduction of several (v = a[0] + x; w = b[0] + y; a[0] = v;
-    b[0] = w).
+def without_bindings(body: Any) -> Any:
+    """A kernel's body with the values of sums of several written where they are stored, not bound
+    to names first (v = a[0] + x; w = b[0] + y; a[0] = v; b[0] = w).
 
     Where there is dynamic shared memory, TVM 0.27 refuses names for anything that is loaded. No sum
-    is made of another here.
+    here is computed of another, so the order of the stores does not matter.
     """
     import tvm
     import tvm_ffi
     from tvm import tirx
 
-    def without(statement: Any) -> Any:
+    def inlined(statement: Any) -> Any:
         named: list[tuple[Any, Any]] = []
         left = []
         for one in statement.seq:
-            made = (
+            changed = (
                 tvm_ffi.structural_map(
                     one,
                     [
@@ -53,12 +52,12 @@ def spelled_out(body: Any) -> Any:
                 else one
             )
             if isinstance(one, tirx.Bind):
-                named.append((one.var, made.value))
+                named.append((one.var, changed.value))
             else:
-                left.append(made)
+                left.append(changed)
         return tirx.SeqStmt(left) if named else statement
 
-    return tvm_ffi.structural_map(body, [(tirx.SeqStmt, without)])
+    return tvm_ffi.structural_map(body, [(tirx.SeqStmt, inlined)])
 
 
 def _passes() -> list[Any]:
@@ -67,10 +66,10 @@ def _passes() -> list[Any]:
     from tvm.s_tir import transform as s
     from tvm.tirx import transform as t
 
-    def spell(mod: Any, _: Any) -> Any:
+    def unbind(mod: Any, _: Any) -> Any:
         return tvm.IRModule(
             {
-                name: function.with_body(spelled_out(function.body))
+                name: function.with_body(without_bindings(function.body))
                 for name, function in mod.functions.items()
             }
         )
@@ -78,7 +77,7 @@ def _passes() -> list[Any]:
     return [
         s.CanonicalizeLoop(),
         s.LowerCrossThreadReduction(),
-        tvm.transform.module_pass(spell, opt_level=0),
+        tvm.transform.module_pass(unbind, opt_level=0),
         s.LowerInitBlock(),
         s.PlanAndUpdateBufferAllocationLocation(),
         s.ConvertBlocksToOpaque(),

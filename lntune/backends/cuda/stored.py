@@ -20,8 +20,8 @@ from lntune.system.sealed import DamagedError, Facts
 from lntune.transforms import strides
 
 
-def access(knobs: Any) -> int:
-    """Elements of the widest access of a kernel, by its knobs."""
+def vector_width(knobs: Any) -> int:
+    """Elements of the widest load or store of a kernel, by its knobs."""
     return int(knobs_module.to_dict(knobs).get("vector_width", device_code.WIDEST))
 
 
@@ -62,7 +62,7 @@ def described(
             device_code.Argument(a.name, a.role, a.dtype, shape(a), free.get(a.name, ""))
             for a in arguments
         ),
-        access=access(scheduled.knobs),
+        vector_width=vector_width(scheduled.knobs),
         launches=program.launches,
         scratch=program.scratch,
         images=images,

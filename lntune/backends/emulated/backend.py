@@ -76,7 +76,7 @@ class Emulated(Backend):
 
     def widest(self, knobs: Any, case: Case) -> int:
         """See Backend."""
-        return min(stored.access(knobs), WIDEST // case.itemsize)
+        return min(stored.vector_width(knobs), WIDEST // case.itemsize)
 
     def in_memory(self, scheduled: Scheduled) -> Kernel:
         """See Backend."""

@@ -1,5 +1,5 @@
-"""Stores that go around the cache, which TVM has no way to ask for: set in the LLVM IR of a
-compiled kernel.
+"""Streaming (non-temporal) stores of CPU kernels, which go around the cache: TVM cannot ask for
+them, so they are set in the LLVM IR of a compiled kernel.
 
 A store to memory that is not in the cache first reads the line it is going to overwrite: a third of
 the traffic of a kernel that reads one tensor and writes another, for nothing. Non-temporal stores
@@ -76,7 +76,7 @@ def edit(text: str, parameter: str, vector_bytes: int) -> str:
     Raises:
         BuildError: no such store was found.
     """
-    lines, made = [], 0
+    lines, count = [], 0
     metadata = 1 + max((int(n) for n in re.findall(r"^!(\d+) = ", text, re.MULTILINE)), default=-1)
     function: list[str] = []
     for line in text.splitlines():
@@ -85,18 +85,18 @@ def edit(text: str, parameter: str, vector_bytes: int) -> str:
         elif function:
             function.append(line)
             if line == "}":
-                changed, made = _function(function, parameter, vector_bytes, metadata, made)
+                changed, count = _function(function, parameter, vector_bytes, metadata, count)
                 lines += changed
                 function = []
         else:
             lines.append(line)
-    if not made:
+    if not count:
         raise BuildError(f"no vector stored to {parameter} was found to be streamed.")
     return "\n".join([*lines, f"!{metadata} = !{{i32 1}}", ""])
 
 
 def _function(
-    lines: list[str], parameter: str, vector_bytes: int, metadata: int, made: int
+    lines: list[str], parameter: str, vector_bytes: int, metadata: int, count: int
 ) -> tuple[list[str], int]:
     """One function with its stores edited, and how many were edited in all."""
     pointers = _pointers(lines, parameter)
@@ -104,8 +104,8 @@ def _function(
     # block that a line is in; block -> the last part of it after it was cut up
     label, last = None, {}
     for line in lines:
-        if found := _LABEL.match(line):
-            label = found[1]
+        if start := _LABEL.match(line):
+            label = start[1]
         store = _STORE.match(line)
         if (
             store
@@ -116,7 +116,7 @@ def _function(
         ):
             align = min(int(store[1]) * _BITS[store[2]] // 8, vector_bytes)
             align = 1 << (align.bit_length() - 1)
-            name = f"lntune.stream{made}"
+            name = f"lntune.stream{count}"
             streamed = re.sub(
                 r", align \d+", f", align {align}, !nontemporal !{metadata}", line, count=1
             )
@@ -134,7 +134,7 @@ def _function(
                 f"{name}.end:",
             ]
             last[label] = f"{name}.end"
-            made += 1
+            count += 1
         else:
             out.append(line)
     if last:  # the values of a phi come from where a block ends now
@@ -143,7 +143,7 @@ def _function(
             came.sub(lambda m: f"%{last.get(m[1], m[1])} ]", line) if " = phi " in line else line
             for line in out
         ]
-    return out, made
+    return out, count
 
 
 def _pointers(lines: list[str], parameter: str) -> set[str]:
@@ -151,10 +151,10 @@ def _pointers(lines: list[str], parameter: str) -> set[str]:
     counted from it.
     """
     own = re.compile(rf"^%{re.escape(parameter)}(\.\d+)?$")
-    found = {m for m in re.findall(r"ptr [^,%]*(%[\w.$-]+)[,)]", lines[0]) if own.match(m)}
-    found |= {root[1] for line in lines if (root := _ROOT.match(line)) and own.match(root[1])}
+    pointers = {m for m in re.findall(r"ptr [^,%]*(%[\w.$-]+)[,)]", lines[0]) if own.match(m)}
+    pointers |= {root[1] for line in lines if (root := _ROOT.match(line)) and own.match(root[1])}
     counted = {offset[1]: offset[2] for line in lines if (offset := _OFFSET.match(line))}
     # blocks come in any order
-    while more := {pointer for pointer, base in counted.items() if base in found} - found:
-        found |= more
-    return found
+    while more := {pointer for pointer, base in counted.items() if base in pointers} - pointers:
+        pointers |= more
+    return pointers
