@@ -317,8 +317,8 @@ def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
     ("sums", "times"), [("registers", 1), ("global", inspection.ROWS_PER_BLOCK)]
 )
 def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
-    """Sums that a block adds to once are moved once, those that it adds to at every turn as often
-    as it has turns.
+    """Sums that a block adds to once are moved once, those that it adds to at each row as often
+    as it has rows.
     """
     plan, case = (
         get("gated_row_backward"),

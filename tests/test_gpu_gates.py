@@ -1,4 +1,4 @@
-"""What GPU schedules of the LN-LSTM step do to definitions: the device's own activations, turns
+"""What GPU schedules of the LN-LSTM step do to definitions: CUDA's own activations, row loops
 that end with the rows, sums added to.
 """
 
@@ -68,8 +68,8 @@ def test_only_activations_are_replaced() -> None:
 
 
 def test_rows_beyond_the_last_are_not_asked_about() -> None:
-    """A block's turns end with its rows, so nothing in them depends on the number of rows: no
-    guard, no row read again.
+    """A block's loop ends with its rows, so nothing in it depends on the number of rows: no guard,
+    no row read again.
     """
     source = program(BACKWARD).source
     loops = re.findall(r"for \(int64_t \w+ = \(int64_t\)0; \w+ < (.*?); \+\+\w+\)", source)
@@ -115,9 +115,9 @@ def test_a_store_that_is_not_there_is_an_error() -> None:
 )
 @pytest.mark.parametrize("op", PLANS)
 def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) -> None:
-    """No array of a thread is longer than what it holds of a row of gates, also where the last turn
-    has no work for some threads: TVM gives room for all of a row where it does not see which part
-    an index is in.
+    """No array of a thread is longer than what it holds of a row of gates, also where some
+    threads have no last vector: TVM gives room for all of a row where it does not see which part an
+    index is in.
     """
     case = Case(op, hidden, dtype, 8)
     setting = get(PLANS[op]).default(case, GPU)
@@ -141,7 +141,7 @@ def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) ->
 
 
 def guarded(source: str) -> list[str]:
-    """What is done only by threads that have a part of a row's last turn, one statement each."""
+    """What is done only by threads that have one of a row's last vectors, one statement each."""
     return re.findall(
         r"if \([^{]*threadIdx\.x[^{]*< \(int64_t\)\d+\) \{\n((?:[^{}]|\{[^{}]*\})*?)\n\s*\}", source
     )
@@ -188,9 +188,9 @@ def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: 
 
 
 @pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
-def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
-    """Where stages are made again, a thread's arrays are as long for a row of many accesses as for
-    one of few, and the code is, too.
+def test_a_row_computed_again_takes_the_registers_of_a_vector(case: Case) -> None:
+    """Where stages are computed again, a thread's arrays are as long for a row of many vectors as
+    for one of few, and the code is, too.
     """
     changed = {
         "threads_per_row": 32,
@@ -229,7 +229,7 @@ def test_a_row_made_again_takes_the_registers_of_an_access(case: Case) -> None:
     ],
 )
 def test_default_knobs_do_not_spill(op: str, hidden: int, dtype: str) -> None:
-    """Rows as short as an access, ragged ones, those that shared memory makes room for, those that
+    """Rows as short as a vector, ragged ones, those that shared memory makes room for, those that
     nothing holds: no spills, no stack frame.
     """
     case = Case(op, hidden, dtype, 4096)

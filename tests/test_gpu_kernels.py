@@ -25,12 +25,12 @@ from lntune.schedule import Schedule, all_schedules, get
 
 DEVICE = device_of("cuda:sm_90")
 # The same with few multiprocessors: where blocks share out the rows, the 21 of a check are several
-# turns for some of them, and there are not a thousand blocks without any, whose threads the
+# to some of them, and there are not a thousand blocks without any, whose threads the
 # emulator runs all the same.
 SMALL = msgspec.structs.replace(DEVICE, cores=3)
 PLANS = {name: s for name, s in all_schedules().items() if s.kind == "gpu"}
-# One element; an odd few; a prime of several turns; ragged turns of wide accesses; whole ones. A
-# row of gates is four times as long.
+# One element; an odd few; a prime of several vectors a thread; a ragged row of wide vectors; a
+# whole one. A row of gates is four times as long.
 SIZES = (1, 7, 97, 1000, 1024)
 OF_GATES = (1, 7, 97, 200)
 LONG = ((8192, "float32"), (12288, "bfloat16"), (5003, "float16"))
@@ -135,7 +135,7 @@ def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
 @pytest.mark.parametrize("hidden", [1, 2])
 @pytest.mark.parametrize("name", PLANS)
 def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None:
-    """Whatever is valid for rows that are shorter than an access can be built, where TVM has its
+    """Whatever is valid for rows that are shorter than a vector can be built, where TVM has its
     own ideas of arrays of one element.
     """
     case = case_of(PLANS[name].op, hidden, "bfloat16")

@@ -29,9 +29,9 @@ def made(case: Case, **changed: Any) -> Program:
 
 
 @pytest.mark.parametrize("row_storage", ["shared", "reload"])
-def test_turns_that_are_a_loop(row_storage: str) -> None:
-    """A ragged row whose turns are a loop is right, and its code is as long for many turns as for a
-    few.
+def test_vectors_in_a_rolled_loop(row_storage: str) -> None:
+    """A ragged row whose vectors are a rolled loop is right, and its code is as long for many as
+    for a few.
     """
     rolled = {"threads_per_row": 32, "vector_width": 4, "row_storage": row_storage, "rolled": True}
     case = Case("layer_norm", 1004, "bfloat16", 32)

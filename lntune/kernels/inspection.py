@@ -144,9 +144,9 @@ def inspect(
 
 def repeated(read: dict[str, float], written: dict[str, float]) -> tuple[str, ...]:
     """The matrices that are moved more than once, one sentence each."""
-    again = [f"reads {name} {times:.3g} times" for name, times in read.items() if times >= TWICE]
+    reads = [f"reads {name} {times:.3g} times" for name, times in read.items() if times >= TWICE]
     return (
-        *again,
+        *reads,
         *(f"writes {name} {times:.3g} times" for name, times in written.items() if times >= TWICE),
     )
 

@@ -96,10 +96,10 @@ def _beyond_default(
     that can be done, as with rows that nothing holds.
     """
     default = schedule.untuned(case, device)
-    if _ways(setting) == _ways(default) or not (again := moved(case, schedule, setting, device)):
+    if _ways(setting) == _ways(default) or not (repeated := moved(case, schedule, setting, device)):
         return ()
     known = moved(case, schedule, default, device)
-    return tuple(one for one in again if one not in known)
+    return tuple(sentence for sentence in repeated if sentence not in known)
 
 
 def _ways(setting: Any) -> dict[str, knobs.Value]:
@@ -130,12 +130,12 @@ def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
     try:
-        found = _emulated(case, schedule, setting, device)
+        repeated = _emulated(case, schedule, setting, device)
     except LntuneError:
         return ()  # what is wrong with it shows when it is verified
     with contextlib.suppress(BuildError), native.atomic(path) as temporary:
-        temporary.write_bytes(msgspec.json.encode(found))
-    return found
+        temporary.write_bytes(msgspec.json.encode(repeated))
+    return repeated
 
 
 def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple[str, ...]:
@@ -152,8 +152,10 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
         if schedule.reason_invalid(setting, short, small) is None:
             break
     program = compiler.program(short, schedule, setting, small)
-    turn = program.launches[0].blocks(1)[0] * int(knobs.to_dict(setting).get("rows_per_block", 1))
-    rows = -(-ROWS // turn) * turn
+    at_a_time = program.launches[0].blocks(1)[0] * int(
+        knobs.to_dict(setting).get("rows_per_block", 1)
+    )
+    rows = -(-ROWS // at_a_time) * at_a_time
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
     read, written, *_ = inspection.moves(

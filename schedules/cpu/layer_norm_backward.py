@@ -1,10 +1,10 @@
 """CPU schedule for layer norm, backward.
 
-`blocked_rows`: the rows are shared among blocks, each of rows that lie one behind the other (where
-cores write rows next to each other, their prefetchers take lines away from one another, which can
-cost several times the kernel's time); a block reads each of its rows of dy and x from memory once,
-sums them in vector lanes, and while they are in the L1 cache writes dx and adds to its own partial
-sums of dgamma and dbeta. The partial sums of all blocks are added at the end, in order. Several
+`blocked_rows`: the rows are shared among blocks, each of contiguous rows (where cores write rows
+next to each other, their prefetchers take lines away from one another, which can cost several times
+the kernel's time); a block reads each of its rows of dy and x from memory once, sums them in vector
+lanes, and while they are in the L1 cache writes dx and adds to its own partial sums of dgamma and
+dbeta. The partial sums of all blocks are added at the end, in order. Several
 rows side by side share the loads of weight and the read-modify-write of the partial sums.
 """
 

@@ -49,14 +49,14 @@ class Inspection(msgspec.Struct, frozen=True):
         run.
         """
         used = self.resources
-        found = []
+        sentences = []
         if spilled := max(used.spill_store_bytes, used.spill_load_bytes):
-            found.append(f"spills {spilled} bytes")
+            sentences.append(f"spills {spilled} bytes")
         if used.stack_bytes:
-            found.append(f"has a stack frame of {used.stack_bytes} bytes")
+            sentences.append(f"has a stack frame of {used.stack_bytes} bytes")
         if self.occupancy.refused:
-            found.append(f"zero occupancy: {self.occupancy.refused}")
-        return tuple(found)
+            sentences.append(f"zero occupancy: {self.occupancy.refused}")
+        return tuple(sentences)
 
 
 def inspect_kernel(

@@ -1,4 +1,4 @@
-"""Work on a GPU recorded as a CUDA graph, which leaves PyTorch as it was where that fails."""
+"""Work on a GPU recorded as a CUDA graph; where that fails, PyTorch is left as it was."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 _failed: list[Any] = []
-"""Graphs whose recording broke off, for ever: PyTorch's allocator of pinned memory may go on asking
-them whether they still record.
+"""Graphs whose recording broke off, kept for ever: PyTorch's allocator of pinned memory may go on
+asking them whether they still record.
 """
 
 

@@ -1,4 +1,4 @@
-"""Counts of a kernel's instructions, whether read from machine code or from PTX."""
+"""A kernel's instructions counted by kind, whether they are read from machine code or from PTX."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ class Kinds(msgspec.Struct, frozen=True):
 
 
 def _bits(instruction: Instruction, kinds: Kinds) -> int:
-    """Bits an access moves: its element's, 32 unless told, times those of a vector."""
+    """Bits that a load or store moves: its element's, 32 unless it says so, times the elements of a
+    vector.
+    """
     bits, lanes = 32, 1
     for modifier in instruction.modifiers:
         if modifier in kinds.widths:

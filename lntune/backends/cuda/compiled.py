@@ -1,4 +1,4 @@
-"""What a CUDA compiler returns, and how its refusal reads."""
+"""What a CUDA compiler returns, and the error where it fails."""
 
 from __future__ import annotations
 

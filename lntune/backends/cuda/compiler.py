@@ -39,8 +39,8 @@ def find() -> Nvcc | Nvrtc:
     Raises:
         ToolchainError: there is neither; it names the remedies.
     """
-    if os.environ.get("LNTUNE_NVCC") != "nvrtc" and (found := nvcc.find()):
-        return found
+    if os.environ.get("LNTUNE_NVCC") != "nvrtc" and (program := nvcc.find()):
+        return program
     missing: list[str] = []
     if library := nvrtc.find(missing):
         return library
@@ -80,7 +80,7 @@ def stamp() -> str:
     except (ToolchainError, OSError):
         return ""
     module = nvrtc if isinstance(tool, Nvrtc) else nvcc
-    told = (
+    settings = (
         [f"{name}={os.environ.get(name, '')}" for name in nvcc.ENVIRONMENT]
         if isinstance(tool, Nvcc)
         else []
@@ -92,7 +92,7 @@ def stamp() -> str:
             str(file.st_size),
             str(file.st_mtime_ns),
             *module.FLAGS,
-            *told,
+            *settings,
         ]
     )
 
@@ -117,11 +117,11 @@ def _cached(key: list[object], kind: type[Stored], make: Callable[[], Stored]) -
     path = _path(key)
     with contextlib.suppress(DamagedError, OSError, msgspec.MsgspecError):
         return msgspec.msgpack.decode(sealed.read(path).content, type=kind)
-    made = make()
+    result = make()
     with native.atomic(path) as temporary:
-        temporary.write_bytes(msgspec.msgpack.encode(made))
+        temporary.write_bytes(msgspec.msgpack.encode(result))
         sealed.seal(temporary, {})
-    return made
+    return result
 
 
 def _path(key: list[object]) -> Path:

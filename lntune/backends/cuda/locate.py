@@ -42,14 +42,14 @@ def wheels() -> list[Path]:
     """The folders of pip's nvidia packages, newest layout first: `cu13`, then one per component
     such as `cuda_nvrtc`.
     """
-    found = [
+    folders = [
         p
         for folder in _package("nvidia")
         if folder.is_dir()
         for p in folder.iterdir()
         if p.is_dir()
     ]
-    return sorted(found, key=lambda p: (not p.name.startswith("cu1"), p.name))
+    return sorted(folders, key=lambda p: (not p.name.startswith("cu1"), p.name))
 
 
 def program(name: str) -> str | None:

@@ -31,14 +31,14 @@ def _release(path: str) -> str:
     """The release nvcc states, such as "13.0.88"."""
     try:
         done = toolchain.run([path, "--version"], timeout=60)
-        said = done.stdout + done.stderr
+        answer = done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as e:
-        said = str(e)
-    if found := re.search(r"release [\d.]+, V([\d.]+)", said):
-        return found[1]
+        answer = str(e)
+    if release := re.search(r"release [\d.]+, V([\d.]+)", answer):
+        return release[1]
     raise ToolchainError(
         f"{path} is not a working nvcc; asked for its version it says:"
-        f" {said.strip()[:200] or 'nothing'}. Set LNTUNE_NVCC to one."
+        f" {answer.strip()[:200] or 'nothing'}. Set LNTUNE_NVCC to one."
     )
 
 
@@ -52,8 +52,8 @@ class Nvcc(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> str:
         """What its output depends on, besides source and flags."""
-        told = [f"{name}={value}" for name in ENVIRONMENT if (value := os.environ.get(name))]
-        return " ".join(["nvcc", _release(self.path), *FLAGS, *told])
+        settings = [f"{name}={value}" for name in ENVIRONMENT if (value := os.environ.get(name))]
+        return " ".join(["nvcc", _release(self.path), *FLAGS, *settings])
 
     def cubin(self, source: str, arch: Architecture) -> Compiled:
         """Machine code, PTX and log of one architecture."""
@@ -115,13 +115,13 @@ def find() -> Nvcc | None:
     Raises:
         ToolchainError: LNTUNE_NVCC names none.
     """
-    asked = os.environ.get("LNTUNE_NVCC")
-    if asked:
-        path = shutil.which(paths.expanded(asked))
+    requested = os.environ.get("LNTUNE_NVCC")
+    if requested:
+        path = shutil.which(paths.expanded(requested))
         if not path:
             raise ToolchainError(
-                f"LNTUNE_NVCC: got {asked}, expected the path of nvcc, or nvrtc for the library."
-                " Correct it or unset it."
+                f"LNTUNE_NVCC: got {requested}, expected the path of nvcc, or nvrtc for the"
+                " library. Correct it or unset it."
             )
     else:
         path = locate.program("nvcc")

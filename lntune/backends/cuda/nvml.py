@@ -54,8 +54,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 def _library(name: str) -> Any:
     """The library, initialized; None where there is none, or no driver behind it."""
     try:
-        found = ctypes.CDLL(name)
-        return found if found.nvmlInit_v2() == 0 else None
+        library = ctypes.CDLL(name)
+        return library if library.nvmlInit_v2() == 0 else None
     except (OSError, AttributeError):
         return None
 
@@ -86,10 +86,10 @@ class Nvml:
 
     def clock(self) -> int | None:
         """MHz of the multiprocessors now."""
-        found = ctypes.c_uint()
+        clock = ctypes.c_uint()
         return (
-            found.value
-            if self._call("nvmlDeviceGetClockInfo", _SM_CLOCK, ctypes.byref(found)) == 0
+            clock.value
+            if self._call("nvmlDeviceGetClockInfo", _SM_CLOCK, ctypes.byref(clock)) == 0
             else None
         )
 

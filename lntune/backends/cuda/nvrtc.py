@@ -49,11 +49,11 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 def _library(path: Path) -> ctypes.CDLL:
     """The loaded library."""
     try:
-        found = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
         for name, parameters in SIGNATURES.items():
-            getattr(found, name).argtypes = parameters
-        found.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return found
+            getattr(library, name).argtypes = parameters
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        return library
     except (OSError, AttributeError) as e:
         raise ToolchainError(
             f"cannot load NVRTC from {path}: {e}. Run pip install --force-reinstall 'lntune[cuda]',"

@@ -1,5 +1,5 @@
-"""A stored kernel as the table of numbers that launcher.c reads: its structs, one behind the
-other.
+"""A stored kernel packed for launcher.c: its arguments, scratch memory and launches as one table of
+numbers.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _SCALARS = ("float32", "float64", "int32", "int64")
 
 def codes(expression: str, strides: Mapping[str, int]) -> list[int]:
     """A size in `rows`, such as those of Launch, as launcher.c evaluates it: postfix, operands
-    before their operator. `strides` has the names of row strides, and whose they are: the numbers
-    of arguments.
+    before their operator. `strides` is from the names of row strides to the numbers of the
+    arguments that have them.
 
     Raises:
         BuildError: it is not made of rows, strides, whole numbers and + - * // % alone, or too
@@ -82,12 +82,12 @@ class _Pool:
         self._at: dict[str, int] = {}
         self._strides = strides
 
-    def place(self, expression: str) -> int:
+    def offset(self, expression: str) -> int:
         """Offset of an expression in `words`: the number of its words, then these."""
         if expression not in self._at:
             self._at[expression] = len(self.words)
-            found = codes(expression, self._strides)
-            self.words += [len(found), *found]
+            words = codes(expression, self._strides)
+            self.words += [len(words), *words]
         return self._at[expression]
 
 
@@ -99,8 +99,8 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
         BuildError: the kernel is of a form the launcher does not know.
     """
     pool = _Pool({a.stride: i for i, a in enumerate(binary.arguments) if a.stride})
-    places = {a.name: (_ARGUMENT, i) for i, a in enumerate(binary.arguments)}
-    places |= {s.name: (_SCRATCH, i) for i, s in enumerate(binary.scratch)}
+    sources = {a.name: (_ARGUMENT, i) for i, a in enumerate(binary.arguments)}
+    sources |= {s.name: (_SCRATCH, i) for i, s in enumerate(binary.scratch)}
     counts = (
         (len(binary.arguments), MAX_ARGUMENTS, "arguments"),
         (len(binary.scratch), MAX_SCRATCH, "scratch buffers"),
@@ -134,7 +134,7 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
     scratch = [
         word
         for s in binary.scratch
-        for word in (s.bytes_of_one, pool.place(" * ".join(f"({n})" for n in s.shape) or "1"))
+        for word in (s.bytes_of_one, pool.offset(" * ".join(f"({n})" for n in s.shape) or "1"))
     ]
     launches: list[int] = []
     parameters: list[int] = []
@@ -145,18 +145,20 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
                 f"{binary.title}: {launch.kernel} takes {takes}; the launcher passes"
                 f" {MAX_PARAMETERS}."
             )
-        opted = max(other.shared for other in binary.launches if other.kernel == launch.kernel)
-        grid = [pool.place(size) for size in launch.grid]
+        most_shared = max(
+            other.shared for other in binary.launches if other.kernel == launch.kernel
+        )
+        grid = [pool.offset(size) for size in launch.grid]
         launches += [
             len(parameters) // 2,
             len(launch.arguments),
             *grid,
             *launch.block,
             launch.shared,
-            opted,
+            most_shared,
         ]
         for name in launch.arguments:
-            parameters += places.get(name) or (_NUMBER, pool.place(name))
+            parameters += sources.get(name) or (_NUMBER, pool.offset(name))
     head = [len(binary.arguments), len(binary.scratch), len(binary.launches), len(parameters) // 2]
     names = [
         binary.title,

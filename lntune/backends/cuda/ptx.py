@@ -1,5 +1,5 @@
-"""A kernel's PTX, which is read where there is no disassembler: an approximation of the machine
-code.
+"""Counts of the instructions in a kernel's PTX, which stand in for those of its machine code where
+there is no disassembler.
 """
 
 from __future__ import annotations

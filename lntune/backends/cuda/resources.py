@@ -1,4 +1,4 @@
-"""What ptxas -v says a kernel takes."""
+"""The registers and memory that a kernel takes, from the log of ptxas -v."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parse(log: str) -> dict[str, Resources]:
     stack is the deepest that is told. Lines of another form are passed over, and a kernel whose
     registers are not told is left out.
     """
-    found: dict[str, Resources] = {}
+    parsed: dict[str, Resources] = {}
     # Everything up to the next entry belongs to one kernel.
     starts = [*_ENTRY.finditer(log)]
     for entry, following in zip_longest(starts, starts[1:]):
@@ -58,7 +58,7 @@ def parse(log: str) -> dict[str, Resources]:
         line = text[used.start() :].partition("\n")[0]
         frames = [tuple(map(int, m)) for m in _FRAME.findall(text)]
         barriers = re.search(r"used (\d+) barriers", line)
-        found[entry[1]] = Resources(
+        parsed[entry[1]] = Resources(
             kernel=entry[1],
             arch=entry[2],
             registers=int(used[1]),
@@ -69,4 +69,4 @@ def parse(log: str) -> dict[str, Resources]:
             constant_bytes=_sum(r"cmem\[\d+\]", line) if "cmem" in line else None,
             barriers=int(barriers[1]) if barriers else 0,
         )
-    return found
+    return parsed

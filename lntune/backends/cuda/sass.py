@@ -38,17 +38,17 @@ def parse(text: str, origin: str) -> dict[str, Code]:
     """Kernel -> counts, from the text of a disassembler. Lines that are no instruction are passed
     over.
     """
-    found: dict[str, list[Instruction]] = {}
+    instructions: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():
         if kernel := _KERNEL.match(line):
-            current = found.setdefault(kernel[1] or kernel[2], [])
+            current = instructions.setdefault(kernel[1] or kernel[2], [])
         elif current is not None and (m := _INSTRUCTION.match(line)) and m[3] != "NOP":
             always = m[2] in (None, "PT", "UPT") and not m[1]
             current.append(Instruction(m[3], tuple(m[4].split(".")[1:]), not always))
     return {
         kernel: count(kernel, origin, True, _KINDS, listed)
-        for kernel, listed in found.items()
+        for kernel, listed in instructions.items()
         if listed
     }
 
@@ -78,8 +78,8 @@ def disassemble(cubin: bytes) -> tuple[dict[str, Code], str]:
             except (OSError, subprocess.TimeoutExpired) as e:
                 reasons.append(f"{name}: {e}")
                 continue
-            if not done.returncode and (found := parse(done.stdout, name)):
-                return found, ""
+            if not done.returncode and (counts := parse(done.stdout, name)):
+                return counts, ""
             # An older release does not know a newer architecture.
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[0]
             reasons.append(f"{name} cannot read it: {said}")

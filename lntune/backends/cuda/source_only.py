@@ -1,4 +1,4 @@
-"""CUDA source out of TVM, on machines with a GPU as on those without one."""
+"""CUDA source from TVM without a compilation of it, on machines with a GPU as on those without."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 - vectors: loops cut into whole vectors and a tail.
 - row_sums: sums over a row in the lanes of vectors.
 - accumulate: sums that are added to what an output holds.
-- prefetch: rows brought into the cache before their turn.
+- prefetch: rows brought into the cache before they are needed.
 - streaming: stores that go around the cache.
 - alignment: tensors that start at any element.
 """

@@ -46,7 +46,7 @@ def prefetch_rows(
     from tvm import tirx
 
     func = mod["main"]
-    done = 0
+    count = 0
 
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
@@ -88,7 +88,7 @@ def prefetch_rows(
         stmt: Any, outer: tuple[Any, ...], annotated: tuple[tuple[Any, int], ...]
     ) -> tuple[Any, bool]:
         """A copy of the statement, and whether something in it fetches."""
-        nonlocal done
+        nonlocal count
         name = type(stmt).__name__
         if name == "For":
             marked = PREFETCH in stmt.annotations
@@ -100,7 +100,7 @@ def prefetch_rows(
             around = (*outer, stmt)
             body, fetched = rebuild(stmt.body, around, inside)
             if marked and not fetched:
-                done += 1
+                count += 1
                 body = tirx.SeqStmt([*prefetches(around, inside), body])
             rest = {k: v for k, v in stmt.annotations.items() if k != PREFETCH}
             return (
@@ -119,6 +119,6 @@ def prefetch_rows(
         return stmt, False
 
     changed, _ = rebuild(func.body, (), ())
-    if done != 1:
-        raise RuntimeError(f"expected one loop annotated for prefetching, found {done}")
+    if count != 1:
+        raise RuntimeError(f"expected one loop annotated for prefetching, found {count}")
     return tir.module_with(mod, changed)

@@ -78,9 +78,9 @@ def _with_hints(kernel: str, pointer: str) -> str:
     `*(float4*)(x_ptr + i)` and `x_ptr[i]`.
     """
     body = kernel.index("{")
-    parts, done = [kernel[:body]], body
+    parts, copied = [kernel[:body]], body
     for start, end, address in _accesses(kernel, pointer, body):
-        parts.append(kernel[done:start])
+        parts.append(kernel[copied:start])
         line_start = kernel.rfind("\n", 0, start) + 1
         stored = (
             re.match(r" = (.*);$", kernel[end : kernel.index("\n", end)])
@@ -89,11 +89,11 @@ def _with_hints(kernel: str, pointer: str) -> str:
         )
         if stored:
             parts.append(f"__stcs({address}, {stored[1]});")
-            done = end + stored.end()
+            copied = end + stored.end()
         else:
             parts.append(f"__ldcs({address})")
-            done = end
-    return "".join([*parts, kernel[done:]])
+            copied = end
+    return "".join([*parts, kernel[copied:]])
 
 
 def _accesses(kernel: str, pointer: str, begin: int) -> Iterator[tuple[int, int, str]]:

@@ -172,8 +172,8 @@ def _recomputed(
         return [s.statement for s in looped]
     copies = {w: _copy_of(w) for s in needed for w in s.writes}
     allocated.extend(copies.values())
-    again = [s.statement for s in stages if s in needed]
-    return [_with(copies, _with_own_variables(statement)) for statement in again] + [
+    earlier = [s.statement for s in stages if s in needed]
+    return [_with(copies, _with_own_variables(statement)) for statement in earlier] + [
         _with(copies, s.statement) for s in looped
     ]
 
