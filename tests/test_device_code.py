@@ -14,11 +14,11 @@ from kernel_arguments import arguments
 from typer.testing import CliRunner
 
 from lntune import check, schedule
-from lntune.backends import cuda
+from lntune.backends import cuda, device_of
 from lntune.backends.cuda import device_code, lowering
 from lntune.backends.cuda.device_code import Launch, Program, number
 from lntune.backends.cuda.program import target as target_of
-from lntune.backends.cuda.targets import PRODUCTS, device_of, names
+from lntune.backends.cuda.targets import PRODUCTS, names
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import EmulatorError
 from lntune.case import Case
@@ -240,9 +240,11 @@ def test_a_stage_that_is_left_to_the_host_is_a_build_error() -> None:
     assert len(device_code.generate(sch.mod, target_of(GPU)).launches) == 1
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ["cpu", *(name for name in names() if name != "cuda")])
 def test_every_target_is_a_device(name: str) -> None:
-    """Each name that --target takes stands for a device with an architecture and memory sizes."""
+    """Each name that --target takes on any machine stands for a device with an architecture and
+    memory sizes.
+    """
     found = device_of(name)
     assert found.kind == ("cpu" if name == "cpu" else "gpu")
     assert found.kind == "cpu" or (
