@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -189,6 +190,20 @@ def test_support_is_true_or_says_why() -> None:
     assert not kernel_support((x, x[0].double()), HIDDEN)
     assert not kernel_support((x.to_sparse(),), HIDDEN)
     assert "several devices" in kernel_support((x, x[0].to("meta")), HIDDEN).reason
+
+
+def test_symbols_for_sizes() -> None:
+    """A tensor whose sizes are symbols is refused for its class, whatever its dtype."""
+    asked = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        asked.append(kernel_support((x,), x.shape[-1], watched=True))
+        return x * 2
+
+    for dtype in (torch.float64, torch.float32):
+        make_fx(function, tracing_mode="symbolic")(torch.randn(3, HIDDEN, dtype=dtype))
+    assert len(asked) == 2
+    assert all("of the class FakeTensor" in support.reason for support in asked)
 
 
 def names_of(function: Callable[..., Any]) -> list[str]:

@@ -101,10 +101,10 @@ def kernel_support(
         return _WATCHED
     device = input.device
     for t in tensors:
+        if type(t) not in _PLAIN:  # such as fake tensors, whose sizes may be symbols
+            return Support.no(f"an argument is of the class {type(t).__name__}")
         if t.dtype not in DTYPE_NAMES or not 1 <= hidden <= MAX_HIDDEN:
             return size_support(t.dtype, hidden)
-        if type(t) not in _PLAIN:
-            return Support.no(f"an argument is of the class {type(t).__name__}")
         if t.layout is not torch.strided:
             return _SPARSE
         if t is not input and t.device != device:
