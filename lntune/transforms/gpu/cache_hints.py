@@ -17,7 +17,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError
 
-ATTRIBUTE = "lntune_once"
+ATTRIBUTE = "lntune_cache_hints"
 """Attribute of a scheduled PrimFunc: the names of the parameters whose loads and stores get
 hints.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from lntune.transforms import tir
 
-ROW_LOOP = "lntune_turns"
+ROW_LOOP = "lntune_row_loop"
 """Annotation of the loop over a block's rows; its value is the number of blocks. The definition has
 it run as often for each block; `end_at_last_row` ends it where the rows do.
 """
