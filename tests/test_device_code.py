@@ -196,8 +196,8 @@ def test_the_weight_is_not_kept_in_registers() -> None:
     """What is said to be loaded again leaves registers to others."""
     program = backward(8192, "bfloat16", threads_per_row=512, rows_per_block=1)
     launch = program.launches[0]
-    assert "lntune_again(weight_ptr);" in program.source
-    kept = program.source.replace("lntune_again(weight_ptr);", "")
+    assert "lntune_reload(weight_ptr);" in program.source
+    kept = program.source.replace("lntune_reload(weight_ptr);", "")
     used = [
         cuda.inspect_kernel(source, "sm_90", launch.threads, 0, launch.kernel).resources
         for source in (program.source, kept)

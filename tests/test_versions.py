@@ -140,7 +140,7 @@ def edits() -> dict[str, Digests]:
     gpu = {
         "hints": code_digests.digest(cache_hints.apply(CUDA, ("x", "y"))),
         "stores": code_digests.digest(
-            device_code._complete(CUDA.replace("= *(", "= lntune_again(x_ptr); *("), (launch,))
+            device_code._complete(CUDA.replace("= *(", "= lntune_reload(x_ptr); *("), (launch,))
         ),
     }
     return {

@@ -269,10 +269,10 @@ def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:
 
 _RELOAD = (
     "#ifdef __CUDACC__\n"
-    '#define lntune_again(pointer) asm volatile("" : "+l"(pointer))'
+    '#define lntune_reload(pointer) asm volatile("" : "+l"(pointer))'
     " /* to the compiler it is another from here on */\n"
     "#else\n"
-    "#define lntune_again(pointer)\n"
+    "#define lntune_reload(pointer)\n"
     "#endif\n"
 )
 
@@ -309,7 +309,7 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
         return _STORE.sub(store, match[0]) if match[1] in several else match[0]
 
     source = _KERNEL.sub(kernel, source)
-    return _RELOAD + source if "lntune_again(" in source else source
+    return _RELOAD + source if "lntune_reload(" in source else source
 
 
 def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = ()) -> Program:

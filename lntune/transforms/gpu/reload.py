@@ -6,7 +6,7 @@ from typing import Any
 
 from lntune.transforms import tir
 
-FUNCTION = "lntune_again"
+FUNCTION = "lntune_reload"
 """What CUDA source calls with an argument's pointer: a macro, defined in
 lntune/backends/cuda/device_code.py, after which the compiler takes it for another pointer.
 """
