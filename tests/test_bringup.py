@@ -479,13 +479,13 @@ def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_d
     monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
     plan = value.cases(CPU)
     settings = bringup.Settings(seconds=100)
-    (only,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, tuple(ops.OPS))
-    assert only == plan[: int((100 - 30 - 2) / bringup.CASE_SECONDS[CPU.kind])]
+    (only,) = tuned(monkeypatch, backends.of(CPU).case_seconds, settings, tuple(ops.OPS))
+    assert only == plan[: int((100 - 30 - 2) / backends.of(CPU).case_seconds)]
     first, second, *_ = tuned(
-        monkeypatch, bringup.CASE_SECONDS[CPU.kind] / 2, settings, tuple(ops.OPS)
+        monkeypatch, backends.of(CPU).case_seconds / 2, settings, tuple(ops.OPS)
     )
     assert first == only and second == plan[len(first) : len(first) + len(second)] and second
-    (without,) = tuned(monkeypatch, bringup.CASE_SECONDS[CPU.kind], settings, ("lnlstm_step",))
+    (without,) = tuned(monkeypatch, backends.of(CPU).case_seconds, settings, ("lnlstm_step",))
     assert {case.op for case in without} == {"lnlstm_step"}
     for case in plan[5:]:
         records.append(log_dir, final(case))

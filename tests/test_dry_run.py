@@ -14,7 +14,7 @@ import pytest
 from test_ahead import facts
 from typer.testing import CliRunner, Result
 
-from lntune import knobs, schedule
+from lntune import backends, knobs, schedule
 from lntune.backends import cuda, device_of
 from lntune.case import Case
 from lntune.cli import app
@@ -185,7 +185,7 @@ def test_the_time_a_run_would_take(
     for plan in found.plans:
         assert plan.measured == plan.candidates
         assert plan.seconds == pytest.approx(
-            plan.measured * each + 4 * dry.DEVICE_SECONDS + 1.0, abs=0.1
+            plan.measured * each + 4 * backends.of(GPU).trial_overhead + 1.0, abs=0.1
         )
     if seconds is None:
         assert [p.within for p in found.plans] == [p.measured for p in found.plans]
@@ -198,9 +198,8 @@ def test_the_time_a_run_would_take(
     else:
         assert [p.within for p in found.plans] == [1, 1]
     assert found.run_seconds == pytest.approx(sum(p.seconds for p in found.plans), abs=0.1)
-    assert (
-        f"{dry.DEVICE_SECONDS + 0.04:.2f} s of the GPU for a candidate (assumed" in found.assumption
-    )
+    assumed = backends.of(GPU).trial_overhead + 0.04
+    assert f"{assumed:.2f} s of the GPU for a candidate (assumed" in found.assumption
 
 
 def test_the_start_of_the_process_that_measures(

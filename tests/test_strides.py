@@ -365,7 +365,7 @@ def test_where_nothing_can_be_built_rows_are_copied(monkeypatch: pytest.MonkeyPa
         dispatch.reload()
         monkeypatch.setattr(
             compiler,
-            "to_library",
+            "to_file",
             lambda *_: (_ for _ in ()).throw(BuildError("there is no compiler")),
         )
         monkeypatch.setattr(

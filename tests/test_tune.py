@@ -31,7 +31,7 @@ from lntune.errors import (
 )
 from lntune.log import records
 from lntune.log.records import Record, Timing
-from lntune.measure.jobs import Candidate, Final, Outcome, Try
+from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
 from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop, run, times
 from lntune.versions import Code
@@ -84,7 +84,9 @@ class FakeWorker:
     stop = start
 
     def run(self, job: Job, timeout: float) -> Outcome:
-        """What `answer` says."""
+        """What `answer` says; the device is always ready."""
+        if isinstance(job, Open):
+            return Outcome("ok")
         type(self).jobs.append(job)
         return type(self).answer(job)
 
@@ -589,6 +591,8 @@ def test_a_trial_that_outlasts_the_budget(
     clock.rules(monkeypatch)
 
     def answer(worker: FakeWorker, job: Job, timeout: float) -> Outcome:
+        if isinstance(job, Open):
+            return Outcome("ok")
         limits.append(timeout)
         fake.jobs.append(job)
         clock.now += 1.0

@@ -258,7 +258,7 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def baseline(self, case: Case, device: Device, given: Mapping[str, Any]) -> Call:
+    def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """Eager's call as a user of this device writes it, bound to named inputs."""
 
     @abc.abstractmethod

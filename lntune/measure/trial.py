@@ -188,7 +188,7 @@ def _final(job: Final) -> Outcome:
     )
     first = ops.get(case.op).arguments(case)[0].name
     contenders: dict[str, Sequence[Call]] = {
-        "eager": [backend.baseline(case, device, given) for given in inputs],
+        "eager": [backend.baseline(device, case, given) for given in inputs],
         "copy": [given[first].clone for given in inputs],
     }
     verdicts: list[Outcome] = []

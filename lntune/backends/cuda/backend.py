@@ -168,7 +168,7 @@ class CudaBackend(Backend):
                 for _ in range(count)
             ]
 
-    def baseline(self, case: Case, device: Device, given: Mapping[str, Any]) -> Call:
+    def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """See Backend."""
         op = ops.get(case.op)
         with self._gpu(device).active():

@@ -112,7 +112,7 @@ class Emulated(Backend):
         """See Backend."""
         return [inputs.plain(case, device.cores, seed)]
 
-    def baseline(self, case: Case, device: Device, given: Mapping[str, Any]) -> Call:
+    def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """See Backend."""
         return ops.get(case.op).baseline(case, given)
 

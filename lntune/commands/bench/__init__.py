@@ -202,7 +202,7 @@ def _calls(
 
     first = ops.get(case.op).arguments(case)[0].name
     contenders: Calls = {
-        "eager": [backend.baseline(case, device, given) for given in copies],
+        "eager": [backend.baseline(device, case, given) for given in copies],
         "tuned": [bound_call(case, given) for given in copies],
         "copy": [given[first].clone for given in copies],
     }
@@ -224,10 +224,6 @@ def _calls(
     return contenders
 
 
-def _baseline(device: Device, case: Case, given: Mapping[str, Any]) -> Callable[[], Any]:
-    return backends.of(device).baseline(case, device, given)
-
-
 def _compiled(
     case: Case, copies: Sequence[dict[str, Any]], device: Device
 ) -> Sequence[Callable[[], Any]]:
@@ -236,8 +232,8 @@ def _compiled(
     """
     import torch
 
-    op = ops.get(case.op)
-    make = op.compiled or functools.partial(_baseline, device)
+    op, backend = ops.get(case.op), backends.of(device)
+    make = op.compiled or functools.partial(backend.baseline, device)
     names = [n for n, v in copies[0].items() if isinstance(v, torch.Tensor)]
 
     def call(*tensors: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lntune import backends
+from lntune.backends import BACKENDS
 from lntune.device import Device
-from lntune.errors import InputError, LntuneError, UnknownNameError, got_expected
+from lntune.errors import InputError, LntuneError, got_expected
 
 _ELSEWHERE = "For a GPU that is not here: lntune inspect, or lntune tune --dry-run."
 
@@ -18,19 +19,20 @@ def find(target: str) -> tuple[Device, str]:
     """
     if not target:
         return backends.best()
+    kind, _, number = target.partition(":")
+    if kind in BACKENDS and (not number or number.isdecimal()):
+        backend = backends.get(kind)
+        if why := backend.missing():
+            raise _expected(target, f"a GPU that is here ({why})", "See lntune doctor.")
+        if number and int(number) >= backend.count():
+            raise _expected(target, f"a GPU that is here (there are {backend.count()})")
+        return backends.device_of(target), ""
     try:
         device = backends.device_of(target)
-        backend = backends.of(device)
-    except UnknownNameError as e:
-        raise _expected(target, "cpu, cuda, or cuda:N for the GPU number N of this machine") from e
+        backends.of(device).torch_device(device)
     except LntuneError as e:
-        raise _expected(target, f"a GPU that is here ({e})", "See lntune doctor.") from e
-    try:
-        backend.torch_device(device)
-    except InputError as e:
-        raise _expected(target, "cpu, cuda, or cuda:N for the GPU number N of this machine") from e
-    if why := backend.missing():
-        raise _expected(target, f"a GPU that is here ({why})", "See lntune doctor.")
+        expected = "cpu, cuda, or cuda:N for the GPU number N of this machine"
+        raise _expected(target, expected) from e
     return device, ""
 
 
