@@ -24,7 +24,7 @@ from lntune import knobs, ops
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, ScheduleError, UnknownNameError, got_expected, unknown
-from lntune.system import callers, paths, sources
+from lntune.system import callers, moved, paths, sources
 from lntune.versions import LOWERING, Code
 
 
@@ -149,9 +149,10 @@ def _import(path: Path, kind: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         sys.modules.pop(name, None)
-        raise ScheduleError(
-            f"{path}: the schedule file does not load: {type(e).__name__}: {e}"
-        ) from e
+        reason = f"{type(e).__name__}: {e}"
+        if remedy := moved.remedy(e):
+            reason = f"{reason.rstrip('.')}. {remedy}"
+        raise ScheduleError(f"{path}: the schedule file does not load: {reason}") from e
     return module
 
 

@@ -27,6 +27,7 @@ from lntune.kernels import cache
 from lntune.log import records
 from lntune.log.select import select
 from lntune.measure import calls as calls_module
+from lntune.torch import devices as torch_devices
 from lntune.tune import Settings, times
 from lntune.tune import tune as run_tuner
 
@@ -149,6 +150,18 @@ def test_calls_served_by_an_emulated_gpu(request: pytest.FixtureRequest) -> None
         eager.pow(2).sum().backward()
     for one, other in zip(leaves, others, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_who_serves_is_asked_anew_after_a_reload(request: pytest.FixtureRequest) -> None:
+    """Calls before `serve` do not keep the CPU as what serves, nor calls under it the emulated
+    GPU.
+    """
+    request.addfinalizer(lambda: (backends.serve(), lntune.reload()))
+    here = torch.device("cpu")
+    for stand_in, expected in ((None, CPU), (EMULATED, EMULATED), (None, CPU)):
+        backends.serve(stand_in)
+        lntune.reload()
+        assert torch_devices.of(here) == expected == torch_devices.of(here)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ wrong with them.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -355,6 +356,25 @@ def test_a_file_that_does_not_load(write: WriteFile, text: str, reason: str) -> 
     with pytest.raises(ScheduleError, match=re.escape(told)):
         schedule.get("mine", "layer_norm")
     assert not [m for m in set(sys.modules) - modules if "broken" in m]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("from lntune import ops, loops", "lntune.loops is now vectors, row_sums, "),
+        ("from lntune.sums import accumulate", "lntune.sums is now lntune.transforms.cpu."),
+        ("import lntune.streaming", "lntune.streaming is now lntune.transforms.cpu.streaming."),
+        ("from lntune.gpu import threads", "lntune.gpu is now lntune.transforms.gpu "),
+        ("from lntune.cuda import hints", "lntune.cuda is now lntune.architectures "),
+    ],
+)
+def test_a_file_written_for_modules_of_old_names(write: WriteFile, text: str, remedy: str) -> None:
+    """The reason why it does not load says what its modules are called now, and they are there."""
+    write("cpu/old.py", text=text)
+    (reason,) = left_out()
+    assert f". {remedy}" in reason and reason.endswith(".")
+    for name in re.findall(r"lntune\.[\w.]*\w", reason.partition(" is now ")[2]):
+        assert importlib.util.find_spec(name), name
 
 
 def test_a_repaired_file_loads(write: WriteFile) -> None:

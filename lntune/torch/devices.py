@@ -17,6 +17,7 @@ from lntune.errors import LntuneError
 from lntune.system import callers
 from lntune.system.later import Later, passes
 from lntune.torch.constants import constant
+from lntune.torch.reloading import on_reload
 
 WHOLE = 16
 """Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for
@@ -40,14 +41,25 @@ def of(torch_device: torch.device) -> Device | None:
 
 def _known(kind: str, index: int) -> Device | None:
     key = kind, index
-    if key not in _devices or (key in _retries and _retries[key].due):
-        _devices[key] = _look(key)
-    return _devices[key]
+    try:  # one step: another thread may reload in between
+        device = _devices[key]
+    except KeyError:
+        device = _devices[key] = _look(key)
+    else:
+        if device is None and (later := _retries.get(key)) is not None and later.due:
+            device = _devices[key] = _look(key)
+    return device
 
 
 _devices: dict[tuple[str, int], Device | None] = {}
 _retries: dict[tuple[str, int], Later] = {}
 """Devices on which kernels cannot run because of what may pass, and when each is asked again."""
+
+
+@on_reload
+def _forget() -> None:
+    """Ask anew which devices serve: another one may stand in for the CPU (`backends.serve`)."""
+    _devices.clear()
 
 
 def _look(key: tuple[str, int]) -> Device | None:
