@@ -1,4 +1,4 @@
-"""What of the schedules and of the tuning log can be used, and what is better done again."""
+"""Which schedules and tuning records can be used, and which cases had better be tuned again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def examine() -> list[Finding]:
         name if s.path.is_relative_to(shipped) else f"{name} ({s.path})"
         for name, s in sorted(known.items())
     ]
-    found = [
+    findings = [
         Finding(
             "schedules",
             "ok" if known else "fail",
@@ -42,7 +42,7 @@ def examine() -> list[Finding]:
     broken += filter(None, map(_fault, known.values()))
     if broken:
         remedy = "Mend or remove them, see LNTUNE_SCHEDULES; the other schedules serve."
-        found.append(
+        findings.append(
             Finding("left out", "fail", "; ".join(reason.rstrip(".") for reason in broken), remedy)
         )
     if empty:
@@ -50,7 +50,7 @@ def examine() -> list[Finding]:
             "Set LNTUNE_SCHEDULES to a folder that has folders cpu or gpu"
             " with schedule files in them, or unset it."
         )
-        found.append(
+        findings.append(
             Finding(
                 "schedule folders",
                 "warn",
@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
                 remedy,
             )
         )
-    return [*found, *looked("tuned cases", lambda: _records(known))]
+    return [*findings, *looked("tuned cases", lambda: _records(known))]
 
 
 def _fault(checked: schedule.Schedule) -> str:
@@ -78,22 +78,22 @@ def _fault(checked: schedule.Schedule) -> str:
     return ""
 
 
-def _again(
-    topic: str, found: Sequence[records.Record], of: int, what: str, first: str = ""
+def _to_measure_anew(
+    topic: str, finals: Sequence[records.Record], of: int, what: str, first: str = ""
 ) -> Finding:
-    """Finals that are better measured again, `found` of so many, with the commands that do; `first`
-    is to be done before.
+    """The finding of those `finals` that had better be measured again, of so many in all, with the
+    commands that do it; `first` is to be done before.
     """
-    if not found:
+    if not finals:
         return Finding(topic, "ok", "none")
-    commands = select.tune_commands(r.case for r in found)
+    commands = select.tune_commands(r.case for r in finals)
     more = (
         f" (and {counted(len(commands) - SHOWN, 'command')} more)" if len(commands) > SHOWN else ""
     )
     return Finding(
         topic,
         "warn",
-        f"{len(found)}{f' of {of}' if of else ''}{what}",
+        f"{len(finals)}{f' of {of}' if of else ''}{what}",
         f"{first}Run: {'; '.join(commands[:SHOWN])}{more}",
     )
 
@@ -115,26 +115,28 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
             ]
     skipped = [str(w.message) for w in caught if issubclass(w.category, records.LogWarning)]
     mine = select.served(log, known)
-    found = []
+    findings = []
     if mine:
         hidden = ", ".join(map(str, sorted({r.case.hidden for r in mine.values()})))
-        found.append(Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}"))
+        findings.append(
+            Finding("tuned cases", "ok", f"{len(mine)} on this device, hidden {hidden}")
+        )
     else:
-        found.append(
+        findings.append(
             Finding("tuned cases", "warn", "none on this device", f"Run: lntune tune {ops.DEFAULT}")
         )
     stale = [
         r for r in mine.values() if known and (r.schedule not in known or select.stale(r, known))
     ]
     names = ", ".join(sorted({r.schedule for r in stale}))
-    found.append(
-        _again(
+    findings.append(
+        _to_measure_anew(
             "stale records", stale, len(mine), f": {names} changed or went since they were measured"
         )
     )
     disturbed = [r for r in mine.values() if r.disturbance]
-    found.append(
-        _again(
+    findings.append(
+        _to_measure_anew(
             "disturbed records",
             disturbed,
             len(mine),
@@ -143,13 +145,13 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
     )
     latest = records.horizon()
     future = [r for r in log if r.role == "final" and r.time > latest]
-    said = "; ".join(f"{r.case} of {r.time}" for r in future[:SHOWN])
-    found.append(
-        _again(
+    examples = "; ".join(f"{r.case} of {r.time}" for r in future[:SHOWN])
+    findings.append(
+        _to_measure_anew(
             "future records",
             future,
             0,
-            f" dated after today, of a wrong clock, count as old: {said}",
+            f" dated after today, of a wrong clock, count as old: {examples}",
             "Set the clock. ",
         )
     )
@@ -158,7 +160,7 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
         remedy = (
             "They are left out; remove the lines, or update lntune if it is older than they are."
         )
-        found.append(
+        findings.append(
             Finding(
                 "skipped records",
                 "warn",
@@ -167,5 +169,5 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
             )
         )
     else:
-        found.append(Finding("skipped records", "ok", "none"))
-    return found
+        findings.append(Finding("skipped records", "ok", "none"))
+    return findings

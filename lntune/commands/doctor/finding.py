@@ -1,4 +1,4 @@
-"""What the doctor says of one thing."""
+"""What `lntune doctor` says of one thing it looked at: a status, details and a remedy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def looked(
 ) -> list[Finding]:
     """What looking finds; an error is a finding under the topic."""
     try:
-        found = look()
+        findings = look()
     except Exception as e:
         reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
         return [Finding(topic, status, reason, "Mend that; eager mode serves what kernels cannot.")]
-    return found if isinstance(found, list) else [found]
+    return findings if isinstance(findings, list) else [findings]

@@ -1,0 +1,96 @@
+"""The folders that lntune writes to: tuning records, and the cache of built kernels."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from lntune import backends
+from lntune.backends import BACKENDS
+from lntune.commands.doctor.finding import SHOWN, Finding, looked
+from lntune.system import native, paths, sealed
+from lntune.system.sealed import DamagedError
+from lntune.words import counted
+
+
+def examine() -> list[Finding]:
+    """Whether files can be made where they are to be, and whether built kernels are whole."""
+    return [
+        *looked("tuning log", _log),
+        *looked("kernel cache", _cache),
+        *looked("built kernels", _built),
+    ]
+
+
+def _log() -> Finding:
+    """Where new measurements are written."""
+    return _folder("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR")
+
+
+def _cache() -> Finding:
+    """Where built kernels are kept."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", paths.CacheWarning)
+        paths._warn_once.cache_clear()
+        folder = paths.cached("kernels").parent
+    if caught:  # the temporary folder, and why
+        return Finding(
+            "kernel cache",
+            "warn",
+            str(caught[0].message).partition(". ")[0],
+            "Set LNTUNE_CACHE_DIR to a folder that lasts.",
+        )
+    return _folder("kernel cache", folder, "LNTUNE_CACHE_DIR")
+
+
+def _folder(topic: str, folder: Path, variable: str) -> Finding:
+    where = f"{folder}{f' ({variable})' if os.environ.get(variable) else ''}"
+    if problem := _writable(folder):
+        return Finding(
+            topic, "fail", f"{where}: {problem}", f"Set {variable} to a writable folder."
+        )
+    return Finding(topic, "ok", where)
+
+
+def _writable(folder: Path) -> str:
+    """Why files cannot be made in the folder, or the empty string."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as e:
+        return e.strerror or str(e)
+
+
+def _built() -> Finding:
+    """What was built so far, whether it is whole, and what that check costs at each load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", paths.CacheWarning)
+        folder = paths.cached("kernels").parent
+    stored = (f"kernels/*/*.{native.FORMAT}.{backends.get(name).suffix}" for name in BACKENDS)
+    files = [f for one in (*stored, f"runtime/*.{native.FORMAT}.so") for f in folder.glob(one)]
+    damaged, times, size = [], [0.0], 0
+    for file in files:
+        begun = time.perf_counter()
+        try:
+            size += len(sealed.read(file).content)
+        except (DamagedError, OSError):
+            damaged.append(file.name)
+        times.append(time.perf_counter() - begun)
+    detail = (
+        f"{counted(len(files), 'file')}, {size / 2**20:.1f} MiB, checked in"
+        f" {1e3 * statistics.median(times):.2f} ms each"
+    )
+    if damaged:
+        remedy = "They are put aside and built again when they are needed."
+        return Finding(
+            "built kernels",
+            "warn",
+            f"{detail}; {len(damaged)} damaged: {', '.join(damaged[:SHOWN])}",
+            remedy,
+        )
+    return Finding("built kernels", "ok", detail)
