@@ -1,8 +1,9 @@
-"""Is a kernel right? Its outputs against float64 mathematics, over inputs chosen to break it.
+"""Whether a kernel computes the right thing: its outputs are compared with float64 mathematics, on
+inputs chosen to break it.
 
 Inputs sit between NaNs and outputs between fences, both one element off any alignment, so a read or
-a write outside its buffer shows. The bar for each output is the operator's own (see
-ops.op.Tolerance).
+a write outside its buffer shows. The tolerance of each output is the operator's own
+(see ops.op.Tolerance).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ ROWS = (1, 21)
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Outcome of a check. `errors`: largest error per output in units of the bar (1 is the limit);
-    `versus_eager`: largest error per output divided by eager's own on plain random inputs.
+    """Outcome of a check. `errors`: largest error per output as a share of its tolerance (1 is the
+    limit); `versus_eager`: largest error per output divided by eager's own on plain random inputs.
     `message` is empty when everything is right.
     """
 
@@ -43,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """True when no output missed its bar."""
+        """True when every output is within its tolerance."""
         return not self.message
 
 
@@ -53,7 +54,7 @@ class _Problem(msgspec.Struct, frozen=True):
     given: dict[str, Any]
     truth: dict[str, Any]
     finite: dict[str, Any]
-    bar: dict[str, float]
+    tolerance: dict[str, float]  # the largest error allowed, absolute
     eager_error: dict[str, float]
 
 
@@ -65,18 +66,18 @@ def _largest(values: torch.Tensor, where: torch.Tensor | None = None) -> float:
 # cases come one after another, and a long row's problems take 200 MB
 @functools.lru_cache(maxsize=2)
 def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Problem, ...]:
-    """Inputs, float64 truth, eager's errors and the bars; the same for every candidate of a
-    case.
+    """Inputs, float64 truth, eager's errors and the tolerances; the same for every
+    candidate of a case.
     """
     op = ops.get(op_name)
-    made = []
+    problems = []
     for seed, (style, rows) in enumerate(
         (s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1
     ):
         case = Case(op_name, hidden, dtype, rows, variant)
         given = op.inputs(case, rows, style, seed)
         truth, eager = op.reference(case, given), op.eager(case, given)
-        finite, bar, eager_error = {}, {}, {}
+        finite, allowed, eager_error = {}, {}, {}
         for arg in op.arguments(case):
             if arg.role not in ("out", "sum"):
                 continue
@@ -89,9 +90,9 @@ def _problems(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[_Pro
             scale = max(
                 tolerance.least, *(_largest({**truth, **given}[tensor].double()) for tensor in of)
             )
-            bar[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
-        made.append(_Problem(style, rows, given, truth, finite, bar, eager_error))
-    return tuple(made)
+            allowed[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
+        problems.append(_Problem(style, rows, given, truth, finite, allowed, eager_error))
+    return tuple(problems)
 
 
 def fenced(
@@ -219,12 +220,12 @@ def verify(
                 )
             both = finite & out.isfinite() & problem.truth[name].isfinite()
             error = _largest(out.double() - problem.truth[name], both)
-            bar = problem.bar[name]
+            tolerance = problem.tolerance[name]
             # JSON has no infinity
-            share = error / bar if bar else (0.0 if error == 0 else sys.float_info.max)
+            share = error / tolerance if tolerance else (0.0 if error == 0 else sys.float_info.max)
             errors[name] = max(errors.get(name, 0.0), share)
             if share > 1 and not message:
-                allowed = f"{share:.3g} times what is allowed, {bar:.3g}"
+                allowed = f"{share:.3g} times what is allowed, {tolerance:.3g}"
                 message = (
                     f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is"
                     f" {problem.eager_error[name]:.3g})"

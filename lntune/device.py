@@ -171,7 +171,7 @@ def _quota(root: Path) -> float:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return math.inf
-    found = [math.inf]
+    limits = [math.inf]
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -183,8 +183,8 @@ def _quota(root: Path) -> float:
         for mount in mounts:
             group = mount / path.strip("/")
             for folder in (group, *(p for p in group.parents if p.is_relative_to(mount))):
-                found.append(_limit(folder))
-    return min(found)
+                limits.append(_limit(folder))
+    return min(limits)
 
 
 def _limit(group: Path) -> float:
@@ -217,8 +217,8 @@ def _arm_name(info: dict[str, str]) -> str:
     return f"arm {implementer} {part}" if implementer and part else ""
 
 
-def _told(pairs: dict[str, str]) -> str:
-    """Those of some numbered facts that are told, in words: "family 25 model 17"."""
+def _numbers(pairs: dict[str, str]) -> str:
+    """The facts that have a number, as text: "family 25 model 17"."""
     return " ".join(
         f"{name} {number.lower()}"
         for name, number in pairs.items()
@@ -231,19 +231,19 @@ def _model(info: dict[str, str]) -> str:
     Device.model.
     """
     if "CPU implementer" in info:
-        return _told(
+        return _numbers(
             {name: info.get(f"CPU {name}", "") for name in ("implementer", "part", "variant")}
         )
     names = {"family": "cpu family", "model": "model", "stepping": "stepping"}
-    told = _told(
+    numbers = _numbers(
         {
             name: info.get(entry, "") if info else _sysctl(f"machdep.cpu.{name}")
             for name, entry in names.items()
         }
     )
     return (
-        f"{info.get('vendor_id', '') if info else _sysctl('machdep.cpu.vendor')} {told}".strip()
-        if told
+        f"{info.get('vendor_id', '') if info else _sysctl('machdep.cpu.vendor')} {numbers}".strip()
+        if numbers
         else ""
     )
 

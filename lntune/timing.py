@@ -1,4 +1,4 @@
-"""The one way time is measured.
+"""How calls are timed by the CPU's clock (GPUs are timed by their own, in backends/cuda/timing.py).
 
 Contenders are interleaved: every round times each of them once, in a new random order, after one
 untimed call, so a machine that changes its speed changes it for all, and nobody always follows the
@@ -150,18 +150,18 @@ def measure(
 
 
 def quietest(
-    again: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: float = math.inf
+    measure_once: Callable[[], Measured], attempts: int = ATTEMPTS, seconds: float = math.inf
 ) -> Measured:
     """Measure until nothing disturbs it, at most `attempts` times and as often as `seconds` allow;
     the least disturbed measurement.
     """
     begun = time.monotonic()
-    best = again()
+    best = measure_once()
     each = time.monotonic() - begun
     for _ in range(attempts - 1):
         if not best.busy or time.monotonic() - begun + each > seconds:
             break
-        best = min(best, again(), key=_disturbance)
+        best = min(best, measure_once(), key=_disturbance)
     return best
 
 

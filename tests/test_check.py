@@ -69,7 +69,7 @@ def neighbours(tensor: torch.Tensor, elements: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
     """Layer norm in float64 passes for every dtype and variant, on every style of input, well
-    within the bar.
+    within the tolerance.
     """
     case = case_of(dtype, 7, variant)
     verdict = check.verify(case, kernel_of(case, right))
@@ -83,7 +83,7 @@ def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
 @pytest.mark.parametrize("hidden", [1, 1000, 4097])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eager_itself_passes(dtype: str, hidden: int) -> None:
-    """PyTorch's own layer norm passes: the bar asks for nothing that eager does not give. Its error
+    """PyTorch's own layer norm passes: the tolerance asks for nothing that eager does not give. Its error
     is what others are compared with.
     """
     case = case_of(dtype, hidden)
@@ -438,7 +438,7 @@ def test_a_kernel_that_does_nothing_is_wrong() -> None:
 
 
 def test_errors_are_in_units_of_the_bar() -> None:
-    """`errors` is 1 at the bar: an error of twice the bar reads 2, and the message has both
+    """`errors` is 1 at the tolerance: an error of twice that reads 2, and the message has both
     numbers.
     """
     case = case_of()
@@ -447,12 +447,14 @@ def test_errors_are_in_units_of_the_bar() -> None:
         for p in check._problems("layer_norm", 100, "float32", case.variant)
         if p.style == "normal" and p.rows > 1
     )
-    largest = max(p.bar["y"] for p in check._problems("layer_norm", 100, "float32", case.variant))
+    largest = max(
+        p.tolerance["y"] for p in check._problems("layer_norm", 100, "float32", case.variant)
+    )
     verdict = check.verify(case, kernel_of(case, off_by(-3 * largest, "y")))
     assert not verdict.ok
     assert verdict.errors["y"] >= 2.0
     assert "times what is allowed" in verdict.message
-    assert problem.bar["y"] > 2 * problem.eager_error["y"]
+    assert problem.tolerance["y"] > 2 * problem.eager_error["y"]
 
 
 def test_records_take_any_verdict() -> None:

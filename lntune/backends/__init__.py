@@ -36,8 +36,8 @@ def get(name: str) -> Backend:
     """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
-    found: Backend = importlib.import_module(f"lntune.backends.{name}.backend").BACKEND
-    return found
+    backend: Backend = importlib.import_module(f"lntune.backends.{name}.backend").BACKEND
+    return backend
 
 
 def of(device: Device) -> Backend:

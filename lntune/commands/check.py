@@ -1,4 +1,6 @@
-"""`lntune check`: the kernels that serve calls, checked as candidates are."""
+"""`lntune check`: the kernels that serve PyTorch calls, checked against float64 as candidates of a
+tuning run are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from lntune.torch import dispatch
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The check of one case: what serves it, and whether it is right (see check.Verdict)."""
+    """The check of one case: what serves it, and whether that is right (see check.Verdict)."""
 
     case: Case
     tier: Tier

@@ -1,4 +1,4 @@
-"""The tour behind `make demo`: tune, load, check, report."""
+"""`lntune demo`: a short tour that tunes layer norm, loads it, checks it and reports."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ GRID = tuple(
 
 
 AGREES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
-"""How far apart, as a share of the largest value, two right answers may be: a rounding or two of
-the dtype and its sums.
+"""The largest difference between two right answers, as a share of the largest value: a rounding or
+two of the dtype and its sums.
 """
 
 
@@ -97,11 +97,11 @@ def run(
         ),
     )
     say(out, "3. The report (`lntune report` shows it again):")
-    found = records.finals(records.read(paths.log_dirs(), NAME, cpu))
+    finals = records.finals(records.read(paths.log_dirs(), NAME, cpu))
     rows = rows_of(
-        found[key]
+        finals[key]
         for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid)
-        if key in found
+        if key in finals
     )
     show(
         console(out.stderr, wide) if wide else out,
@@ -133,8 +133,8 @@ def _agreement(case: Case) -> Agreement:
             outputs.append(function(x, (case.hidden,), weight, bias))
         leaf = x.clone().requires_grad_()
         gradients += torch.autograd.grad(function(leaf, (case.hidden,), weight, bias), leaf, dy)
-    apart = [
+    differences = [
         float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
         for ours, theirs in (outputs, gradients)
     ]
-    return Agreement(case, apart[0], apart[1], all(a < AGREES[case.dtype] for a in apart))
+    return Agreement(case, *differences, all(d < AGREES[case.dtype] for d in differences))

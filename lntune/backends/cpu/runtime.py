@@ -139,8 +139,8 @@ def load(path: Path) -> Callable[..., None]:
 
     def mapped() -> Any:
         try:
-            found = tvm_ffi.load_module(str(path.resolve()))
-            return found, found["main"]
+            module = tvm_ffi.load_module(str(path.resolve()))
+            return module, module["main"]
         except Exception as e:
             raise OSError(f"{path} is no kernel that can be loaded here: {e}") from e
 

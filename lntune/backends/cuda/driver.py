@@ -1,5 +1,7 @@
-"""NVIDIA's driver: which GPUs are here. Asked through launcher.c, when first needed: a process that
-forks after that cannot use CUDA in the child, so nothing asks while modules are imported.
+"""NVIDIA's driver (libcuda): which GPUs this machine has, and what they are.
+
+It is opened through launcher.c when it is first needed. A process that forks after that cannot use
+CUDA in the child, so nothing opens it while modules are imported.
 """
 
 from __future__ import annotations
@@ -42,13 +44,13 @@ def library() -> ctypes.CDLL:
         raise ToolchainError(
             "this PyTorch has no DLPack exchange table; GPU kernels need torch 2.10 or newer."
         )
-    found = native.load(SOURCE, ctypes.CDLL, native.Build(tuple(exchange.includes())))
-    found.lntune_launcher_init(
+    launcher = native.load(SOURCE, ctypes.CDLL, native.Build(tuple(exchange.includes())))
+    launcher.lntune_launcher_init(
         table, *exchange.functions("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate")
     )
-    found.lntune_driver_open.restype = ctypes.c_void_p
-    found.lntune_program.restype = ctypes.c_void_p
-    return found
+    launcher.lntune_driver_open.restype = ctypes.c_void_p
+    launcher.lntune_program.restype = ctypes.c_void_p
+    return launcher
 
 
 class Driver:
@@ -106,20 +108,20 @@ class Driver:
         text = ctypes.create_string_buffer(256)
         library().lntune_device_name(self.handle, ordinal, text, len(text))
         name, capability = text.value.decode(errors="replace"), self.capability(ordinal)
-        found = nearest(capability)
-        if isinstance(found, str):
+        architecture = nearest(capability)
+        if isinstance(architecture, str):
             return (
                 f"{name} (cuda:{ordinal}) is of compute capability {capability[0]}.{capability[1]};"
-                f" {found}"
+                f" {architecture}"
             )
         shared = self.attribute(ordinal, _SHARED)
         return Device(
             "gpu",
             name,
-            found.name,
+            architecture.name,
             self.attribute(ordinal, _MULTIPROCESSORS),
             l2=max(self.attribute(ordinal, _L2), 0),
-            shared_memory=shared if shared > 0 else found.shared_block,
+            shared_memory=shared if shared > 0 else architecture.shared_block,
         )
 
 
@@ -182,20 +184,22 @@ def opened() -> Driver:
     because of what may pass, it is tried again later.
     """
     with _lock:
-        found = _opened.get(_chosen)
-        if found is None or (found.fault is not None and passes(found.fault) and found.later.due):
-            begun, later = time.monotonic(), Later() if found is None else found.later
-            made = _opened[_chosen] = Driver(*_chosen)
-            made.later = later
-            if made.fault is not None:
+        driver = _opened.get(_chosen)
+        if driver is None or (
+            driver.fault is not None and passes(driver.fault) and driver.later.due
+        ):
+            begun, later = time.monotonic(), Later() if driver is None else driver.later
+            driver = _opened[_chosen] = Driver(*_chosen)
+            driver.later = later
+            if driver.fault is not None:
                 later.failed(time.monotonic() - begun)
-        return _opened[_chosen]
+        return driver
 
 
 def missing() -> str:
     """Why no GPU can be used here; empty when one can."""
     driver = opened()
-    reasons = [found for found in driver.devices if isinstance(found, str)]
+    reasons = [entry for entry in driver.devices if isinstance(entry, str)]
     if driver.missing or len(reasons) < driver.count:
         return driver.missing
     return " ".join(reasons)
@@ -230,10 +234,10 @@ def device(ordinal: int) -> Device:
                 "See CUDA_VISIBLE_DEVICES.",
             )
         )
-    found = driver.devices[ordinal]
-    if isinstance(found, str):
-        raise ToolchainError(found)
-    return found
+    gpu = driver.devices[ordinal]
+    if isinstance(gpu, str):  # why it cannot be used
+        raise ToolchainError(gpu)
+    return gpu
 
 
 def ordinal_of(wanted: Device) -> int | None:
@@ -241,8 +245,8 @@ def ordinal_of(wanted: Device) -> int | None:
     return next(
         (
             i
-            for i, found in enumerate(opened().devices)
-            if isinstance(found, Device) and not found.differences(wanted)
+            for i, gpu in enumerate(opened().devices)
+            if isinstance(gpu, Device) and not gpu.differences(wanted)
         ),
         None,
     )

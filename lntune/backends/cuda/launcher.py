@@ -85,15 +85,13 @@ def load(binary: Binary) -> Callable[..., None]:
         InputError: an argument does not fit.
         LaunchError: the driver refuses the launch, or there is no memory.
     """
-    found = driver.opened()
-    if found.missing or not found.handle:
-        raise ToolchainError(f"{binary.title}: no GPU can be used here: {found.missing}")
-    chosen = [image_for(binary, found.capability(i)) for i in range(found.count)]
+    gpus = driver.opened()
+    if gpus.missing or not gpus.handle:
+        raise ToolchainError(f"{binary.title}: no GPU can be used here: {gpus.missing}")
+    chosen = [image_for(binary, gpus.capability(i)) for i in range(gpus.count)]
     names = sorted({name for name in chosen if name})
     if not names:
-        here = ", ".join(
-            sorted({"sm_{}{}".format(*found.capability(i)) for i in range(found.count)})
-        )
+        here = ", ".join(sorted({"sm_{}{}".format(*gpus.capability(i)) for i in range(gpus.count)}))
         raise BuildError(
             f"{binary.title} is built for {', '.join(binary.images)}; the GPUs here are {here}."
             " Build it for one of these."
@@ -104,21 +102,23 @@ def load(binary: Binary) -> Callable[..., None]:
     ]
     why = ctypes.create_string_buffer(1024)
     address = driver.library().lntune_program(
-        found.handle,
+        gpus.handle,
         (ctypes.c_int64 * len(words))(*words),
         ctypes.c_int64(len(words)),
         text,
         ctypes.c_int64(len(text)),
         (ctypes.c_char_p * len(images))(*images),
         len(images),
-        (ctypes.c_int * found.count)(*(names.index(name) if name else -1 for name in chosen)),
+        (ctypes.c_int * gpus.count)(*(names.index(name) if name else -1 for name in chosen)),
         why,
         len(why),
     )
     if not address:
         which = ", ".join(names)
-        made = f"made by {binary.compiler}, for a driver of CUDA {found.release}"
-        raise BuildError(f"{binary.title} ({which}, {made}): {why.value.decode(errors='replace')}.")
+        tools = f"made by {binary.compiler}, for a driver of CUDA {gpus.release}"
+        raise BuildError(
+            f"{binary.title} ({which}, {tools}): {why.value.decode(errors='replace')}."
+        )
     function = _wrap()(address)
     _keep.append(function)
     return function

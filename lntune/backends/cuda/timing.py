@@ -42,7 +42,7 @@ MOST, FEW = 128, 8
 would leave the cache warm.
 """
 SAMPLE_SECONDS = 4e-4
-"""What a sample takes at least: events tell half a microsecond."""
+"""What a sample takes at least, in seconds: events resolve half a microsecond."""
 LONG_SECONDS = 2e-3
 """From here on a call is long against its launch and is not recorded."""
 NODES = 2048
@@ -72,11 +72,11 @@ class Gpu(Protocol):
         """`work` as a graph; the answer replays it. Raises whatever keeps it from being one."""
 
     def clock(self) -> int | None:
-        """MHz the multiprocessors run at now, None where that is not told."""
+        """MHz the multiprocessors run at now, None where that is not known."""
 
     def others(self) -> float | None:
         """Share of the multiprocessors' time that other processes used since the last question;
-        None where that is not told.
+        None where that is not known.
         """
 
 
@@ -115,9 +115,9 @@ class Cuda:
 
     def event(self) -> Any:
         """See Gpu."""
-        made = self._torch.cuda.Event(enable_timing=True)
-        made.record(self._torch.cuda.current_stream(self._device))
-        return made
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record(self._torch.cuda.current_stream(self._device))
+        return event
 
     def seconds(self, start: Any, end: Any) -> float:
         """See Gpu."""
@@ -154,7 +154,7 @@ class _Prepared:
         self.captured = False  # a graph?
         self._turn()  # the first calls may load, build or allocate
         each = self._timed(self._turn) / len(calls)
-        turns = self._turns(each)
+        turns = self._turns_per_sample(each)
         self.work: Callable[[], None] = functools.partial(self._several, turns)
         self.calls = turns * len(calls)
         self.long = each >= LONG_SECONDS
@@ -170,7 +170,7 @@ class _Prepared:
         for _ in range(turns):
             self._turn()
 
-    def _turns(self, each: float) -> int:
+    def _turns_per_sample(self, each: float) -> int:
         """Turns that take a sample's time when a call takes `each` seconds."""
         wanted = math.ceil(SAMPLE_SECONDS / max(each, 1e-9) / len(self._calls))
         return max(1, min(wanted, NODES // len(self._calls)))
@@ -184,7 +184,7 @@ class _Prepared:
                 replay = self._gpu.capture(functools.partial(self._several, turns))
                 replay()  # the first puts the graph on the device
                 self.work, self.calls, self.captured = replay, turns * len(self._calls), True
-                more = self._turns(self._timed(replay) / self.calls)
+                more = self._turns_per_sample(self._timed(replay) / self.calls)
                 if more < 2 * turns:
                     break
                 turns = more
@@ -278,10 +278,10 @@ def copy_bandwidth(place: str = "cuda:0", seconds: float = 0.2, gpu: Gpu | None 
     source = torch.empty(COPY_BYTES // 2, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
     source.fill_(1)
-    made = measure(
+    measured = measure(
         {"copy": [lambda: target.copy_(source)]},
         seconds,
         gpu or Cuda(torch.device(place).index or 0),
         rounds=9,
     )
-    return COPY_BYTES / made.timings["copy"].median_us * 1e6
+    return COPY_BYTES / measured.timings["copy"].median_us * 1e6

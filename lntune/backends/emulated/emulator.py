@@ -340,11 +340,11 @@ def _buffer(wanted: Parameter, got: torch.Tensor | int | float, buffers: list[_B
             )
         )
     if got.device.type != "cpu" or not got[:1].is_contiguous():
-        found = f"a tensor on {got.device} with strides {got.stride()}"
+        description = f"a tensor on {got.device} with strides {got.stride()}"
         raise InputError(
             got_expected(
                 f"argument {wanted.name}",
-                found,
+                description,
                 "one on the CPU that is contiguous, but for gaps between rows",
             )
         )

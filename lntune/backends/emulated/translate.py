@@ -96,16 +96,16 @@ def parameter(text: str) -> Parameter:
 
 def kernels_of(source: str) -> dict[str, Kernel]:
     """The kernels a source defines, by name."""
-    found = {}
+    kernels = {}
     for bound, name, parameters, end in KERNEL.findall(source):
         if end == "{":
             listed = tuple(parameter(text) for text in parameters.split(",") if text.strip())
-            found[name] = Kernel(name, listed, int(bound or 1024))
-    if not found:
+            kernels[name] = Kernel(name, listed, int(bound or 1024))
+    if not kernels:
         raise EmulatorError(
             'the source defines no kernel (extern "C" __global__ void name(...) {...})'
         )
-    return found
+    return kernels
 
 
 def _entry(kernel: Kernel) -> str:
