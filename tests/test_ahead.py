@@ -15,7 +15,7 @@ from lntune.backends.cuda import Inspection, Occupancy, Resources
 from lntune.backends.cuda.code import Code
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.kernels.statics import Facts
+from lntune.kernels.candidate_facts import Facts
 from lntune.measure.jobs import Build, Candidate, Outcome
 from lntune.tune import ahead as module
 from lntune.tune.ahead import Ahead

@@ -25,8 +25,8 @@ from lntune.case import Case
 from lntune.commands.build import Built
 from lntune.commands.check import Result
 from lntune.commands.doctor import Finding
+from lntune.commands.inspect import Inspected
 from lntune.device import Device
-from lntune.kernels.inspection import Inspected
 from lntune.report import (
     bringup,
     builds,

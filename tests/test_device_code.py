@@ -23,8 +23,9 @@ from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import EmulatorError
 from lntune.case import Case
 from lntune.cli import app
+from lntune.commands import inspect as inspection
 from lntune.errors import BuildError, UnknownNameError
-from lntune.kernels import compiler, inspection
+from lntune.kernels import compiler
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")
@@ -327,7 +328,7 @@ def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
         Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c"),
     )
     setting = dataclasses.replace(plan.default(case, GPU), partial_sums=sums)
-    found = inspection.inspect(case, plan, setting, GPU)
+    found = inspection.inspect_case(case, plan, setting, GPU)
     assert found.read["dweight_h"] == found.written["dweight_h"] == times
     assert found.read["gates_h"] == found.written["dgates_h"] == 1
     assert (found.extra > 0.05) == (times > 1)
@@ -348,7 +349,7 @@ def test_inspect_counts_rows_and_not_blocks_without_any(
         get("shared_row_backward"),
         Case("layer_norm_backward", hidden, "float32", 4096, variant),
     )
-    found = inspection.inspect(case, plan, plan.default(case, GPU), GPU)
+    found = inspection.inspect_case(case, plan, plan.default(case, GPU), GPU)
     assert found.read["dy"] == times
     assert bool(found.problems) == (times > 1)
 
@@ -358,7 +359,7 @@ def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = inspection.Inspected(
         WIDE, "sm_90", "shared_row", {"threads_per_row": 8}, (), {"x": 2.0}, {"y": 1.0}, 0.5
     )
-    monkeypatch.setattr(inspection, "inspect", lambda *_: bad)
+    monkeypatch.setattr(inspection, "inspect_case", lambda *_: bad)
     done = CliRunner().invoke(
         app, ["inspect", "layer_norm", "--hidden", "4096", "--dtype", "float32"]
     )

@@ -18,7 +18,7 @@ from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError
-from lntune.kernels import compiler, statics
+from lntune.kernels import candidate_facts, compiler
 from lntune.measure import trial
 from lntune.measure.jobs import Candidate, Check
 from lntune.schedule import Schedule, get
@@ -195,6 +195,6 @@ def test_the_tuner_checks_marked_candidates() -> None:
     plan = get("shared_row")
     case = Case("layer_norm", 4096, "float32", 65536)
     setting = marked(plan, case, GPU)
-    assert statics.moved(case, plan, setting, GPU) == ()
+    assert candidate_facts.moved(case, plan, setting, GPU) == ()
     outcome = trial.run(Check(case, GPU, Candidate.of(plan.name, setting)))
     assert outcome.status == "ok", outcome.message

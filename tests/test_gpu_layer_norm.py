@@ -11,7 +11,8 @@ from lntune.backends import cuda, device_of
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
 from lntune.case import DTYPES, Case
-from lntune.kernels import compiler, inspection
+from lntune.commands import inspect as inspection
+from lntune.kernels import compiler
 from lntune.schedule import get
 
 DEVICE = device_of("cuda:sm_90")
@@ -101,7 +102,7 @@ def test_what_kernels_are_to_reach_without_a_gpu(name: str, dtype: str) -> None:
     plan = get(name)
     for hidden in (1024, 4096, 8192, 12288):
         case = Case(plan.op, hidden, dtype, 4096)
-        found = inspection.inspect(case, plan, plan.default(case, DEVICE), DEVICE)
+        found = inspection.inspect_case(case, plan, plan.default(case, DEVICE), DEVICE)
         assert found.problems == ()
         assert all(times == 1 for times in (*found.read.values(), *found.written.values()))
         assert found.extra < 0.05

@@ -35,7 +35,8 @@ Kernel = Callable[..., Any]
 class Scheduled:
     """A kernel as a schedule has made it, on the way to code.
 
-    `module` is TVM's IRModule; `strided` says that it is for matrices whose rows may lie anywhere.
+    `module` is TVM's IRModule; `strided` says that it is for matrices whose rows may lie anywhere;
+    `program` is what the backend lowered it to, where that was asked for already.
     """
 
     case: Case
@@ -44,6 +45,7 @@ class Scheduled:
     device: Device
     module: Any
     strided: bool = False
+    program: Any = None
 
 
 class Backend(abc.ABC):
@@ -59,7 +61,7 @@ class Backend(abc.ABC):
     """The ending of a stored kernel's file name."""
     builds_ahead: ClassVar[bool] = False
     """Candidates are compiled by processes of their own while others are measured, are looked at
-    (kernels/statics.py) before they are, and tried in the order of what is found.
+    (kernels/candidate_facts.py) before they are, and tried in the order of what is found.
     """
     search: ClassVar[str] = "local"
     """The search that suits it, where a user asks for none."""
@@ -76,7 +78,7 @@ class Backend(abc.ABC):
     aligned: ClassVar[bool] = False
     """Wide accesses want addresses that are multiples of their width."""
     inspects: ClassVar[bool] = False
-    """Its code is CUDA source, of which kernels/inspection.py tells what it takes and moves."""
+    """Its code is CUDA source, of which `lntune inspect` tells what it takes and moves."""
     multi_arch: ClassVar[bool] = False
     """A stored kernel may have code for several architectures."""
     has_peers: ClassVar[bool] = False

@@ -259,7 +259,7 @@ def inspect(
     from lntune import backends
     from lntune import schedule as schedules
     from lntune.backends import device_of
-    from lntune.kernels import inspection
+    from lntune.commands import inspect as inspection
     from lntune.report import inspections
     from lntune.report.tables import console, show
 
@@ -278,7 +278,9 @@ def inspect(
     kernels = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        kernels.append(inspection.inspect(case, chosen, chosen.untuned(case, gpu), gpu, strided))
+        kernels.append(
+            inspection.inspect_case(case, chosen, chosen.untuned(case, gpu), gpu, strided)
+        )
     if as_json:
         print_json([{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels])
     else:

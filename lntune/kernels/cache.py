@@ -13,7 +13,7 @@ import msgspec
 
 from lntune import backends
 from lntune import knobs as knobs_module
-from lntune.backends.backend import Backend, Kernel
+from lntune.backends.backend import Backend, Kernel, Scheduled
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, ScheduleError
@@ -141,6 +141,7 @@ def prepare(
     device: Device,
     archs: tuple[str, ...] = (),
     strided: bool = False,
+    scheduled: Scheduled | None = None,
 ) -> Path:
     """The file of a kernel, built now if it is not in the cache; nothing is loaded, and a GPU need
     not be here.
@@ -148,7 +149,7 @@ def prepare(
     `archs` are architectures whose code a GPU's kernel holds beside that of the device's own and
     what it held before, for those who load the file themselves (launcher.load(read(path))): a GPU
     of another architecture looks for a kernel with the knobs that are best there. `strided` is as
-    kernel's.
+    kernel's. `scheduled` is the same kernel, of the typical case, where it was scheduled before.
 
     Raises:
         BuildError: it cannot be built or stored.
@@ -165,7 +166,7 @@ def prepare(
             except DamagedError as e:
                 sealed.put_aside(path, str(e))
     if not _holds(path, schedule, backend, archs):
-        _build(key, case, schedule, setting, device, archs, strided, path)
+        _build(key, case, schedule, setting, device, archs, strided, path, scheduled)
     return path
 
 
@@ -178,6 +179,7 @@ def _build(
     archs: tuple[str, ...],
     strided: bool,
     path: Path,
+    scheduled: Scheduled | None = None,
 ) -> None:
     """Build a kernel and store it under its name; arguments as prepare's."""
     # the compiler is imported only when something must be built
@@ -188,7 +190,7 @@ def _build(
         **sources.stamp(schedule.path),
         "key": msgspec.json.encode(key, order="sorted").decode(),
     }
-    compiler.to_file(case, schedule, setting, device, path, strided, facts, archs)
+    compiler.to_file(case, schedule, setting, device, path, strided, facts, archs, scheduled)
 
 
 def kernel(

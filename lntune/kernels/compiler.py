@@ -5,6 +5,7 @@ What a kind of device makes of a scheduled kernel is its backend's business.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,16 @@ def program(
     return programs.program(_scheduled(case, schedule, setting, device, strided))
 
 
+def lowered(case: Case, schedule: Schedule, setting: Any, device: Device) -> Scheduled:
+    """A kernel for a GPU with its program, for those who need that more than once.
+
+    Raises:
+        ScheduleError, BuildError: as program.
+    """
+    one = _scheduled(case, schedule, setting, device)
+    return dataclasses.replace(one, program=programs.program(one))
+
+
 def in_memory(
     case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
 ) -> Kernel:
@@ -128,9 +139,11 @@ def to_file(
     strided: bool = False,
     facts: Mapping[str, str] = MappingProxyType({}),
     archs: Sequence[str] = (),
+    known: Scheduled | None = None,
 ) -> None:
     """A kernel in a file at `path`, written whole or not at all, with a digest and facts behind it,
-    see `sealed`; `strided` is as in scheduled, `archs` as in Backend.store.
+    see `sealed`; `strided` is as in scheduled, `archs` as in Backend.store. `known` is the same
+    kernel where it was scheduled before.
 
     Raises:
         ScheduleError: the knobs do not fit the case, or the schedule itself failed.
@@ -141,7 +154,7 @@ def to_file(
     # what one call asked for is not lost when another asks for more
     wanted = sorted({*archs, *backend.architectures(path)})
     with native.atomic(path) as temporary:  # where it cannot be written, nothing is scheduled first
-        one = _scheduled(case, schedule, setting, device, strided)
+        one = known or _scheduled(case, schedule, setting, device, strided)
         sealed.seal(temporary, {**facts, **backend.store(one, temporary, wanted)})
 
 

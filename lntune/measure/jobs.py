@@ -11,7 +11,7 @@ import msgspec
 from lntune import knobs
 from lntune.case import Case
 from lntune.device import Device
-from lntune.kernels.statics import Facts
+from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Record, Status, Timing
 
 

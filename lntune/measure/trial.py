@@ -16,8 +16,8 @@ from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, UnfitError, gist
-from lntune.kernels import cache, compiler, statics
-from lntune.kernels.statics import Facts
+from lntune.kernels import cache, candidate_facts, compiler
+from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Timing
 from lntune.measure.calls import Call, Kernel, bind
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
@@ -117,14 +117,16 @@ def _build(job: Build | Check) -> Outcome:
     start, facts, kernel = time.monotonic(), None, None
     try:
         if backend.builds_ahead:
-            facts = statics.facts(case, schedule, setting, device)
+            # lowered once, for the facts and for the file
+            scheduled = compiler.lowered(case.typical, schedule, setting, device)
+            facts = candidate_facts.facts(case, schedule, setting, device, scheduled.program)
             if not facts.problems:
-                cache.prepare(case, schedule, setting, device)
+                cache.prepare(case, schedule, setting, device, scheduled=scheduled)
         if isinstance(job, Check):
             if backend.checks_elsewhere:
                 # of which a short row need not be as large as a cache
                 device = msgspec.structs.replace(device, l2=0)
-                case = statics.shortened(case, schedule, setting, device)
+                case = candidate_facts.shortened(case, schedule, setting, device)
             kernel = compiler.stand_in(case, schedule, setting, device)
         elif not backend.builds_ahead:
             compiler.in_memory(case, schedule, setting, device)

@@ -10,7 +10,7 @@ from lntune.report.tables import ROW_STRIDED, percent, plan_text
 from lntune.words import counted
 
 if TYPE_CHECKING:
-    from lntune.kernels.inspection import Inspected
+    from lntune.commands.inspect import Inspected
 
 
 def widths(counts: dict[int, int]) -> str:

@@ -1,8 +1,8 @@
 """A tuning run without the device: what it would measure, and how long it would take.
 
 Candidates are enumerated, built (a bounded number of each case, in the order a run would build
-them), looked at as `statics` does, verified (a GPU's in the emulator, on rows as short as their
-knobs allow), ranked and pruned. Nothing is timed and nothing is logged.
+them), looked at as `candidate_facts` does, verified (a GPU's in the emulator, on rows as short as
+their knobs allow), ranked and pruned. Nothing is timed and nothing is logged.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ in wide accesses, on all multiprocessors until the end. The score is the product
 - occupancy, weighing a tenth, since other warps hide the exchange of sums;
 - a loss of 2 % for each doubling of a block's threads beyond a warp: its barriers.
 
-None of it has been fitted to measurements. It does not exclude: see statics.Facts.problems for what
-does.
+None of it has been fitted to measurements. It does not exclude: see
+candidate_facts.Facts.problems for what does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lntune import ops
 from lntune.architectures import WARP
 from lntune.case import Case
 from lntune.device import Device
-from lntune.kernels.statics import Facts
+from lntune.kernels.candidate_facts import Facts
 
 IN_FLIGHT = 40_000
 """Bytes under way that keep one multiprocessor's share of the memory busy: 8 TB/s x 0.8 us / 148 on

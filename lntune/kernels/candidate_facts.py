@@ -1,12 +1,11 @@
-"""What is known of a candidate for a GPU before the device's time is spent on it, found at the
-price of compiling it.
+"""What compiling a candidate for a GPU tells about it before it is measured, so that bad ones are
+left out and good ones come first.
 
 From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a
 multiprocessor holds. From the PTX: the widths of loads and stores. From the emulator: whether a
 matrix is moved more than once. That takes longer than a trial on a device, and what decides it are
 the schedule and those of its knobs that choose between ways (words and switches), hardly ever the
-numbers; so it is asked once for each of these, on a row as short as the knobs allow. `inspection`
-looks closer, at one candidate.
+numbers; so it is asked once for each of these, on a row as short as the knobs allow.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lntune.backends.cuda.device_code import Program
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, InputError, LntuneError, got_expected
-from lntune.kernels import compiler, inspection
+from lntune.kernels import compiler, traffic
 from lntune.schedule import Schedule
 from lntune.system import native, paths
 
@@ -126,7 +125,7 @@ def moved(case: Case, schedule: Schedule, setting: Any, device: Device) -> tuple
         _ways(setting),
     ]
     name = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:24]
-    path = paths.cached("statics", f"{name}.json")
+    path = paths.cached("facts", f"{name}.json")
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
     try:
@@ -158,7 +157,7 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
     rows = -(-ROWS // at_a_time) * at_a_time
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
-    read, written, *_ = inspection.moves(
+    counted = traffic.count(
         msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores)
     )
-    return inspection.repeated(read, written)
+    return traffic.repeated(counted.read, counted.written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,11 +11,16 @@ import pytest
 
 from lntune import schedule
 from lntune.backends import cuda, device_of
-from lntune.backends.cuda import Inspection
+from lntune.backends.cuda import Inspection, device_code
 from lntune.backends.cuda.device_code import Launch, Program
 from lntune.case import Case
-from lntune.kernels import inspection, statics
-from lntune.kernels.statics import Facts, facts, moved, shortened
+from lntune.commands import inspect as inspection
+from lntune.errors import InputError
+from lntune.kernels import cache, candidate_facts
+from lntune.kernels.candidate_facts import Facts, facts, moved, shortened
+from lntune.measure import trial
+from lntune.measure.jobs import Build, Candidate
+from lntune.system import sealed
 from lntune.tune import ranking
 
 DEVICE = device_of("cuda:sm_90")
@@ -41,18 +47,43 @@ def knobs(**changed: Any) -> Any:
 
 @needs_compiler
 def test_the_facts_of_a_good_candidate() -> None:
-    """The default knobs: registers, occupancy and accesses of 16 bytes as inspection finds them,
+    """The default knobs: registers, occupancy and accesses of 16 bytes as `lntune inspect` has them,
     blocks for the case's rows, no problems.
     """
     found = facts(CASE, PLAN, knobs(), DEVICE)
     (kernel,), (blocks,) = found.kernels, found.blocks
-    closer = inspection.inspect(CASE, PLAN, knobs(), DEVICE).kernels[0]
+    closer = inspection.inspect_case(CASE, PLAN, knobs(), DEVICE).kernels[0]
     assert kernel.resources == closer.resources
     assert kernel.occupancy == closer.occupancy
     assert set(kernel.code.global_loads) == {128}
     assert blocks * knobs().rows_per_block == CASE.rows
     assert found.problems == ()
     assert 0 < ranking.score(found, CASE, DEVICE) <= 1
+
+
+@needs_compiler
+def test_a_candidate_is_lowered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that builds a candidate lowers it once, for its facts and for the stored file, and the
+    file is the one that is stored where nothing was lowered before.
+    """
+    generate, lowered = device_code.generate, []
+
+    def counting(*arguments: Any) -> Program:
+        lowered.append(1)
+        return generate(*arguments)
+
+    contents = []
+    monkeypatch.setattr(device_code, "generate", counting)
+    for name, build in (
+        ("job", lambda: trial.run(Build(CASE, DEVICE, Candidate.of(PLAN.name, knobs())))),
+        ("prepare", lambda: cache.prepare(CASE, PLAN, knobs(), DEVICE)),
+    ):
+        lowered.clear()
+        monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / name))
+        build()
+        assert len(lowered) == 1
+        contents.append(sealed.read(cache.path_of(CASE, PLAN, knobs(), DEVICE)).content)
+    assert contents[0] == contents[1]
 
 
 @needs_compiler
@@ -83,7 +114,7 @@ def test_reading_again_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     assert moved(CASE, PLAN, knobs(), DEVICE) == ()
     assert moved(CASE, PLAN, knobs(row_storage="reload"), DEVICE) == ("reads x 3 times",)
-    monkeypatch.setattr(statics, "_emulated", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(candidate_facts, "_emulated", lambda *_: pytest.fail("asked again"))
     assert moved(CASE, PLAN, knobs(row_storage="reload", threads_per_row=64), DEVICE) == (
         "reads x 3 times",
     )
@@ -115,9 +146,9 @@ def test_a_candidate_that_cannot_be_run_is_not_judged(monkeypatch: pytest.Monkey
 
     def fails(*_: Any) -> Any:
         asked.append(1)
-        raise inspection.InputError("no")
+        raise InputError("no")
 
-    monkeypatch.setattr(statics, "_emulated", fails)
+    monkeypatch.setattr(candidate_facts, "_emulated", fails)
     case = msgspec.structs.replace(CASE, dtype="float16")
     assert moved(case, PLAN, knobs(), DEVICE) == moved(case, PLAN, knobs(), DEVICE) == ()
     assert len(asked) == 2

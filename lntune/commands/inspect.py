@@ -1,0 +1,112 @@
+"""`lntune inspect`: what is known of a GPU kernel where there is no GPU: its registers and other
+resources, the widths of its loads and stores, the bytes it moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lntune import backends, knobs, ops
+from lntune.backends import cuda
+from lntune.backends.cuda import Inspection
+from lntune.case import Case
+from lntune.device import Device
+from lntune.errors import InputError
+from lntune.kernels import compiler, traffic
+from lntune.schedule import Schedule
+
+ROWS = 8
+"""Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to
+take no time.
+"""
+ROWS_PER_BLOCK = 4
+"""Rows of each block that adds to sums of its own, which it does once, or at each row."""
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """One kernel of a case on one architecture. `read`, `written` and `extra` are those of
+    traffic.Moved; `between` is, too, as a share of the least bytes for the case's rows: it is the
+    same whatever the number of rows.
+    """
+
+    case: Case
+    arch: str
+    schedule: str
+    knobs: dict[str, knobs.Value]
+    kernels: tuple[Inspection, ...]
+    read: dict[str, float]
+    written: dict[str, float]
+    extra: float
+    between: float = 0.0
+    strided: bool = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What would have the candidate pruned before it costs a device's time; empty for a good
+        one.
+        """
+        return (
+            *(problem for kernel in self.kernels for problem in kernel.problems),
+            *traffic.repeated(self.read, self.written),
+        )
+
+
+def inspect_case(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Inspected:
+    """Compile a kernel for a GPU, which need not be here, and run it in the emulator on a few rows;
+    `strided`: one for matrices whose rows may lie anywhere.
+
+    Raises:
+        InputError: the device is no GPU.
+        ScheduleError, BuildError: the kernel cannot be made; ToolchainError: there is no CUDA
+            compiler.
+        EmulatorError: it does what would be an error on a device.
+    """
+    if not backends.of(device).inspects:
+        raise InputError(
+            f"target: got {device.name}, expected a GPU, such as cuda:sm_90; `lntune show --as asm`"
+            " is for CPUs."
+        )
+    program = compiler.program(case, schedule, setting, device, strided)
+    kernels = tuple(
+        cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel)
+        for one in program.launches
+    )
+    few = msgspec.structs.replace(
+        case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows_per_block", 1)))
+    )
+    sums = any(a.role == "sum" for a in ops.get(case.op).arguments(case))
+    if sums:  # so that each block has rows enough to show what one costs
+        device = msgspec.structs.replace(device, cores=max(1, few.rows // ROWS_PER_BLOCK))
+        program = compiler.program(case, schedule, setting, device, strided)
+    moved = traffic.count(few, program, case.blocks(device.cores))
+    between = moved.between / ops.get(case.op).bytes(case)
+    # perhaps only by blocks that have none of so few rows, and read the last one again
+    if not sums and traffic.repeated(moved.read, moved.written):
+        smaller = (
+            msgspec.structs.replace(device, cores=cores) for cores in (1, 2, 4, 8, 16, 32, 64)
+        )
+        fitting = next(
+            (gpu for gpu in smaller if schedule.reason_invalid(setting, case, gpu) is None), device
+        )
+        program = compiler.program(case, schedule, setting, fitting, strided)
+        # blocks of rows whose sums have a kernel of their own are on this axis
+        rows = few.rows * max(launch.blocks(1)[1] for launch in program.launches)
+        moved = traffic.count(
+            msgspec.structs.replace(few, rows=rows), program, case.blocks(fitting.cores)
+        )
+    return Inspected(
+        case,
+        device.isa,
+        schedule.name,
+        knobs.to_dict(setting),
+        kernels,
+        moved.read,
+        moved.written,
+        moved.extra,
+        between,
+        strided,
+    )
