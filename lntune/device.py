@@ -44,9 +44,9 @@ class Device(msgspec.Struct, frozen=True):
     `kind` is "cpu" or "gpu" and says whose schedules it takes; `name`, `model` and `cores` tell two
     machines apart in the log; `isa` and `features` decide what code may be built; `l1`, `l2`, `l3`
     are cache sizes in bytes (0: not known), a CPU's `l1` and `l2` those of a core. `model` is what
-    a CPU tells of its silicon, since many generations share a name in virtual machines:
+    a CPU says of its silicon, since many generations share a name in virtual machines:
     "AuthenticAMD family 25 model 17 stepping 1" on x86, "implementer 0x41 part 0xd0c variant 0x3"
-    on Arm; empty where nothing is told, and for a GPU, whose name is its own.
+    on Arm; empty where nothing is known, and for a GPU, whose name is its own.
 
     Of a GPU, `isa` is the architecture ("sm_90"), `cores` are the `multiprocessors`, `l2` is the
     cache of all and `shared_memory` what a block may have of a multiprocessor's, in bytes.
@@ -96,7 +96,7 @@ class Device(msgspec.Struct, frozen=True):
         """What keeps a record of `other` from serving this device, field by field; empty when it
         may.
 
-        Two CPUs of which one does not tell its model (an old record) are told apart by the caches
+        Two CPUs of which one does not say its model (an old record) are distinguished by the caches
         of a core, where both know them: these differ from generation to generation. What may
         differ: the last cache, of which virtual machines get any share, and for GPUs all caches,
         which their name decides.
@@ -164,8 +164,8 @@ def usable_cores() -> int:
 
 def _quota(root: Path) -> float:
     """CPU time per second that control groups leave to this process, the least of its own group and
-    those above it; infinite without a limit. A container is told of its limit in no other way: it
-    sees all cores of its host.
+    those above it; infinite without a limit. A container has no other way to know its
+    limit: it sees all cores of its host.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -210,8 +210,8 @@ def _x86_level(flags: frozenset[str]) -> str:
 
 
 def _arm_name(info: dict[str, str]) -> str:
-    """Linux on Arm tells the designer and the core by number only; better than one name for all of
-    them.
+    """A name for an Arm CPU, of which Linux has only the numbers of designer and core; better than
+    one name for all of them.
     """
     implementer, part = info.get("CPU implementer"), info.get("CPU part")
     return f"arm {implementer} {part}" if implementer and part else ""
@@ -227,7 +227,7 @@ def _numbers(pairs: dict[str, str]) -> str:
 
 
 def _model(info: dict[str, str]) -> str:
-    """What /proc/cpuinfo, or on a Mac with an Intel CPU sysctl, tells of the silicon; see
+    """What /proc/cpuinfo, or on a Mac with an Intel CPU sysctl, says of the silicon; see
     Device.model.
     """
     if "CPU implementer" in info:

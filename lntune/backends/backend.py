@@ -78,7 +78,7 @@ class Backend(abc.ABC):
     aligned: ClassVar[bool] = False
     """Wide accesses want addresses that are multiples of their width."""
     inspects: ClassVar[bool] = False
-    """Its code is CUDA source, of which `lntune inspect` tells what it takes and moves."""
+    """Its code is CUDA source, of which `lntune inspect` shows the resources and traffic."""
     multi_arch: ClassVar[bool] = False
     """A stored kernel may have code for several architectures."""
     has_peers: ClassVar[bool] = False
@@ -240,7 +240,7 @@ class Backend(abc.ABC):
         return set()
 
     def runtime(self) -> str:
-        """What of ours a stored kernel needs to be loaded, as a hash of its source; empty: none."""
+        """A hash of the source of lntune's own code that stored kernels need; empty: none."""
         return ""
 
     def ensure_library(self) -> None:  # noqa: B027 (nothing to do for most)

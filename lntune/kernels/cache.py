@@ -223,7 +223,7 @@ def kernel(
 
 
 def _is_current(path: Path, schedule: Schedule, backend: Backend, make: Callable[[], None]) -> bool:
-    """True when a file is there for `native.fetch`. One of other tools than this machine's, or of
+    """True when there is a file for `native.fetch`. One of other tools than this machine's, or of
     other code, is made anew before, where that succeeds.
     """
     try:

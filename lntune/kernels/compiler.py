@@ -1,4 +1,5 @@
-"""From operator, schedule, knobs and device to code: the one place that asks schedules for kernels.
+"""From an operator, a schedule, knobs and a device to a compiled kernel. No other module calls
+schedules.
 
 What a kind of device makes of a scheduled kernel is its backend's business.
 """

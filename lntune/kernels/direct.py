@@ -1,5 +1,5 @@
-"""Direct calls: tables that lead from Python arguments to a kernel in one step of C (`direct.c`
-says how and why).
+"""How a kernel is called from Python with little overhead: one function in C checks the arguments,
+allocates outputs and calls the kernel (`direct.c` says how and why).
 """
 
 from __future__ import annotations

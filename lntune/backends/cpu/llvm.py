@@ -1,4 +1,4 @@
-"""Scheduled kernels for CPUs -> machine code, by TVM's LLVM; in this process or as a library."""
+"""From a scheduled CPU kernel to machine code by TVM's LLVM, in this process or as a library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Loading built kernels: `tvm_ffi` and a few symbols of our own, never the compiler."""
+"""How built CPU kernels are loaded: with `tvm_ffi` and a few C functions of lntune's own, without
+TVM's compiler.
+"""
 
 from __future__ import annotations
 

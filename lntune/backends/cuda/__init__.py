@@ -1,4 +1,4 @@
-"""CUDA C++ source to device code, and the facts about that code which need no GPU."""
+"""NVIDIA's GPUs: CUDA source is compiled, inspected, stored, loaded, launched and timed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""CUDA C++ source to device code, through whichever compiler is there, each source once per
-machine.
-"""
+"""From CUDA C++ source to device code, with nvcc or NVRTC; results are cached on disk."""
 
 from __future__ import annotations
 

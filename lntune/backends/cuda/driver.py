@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
 
 class Driver:
     """An open driver. `handle` is launcher.c's, null where there is none that can be used;
-    `missing` then says why, and `fault` is the error of ours, where it is one.
+    `missing` then says why, and `fault` is the exception, where there was one.
     """
 
     def __init__(self, path: str, device_type: int) -> None:
@@ -180,8 +180,8 @@ def use(path: Any = None, device_type: int = CUDA) -> None:
 
 
 def opened() -> Driver:
-    """The driver, opened at the first call; `missing` tells whether it can be used. Where that is
-    because of what may pass, it is tried again later.
+    """The driver, opened at the first call; `missing` says why it cannot be used, if so. A failure
+    that may be temporary is tried again later.
     """
     with _lock:
         driver = _opened.get(_chosen)

@@ -12,7 +12,7 @@ sm_90; one machine without a GPU):
   core where the device's part takes 0.9, as a file of 1 MB (a CUDA runtime in each). Its launches
   make a grid of no blocks one of one block, which for no rows reads and writes memory that is not
   there; alignment is not checked; it has no memory between kernels; and the stream is the one that
-  tvm_ffi's Python was told, not PyTorch's, when it is called from C as direct.py does.
+  tvm_ffi's Python was given, not PyTorch's, when it is called from C as direct.py does.
 - This one: 1.5 ms for the first kernel of a process and 0.2 ms for each after that, beside the
   driver's own time; files of 30 KB; the driver and nothing else; a call costs 0.7 us of Python,
   checks and launcher before the driver's launch.

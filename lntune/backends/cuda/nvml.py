@@ -1,5 +1,5 @@
-"""What the driver's management library tells of a GPU: its clock, and who else uses it. Absent or
-silent, it costs nothing but knowledge.
+"""NVML, the library that monitors NVIDIA's GPUs: at what clock one runs, and how much other
+processes use it. Where it is missing or does not answer, these are not known, and nothing fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scheduled kernels for GPUs -> CUDA source and its launches."""
+"""From a scheduled GPU kernel to CUDA source and the launches it takes."""
 
 from __future__ import annotations
 

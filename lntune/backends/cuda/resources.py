@@ -13,8 +13,8 @@ class Resources(msgspec.Struct, frozen=True):
 
     The stack frame is each thread's: arrays indexed by what is only known at run time, spilled
     registers, calls. The bytes of spills are instructions times their width, so they may exceed the
-    frame. Constant memory counts all banks, and so the arguments; ptxas 13 tells it up to sm_89 and
-    not beyond, where it is None.
+    frame. Constant memory counts all banks, and so the arguments; ptxas 13 reports it up to sm_89
+    only, and beyond it is None.
     """
 
     kernel: str
@@ -44,8 +44,8 @@ def parse(log: str) -> dict[str, Resources]:
     """Kernel -> its resources, from the log of ptxas -v (nvcc's or NVRTC's) for one architecture.
 
     Functions a kernel calls are listed after it: their spills are added to the kernel's, and its
-    stack is the deepest that is told. Lines of another form are passed over, and a kernel whose
-    registers are not told is left out.
+    stack is the deepest that is reported. Lines of another form are passed over, and a kernel whose
+    registers are not reported is left out.
     """
     parsed: dict[str, Resources] = {}
     # Everything up to the next entry belongs to one kernel.

@@ -1,4 +1,4 @@
-"""CUDA source from TVM without a compilation of it, on machines with a GPU as on those without."""
+"""How TVM is kept from compiling the CUDA source it makes, on machines with a GPU and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs CUDA C++ as TVM writes it on the CPU, and proves there what a GPU would leave to chance.
+"""An emulator of GPUs: runs the CUDA C++ that TVM writes on the CPU and checks every access.
 
     program = emulator.compile(source)
     traffic = program.launch("main_kernel", grid=(rows, 1, 1), block=(128, 1, 1),

@@ -1,4 +1,4 @@
-"""What is wrong with a kernel, by kind."""
+"""The errors that the emulator finds in kernels, a class for each kind."""
 
 from __future__ import annotations
 
