@@ -133,8 +133,9 @@ def _agreement(case: Case) -> Agreement:
             outputs.append(function(x, (case.hidden,), weight, bias))
         leaf = x.clone().requires_grad_()
         gradients += torch.autograd.grad(function(leaf, (case.hidden,), weight, bias), leaf, dy)
-    differences = [
+    output, gradient = (
         float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
         for ours, theirs in (outputs, gradients)
-    ]
-    return Agreement(case, *differences, all(d < AGREES[case.dtype] for d in differences))
+    )
+    agrees = all(difference < AGREES[case.dtype] for difference in (output, gradient))
+    return Agreement(case, output, gradient, agrees)
