@@ -47,8 +47,8 @@ def knobs(**changed: Any) -> Any:
 
 @needs_compiler
 def test_the_facts_of_a_good_candidate() -> None:
-    """The default knobs: registers, occupancy and accesses of 16 bytes as `lntune inspect` has them,
-    blocks for the case's rows, no problems.
+    """The default knobs: registers, occupancy and accesses of 16 bytes as `lntune inspect` has
+    them, blocks for the case's rows, no problems.
     """
     found = facts(CASE, PLAN, knobs(), DEVICE)
     (kernel,), (blocks,) = found.kernels, found.blocks

@@ -83,8 +83,8 @@ def test_a_right_kernel_passes(dtype: str, variant: str) -> None:
 @pytest.mark.parametrize("hidden", [1, 1000, 4097])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eager_itself_passes(dtype: str, hidden: int) -> None:
-    """PyTorch's own layer norm passes: the tolerance asks for nothing that eager does not give. Its error
-    is what others are compared with.
+    """PyTorch's own layer norm passes: the tolerance asks for nothing that eager does not give. Its
+    error is what others are compared with.
     """
     case = case_of(dtype, hidden)
     verdict = check.verify(case, kernel_of(case, lambda a: dict(OP.eager(case, a))))
@@ -437,7 +437,7 @@ def test_a_kernel_that_does_nothing_is_wrong() -> None:
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=check.Verdict) == verdict
 
 
-def test_errors_are_in_units_of_the_bar() -> None:
+def test_errors_are_in_units_of_the_tolerance() -> None:
     """`errors` is 1 at the tolerance: an error of twice that reads 2, and the message has both
     numbers.
     """

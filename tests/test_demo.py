@@ -133,8 +133,8 @@ def test_the_command(agrees: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_the_default_grid_is_one_a_minute_is_enough_for() -> None:
-    """The tour's own grid: two dtypes, one row up to many, each case once, and a tolerance for each of
-    its dtypes.
+    """The tour's own grid: two dtypes, one row up to many, each case once, and a tolerance for
+    each of its dtypes.
     """
     assert {c.dtype for c in demo.GRID} == {"float32", "bfloat16"} <= set(demo.AGREES)
     assert {c.rows for c in demo.GRID} >= {1, 512}
