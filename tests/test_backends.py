@@ -22,6 +22,9 @@ from lntune.backends.cuda import backend as cuda_backend
 from lntune.backends.cuda import launcher
 from lntune.backends.cuda import timing as gpu_timing
 from lntune.case import Case
+from lntune.commands import bench
+from lntune.commands.check import check_cases
+from lntune.device import Device
 from lntune.errors import InputError, LntuneError, UnknownNameError
 from lntune.kernels import cache
 from lntune.log import records
@@ -301,6 +304,31 @@ def by_eager(case: Case) -> Any:
                 named[name].copy_(made)
 
     return kernel
+
+
+@pytest.mark.parametrize("device", [EMULATED, CPU], ids=["emulated", "cpu"])
+def test_what_is_checked_and_benchmarked_is_the_devices_own(
+    device: Device, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """`lntune check` and `lntune bench` for an emulated GPU get its kernels, not the CPU's, whose
+    tensors it works on; and those of the CPU where an emulated GPU serves calls.
+    """
+    seen: list[Device] = []
+
+    def kernel(case: Case, plan: Any, setting: Any, device: Device, strided: bool = False) -> Any:
+        seen.append(device)
+        return by_eager(case)
+
+    request.addfinalizer(lambda: (backends.serve(), lntune.reload()))
+    monkeypatch.setattr(cache, "kernel", kernel)
+    other = EMULATED if device == CPU else None
+    backends.serve(other)
+    lntune.reload()
+    case = Case("layer_norm", 64, "float32", 8)
+    assert all(result.ok for result in check_cases([case], device))
+    bench.run([case], 0.0, with_compile=False, device=device)
+    assert len(seen) >= 3 and set(seen) == {device}
+    assert torch_devices.of(torch.device("cpu")) == (other or CPU)
 
 
 VARIANT = Case("layer_norm", 64, "float32", 8, "weight+bias+stats")

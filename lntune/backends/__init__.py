@@ -101,11 +101,14 @@ def of_torch(kind: str, index: int) -> Device | None:
 _serving: dict[str, Device] = {}
 
 
-def serve(device: Device | None = None) -> None:
+def serve(device: Device | None = None) -> Device | None:
     """Have tensors of the CPU served as those of a device that works on such tensors, from now on:
-    an emulated GPU. Without one, as the CPU's again. `lntune.reload()` makes calls ask anew.
+    an emulated GPU. Without one, as the CPU's again. `lntune.reload()` makes calls ask anew. The
+    answer is the device that stood in until now.
     """
+    before = next(iter(_serving.values()), None)
     _serving.clear()
     if device is not None:
         backend = of(device)
         _serving[backend.torch_type] = device
+    return before

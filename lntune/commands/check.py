@@ -16,7 +16,7 @@ from lntune.device import Device
 from lntune.log import records
 from lntune.log.select import Tier
 from lntune.system import paths
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
     tensors = [torch.empty(0, device=backend.torch_device(device))]
     dispatch.reload()
     results = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), devices.serving(device):
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
         for case in cases:
             for variant in ops.get(case.op).called(case.variant):

@@ -4,7 +4,8 @@ what kernels can take them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from lntune.errors import LntuneError
 from lntune.system import callers
 from lntune.system.later import Later, passes
 from lntune.torch.constants import constant
-from lntune.torch.reloading import on_reload
+from lntune.torch.reloading import on_reload, reload
 
 WHOLE = 16
 """Bytes of the widest access of a GPU; a tensor that is aligned to them is aligned well enough for
@@ -60,6 +61,27 @@ _retries: dict[tuple[str, int], Later] = {}
 def _forget() -> None:
     """Ask anew which devices serve: another one may stand in for the CPU (`backends.serve`)."""
     _devices.clear()
+
+
+@contextlib.contextmanager
+def serving(device: Device) -> Iterator[None]:
+    """In the block calls with tensors of the device are served by its own kernels: those of an
+    emulated GPU, whose tensors are the CPU's, would be served by the CPU's, and the other way round
+    after `backends.serve`.
+    """
+    backend = backends.of(device)
+    own = backends.TORCH_TYPES.get(backend.torch_type) == backend.name
+    stand_in = None if own else device
+    before = backends.serve(stand_in)
+    if before == stand_in:
+        yield
+        return
+    reload()
+    try:
+        yield
+    finally:
+        backends.serve(before)
+        reload()
 
 
 def _look(key: tuple[str, int]) -> Device | None:

@@ -22,7 +22,7 @@ from lntune.log.records import Record
 from lntune.measure import calls
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
-from lntune.torch import bound_call, dispatch
+from lntune.torch import bound_call, devices, dispatch
 from lntune.transforms import strides
 
 Progress = Callable[[int, int, Case], None]
@@ -89,7 +89,8 @@ def run(
     measured: list[Record] = []
     on_heap = backend.outputs_on_heap
     bandwidth = None if on_heap else backend.copy_bandwidth(device, COPY_SECONDS)
-    with kept_heap(not page_faults and not given_output and on_heap) as kept:
+    heap = kept_heap(not page_faults and not given_output and on_heap)
+    with devices.serving(device), heap as kept:
         how = "from a kept heap" if kept else "with page faults" if on_heap else _HELD
         how += ", inputs half of wider rows" if strided else ""
         result = Result(
