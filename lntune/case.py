@@ -53,7 +53,7 @@ def bucket_of(rows: int) -> int:
 
 
 def bucket_label(bucket: int) -> str:
-    """A bucket as a person reads it: "1", "2-15", "1024+"."""
+    """A bucket as a person reads it: "1", "2-15", "16384+"."""
     first, last = BUCKETS[bucket]
     if first == last:
         return str(first)

@@ -1,4 +1,4 @@
-"""How figures are said in sentences."""
+"""Counts with their nouns, for sentences: "1 case", "2 cases"."""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ LOG_DIR = Annotated[
 
 TARGET = Annotated[
     str,
-    typer.Option("--target", help="cpu; cuda or cuda:1 for a GPU that is here."),
+    typer.Option(
+        "--target", help="cpu; cuda or cuda:1 for a GPU that is here; emulated:sm_90, for tests."
+    ),
 ]
 
 

@@ -32,6 +32,7 @@ from lntune.cli.base import (
     using_logs,
 )
 from lntune.errors import InputError, got_expected
+from lntune.search import SEARCHES
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def tune(
     ] = None,
     search: Annotated[
         str,
-        typer.Option(
-            help="exhaustive, random, local or ranked; by default local on a CPU, ranked on a GPU."
-        ),
+        typer.Option(help=f"{', '.join(SEARCHES)}; by default local on a CPU, ranked on a GPU."),
     ] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
     seed: SEED = 0,

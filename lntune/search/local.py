@@ -46,7 +46,7 @@ def _climb(
     *,
     rng: random.Random,
 ) -> None:
-    """One ascent from `here`, which is untried; takes what it tries out of `untried`."""
+    """One ascent from `current`, which is untried; takes what it tries out of `untried`."""
     del untried[current]
     cost = evaluate(current)
     improved = True

@@ -1,5 +1,5 @@
-"""The space's own order, and by turns the surroundings of the best found: for spaces that know
-something of their candidates.
+"""Alternates between the untried candidate that the space ranks best and neighbours of the best
+measured one: for spaces that know something of their candidates.
 
 On a GPU candidates are built ahead and ranked by what their code tells; which of those that are
 built is next, the space says. A rank that is wrong costs half of the trials at most: the other half

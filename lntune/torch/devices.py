@@ -42,16 +42,18 @@ def of(torch_device: torch.device) -> Device | None:
 
 def _known(kind: str, index: int) -> Device | None:
     key = kind, index
-    try:  # one step: another thread may reload in between
-        device = _devices[key]
-    except KeyError:
+    device = _devices.get(key, _UNKNOWN)  # one step: another thread may reload in between
+    retry = device is None and (later := _retries.get(key)) is not None and later.due
+    if retry or isinstance(device, _Unknown):
         device = _devices[key] = _look(key)
-    else:
-        if device is None and (later := _retries.get(key)) is not None and later.due:
-            device = _devices[key] = _look(key)
     return device
 
 
+class _Unknown:
+    """Stands for a device that was not looked for yet."""
+
+
+_UNKNOWN = _Unknown()
 _devices: dict[tuple[str, int], Device | None] = {}
 _retries: dict[tuple[str, int], Later] = {}
 """Devices on which kernels cannot run because of what may pass, and when each is asked again."""

@@ -26,6 +26,7 @@ from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.times import TRIAL_SECONDS
+from lntune.words import counted
 
 TRIALS = 8
 """Candidates built of each case, unless told otherwise."""
@@ -249,8 +250,8 @@ class _Pace:
         )
         if assumed is not None:
             building = (
-                f"{self._build:.2f} s to build one, as here, by {self._builders} processes,"
-                " whichever is longer"
+                f"{self._build:.2f} s to build one, as here, by"
+                f" {counted(self._builders, 'process', 'processes')}, whichever is longer"
             )
             self.assumption = (
                 f"{self._device:.2f} s of the GPU for a candidate (assumed, not measured), or"

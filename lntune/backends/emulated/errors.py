@@ -1,4 +1,4 @@
-"""The errors that the emulator finds in kernels, a class for each kind."""
+"""The faults that the emulator finds in a kernel, one exception each."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def find(target: str) -> tuple[Device, str]:
     if not target:
         return backends.best()
     kind, _, number = target.partition(":")
-    if kind in BACKENDS and (not number or number.isdecimal()):
-        backend = backends.get(kind)
+    backend = backends.get(kind) if kind in BACKENDS else None
+    if backend and kind == backend.option and (not number or number.isdecimal()):
         if why := backend.missing():
             raise _expected(target, f"a GPU that is here ({why})", "See lntune doctor.")
         if number and int(number) >= backend.count():

@@ -1,4 +1,4 @@
-"""What `lntune doctor` says of one thing it looked at: a status, details and a remedy."""
+"""One line of `lntune doctor`: what was looked at, a status, details and a remedy."""
 
 from __future__ import annotations
 
