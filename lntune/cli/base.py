@@ -85,7 +85,7 @@ LOG_DIR = Annotated[
 TARGET = Annotated[
     str,
     typer.Option(
-        "--target", help="cpu; cuda or cuda:1 for a GPU that is here; emulated:sm_90, for tests."
+        "--target", help="cpu; cuda or cuda:1 (a GPU that is here); emulated:sm_90 (for tests)."
     ),
 ]
 

@@ -1,10 +1,10 @@
 """NVIDIA's GPUs: CUDA source is compiled, inspected, stored, loaded, launched and timed.
 
-On the way of a kernel: `program` asks `lowering` and `device_code` for CUDA source and its launches;
-`compiler` makes machine code of it by `nvcc` or `nvrtc`, found by `locate`; `stored` writes and reads
-the file; `launcher` packs it (`packed`) for launcher.c, which asks the `driver`; `timing` times calls
-by events and graphs (`capture`, `nvml`). What is known of machine code without a GPU: `resources`,
-`sass`, `ptx`, `code`, `occupancy`. `targets` are GPUs by name.
+On the way of a kernel: `program` asks `lowering` and `device_code` for CUDA source and its
+launches; `compiler` makes machine code of it by `nvcc` or `nvrtc`, which `locate` finds; `stored`
+writes and reads the file; `launcher` hands it, as `packed` numbers, to launcher.c, which asks the
+`driver`; `timing` times calls by events and graphs (`capture`, `nvml`). What is known of machine
+code without a GPU: `resources`, `sass`, `ptx`, `code`, `occupancy`. `targets` are GPUs by name.
 """
 
 from __future__ import annotations
