@@ -25,6 +25,7 @@ from torch import Tensor
 from lntune import backends
 from lntune.backends.cuda.capture import record
 from lntune.system import callers
+from lntune.system.forks import OUTER, held_at_fork
 from lntune.torch import devices
 from lntune.torch.reloading import on_kernels_changed
 
@@ -40,10 +41,7 @@ be the only one.
 """
 
 Loop = Callable[..., tuple[Tensor, ...]]
-_lock = threading.RLock()
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-)
+_lock = held_at_fork(threading.RLock(), OUTER)
 
 
 @dataclass

@@ -7,35 +7,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
-LOCK = threading.RLock()
+from lntune.system.forks import DECISION, held_at_fork
+
+LOCK = held_at_fork(threading.RLock(), DECISION)
 """Held while a case is decided on and its kernel built or loaded."""
-_inner: list[Any] = []
-"""Locks that are taken while LOCK is held, and never the other way round."""
-
-
-def _before_fork() -> None:
-    for lock in (LOCK, *_inner):
-        lock.acquire()
-
-
-def _after_fork() -> None:
-    for lock in (*reversed(_inner), LOCK):
-        lock.release()
-
-
-# A process forks only between two decisions: a child that inherits a lock shut by another thread
-# would wait for ever. Before a fork locks are taken in the order in which decisions take them.
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
-
-
-def hold_at_fork(lock: threading.Lock) -> threading.Lock:
-    """The lock, which decisions take: a process forks only while nobody has it."""
-    _inner.append(lock)
-    return lock
-
-
 _decisions: list[Callable[[], None]] = []
 _kernel_users: list[Callable[[], None]] = []
 _strict = os.environ.get("LNTUNE_STRICT", "") not in ("", "0")

@@ -16,7 +16,8 @@ from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.log.records import Key
 from lntune.system import callers
-from lntune.torch.reloading import hold_at_fork, on_reload
+from lntune.system.forks import INNER, held_at_fork
+from lntune.torch.reloading import on_reload
 from lntune.words import counted
 
 
@@ -44,7 +45,7 @@ class Untuned(msgspec.Struct, frozen=True):
         return command([self])
 
 
-_lock = hold_at_fork(threading.Lock())
+_lock = held_at_fork(threading.Lock(), INNER)
 _cases: dict[tuple[Device, Key], Untuned] = {}
 _shown: set[tuple[Device, Key]] = set()
 """Those of which the user's filters let a warning through."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 from lntune.errors import BuildError
 from lntune.system import exchange, native, paths, sealed
+from lntune.system.forks import INNER, held_at_fork
 
 SOURCE = paths.PACKAGE / "backends" / "cpu" / "runtime.c"
 
@@ -25,12 +25,9 @@ _SYMBOLS = {
     b"__TVMBackendAllocWorkspace": ("lntune_workspace_alloc", "TVMBackendAllocWorkspace"),
     b"__TVMBackendFreeWorkspace": ("lntune_workspace_free", "TVMBackendFreeWorkspace"),
 }
-_lock = threading.RLock()
+_lock = held_at_fork(threading.RLock(), INNER)
 # A process forks only between two loads, never in the middle of another thread's, whose lock would
 # stay shut in the child.
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-)
 
 
 def source_hash() -> str:
