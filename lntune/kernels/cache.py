@@ -26,7 +26,7 @@ from lntune.versions import Code
 class Key(msgspec.Struct, frozen=True):
     """What a kernel is built from, which any machine knows that looks for it. Timings and the log
     are not among it, nor what it is built with: a kernel that comes from elsewhere is found where
-    there is neither TVM nor a compiler. That is kept with the file, see `Tools`.
+    there is neither TVM nor a compiler. That is kept with the file, see `_tools`.
     """
 
     op: str

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lntune import ops
+from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
 from lntune.errors import LntuneError
 from lntune.kernels import direct
-
-Kernel = Callable[..., Any]
-Call = Callable[[], Any]
 
 
 def bind(

@@ -13,13 +13,14 @@ import msgspec
 
 from lntune import backends, check, ops, timing
 from lntune import schedule as schedules
+from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Timing
-from lntune.measure.calls import Call, Kernel, bind
+from lntune.measure.calls import bind
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
 
 TRIAL_SAMPLES = 16
@@ -155,7 +156,7 @@ def _judged(verdict: check.Verdict) -> Outcome:
 def _try(job: Try) -> Outcome:
     """Build, check and time one candidate, with its outputs given."""
     backend, device = backends.of(job.device), job.device
-    inputs = _inputs(job.case, device)  # complains where the device is not here
+    backend.torch_device(device)  # complains where it is not here
     kernel = _kernel(job.case, device, job.candidate)
     if isinstance(kernel, Outcome):
         return kernel
@@ -165,7 +166,7 @@ def _try(job: Try) -> Outcome:
         return Outcome("run", _brief(e))
     if outcome.status != "ok":
         return outcome
-    calls = bind(job.case, kernel, inputs, allocate=False)
+    calls = bind(job.case, kernel, _inputs(job.case, device), allocate=False)
     measured = timing.quietest(
         lambda: backend.measure({"tuned": calls}, device, job.seconds, seed=job.seed),
         TRIAL_ATTEMPTS,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lntune.device
-from lntune import check, ops, timing
-from lntune.backends import inputs
-from lntune.backends.backend import Backend, Call, Kernel, Scheduled
+from lntune import check, timing
+from lntune.backends.backend import Kernel, Scheduled
 from lntune.backends.cpu import llvm, runtime
-from lntune.case import Case
-from lntune.check import Verdict
+from lntune.backends.host import HostBackend
 from lntune.device import Device
 from lntune.system import toolchain
 from lntune.system.sealed import Facts
-from lntune.timing import Measured
 
 _COPIED = 1 << 30
 """Bytes of the tensor that `copy_bandwidth` copies, at most; twice that is moved."""
@@ -25,12 +22,11 @@ _SHARE = 16
 """At most this fraction of the free memory is copied."""
 
 
-class Cpu(Backend):
+class Cpu(HostBackend):
     """This machine's CPU."""
 
     name = "cpu"
     kind = "cpu"
-    torch_type = "cpu"
     suffix = "so"
     outputs_on_heap = True
     calls_directly = True
@@ -50,10 +46,6 @@ class Cpu(Backend):
     def device_of(self, index: int) -> Device:
         """See Backend."""
         return lntune.device.current()
-
-    def torch_device(self, device: Device) -> str:
-        """See Backend."""
-        return "cpu"
 
     def last_cache(self, device: Device) -> int:
         """See Backend."""
@@ -99,30 +91,6 @@ class Cpu(Backend):
     def ensure_library(self) -> None:
         """See Backend."""
         runtime.ensure_library()
-
-    def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
-        """See Backend."""
-        return [inputs.plain(case, device.cores, seed)]
-
-    def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
-        """See Backend."""
-        return ops.get(case.op).baseline(case, given)
-
-    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
-        """See Backend."""
-        return check.verify(case, kernel, self.fence, "cpu", device.cores)
-
-    def measure(
-        self,
-        contenders: Mapping[str, Sequence[Call]],
-        device: Device,
-        seconds: float,
-        rounds: int = 5,
-        seed: int = 0,
-    ) -> Measured:
-        """See Backend."""
-        first = {name: calls[0] for name, calls in contenders.items()}
-        return timing.measure(first, seconds, rounds, seed)
 
     def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
         """See Backend."""

@@ -7,36 +7,33 @@ times are those of the emulator, which say nothing about a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lntune import check, ops, timing
+from lntune import check
 from lntune.architectures import ARCHITECTURES
-from lntune.backends import inputs
-from lntune.backends.backend import Backend, Call, Kernel, Scheduled
+from lntune.backends.backend import Kernel, Scheduled
 from lntune.backends.cuda import program as programs
 from lntune.backends.cuda import stored
 from lntune.backends.cuda.device_code import WIDEST, Binary
 from lntune.backends.emulated import calls, emulator
+from lntune.backends.host import HostBackend
 from lntune.case import Case
-from lntune.check import Verdict
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.system.sealed import Facts
-from lntune.timing import Measured
 
 PREFIX = "emulated:"
 MULTIPROCESSORS = 2
 """So few that blocks which go over the rows in turns have several, of few rows."""
 
 
-class Emulated(Backend):
+class Emulated(HostBackend):
     """An architecture whose kernels the emulator runs."""
 
     name = "emulated"
     kind = "gpu"
-    torch_type = "cpu"
     suffix = "emulated"
     aligned = True
     inspects = True
@@ -65,10 +62,6 @@ class Emulated(Backend):
     def device_of(self, index: int) -> Device:
         """See Backend."""
         raise InputError(got_expected("device", index, "one of `serve`", "See backends.serve."))
-
-    def torch_device(self, device: Device) -> str:
-        """See Backend."""
-        return "cpu"
 
     def target(self, device: Device) -> dict[str, Any]:
         """See Backend."""
@@ -107,30 +100,6 @@ class Emulated(Backend):
     def tools(self) -> Facts:
         """See Backend."""
         return {}
-
-    def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
-        """See Backend."""
-        return [inputs.plain(case, device.cores, seed)]
-
-    def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
-        """See Backend."""
-        return ops.get(case.op).baseline(case, given)
-
-    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
-        """See Backend."""
-        return check.verify(case, kernel, self.fence, "cpu", device.cores)
-
-    def measure(
-        self,
-        contenders: Mapping[str, Sequence[Call]],
-        device: Device,
-        seconds: float,
-        rounds: int = 5,
-        seed: int = 0,
-    ) -> Measured:
-        """See Backend. Of the emulator's time."""
-        first = {name: one[0] for name, one in contenders.items()}
-        return timing.measure(first, seconds, rounds, seed)
 
     def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
         """See Backend: that of this machine's CPU."""
