@@ -209,15 +209,15 @@ def classifiers(hidden: int, seed: int) -> dict[str, Classifier]:
     torch.manual_seed(seed)
     lstm, head = nn.LSTM(FEATURES, hidden), nn.Linear(hidden, CLASSES)
     ours = from_lstm(lstm)
-    made = {
+    rnns = {
         LSTM: lstm,
         EAGER: EagerLayerNormLSTM(ours),
         OURS: ours,
         MOVED: EagerLayerNormLSTM(ours),
     }
-    found = {name: Classifier(rnn, head) for name, rnn in made.items()}
-    moved(found[MOVED], seed)
-    return found
+    contenders = {name: Classifier(rnn, head) for name, rnn in rnns.items()}
+    moved(contenders[MOVED], seed)
+    return contenders
 
 
 def train(
@@ -278,15 +278,15 @@ def sweep(settings: Settings, say: Say) -> list[Tried]:
     """Train nn.LSTM and the eager LN-LSTM at every learning rate, on seeds that are not
     reported.
     """
-    found = []
+    tried = []
     for rate in settings.rates:
         runs = []
         for seed in range(SWEEP_SEED, SWEEP_SEED + settings.sweep_seeds):
-            made = classifiers(settings.hidden, seed)
+            models = classifiers(settings.hidden, seed)
             say(f"learning rate {rate:g}, seed {seed}")
             runs.append(
                 train(
-                    {n: made[n] for n in (LSTM, EAGER)},
+                    {n: models[n] for n in (LSTM, EAGER)},
                     dict.fromkeys(CONTENDERS, rate),
                     load(seed),
                     settings,
@@ -295,7 +295,7 @@ def sweep(settings: Settings, say: Say) -> list[Tried]:
             )
         for name in (LSTM, EAGER):
             loss = statistics.median(statistics.fmean(r[name].losses) for r in runs)
-            found.append(
+            tried.append(
                 Tried(
                     name,
                     rate,
@@ -303,7 +303,7 @@ def sweep(settings: Settings, say: Say) -> list[Tried]:
                     [statistics.median(r[name].reached(t) for r in runs) for t in settings.targets],
                 )
             )
-    return found
+    return tried
 
 
 def choose(tried: Sequence[Tried], settings: Settings) -> dict[str, float]:
@@ -450,7 +450,7 @@ def tables(result: Result) -> list[Table | str]:
     """
     s = result.settings
     to = [f"updates to {t:g}" for t in s.targets]
-    apart = f"difference, {s.updates // 4} updates", f"{s.updates} updates"
+    differences = f"difference, {s.updates // 4} updates", f"{s.updates} updates"
     learnt = table(
         "Validation loss: median (least..most) over the seeds",
         "contender",
@@ -466,7 +466,7 @@ def tables(result: Result) -> list[Table | str]:
             f"s, {s.updates} updates",
             "eager / its",
             *(f"s to {t:g}" for t in s.targets),
-            *apart,
+            *differences,
         ),
     )
     rates = table(
@@ -530,7 +530,7 @@ def plot(result: Result, path: Path) -> None:
 
     s = result.settings
     updates = np.arange(0, s.updates + 1, EVERY)
-    figure, (by_updates, by_seconds, apart) = plt.subplots(
+    figure, (by_updates, by_seconds, distances) = plt.subplots(
         1, 3, figsize=(15, 5), layout="constrained"
     )
     styles = {
@@ -557,7 +557,7 @@ def plot(result: Result, path: Path) -> None:
     for name in (OURS, MOVED):
         pairs = zip(result.curves[name], result.curves[EAGER], strict=True)
         draw(
-            apart,
+            distances,
             name,
             updates,
             [
@@ -575,7 +575,7 @@ def plot(result: Result, path: Path) -> None:
             "validation loss (nats)",
         ),
         (
-            apart,
+            distances,
             "Rounding: distance from the eager LN-LSTM",
             "updates",
             "difference of validation losses (nats)",

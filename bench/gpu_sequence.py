@@ -118,15 +118,15 @@ def checked(
     """
     exact = eager_modules(source, torch.float64)
 
-    def made(module: nn.Module, given: Tensor) -> list[Tensor]:
+    def evaluate(module: nn.Module, given: Tensor) -> list[Tensor]:
         if case.mode == "training":
             return results(module, given)
         with torch.inference_mode():
             output = module(given)
         return [(output[0] if isinstance(output, tuple) else output).double()]
 
-    reference = made(exact, x.double())
-    off = {name: errors(made(module, x), reference) for name, module in modules.items()}
+    reference = evaluate(exact, x.double())
+    off = {name: errors(evaluate(module, x), reference) for name, module in modules.items()}
     allowed = [max(TOLERANCES[case.dtype], 2 * e) for e in off[EAGER]]
     for name, each in off.items():
         if name != EAGER and any(e > limit for e, limit in zip(each, allowed, strict=True)):
@@ -191,15 +191,17 @@ def table(results_: list[Result], settings: Settings) -> Table:
         Column(name)
         for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph")
     ]
-    made = Table(
+    comparison = Table(
         f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle",
         [*key("mode", "dtype"), *figures],
     )
     for r in results_:
         times = [f"{r.ms[name]:.3f}" if name in r.ms else "-" for name in (EAGER, GRAPH, OURS)]
         ratios = [f"{r.faster[name]:.2f}x" if name in r.faster else "-" for name in (EAGER, GRAPH)]
-        made.add(r.case.mode, r.case.dtype, str(r.case.batch), str(r.case.hidden), *times, *ratios)
-    return made
+        comparison.add(
+            r.case.mode, r.case.dtype, str(r.case.batch), str(r.case.hidden), *times, *ratios
+        )
+    return comparison
 
 
 def write(

@@ -240,8 +240,8 @@ def iterate(module: nn.Module, x: Tensor) -> Tensor:
     x.grad = None
     for p in module.parameters():
         p.grad = None
-    made = module(x)
-    output: Tensor = made[0] if isinstance(made, tuple) else made
+    result = module(x)
+    output: Tensor = result[0] if isinstance(result, tuple) else result
     output.square().mean().backward()
     return output.detach()
 
@@ -410,11 +410,11 @@ class _Kernels:
 
         def timed_call(*arguments: Any) -> Any:
             start = time.perf_counter()
-            made = call(*arguments)
-            if made is not None or not direct:
+            result = call(*arguments)
+            if result is not None or not direct:
                 self.seconds += time.perf_counter() - start
                 self.calls += 1
-            return made
+            return result
 
         return timed_call
 
@@ -465,7 +465,7 @@ def profile(function: Callable[[], Any], rounds: int = 5) -> Profile:
     and a call under torch.profiler, which gives the matrix products' own time: so what the profiler
     costs every other operator is not in the rest.
     """
-    made = []
+    profiles = []
     with timed_kernels() as kernels:
         function()  # obtains the kernels
         function()
@@ -486,7 +486,7 @@ def profile(function: Callable[[], Any], rounds: int = 5) -> Profile:
                 (o for o in own if o[0].startswith("aten::") and o[0] not in PRODUCTS),
                 key=lambda o: -o[1],
             )
-            made.append(
+            profiles.append(
                 Profile(
                     products,
                     in_kernels,
@@ -495,7 +495,7 @@ def profile(function: Callable[[], Any], rounds: int = 5) -> Profile:
                     others[:10],
                 )
             )
-    return sorted(made, key=lambda p: p.shares["the rest"])[rounds // 2]
+    return sorted(profiles, key=lambda p: p.shares["the rest"])[rounds // 2]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -734,7 +734,7 @@ def main(
         f"{device.current().slug}, {torch.get_num_threads()} threads, "
         + ", ".join(f"{k} {v}" for k, v in toolchain.versions().items())
     )
-    made = []
+    outcomes = []
     # A cache of its own for inductor, so that compiling is not finding what an earlier run
     # compiled.
     with (
@@ -742,8 +742,8 @@ def main(
         mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
     ):
         for name in dtype.split(","):
-            made.append(run(settings, name))
-            show(screen, settings, made[-1])
+            outcomes.append(run(settings, name))
+            show(screen, settings, outcomes[-1])
     if output is not None:
         facts = {
             "device": device.current(),
@@ -752,7 +752,7 @@ def main(
             "versions": toolchain.versions(),
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": settings,
-            "results": made,
+            "results": outcomes,
         }
         output.mkdir(parents=True, exist_ok=True)
         (output / "lnlstm_training.json").write_bytes(

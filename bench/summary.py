@@ -86,9 +86,9 @@ def read(results: Path) -> Iterator[Cpu]:
         for op in NAMES:
             if (path := folder / f"{op}.json").is_file():
                 records = msgspec.convert(json.loads(path.read_text())["records"], list[Record])
-                made = steps_of(records) if op == "layer_norm_training" else rows_of(records)
+                rows = steps_of(records) if op == "layer_norm_training" else rows_of(records)
                 cases[op], name = (
-                    [msgspec.to_builtins(one) for one in made],
+                    [msgspec.to_builtins(one) for one in rows],
                     cpu_name(msgspec.to_builtins(records[0].device)),
                 )
         for path in sorted(folder.glob("lnlstm_training*.json")):
@@ -139,16 +139,16 @@ def means(cpu: Cpu, op: str) -> str:
     """The geometric mean over all cases, how many they are, in how many eager was faster, and how
     many do not count.
     """
-    if not (found := cpu.cases.get(op)):
+    if not (cases := cpu.cases.get(op)):
         return ""
-    sound = [c for c in found if not c["disturbed"]]
-    ratios = "speedup" if "speedup" in found[0] else "over_eager"
+    sound = [c for c in cases if not c["disturbed"]]
+    ratios = "speedup" if "speedup" in cases[0] else "over_eager"
     slower = sum(c[ratios] is not None and c[ratios] < 1 for c in sound)
     mean = geomean(c["over_better"] for c in sound)
-    said = [f"{mean:.2f}x of {len(sound)}"] if mean else []
-    said += [f"eager faster in {slower}"] if slower else []
-    said += [f"{len(found) - len(sound)} {DISTURBED}"] if len(sound) < len(found) else []
-    return ", ".join(said)
+    parts = [f"{mean:.2f}x of {len(sound)}"] if mean else []
+    parts += [f"eager faster in {slower}"] if slower else []
+    parts += [f"{len(cases) - len(sound)} {DISTURBED}"] if len(sound) < len(cases) else []
+    return ", ".join(parts)
 
 
 def markdown(results: Path = ROOT / "bench" / "results") -> str:

@@ -101,7 +101,7 @@ def rows(
     a, b = infer(eager, x).double(), infer(ours, x).double()
     difference = float((a - b).abs().max() / a.abs().max())
     norms = nn.Sequential(*(nn.LayerNorm(hidden) for _ in range(2 * layers))).to(x.dtype)
-    made = []
+    measurements = []
     for what, call in (("inference", infer), ("training", train)):
         calls = {
             EAGER: functools.partial(call, eager, x),
@@ -117,11 +117,13 @@ def rows(
         ms = [times[name].median_us / 1e3 for name in (EAGER, OURS)]
         share = times["norms"].median_us / times[EAGER].median_us
         ratio = timing.ratio(times[EAGER], times[OURS])
-        made.append(Row(what, dtype, *ms, ratio, share, difference, bool(measured.busy), times))
-    return made
+        measurements.append(
+            Row(what, dtype, *ms, ratio, share, difference, bool(measured.busy), times)
+        )
+    return measurements
 
 
-def table(found: list[Row]) -> Table:
+def table(measurements: list[Row]) -> Table:
     """A line for each kind of use and dtype."""
     columns = [
         Column("eager ms", 1),
@@ -130,11 +132,11 @@ def table(found: list[Row]) -> Table:
         Column("eager's norms", 2),
         Column("difference", 3),
     ]
-    made = Table(
+    comparison = Table(
         "BERT's encoder with random weights, in PyTorch and converted",
         [*key("what", "dtype"), *columns],
     )
-    for r in found:
+    for r in measurements:
         figures = (
             f"{r.eager_ms:.1f}",
             f"{r.lntune_ms:.1f}{'*' * r.disturbed}",
@@ -142,8 +144,8 @@ def table(found: list[Row]) -> Table:
             f"{100 * r.norms:.1f}%",
             f"{r.difference:.0e}",
         )
-        made.add(r.what, r.dtype, *figures)
-    return made
+        comparison.add(r.what, r.dtype, *figures)
+    return comparison
 
 
 def main(
@@ -166,13 +168,13 @@ def main(
         f"{device.current().slug}, {torch.get_num_threads()} threads; {layers} layers, {batch} x"
         f" {sequence} tokens, hidden {hidden}"
     )
-    found: list[Row] = []
+    measurements: list[Row] = []
     with kept_heap(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", lntune.UntunedWarning)
         for name in dtype.split(","):
-            found += rows(name, batch, sequence, layers, hidden, seconds, seed)
-    screen.print(table(found))
-    if any(r.disturbed for r in found):
+            measurements += rows(name, batch, sequence, layers, hidden, seconds, seed)
+    screen.print(table(measurements))
+    if any(r.disturbed for r in measurements):
         screen.print(
             "* disturbed by other work on the machine: neither times nor ratios hold, measure again"
         )
@@ -193,7 +195,7 @@ def main(
                 "hidden": hidden,
                 "seed": seed,
             },
-            "results": found,
+            "results": measurements,
         }
         output.mkdir(parents=True, exist_ok=True)
         (output / "transformer.json").write_bytes(
