@@ -47,7 +47,7 @@ def schedule_cases(
     long: tuple[tuple[int, str], ...] = LONG,
 ) -> list[Any]:
     """(schedule, case) for all that have valid knobs, with readable ids."""
-    made = []
+    parameters = []
     for name, plan in PLANS.items():
         every = STEP_SIZES if plan.op.startswith("lnlstm") else {"float16": SHORT_HALF}
         for case in cases(
@@ -62,8 +62,8 @@ def schedule_cases(
             ),
         ):
             if plan.reason_invalid(plan.default(case, DEVICE), case, DEVICE) is None:
-                made.append(pytest.param(name, case, id=f"{name}-{case.dtype}-{case.hidden}"))
-    return made
+                parameters.append(pytest.param(name, case, id=f"{name}-{case.dtype}-{case.hidden}"))
+    return parameters
 
 
 @functools.lru_cache(maxsize=256)

@@ -144,11 +144,11 @@ class FakeGpu:
                 for image in binary.images.values():
                     self._known[image.rstrip(b"\0").decode(), launch.kernel] = binary, launch
             numbers = ("rows", *(a.stride for a in binary.arguments if a.stride))
-            told = tuple(
+            launches = tuple(
                 msgspec.structs.replace(launch, arguments=(*launch.arguments, *numbers))
                 for launch in binary.launches
             )
-            return load(msgspec.structs.replace(binary, launches=told))
+            return load(msgspec.structs.replace(binary, launches=launches))
 
         put(launcher, "load", known)
         put(cuda, "to_cubin", to_cubin)
@@ -176,12 +176,12 @@ class FakeGpu:
             source = image.decode()
             binary, launch = self._known[source, kernel.decode()]
             count, strided = len(launch.arguments), sum(bool(a.stride) for a in binary.arguments)
-            rows, *apart = (
+            rows, *distances = (
                 ctypes.cast(parameters[i], ctypes.POINTER(ctypes.c_int64))[0]
                 for i in range(count, count + 1 + strided)
             )
             strides = dict(
-                zip((a.stride for a in binary.arguments if a.stride), apart, strict=True)
+                zip((a.stride for a in binary.arguments if a.stride), distances, strict=True)
             )
             values = [
                 self._value(binary, name, rows, strides, parameters[i])
@@ -206,11 +206,11 @@ class FakeGpu:
 
         argument = next((a for a in (*binary.arguments, *binary.scratch) if a.name == name), None)
         if argument is None:
-            found = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
-            assert found == device_code.number(name, rows, strides), (
-                f"{name} of {rows} rows, {strides}: {found}"
+            number = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
+            assert number == device_code.number(name, rows, strides), (
+                f"{name} of {rows} rows, {strides}: {number}"
             )
-            return found
+            return number
         if getattr(argument, "role", "") == "scalar":
             kind = {
                 "float32": ctypes.c_float,
@@ -224,12 +224,12 @@ class FakeGpu:
         dtype = getattr(torch, argument.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)
-        apart = strides.get(getattr(argument, "stride", ""), math.prod(shape[1:]))
-        span = (shape[0] - 1) * apart + math.prod(shape[1:]) if shape else 1
+        stride = strides.get(getattr(argument, "stride", ""), math.prod(shape[1:]))
+        span = (shape[0] - 1) * stride + math.prod(shape[1:]) if shape else 1
         memory = (ctypes.c_char * (span * dtype.itemsize)).from_address(pointer)
         whole = torch.frombuffer(memory, dtype=dtype)
         return (
-            whole.as_strided(shape, (apart, *torch.empty(shape[1:], device="meta").stride()))
+            whole.as_strided(shape, (stride, *torch.empty(shape[1:], device="meta").stride()))
             if shape
             else whole.reshape(shape)
         )
@@ -242,14 +242,14 @@ def fake_gpu(
     """A machine with one imagined sm_90, whose kernels run on tensors of the CPU; see the
     module.
     """
-    found = FakeGpu()
-    found.install(monkeypatch.setattr)
+    machine = FakeGpu()
+    machine.install(monkeypatch.setattr)
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(SITE)
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     )
-    yield found
-    found.fail()
-    assert not found.errors, found.errors
-    assert found.depth == 0
+    yield machine
+    machine.fail()
+    assert not machine.errors, machine.errors
+    assert machine.depth == 0

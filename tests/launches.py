@@ -70,7 +70,7 @@ def two(**changed: Any) -> Binary:
     """y = factor times the sums of rows of two, plus a number, in two kernels with scratch between
     them.
     """
-    made = Binary(
+    binary = Binary(
         title="two kernels",
         arguments=(X, FACTOR, Y),
         vector_width=1,
@@ -85,7 +85,7 @@ def two(**changed: Any) -> Binary:
         ptx="",
         compiler="none",
     )
-    return Binary(**{**{f: getattr(made, f) for f in made.__struct_fields__}, **changed})
+    return Binary(**{**{f: getattr(binary, f) for f in binary.__struct_fields__}, **changed})
 
 
 class Tensor(ctypes.Structure):

@@ -106,26 +106,26 @@ def recorded(
     outputs = call()
 
     def replay() -> None:
-        for kept, made in zip(outputs, call(), strict=True):
-            kept.copy_(made)
+        for kept, output in zip(outputs, call(), strict=True):
+            kept.copy_(output)
 
     return outputs, replay
 
 
 @contextlib.contextmanager
 def _stream(name: str) -> Iterator[None]:
-    default, made = torch.cuda.current_stream(name), torch.cuda.Stream(name)
-    made.wait_stream(default)
-    with torch.cuda.stream(made):
+    default, stream = torch.cuda.current_stream(name), torch.cuda.Stream(name)
+    stream.wait_stream(default)
+    with torch.cuda.stream(stream):
         yield
-    default.wait_stream(made)
+    default.wait_stream(stream)
 
 
 @pytest.fixture(params=["imagined", pytest.param("cuda", marks=pytest.mark.gpu)])
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     """The GPU of the test."""
-    with gpu(request, monkeypatch) as found:
-        yield found
+    with gpu(request, monkeypatch) as place:
+        yield place
 
 
 @contextlib.contextmanager
