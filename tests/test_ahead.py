@@ -62,13 +62,13 @@ class FakeWorker:
     """Builds by `answer` in place of a process."""
 
     answer: Callable[[Build], Outcome] = staticmethod(lambda job: Outcome("ok", facts=facts()))
-    made: list[FakeWorker]
+    instances: list[FakeWorker]
 
     def __init__(self, threads: int | None = None) -> None:
         self.killed = threading.Event()
         self.stopped = False
         self.pid: int | None = None
-        type(self).made.append(self)
+        type(self).instances.append(self)
 
     def start(self) -> None:
         """It comes up at once."""
@@ -90,10 +90,10 @@ class FakeWorker:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     """The workers of the test."""
-    made = type("Fake", (FakeWorker,), {"made": []})
-    monkeypatch.setattr(module, "Worker", made)
-    yield made
-    assert all(w.stopped for w in made.made)
+    fake = type("Fake", (FakeWorker,), {"instances": []})
+    monkeypatch.setattr(module, "Worker", fake)
+    yield fake
+    assert all(w.stopped for w in fake.instances)
 
 
 def test_built_in_order(worker: type[FakeWorker]) -> None:
@@ -141,8 +141,8 @@ def test_the_next_case_does_not_begin_by_waiting(
         *((OTHER, n) for n in range(after)),
         *((CASE, n) for n in range(own, 1000)),
     ]
-    for made in worker.made:
-        made.stop()
+    for builder in worker.instances:
+        builder.stop()
 
 
 def test_the_next_case_is_known_already(worker: type[FakeWorker]) -> None:
@@ -241,7 +241,7 @@ def test_the_end_does_not_wait(worker: type[FakeWorker]) -> None:
     with ahead:
         ahead.begin(CASE, map(candidate, range(50)))
         started.wait(10)
-    assert all(w.killed.is_set() for w in worker.made)
+    assert all(w.killed.is_set() for w in worker.instances)
     assert not any(t.is_alive() for t in ahead._threads)
     assert ahead.built(CASE) == {}
     with pytest.raises(BuildError, match="not built any more"):

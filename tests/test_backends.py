@@ -297,11 +297,11 @@ def by_eager(case: Case) -> Any:
 
     def kernel(*values: Any) -> None:
         named = dict(zip([a.name for a in arguments], values, strict=True))
-        for name, made in plan.eager(
+        for name, output in plan.eager(
             case, {a.name: named[a.name] for a in arguments if a.role != "out"}
         ).items():
             if name in named:
-                named[name].copy_(made)
+                named[name].copy_(output)
 
     return kernel
 

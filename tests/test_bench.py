@@ -152,22 +152,22 @@ def test_training_figures() -> None:
     timings = {name: Timing(samples, samples[0]) for name, samples in times.items()}
     slow = timings | {"tuned": Timing((60.0, 60.0), 60.0)}
     base = training.run([CASE], 0.01, with_compile=False)[0]
-    made = [
+    trainings = [
         msgspec.structs.replace(
             base, case=Case("layer_norm", 64, "float32", rows), timings=t, busy=busy
         )
         for rows, t, busy in ((8, timings, False), (1, slow, False), (32, timings, True))
     ]
-    steps = steps_of(made)
+    steps = steps_of(trainings)
     assert [(s.rows, s.over_eager, s.over_better) for s in steps] == [
         (1, 0.5, 20 / 60),
         (8, 2.5, (20 / 15 + 2) / 2),
         (32, None, None),
     ]
-    found = facts(steps)
-    assert found["geomean_over_eager_8_to_512_rows"] == pytest.approx(2.5)
-    assert found["geomean_forward_over_eager"] == pytest.approx(2)
-    assert found["slower_than_eager"] == ["1x64 float32: 0.50x"]
+    figures = facts(steps)
+    assert figures["geomean_over_eager_8_to_512_rows"] == pytest.approx(2.5)
+    assert figures["geomean_forward_over_eager"] == pytest.approx(2)
+    assert figures["slower_than_eager"] == ["1x64 float32: 0.50x"]
     text = "\n".join(steps_lines(steps))
     assert (
         "8 to 512 rows: geomean 2.50x over eager" in text
@@ -441,9 +441,9 @@ def test_call_cost(tmp_path: Path) -> None:
     assert costs["loading_imports_tvm"] is False
     from lntune.report.costs import Costs, costs_lines, costs_table
 
-    told = [msgspec.convert(costs, Costs)]
-    assert len(costs_table(told).rows) == 1
-    assert costs_lines(told) == (
+    entries = [msgspec.convert(costs, Costs)]
+    assert len(costs_table(entries).rows) == 1
+    assert costs_lines(entries) == (
         ["* disturbed by other work on the machine: neither times nor ratios hold"]
         if costs["busy"]
         else []

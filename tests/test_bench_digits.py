@@ -96,16 +96,16 @@ def test_same_curve(script: ModuleType) -> None:
     models = script.classifiers(HIDDEN, 3)
     other = script.classifiers(HIDDEN, 3)[script.OURS]
     other.rnn.eps = 1e-4
-    found = curves(script, {**models, "other eps": other})
-    eager = found[script.EAGER]
-    apart = {name: curve.difference(eager, UPDATES) for name, curve in found.items()}
+    runs = curves(script, {**models, "other eps": other})
+    eager = runs[script.EAGER]
+    differences = {name: curve.difference(eager, UPDATES) for name, curve in runs.items()}
     allowed = 2e-6  # a hundred times what was found, and a hundredth of what another eps does
-    assert apart[script.OURS] < allowed
-    assert 0 < apart[script.MOVED] < allowed
-    assert apart["other eps"] > 10 * allowed
-    assert apart[script.LSTM] > 1000 * allowed
+    assert differences[script.OURS] < allowed
+    assert 0 < differences[script.MOVED] < allowed
+    assert differences["other eps"] > 10 * allowed
+    assert differences[script.LSTM] > 1000 * allowed
     assert all(
-        len(c.losses) == len(c.accuracies) == UPDATES // script.EVERY + 1 for c in found.values()
+        len(c.losses) == len(c.accuracies) == UPDATES // script.EVERY + 1 for c in runs.values()
     )
     assert eager.losses[-1] < eager.losses[0]
     alone = script.classifiers(HIDDEN, 3)  # who else takes part changes nothing

@@ -229,10 +229,10 @@ def test_tables_with_the_cards_bandwidth() -> None:
         timings=timings,
     )
     rows = rows_of([record])
-    plain, told = cases_table(rows, "t"), cases_table(rows, "t", bandwidth=4e12)
-    assert len(told.columns) == len(plain.columns) + 1
-    (column,) = [i for i, c in enumerate(told.columns) if c.name == "of 4000 GB/s"]
-    assert [cells[column].plain for cells in told.rows] == [
+    plain, with_bandwidth = cases_table(rows, "t"), cases_table(rows, "t", bandwidth=4e12)
+    assert len(with_bandwidth.columns) == len(plain.columns) + 1
+    (column,) = [i for i, c in enumerate(with_bandwidth.columns) if c.name == "of 4000 GB/s"]
+    assert [cells[column].plain for cells in with_bandwidth.rows] == [
         f"{100 * ops.get('layer_norm').bytes(case) / 10e-6 / 4e12:.0f}%"
     ]
     assert peer_lines([record]) == ["geomean 1.50x over liger (1 case)"]

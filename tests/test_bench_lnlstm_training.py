@@ -122,17 +122,17 @@ def test_the_fastest_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     is not tried.
     """
     facts = {1: (10.0, 50.0), 5: (14.0, 40.0), 10: (19.0, 30.0), 25: (90.0, 10.0), 50: (1.0, 1.0)}
-    made = []
+    prepared = []
 
     def prepare(make: Callable[[], int], x: torch.Tensor, name: str = "") -> tuple[int, Any]:
-        made.append(make())
-        return made[-1], script.Form(name, *facts[made[-1]])
+        prepared.append(make())
+        return prepared[-1], script.Form(name, *facts[prepared[-1]])
 
     monkeypatch.setattr(script, "prepare", prepare)
     module, best, tried, left_out = script.fastest_chunk(
         lambda chunk: chunk, torch.ones(1), [50, 25, 10, 5, 1], 60.0
     )
-    assert (module, best.ms, made) == (
+    assert (module, best.ms, prepared) == (
         10,
         30.0,
         [1, 5, 10, 25, 10],
@@ -141,9 +141,9 @@ def test_the_fastest_chunk(script: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     assert len(left_out) == 1 and left_out[0].startswith(
         "compiled by 50 steps: not tried, since it would take some 208 s"
     )
-    made.clear()
+    prepared.clear()
     assert script.fastest_chunk(lambda chunk: chunk, torch.ones(1), [1, 10, 5], 60.0)[0] == 10
-    assert made == [1, 5, 10], "the last is kept as it is"
+    assert prepared == [1, 5, 10], "the last is kept as it is"
 
 
 # --- memory

@@ -32,10 +32,10 @@ def change(results: Path, name: str, how: Any) -> None:
 
 def line(script: ModuleType, results: Path, begins: str) -> str:
     """A line of the table, without its name."""
-    (found,) = [
+    (table_row,) = [
         row for row in script.markdown(results).splitlines() if row.startswith(f"| {begins} |")
     ]
-    return str(found.split("|")[2].strip())
+    return str(table_row.split("|")[2].strip())
 
 
 def stretched(facts: dict[str, Any]) -> None:

@@ -387,9 +387,9 @@ def test_a_bringup_and_the_same_again(
     both forms. The same command then finds the case and its benchmark known, and checks again what
     serves it.
     """
-    found, text = go(ops=("layer_norm", "layer_norm_backward"), output=tmp_path / "out")
-    assert found.ok, text
-    assert [stage.name for stage in found.stages] == [
+    summary, text = go(ops=("layer_norm", "layer_norm_backward"), output=tmp_path / "out")
+    assert summary.ok, text
+    assert [stage.name for stage in summary.stages] == [
         "doctor",
         "copy",
         "smoke",
@@ -397,27 +397,29 @@ def test_a_bringup_and_the_same_again(
         "verify",
         "bench",
     ]
-    assert found.copy_gbps is not None and found.copy_gbps > 0
-    assert len(found.smoke) == 4 and all(one.works for one in found.smoke)
-    assert (found.tuned, found.known, found.left) == (2, 0, [])
-    assert (found.verified, found.not_verified, found.wrong) == (2 + 1 + 2, 0, [])
-    assert {row.op for row in found.benchmarks} == {
+    assert summary.copy_gbps is not None and summary.copy_gbps > 0
+    assert len(summary.smoke) == 4 and all(one.works for one in summary.smoke)
+    assert (summary.tuned, summary.known, summary.left) == (2, 0, [])
+    assert (summary.verified, summary.not_verified, summary.wrong) == (2 + 1 + 2, 0, [])
+    assert {row.op for row in summary.benchmarks} == {
         "layer_norm",
         "layer_norm_backward",
-    } and not found.not_benchmarked
+    } and not summary.not_benchmarked
     assert all(
         o.tuned == o.planned == o.benchmarked == 1 and (o.over_eager or o.disturbed)
-        for o in found.operators
+        for o in summary.operators
     )
     logged = records.read([log_dir])
     assert {"trial", "final", known.BENCH} == {record.role for record in logged}
     assert (
-        sum(record.role == "trial" for record in logged) == sum(found.trials.values()) == 4 + 2 * 2
+        sum(record.role == "trial" for record in logged)
+        == sum(summary.trials.values())
+        == 4 + 2 * 2
     )
     written = msgspec.json.decode(
         (tmp_path / "out" / "summary.json").read_bytes(), type=report.Summary
     )
-    assert written.stages == found.stages and written.operators == found.operators
+    assert written.stages == summary.stages and written.operators == summary.operators
     text = (tmp_path / "out" / "summary.txt").read_text()
     assert (
         "layer_norm" in text and "next: lntune report" in text and str(log_dir / CPU.slug) in text
@@ -452,19 +454,19 @@ def tuned(
         return types.SimpleNamespace(finals=[], trials=0, interrupted=False)
 
     monkeypatch.setattr(bringup, "tune", fake)
-    made = bringup._Bringup(
+    run = bringup._Bringup(
         settings,
         CPU,
         "",
         value.cases(CPU, settings.ops, settings.grid),
         Console(file=io.StringIO()),
     )
-    made.results.smoke = [
+    run.results.smoke = [
         report.Smoked(Case(op, 8, "float32", 1), "s", "ok" if op in works else "run", "")
         for op in ops.OPS
     ]
     helper = types.SimpleNamespace(start_seconds=2.0)
-    made.tune(helper)  # type: ignore[arg-type]
+    run.tune(helper)  # type: ignore[arg-type]
     kept = (bringup.SHARES["verify"] + bringup.SHARES["bench"]) * settings.seconds
     assert clock[0] <= settings.seconds - kept, "the others' shares are left to them"
     return calls
@@ -507,18 +509,18 @@ def test_an_operator_that_fails(
     plans = schedule.for_op
 
     def first(op: str, kind: str) -> dict[str, Any]:
-        found = plans(op, kind)
-        return {"aborts": schedule.get("aborts")} if op == "layer_norm" else found
+        schedules = plans(op, kind)
+        return {"aborts": schedule.get("aborts")} if op == "layer_norm" else schedules
 
     monkeypatch.setattr(schedule, "for_op", first)
     monkeypatch.setattr(bringup, "SMOKE_SIZES", {"float32": 100})
-    found, text = go(ops=("layer_norm", "layer_norm_backward"), trials=1)
-    assert not found.ok
-    assert [one.status for one in found.smoke] == ["run", "ok"]
+    summary, text = go(ops=("layer_norm", "layer_norm_backward"), trials=1)
+    assert not summary.ok
+    assert [one.status for one in summary.smoke] == ["run", "ok"]
     assert "smoke: layer_norm 24x100 float32 aborts: run: the worker died (SIGABRT)" in text
-    assert [o.tuned for o in found.operators if o.op == "layer_norm_backward"] == [1]
-    assert found.trials["run"] >= 1 and "aborts" in found.failures["run"]
-    assert any("failed the smoke check" in step for step in found.next)
+    assert [o.tuned for o in summary.operators if o.op == "layer_norm_backward"] == [1]
+    assert summary.trials["run"] >= 1 and "aborts" in summary.failures["run"]
+    assert any("failed the smoke check" in step for step in summary.next)
     tried = [
         r.case.op
         for r in sorted(records.read([log_dir]), key=lambda r: r.time)
@@ -530,13 +532,13 @@ def test_an_operator_that_fails(
 def test_nothing_works(in_process: None, faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing passes the smoke check no more time is spent: the summary says so at once."""
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {"raises": schedule.get("raises")})
-    found, _ = go()
-    assert not found.ok and found.tuned == 0
-    assert [stage.name for stage in found.stages] == ["doctor", "copy", "smoke"]
-    assert found.next == [
+    summary, _ = go()
+    assert not summary.ok and summary.tuned == 0
+    assert [stage.name for stage in summary.stages] == ["doctor", "copy", "smoke"]
+    assert summary.next == [
         "nothing works on this device yet: see lntune doctor and the messages above"
     ]
-    assert "cannot schedule this" in found.smoke[0].message
+    assert "cannot schedule this" in summary.smoke[0].message
 
 
 def test_too_little_time(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,17 +552,17 @@ def test_too_little_time(in_process: None, monkeypatch: pytest.MonkeyPatch) -> N
         "left",
         lambda self, reserved=0.0: left(self, reserved) - 150 * next(clock),
     )
-    found, text = go()
-    assert 0 < len(found.smoke) < 2 and found.not_smoked == 2 - len(found.smoke)
-    assert not found.ok and "1 not reached" in text
-    assert found.left and found.verified == 0 and found.not_benchmarked
+    summary, text = go()
+    assert 0 < len(summary.smoke) < 2 and summary.not_smoked == 2 - len(summary.smoke)
+    assert not summary.ok and "1 not reached" in text
+    assert summary.left and summary.verified == 0 and summary.not_benchmarked
 
 
 def test_no_schedule_for_the_device(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator without a schedule for the device fails its smoke check with that reason."""
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {})
-    found, _ = go()
-    assert {(one.status, one.message) for one in found.smoke} == {
+    summary, _ = go()
+    assert {(one.status, one.message) for one in summary.smoke} == {
         ("invalid", "layer_norm has no schedule for a cpu")
     }
 
@@ -585,10 +587,10 @@ def test_a_wrong_kernel_is_found(
         return answer
 
     monkeypatch.setattr(InProcess, "do", spoiled)
-    found, _ = go()
-    assert not found.ok
-    assert len(found.wrong) == found.verified > 0 and "y: far off" in found.wrong[0]
-    assert "wrong" in found.next[0]
+    summary, _ = go()
+    assert not summary.ok
+    assert len(summary.wrong) == summary.verified > 0 and "y: far off" in summary.wrong[0]
+    assert "wrong" in summary.next[0]
 
 
 def test_a_busy_machine_is_no_fault_of_a_kernel(
@@ -628,9 +630,9 @@ def test_an_interrupt_leaves_a_summary(in_process: None, monkeypatch: pytest.Mon
             lambda self, helper, sent=sent: os.kill(os.getpid(), sent) or time.sleep(5) or "",
         )
         with interrupts.as_ctrl_c() as came:
-            found, _ = go()
-        assert found.interrupted and not found.ok
-        assert [stage.name for stage in found.stages] == ["doctor", "copy"]
+            summary, _ = go()
+        assert summary.interrupted and not summary.ok
+        assert [stage.name for stage in summary.stages] == ["doctor", "copy"]
         assert came == ([] if sent == signal.SIGINT else [sent])
 
 
@@ -657,8 +659,8 @@ def test_a_log_that_cannot_be_written(
 
 def a_summary(**changes: Any) -> report.Summary:
     """A summary of the small grid with nothing in the log, changed."""
-    made = outcome.summary(CPU, "", SMALL, outcome.Results(), 0, 12.0, 60.0)
-    return msgspec.structs.replace(made, **changes)
+    summary = outcome.summary(CPU, "", SMALL, outcome.Results(), 0, 12.0, 60.0)
+    return msgspec.structs.replace(summary, **changes)
 
 
 def test_the_summary_in_words(log_dir: Path) -> None:
@@ -671,7 +673,7 @@ def test_the_summary_in_words(log_dir: Path) -> None:
         report.Smoked(SMALL[0], "cached_rows", "ok", ""),
         report.Smoked(SMALL[1], "x", "run", "SIGSEGV"),
     ]
-    found = outcome.Results(
+    results = outcome.Results(
         copy_gbps=1234.5,
         smoke=smoke,
         wrong=["a case: y"],
@@ -679,8 +681,8 @@ def test_the_summary_in_words(log_dir: Path) -> None:
         not_verified=2,
         not_benchmarked={"a case": "over"},
     )
-    made = outcome.summary(CPU, "a note", SMALL, found, 1, 12.0, 60.0)
-    text = "\n".join(report.lines(made))
+    summary = outcome.summary(CPU, "a note", SMALL, results, 1, 12.0, 60.0)
+    text = "\n".join(report.lines(summary))
     for part in (
         "a note",
         "1,234 GB/s",
@@ -697,7 +699,7 @@ def test_the_summary_in_words(log_dir: Path) -> None:
         f"the same command goes on: {len(SMALL) - 1} case",
     ):
         assert part in text, f"{part!r} is not in\n{text}"
-    assert not made.ok
+    assert not summary.ok
 
 
 def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
@@ -709,10 +711,10 @@ def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
         Case("layer_norm", 256, "float32", 32),
         Case("layer_norm", 4096, "float32", 4096),
     )
-    made = report.operator(
+    operator = report.operator(
         "layer_norm", 2, [final(case, device=device) for case in (cached, beyond)], []
     )
-    assert made.of_copy == made.smallest_of_copy == pytest.approx(1.5)
+    assert operator.of_copy == operator.smallest_of_copy == pytest.approx(1.5)
     assert report.operator("layer_norm", 2, [final(cached, device=device)], []).of_copy is None
 
 
@@ -727,7 +729,7 @@ def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
         "copy": Timing((15.0,), 15.0),
     }
     records_ = [final(sound), final(wrong, timings=far)]
-    made = report.operator(
+    operator = report.operator(
         "layer_norm",
         2,
         records_,
@@ -740,13 +742,18 @@ def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
             )
         ],
     )
-    assert (made.tuned, made.over_eager, made.slower_than_eager, made.disturbed) == (
+    assert (
+        operator.tuned,
+        operator.over_eager,
+        operator.slower_than_eager,
+        operator.disturbed,
+    ) == (
         2,
         pytest.approx(2.0),
         [],
         2,
     )
-    assert (made.benchmarked, made.over_better, made.of_copy) == (1, None, None)
+    assert (operator.benchmarked, operator.over_better, operator.of_copy) == (1, None, None)
     for record in records_:
         records.append(log_dir, record)
     summed = outcome.summary(CPU, "", [sound, wrong], outcome.Results(), 0, 1.0, 1.0)
@@ -809,19 +816,19 @@ def test_a_bringup_on_an_imagined_gpu(
     as its own.
     """
     if here.real:
-        found, text = go(target="cuda", ops=(), with_compile=True)
+        summary, text = go(target="cuda", ops=(), with_compile=True)
     else:
         monkeypatch.setattr(builders, "MOST", 1)  # each imports torch and TVM, for two kernels
-        found, text = go(target="cuda")
-    assert found.ok, f"{text}\n{found}"
-    assert found.target == here.device.isa and found.left == []
-    assert all(one.works for one in found.smoke)
+        summary, text = go(target="cuda")
+    assert summary.ok, f"{text}\n{summary}"
+    assert summary.target == here.device.isa and summary.left == []
+    assert all(one.works for one in summary.smoke)
     assert (
-        found.tuned == len(found.operators)
-        and found.verified >= 2 * found.tuned
-        and found.wrong == []
+        summary.tuned == len(summary.operators)
+        and summary.verified >= 2 * summary.tuned
+        and summary.wrong == []
     )
-    assert len(found.benchmarks) == found.tuned and not found.not_benchmarked
+    assert len(summary.benchmarks) == summary.tuned and not summary.not_benchmarked
     assert {record.device for record in records.read([log_dir])} == {here.device}
     assert {backends.of(record.device).name for record in records.read([log_dir])} == {"cuda"}
 

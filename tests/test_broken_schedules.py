@@ -84,11 +84,11 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     file.parent.mkdir(parents=True)
 
     def put(what: str) -> str:
-        text, said = BROKEN[what]
+        text, reason = BROKEN[what]
         file.write_text(text)
         monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path / "schedules"))
         forget()
-        return said if what == "apply" else f"{re.escape(str(file))}: {said}"
+        return reason if what == "apply" else f"{re.escape(str(file))}: {reason}"
 
     yield put
     lntune.strict(False)
@@ -130,7 +130,7 @@ def test_calls_are_served_by_the_others(
     """A record of a schedule that is broken now is passed over, and so is the schedule: a shipped
     one serves, on its kernel. Said once.
     """
-    said = broken(what)
+    reason = broken(what)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         won(log_dir, "mine", {"lanes": 2})
@@ -145,25 +145,25 @@ def test_calls_are_served_by_the_others(
                 atol=1e-5,
             )
 
-    (told,) = heard(calls)
-    assert re.match(f"left out: {said}", told)
+    (message,) = heard(calls)
+    assert re.match(f"left out: {reason}", message)
     assert dispatch.kernel_for(CASE) is not None
     choice = dispatch.choose(CASE)
     assert (choice.tier, choice.schedule) == ("default", "cached_rows")
     if what in ("valid", "apply"):
-        assert any(re.search(said, step) for step in choice.steps)
+        assert any(re.search(reason, step) for step in choice.steps)
 
 
 @pytest.mark.parametrize("what", ["import", "valid", "apply"])
 def test_strict_mode_names_it(what: str, broken: Callable[[str], str], log_dir: Path) -> None:
     """In strict mode it is an error that names the schedule, and not a step down."""
-    said = broken(what)
+    reason = broken(what)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         won(log_dir, "mine", {"lanes": 2})
         lntune.strict()
         for _ in range(2):
-            with pytest.raises(ScheduleError, match=said):
+            with pytest.raises(ScheduleError, match=reason):
                 lntune.layer_norm(X, (48,))
 
 
@@ -173,11 +173,11 @@ def test_a_default_that_fails_where_no_other_schedule_fits(
     """Asked for its default knobs it is passed over as one that does not fit; eager mode is what is
     left.
     """
-    said = broken("default")
+    reason = broken("default")
     mine = schedule.get("mine")
     monkeypatch.setattr(schedule, "for_op", lambda op, kind: {"mine": mine})
-    (told,) = heard(lambda: dispatch.choose(CASE))
-    assert re.match(f"left out: {said}", told)
+    (message,) = heard(lambda: dispatch.choose(CASE))
+    assert re.match(f"left out: {reason}", message)
     assert dispatch.choose(CASE).tier == "eager"
 
 
@@ -186,12 +186,12 @@ def test_tuning_goes_on_without_it(what: str, broken: Callable[[str], str]) -> N
     """A run that does not name it tunes the others and says once that it is left out; one that
     names it is refused, with the reason.
     """
-    said = broken(what)
+    reason = broken(what)
     wide = Case("layer_norm", 96, "float32", 8)
-    (told,) = heard(lambda: settings.check_settings(tune.Settings(), [CASE, wide]))
-    assert re.match(f"left out: {said}", told)
+    (message,) = heard(lambda: settings.check_settings(tune.Settings(), [CASE, wide]))
+    assert re.match(f"left out: {reason}", message)
     assert {c.schedule for c in Candidates(CASE, device.current())} == {"cached_rows"}
-    with pytest.raises(ScheduleError, match=said):
+    with pytest.raises(ScheduleError, match=reason):
         settings.check_settings(tune.Settings(schedules=("mine",)), [CASE])
 
 
@@ -200,14 +200,14 @@ def test_the_doctor_lists_it(what: str, broken: Callable[[str], str]) -> None:
     """`doctor` has it with its reason as a failure, the schedules that can be used beside it, and
     says it once.
     """
-    said = broken(what)
-    found: dict[str, Finding] = {}
-    assert heard(lambda: found.update({f.topic: f for f in content.examine()})) == []
-    assert found["left out"].status == "fail"
-    assert re.match(said, found["left out"].detail)
-    assert found["left out"].remedy
-    assert found["schedules"].status == "ok"
-    assert "cached_rows" in found["schedules"].detail
+    reason = broken(what)
+    findings: dict[str, Finding] = {}
+    assert heard(lambda: findings.update({f.topic: f for f in content.examine()})) == []
+    assert findings["left out"].status == "fail"
+    assert re.match(reason, findings["left out"].detail)
+    assert findings["left out"].remedy
+    assert findings["schedules"].status == "ok"
+    assert "cached_rows" in findings["schedules"].detail
 
 
 def test_the_doctor_lists_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,12 +215,12 @@ def test_the_doctor_lists_an_empty_folder(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "cpu").mkdir()
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
     forget()
-    found = {f.topic: f for f in content.examine()}
+    findings = {f.topic: f for f in content.examine()}
     assert (
-        found["schedule folders"].status == "warn"
-        and str(tmp_path) in found["schedule folders"].detail
+        findings["schedule folders"].status == "warn"
+        and str(tmp_path) in findings["schedule folders"].detail
     )
-    assert "left out" not in found
+    assert "left out" not in findings
     monkeypatch.undo()
     forget()
 
@@ -239,7 +239,7 @@ def test_commands_go_on(
     what: str, command: list[str], broken: Callable[[str], str], log_dir: Path
 ) -> None:
     """Commands that do not name it say it on standard error and answer as without it."""
-    said = broken(what)
+    reason = broken(what)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         won(log_dir, "mine", {"lanes": 2})
@@ -247,16 +247,16 @@ def test_commands_go_on(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "cached_rows" in json.dumps(json.loads(done.stdout))
-    assert re.search(said, done.stderr) or command[0] == "ops"
+    assert re.search(reason, done.stderr) or command[0] == "ops"
 
 
 @pytest.mark.parametrize("what", ["import", "default"])
 def test_a_command_that_names_it(what: str, broken: Callable[[str], str]) -> None:
     """It is a line with the reason and exit code 2."""
-    said = broken(what)
+    reason = broken(what)
     done = CliRunner().invoke(app, ["show", "layer_norm", "--hidden", "48", "--schedule", "mine"])
     assert done.exit_code == 2
-    assert re.search(f"^lntune: {said}", done.stderr, re.MULTILINE)
+    assert re.search(f"^lntune: {reason}", done.stderr, re.MULTILINE)
 
 
 def test_an_error_of_the_users_filters_passes(broken: Callable[[str], str]) -> None:

@@ -50,15 +50,15 @@ def test_the_facts_of_a_good_candidate() -> None:
     """The default knobs: registers, occupancy and accesses of 16 bytes as `lntune inspect` has
     them, blocks for the case's rows, no problems.
     """
-    found = facts(CASE, PLAN, knobs(), DEVICE)
-    (kernel,), (blocks,) = found.kernels, found.blocks
+    details = facts(CASE, PLAN, knobs(), DEVICE)
+    (kernel,), (blocks,) = details.kernels, details.blocks
     closer = inspection.inspect_case(CASE, PLAN, knobs(), DEVICE).kernels[0]
     assert kernel.resources == closer.resources
     assert kernel.occupancy == closer.occupancy
     assert set(kernel.code.global_loads) == {128}
     assert blocks * knobs().rows_per_block == CASE.rows
-    assert found.problems == ()
-    assert 0 < ranking.score(found, CASE, DEVICE) <= 1
+    assert details.problems == ()
+    assert 0 < ranking.score(details, CASE, DEVICE) <= 1
 
 
 @needs_compiler
@@ -97,15 +97,15 @@ def test_spills_and_stack_are_problems() -> None:
 def test_zero_occupancy_is_a_problem() -> None:
     """A block that no multiprocessor has room for is not worth measuring, and ranks at nothing."""
     source = 'extern "C" __global__ void main_kernel(float* y) { y[threadIdx.x] = 0; }'
-    found = facts(
+    details = facts(
         CASE,
         PLAN,
         knobs(),
         DEVICE,
         Program(source, (Launch("main_kernel", ("y",), ("1", "1", "1"), (32, 1, 1), 300_000),)),
     )
-    assert any("zero occupancy" in p for p in found.problems)
-    assert ranking.score(found, CASE, DEVICE) == 0
+    assert any("zero occupancy" in p for p in details.problems)
+    assert ranking.score(details, CASE, DEVICE) == 0
 
 
 def test_reading_again_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +169,10 @@ def test_a_short_row_for_the_emulator(hidden: int, changed: dict[str, Any], shor
     is none.
     """
     case = msgspec.structs.replace(CASE, hidden=hidden)
-    found = shortened(case, PLAN, knobs(**changed), DEVICE)
-    assert found == msgspec.structs.replace(case, hidden=short)
-    assert PLAN.reason_invalid(knobs(**changed), found, DEVICE) is None
-    assert (found.hidden - hidden) % 1024 == 0
+    short_case = shortened(case, PLAN, knobs(**changed), DEVICE)
+    assert short_case == msgspec.structs.replace(case, hidden=short)
+    assert PLAN.reason_invalid(knobs(**changed), short_case, DEVICE) is None
+    assert (short_case.hidden - hidden) % 1024 == 0
 
 
 # --- the order

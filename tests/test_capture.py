@@ -104,21 +104,21 @@ class Imagined:
 @pytest.fixture
 def imagined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imagined]:
     """In the place of torch.cuda's functions that are used."""
-    made = Imagined()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: made.current)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(made, "current", stream))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", made.graph_type())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", made.handle)
-    monkeypatch.setattr(torch.cuda, "graph", made.graph)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", made.end, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_releasePool", made.release, raising=False)
+    fake = Imagined()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: fake.current)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(fake, "current", stream))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", fake.graph_type())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", fake.handle)
+    monkeypatch.setattr(torch.cuda, "graph", fake.graph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", fake.release, raising=False)
     monkeypatch.setattr(capture, "_failed", [])
-    yield made
+    yield fake
     capture._failed.clear()
     gc.collect()
-    assert made.current == "default"
-    assert made.recording == []
-    assert set(made.count.values()) <= {0}  # each pool given back, and once
+    assert fake.current == "default"
+    assert fake.recording == []
+    assert set(fake.count.values()) <= {0}  # each pool given back, and once
 
 
 def stream() -> Any:

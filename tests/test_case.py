@@ -62,11 +62,11 @@ def test_sizes_that_make_no_sense(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "meant"), [("float23", "float32"), ("bfloat", "bfloat16"), ("fp31", "")]
+    ("dtype", "expected"), [("float23", "float32"), ("bfloat", "bfloat16"), ("fp31", "")]
 )
-def test_a_dtype_that_is_none(dtype: str, meant: str) -> None:
+def test_a_dtype_that_is_none(dtype: str, expected: str) -> None:
     """An unknown dtype is answered with the one that was probably meant and all there are."""
-    hint = rf" Did you mean '{meant}'\?" if meant else ""
+    hint = rf" Did you mean '{expected}'\?" if expected else ""
     with pytest.raises(
         UnknownNameError, match=rf"unknown dtype '{dtype}'.{hint} Known: bfloat16, float16, float32"
     ):
@@ -74,7 +74,7 @@ def test_a_dtype_that_is_none(dtype: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "meant"),
+    ("dtype", "expected"),
     [
         ("bf16", "bfloat16"),
         ("fp32", "float32"),
@@ -84,12 +84,12 @@ def test_a_dtype_that_is_none(dtype: str, meant: str) -> None:
         ("torch.bfloat16", "bfloat16"),
     ],
 )
-def test_a_dtype_by_another_name(dtype: str, meant: str) -> None:
+def test_a_dtype_by_another_name(dtype: str, expected: str) -> None:
     """What people call a dtype is understood: the case is the one of PyTorch's name, also as a
     key.
     """
-    assert Case(**{**GOOD, "dtype": dtype}) == Case(**{**GOOD, "dtype": meant})
-    assert {Case(**{**GOOD, "dtype": dtype}): 1}[Case(**{**GOOD, "dtype": meant})]
+    assert Case(**{**GOOD, "dtype": dtype}) == Case(**{**GOOD, "dtype": expected})
+    assert {Case(**{**GOOD, "dtype": dtype}): 1}[Case(**{**GOOD, "dtype": expected})]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "double", "fp64"])

@@ -120,10 +120,10 @@ def off_by(error: float, output: str) -> Body:
     """Right, but for one element of one output."""
 
     def compute(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-        made = right(named)
-        made[output] = made[output].clone()
-        made[output].view(-1)[-1] += error
-        return made
+        outputs = right(named)
+        outputs[output] = outputs[output].clone()
+        outputs[output].view(-1)[-1] += error
+        return outputs
 
     return compute
 
@@ -170,11 +170,11 @@ def rounded_twice(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """y is rounded to the dtype of x before the affine, after its multiplication and after its
     addition.
     """
-    made, low = right(named), named["x"].dtype
+    outputs, low = right(named), named["x"].dtype
     x = named["x"].double()
-    y = ((x - made["mean"]) * made["rstd"]).to(low)
+    y = ((x - outputs["mean"]) * outputs["rstd"]).to(low)
     y = (y * named["weight"].to(low)).to(low) * torch.tensor(1 + 2.0**-7, dtype=low)
-    return {**made, "y": y + named["bias"].to(low)}
+    return {**outputs, "y": y + named["bias"].to(low)}
 
 
 def without_eps(named: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -209,29 +209,29 @@ def clamped_variance(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """rstd by way of a maximum that forgets NaN, as fmaxf does: an Inf in the row then leaves a
     finite rstd.
     """
-    made = right(named)
-    return {**made, "rstd": torch.fmin(made["rstd"], torch.tensor(1e30, dtype=torch.float64))}
+    outputs = right(named)
+    return {**outputs, "rstd": torch.fmin(outputs["rstd"], torch.tensor(1e30, dtype=torch.float64))}
 
 
 def poisoned_neighbours(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Two rows share their statistics' registers: what is not finite in one reaches the next."""
-    made = right(named)
-    bad = ~made["rstd"].isfinite()
-    return {name: value.masked_fill(bad.roll(1, 0), torch.nan) for name, value in made.items()}
+    outputs = right(named)
+    bad = ~outputs["rstd"].isfinite()
+    return {name: value.masked_fill(bad.roll(1, 0), torch.nan) for name, value in outputs.items()}
 
 
 def swapped_rows(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The last two rows of y change places."""
-    made = right(named)
-    rows = made["y"].shape[0]
+    outputs = right(named)
+    rows = outputs["y"].shape[0]
     order = [*range(rows - 2), rows - 1, rows - 2] if rows > 1 else [0]
-    return {**made, "y": made["y"][order]}
+    return {**outputs, "y": outputs["y"][order]}
 
 
 def rows_swapped_statistics(named: dict[str, Any]) -> dict[str, torch.Tensor]:
     """y is right but the statistics that are kept belong to other rows."""
-    made = right(named)
-    return {**made, "mean": made["mean"].roll(1, 0), "rstd": made["rstd"].roll(1, 0)}
+    outputs = right(named)
+    return {**outputs, "mean": outputs["mean"].roll(1, 0), "rstd": outputs["rstd"].roll(1, 0)}
 
 
 def squares_overflow(named: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -316,11 +316,11 @@ def unwritten(elements: slice) -> Callable[[dict[str, Any]], None]:
     """
 
     def skip(named: dict[str, Any]) -> None:
-        made = affine(
+        normalized = affine(
             (named["x"].double() - right(named)["mean"]) * right(named)["rstd"], named
         ).to(named["y"].dtype)
         keep = named["y"].view(-1)[elements].clone()
-        named["y"].copy_(made.reshape(named["y"].shape))
+        named["y"].copy_(normalized.reshape(named["y"].shape))
         named["y"].view(-1)[elements] = keep
 
     return skip
@@ -391,10 +391,10 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
     case = case_of()
 
     def compute(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-        made = right(named)
-        made["y"] = made["y"].clone()
-        made["y"].view(-1)[side] += 0.0 * neighbours(named[argument], 1)[side].double()
-        return made
+        outputs = right(named)
+        outputs["y"] = outputs["y"].clone()
+        outputs["y"].view(-1)[side] += 0.0 * neighbours(named[argument], 1)[side].double()
+        return outputs
 
     assert "finite where" in check.verify(case, kernel_of(case, compute)).message
 
@@ -482,14 +482,14 @@ def test_sums_are_added_to(how: str) -> None:
 
     def kernel(*values: Any) -> None:
         named = dict(zip([a.name for a in arguments], values, strict=True))
-        made = plan.eager(case, {a.name: named[a.name] for a in arguments if a.role == "in"})
+        outputs = plan.eager(case, {a.name: named[a.name] for a in arguments if a.role == "in"})
         for a in arguments:
             if a.role == "out":
-                named[a.name].copy_(made[a.name])
+                named[a.name].copy_(outputs[a.name])
             elif a.role == "sum" and (how == "added" or a.name != "dweight_h"):
-                named[a.name][-1] += made[a.name]
+                named[a.name][-1] += outputs[a.name]
         if how == "set":
-            named["dweight_h"].zero_()[0] += made["dweight_h"]
+            named["dweight_h"].zero_()[0] += outputs["dweight_h"]
         elif how == "outside":
             neighbours(named["dweight_h"], 1)[-1] = 0
 

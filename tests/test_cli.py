@@ -200,7 +200,7 @@ def test_json_parses(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("tune", "layr_norm"), "unknown operator 'layr_norm'. Did you mean 'layer_norm'?"),
         (("report", "layer_nrm"), "Did you mean 'layer_norm'?"),
@@ -306,14 +306,14 @@ def test_json_parses(
     ],
     ids=lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else "",
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[object, ...], said: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[object, ...], message: str) -> None:
     """What a user can get wrong is answered in one line that names it, and the near miss; never
     with a traceback.
     """
     done = run(*arguments)
     assert done.exit_code == 2, done.output
     assert isinstance(done.exception, SystemExit)
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("lntune: ") and done.stderr.count("\n") == 1
     assert not done.stdout
 
@@ -385,19 +385,19 @@ def test_no_command_ends_in_a_traceback(name: str, monkeypatch: pytest.MonkeyPat
     is at fault, 3 for what should not happen, with the way to see its traceback; with --json it is
     an object too.
     """
-    for error, code, said in UNEXPECTED:
+    for error, code, message in UNEXPECTED:
         with monkeypatch.context() as patch:
             done = run(*failing(name, error, patch))
             assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (code, "", 1)
-            assert done.stderr.startswith(f"lntune: {said}")
-    error, code, said = UNEXPECTED[0]
+            assert done.stderr.startswith(f"lntune: {message}")
+    error, code, message = UNEXPECTED[0]
     arguments = failing(name, error, monkeypatch)
     done = run(*arguments, "--json")
-    assert json.loads(done.stdout) == {"error": said, "kind": "RuntimeError"}
+    assert json.loads(done.stdout) == {"error": message, "kind": "RuntimeError"}
     monkeypatch.setenv("LNTUNE_TRACEBACK", "1")
     done = run(*arguments)
     assert done.exit_code == code
-    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1] == f"lntune: {said}"
+    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1] == f"lntune: {message}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -509,10 +509,10 @@ def test_integers_and_cases() -> None:
     one case.
     """
     assert integers("--rows", "1, 4_096,") == [1, 4096]
-    made = cases("layer_norm", "64,64", "float16", "")
-    assert {c.hidden for c in made} == {64} and {c.dtype for c in made} == {"float16"}
-    assert len(made) == len({c.rows for c in made}) > 1
-    assert len(cases("layer_norm", "", "", "")) > len(made)
+    grid = cases("layer_norm", "64,64", "float16", "")
+    assert {c.hidden for c in grid} == {64} and {c.dtype for c in grid} == {"float16"}
+    assert len(grid) == len({c.rows for c in grid}) > 1
+    assert len(cases("layer_norm", "", "", "")) > len(grid)
 
 
 def test_the_grid_of_the_paper() -> None:

@@ -62,7 +62,7 @@ KNOBS: dict[str, int | bool | str] = {
 
 def row(case: Case, **fields: object) -> Row:
     """A measured case with everything in it."""
-    made = Row(
+    base = Row(
         op=case.op, device="some-cpu", dtype=case.dtype, hidden=case.hidden, rows=case.rows,
         bucket="1", eager_us=12_345.6, compile_us=10_000, tuned_us=7_654.3, default_us=8_000,
         copy_us=6_000, speedup=1.61, over_better=1.31, over_default=1.05, gbps=123.4, of_copy=1.27,
@@ -70,7 +70,7 @@ def row(case: Case, **fields: object) -> Row:
         knobs="lanes=4 store=2 unroll=1 together=2 prefetch=1 write=streamed parallel",
         disturbed="others", stale=True, time="",
     )  # fmt: skip
-    return msgspec.structs.replace(made, **fields)
+    return msgspec.structs.replace(base, **fields)
 
 
 def kernel(arch: str) -> Inspection:
@@ -102,14 +102,14 @@ def kernel(arch: str) -> Inspection:
 
 def the_compared() -> Table:
     """A comparison with a verdict that an interval cannot give."""
-    made = [
+    comparisons = [
         compare.Comparison("d", c, 12_345.6, 7_654.3, 1.613, 1.598, 1.621, 1.002, "FASTER", "")
         for c in CASES
     ]
-    made[1] = msgspec.structs.replace(
-        made[1], verdict="UNSURE", reason="B was measured on a busy machine"
+    comparisons[1] = msgspec.structs.replace(
+        comparisons[1], verdict="UNSURE", reason="B was measured on a busy machine"
     )
-    return compare.table(compare.Result(made, [], []))
+    return compare.table(compare.Result(comparisons, [], []))
 
 
 def the_dry_runs() -> Table:
@@ -126,10 +126,10 @@ def the_dry_runs() -> Table:
 
 def the_operators() -> Table:
     """What a bringup found of two operators."""
-    made = [
+    operators = [
         bringup.Operator(c.op, 300, 299, 12.34, 1.06, 299, 10.11, 1.27, 0.71, []) for c in CASES
     ]
-    return bringup.operators_table(made)
+    return bringup.operators_table(operators)
 
 
 def the_costs() -> Table:
@@ -145,18 +145,18 @@ def the_costs() -> Table:
 
 def the_steps() -> Table:
     """Training steps, one of them disturbed."""
-    made = [
+    steps = [
         training.Step(
             "bfloat16", 16384, 131072, 12345.6, 9876.5, 5432.1, 2.27, 1.82, 1234.5, 678.9, 1.82, d
         )
         for d in ("", "busy")
     ]
-    return training.steps_table(made)
+    return training.steps_table(steps)
 
 
 def the_builds() -> Table:
     """Kernels that were built for two devices."""
-    made = [
+    built = [
         Built(
             msgspec.structs.replace(c, variant="weight32+dx+dgamma32"),
             "d",
@@ -170,18 +170,20 @@ def the_builds() -> Table:
         for c in CASES
     ]
     return builds.table(
-        [made[0], msgspec.structs.replace(made[1], arch="sm_100", status="failed", message="no")]
+        [built[0], msgspec.structs.replace(built[1], arch="sm_100", status="failed", message="no")]
     )
 
 
 def the_verdicts() -> Table:
     """A right kernel and a wrong one."""
-    made = [Result(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES]
+    results = [
+        Result(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES
+    ]
     return verdicts.verdict_table(
         [
-            made[0],
+            results[0],
             msgspec.structs.replace(
-                made[1], ok=False, message="y: error 3 is 4 times what is allowed"
+                results[1], ok=False, message="y: error 3 is 4 times what is allowed"
             ),
         ]
     )

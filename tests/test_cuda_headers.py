@@ -56,10 +56,10 @@ def header(name: str) -> Path:
         *(t / "include" for t in locate.toolkits()),
         *(w / "include" for w in locate.wheels()),
     ]
-    found = next((folder for folder in folders if (folder / name).is_file()), None)
-    if found is None:
+    include = next((folder for folder in folders if (folder / name).is_file()), None)
+    if include is None:
         pytest.skip(f"{name} is not here: neither a CUDA toolkit nor a package of pip has it")
-    return found
+    return include
 
 
 def proven(folder: Path, includes: Iterable[str], lines: Iterable[str], tmp_path: Path) -> str:
@@ -81,25 +81,25 @@ def launcher_calls() -> dict[str, str]:
     structure.
     """
     text = driver.SOURCE.read_text()
-    found = re.findall(r'FIND\((\w+), "(\w+)"\)', text) + re.findall(
+    pairs = re.findall(r'FIND\((\w+), "(\w+)"\)', text) + re.findall(
         r'find\(d, &d->(\w+), "(\w+)"', text
     )
-    return {name: field for field, name in found}
+    return {name: field for field, name in pairs}
 
 
 def assertions(calls: dict[str, str]) -> list[str]:
     """That each field is as the driver's function of its name, and that the header means that
     version by the plain name.
     """
-    made = []
+    lines = []
     for name, field in calls.items():
         plain = re.sub(r"_v\d+$", "", name)
-        made.append(f'static_assert(equal(NAME({plain}), "{name}"), "{plain} is not {name}");')
-        made.append(
+        lines.append(f'static_assert(equal(NAME({plain}), "{name}"), "{plain} is not {name}");')
+        lines.append(
             f"static_assert(calls_alike<decltype(Driver::{field}), decltype(&{plain})>::value,"
             f' "{name}");'
         )
-    return made
+    return lines
 
 
 def included() -> list[str]:
@@ -136,7 +136,7 @@ def test_a_wrong_declaration_shows(name: str, field: str, tmp_path: Path) -> Non
 
 def test_the_driver_s_numbers(tmp_path: Path) -> None:
     """Attributes and error codes written as numbers are those of cuda.h."""
-    meant = {
+    constants = {
         "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": driver._MULTIPROCESSORS,
         "CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE": driver._L2,
         "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": driver._MAJOR,
@@ -171,8 +171,10 @@ def test_the_driver_s_numbers(tmp_path: Path) -> None:
     assert "kernel_attribute(8," in text
     likely = text[text.index("*likely") : text.index("static void describe")]
     named = {int(number) for number in re.findall(r"case (\d+):", likely)}
-    assert named == {number for name, number in meant.items() if name.startswith("CUDA_ERROR")}
-    lines = [f'static_assert(int({name}) == {number}, "{name}");' for name, number in meant.items()]
+    assert named == {number for name, number in constants.items() if name.startswith("CUDA_ERROR")}
+    lines = [
+        f'static_assert(int({name}) == {number}, "{name}");' for name, number in constants.items()
+    ]
     assert proven(header("cuda.h"), ["#include <cuda.h>"], lines, tmp_path) == ""
 
 
@@ -197,25 +199,25 @@ def by_ctypes(
     """Assertions that functions have the parameters ctypes is told, and answer with an int or what
     `answers` says.
     """
-    made = []
+    lines = []
     for name, parameters in signatures.items():
         mine = f"{answers.get(name, 'int')} (*)({', '.join(in_c(p, names) for p in parameters)})"
-        made.append(f'static_assert(calls_alike<{mine}, decltype(&{name})>::value, "{name}");')
-    return made
+        lines.append(f'static_assert(calls_alike<{mine}, decltype(&{name})>::value, "{name}");')
+    return lines
 
 
 def structure(kind: type[ctypes.Structure], name: str, fields: str) -> list[str]:
     """Assertions that a structure of ctypes lies in memory as one in C whose fields, in order, are
     called so.
     """
-    made = [f'static_assert(sizeof({name}) == {ctypes.sizeof(kind)}, "{name}");']
+    lines = [f'static_assert(sizeof({name}) == {ctypes.sizeof(kind)}, "{name}");']
     for (mine, *_), theirs in zip(kind._fields_, fields.split(), strict=True):
         at = getattr(kind, mine)
-        made.append(
+        lines.append(
             f"static_assert(offsetof({name}, {theirs}) == {at.offset} && sizeof({name}::{theirs})"
             f' == {at.size}, "{name}, {theirs}");'
         )
-    return made
+    return lines
 
 
 def test_nvrtc_s_functions(tmp_path: Path) -> None:

@@ -202,12 +202,12 @@ def test_resources_are_read_per_kernel() -> None:
     """Each kernel of a log gets its own registers, memory and barriers; a called function's stack
     and spills go to its caller.
     """
-    found = resources.parse(LOG)
-    assert list(found) == ["_Z1bILi3EEvPdi", "a"]
-    assert found["_Z1bILi3EEvPdi"] == resources.Resources(
+    kernels = resources.parse(LOG)
+    assert list(kernels) == ["_Z1bILi3EEvPdi", "a"]
+    assert kernels["_Z1bILi3EEvPdi"] == resources.Resources(
         "_Z1bILi3EEvPdi", "sm_75", 24, 0, 0, 0, 1040, 372, 2
     )
-    assert found["a"] == resources.Resources("a", "sm_75", 38, 176, 16, 20, 0, 364, 0)
+    assert kernels["a"] == resources.Resources("a", "sm_75", 38, 176, 16, 20, 0, 364, 0)
 
 
 def test_resources_are_read_from_nvrtc() -> None:
@@ -251,17 +251,17 @@ def test_sass_is_counted_by_width() -> None:
 
 def test_sass_of_unknown_operations_is_counted() -> None:
     """An operation nobody has heard of is an instruction like any other; padding is none."""
-    found = sass.parse(SASS, "cuobjdump")
-    assert found["main_kernel"].operations["FROB9X"] == 1
-    assert found["main_kernel"].instructions == 19
-    assert found["halves"].instructions == 7
-    assert found["halves"].global_loads == found["halves"].global_stores == {16: 1}
+    kernels = sass.parse(SASS, "cuobjdump")
+    assert kernels["main_kernel"].operations["FROB9X"] == 1
+    assert kernels["main_kernel"].instructions == 19
+    assert kernels["halves"].instructions == 7
+    assert kernels["halves"].global_loads == kernels["halves"].global_stores == {16: 1}
 
 
 def test_predicated_instructions_are_counted_in_full() -> None:
     """A predicate that may be false is counted; one that is always true is none."""
-    found = sass.parse(SASS, "cuobjdump")
-    assert (found["main_kernel"].predicated, found["halves"].predicated) == (2, 1)
+    kernels = sass.parse(SASS, "cuobjdump")
+    assert (kernels["main_kernel"].predicated, kernels["halves"].predicated) == (2, 1)
 
 
 def test_both_disassemblers_are_understood() -> None:
@@ -343,8 +343,8 @@ def test_a_block_that_cannot_run_is_refused_with_the_reason(
     registers: int, threads: int, shared: int, reason: str
 ) -> None:
     """Zero occupancy says what was asked and what there is."""
-    found = occupancy("sm_90", registers, threads, dynamic_shared=shared)
-    assert (found.blocks, found.warps, found.share, found.refused) == (0, 0, 0.0, reason)
+    result = occupancy("sm_90", registers, threads, dynamic_shared=shared)
+    assert (result.blocks, result.warps, result.share, result.refused) == (0, 0, 0.0, reason)
 
 
 def test_occupancy_wants_possible_numbers() -> None:
@@ -489,13 +489,13 @@ def test_nvcc_is_looked_for_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch
     assert find() == Nvcc(expected[1])
     (bare / "nvcc").unlink()
     assert find() == Nvcc(expected[0])
-    for name, value, found in (
+    for name, value, index in (
         ("CUDA_PATH", bare / "path", 2),
         ("CUDA_HOME", bare / "home", 3),
         ("LNTUNE_NVCC", bare / "my-nvcc", 4),
     ):
         monkeypatch.setenv(name, str(value))
-        assert find() == Nvcc(expected[found])
+        assert find() == Nvcc(expected[index])
 
 
 def test_a_wrong_lntune_nvcc_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,18 +548,18 @@ def test_a_vectorised_copy_has_only_wide_accesses() -> None:
     """float4 in, float4 out: one load and one store of 128 bits, no problems; and the facts survive
     JSON.
     """
-    found = inspect_kernel(COPY, "sm_90", 256)
-    assert found.code.global_loads == found.code.global_stores == {128: 1}
-    assert found.problems == ()
-    assert found.occupancy.share == 1.0
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Inspection) == found
+    inspection = inspect_kernel(COPY, "sm_90", 256)
+    assert inspection.code.global_loads == inspection.code.global_stores == {128: 1}
+    assert inspection.problems == ()
+    assert inspection.occupancy.share == 1.0
+    assert msgspec.json.decode(msgspec.json.encode(inspection), type=Inspection) == inspection
 
 
 @compiles
 def test_a_scalar_copy_of_halves_has_only_narrow_accesses() -> None:
     """One half in, one half out: 16 bits each, with NVIDIA's headers found."""
-    found = inspect_kernel(HALVES, "sm_80", 256)
-    assert found.code.global_loads == found.code.global_stores == {16: 1}
+    inspection = inspect_kernel(HALVES, "sm_80", 256)
+    assert inspection.code.global_loads == inspection.code.global_stores == {16: 1}
 
 
 @compiles
@@ -567,15 +567,15 @@ def test_a_spilling_kernel_is_a_problem() -> None:
     """More live values than registers: the bytes spilled are told, and there is a stack frame for
     them.
     """
-    found = inspect_kernel(SPILLING, "sm_90", 1024)
-    assert found.resources.registers <= 64
-    spilled = max(found.resources.spill_store_bytes, found.resources.spill_load_bytes)
+    inspection = inspect_kernel(SPILLING, "sm_90", 1024)
+    assert inspection.resources.registers <= 64
+    spilled = max(inspection.resources.spill_store_bytes, inspection.resources.spill_load_bytes)
     assert spilled >= 4 * (96 - 64)
-    assert found.problems == (
+    assert inspection.problems == (
         f"spills {spilled} bytes",
-        f"has a stack frame of {found.resources.stack_bytes} bytes",
+        f"has a stack frame of {inspection.resources.stack_bytes} bytes",
     )
-    assert not found.code.machine or found.code.local_loads > 0
+    assert not inspection.code.machine or inspection.code.local_loads > 0
 
 
 @compiles
@@ -583,10 +583,10 @@ def test_an_array_with_computed_index_is_a_stack_frame() -> None:
     """It cannot live in registers, although nothing is spilled; a launch that does not fit is told
     as well.
     """
-    found = inspect_kernel(INDEXED, "sm_90", 128, dynamic_shared=1 << 20)
-    assert found.resources.spill_store_bytes == 0
-    assert found.code.local_loads > 0 and found.code.local_stores > 0
-    assert found.problems == (
+    inspection = inspect_kernel(INDEXED, "sm_90", 128, dynamic_shared=1 << 20)
+    assert inspection.resources.spill_store_bytes == 0
+    assert inspection.code.local_loads > 0 and inspection.code.local_stores > 0
+    assert inspection.problems == (
         "has a stack frame of 2048 bytes",
         "zero occupancy: 1048576 bytes of shared memory a block, at most 232448",
     )
@@ -595,9 +595,9 @@ def test_an_array_with_computed_index_is_a_stack_frame() -> None:
 @compiles
 def test_a_reduction_shows_its_means() -> None:
     """Shuffles, the barrier, shared memory and the special function unit of a row's sum."""
-    found = inspect_kernel(ROW_SUM, "sm_86", 128)
-    assert (found.code.shuffles, found.code.barriers, found.code.mufu) == (5, 1, 1)
-    assert (found.resources.shared_bytes, found.resources.barriers) == (16, 1)
+    inspection = inspect_kernel(ROW_SUM, "sm_86", 128)
+    assert (inspection.code.shuffles, inspection.code.barriers, inspection.code.mufu) == (5, 1, 1)
+    assert (inspection.resources.shared_bytes, inspection.resources.barriers) == (16, 1)
 
 
 @compiles

@@ -84,9 +84,9 @@ def test_a_difference_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for wrong in (wrong_output, wrong_gradient):
         monkeypatch.setattr(lntune, "layer_norm", wrong)
-        found = demo._agreement(GRID[0])
-        assert not found.agrees
-        assert (found.output > 1e-3) == (wrong is wrong_output) and found.gradient > 1e-3
+        agreement = demo._agreement(GRID[0])
+        assert not agreement.agrees
+        assert (agreement.output > 1e-3) == (wrong is wrong_output) and agreement.gradient > 1e-3
     for place in (0, 1):  # NaN, in the output and then in the gradient alone, is no agreement
         factor = torch.tensor(1.0 if place else math.nan)
         monkeypatch.setattr(

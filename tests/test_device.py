@@ -67,25 +67,23 @@ def test_x86_level_from_the_flags(machine: Any, flags: str, isa: str, vector: in
     """The instruction set is the highest level whose flags are all there; it sets the vector width
     and LLVM's CPU.
     """
-    found = machine("x86_64", flags=flags, model_name="Some   CPU @ 2.00GHz")
-    assert (found.kind, found.name, found.isa, found.vector_bytes) == (
+    cpu = machine("x86_64", flags=flags, model_name="Some   CPU @ 2.00GHz")
+    assert (cpu.kind, cpu.name, cpu.isa, cpu.vector_bytes) == (
         "cpu",
         "Some CPU @ 2.00GHz",
         isa,
         vector,
     )
-    assert llvm.target(found)["mcpu"] == isa
+    assert llvm.target(cpu)["mcpu"] == isa
 
 
 @pytest.mark.parametrize("missing", sorted(set(V4.split()) - set(V1.split())))
 def test_one_missing_flag_lowers_the_level(machine: Any, missing: str) -> None:
     """A virtual machine that hides any one feature gets code for a level without that feature."""
-    found = machine("x86_64", flags=" ".join(f for f in V4.split() if f != missing))
+    cpu = machine("x86_64", flags=" ".join(f for f in V4.split() if f != missing))
     levels = {"x86-64": V1, "x86-64-v2": V2, "x86-64-v3": V3, "x86-64-v4": V4}
-    assert missing not in levels[found.isa].split()
-    assert found.isa == max(
-        level for level, flags in levels.items() if missing not in flags.split()
-    )
+    assert missing not in levels[cpu.isa].split()
+    assert cpu.isa == max(level for level, flags in levels.items() if missing not in flags.split())
 
 
 @pytest.mark.parametrize(
@@ -101,9 +99,9 @@ def test_extras_come_on_top_of_v4(machine: Any, flags: str, features: tuple[str,
     """bfloat16 and float16 instructions are named to LLVM where the CPU has them beside all of v4,
     in a fixed order.
     """
-    found = machine("AMD64", flags=flags)
-    assert found.features == features
-    mattr = llvm.target(found)["mattr"]
+    cpu = machine("AMD64", flags=flags)
+    assert cpu.features == features
+    mattr = llvm.target(cpu)["mattr"]
     assert isinstance(mattr, list)
     assert [a for a in mattr if a.startswith("+")] == [f"+{f}" for f in features]
     assert "-prefer-256-bit" in mattr
@@ -177,13 +175,13 @@ def test_the_model_tells_generations_of_one_name_apart(machine: Any) -> None:
 def test_the_model_on_an_intel_mac(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc/cpuinfo sysctl tells it."""
     machine("x86_64")
-    told = {
+    answers = {
         "machdep.cpu.vendor": "GenuineIntel",
         "machdep.cpu.family": "6",
         "machdep.cpu.model": "158",
         "machdep.cpu.stepping": "10",
     }
-    monkeypatch.setattr(device, "_sysctl", lambda name: told.get(name, ""))
+    monkeypatch.setattr(device, "_sysctl", lambda name: answers.get(name, ""))
     device.current.cache_clear()
     assert device.current().model == "GenuineIntel family 6 model 158 stepping 10"
 
@@ -272,18 +270,18 @@ def test_arm_on_macos(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         device, "_sysctl", lambda name: "Apple M2" if name == "machdep.cpu.brand_string" else ""
     )
     device.current.cache_clear()
-    found = device.current()
-    assert (found.name, found.isa) == ("Apple M2", "arm64")
-    assert llvm.target(found)["mtriple"] == "arm64-apple-macosx"
+    cpu = device.current()
+    assert (cpu.name, cpu.isa) == ("Apple M2", "arm64")
+    assert llvm.target(cpu)["mtriple"] == "arm64-apple-macosx"
 
 
 def test_an_unheard_of_machine(machine: Any) -> None:
     """An architecture nobody thought of is a device all the same, with LLVM's own choices for its
     target.
     """
-    found = machine("riscv64")
-    assert (found.name, found.isa, found.vector_bytes) == ("riscv64", "riscv64", 16)
-    assert llvm.target(found) == {"kind": "llvm", "num-cores": found.cores}
+    cpu = machine("riscv64")
+    assert (cpu.name, cpu.isa, cpu.vector_bytes) == ("riscv64", "riscv64", 16)
+    assert llvm.target(cpu) == {"kind": "llvm", "num-cores": cpu.cores}
 
 
 @pytest.mark.parametrize(

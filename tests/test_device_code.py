@@ -246,12 +246,12 @@ def test_every_target_is_a_device(name: str) -> None:
     """Each name that --target takes on any machine stands for a device with an architecture and
     memory sizes.
     """
-    found = device_of(name)
-    assert found.kind == ("cpu" if name == "cpu" else "gpu")
-    assert found.kind == "cpu" or (
-        found.isa.startswith("sm_") and found.cores and found.shared_memory and found.l2
+    device = device_of(name)
+    assert device.kind == ("cpu" if name == "cpu" else "gpu")
+    assert device.kind == "cpu" or (
+        device.isa.startswith("sm_") and device.cores and device.shared_memory and device.l2
     )
-    assert name not in PRODUCTS or found.name == PRODUCTS[name][0]
+    assert name not in PRODUCTS or device.name == PRODUCTS[name][0]
 
 
 @pytest.mark.parametrize("name", ["cuda:", "cuda:sm_1", "sm_90", "nvidia/nvidia-h1000"])
@@ -328,10 +328,10 @@ def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
         Case("lnlstm_step_backward", 64, "float32", 4096, "bias+bias_c"),
     )
     setting = dataclasses.replace(plan.default(case, GPU), partial_sums=sums)
-    found = inspection.inspect_case(case, plan, setting, GPU)
-    assert found.read["dweight_h"] == found.written["dweight_h"] == times
-    assert found.read["gates_h"] == found.written["dgates_h"] == 1
-    assert (found.extra > 0.05) == (times > 1)
+    inspected = inspection.inspect_case(case, plan, setting, GPU)
+    assert inspected.read["dweight_h"] == inspected.written["dweight_h"] == times
+    assert inspected.read["gates_h"] == inspected.written["dgates_h"] == 1
+    assert (inspected.extra > 0.05) == (times > 1)
 
 
 @needs_compiler
@@ -349,9 +349,9 @@ def test_inspect_counts_rows_and_not_blocks_without_any(
         get("shared_row_backward"),
         Case("layer_norm_backward", hidden, "float32", 4096, variant),
     )
-    found = inspection.inspect_case(case, plan, plan.default(case, GPU), GPU)
-    assert found.read["dy"] == times
-    assert bool(found.problems) == (times > 1)
+    inspected = inspection.inspect_case(case, plan, plan.default(case, GPU), GPU)
+    assert inspected.read["dy"] == times
+    assert bool(inspected.problems) == (times > 1)
 
 
 def test_inspect_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,9 +382,9 @@ def test_inspect_refuses_what_is_no_gpu(arguments: list[str]) -> None:
 
 def test_operators_without_a_schedule_for_gpus_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names those that have one."""
-    there = schedule.for_op
+    for_op = schedule.for_op
     monkeypatch.setattr(
-        schedule, "for_op", lambda op, kind: {} if op == "lnlstm_step" else there(op, kind)
+        schedule, "for_op", lambda op, kind: {} if op == "lnlstm_step" else for_op(op, kind)
     )
     done = CliRunner().invoke(app, ["inspect", "lnlstm_step"])
     assert done.exit_code == 2

@@ -104,6 +104,6 @@ def test_shipped_finals_are_what_they_say() -> None:
     """The thresholds leave every final alone that was measured on a quiet machine."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = records.read([LOGS], role="final")
-    assert len(found) > 100
-    assert [f"{r.case}: {r.disturbance}" for r in found if r.disturbance and not r.busy] == []
+        finals = records.read([LOGS], role="final")
+    assert len(finals) > 100
+    assert [f"{r.case}: {r.disturbance}" for r in finals if r.disturbance and not r.busy] == []

@@ -42,24 +42,26 @@ def only_this_log(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 def findings() -> dict[str, Finding]:
     """What the doctor finds, by topic."""
-    found = doctor.examine()
-    assert len({f.topic for f in found}) == len(found)
-    return {f.topic: f for f in found}
+    results = doctor.examine()
+    assert len({f.topic for f in results}) == len(results)
+    return {f.topic: f for f in results}
 
 
 def final(hidden: int = 1024, **fields: Any) -> Record:
     """A final of this device, of a schedule as it is now."""
     name = fields.setdefault("schedule", "cached_rows")
     known = schedule.all_schedules()
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "role": "final",
         "threads": 1,
         "knobs": {},
         "status": "ok",
         "timings": {"tuned": Timing((1.0,), 1.0)},
     }
-    made |= {"code": known[name].code if name in known else Code(), **fields}
-    return Record(case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **made)
+    values |= {"code": known[name].code if name in known else Code(), **fields}
+    return Record(
+        case=Case("layer_norm", hidden, "float32", 512), device=device.current(), **values
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +69,7 @@ def test_a_sound_machine() -> None:
     """Everything is looked at: versions, compiler, CPU, threads, GPU, folders, schedules, records;
     nothing fails here.
     """
-    found = findings()
+    by_topic = findings()
     topics = {
         "python",
         "lntune",
@@ -95,15 +97,15 @@ def test_a_sound_machine() -> None:
         "future records",
         "skipped records",
     }
-    assert set(found) == topics
-    assert not [f for f in found.values() if f.status == "fail"]
-    assert found["log folder name"].detail == device.current().slug
+    assert set(by_topic) == topics
+    assert not [f for f in by_topic.values() if f.status == "fail"]
+    assert by_topic["log folder name"].detail == device.current().slug
     assert (
-        "LNTUNE_LOG_DIR" in found["tuning log"].detail
-        and os.environ["LNTUNE_LOG_DIR"] in found["tuning log"].detail
+        "LNTUNE_LOG_DIR" in by_topic["tuning log"].detail
+        and os.environ["LNTUNE_LOG_DIR"] in by_topic["tuning log"].detail
     )
-    assert "cached_rows" in found["schedules"].detail
-    assert (found["tuned cases"].status, found["tuned cases"].remedy) == (
+    assert "cached_rows" in by_topic["schedules"].detail
+    assert (by_topic["tuned cases"].status, by_topic["tuned cases"].remedy) == (
         "warn",
         "Run: lntune tune layer_norm",
     )
@@ -142,11 +144,11 @@ def test_a_package_that_is_missing_or_does_not_fit(
     monkeypatch.setattr(
         toolchain, "installed", lambda name: version if name == package else real(name)
     )
-    found = findings()
-    assert {t for t, f in found.items() if f.status == "fail"} == failing
-    assert found[package].detail == version and "nstall" in found[package].remedy
+    by_topic = findings()
+    assert {t for t, f in by_topic.items() if f.status == "fail"} == failing
+    assert by_topic[package].detail == version and "nstall" in by_topic[package].remedy
     if package == "torch":
-        assert found["gpu"].status == "warn" and "without torch" in found["gpu"].detail
+        assert by_topic["gpu"].status == "warn" and "without torch" in by_topic["gpu"].detail
     done = CliRunner().invoke(app, ["doctor", "--json"])
     assert done.exit_code == 1
     facts = json.loads(done.stdout)
@@ -170,8 +172,8 @@ def test_matrix_products(
     """Which library multiplies is said, and what to do where only the slow one is there."""
     monkeypatch.setattr(products, "mkl_is_slow", lambda: slow)
     monkeypatch.setattr(products, "_enabled", lambda: onednn)
-    found = findings()["matrix products"]
-    assert (found.status, word in found.detail, bool(found.remedy)) == (
+    finding = findings()["matrix products"]
+    assert (finding.status, word in finding.detail, bool(finding.remedy)) == (
         status,
         True,
         status == "warn",
@@ -183,8 +185,12 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     not run is named.
     """
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    found = findings()["C++ compiler"]
-    assert found.status == "fail" and "/no/such/compiler" in found.remedy and "CXX" in found.remedy
+    finding = findings()["C++ compiler"]
+    assert (
+        finding.status == "fail"
+        and "/no/such/compiler" in finding.remedy
+        and "CXX" in finding.remedy
+    )
     monkeypatch.setenv("CXX", "/bin/false")
     assert findings()["C++ compiler"].detail.startswith("does not run")
 
@@ -193,11 +199,11 @@ def test_unwritable_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """A log or cache folder that cannot be written fails with the variable to set."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    found = findings()
-    assert found["tuning log"].status == "ok"
+    by_topic = findings()
+    assert by_topic["tuning log"].status == "ok"
     assert (
-        found["kernel cache"].status == "fail"
-        and "LNTUNE_CACHE_DIR" in found["kernel cache"].remedy
+        by_topic["kernel cache"].status == "fail"
+        and "LNTUNE_CACHE_DIR" in by_topic["kernel cache"].remedy
     )
 
 
@@ -211,12 +217,12 @@ def test_tuned_cases_are_counted(log_dir: Path) -> None:
         msgspec.structs.replace(final(256), device=elsewhere),
     ):
         records.append(log_dir, record)
-    found = findings()
+    by_topic = findings()
     assert (
-        found["tuned cases"].status == "ok"
-        and found["tuned cases"].detail == "2 on this device, hidden 64, 128"
+        by_topic["tuned cases"].status == "ok"
+        and by_topic["tuned cases"].detail == "2 on this device, hidden 64, 128"
     )
-    assert (found["stale records"].status, found["stale records"].detail) == ("ok", "none")
+    assert (by_topic["stale records"].status, by_topic["stale records"].detail) == ("ok", "none")
 
 
 def test_stale_records_are_a_warning(log_dir: Path) -> None:
@@ -225,12 +231,14 @@ def test_stale_records_are_a_warning(log_dir: Path) -> None:
     """
     for record in (final(64), final(128, code=Code("old")), final(256, schedule="gone")):
         records.append(log_dir, record)
-    found = findings()["stale records"]
+    finding = findings()["stale records"]
     assert (
-        found.status == "warn"
-        and found.detail == "2 of 3: cached_rows, gone changed or went since they were measured"
+        finding.status == "warn"
+        and finding.detail == "2 of 3: cached_rows, gone changed or went since they were measured"
     )
-    assert found.remedy == "Run: lntune tune layer_norm --hidden 128,256 --dtype float32 --rows 512"
+    assert (
+        finding.remedy == "Run: lntune tune layer_norm --hidden 128,256 --dtype float32 --rows 512"
+    )
 
 
 def test_records_of_a_wrong_clock_are_a_warning(log_dir: Path) -> None:
@@ -244,16 +252,16 @@ def test_records_of_a_wrong_clock_are_a_warning(log_dir: Path) -> None:
         msgspec.structs.replace(final(256, time="2038-01-19"), device=old),
     ):
         records.append(log_dir, record)
-    found = findings()
+    by_topic = findings()
     assert (
-        found["future records"].status == "warn"
-        and "layer_norm 512x128 float32 of 2038-01-19" in found["future records"].detail
+        by_topic["future records"].status == "warn"
+        and "layer_norm 512x128 float32 of 2038-01-19" in by_topic["future records"].detail
     )
     assert (
-        found["future records"].remedy
+        by_topic["future records"].remedy
         == "Set the clock. Run: lntune tune layer_norm --hidden 128 --dtype float32 --rows 512"
     )
-    assert found["tuned cases"].detail.startswith("2 on this device")
+    assert by_topic["tuned cases"].detail.startswith("2 on this device")
 
 
 def test_disturbed_records_are_a_warning(log_dir: Path) -> None:
@@ -262,8 +270,8 @@ def test_disturbed_records_are_a_warning(log_dir: Path) -> None:
     """
     for record in (final(64, busy=True), final(128, time="1"), final(128, time="2", busy=True)):
         records.append(log_dir, record)
-    found = findings()["disturbed records"]
-    assert found.detail.startswith("1 of 2 ") and "--hidden 64 " in found.remedy
+    finding = findings()["disturbed records"]
+    assert finding.detail.startswith("1 of 2 ") and "--hidden 64 " in finding.remedy
 
 
 def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:
@@ -273,9 +281,9 @@ def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:
     records.append(log_dir, final(64))
     path = records.log_path(log_dir, device.current(), "layer_norm")
     path.write_bytes(path.read_bytes() + b'{"half\n' + b'{"schema": 99}\n' + 3 * b"x\n")
-    found = findings()
-    assert found["tuned cases"].detail.startswith("1 on this device")
-    skipped = found["skipped records"]
+    by_topic = findings()
+    assert by_topic["tuned cases"].detail.startswith("1 on this device")
+    skipped = by_topic["skipped records"]
     assert (
         skipped.status == "warn"
         and skipped.detail.startswith(f"5: {path}:2: ")
@@ -288,8 +296,8 @@ def test_lines_that_cannot_be_used_are_a_warning(log_dir: Path) -> None:
 def test_a_log_that_cannot_be_read_fails(log_dir: Path) -> None:
     """A folder where a log file should be is a failure that names it, not a traceback."""
     records.log_path(log_dir, device.current(), "layer_norm").mkdir(parents=True)
-    found = findings()["tuned cases"]
-    assert found.status == "fail" and "layer_norm.jsonl" in found.detail
+    finding = findings()["tuned cases"]
+    assert finding.status == "fail" and "layer_norm.jsonl" in finding.detail
 
 
 def test_the_command_prints_each_finding_on_a_line() -> None:
@@ -341,16 +349,16 @@ def test_whatever_goes_wrong_is_a_finding(
 
     native.compiled(runtime.SOURCE)
     monkeypatch.setattr(module, name, fail)
-    found = findings()
+    by_topic = findings()
     wrong = [
         f
-        for f in found.values()
+        for f in by_topic.values()
         if f.status != "ok"
         and (str(error) in f.detail or "damaged" in f.detail or str(error.args[-1]) in f.detail)
     ]
     assert wrong
     assert all(f.remedy for f in wrong)
-    assert {"python", "schedules", "gpu"} <= set(found) or name == "incompatible"
+    assert {"python", "schedules", "gpu"} <= set(by_topic) or name == "incompatible"
 
 
 def test_built_kernels_are_looked_at(own_cache: Path) -> None:
@@ -359,11 +367,11 @@ def test_built_kernels_are_looked_at(own_cache: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"content")
     sealed.seal(path, {})
-    found = findings()["built kernels"]
-    assert found.status == "ok" and " MiB, checked in " in found.detail
+    finding = findings()["built kernels"]
+    assert finding.status == "ok" and " MiB, checked in " in finding.detail
     path.write_bytes(b"damaged")
-    found = findings()["built kernels"]
-    assert found.status == "warn" and "1 damaged: some." in found.detail and found.remedy
+    finding = findings()["built kernels"]
+    assert finding.status == "warn" and "1 damaged: some." in finding.detail and finding.remedy
 
 
 def test_a_cache_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -374,9 +382,9 @@ def test_a_cache_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("LNTUNE_CACHE_DIR", "~/x")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    found = findings()["kernel cache"]
+    finding = findings()["kernel cache"]
     assert (
-        found.status == "warn"
-        and f"kernels are kept in {tmp_path}" in found.detail
-        and "LNTUNE_CACHE_DIR" in found.remedy
+        finding.status == "warn"
+        and f"kernels are kept in {tmp_path}" in finding.detail
+        and "LNTUNE_CACHE_DIR" in finding.remedy
     )

@@ -79,12 +79,14 @@ def test_what_is_built(worker: Any, log_dir: Path) -> None:
     nothing is logged.
     """
     seen: list[tuple[Case, int, int, int]] = []
-    found = dry.run(
-        [CASE, OTHER], Settings(device=GPU, seconds=None, trials=5), lambda *told: seen.append(told)
+    summary = dry.run(
+        [CASE, OTHER],
+        Settings(device=GPU, seconds=None, trials=5),
+        lambda *progress: seen.append(progress),
     )
     assert all((job.device, type(job)) == (GPU, Check) for job in worker.jobs)
     for index, case in enumerate((CASE, OTHER)):
-        plan = found.plans[index]
+        plan = summary.plans[index]
         known = Candidates(case, GPU)
         assert {job.candidate for job in worker.jobs if job.case == case} == set(list(known)[:5])
         assert (
@@ -97,7 +99,7 @@ def test_what_is_built(worker: Any, log_dir: Path) -> None:
         ) == (case, len(known), 5, 5, {}, {})
         assert plan.measured == 5  # as many as a run with the same options
         assert [s for s in seen if s[0] == case] == [(case, index, 2, n) for n in range(6)]
-    assert (found.device, found.compiler, found.interrupted, found.wrong) == (
+    assert (summary.device, summary.compiler, summary.interrupted, summary.wrong) == (
         GPU,
         "a compiler",
         False,
@@ -141,16 +143,16 @@ def test_what_is_pruned_and_what_fails(worker: Any) -> None:
     worker.answer = staticmethod(
         lambda job: answers.get(job.candidate, Outcome("ok", facts=facts(), seconds=2.0))
     )
-    found = dry.run([CASE], Settings(device=GPU, seconds=None))
-    (plan,) = found.plans
+    summary = dry.run([CASE], Settings(device=GPU, seconds=None))
+    (plan,) = summary.plans
     assert plan.pruned == {"spills 8 bytes": 2}
     named = [f"shared_row {knobs.describe(c.knobs)}" for c in known[:5]]
     assert plan.failed == {"wrong: y: off": [named[3]], "compile: no": [named[4]]}
-    assert (plan.built, plan.verified, found.wrong) == (dry.TRIALS, dry.TRIALS - 2, 2)
+    assert (plan.built, plan.verified, summary.wrong) == (dry.TRIALS, dry.TRIALS - 2, 2)
     assert plan.measured == round(len(known) * (dry.TRIALS - 4) / dry.TRIALS)
-    said = "\n".join(dry_runs.lines(found))
-    assert "pruned: layer_norm 4096x1024 float32: 2 x spills 8 bytes" in said
-    assert f"FAILED: layer_norm 4096x1024 float32: 1 x wrong: y: off (first: {named[3]})" in said
+    text = "\n".join(dry_runs.lines(summary))
+    assert "pruned: layer_norm 4096x1024 float32: 2 x spills 8 bytes" in text
+    assert f"FAILED: layer_norm 4096x1024 float32: 1 x wrong: y: off (first: {named[3]})" in text
 
 
 def test_the_order_by_rank(worker: Any) -> None:
@@ -181,25 +183,25 @@ def test_the_time_a_run_would_take(
     """
     monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
     worker.answer = staticmethod(lambda job: Outcome("ok", facts=facts(), seconds=build))
-    found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=seconds))
-    for plan in found.plans:
+    summary = dry.run([CASE, OTHER], Settings(device=GPU, seconds=seconds))
+    for plan in summary.plans:
         assert plan.measured == plan.candidates
         assert plan.seconds == pytest.approx(
             plan.measured * each + 4 * backends.of(GPU).trial_overhead + 1.0, abs=0.1
         )
     if seconds is None:
-        assert [p.within for p in found.plans] == [p.measured for p in found.plans]
+        assert [p.within for p in summary.plans] == [p.measured for p in summary.plans]
     # of 30 s some 9 are for the final, and what that does not take goes to the next case
     elif each < 1:
-        assert [p.within for p in found.plans] == [
+        assert [p.within for p in summary.plans] == [
             pytest.approx((30 - 9) / each, abs=2),
             pytest.approx((60 - 21 - 2.6) * 0.7 / each, abs=2),
         ]
     else:
-        assert [p.within for p in found.plans] == [1, 1]
-    assert found.run_seconds == pytest.approx(sum(p.seconds for p in found.plans), abs=0.1)
+        assert [p.within for p in summary.plans] == [1, 1]
+    assert summary.run_seconds == pytest.approx(sum(p.seconds for p in summary.plans), abs=0.1)
     assumed = backends.of(GPU).trial_overhead + 0.04
-    assert f"{assumed:.2f} s of the GPU for a candidate (assumed" in found.assumption
+    assert f"{assumed:.2f} s of the GPU for a candidate (assumed" in summary.assumption
 
 
 def test_the_start_of_the_process_that_measures(
@@ -225,23 +227,23 @@ def test_the_start_of_the_process_that_measures(
     worker.starting = staticmethod(lambda: takes(7.0))
     worker.answer = staticmethod(lambda job: takes(0.96) or Outcome("ok"))
     cases = [Case("layer_norm", hidden, "float32", 8) for hidden in (64, 96, 128, 160)]
-    found = dry.run(cases, Settings(device=cpu, seconds=13.0, trials=2))
-    assert (found.start, found.builders) == (7.0, 1)
+    summary = dry.run(cases, Settings(device=cpu, seconds=13.0, trials=2))
+    assert (summary.start, summary.builders) == (7.0, 1)
     assert (
-        "0.96 s to build and check a candidate" in found.assumption
-        and "7.0 s for the start" in found.assumption
+        "0.96 s to build and check a candidate" in summary.assumption
+        and "7.0 s for the start" in summary.assumption
     )
-    assert [p.seconds for p in found.plans] == [
+    assert [p.seconds for p in summary.plans] == [
         pytest.approx(2 * 1.0 + 3 * 0.96 + 1.0, abs=0.1)
     ] * 4
-    assert found.run_seconds == pytest.approx(7 + 4 * 5.88, abs=0.1)
-    assert [p.within for p in found.plans] == [
+    assert summary.run_seconds == pytest.approx(7 + 4 * 5.88, abs=0.1)
+    assert [p.within for p in summary.plans] == [
         1,
         1,
         0,
         0,
     ], "6 s are left, and a case takes 2 at least"
-    assert found.within == 2
+    assert summary.within == 2
 
 
 def test_the_time_there_is(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,10 +264,10 @@ def test_the_time_there_is(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
     monkeypatch.setattr(dry, "time", Time)
     worker.answer = staticmethod(answer)
-    found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=50.0))
-    assert [p.case for p in found.plans] == [CASE, OTHER]
+    summary = dry.run([CASE, OTHER], Settings(device=GPU, seconds=50.0))
+    assert [p.case for p in summary.plans] == [CASE, OTHER]
     # a builder may be ahead of what is waited for
-    assert all(1 <= p.built <= 3 for p in found.plans)
+    assert all(1 <= p.built <= 3 for p in summary.plans)
 
 
 def test_an_interrupt_shows_what_there_is(worker: Any) -> None:
@@ -275,8 +277,8 @@ def test_an_interrupt_shows_what_there_is(worker: Any) -> None:
         if index == 1 and built == 1:
             raise KeyboardInterrupt
 
-    found = dry.run([CASE, OTHER], Settings(device=GPU, seconds=None), stop)
-    assert ([p.case for p in found.plans], found.interrupted) == ([CASE], True)
+    summary = dry.run([CASE, OTHER], Settings(device=GPU, seconds=None), stop)
+    assert ([p.case for p in summary.plans], summary.interrupted) == ([CASE], True)
 
 
 @pytest.mark.parametrize(
@@ -331,13 +333,13 @@ def test_the_command_for_a_gpu(log_dir: Path) -> None:
         "--json",
     )
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    (plan,) = found["plans"]
+    summary = json.loads(done.stdout)
+    (plan,) = summary["plans"]
     assert (plan["built"], plan["verified"], plan["failed"], plan["measured"]) == (2, 2, {}, 2)
     assert plan["first"][0]["schedule"] == "shared_row"
     assert 16 <= plan["first"][0]["registers"] <= 255
-    assert found["device"]["isa"] == "sm_90"
-    assert found["measured"] == 2 and found["run_seconds"] > 0
+    assert summary["device"]["isa"] == "sm_90"
+    assert summary["measured"] == 2 and summary["run_seconds"] > 0
     assert not log_dir.exists()
 
 

@@ -527,10 +527,10 @@ BARRIERS = {
 
 @ORDERS
 @pytest.mark.parametrize(
-    ("body", "said"), [pytest.param(*case, id=name) for name, case in BARRIERS.items()]
+    ("body", "message"), [pytest.param(*case, id=name) for name, case in BARRIERS.items()]
 )
 def test_threads_that_wait_for_others_that_do_not_come_are_caught(
-    body: str, said: str, order: str
+    body: str, message: str, order: str
 ) -> None:
     """The message names who waits where, and who does not come; the lines are those of the
     source.
@@ -538,7 +538,7 @@ def test_threads_that_wait_for_others_that_do_not_come_are_caught(
     with pytest.raises(BarrierError) as caught:
         run("float* y", body, torch.zeros(64), block=64, order=order)
     if order == "forward":
-        assert re.search(said, str(caught.value)), caught.value
+        assert re.search(message, str(caught.value)), caught.value
 
 
 @pytest.mark.slow
@@ -591,13 +591,13 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [pytest.param(*case, id=name) for name, case in BOUNDS.items()]
+    ("body", "message"), [pytest.param(*case, id=name) for name, case in BOUNDS.items()]
 )
-def test_accesses_out_of_bounds_are_caught(body: str, said: str) -> None:
+def test_accesses_out_of_bounds_are_caught(body: str, message: str) -> None:
     """One element beside a buffer is enough; the message says where."""
     if "(float4*)" in body:
         body = f"if (threadIdx.x == 8) {body}"
-    with pytest.raises(BoundsError, match=said):
+    with pytest.raises(BoundsError, match=message):
         run("float* x, float* y", body, numbers(32), torch.zeros(32))
 
 
@@ -647,7 +647,7 @@ def test_shared_memory_begins_as_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([torch.zeros(4)], r"arguments of k: got 1, expected 2 \(y, n\)"),
         (
@@ -661,16 +661,16 @@ def test_shared_memory_begins_as_nan() -> None:
         ([torch.zeros(4, 4).T, 1], "contiguous"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments: list[Any], said: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(arguments: list[Any], message: str) -> None:
     """Number, dtype, kind and layout of the arguments are checked against the kernel's
     signature.
     """
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         run("float* y, int n", "y[threadIdx.x] = n;", *arguments)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"kernel": "q"}, "kernel: got 'q', expected one of k"),
         ({"grid": (0, 1, 1)}, "grid"),
@@ -680,7 +680,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments: list[Any], said: str) 
         ({"order": "sideways"}, "order"),
     ],
 )
-def test_launches_a_gpu_refuses_are_refused(changed: dict[str, Any], said: str) -> None:
+def test_launches_a_gpu_refuses_are_refused(changed: dict[str, Any], message: str) -> None:
     """A name that is not there, an empty grid, a block above its bound, too much shared memory."""
     launch = {
         "kernel": "k",
@@ -688,7 +688,7 @@ def test_launches_a_gpu_refuses_are_refused(changed: dict[str, Any], said: str) 
         "block": (32, 1, 1),
         "arguments": [torch.zeros(64)],
     } | changed
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         program("float* y", "y[threadIdx.x] = 1;", 64).launch(**launch)
 
 
@@ -710,14 +710,14 @@ def test_a_program_is_compiled_once_and_a_damaged_one_again(
     monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path))
     source = 'extern "C" __global__ void once(float* y) { y[0] = 3.0f; }'
     emulator.compile(source)
-    made = emulator._compiled(source)
-    assert made.parent == tmp_path / "emulator"
-    stamp = made.stat().st_mtime_ns
+    library = emulator._compiled(source)
+    assert library.parent == tmp_path / "emulator"
+    stamp = library.stat().st_mtime_ns
     emulator.compile(source)
-    assert made.stat().st_mtime_ns == stamp
+    assert library.stat().st_mtime_ns == stamp
     y = torch.zeros(1)
-    made.unlink()  # its memory is mapped: a new file takes its place
-    made.write_bytes(b"\x7fELF")
+    library.unlink()  # its memory is mapped: a new file takes its place
+    library.write_bytes(b"\x7fELF")
     emulator.compile(source).launch("once", (1, 1, 1), (1, 1, 1), [y])
     assert y.item() == 3.0
 
@@ -749,13 +749,13 @@ extern "C" __global__ void __launch_bounds__(64, 2) \
 a(const half* __restrict__ x_ptr, unsigned int n, int64_t rows) {}
 __global__ void b() {}
 """
-    found = kernels_of(source)
-    assert [(p.name, p.type, p.pointer) for p in found["a"].parameters] == [
+    kernels = kernels_of(source)
+    assert [(p.name, p.type, p.pointer) for p in kernels["a"].parameters] == [
         ("x", "half", True),
         ("n", "unsigned int", False),
         ("rows", "long long", False),
     ]
-    assert (found["a"].bound, found["b"].bound, found["b"].parameters) == (64, 1024, ())
+    assert (kernels["a"].bound, kernels["b"].bound, kernels["b"].parameters) == (64, 1024, ())
 
 
 def test_ten_kernels_at_a_time_do_not_mix() -> None:

@@ -38,19 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         README.read_text(encoding="utf-8"),
         re.DOTALL,
     )
-    made = tmp_path_factory.mktemp("my_schedules")
+    root = tmp_path_factory.mktemp("my_schedules")
     for path, code in blocks:
-        (made / path).parent.mkdir(exist_ok=True)
-        (made / path).write_text(code, encoding="utf-8")
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(code, encoding="utf-8")
     assert [path for path, _ in blocks] == ["cpu/plain.py"]
-    return made
+    return root
 
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Schedule:
     """The example, loaded."""
-    (found,) = schedule.load_file(folder / "cpu" / "plain.py", "cpu")
-    return found
+    (example,) = schedule.load_file(folder / "cpu" / "plain.py", "cpu")
+    return example
 
 
 @pytest.mark.parametrize(("hidden", "dtype"), SIZES)

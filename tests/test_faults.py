@@ -111,11 +111,11 @@ def test_whatever_goes_wrong(
         call(leaf).sum().backward()
         assert leaf.grad is not None
         call(torch.randn(8, 56))
-    told = [w for w in caught if "has no kernel, eager mode serves it" in str(w.message)]
-    assert len(told) == 1
-    assert issubclass(told[0].category, lntune.UntunedWarning)
-    assert told[0].filename == __file__
-    assert type(error).__name__ in str(told[0].message) or str(error) in str(told[0].message)
+    untuned = [w for w in caught if "has no kernel, eager mode serves it" in str(w.message)]
+    assert len(untuned) == 1
+    assert issubclass(untuned[0].category, lntune.UntunedWarning)
+    assert untuned[0].filename == __file__
+    assert type(error).__name__ in str(untuned[0].message) or str(error) in str(untuned[0].message)
     lntune.strict()
     monkeypatch.setattr(Choice, "measured", True)  # else strict mode has nothing to do with kernels
     for _ in range(2):
@@ -177,9 +177,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that decides when something is tried again."""
-    found = Clock()
-    monkeypatch.setattr(later, "time", found)
-    return found
+    fake = Clock()
+    monkeypatch.setattr(later, "time", fake)
+    return fake
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ESTALE, errno.ENOSPC, errno.EACCES])
@@ -537,6 +537,6 @@ def test_a_toolkit_in_a_home_that_is_not_there(
 def test_a_driver_that_cannot_be_asked(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU then, and the reason is kept."""
     monkeypatch.setattr(driver, "library", raising(error))
-    found = driver.Driver("libm.so.6", driver.CPU)
-    assert found.count == 0
-    assert str(error) in found.missing
+    instance = driver.Driver("libm.so.6", driver.CPU)
+    assert instance.count == 0
+    assert str(error) in instance.missing
