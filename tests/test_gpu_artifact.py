@@ -34,8 +34,8 @@ needs_compiler = pytest.mark.skipif(
 
 def plan(case: Case = CASE) -> tuple[Case, schedule.Schedule, Any]:
     """(case, schedule, default knobs)."""
-    found = schedule.get("shared_row")
-    return case, found, found.default(case.typical, SM90)
+    chosen = schedule.get("shared_row")
+    return case, chosen, chosen.default(case.typical, SM90)
 
 
 def works(kernel: Any) -> bool:
@@ -132,10 +132,10 @@ def test_another_compiler_builds_anew(
     """
     device, real = launcher.device(0), stored.binary
     path = cache.prepare(*plan(), device)
-    made: list[int] = []
+    builds: list[int] = []
 
     def binary(*arguments: Any) -> Any:
-        made.append(1)
+        builds.append(1)
         return real(*arguments)
 
     monkeypatch.setattr(stored, "binary", binary)
@@ -145,21 +145,21 @@ def test_another_compiler_builds_anew(
     monkeypatch.setattr(cuda, "stamp", lambda: "another")
     monkeypatch.setattr(cuda, "identity", lambda: "another compiler")
     assert not cache.built(*plan(), device)
-    assert made == []
+    assert builds == []
     for _ in range(2):
         assert works(cache.kernel(*plan(), device))
-    assert made == [1]
+    assert builds == [1]
     assert stored.read(path).compiler == "another compiler"
 
     def failing(*_: Any) -> Any:
-        made.append(1)
+        builds.append(1)
         raise BuildError("no space left")
 
     monkeypatch.setattr(stored, "binary", failing)
     monkeypatch.setattr(cuda, "stamp", lambda: "a third")
     monkeypatch.setattr(cuda, "identity", lambda: "a third compiler")
     assert works(cache.kernel(*plan(), device))
-    assert made == [1, 1]
+    assert builds == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -268,10 +268,10 @@ def test_device_code_is_embedded() -> None:
     says what it takes.
     """
     case = Case("layer_norm", 1000, "float16", 512, "weight+stats")
-    made = stored.read(cache.prepare(*plan(case), SM90, ("sm_80",)))
-    assert all(image.startswith(b"\x7fELF") for image in made.images.values())
-    assert ".target sm_90" in made.ptx
-    assert [(a.name, a.role, a.dtype, a.shape) for a in made.arguments] == [
+    binary = stored.read(cache.prepare(*plan(case), SM90, ("sm_80",)))
+    assert all(image.startswith(b"\x7fELF") for image in binary.images.values())
+    assert ".target sm_90" in binary.ptx
+    assert [(a.name, a.role, a.dtype, a.shape) for a in binary.arguments] == [
         ("x", "in", "float16", ("rows", "1000")),
         ("weight", "in", "float16", ("1000",)),
         ("eps", "scalar", "float32", ()),
@@ -279,8 +279,8 @@ def test_device_code_is_embedded() -> None:
         ("mean", "out", "float32", ("rows",)),
         ("rstd", "out", "float32", ("rows",)),
     ]
-    assert [made.alignment(a) for a in made.arguments] == [16, 16, 1, 16, 4, 4]
-    assert "nvcc" in made.compiler or "nvrtc" in made.compiler
+    assert [binary.alignment(a) for a in binary.arguments] == [16, 16, 1, 16, 4, 4]
+    assert "nvcc" in binary.compiler or "nvrtc" in binary.compiler
 
 
 @needs_compiler
@@ -289,10 +289,12 @@ def test_bfloat16_on_turing(op: str) -> None:
     """Where the hardware has no bfloat16, kernels of it are built all the same, also together with
     those for newer GPUs.
     """
-    device, found = device_of("cuda:sm_75"), next(iter(schedule.for_op(op, "gpu").values()))
+    device, chosen = device_of("cuda:sm_75"), next(iter(schedule.for_op(op, "gpu").values()))
     case = Case(op, 64, "bfloat16", 8)
-    made = stored.read(cache.prepare(case, found, found.default(case, device), device, ("sm_90",)))
-    assert [image[:4] for image in made.images.values()] == [b"\x7fELF"] * 2
+    binary = stored.read(
+        cache.prepare(case, chosen, chosen.default(case, device), device, ("sm_90",))
+    )
+    assert [image[:4] for image in binary.images.values()] == [b"\x7fELF"] * 2
 
 
 # Which GPUs are here.
@@ -440,9 +442,9 @@ def test_the_doctor_knows_the_compiler(fake_gpu: FakeGpu, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         cuda, "available", lambda: "no CUDA compiler found; pip install 'lntune[cuda]'"
     )
-    (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
-    assert (found.status, found.detail) == ("warn", "none")
-    assert "lntune[cuda]" in found.remedy
+    (finding,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+    assert (finding.status, finding.detail) == ("warn", "none")
+    assert "lntune[cuda]" in finding.remedy
     monkeypatch.setattr(cuda, "available", lambda: "")
     for name, status in (
         ("nvcc 13.0.88 -O3", "ok"),
@@ -451,12 +453,12 @@ def test_the_doctor_knows_the_compiler(fake_gpu: FakeGpu, monkeypatch: pytest.Mo
         ("nvcc 14.0.1", "warn"),
     ):
         monkeypatch.setattr(cuda, "identity", lambda name=name: name)
-        (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
-        assert (found.status, "nvidia-cuda-nvrtc-cu13" in found.remedy) == (
+        (finding,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+        assert (finding.status, "nvidia-cuda-nvrtc-cu13" in finding.remedy) == (
             status,
             status == "warn",
         )
     monkeypatch.setattr(cuda, "available", lambda: "no CUDA compiler found")
     fake_gpu.setup(count=0)
-    (found,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
-    assert (found.status, found.remedy) == ("ok", "")
+    (finding,) = [f for f in doctor.examine() if f.topic == "CUDA compiler"]
+    assert (finding.status, finding.remedy) == ("ok", "")

@@ -135,9 +135,9 @@ def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) 
 @pytest.mark.parametrize("op", PLANS)
 def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) -> None:
     """At 1024 elements a thread's part of a row, and of the sums, stays in registers."""
-    made = program(Case(op, 1024, dtype, 512, variant))
-    (launch,) = made.launches
-    assert not cuda.inspect_kernel(made.source, GPU.isa, launch.threads).problems
+    compiled = program(Case(op, 1024, dtype, 512, variant))
+    (launch,) = compiled.launches
+    assert not cuda.inspect_kernel(compiled.source, GPU.isa, launch.threads).problems
 
 
 def guarded(source: str) -> list[str]:
@@ -172,7 +172,7 @@ def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: 
     """
     plain = program(BACKWARD, threads_per_row=64, vector_width=1)
     keep = "reload" if stages == "recompute" else "registers"
-    made = program(
+    compiled = program(
         BACKWARD,
         threads_per_row=64,
         vector_width=1,
@@ -181,9 +181,9 @@ def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: 
         prefetch=False,
         row_storage=keep,
     )
-    assert made.launches[0].shared > 0
-    assert made.source.count("__syncthreads()") == plain.source.count("__syncthreads()") > 0
-    assert "__launch_bounds__(64, 1)" in made.source
+    assert compiled.launches[0].shared > 0
+    assert compiled.source.count("__syncthreads()") == plain.source.count("__syncthreads()") > 0
+    assert "__launch_bounds__(64, 1)" in compiled.source
     assert "__launch_bounds__(64)" in plain.source
 
 
@@ -233,11 +233,11 @@ def test_default_knobs_do_not_spill(op: str, hidden: int, dtype: str) -> None:
     nothing holds: no spills, no stack frame.
     """
     case = Case(op, hidden, dtype, 4096)
-    made = program(case)
-    (launch,) = made.launches
+    compiled = program(case)
+    (launch,) = compiled.launches
     assert (
         cuda.inspect_kernel(
-            made.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False
+            compiled.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False
         ).problems
         == ()
     )

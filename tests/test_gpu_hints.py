@@ -49,8 +49,8 @@ def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
     case = Case(plan.op, hidden, dtype, 512)
     setting = marked(plan, case)
     assert plan.valid(setting, case, UNCACHED) is None
-    made = compiler.program(case, plan, setting, UNCACHED)
-    first = made.source[made.source.rindex(" main_kernel(") :].split("\n}\n")[0]
+    program = compiler.program(case, plan, setting, UNCACHED)
+    first = program.source[program.source.rindex(" main_kernel(") :].split("\n}\n")[0]
     body = first[first.index("{") :]
     for pointer in PLANS[name]:
         uses = len(re.findall(rf"\b{pointer}_ptr\b", body))
@@ -58,7 +58,7 @@ def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
             0 < uses == len(re.findall(rf"__(?:ldcs|stcs)\((?:\(\w+\*\)\()?{pointer}_ptr\b", body))
         )
     verdict = check.verify(
-        case, emulated.kernel(case, made, "shuffled"), check.ALIGNED, cores=UNCACHED.cores
+        case, emulated.kernel(case, program, "shuffled"), check.ALIGNED, cores=UNCACHED.cores
     )
     assert verdict.ok, verdict.message
 
@@ -68,14 +68,16 @@ def test_a_row_in_shared_memory(name: str) -> None:
     """What is copied to shared memory is read once as well."""
     plan = get(name)
     case = Case(plan.op, 1000, "float32", 512)
-    made = compiler.program(
+    program = compiler.program(
         case,
         plan,
         marked(plan, case, row_storage="shared", threads_per_row=128, rows_per_block=1),
         UNCACHED,
     )
-    assert "__ldcs((float4*)(x_ptr" in made.source
-    assert check.verify(case, emulated.kernel(case, made), check.ALIGNED, cores=UNCACHED.cores).ok
+    assert "__ldcs((float4*)(x_ptr" in program.source
+    assert check.verify(
+        case, emulated.kernel(case, program), check.ALIGNED, cores=UNCACHED.cores
+    ).ok
 
 
 @needs_compiler
@@ -87,16 +89,18 @@ def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
     """
     plan = get("shared_row")
     for hidden in (1024, 1023):
-        case, found = Case("layer_norm", hidden, dtype, 512), []
+        case, inspections = Case("layer_norm", hidden, dtype, 512), []
         for setting in (plan.default(case, UNCACHED), marked(plan, case)):
-            made = compiler.program(
+            program = compiler.program(
                 case, plan, setting, msgspec.structs.replace(UNCACHED, isa=arch)
             )
-            launch = made.launches[0]
-            found.append(
-                cuda.inspect_kernel(made.source, arch, launch.threads, launch.shared, launch.kernel)
+            launch = program.launches[0]
+            inspections.append(
+                cuda.inspect_kernel(
+                    program.source, arch, launch.threads, launch.shared, launch.kernel
+                )
             )
-        plain, hinted = found
+        plain, hinted = inspections
         assert hinted.resources.spill_store_bytes == hinted.resources.stack_bytes == 0
         assert (hinted.code.global_loads, hinted.code.global_stores) == (
             plain.code.global_loads,

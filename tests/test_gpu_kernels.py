@@ -65,15 +65,15 @@ def cases(sizes: tuple[int, ...] = (), long: bool = True) -> list[Any]:
     """(schedule, case) for every GPU schedule, with readable ids; `sizes` empty: those of the
     schedule's operator.
     """
-    found = []
+    parameters = []
     for name, plan in PLANS.items():
         wide = of_gates(plan.op)
         ones = [(h, d) for d in DTYPES for h in sizes or (OF_GATES if wide else SIZES)]
         for hidden, dtype in [*ones, *((LONG_OF_GATES if wide else LONG) if long else ())]:
-            found.append(
+            parameters.append(
                 pytest.param(name, case_of(plan.op, hidden, dtype), id=f"{name}-{dtype}-{hidden}")
             )
-    return found
+    return parameters
 
 
 def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[Any]:
@@ -93,11 +93,11 @@ def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[A
 
 
 def assert_right(
-    case: Case, made: Program, order: str = "forward", device: Device = DEVICE
+    case: Case, compiled: Program, order: str = "forward", device: Device = DEVICE
 ) -> None:
     """The program passes the check that every candidate of a tuning run has to pass."""
     verdict = check.verify(
-        case, emulated.kernel(case, made, order), check.ALIGNED, cores=device.cores
+        case, emulated.kernel(case, compiled, order), check.ALIGNED, cores=device.cores
     )
     assert verdict.ok, verdict.message
 
@@ -229,11 +229,11 @@ def test_no_rows_change_nothing(name: str) -> None:
     gives sums of 0.
     """
     case = case_of(PLANS[name].op, 64, "float32")
-    made = program(name, case)
-    if all(0 in launch.blocks(0) for launch in made.launches):
+    compiled = program(name, case)
+    if all(0 in launch.blocks(0) for launch in compiled.launches):
         return
     values = arguments(case, 0, cores=DEVICE.cores)
-    emulated.kernel(case, made)(*values.values())
+    emulated.kernel(case, compiled)(*values.values())
     for output, value in written(case, values).items():
         assert not value.count_nonzero(), output
 
@@ -244,11 +244,11 @@ def test_offsets_are_64_bit(name: str) -> None:
     launch can have.
     """
     case = case_of(PLANS[name].op, 4096, "float32")
-    made = program(name, case)
-    assert "int64_t rows" in made.source
+    compiled = program(name, case)
+    assert "int64_t rows" in compiled.source
     rows = 2**31 // 64
-    for launch in made.launches:
-        body = made.source.split(f" {launch.kernel}(")[-1].split("__global__")[0]
+    for launch in compiled.launches:
+        body = compiled.source.split(f" {launch.kernel}(")[-1].split("__global__")[0]
         assert "rows" not in launch.arguments or "(int)blockIdx" not in body
         x, y, z = launch.blocks(rows)
         assert x < 2**31

@@ -23,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def made(case: Case, **changed: Any) -> Program:
+def program_of(case: Case, **changed: Any) -> Program:
     """The program of default knobs with some changed; they must fit."""
     setting = PLAN.default(case, DEVICE)
     return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
@@ -37,12 +37,12 @@ def test_vectors_in_a_rolled_loop(row_storage: str) -> None:
     rolled = {"threads_per_row": 32, "vector_width": 4, "row_storage": row_storage, "rolled": True}
     case = Case("layer_norm", 1004, "bfloat16", 32)
     verdict = check.verify(
-        case, emulated.kernel(case, made(case, **rolled), "shuffled"), check.ALIGNED
+        case, emulated.kernel(case, program_of(case, **rolled), "shuffled"), check.ALIGNED
     )
     assert verdict.ok, verdict.message
     lengths = {
         r: [
-            len(made(Case("layer_norm", h, "bfloat16", 32), **{**rolled, "rolled": r}).source)
+            len(program_of(Case("layer_norm", h, "bfloat16", 32), **{**rolled, "rolled": r}).source)
             for h in (512, 2048)
         ]
         for r in (True, False)
@@ -81,7 +81,7 @@ def test_long_rows_do_not_spill(hidden: int, dtype: str) -> None:
     """With default knobs rows that registers do not hold take no stack frame, and can be
     launched.
     """
-    program = made(Case("layer_norm", hidden, dtype, 4096))
+    program = program_of(Case("layer_norm", hidden, dtype, 4096))
     (launch,) = program.launches
     assert (
         cuda.inspect_kernel(
@@ -102,11 +102,11 @@ def test_what_kernels_are_to_reach_without_a_gpu(name: str, dtype: str) -> None:
     plan = get(name)
     for hidden in (1024, 4096, 8192, 12288):
         case = Case(plan.op, hidden, dtype, 4096)
-        found = inspection.inspect_case(case, plan, plan.default(case, DEVICE), DEVICE)
-        assert found.problems == ()
-        assert all(times == 1 for times in (*found.read.values(), *found.written.values()))
-        assert found.extra < 0.05
-        code = found.kernels[0].code  # the second one adds partial sums
+        inspected = inspection.inspect_case(case, plan, plan.default(case, DEVICE), DEVICE)
+        assert inspected.problems == ()
+        assert all(times == 1 for times in (*inspected.read.values(), *inspected.written.values()))
+        assert inspected.extra < 0.05
+        code = inspected.kernels[0].code  # the second one adds partial sums
         assert set(code.global_stores) == {128}
         # a row's mean and rstd
         assert set(code.global_loads) - {128} == (set() if name == "shared_row" else {32})

@@ -20,7 +20,7 @@ DEVICE = device_of("cuda:sm_90")
 PLAN = get("shared_row_backward")
 
 
-def made(case: Case, **changed: Any) -> Program:
+def program_of(case: Case, **changed: Any) -> Program:
     """The program of default knobs with some changed; they must fit."""
     setting = PLAN.default(case, DEVICE)
     return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
@@ -33,7 +33,9 @@ def test_sums_apart_are_right(variant: str, rows: int) -> None:
     blocks than rows, and ragged columns.
     """
     case = Case("layer_norm_backward", 100, "bfloat16", 32, variant)
-    program = made(case, threads_per_row=32, rows_per_block=rows, partial_sums="separate_kernel")
+    program = program_of(
+        case, threads_per_row=32, rows_per_block=rows, partial_sums="separate_kernel"
+    )
     assert any(launch.grid[1] != "1" for launch in program.launches)  # blocks of rows
     verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
     assert verdict.ok, verdict.message
@@ -43,7 +45,7 @@ def test_sums_apart_are_right(variant: str, rows: int) -> None:
 def test_sums_have_the_same_bits_in_every_order(rows: int) -> None:
     """dgamma and dbeta do not depend on which block or thread comes first."""
     case = Case("layer_norm_backward", 96, "float32", 32)
-    program, results = made(case, threads_per_row=32, rows_per_block=rows), []
+    program, results = program_of(case, threads_per_row=32, rows_per_block=rows), []
     for order in ("forward", "backward", "shuffled"):
         values = arguments(case, 200)
         emulated.kernel(case, program, order)(*values.values())
@@ -59,7 +61,7 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
     """
     case = Case("layer_norm_backward", 100, "float16", 32)
     values = arguments(case, 0, output=7.0)
-    program = made(case, threads_per_row=32, rows_per_block=1, partial_sums=sums)
+    program = program_of(case, threads_per_row=32, rows_per_block=1, partial_sums=sums)
     emulated.kernel(case, program)(*values.values())
     assert not values["dgamma"].count_nonzero()
     assert not values["dbeta"].count_nonzero()
@@ -73,6 +75,6 @@ def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
     for hidden in (256, 1024, 4096, 12288):
         for rows, most in ((1, 1), (8, 16), (32, 64), (4096, 16 * DEVICE.cores)):
             case = Case("layer_norm_backward", hidden, dtype, rows)
-            x = made(case).launches[0].blocks(rows)[0]
+            x = program_of(case).launches[0].blocks(rows)[0]
             assert x <= most
             assert x >= min(DEVICE.cores, rows // 4)

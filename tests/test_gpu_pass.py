@@ -105,15 +105,15 @@ def test_a_pass_on_the_cpu(tmp_path: Path) -> None:
 
 def alive(word: str) -> list[str]:
     """Command lines of the processes that have a word in them."""
-    found = []
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if word in text:
-            found.append(text)
-    return found
+            commands.append(text)
+    return commands
 
 
 @pytest.mark.slow

@@ -73,8 +73,8 @@ def test_another_shape_dtype_or_option_is_another_loop() -> None:
         ((torch.ones(4), torch.ones(4)), ([1],)),
     ):
         for _ in range(2):
-            made = graphs.run(loop, tensors, options)
-            assert torch.equal(made[0], Loop()(*tensors, *options)[0])
+            outputs = graphs.run(loop, tensors, options)
+            assert torch.equal(outputs[0], Loop()(*tensors, *options)[0])
     assert replayed() == 5
 
 

@@ -114,13 +114,13 @@ class Place:
         """The processes of this place, by id: its commands and all that they started, compilers
         too.
         """
-        found = {}
+        processes = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{MARK}={self.folder}".encode() in (process / "environ").read_bytes().split(
                     b"\0"
                 ):
-                    found[int(process.name)] = (
+                    processes[int(process.name)] = (
                         (process / "cmdline")
                         .read_bytes()
                         .replace(b"\0", b" ")
@@ -128,7 +128,7 @@ class Place:
                     )
             except OSError:  # it has ended, or is another user's
                 continue
-        return found
+        return processes
 
     def end(self) -> None:
         """End all processes that are there."""
@@ -141,23 +141,23 @@ class Place:
     def ended(self) -> dict[int, str]:
         """What lives on after a while; at best nothing."""
         until = time.monotonic() + GRACE
-        while (found := self.alive()) and time.monotonic() < until:
+        while (processes := self.alive()) and time.monotonic() < until:
             time.sleep(0.05)
-        return found
+        return processes
 
     def records(self) -> list[Record]:
         """What is in the logs, every line of which is a record."""
-        found = []
+        lines = []
         for path in self.logs.rglob("*.jsonl"):
             content = path.read_bytes()
             assert not content or content.endswith(b"\n"), "the last line is torn"
-            found += [
+            lines += [
                 msgspec.json.decode(line, type=dict[str, Any]) for line in content.splitlines()
             ]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             read = records.read([self.logs])
-        assert len(read) == len(found)
+        assert len(read) == len(lines)
         return read
 
     def left(self) -> list[str]:
@@ -187,12 +187,12 @@ def place(tmp_path: Path, cache_dir: Path) -> Iterator[Place]:
     """A place; nothing of it lives on, whatever a test finds. What is compiled of ours is taken
     from the run's.
     """
-    made = Place(tmp_path)
+    folders = Place(tmp_path)
     shutil.copytree(
-        cache_dir / "runtime", made.cache / "runtime", ignore=shutil.ignore_patterns(".*")
+        cache_dir / "runtime", folders.cache / "runtime", ignore=shutil.ignore_patterns(".*")
     )
-    yield made
-    made.end()
+    yield folders
+    folders.end()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,8 +224,8 @@ def test_killed_at_any_moment(name: str, place: Place) -> None:
         begun = time.monotonic()
         run = place.start(name, "--seed", number)
         try:
-            _, said = run.communicate(timeout=moments.uniform(0, longest))
-            assert run.returncode == 0, said
+            _, errors = run.communicate(timeout=moments.uniform(0, longest))
+            assert run.returncode == 0, errors
             longest = min(longest, time.monotonic() - begun)
         except subprocess.TimeoutExpired:
             os.kill(run.pid, signal.SIGKILL)
@@ -238,8 +238,8 @@ def test_killed_at_any_moment(name: str, place: Place) -> None:
         assert place.left() == [], ways
         before = now
     last = place.start(name)
-    facts, said = last.communicate(timeout=300)
-    assert last.returncode == 0, said
+    facts, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors
     assert json.loads(facts)
     assert [r for r in place.records() if r in before] == before
     assert any(r.role == "final" and r.status == "ok" for r in place.records())
@@ -252,14 +252,14 @@ def tuning(place: Place, _: list[str]) -> bool:
     return any(f.read_bytes().count(b'"trial"') >= 3 for f in place.logs.rglob("*.jsonl"))
 
 
-def said(word: str) -> Callable[[Place, list[str]], bool]:
+def says(word: str) -> Callable[[Place, list[str]], bool]:
     """A line of what the command says begins with a word."""
     return lambda _, lines: any(line.startswith(word) for line in lines)
 
 
 # The first stage is not in hand before the command is imported, so a moment is the end of the stage
 # before.
-MOMENTS = {"smoke": said("copy:"), "tune": tuning, "verify": said("tune:")}
+MOMENTS = {"smoke": says("copy:"), "tune": tuning, "verify": says("tune:")}
 KEPT = {
     "smoke": ["doctor", "copy"],
     "tune": ["doctor", "copy", "smoke"],
@@ -285,17 +285,17 @@ def test_a_bringup_that_is_ended(moment: str, place: Place) -> None:
         assert run.poll() is None and time.monotonic() < until, lines
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
-    found = json.loads(run.stdout.read())
+    summary = json.loads(run.stdout.read())
     assert run.wait(60) == 143
     reader.join(60)
-    assert found["interrupted"]
-    stages = [stage["name"] for stage in found["stages"]]
+    assert summary["interrupted"]
+    stages = [stage["name"] for stage in summary["stages"]]
     assert stages in (KEPT[moment], [*KEPT[moment], moment]), "at most the stage in hand was done"
     written = json.loads((place.out / "summary.json").read_text())
     assert [stage["name"] for stage in written["stages"]] == stages
     logged = place.records()
-    assert len(found["smoke"]) == len(
+    assert len(summary["smoke"]) == len(
         [r for r in logged if r.role == "trial" and r.case.hidden >= 1000]
     )
-    assert bool(found["tuned"]) == any(r.role == "final" for r in logged) == (moment != "smoke")
+    assert bool(summary["tuned"]) == any(r.role == "final" for r in logged) == (moment != "smoke")
     assert place.ended() == {} and place.left() == []

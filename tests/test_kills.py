@@ -114,17 +114,17 @@ def test_a_record_is_whole_or_not_there(moment: str, tmp_path: Path) -> None:
     killed_in(work)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)
-        found = [r.message for r in records.read([tmp_path])]
-        assert found == [
+        messages = [r.message for r in records.read([tmp_path])]
+        assert messages == [
             "1 before",
             *(
                 ["2 killed"]
-                if moment in ("all written", "flush", "truncation") or "2 killed" in found
+                if moment in ("all written", "flush", "truncation") or "2 killed" in messages
                 else []
             ),
         ]
         records.append(tmp_path, a_record("3 after"))
-        assert [r.message for r in records.read([tmp_path])] == [*found, "3 after"]
+        assert [r.message for r in records.read([tmp_path])] == [*messages, "3 after"]
     assert sorted(f.suffix for f in tmp_path.rglob("*") if f.is_file()) == [".jsonl", ".lock"]
 
 

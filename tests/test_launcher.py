@@ -170,9 +170,9 @@ def test_sizes_are_pythons(fake_gpu: FakeGpu, rows: int) -> None:
             images={"sm_90": NUMBERS.encode() + b"\0"},
         )
     )
-    found = torch.zeros(6, dtype=torch.int64)
-    kernel(torch.zeros(rows, 2), found)
-    assert found.tolist() == [device_code.number(text, rows) for text in texts]
+    sizes = torch.zeros(6, dtype=torch.int64)
+    kernel(torch.zeros(rows, 2), sizes)
+    assert sizes.tolist() == [device_code.number(text, rows) for text in texts]
 
 
 @pytest.mark.parametrize(

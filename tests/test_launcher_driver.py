@@ -198,12 +198,12 @@ def test_each_gpu_gets_its_own_image(fake_gpu: FakeGpu) -> None:
             scratch=(),
         )
     )
-    x, found = torch.ones(1, 2), []
+    x, results = torch.ones(1, 2), []
     for device in (0, 1):
         y = torch.zeros(1)
         assert call(kernel, raw(x, (1, 2), (1, device)), 2.0, raw(y, (1,), (1, device))) == ""
-        found.append(y.item())
-    assert found == [3.0, 103.0]
+        results.append(y.item())
+    assert results == [3.0, 103.0]
     assert "expected a GPU of the architecture" in call(
         kernel, raw(x, (1, 2), (1, 2)), 2.0, raw(y, (1,), (1, 2))
     )
@@ -316,7 +316,7 @@ def framework(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fr
     """A framework that the launcher asks for streams and memory, and the streams of the launches
     added to what it was asked.
     """
-    found, ffi = Framework(), ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+    fake, ffi = Framework(), ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
     rest = [
         ctypes.cast(getattr(ffi, name), ctypes.c_void_p)
         for name in ("TVMFFIErrorSetRaisedFromCStr", "TVMFFIFunctionCreate")
@@ -335,13 +335,13 @@ def framework(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fr
         stream: int,
         parameters: Any,
     ) -> int:
-        found.asked.append(("launch", stream))
+        fake.asked.append(("launch", stream))
         return run(device, image, kernel, sizes, shared, stream, parameters)
 
     fake_gpu._launched = type(fake_gpu._launched)(launch)
     fake_gpu.setup()
-    driver.library().lntune_launcher_init(ctypes.byref(found.table), *rest)
-    yield found
+    driver.library().lntune_launcher_init(ctypes.byref(fake.table), *rest)
+    yield fake
     driver.library().lntune_launcher_init(ctypes.c_void_p(real), *rest)
 
 

@@ -41,7 +41,7 @@ def run(
 ) -> dict[str, Tensor]:
     """The gradients by name, those that are not wanted left out."""
     with torch.no_grad():
-        made = layer_norm_backward(
+        grads = layer_norm_backward(
             g["dy"],
             g["x"],
             (g["dy"].shape[-1],),
@@ -51,16 +51,16 @@ def run(
             g["weight"],
             wanted,
         )
-    assert [m is not None for m in made] == list(wanted)
-    return {name: m for name, m in zip(NAMES, made, strict=True) if m is not None}
+    assert [m is not None for m in grads] == list(wanted)
+    return {name: m for name, m in zip(NAMES, grads, strict=True) if m is not None}
 
 
-def close(made: dict[str, Tensor], g: dict[str, Any], dtype: str = "float32") -> None:
+def close(grads: dict[str, Tensor], g: dict[str, Any], dtype: str = "float32") -> None:
     """The gradients against float64; dgamma and dbeta carry the rounding of sums over the rows."""
     case = Case("layer_norm_backward", g["x"].shape[-1], dtype, max(len(g["x"]), 1))
     truth = reference(case, g)
     rounding = {"float32": 2.0**-20, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    for name, tensor in made.items():
+    for name, tensor in grads.items():
         scale = max(1.0, float(truth[name].abs().max()) if truth[name].numel() else 1.0)
         assert float((tensor.double() - truth[name]).abs().max()) <= rounding * scale, name
 
@@ -82,14 +82,16 @@ def test_the_same_bits_whatever_the_threads() -> None:
     bit.
     """
     g, threads = given(1024, 512), torch.get_num_threads()
-    made = []
+    results = []
     try:
         for count in (1, 2, 2, 1):
             torch.set_num_threads(count)
-            made.append(run(g))
+            results.append(run(g))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(made[0][name], other[name]) for other in made[1:] for name in NAMES)
+    assert all(
+        torch.equal(results[0][name], other[name]) for other in results[1:] for name in NAMES
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 8])
@@ -147,18 +149,18 @@ def test_invariants_of_the_mathematics() -> None:
     """
     g = given(12, 1000)
     g["weight"] = torch.ones(1000)
-    made = run(g)
+    grads = run(g)
     xhat = (g["x"].double() - g["mean"].double()[:, None]) * g["rstd"].double()[:, None]
-    scale = float(made["dx"].abs().max())
-    assert float(made["dx"].double().mean(-1).abs().max()) < 1e-6 * scale
-    assert float((made["dx"].double() * xhat).mean(-1).abs().max()) < 1e-6 * scale
+    scale = float(grads["dx"].abs().max())
+    assert float(grads["dx"].double().mean(-1).abs().max()) < 1e-6 * scale
+    assert float((grads["dx"].double() * xhat).mean(-1).abs().max()) < 1e-6 * scale
     doubled = run({**g, "dy": g["dy"] * 2})
-    assert all(torch.equal(doubled[name], made[name] * 2) for name in NAMES)
+    assert all(torch.equal(doubled[name], grads[name] * 2) for name in NAMES)
 
 
 def test_no_rows_and_no_elements() -> None:
     """Without rows dx is empty and the sums over rows are zeros."""
-    made = run(
+    grads = run(
         {
             "dy": torch.empty(0, 64),
             "x": torch.empty(0, 64),
@@ -167,7 +169,7 @@ def test_no_rows_and_no_elements() -> None:
             "weight": torch.ones(64),
         }
     )
-    assert made["dx"].shape == (0, 64) and not made["dgamma"].any() and not made["dbeta"].any()
+    assert grads["dx"].shape == (0, 64) and not grads["dgamma"].any() and not grads["dbeta"].any()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_eager_where_it_must_be() -> None:
     derivative.
     """
     g = {name: value.double() for name, value in given(5, 16).items()}
-    made = layer_norm_backward(
+    grads = layer_norm_backward(
         g["dy"], g["x"], (16,), g["mean"], g["rstd"], g["weight"], g["weight"]
     )
     theirs = torch.ops.aten.native_layer_norm_backward(
@@ -263,7 +265,7 @@ def test_eager_where_it_must_be() -> None:
         g["weight"],
         [True] * 3,
     )
-    assert all(torch.equal(a, b) for a, b in zip(made, theirs, strict=True) if a is not None)
+    assert all(torch.equal(a, b) for a, b in zip(grads, theirs, strict=True) if a is not None)
     g = given(5, 16)
     dx = layer_norm_backward(
         g["dy"].requires_grad_(), g["x"], (16,), g["mean"], g["rstd"], g["weight"]
@@ -342,8 +344,8 @@ def test_names_of_variants() -> None:
 
 def test_why_says_what_serves() -> None:
     """The choice for a case is explained like any other operator's."""
-    told = lntune.explain("layer_norm_backward", 1000, "float16", 7)
-    assert told.tier == "default" and told.schedule == "blocked_rows"
+    choice = lntune.explain("layer_norm_backward", 1000, "float16", 7)
+    assert choice.tier == "default" and choice.schedule == "blocked_rows"
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")

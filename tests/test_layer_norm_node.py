@@ -370,15 +370,15 @@ def test_compiled_autograd_of_several(wanted: str) -> None:
     """
 
     def compiled(f: Callable[..., Tensor]) -> Any:
-        made = []
+        grads = []
         for rows in (3, 5):
             x, w, b = leaves(rows)
             w, b = (v if "w" in wanted else v.detach() for v in (w, b))
             y = f(f(x, w, b).sin(), w, b).pow(3).sum()
             with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
                 y.backward()
-            made += [v.grad for v in (x, w, b) if v.requires_grad]
-        return made
+            grads += [v.grad for v in (x, w, b) if v.requires_grad]
+        return grads
 
     both(compiled)
 
@@ -406,9 +406,9 @@ def test_a_child_after_a_fork() -> None:
     if not child:
         same = False
         with contextlib.suppress(BaseException):
-            found = torch.autograd.grad(normalized(*given).sum(), given)
+            grads = torch.autograd.grad(normalized(*given).sum(), given)
             lntune.reload()
-            same = all(torch.equal(p, q) for p, q in zip(found, expected, strict=True))
+            same = all(torch.equal(p, q) for p, q in zip(grads, expected, strict=True))
         os._exit(not same)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -416,19 +416,19 @@ def test_a_child_after_a_fork() -> None:
 def test_threads() -> None:
     """Forward and backward in several threads at once, and the graph of one thread in another."""
     expected = torch.autograd.grad(normalized(*(given := leaves(9))).sum(), given)
-    found: list[tuple[Tensor, ...]] = []
+    results: list[tuple[Tensor, ...]] = []
 
     def work() -> None:
         for _ in range(50):
-            found.append(torch.autograd.grad(normalized(*given).sum(), given))
+            results.append(torch.autograd.grad(normalized(*given).sum(), given))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert len(found) == 200
-    assert all(torch.equal(p, q) for grads in found for p, q in zip(grads, expected, strict=True))
+    assert len(results) == 200
+    assert all(torch.equal(p, q) for grads in results for p, q in zip(grads, expected, strict=True))
 
 
 def test_graphs_are_freed() -> None:

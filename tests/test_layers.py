@@ -178,10 +178,10 @@ def test_the_house_is_drawn_as_it_is() -> None:
     names = [line[2:16] for line in tree.splitlines() if line.startswith("  ") and line[2] != " "]
     drawn = {name.strip("/") for line in names for name in line.split()}
     top = (ROOT / "lntune").iterdir()
-    there = {
+    present = {
         p.stem for p in top if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
     }
-    assert drawn == there - {"__init__", "__main__"}
+    assert drawn == present - {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -47,8 +47,8 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
     def run(name: str, x: np.ndarray) -> np.ndarray:
         n = te.var("n", "int64")
         given = te.placeholder((n, tirx.IntImm("int64", 16)), "float32", name="x")
-        made = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
-        sch = s_tir.Schedule(alignment.element_aligned(te.create_prim_func([given, made])))
+        output = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
+        sch = s_tir.Schedule(alignment.element_aligned(te.create_prim_func([given, output])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
         with TVM:  # the compiler is used by one thread at a time
             kernel = tvm.compile(sch.mod, target=tvm.target.Target(llvm.target(device.current())))[
@@ -89,7 +89,7 @@ def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndar
     assert np.isnan(ends[4])
 
 
-def made(
+def make_arguments(
     batch: tuple[int, ...] = (6,),
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -144,9 +144,9 @@ def test_every_form(dtype: torch.dtype) -> None:
     for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
         if (raw + bias + bias_c + carried) % 2 == {torch.float16: 0, torch.bfloat16: 1}.get(dtype):
             continue
-        given = made(dtype=dtype, hidden=FORMS_HIDDEN)
-        for name, there in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
-            if not there:
+        given = make_arguments(dtype=dtype, hidden=FORMS_HIDDEN)
+        for name, present in (("weight_x", raw), ("bias", bias), ("bias_c", bias_c)):
+            if not present:
                 given[name] = None
         check(given, carried)
         assert variant(raw, bias, bias_c, carried) in VARIANTS
@@ -155,13 +155,13 @@ def test_every_form(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
 def test_batches(batch: tuple[int, ...]) -> None:
     """A single sequence without a batch, none, an odd number, more leading dimensions."""
-    check(made(batch))
+    check(make_arguments(batch))
 
 
 @pytest.mark.parametrize("view", ["strided", "transposed", "misaligned", "expanded"])
 def test_layouts(view: str) -> None:
     """Any view is taken as its values are, also after a plain call made the direct one ready."""
-    given = made()
+    given = make_arguments()
     check(given)
     if view == "strided":
         given["gates_h"] = torch.randn(6, 8 * HIDDEN)[:, ::2]
@@ -177,7 +177,7 @@ def test_layouts(view: str) -> None:
 def test_a_row_depends_on_itself_alone() -> None:
     """A sequence gives the same bits alone and among others, and whatever the number of threads."""
     # no log has it, so one set of knobs serves all
-    given, threads = made((40,), torch.float16, hidden=256), torch.get_num_threads()
+    given, threads = make_arguments((40,), torch.float16, hidden=256), torch.get_num_threads()
     together = lnlstm_step(**given)
     for row in (0, 17, 39):
         alone = lnlstm_step(
@@ -196,7 +196,7 @@ def test_a_row_depends_on_itself_alone() -> None:
 
 def test_per_gate_is_the_formula() -> None:
     """One layer norm for each gate is PyTorch's to the bit, and differs from one over the four."""
-    given = made()
+    given = make_arguments()
     ours, joint = lnlstm_step(**given, per_gate=True), lnlstm_step(**given)
     assert all(
         torch.equal(a, b)
@@ -245,16 +245,16 @@ def test_gradients_of_forms(dtype: torch.dtype, form: tuple[int, ...]) -> None:
     The kernels of every combination are checked with the other schedules'.
     """
     *raw_and_biases, carried = form
-    given = {name: t for name, t in made(dtype=dtype, hidden=FORMS_HIDDEN).items()}
-    for name, there in zip(("weight_x", "bias", "bias_c"), raw_and_biases, strict=True):
-        given[name] = given[name] if there else None
+    given = {name: t for name, t in make_arguments(dtype=dtype, hidden=FORMS_HIDDEN).items()}
+    for name, present in zip(("weight_x", "bias", "bias_c"), raw_and_biases, strict=True):
+        given[name] = given[name] if present else None
     check_gradients(given, bool(carried))
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (33,), (2, 3), (130,)], ids=str)
 def test_gradients_of_batches(batch: tuple[int, ...]) -> None:
     """A single sequence without a batch, none, an odd number, more leading dimensions."""
-    check_gradients(made(batch, hidden=FORMS_HIDDEN))
+    check_gradients(make_arguments(batch, hidden=FORMS_HIDDEN))
 
 
 @pytest.mark.parametrize("style", ["normal", "shifted", "constant", "tiny", "huge"])
@@ -271,19 +271,19 @@ def test_the_reference_is_autograd(style: str) -> None:
         forward = Case("lnlstm_step", 6, "float32", 5, f"{name}+stats".removeprefix("plain+"))
         with torch.no_grad():
             exact = {**given, **ops.get("lnlstm_step").reference(forward, {**leaves, "eps": 1e-5})}
-            found = ops.get(case.op).reference(case, exact)
+            grads = ops.get(case.op).reference(case, exact)
         for n, grad in zip(leaves, truth, strict=True):
             scale = max(
                 float(grad.abs().max()), float(exact["rstd_c"].max()) if n != "weight_x" else 1.0
             )
-            assert float((found[f"d{n}"] - grad).abs().max()) <= 1e-9 * max(scale, 1.0), (name, n)
+            assert float((grads[f"d{n}"] - grad).abs().max()) <= 1e-9 * max(scale, 1.0), (name, n)
 
 
 def test_a_subset_of_gradients() -> None:
     """Only what is asked for is returned, and it is the same as with all the others; h or c alone
     may have a gradient.
     """
-    given = made()
+    given = make_arguments()
     whole = gradients(lnlstm_step, given)
     for wanted in (("gates_h",), ("c", "bias"), ("weight_c",), ("weight_x", "gates_x", "bias_c")):
         some = {name: t.clone().requires_grad_(name in wanted) for name, t in given.items()}
@@ -316,21 +316,23 @@ def test_double_backward() -> None:
     """gradcheck and gradgradcheck pass in float64; in float32 the gradient of a gradient is the
     formula's.
     """
-    small = {name: t.double().requires_grad_() for name, t in made((2,), hidden=3).items()}
+    small = {
+        name: t.double().requires_grad_() for name, t in make_arguments((2,), hidden=3).items()
+    }
     assert torch.autograd.gradcheck(lnlstm_step, tuple(small[name] for name in NAMES))
     assert torch.autograd.gradgradcheck(
         lnlstm_step, tuple(small[name] for name in NAMES), atol=1e-4
     )
-    found = []
+    results = []
     for function in (lnlstm_step, lambda **k: formula(**k, eps=1e-5, carried=False)):
-        given = {name: t.clone().requires_grad_() for name, t in made().items()}
+        given = {name: t.clone().requires_grad_() for name, t in make_arguments().items()}
         (first,) = torch.autograd.grad(
             function(**given)[0].square().sum(), given["gates_h"], create_graph=True
         )
-        found.append(
+        results.append(
             torch.autograd.grad(first.square().sum(), [given["gates_h"], given["weight_c"]])
         )
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_double_backward_over_steps() -> None:
@@ -338,9 +340,11 @@ def test_double_backward_over_steps() -> None:
     that is recorded is still the formula's, and so is its own gradient: each way from a gain to the
     result counts once.
     """
-    found = []
+    results = []
     for function in (lnlstm_step, lambda *given: formula(*given, 1e-5, False)):
-        given = {name: t.clone().requires_grad_() for name, t in made((2,), hidden=8).items()}
+        given = {
+            name: t.clone().requires_grad_() for name, t in make_arguments((2,), hidden=8).items()
+        }
         gates, rest, c = given["gates_x"], [given[name] for name in NAMES[3:]], given["c"]
         rest[1] = rest[0]  # one gain for both norms
         for _ in range(3):
@@ -348,15 +352,15 @@ def test_double_backward_over_steps() -> None:
             gates = gates + h.repeat(1, 4)
         wanted = [given["gates_x"], given["c"], *rest]
         first = torch.autograd.grad(h.sin().sum(), wanted, create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
 def test_eager_serves_gradients_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where eager mode serves the backward's case, PyTorch's operators stand in for its kernel,
     with the same arguments.
     """
-    given, kernel_for = made(), dispatch.kernel_for
+    given, kernel_for = make_arguments(), dispatch.kernel_for
     whole = gradients(lnlstm_step, given)
     monkeypatch.setattr(
         dispatch,
@@ -371,7 +375,7 @@ def test_mixed_dtypes() -> None:
     """Arguments of several dtypes, as autocast makes them, are taken in the widest, and the result
     is in it.
     """
-    given = made()
+    given = make_arguments()
     given["gates_x"], given["gates_h"] = given["gates_x"].bfloat16(), given["gates_h"].bfloat16()
     h, c = lnlstm_step(**given)
     wide = formula(**{name: t.float() for name, t in given.items()}, eps=1e-5, carried=False)
@@ -382,7 +386,7 @@ def test_mixed_dtypes() -> None:
 def test_direct_after_the_first() -> None:
     """A call like one before needs no more Python than the look-up, and a reload forgets."""
     lntune.reload()
-    given = made()
+    given = make_arguments()
     values = tuple(given[name] for name in NAMES)
     assert not module._direct[False].ready
     check(given)
@@ -411,8 +415,8 @@ def test_bad_arguments(what: str) -> None:
     argument, change = BAD[what]
     for _ in range(2):
         with pytest.raises(lntune.LntuneError, match=f"^{argument}: got"):
-            lnlstm_step(**{**made(), **change})
-        check(made())
+            lnlstm_step(**{**make_arguments(), **change})
+        check(make_arguments())
 
 
 @pytest.mark.parametrize(
@@ -422,13 +426,13 @@ def test_any_eps_is_pytorchs(eps: Any) -> None:
     """An eps that PyTorch's layer norm takes gives the formula's result and gradients, NaN where a
     variance and eps are below zero.
     """
-    check(made())
+    check(make_arguments())
     for _ in range(2):
         results = []
         for f in (lnlstm_step, formula):
             given = {
                 name: t.clone().requires_grad_()
-                for name, t in made().items()
+                for name, t in make_arguments().items()
                 if isinstance(t, Tensor)
             }
             values = [given.get(name) for name in NAMES]
@@ -477,7 +481,7 @@ def test_compiled(grad: bool) -> None:
         return h
 
     compiled = torch.compile(three, fullgraph=True, backend="aot_eager")
-    given = {name: t.requires_grad_(grad) for name, t in made().items()}
+    given = {name: t.requires_grad_(grad) for name, t in make_arguments().items()}
     with torch.set_grad_enabled(grad):
         ours, theirs = compiled(given), three(given)
     torch.testing.assert_close(ours, theirs)
@@ -490,7 +494,7 @@ def test_compiled(grad: bool) -> None:
 
 def test_the_custom_op() -> None:
     """What torch.compile puts into a graph passes PyTorch's own checks of custom operators."""
-    given = made()
+    given = make_arguments()
     values = tuple(given[name] for name in NAMES)
     with torch.no_grad():
         torch.library.opcheck(
@@ -504,7 +508,7 @@ def test_the_custom_op() -> None:
 
 def test_why_and_limits() -> None:
     """The choice for a case is explained; gates longer than any row of a kernel are PyTorch's."""
-    told = lntune.explain("lnlstm_step", 400, "float16", 32)
-    assert told.tier == "default" and told.schedule == "fused_step"
-    given = made((1,), hidden=16_400)
+    choice = lntune.explain("lnlstm_step", 400, "float16", 32)
+    assert choice.tier == "default" and choice.schedule == "fused_step"
+    given = make_arguments((1,), hidden=16_400)
     check(given, calls=1)

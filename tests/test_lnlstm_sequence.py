@@ -39,7 +39,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PACKED_FROM", {True: (8, 0), False: (8, 0)})
 
 
-def made(
+def make_arguments(
     sizes: list[int], dtype: torch.dtype = torch.float32, hidden: int = HIDDEN
 ) -> dict[str, Tensor]:
     """Random arguments, all there."""
@@ -63,13 +63,15 @@ def run(function: Any, given: dict[str, Any], sizes: list[int], *options: Any) -
     leaves = {
         name: t if t is None else t.detach().clone().requires_grad_() for name, t in given.items()
     }
-    made = dict(
+    outputs = dict(
         zip(("out", "h_n", "c_n"), function(*leaves.values(), sizes, 1e-5, *options), strict=True)
     )
     (
-        (made["out"] * 2).sin().sum() + made["h_n"].square().sum() + made["c_n"].sin().sum()
+        (outputs["out"] * 2).sin().sum()
+        + outputs["h_n"].square().sum()
+        + outputs["c_n"].sin().sum()
     ).backward()
-    return {name: t.detach() for name, t in made.items()} | {
+    return {name: t.detach() for name, t in outputs.items()} | {
         f"d{name}": t.grad for name, t in leaves.items() if t is not None
     }
 
@@ -103,7 +105,7 @@ def check(given: dict[str, Any], sizes: list[int], *options: Any) -> None:
 @pytest.mark.parametrize("what", SIZES)
 def test_against_float64(what: str, reverse: bool) -> None:
     """Any number of steps and sequences, ending or beginning at different times."""
-    check(made(SIZES[what]), SIZES[what], False, False, reverse)
+    check(make_arguments(SIZES[what]), SIZES[what], False, False, reverse)
 
 
 @pytest.mark.parametrize("options", [(True, False), (False, True)], ids=["carried", "per_gate"])
@@ -114,8 +116,8 @@ def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
     they are of one row bucket.
     """
     packed, one_bucket = SIZES["packed"], [5, 5, 3, 3]
-    check(made(packed, dtype, 16), packed, *options, False)
-    given = made(one_bucket, dtype, 16)
+    check(make_arguments(packed, dtype, 16), packed, *options, False)
+    given = make_arguments(one_bucket, dtype, 16)
     check({**given, "bias": None, "bias_c": None}, one_bucket, *options, True)
     check({**given, "weight_x": None}, one_bucket, *options, False)
 
@@ -123,9 +125,9 @@ def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
 def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where oneDNN is missing or refuses, plain products give the same up to rounding."""
     sizes = SIZES["long"]
-    packed = run(lnlstm_sequence, made(sizes), sizes, False, False, False)
+    packed = run(lnlstm_sequence, make_arguments(sizes), sizes, False, False, False)
     monkeypatch.setattr(module, "_PACKED_FROM", {True: (10**6, 0), False: (10**6, 0)})
-    plain = run(lnlstm_sequence, made(sizes), sizes, False, False, False)
+    plain = run(lnlstm_sequence, make_arguments(sizes), sizes, False, False, False)
     for name, t in plain.items():
         torch.testing.assert_close(t, packed[name], rtol=1e-4, atol=1e-4)
 
@@ -133,7 +135,7 @@ def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inference_is_training() -> None:
     """Without gradients the same bits come out, and nothing is kept for a backward."""
     for sizes in (SIZES["packed"], SIZES["long"]):
-        given = made(sizes)
+        given = make_arguments(sizes)
         with torch.no_grad():
             plain = lnlstm_sequence(*given.values(), sizes, 1e-5, False, False, False)
         recorded = lnlstm_sequence(
@@ -146,7 +148,7 @@ def test_inference_is_training() -> None:
 def test_views() -> None:
     """States and gradients that are strided or expanded are taken as their values are."""
     sizes = SIZES["equal"]
-    given = made(sizes)
+    given = make_arguments(sizes)
     given["h_0"], given["c_0"] = (
         torch.randn(HIDDEN, 3).t(),
         torch.randn(1, HIDDEN).expand(3, HIDDEN),
@@ -166,7 +168,8 @@ def test_some_gradients() -> None:
     sizes, results = SIZES["packed"], []
     for function in (lnlstm_sequence, by_steps):
         given = {
-            name: t.requires_grad_(name in ("matrix", "bias")) for name, t in made(sizes).items()
+            name: t.requires_grad_(name in ("matrix", "bias"))
+            for name, t in make_arguments(sizes).items()
         }
         _, h, _ = function(*given.values(), sizes, 1e-5, False, False, False)
         results.append(torch.autograd.grad(h.sum(), [given["matrix"], given["bias"]]))
@@ -177,7 +180,7 @@ def test_double_backward() -> None:
     """The gradient of a gradient is that of PyTorch's operators."""
     sizes, results = SIZES["packed"], []
     for function in (lnlstm_sequence, by_steps):
-        given = {name: t.requires_grad_() for name, t in made(sizes).items()}
+        given = {name: t.requires_grad_() for name, t in make_arguments(sizes).items()}
         out, _, _ = function(*given.values(), sizes, 1e-5, False, False, False)
         (first,) = torch.autograd.grad(out.square().sum(), given["h_0"], create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), [given["matrix"], given["c_0"]]))
@@ -202,7 +205,7 @@ def test_double_backward_over_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_custom_op() -> None:
     """PyTorch's own checks of custom operators pass, gradients included."""
     sizes = SIZES["packed"]
-    given = [t.requires_grad_() for t in made(sizes).values()]
+    given = [t.requires_grad_() for t in make_arguments(sizes).values()]
     torch.library.opcheck(
         torch.ops.lntune.lnlstm_sequence, (*given, sizes, 1e-5, False, False, True)
     )

@@ -42,9 +42,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Nobody really waits."""
-    made = Clock()
-    monkeypatch.setattr(locks, "time", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(locks, "time", fake)
+    return fake
 
 
 @pytest.fixture
@@ -81,11 +81,11 @@ def test_waiting_is_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) 
     with (
         pytest.warns(
             LockWarning, match=r"waiting for .*log\.lock, for 60 s at most.*End or continue"
-        ) as said,
+        ) as caught,
         locks.locked(tmp_path / "log"),
     ):
         assert 10 <= clock.now - 1000 < 11
-    assert [w.filename for w in said] == [__file__]
+    assert [w.filename for w in caught] == [__file__]
 
 
 def test_a_short_wait_is_not_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:

@@ -51,7 +51,7 @@ def final(hidden: int = CASE.hidden, **changes: Any) -> Record:
     plan = schedule.get("cached_rows")
     timings = {name: Timing((us,), us) for name, us in (("tuned", 1.0), ("eager", 2.0))}
     setting = knobs.to_dict(plan.default(case, HERE))
-    made = {"code": plan.code, "knobs": setting, "device": HERE, "time": "2026-01-01", **changes}
+    fields = {"code": plan.code, "knobs": setting, "device": HERE, "time": "2026-01-01", **changes}
     return Record(
         role="final",
         case=case,
@@ -59,7 +59,7 @@ def final(hidden: int = CASE.hidden, **changes: Any) -> Record:
         schedule="cached_rows",
         status="ok",
         timings=timings,
-        **made,
+        **fields,
     )
 
 
@@ -93,7 +93,7 @@ def test_that_folder_and_no_other(shipped: Path, log_dir: Path, tmp_path: Path) 
     records.append(tmp_path / "mine", final(96))
     assert sizes() == [64, 128]
     assert sizes("--log-dir", tmp_path / "mine") == [96]
-    told = json.loads(
+    choice = json.loads(
         run(
             "why",
             "layer_norm",
@@ -106,7 +106,7 @@ def test_that_folder_and_no_other(shipped: Path, log_dir: Path, tmp_path: Path) 
             "--json",
         ).stdout
     )
-    assert told["tier"] == "near"  # the final of 64 itself is in the other folders
+    assert choice["tier"] == "near"  # the final of 64 itself is in the other folders
     assert "LNTUNE_SHIPPED_LOGS" not in os.environ and os.environ["LNTUNE_LOG_DIR"] == str(log_dir)
 
 
@@ -124,7 +124,7 @@ def test_an_empty_folder_has_nothing(shipped: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("missing", "which is not there"),
         ("file", "a file"),
@@ -132,7 +132,7 @@ def test_an_empty_folder_has_nothing(shipped: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_folder_of_logs_is_an_error(
-    command: str, name: str, said: str, shipped: Path, tmp_path: Path
+    command: str, name: str, reason: str, shipped: Path, tmp_path: Path
 ) -> None:
     """A folder that does not exist, a file, or one device's folder: said, with exit code 2, by
     every command that reads logs.
@@ -141,7 +141,7 @@ def test_what_is_no_folder_of_logs_is_an_error(
     (tmp_path / "log" / "device").mkdir(parents=True)
     (tmp_path / "log" / "device" / "layer_norm.jsonl").write_text("")
     done = run(*READING[command], "--log-dir", tmp_path / name)
-    assert done.exit_code == 2 and f"--log-dir: got {tmp_path / name}, {said}" in done.stderr, (
+    assert done.exit_code == 2 and f"--log-dir: got {tmp_path / name}, {reason}" in done.stderr, (
         done.output
     )
     assert "expected a folder of tuning logs" in done.stderr

@@ -122,13 +122,13 @@ def test_traced_layers(options: dict[str, Any]) -> None:
     traced = torch.jit.load(file)
     for shape in ((6, 2, 4), (9, 5, 4), (1, 1, 4)):
         x = torch.randn(shape, dtype=torch.float64)
-        found = []
+        results = []
         for f in (traced, module):
             f.zero_grad()
             output, (h, c) = f(x)
             (output.sum() + h.sum() + c.square().sum()).backward()
             grads = {name: p.grad for name, p in f.named_parameters()}
-            found.append(
+            results.append(
                 [
                     output.detach(),
                     h.detach(),
@@ -136,7 +136,7 @@ def test_traced_layers(options: dict[str, Any]) -> None:
                     *(grads[name] for name, _ in module.named_parameters()),
                 ]
             )
-        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -89,7 +89,7 @@ def test_a_cell_from_step_to_step() -> None:
     """
     torch.manual_seed(0)
     cell = lntune.LayerNormLSTMCell(4, HIDDEN)
-    found = []
+    results = []
     for dtype in (torch.float32, torch.float64):
         model = copy.deepcopy(cell).to(dtype)
         x = torch.linspace(-1, 1, 16, dtype=dtype).view(2, 2, 4).sin().requires_grad_()
@@ -100,8 +100,10 @@ def test_a_cell_from_step_to_step() -> None:
         again = torch.autograd.grad(
             sum(g.square().sum() for g in grads), parameters, allow_unused=True
         )
-        found.append([t.detach().double() for t in (*grads, *(a for a in again if a is not None))])
-    for got, expected in zip(*found, strict=True):
+        results.append(
+            [t.detach().double() for t in (*grads, *(a for a in again if a is not None))]
+        )
+    for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(
             got, expected, atol=1e-4 * float(expected.abs().max() + 1), rtol=1e-3
         )

@@ -138,8 +138,8 @@ def came_of(
     call: Callable[..., Tensor], tensor: str, dtype: torch.dtype, mode: str
 ) -> tuple[type, dict[str, Tensor]] | type:
     """(class of the result, the result and its gradients); the class of error where it is one."""
-    made = TENSORS[tensor](lambda *shape: random(*shape).to(dtype))
-    x = made
+    sample = TENSORS[tensor](lambda *shape: random(*shape).to(dtype))
+    x = sample
     if (
         mode in ("grad", "dispatch mode", "function mode")
         and x.is_floating_point()
@@ -176,14 +176,14 @@ def test_as_eager(tensor: str, dtype: torch.dtype, mode: str) -> None:
     """
     expected = came_of(functional.layer_norm, tensor, dtype, mode)
     for _ in range(2):
-        found = came_of(lntune.layer_norm, tensor, dtype, mode)
+        result = came_of(lntune.layer_norm, tensor, dtype, mode)
         if isinstance(expected, type):
-            assert isinstance(found, type), f"eager raises {expected.__name__}"
+            assert isinstance(result, type), f"eager raises {expected.__name__}"
             continue
-        assert not isinstance(found, type), f"raises {found}"
-        assert found[0] is expected[0] and found[1].keys() == expected[1].keys()
+        assert not isinstance(result, type), f"raises {result}"
+        assert result[0] is expected[0] and result[1].keys() == expected[1].keys()
         for name, value in expected[1].items():
-            got = found[1][name]
+            got = result[1][name]
             facts = ("dtype", "shape", "device", "requires_grad")
             assert [getattr(got, fact) for fact in facts] == [
                 getattr(value, fact) for fact in facts
@@ -216,8 +216,8 @@ def test_a_lazy_minus_after_a_good_call(which: str, grad: bool) -> None:
     """
     lazily, plainly = (
         {"x": random(4, HIDDEN), "weight": random(HIDDEN) + 0.5, "bias": random(HIDDEN)}
-        | {which: made}
-        for made in _both_ways(which == "x")
+        | {which: negated}
+        for negated in _both_ways(which == "x")
     )
 
     def called(given: dict[str, Tensor]) -> list[Tensor]:

@@ -43,8 +43,8 @@ def test_compute_sanitizer_finds_nothing(here: Here, tool: str) -> None:
     """
     command = [sys.executable, str(HERE / "gpu_small_set.py")]
     if here.real:
-        found = locate.program("compute-sanitizer")
-        if found is None:
+        sanitizer = locate.program("compute-sanitizer")
+        if sanitizer is None:
             pytest.skip("compute-sanitizer is not installed")
         # Our kernels alone, in this process alone: compilers it starts use no CUDA, and calls of
         # the driver's that PyTorch expects to fail are none of our business.
@@ -59,7 +59,7 @@ def test_compute_sanitizer_finds_nothing(here: Here, tool: str) -> None:
             "kernel_substring=main_kernel",
         ]
         command = [
-            found,
+            sanitizer,
             *options,
             *(["--report-api-errors", "no"] if tool == "memcheck" else []),
             *command,

@@ -187,13 +187,13 @@ def test_autocast(here: Here, low: torch.dtype, given: Any) -> None:
     """
     x, weight, bias, _ = problem(here, 6, here.pick(768, 64))
     x = x.to(low) if given == "low" else x
-    made = []
+    results = []
     for norm in (lntune.layer_norm, functional.layer_norm):
         leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
         with torch.autocast(torch.device(here.name).type, dtype=low):
             y = norm(leaves[0], (x.shape[1],), *leaves[1:], 1e-5)
-        made.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
-    for ours, theirs in zip(*made, strict=True):
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(
             ours, theirs, rtol=ROUNDING[low] * 4, atol=ROUNDING[low] * 4 * theirs.abs().max().item()
@@ -233,8 +233,8 @@ def test_streams(here: Here) -> None:
             if here.real:
                 # whoever does not wait for the stream reads x before it is doubled
                 torch.cuda._sleep(10_000_000)
-            made = run(lntune.layer_norm, x * 2, weight, bias, dy)
-        assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+            results = run(lntune.layer_norm, x * 2, weight, bias, dy)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_two_threads(here: Here) -> None:
@@ -253,8 +253,8 @@ def test_two_threads(here: Here) -> None:
             start.wait()
             for _ in range(here.pick(50, 2)):
                 with here.stream():
-                    made = run(lntune.layer_norm, *given[number])
-                for ours, theirs in zip(made, expected[number], strict=True):
+                    results = run(lntune.layer_norm, *given[number])
+                for ours, theirs in zip(results, expected[number], strict=True):
                     torch.testing.assert_close(
                         ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item()
                     )
@@ -280,8 +280,8 @@ def test_layer_norm_in_a_graph(here: Here, training: bool) -> None:
 
     def call() -> None:
         y = lntune.layer_norm(leaves[0], (x.shape[1],), *leaves[1:])
-        made = (y, *torch.autograd.grad(y, leaves, dy)) if training else (y,)
-        for out, value in zip(kept, made, strict=False):
+        results = (y, *torch.autograd.grad(y, leaves, dy)) if training else (y,)
+        for out, value in zip(kept, results, strict=False):
             out.copy_(value.detach())
 
     with contextlib.nullcontext() if training else torch.no_grad():
@@ -491,9 +491,9 @@ def test_two_gpus(here: Here) -> None:
     for current in (0, 1):
         with torch.cuda.device(current):
             for number in (1, 0):
-                there = Here(f"cuda:{number}", here.device)
-                assert_right(*problem(there, 40, 1024, dtype=torch.bfloat16))
-                model, x = layers(there), sequence(there)
+                place = Here(f"cuda:{number}", here.device)
+                assert_right(*problem(place, 40, 1024, dtype=torch.bfloat16))
+                model, x = layers(place), sequence(place)
                 expected = outcome(copy.deepcopy(model).double().cpu(), x.double().cpu())
                 for _ in range(3):
                     for mine, true in zip(outcome(model, x), expected, strict=True):

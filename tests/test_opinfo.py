@@ -157,12 +157,12 @@ def test_modules_are_pytorchs(dtype: torch.dtype) -> None:
             p.is_meta for p in lntune.LayerNorm(ours.normalized_shape, device="meta").parameters()
         )
         torch.testing.assert_close(ours(x), theirs(x), atol=loose, rtol=loose)
-        apart = torch.stack([x, x], -1)[..., 0].detach().requires_grad_()
-        assert not apart.numel() or not apart.is_contiguous()
+        strided = torch.stack([x, x], -1)[..., 0].detach().requires_grad_()
+        assert not strided.numel() or not strided.is_contiguous()
         y = theirs(x)
         dy = torch.randn_like(y)
         wanted = torch.autograd.grad(y, [x, *theirs.parameters()], dy)
-        for given in (x, apart):
+        for given in (x, strided):
             got = torch.autograd.grad(ours(given), [given, *ours.parameters()], dy)
             torch.testing.assert_close(got, wanted, atol=loose, rtol=loose)
         for other in (
@@ -235,20 +235,22 @@ def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
     for module, theirs, case in lstms(ours, dtype):
         count += 1
         given = case.forward_input.args
-        made = module(*given)
-        assert [(t.shape, t.dtype) for t in leaves(made)] == [
+        output = module(*given)
+        assert [(t.shape, t.dtype) for t in leaves(output)] == [
             (t.shape, t.dtype) for t in leaves(theirs(*given))
         ]
-        assert len(made) == 2
-        torch.testing.assert_close(made, case.reference_fn(module, *given), atol=loose, rtol=loose)
-        apart = [torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for t in leaves(given)]
+        assert len(output) == 2
+        torch.testing.assert_close(
+            output, case.reference_fn(module, *given), atol=loose, rtol=loose
+        )
+        strided = [torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for t in leaves(given)]
         grads = []
-        for tensors in (leaves(given), apart):
+        for tensors in (leaves(given), strided):
             hx = () if len(tensors) == 1 else (tuple(tensors[1:]),)
-            made = module(tensors[0], *hx)
+            output = module(tensors[0], *hx)
             wanted = [*tensors, *module.parameters()]
             grads.append(
-                torch.autograd.grad(sum(t.float().sin().sum() for t in leaves(made)), wanted)
+                torch.autograd.grad(sum(t.float().sin().sum() for t in leaves(output)), wanted)
             )
             assert all(g.isfinite().all() and g.dtype == dtype for g in grads[-1])
         torch.testing.assert_close(*grads, atol=loose, rtol=loose)
@@ -258,7 +260,7 @@ def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
             copy.deepcopy(module).double().to(dtype),
         ):
             assert type(other) is ours and repr(other) == repr(module)
-            torch.testing.assert_close(other(*given), made, atol=loose, rtol=loose)
+            torch.testing.assert_close(other(*given), output, atol=loose, rtol=loose)
         with torch.no_grad():
             meta = module.to("meta")(
                 *(
@@ -266,7 +268,7 @@ def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
                     for g in given
                 )
             )
-        assert [t.shape for t in leaves(meta)] == [t.shape for t in leaves(made)]
+        assert [t.shape for t in leaves(meta)] == [t.shape for t in leaves(output)]
     assert count >= 2
 
 

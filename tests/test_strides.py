@@ -16,7 +16,7 @@ from kernel_arguments import arguments
 from launches import CASE, PLAN, kernel_of, launches, right, tensors
 from test_gpu_kernels import DEVICE, PLANS, SMALL, case_of, sample
 from test_lnlstm import check as check_step
-from test_lnlstm import made
+from test_lnlstm import make_arguments
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,7 +37,7 @@ WHOLE = 8
 unwarned = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
 
-def apart(matrix: Tensor, gap: int) -> Tensor:
+def spread(matrix: Tensor, gap: int) -> Tensor:
     """The same values in rows that lie further apart; between them is NaN, which spoils whatever
     takes it for an element.
     """
@@ -58,7 +58,7 @@ def with_rows_apart(
     def run(*values: Any) -> None:
         kernel(
             *(
-                apart(v, gaps[a.name]) if a.name in gaps else v
+                spread(v, gaps[a.name]) if a.name in gaps else v
                 for a, v in zip(listed, values, strict=True)
             )
         )
@@ -131,7 +131,7 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
     kernel for contiguous rows reads.
     """
     case, plan = case_of(PLANS[name].op, 256, "bfloat16"), PLANS[name]
-    rows, found = 32, []
+    rows, accesses = 32, []
     for strided in (False, True):
         seen = list[Traffic]()
         kernel = emulated.kernel(
@@ -141,13 +141,13 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
         )
         moved = with_rows_apart(case, kernel) if strided else kernel
         moved(*arguments(case, rows, cores=DEVICE.cores).values())
-        found.append(
+        accesses.append(
             [
                 {n: (m.loaded, m.stored, m.loads, m.stores, m.widest) for n, m in traffic.items()}
                 for traffic in seen
             ]
         )
-    assert found[0] == found[1]
+    assert accesses[0] == accesses[1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
     values = tensors()
     for x in (
         values["x"],
-        apart(values["x"], 4),
-        apart(values["x"], 400),
+        spread(values["x"], 4),
+        spread(values["x"], 400),
         values["x"][:1].expand(5, -1),
     ):
         kernel(*{**values, "x": x}.values())
@@ -181,7 +181,7 @@ def test_the_two_kinds_of_kernels_are_kept_apart(fake_gpu: FakeGpu) -> None:
     """In the cache each has a file of its own; the kernel for contiguous rows takes no others."""
     plain, free = kernel_of(), kernel_of(strided=True)
     values = tensors()
-    values["x"] = apart(values["x"], 4)
+    values["x"] = spread(values["x"], 4)
     free(*values.values())
     assert right(values)
     with pytest.raises(
@@ -321,7 +321,7 @@ def test_a_step_of_an_lstm_reads_rows_where_they_lie(place: str) -> None:
     """Gates that are one step of a batch of sequences, and a cell that is part of wider rows: as
     near to float64 as eager, and a direct call.
     """
-    given = {name: t.to(place) for name, t in made(hidden=16, batch=(6,)).items()}
+    given = {name: t.to(place) for name, t in make_arguments(hidden=16, batch=(6,)).items()}
     given["gates_x"] = torch.stack([given["gates_x"]] * 3, 1)[:, 1]
     given["c"] = VIEWS["part of wider rows"](given["c"])
     check_step(given)
@@ -336,7 +336,7 @@ def test_the_gradients_of_a_step_whose_rows_lie_apart(place: str) -> None:
     """They are, to the bit, those of a step of copies, whatever of the step's arguments and of its
     gradients lies apart.
     """
-    plain = {name: t.to(place) for name, t in made(hidden=16, batch=(6,)).items()}
+    plain = {name: t.to(place) for name, t in make_arguments(hidden=16, batch=(6,)).items()}
     moved = {
         name: VIEWS["part of wider rows"](t) if name in ("gates_x", "gates_h", "c") else t
         for name, t in plain.items()
@@ -344,11 +344,11 @@ def test_the_gradients_of_a_step_whose_rows_lie_apart(place: str) -> None:
     grads = [
         VIEWS["one step of a batch of sequences"](torch.randn(6, 16).to(place)) for _ in range(2)
     ]
-    found = []
+    results = []
     for given, dy in ((plain, [g.contiguous() for g in grads]), (moved, grads)):
         leaves = {name: t.detach().requires_grad_() for name, t in given.items()}
-        found.append(torch.autograd.grad(lnlstm.lnlstm_step(**leaves), list(leaves.values()), dy))
-    for name, mine, theirs in zip(plain, *found, strict=True):
+        results.append(torch.autograd.grad(lnlstm.lnlstm_step(**leaves), list(leaves.values()), dy))
+    for name, mine, theirs in zip(plain, *results, strict=True):
         assert mine.is_contiguous()
         assert torch.equal(mine, theirs), name
 
@@ -374,8 +374,8 @@ def test_where_nothing_can_be_built_rows_are_copied(monkeypatch: pytest.MonkeyPa
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", ".*is not tuned.*")
-            made = [lntune.layer_norm(x, (72,), w) for _ in range(2)]
+            outputs = [lntune.layer_norm(x, (72,), w) for _ in range(2)]
     monkeypatch.undo()
     dispatch.reload()
-    for y in made:
+    for y in outputs:
         torch.testing.assert_close(y, functional.layer_norm(x, (72,), w), rtol=1e-5, atol=1e-5)
