@@ -118,12 +118,12 @@ def test_an_empty_variable_is_no_wish(
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in the place of /tmp; nothing was said yet."""
-    found = tmp_path / "temporary"
-    found.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(found))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     paths._warn_once.cache_clear()
     paths._private.cache_clear()
-    return found
+    return folder
 
 
 @pytest.fixture
@@ -186,11 +186,11 @@ def test_a_cache_that_cannot_be_written(
     """What is there is used where it is, as in a read-only image; what is not goes to the private
     folder, which is said. A cache that the user named stays the cache.
     """
-    there = paths.cache_dir() / "kernels" / "old.so"
-    there.parent.mkdir(parents=True)
-    there.touch()
+    file = paths.cache_dir() / "kernels" / "old.so"
+    file.parent.mkdir(parents=True)
+    file.touch()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert paths.cached("kernels", "old.so") == there
+    assert paths.cached("kernels", "old.so") == file
     with pytest.warns(paths.CacheWarning, match=f"the cache {paths.cache_dir()} cannot be written"):
         assert (
             paths.cached("kernels", "new.so")
@@ -213,8 +213,8 @@ def test_a_private_folder_that_is_anothers_is_not_taken(
         place.chmod(0o777)
     else:
         place.touch()
-    found = paths.private()
-    assert found != place
-    assert found.parent == temporary
-    assert found.stat().st_mode & 0o777 == 0o700
-    assert paths.private() == found
+    folder = paths.private()
+    assert folder != place
+    assert folder.parent == temporary
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert paths.private() == folder

@@ -55,10 +55,10 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """One on which process 8 has the threads 8 and 9."""
-    made = Machine(tmp_path)
-    monkeypatch.setattr(patience, "time", made)
-    made.run(0.0, t8_8=0.0, t8_9=0.0)
-    return made
+    fake = Machine(tmp_path)
+    monkeypatch.setattr(patience, "time", fake)
+    fake.run(0.0, t8_8=0.0, t8_9=0.0)
+    return fake
 
 
 def test_what_others_keep_from_its_cores_is_starved(machine: Machine) -> None:

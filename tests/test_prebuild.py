@@ -250,28 +250,28 @@ def test_a_file_for_several_architectures(fake_gpu: FakeGpu) -> None:
         (("sm_120",), "built"),
         (("sm_80",), "there"),
     ):
-        found = prebuild.build_case(CASE.typical, gpu, archs)
+        built = prebuild.build_case(CASE.typical, gpu, archs)
         asked |= set(archs)
-        assert found.status == status
-        assert set(stored.read(Path(found.path)).images) == asked
-    Path(found.path).write_bytes(b"damaged")
+        assert built.status == status
+        assert set(stored.read(Path(built.path)).images) == asked
+    Path(built.path).write_bytes(b"damaged")
     with pytest.warns(sealed.DamagedWarning):
         assert prebuild.build_case(CASE.typical, gpu, ("sm_80",)).status == "built"
-    assert set(stored.read(Path(found.path)).images) == {"sm_90", "sm_80"}
+    assert set(stored.read(Path(built.path)).images) == {"sm_90", "sm_80"}
     x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
-    launcher.load(stored.read(Path(found.path)))(x, w, w, 1e-5, y)
+    launcher.load(stored.read(Path(built.path)))(x, w, w, 1e-5, y)
     torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
-    kernel = cache.kernel(CASE, *_plan(found), gpu)
-    assert len(list(Path(found.path).parent.glob("*.gpu"))) == 1
+    kernel = cache.kernel(CASE, *_plan(built), gpu)
+    assert len(list(Path(built.path).parent.glob("*.gpu"))) == 1
     kernel(x, w, w, 1e-5, y.zero_())
     torch.testing.assert_close(y, functional.layer_norm(x, (40,), w, w))
 
 
-def _plan(found: prebuild.Built) -> tuple[Any, Any]:
+def _plan(built: prebuild.Built) -> tuple[Any, Any]:
     from lntune import knobs, schedule
 
-    plan = schedule.get(found.schedule)
-    return plan, knobs.from_dict(plan.knobs, found.knobs)
+    plan = schedule.get(built.schedule)
+    return plan, knobs.from_dict(plan.knobs, built.knobs)
 
 
 def test_several_devices_at_once(fake_gpu: FakeGpu) -> None:
@@ -366,7 +366,7 @@ def test_whatever_goes_wrong_is_told(
         assert (done.exit_code, str(error) in done.stderr) == (2, True)
     else:
         assert done.exit_code == 1
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        assert [(one["status"], said in one["message"]) for one in json.loads(done.stdout)] == [
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        assert [(one["status"], reason in one["message"]) for one in json.loads(done.stdout)] == [
             ("failed", True)
         ] * 2

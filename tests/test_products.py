@@ -65,14 +65,14 @@ LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
 }
 
 
-def near(made: Tensor, truth: Tensor, terms: int) -> None:
+def near(result: Tensor, truth: Tensor, terms: int) -> None:
     """Within what adding up so many products of normal numbers in float32 may round: a few units a
     term in the worst order.
     """
-    assert made.shape == truth.shape
-    assert made.dtype == torch.float32
+    assert result.shape == truth.shape
+    assert result.dtype == torch.float32
     assert (
-        float((made.double() - truth).abs().max() if made.numel() else 0.0)
+        float((result.double() - truth).abs().max() if result.numel() else 0.0)
         <= 2.0**-22 * (terms + 4) ** 0.5 * 16
     )
 
@@ -109,10 +109,10 @@ def test_what_is_not_a_number_stays_so() -> None:
     """Infinities and NaN spread as far as they should and no further."""
     a = torch.randn(40, 30)
     a[0, 0], a[1, 1] = float("nan"), float("inf")
-    made = product(a, torch.randn(9, 30))
-    assert made[0].isnan().all()
-    assert made[1].isinf().all()
-    assert made[2:].isfinite().all()
+    result = product(a, torch.randn(9, 30))
+    assert result[0].isnan().all()
+    assert result[1].isinf().all()
+    assert result[2:].isfinite().all()
 
 
 @given(
@@ -288,9 +288,9 @@ def test_repeated(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packed: b
                 )
                 out = torch.empty(5, 24, dtype=of)
                 rounding = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}[dtype]
-                for made in (times(a, summand, None), times(a, summand, out)):
-                    assert made.dtype == of
-                    assert float((made.double() - truth).abs().max()) <= rounding * float(
+                for result in (times(a, summand, None), times(a, summand, out)):
+                    assert result.dtype == of
+                    assert float((result.double() - truth).abs().max()) <= rounding * float(
                         truth.abs().max()
                     )
                 assert torch.equal(out, times(a, summand, None))

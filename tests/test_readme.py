@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a Markdown text."""
-    found: list[Block] = []
+    parsed: list[Block] = []
     lines = text.splitlines()
     start = None
     for number, line in enumerate(lines):
@@ -57,7 +57,7 @@ def blocks(text: str) -> list[Block]:
             continue
         above = next((above for above in reversed(lines[:start]) if above.strip()), "")
         reason = re.fullmatch(r"<!-- not run: (.+) -->", above.strip())
-        found.append(
+        parsed.append(
             Block(
                 start + 1,
                 lines[start].strip()[3:].strip(),
@@ -67,20 +67,20 @@ def blocks(text: str) -> list[Block]:
         )
         start = None
     assert start is None, f"the block of line {start} is never closed"
-    return found
+    return parsed
 
 
 def commands(text: str) -> list[list[str]]:
     """The arguments of each lntune command in a bash block, with short budgets; continued lines are
     joined, comments and prompts dropped.
     """
-    found = []
+    calls = []
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
         if words[:1] == ["lntune"]:
             short = {"--budget": BUDGET, "--time": "50ms"}
-            found.append([short.get(before, word) for before, word in itertools.pairwise(words)])
-    return found
+            calls.append([short.get(before, word) for before, word in itertools.pairwise(words)])
+    return calls
 
 
 SHOWN = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
@@ -141,8 +141,10 @@ def assert_tuned(arguments: list[str], shown: str) -> None:
         )
     table = shown[shown.index("\ntuned\n") :]
     assert len(re.findall(rf"^{arguments[1]}  ", table, re.MULTILINE)) == len(finals)
-    said = [line for line in shown.splitlines() if line.startswith("not tuned: ")]
-    assert len(finals) + len(said) == len(asked), "every case has a winner, or the reason why not"
+    untuned = [line for line in shown.splitlines() if line.startswith("not tuned: ")]
+    assert len(finals) + len(untuned) == len(asked), (
+        "every case has a winner, or the reason why not"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +175,9 @@ def test_a_block_runs(block: Block, folders: Path, monkeypatch: pytest.MonkeyPat
         run_python(block.text, folders)
         return
     monkeypatch.chdir(folders)
-    found = commands(block.text)
-    assert found, "no line of it calls lntune; mark it as not run, with the reason"
-    for command in found:
+    calls = commands(block.text)
+    assert calls, "no line of it calls lntune; mark it as not run, with the reason"
+    for command in calls:
         run_lntune(command)
 
 

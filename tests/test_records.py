@@ -241,7 +241,7 @@ def test_reading_can_be_narrowed(tmp_path: Path) -> None:
 NOW = "2026-11-29T12:00:00+00:00"
 
 
-def told(*logs: list[str]) -> list[str]:
+def merge(*logs: list[str]) -> list[str]:
     """Files of records made at these times, merged: "0a" is the first record of the first file."""
     files = [
         [
@@ -255,7 +255,7 @@ def told(*logs: list[str]) -> list[str]:
 
 def test_files_are_merged_by_time() -> None:
     """Records of several files are one list, oldest first."""
-    assert told(["2026-01-01", "2026-03-01"], ["2026-02-01", "2026-04-01"]) == [
+    assert merge(["2026-01-01", "2026-03-01"], ["2026-02-01", "2026-04-01"]) == [
         "0a",
         "1a",
         "0b",
@@ -267,23 +267,23 @@ def test_in_a_file_the_later_line_is_later() -> None:
     """A clock that was set back between two lines does not make the second one older, nor older
     than other files' records of before.
     """
-    assert told(["2026-03-01", "2026-02-01"]) == ["0a", "0b"]
-    assert told(["2026-03-01", "1970-01-01"], ["2026-02-01"]) == ["1a", "0a", "0b"]
+    assert merge(["2026-03-01", "2026-02-01"]) == ["0a", "0b"]
+    assert merge(["2026-03-01", "1970-01-01"], ["2026-02-01"]) == ["1a", "0a", "0b"]
 
 
 def test_a_time_in_the_future_is_no_time() -> None:
     """A record dated 2038 counts as written right after the one before it, so that later ones, of
     its file and of others, are later.
     """
-    assert told(["2026-01-01", "2038-01-19", "2026-03-01"], ["2026-02-01"]) == [
+    assert merge(["2026-01-01", "2038-01-19", "2026-03-01"], ["2026-02-01"]) == [
         "0a",
         "0b",
         "1a",
         "0c",
     ]
-    assert told(["2038-01-19"], ["2026-02-01"]) == ["0a", "1a"]
+    assert merge(["2038-01-19"], ["2026-02-01"]) == ["0a", "1a"]
     # less than a day ahead: clocks of two machines differ
-    assert told(["2026-11-30T11:59"], ["2026-11-29"]) == ["1a", "0a"]
+    assert merge(["2026-11-30T11:59"], ["2026-11-29"]) == ["1a", "0a"]
     assert [
         records.merged([[a_record(time="2038-01-19")], [a_record(time="2026-02-01")]])[-1].time
     ] == ["2026-02-01"]
@@ -303,11 +303,11 @@ def test_the_order_of_files_does_not_matter(logs: list[list[str]], seed: Any) ->
         [a_record(time=at, run=f"{number}", message=str(line)) for line, at in enumerate(log)]
         for number, log in enumerate(logs)
     ]
-    found = records.merged(files, NOW)
+    merged = records.merged(files, NOW)
     for number, file in enumerate(files):
-        assert [r for r in found if r.run == str(number)] == file
+        assert [r for r in merged if r.run == str(number)] == file
     seed.shuffle(files)
-    assert records.merged(files, NOW) == found
+    assert records.merged(files, NOW) == merged
 
 
 def test_folders_are_read_as_one(tmp_path: Path) -> None:
@@ -404,12 +404,12 @@ def test_each_case_has_its_final() -> None:
         msgspec.structs.replace(base, **{k: v})
         for k, v in {"op": "other", "hidden": 1000, "dtype": "bfloat16", "rows": 1}.items()
     ]
-    found = records.finals(
+    finals = records.finals(
         [final(1.0, str(i), case=case) for i, case in enumerate([*same, *others])]
     )
-    assert set(found) == {(c.op, c.hidden, c.dtype, c.bucket) for c in [base, *others]}
-    assert len(found) == 5
-    assert found["layer_norm", 1024, "float32", base.bucket].case == same[1]
+    assert set(finals) == {(c.op, c.hidden, c.dtype, c.bucket) for c in [base, *others]}
+    assert len(finals) == 5
+    assert finals["layer_norm", 1024, "float32", base.bucket].case == same[1]
 
 
 @pytest.mark.parametrize("status", [s for s in get_args(Status) if s != "ok"])

@@ -59,15 +59,15 @@ def record(
         "timings",
         {"eager": timing(100), "tuned": timing(50), "copy": timing(40), "default": timing(60)},
     )
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "role": "final",
         "threads": 2,
         "schedule": "cached_rows",
         "knobs": {"lanes": 4, "parallel": True},
     }
-    made |= {"status": "ok", "time": "2026-01-02T03:04:05+00:00", **fields}
+    values |= {"status": "ok", "time": "2026-01-02T03:04:05+00:00", **fields}
     return Record(
-        case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **made
+        case=Case("layer_norm", hidden, dtype, rows), device=device, timings=timings, **values
     )
 
 
@@ -131,9 +131,9 @@ def test_what_was_not_measured_is_none() -> None:
 
 def test_a_record_of_an_operator_that_is_gone_still_shows() -> None:
     """A log may hold an operator this version does not know: times are shown, bandwidth is not."""
-    made = record()
+    base = record()
     row = row_of(
-        msgspec.structs.replace(made, case=msgspec.structs.replace(made.case, op="once_there"))
+        msgspec.structs.replace(base, case=msgspec.structs.replace(base.case, op="once_there"))
     )
     assert (row.speedup, row.gbps) == (2, None)
 
@@ -167,14 +167,14 @@ def test_geomean() -> None:
 
 def test_rows_are_in_the_order_a_person_looks_for_them() -> None:
     """By dtype, hidden size, rows; whatever order they were measured in."""
-    made = [
+    shuffled = [
         record(hidden, rows, dtype)
         for hidden in (1024, 64)
         for rows in (512, 1)
         for dtype in ("float32", "bfloat16")
     ]
-    random.Random(0).shuffle(made)
-    keys = [(r.dtype, r.hidden, r.rows) for r in rows_of(made)]
+    random.Random(0).shuffle(shuffled)
+    keys = [(r.dtype, r.hidden, r.rows) for r in rows_of(shuffled)]
     assert keys == sorted(keys)
 
 
@@ -202,14 +202,14 @@ def test_errors_are_told_by_what_is_allowed() -> None:
     """The share of what is allowed and the bare ratio to eager's error stand beside each other; a
     ratio above 2 is explained.
     """
-    made = record(errors={"y": 0.3, "mean": 0.2}, versus_eager={"y": 1.0, "mean": 4.17})
-    row = row_of(made)
+    measured = record(errors={"y": 0.3, "mean": 0.2}, versus_eager={"y": 1.0, "mean": 4.17})
+    row = row_of(measured)
     assert (row.of_allowed, row.error) == (0.3, 4.17)
     shown = text(cases_table([row], ""))
     assert "error/allowed" in shown and "0.30" in shown and "4.17" in shown
-    (said,) = [line for line in summary_lines([row]) if "error" in line]
+    (sentence,) = [line for line in summary_lines([row]) if "error" in line]
     assert (
-        said
+        sentence
         == "error/eager's above 2 in 1: there eager is all but exact; error/allowed counts, whose"
         " limit is 1"
     )
@@ -261,11 +261,11 @@ def test_summary_of_kernel_against_copy() -> None:
     """Where nobody allocates there is no eager to be faster than: the lines give the share of a
     copy's bandwidth instead.
     """
-    made = [
+    measured = [
         record(h, timings={"tuned": timing(50), "copy": timing(c)})
         for h, c in ((64, 50), (128, 32))
     ]
-    assert summary_lines(rows_of(made)) == [
+    assert summary_lines(rows_of(measured)) == [
         "2 cases",
         "bandwidth of a copy: geomean 80%, smallest 64%",
     ]
@@ -290,7 +290,7 @@ def test_figures_as_text() -> None:
 
 def test_the_table_as_text() -> None:
     """The table of a known set of records, to the letter (tests/golden/report.txt)."""
-    made = [
+    measured = [
         record(versus_eager={"y": 1.02}),
         record(
             64,
@@ -312,7 +312,7 @@ def test_the_table_as_text() -> None:
             },
         ),
     ]
-    rows = rows_of(made)
+    rows = rows_of(measured)
     lines = "".join(f"{line}\n" for line in summary_lines(rows))
     shown = (
         text(cases_table(rows, "tuned", details=True))
@@ -383,14 +383,14 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
     ]
     shown = text(verdict_table(results))
     assert "WRONG" in shown and "2.50" in shown and "exact: cached_rows" in shown
-    said = verdict_lines(results)
-    assert said == [
+    lines = verdict_lines(results)
+    assert lines == [
         "2 kernels checked, 1 wrong, eager mode serves 1 more",
         "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd",
     ]
     out = io.StringIO()
-    show(Console(file=out), None, said)
-    assert said[1] in out.getvalue()
+    show(Console(file=out), None, lines)
+    assert lines[1] in out.getvalue()
     assert verdict_lines(results[1:2]) == ["1 kernel checked, all right"]
 
 
@@ -399,8 +399,8 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
 
 def samples(median: float, noise: float = 0.01, count: int = 50, seed: int = 0) -> Timing:
     """Made-up samples: gaussian around the median, `noise` its relative deviation."""
-    made = random.Random(seed)
-    return timing(*(median * (1 + noise * made.gauss(0, 1)) for _ in range(count)))
+    generator = random.Random(seed)
+    return timing(*(median * (1 + noise * generator.gauss(0, 1)) for _ in range(count)))
 
 
 def one(a: Timing, b: Timing, **fields: Any) -> compare.Comparison:
@@ -434,11 +434,11 @@ def test_clear_changes_are_found(b: float, verdict: str) -> None:
     """Samples a quarter apart with 1 % noise are FASTER or SLOWER, equal ones SAME; the ratio is A
     / B, inside its interval.
     """
-    found = one(samples(100), samples(b, seed=1))
-    assert found.verdict == verdict and not found.reason
-    assert found.low <= found.ratio <= found.high
-    assert found.ratio == pytest.approx(100 / b, rel=0.02)
-    assert found.eager_ratio == 1
+    comparison = one(samples(100), samples(b, seed=1))
+    assert comparison.verdict == verdict and not comparison.reason
+    assert comparison.low <= comparison.ratio <= comparison.high
+    assert comparison.ratio == pytest.approx(100 / b, rel=0.02)
+    assert comparison.eager_ratio == 1
 
 
 def test_noise_is_unsure() -> None:
@@ -461,8 +461,8 @@ def test_what_cannot_be_compared_is_unsure(fields: dict[str, Any], reason: str) 
     """A disturbed machine, other threads, another way of measuring or too few samples: UNSURE, with
     the reason.
     """
-    found = one(samples(100), samples(50), **fields)
-    assert (found.verdict, found.reason) == ("UNSURE", reason)
+    comparison = one(samples(100), samples(50), **fields)
+    assert (comparison.verdict, comparison.reason) == ("UNSURE", reason)
 
 
 @pytest.mark.parametrize(
@@ -482,8 +482,8 @@ def test_what_no_noise_explains_is_decided(tuned: float, eager: float | None, ve
     disturbed; the doubt is still told.
     """
     after = {"tuned": samples(tuned, seed=1), **({"eager": timing(eager)} if eager else {})}
-    found = one(samples(100), samples(1), busy=True, timings=after)
-    assert (found.verdict, found.reason) == (
+    comparison = one(samples(100), samples(1), busy=True, timings=after)
+    assert (comparison.verdict, comparison.reason) == (
         verdict,
         "B was disturbed by other work on the machine",
     )
@@ -556,16 +556,16 @@ def test_a_device_that_did_not_name_its_model_is_the_same() -> None:
     a, b, c = (
         record(timings={"tuned": samples(100)}, device=device) for device in (old, new, newer)
     )
-    assert [found.verdict for found in compare.compare([a], [b]).cases] == ["SAME"]
+    assert [comparison.verdict for comparison in compare.compare([a], [b]).cases] == ["SAME"]
     for one_, other in ((a, c), (b, c)):
         with pytest.raises(InputError, match=r"l1: |model: "):
             compare.compare([one_], [other])
 
 
-def bench_file(path: Path, made: list[Record]) -> Path:
+def bench_file(path: Path, measured: list[Record]) -> Path:
     """A file as `lntune bench --output` writes it."""
     path.write_bytes(
-        msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": made})
+        msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": measured})
     )
     return path
 
@@ -574,13 +574,13 @@ def test_files_and_folders_are_read(tmp_path: Path) -> None:
     """A folder of logs counts by the latest final of each case; a file by its records; what failed
     is left out.
     """
-    for made in (
+    for entry in (
         record(time="1"),
         record(time="2", timings={"tuned": timing(7)}),
         record(role="trial"),
         record(8, device=THERE),
     ):
-        records.append(tmp_path / "logs", made)
+        records.append(tmp_path / "logs", entry)
     assert sorted((r.case.hidden, r.median()) for r in compare.load(tmp_path / "logs")) == [
         (8, 50),
         (1024, 7),

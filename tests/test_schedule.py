@@ -105,10 +105,10 @@ def left_out() -> list[str]:
     """Why parts of the schedule folders are left out, which is said once; everything that is
     shipped is there.
     """
-    with pytest.warns(ScheduleWarning) as said:
+    with pytest.warns(ScheduleWarning) as caught:
         known = schedule.all_schedules()
     reasons = [one.reason for one in schedule.left_out()]
-    assert [str(w.message) for w in said] == [f"left out: {reason}" for reason in reasons]
+    assert [str(w.message) for w in caught] == [f"left out: {reason}" for reason in reasons]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert schedule.all_schedules() is known
@@ -120,9 +120,9 @@ def test_shipped_schedules_load() -> None:
     """Every shipped schedule is known by its own name, lies in its kind's folder, is for an
     operator there is, and declares a version.
     """
-    found = shipped()
-    assert {"cached_rows", "widened_rows"} <= set(found)
-    for name, s in found.items():
+    known = shipped()
+    assert {"cached_rows", "widened_rows"} <= set(known)
+    for name, s in known.items():
         assert (s.name, s.kind) == (name, s.path.parent.name)
         assert s.op in ops.OPS
         assert s.version >= 1 and s.code.schedule == s.version
@@ -172,9 +172,9 @@ def test_a_users_schedule_wins_over_a_shipped_one(write: WriteFile) -> None:
     theirs = shipped()["cached_rows"]
     schedule._load.cache_clear()
     path = write("cpu/mine.py", name="cached_rows")
-    with pytest.warns(ScheduleWarning) as said:
+    with pytest.warns(ScheduleWarning) as caught:
         assert schedule.get("cached_rows").path == path
-    assert [str(w.message) for w in said] == [
+    assert [str(w.message) for w in caught] == [
         f"schedule 'cached_rows' is taken from {path}, not from {theirs.path}"
     ]
     assert schedule.get("cached_rows").code != theirs.code
@@ -259,9 +259,9 @@ def test_an_empty_folder(tmp_path: Path, folders: tuple[str, ...]) -> None:
         match=re.escape(
             f"LNTUNE_SCHEDULES: got {tmp_path / 'user'}, in which there is no schedule file, "
         ),
-    ) as said:
+    ) as caught:
         assert set(SHIPPED) <= set(schedule.all_schedules())
-    assert len(said) == 1
+    assert len(caught) == 1
     assert schedule.empty_folders() == [tmp_path / "user"]
     assert schedule.left_out() == []
 
@@ -350,10 +350,10 @@ def test_a_file_that_does_not_load(write: WriteFile, text: str, reason: str) -> 
     path = write("cpu/broken.py", text=f"{text}\nSTRAY = 'mine'")
     write("cpu/sound.py", name="sound")
     modules = set(sys.modules)
-    (told,) = left_out()
-    assert told.startswith(f"{path}: the schedule file does not load: {reason}")
+    (message,) = left_out()
+    assert message.startswith(f"{path}: the schedule file does not load: {reason}")
     assert schedule.get("sound").name == "sound"
-    with pytest.raises(ScheduleError, match=re.escape(told)):
+    with pytest.raises(ScheduleError, match=re.escape(message)):
         schedule.get("mine", "layer_norm")
     assert not [m for m in set(sys.modules) - modules if "broken" in m]
 
@@ -452,9 +452,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("said", "change"), FAULTS.items(), ids=lambda v: v[:12] if isinstance(v, str) else ""
+    ("expected", "change"), FAULTS.items(), ids=lambda v: v[:12] if isinstance(v, str) else ""
 )
-def test_a_schedule_that_fails(write: WriteFile, said: str, change: tuple[str, str]) -> None:
+def test_a_schedule_that_fails(write: WriteFile, expected: str, change: tuple[str, str]) -> None:
     """Whatever a user's functions raise, or give that is none of what they are to give, is a
     ScheduleError that names file and schedule, and the line that raised.
     """
@@ -462,9 +462,9 @@ def test_a_schedule_that_fails(write: WriteFile, said: str, change: tuple[str, s
     mine = schedule.get("mine")
     with pytest.raises(ScheduleError) as caught:
         mine.reason_invalid(mine.untuned(CASE, DEVICE), CASE, DEVICE), mine.space(CASE, DEVICE)
-    told = str(caught.value)
-    assert (" in line " in told) == (" failed on " in said)
-    assert re.sub(r" in line \d+", "", told) == f"{path}: {said}"
+    message = str(caught.value)
+    assert (" in line " in message) == (" failed on " in expected)
+    assert re.sub(r" in line \d+", "", message) == f"{path}: {expected}"
 
 
 def test_what_is_passed_over(write: WriteFile) -> None:

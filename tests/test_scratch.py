@@ -94,14 +94,14 @@ def test_folders_that_last_are_the_systems(temporary: Path) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", own.environment)
-        said = toolchain.subprocess.run(
+        output = toolchain.subprocess.run(
             [sys.executable, "-c", code],
             env=own.environment,
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-    assert said.split() == [str(temporary), str(paths._private(str(temporary)))]
+    assert output.split() == [str(temporary), str(paths._private(str(temporary)))]
     assert own.environment["TMPDIR"] != str(temporary)
     assert Path(own.environment["TORCHINDUCTOR_CACHE_DIR"]).parent == temporary
     own.remove()
@@ -138,20 +138,20 @@ def test_a_folder_that_was_thought_left(temporary: Path, monkeypatch: pytest.Mon
     """A folder that another process removes before it is locked is made again, and so is one that
     it is about to remove.
     """
-    hold, found = scratch._held, list[str]()
+    hold, folders = scratch._held, list[str]()
 
     def held(folder: str) -> int:
-        found.append(folder)
-        if len(found) == 1:
+        folders.append(folder)
+        if len(folders) == 1:
             raise BlockingIOError
         descriptor = hold(folder)
-        if len(found) == 2:
+        if len(folders) == 2:
             Path(folder).rmdir()
         return descriptor
 
     monkeypatch.setattr(scratch, "_held", held)
     own = Scratch()
-    assert len(found) == 3 and own.environment["TMPDIR"] == found[2]
+    assert len(folders) == 3 and own.environment["TMPDIR"] == folders[2]
     own.remove()
 
 
@@ -201,9 +201,9 @@ def test_a_process_that_is_killed(program: str, temporary: Path, tmp_path: Path)
     )
     assert parent.stdout is not None
     if code == ITSELF:
-        while not ((told := tmp_path / "group").exists() and told.read_text().endswith("\n")):
+        while not ((marker := tmp_path / "group").exists() and marker.read_text().endswith("\n")):
             time.sleep(0.01)
-        worker = int(told.read_text())
+        worker = int(marker.read_text())
     else:
         worker = int(parent.stdout.readline())
     assert left(temporary) and left(cache) and group(worker)
@@ -225,13 +225,13 @@ def nothing_of(leader: int) -> bool:
 
 def group(leader: int) -> list[str]:
     """The processes of a group that have not ended."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             name, _, rest = path.read_text().rpartition(")")
             if int(rest.split()[2]) == leader and rest.split()[0] != "Z":
-                found.append(name)
-    return found
+                processes.append(name)
+    return processes
 
 
 def test_no_folder_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,8 @@ def test_facts_and_content_are_what_was_stored(tmp_path: Path) -> None:
             path = tmp_path / "file"
             path.write_bytes(content)
             sealed.seal(path, facts)
-            found = sealed.read(path)
-            assert (bytes(found.content), found.facts, sealed.facts(path)) == (
+            stored = sealed.read(path)
+            assert (bytes(stored.content), stored.facts, sealed.facts(path)) == (
                 content,
                 facts,
                 facts,
@@ -204,14 +204,14 @@ def test_a_library_that_the_system_refuses(tmp_path: Path) -> None:
     def refuse() -> None:
         raise OSError("wrong ELF class")
 
-    made: list[int] = []
+    builds: list[int] = []
 
     def make() -> None:
-        made.append(1)
+        builds.append(1)
 
     with pytest.raises(BuildError, match=r"cannot load .*wrong ELF class.*LNTUNE_CACHE_DIR"):
         native.fetch(tmp_path / "x.so", refuse, make)
-    assert made == [1]
+    assert builds == [1]
 
     def fail() -> None:
         raise BuildError("no compiler")

@@ -70,9 +70,9 @@ def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: 
     return msgspec.structs.replace(record, **changes)
 
 
-def choose(*found: Record, case: Case = CASE) -> Choice:
+def choose(*candidates: Record, case: Case = CASE) -> Choice:
     """The choice for a case among the given records."""
-    return select(case, HERE, found, schedules())
+    return select(case, HERE, candidates, schedules())
 
 
 def at(case: Case = CASE, **changes: Any) -> Case:
@@ -277,11 +277,11 @@ kinds = st.tuples(
 def of(number: int, kind: Any) -> Record:
     """A final of a kind, told from others by its run."""
     changes, source, busy, time = kind
-    made = final(
+    record = final(
         run=str(number), busy=busy, time=time, **{k: v for k, v in changes.items() if k != "knobs"}
     )
-    made = msgspec.structs.replace(made, knobs={**made.knobs, **changes.get("knobs", {})})
-    return made if source == "now" else msgspec.structs.replace(made, code=OLD)
+    record = msgspec.structs.replace(record, knobs={**record.knobs, **changes.get("knobs", {})})
+    return record if source == "now" else msgspec.structs.replace(record, code=OLD)
 
 
 def usable(kind: Any) -> bool:
@@ -365,10 +365,12 @@ def test_what_a_report_shows_is_what_serves() -> None:
     """`served` gives for each case the record that `select` rests on, or where none can be used the
     latest.
     """
-    busy, gone = final(busy=True, time="2026-06-01"), final(at(rows=32), schedule="gone")
-    found = served([final(), busy, final(at(rows=32), time="2025"), gone], schedule.all_schedules())
-    assert found == {final().key: final(), gone.key: final(at(rows=32), time="2025")}
-    assert served([gone], schedule.all_schedules()) == {gone.key: gone}
+    busy, removed = final(busy=True, time="2026-06-01"), final(at(rows=32), schedule="gone")
+    serving = served(
+        [final(), busy, final(at(rows=32), time="2025"), removed], schedule.all_schedules()
+    )
+    assert serving == {final().key: final(), removed.key: final(at(rows=32), time="2025")}
+    assert served([removed], schedule.all_schedules()) == {removed.key: removed}
 
 
 # What follows goes through lntune.layer_norm.
@@ -415,8 +417,8 @@ def test_a_measured_case_is_silent_and_served(log_dir: Path) -> None:
     torch.testing.assert_close(
         y, torch.nn.functional.layer_norm(X, (HIDDEN,)), atol=1e-5, rtol=1e-5
     )
-    told = lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows)
-    assert (told.tier, told.tuned_us, told.eager_us) == ("exact", 1.0, 2.0)
+    choice = lntune.explain(CASE.op, CASE.hidden, CASE.dtype, CASE.rows)
+    assert (choice.tier, choice.tuned_us, choice.eager_us) == ("exact", 1.0, 2.0)
     assert dispatch.kernel_for(CASE) is not None
 
 
@@ -499,13 +501,17 @@ def test_explain(log_dir: Path) -> None:
     """
     records.append(log_dir, final())
     lntune.reload()
-    told = lntune.explain("layer_norm", HIDDEN, torch.float32, 8)
-    assert (told.tier, told.schedule, told.case["dtype"]) == ("exact", final().schedule, "float32")
+    choice = lntune.explain("layer_norm", HIDDEN, torch.float32, 8)
+    assert (choice.tier, choice.schedule, choice.case["dtype"]) == (
+        "exact",
+        final().schedule,
+        "float32",
+    )
     assert (
-        str(told).splitlines()[0]
+        str(choice).splitlines()[0]
         == f"layer_norm hidden {HIDDEN} float32 rows 8: served by its own record"
     )
-    assert str(told).splitlines()[1].startswith(f"  {told.schedule} ")
+    assert str(choice).splitlines()[1].startswith(f"  {choice.schedule} ")
     assert lntune.explain("layer_norm", HIDDEN, torch.float64).tier == "eager"
     with pytest.raises(UnknownNameError, match="layer_norn"):
         lntune.explain("layer_norn", HIDDEN)

@@ -44,9 +44,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that `timing` reads."""
-    made = Clock()
-    monkeypatch.setattr(timing, "time", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(timing, "time", fake)
+    return fake
 
 
 def test_every_round_has_every_contender_once(clock: Clock) -> None:

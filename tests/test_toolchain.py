@@ -26,12 +26,12 @@ def program(path: Path, text: str) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of programs, first on PATH; the real compiler is there as `real++`."""
-    found = tmp_path / "bin"
-    found.mkdir()
-    (found / "real++").symlink_to(toolchain.command()[0])
-    program(found / "cache", f'echo "$@" >> {tmp_path}/asked\nexec "$@"')
-    monkeypatch.setenv("PATH", str(found), prepend=":")
-    return found
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "real++").symlink_to(toolchain.command()[0])
+    program(programs / "cache", f'echo "$@" >> {tmp_path}/asked\nexec "$@"')
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    return programs
 
 
 @pytest.mark.slow

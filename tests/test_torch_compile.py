@@ -26,7 +26,7 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
-def made(
+def make(
     *shape: int, dtype: torch.dtype = torch.float32, grad: bool = False, seed: int = 0
 ) -> Tensor:
     """Random numbers."""
@@ -48,7 +48,7 @@ def test_forward_and_training(backend: str) -> None:
     gradients.
     """
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    plain = (made(5, HIDDEN), made(HIDDEN, seed=1), made(HIDDEN, seed=2))
+    plain = (make(5, HIDDEN), make(HIDDEN, seed=1), make(HIDDEN, seed=2))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*plain), model(*plain))
     grads = []
@@ -74,9 +74,9 @@ def test_mixed_dtypes_in_training(dtype: torch.dtype) -> None:
         torch._dynamo.reset()
         grads = []
         for f in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
-            x = made(5, HIDDEN, dtype=dtype, grad=True)
+            x = make(5, HIDDEN, dtype=dtype, grad=True)
             affine = [
-                None if d is None else made(HIDDEN, dtype=d, grad=True, seed=s)
+                None if d is None else make(HIDDEN, dtype=d, grad=True, seed=s)
                 for s, d in enumerate((w, b), 1)
             ]
             f(x, *affine).float().square().sum().backward()
@@ -90,15 +90,15 @@ def test_dynamic_rows() -> None:
     """
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
-    w, b = made(HIDDEN, seed=1), made(HIDDEN, seed=2)
+    w, b = make(HIDDEN, seed=1), make(HIDDEN, seed=2)
     for rows in (3, 5, 40, 200):
-        x = made(rows, HIDDEN)
+        x = make(rows, HIDDEN)
         torch.testing.assert_close(compiled(x, w, b), model(x, w, b))
     assert counter.frame_count == 1
-    torch.testing.assert_close(compiled(made(2, 3, HIDDEN), w, b), model(made(2, 3, HIDDEN), w, b))
+    torch.testing.assert_close(compiled(make(2, 3, HIDDEN), w, b), model(make(2, 3, HIDDEN), w, b))
     traced = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (3, 5):
-        x = made(rows, HIDDEN, grad=True)
+        x = make(rows, HIDDEN, grad=True)
         traced(x, w, b).sum().backward()
         assert x.grad is not None and x.grad.shape == x.shape
 
@@ -111,7 +111,7 @@ def test_any_eps_of_pytorchs(eps: Any) -> None:
         torch.compile(lntune.layer_norm, fullgraph=True, backend="aot_eager"),
         functional.layer_norm,
     ):
-        x, w = made(5, HIDDEN, grad=True), made(HIDDEN, grad=True, seed=1)
+        x, w = make(5, HIDDEN, grad=True), make(HIDDEN, grad=True, seed=1)
         y = f(x, (HIDDEN,), w, None, eps)
         results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, w])])
     torch.testing.assert_close(*results, equal_nan=True, atol=1e-4, rtol=1e-4)
@@ -124,8 +124,8 @@ def test_what_pytorch_serves_compiles_too() -> None:
         return lntune.layer_norm(x, [HIDDEN]), lntune.layer_norm(y, y.shape[1:])
 
     for x, y in (
-        (made(3, HIDDEN, dtype=torch.float64), made(3, 4, 16)),
-        (made(0, HIDDEN), made(2, 4, 16)),
+        (make(3, HIDDEN, dtype=torch.float64), make(3, 4, 16)),
+        (make(0, HIDDEN), make(2, 4, 16)),
     ):
         torch.testing.assert_close(
             torch.compile(f, fullgraph=True, backend="aot_eager")(x, y), f(x, y)
@@ -148,8 +148,8 @@ def test_a_constant_is_one_to_pytorch() -> None:
         and vars(torch.compiler.assume_constant_result(theirs)) == vars(ours) != {}
     )
     asked = []
-    told = constant(lambda: bool(asked.append(torch.compiler.is_compiling()) or True))
-    compiled = torch.compile(lambda x: x + 1 if told() else x, fullgraph=True, backend="eager")
+    answer = constant(lambda: bool(asked.append(torch.compiler.is_compiling()) or True))
+    compiled = torch.compile(lambda x: x + 1 if answer() else x, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(1)).item() == 1 and asked
 
 
@@ -158,8 +158,8 @@ def test_bad_arguments_name_themselves() -> None:
     error.
     """
     for given, argument in (
-        ((made(3, 32), None, None), "input: got"),
-        ((made(3, HIDDEN), made(32), None), "weight: got"),
+        ((make(3, 32), None, None), "input: got"),
+        ((make(3, HIDDEN), make(32), None), "weight: got"),
     ):
         with pytest.raises(Exception, match=argument):
             torch.compile(model, fullgraph=True, backend="aot_eager")(*given)
@@ -168,7 +168,7 @@ def test_bad_arguments_name_themselves() -> None:
 @pytest.mark.parametrize("transform", ["vmap", "grad"])
 def test_transforms_inside_compiled_code(transform: str) -> None:
     """torch.func's transforms compile as they do with eager's layer norm."""
-    w, b, x = made(HIDDEN, seed=1), made(HIDDEN, seed=2), made(3, HIDDEN)
+    w, b, x = make(HIDDEN, seed=1), make(HIDDEN, seed=2), make(3, HIDDEN)
 
     def run(f: Any) -> Any:
         def of(t: Tensor) -> Any:
@@ -222,15 +222,15 @@ def test_export(strict: bool) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), lntune.LayerNorm(HIDDEN)).eval()
     rows = torch.export.Dim("rows", min=2, max=1024)
     with torch.no_grad():
-        net[1](made(5, HIDDEN))  # the fast path is ready, and must not be taken
+        net[1](make(5, HIDDEN))  # the fast path is ready, and must not be taken
         program = torch.export.export(
-            net, (made(5, HIDDEN),), dynamic_shapes=({0: rows},), strict=strict
+            net, (make(5, HIDDEN),), dynamic_shapes=({0: rows},), strict=strict
         )
         assert (
             "torch.ops.aten.layer_norm" in program.graph_module.code
             and "lntune" not in program.graph_module.code
         )
-        for x in (made(5, HIDDEN), made(9, HIDDEN)):
+        for x in (make(5, HIDDEN), make(9, HIDDEN)):
             torch.testing.assert_close(program.module()(x), net(x))
 
 
@@ -242,7 +242,7 @@ def test_compiled_module_in_inference() -> None:
         torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.LayerNorm(HIDDEN))
     ).eval()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    x = made(5, HIDDEN)
+    x = make(5, HIDDEN)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(x), net(x))
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -253,35 +253,35 @@ def test_compiled_module_in_inference() -> None:
 
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "training": (
-        made(5, HIDDEN, grad=True),
+        make(5, HIDDEN, grad=True),
         [HIDDEN],
-        made(HIDDEN, grad=True, seed=1),
-        made(HIDDEN, grad=True, seed=2),
+        make(HIDDEN, grad=True, seed=1),
+        make(HIDDEN, grad=True, seed=2),
         1e-5,
         True,
     ),
     "inference": (
-        made(5, HIDDEN),
+        make(5, HIDDEN),
         [HIDDEN],
-        made(HIDDEN, seed=1),
-        made(HIDDEN, seed=2),
+        make(HIDDEN, seed=1),
+        make(HIDDEN, seed=2),
         1e-5,
         False,
     ),
-    "plain 3d": (made(2, 3, HIDDEN, grad=True), [HIDDEN], None, None, 1e-5, True),
-    "two dimensions": (made(5, 4, 16), [4, 16], made(4, 16, seed=1), None, 1e-5, True),
+    "plain 3d": (make(2, 3, HIDDEN, grad=True), [HIDDEN], None, None, 1e-5, True),
+    "two dimensions": (make(5, 4, 16), [4, 16], make(4, 16, seed=1), None, 1e-5, True),
     "bfloat16": (
-        made(5, HIDDEN, dtype=torch.bfloat16),
+        make(5, HIDDEN, dtype=torch.bfloat16),
         [HIDDEN],
-        made(HIDDEN, seed=1),
-        made(HIDDEN, seed=2, dtype=torch.bfloat16),
+        make(HIDDEN, seed=1),
+        make(HIDDEN, seed=2, dtype=torch.bfloat16),
         1e-5,
         True,
     ),
-    "strided": (made(HIDDEN, 5).t(), [HIDDEN], made(2 * HIDDEN, seed=1)[::2], None, 1e-5, True),
-    "no rows": (made(0, HIDDEN), [HIDDEN], None, None, 1e-5, True),
-    "nothing": (made(3, 0), [0], None, None, 1e-5, True),
-    "one row": (made(HIDDEN), [HIDDEN], None, made(HIDDEN, seed=2), 1e-5, True),
+    "strided": (make(HIDDEN, 5).t(), [HIDDEN], make(2 * HIDDEN, seed=1)[::2], None, 1e-5, True),
+    "no rows": (make(0, HIDDEN), [HIDDEN], None, None, 1e-5, True),
+    "nothing": (make(3, 0), [0], None, None, 1e-5, True),
+    "one row": (make(HIDDEN), [HIDDEN], None, make(HIDDEN, seed=2), 1e-5, True),
 }
 
 
@@ -304,7 +304,7 @@ def test_the_op_keeps_float32_statistics() -> None:
     """mean and rstd are float32, one per row, with `stats`, and empty without; for a gradient they
     are made then.
     """
-    x = made(2, 3, HIDDEN, dtype=torch.bfloat16)
+    x = make(2, 3, HIDDEN, dtype=torch.bfloat16)
     _, mean, rstd = torch.ops.lntune.layer_norm(x, [HIDDEN], None, None, 1e-5, True)
     assert mean.dtype == rstd.dtype == torch.float32
     torch.testing.assert_close(mean, x.double().mean(-1).flatten().float(), atol=1e-5, rtol=1e-5)

@@ -39,10 +39,12 @@ def network() -> nn.Sequential:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A list that grows by each call of lntune's forward."""
-    made: list[bool] = []
+    recorded: list[bool] = []
     plain = modules.layer_norm
-    monkeypatch.setattr(modules, "layer_norm", lambda *given: made.append(True) or plain(*given))
-    return made
+    monkeypatch.setattr(
+        modules, "layer_norm", lambda *given: recorded.append(True) or plain(*given)
+    )
+    return recorded
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,8 @@ def test_conversion_says_what_and_why() -> None:
     model["set"].forward = functools.partial(torch.mul, 2)
     parametrize.register_parametrization(model["parametrized"], "weight", nn.Identity())
     before = [type(m) for m in model.modules()]
-    said = lntune.conversion(model)
-    assert said.converted == ("ours",) and list(said.left) == [
+    conversion = lntune.conversion(model)
+    assert conversion.converted == ("ours",) and list(conversion.left) == [
         "plain",
         "own",
         "of_ours",
@@ -98,9 +100,9 @@ def test_conversion_says_what_and_why() -> None:
         "of_ours": f"{__name__}.OwnOfOurs is another class",
         "parametrized": "it is parametrized",
     }
-    assert {name: said.left[name] for name in reasons} == reasons
-    assert said.left["set"].startswith("a forward was set on the module")
-    assert str(said).startswith(
+    assert {name: conversion.left[name] for name in reasons} == reasons
+    assert conversion.left["set"].startswith("a forward was set on the module")
+    assert str(conversion).startswith(
         "1 of 6 layer norms are lntune's; left: plain (not converted); own ("
     )
     assert [type(m) for m in model.modules()] == before

@@ -34,10 +34,10 @@ def test_narrowed_knobs_fit(name: str, dtype: str, widest: int) -> None:
     """
     plan = PLANS[name]
     case = Case(plan.op, 1024, dtype, 512)
-    found = narrowed(plan.default(case, GPU), plan, case, GPU, widest)
-    assert found is not None
-    assert plan.reason_invalid(found, case, GPU) is None
-    assert knobs.to_dict(found)[VECTOR_WIDTH] == widest
+    setting = narrowed(plan.default(case, GPU), plan, case, GPU, widest)
+    assert setting is not None
+    assert plan.reason_invalid(setting, case, GPU) is None
+    assert knobs.to_dict(setting)[VECTOR_WIDTH] == widest
 
 
 def test_knobs_that_fit_stay() -> None:
@@ -60,9 +60,9 @@ def test_alignment_is_that_of_the_worst_tensor() -> None:
     half = torch.empty(64, dtype=torch.float16)
 
     def widest(*tensors: Tensor, hidden: int = 8) -> int:
-        found = devices.layout(GPU, tensors, hidden)
-        assert not found.strided
-        return found.widest
+        layout = devices.layout(GPU, tensors, hidden)
+        assert not layout.strided
+        return layout.widest
 
     assert widest(whole, whole, hidden=64) == devices.ANY
     # a vector in float32 narrows no access of low precision
@@ -153,7 +153,7 @@ def test_misaligned_views_are_served(here: Here, dtype: torch.dtype) -> None:
     here.launches()
     given = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y = lntune.layer_norm(given[0], (hidden,), *given[1:])
-    made = torch.autograd.grad(
+    grads = torch.autograd.grad(
         y, given, torch.ones(4 * hidden + 1, dtype=dtype, device=here.name)[1:].view(4, hidden)
     )
     assert here.launches() >= 1
@@ -163,7 +163,7 @@ def test_misaligned_views_are_served(here: Here, dtype: torch.dtype) -> None:
     tolerance: dict[str, Any] = (
         {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     )
-    for ours, theirs in zip((y, *made), (truth, *expected), strict=True):
+    for ours, theirs in zip((y, *grads), (truth, *expected), strict=True):
         torch.testing.assert_close(ours.double(), theirs, **tolerance)
 
 

@@ -570,9 +570,9 @@ def test_a_final_begins_in_time_for_calls_that_take_long(
     def answer(job: Job) -> Outcome:
         calls = 18 * (len(job.candidates) + 2) if isinstance(job, Final) else 5
         clock.now += 0.5 + 0.2 * calls
-        made = always_ok(job)
+        outcome = always_ok(job)
         return msgspec.structs.replace(
-            made, timings={name: Timing((2e5,), 2e5) for name in made.timings}
+            outcome, timings={name: Timing((2e5,), 2e5) for name in outcome.timings}
         )
 
     fake.answer = staticmethod(answer)

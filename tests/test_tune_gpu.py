@@ -69,15 +69,15 @@ def alive(pid: int) -> bool:
 
 def children(of: int | None = None) -> set[int]:
     """Processes that this one, or another, has started and that still are."""
-    found = set()
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == (of or os.getpid()):
-            found.add(int(stat.parent.name))
-    return found
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 def logged(folder: Path, role: str = "trial") -> list[Record]:

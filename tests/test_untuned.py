@@ -97,13 +97,13 @@ def test_many_cases_are_one_warning() -> None:
             for rows in (1, 3, 5):
                 for weight in (None, torch.ones(hidden)):
                     lntune.layer_norm(torch.randn(rows, hidden), (hidden,), weight)
-    told = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning)]
-    assert len(told) == 1
-    assert told[0].startswith(
+    messages = [str(w.message) for w in caught if issubclass(w.category, lntune.UntunedWarning)]
+    assert len(messages) == 1
+    assert messages[0].startswith(
         "layer_norm hidden 16 float32 rows 1 is not tuned on this device; served by default knobs."
         " Run: lntune tune layer_norm"
     )
-    assert "lntune.untuned()" in told[0]
+    assert "lntune.untuned()" in messages[0]
     assert [(one.case.hidden, one.case.rows) for one in lntune.untuned()] == [
         (16, 1),
         (16, 8),
@@ -195,13 +195,13 @@ def test_the_line_at_the_end(filters: str, sizes: str, lines: int) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told = [text for text in done.stderr.splitlines() if "UntunedWarning" in text]
-    assert len(told) == lines, done.stderr
+    printed = [text for text in done.stderr.splitlines() if "UntunedWarning" in text]
+    assert len(printed) == lines, done.stderr
     if lines > 1:
         count, listed = len(sizes.split(",")), sizes.replace(" ", "")
         assert (
             f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run: lntune"
-            f" tune layer_norm --hidden {listed} " in told[1]
+            f" tune layer_norm --hidden {listed} " in printed[1]
         )
 
 

@@ -144,8 +144,8 @@ def edits() -> dict[str, Digests]:
         ),
     }
     return {
-        kind: Digests(Code(0, 0, versions.LOWERING[kind]), made)
-        for kind, made in (("cpu", cpu), ("gpu", gpu))
+        kind: Digests(Code(0, 0, versions.LOWERING[kind]), digests)
+        for kind, digests in (("cpu", cpu), ("gpu", gpu))
     }
 
 
@@ -223,9 +223,9 @@ def test_a_change_is_seen(
     before = golden()[plan.name]
     now = digests_of(plan, 2)
     approved = Digests(before.code, {label: before.digests[label] for label in now.digests})
-    said = verdict(plan.name, now, approved, remedy_of(plan))
-    assert "its versions have not" in said
-    assert f"LOWERING[{plan.kind!r}]" in said
+    message = verdict(plan.name, now, approved, remedy_of(plan))
+    assert "its versions have not" in message
+    assert f"LOWERING[{plan.kind!r}]" in message
     raised = Digests(
         Code(before.code.schedule, before.code.op, before.code.lowering + 1), now.digests
     )
@@ -237,9 +237,9 @@ def test_records_of_before_there_were_versions() -> None:
     """The hash of source files in old records stands for the versions those files are known by; one
     that is not known, for none.
     """
-    found = records.read([paths.PACKAGE.parent / "tuning_logs"], "layer_norm", role="final")
-    assert found
-    assert {r.code for r in found if r.schema < records.SCHEMA} <= {Code(1, 1, 1)}
+    finals = records.read([paths.PACKAGE.parent / "tuning_logs"], "layer_norm", role="final")
+    assert finals
+    assert {r.code for r in finals if r.schema < records.SCHEMA} <= {Code(1, 1, 1)}
     assert versions.of_hash("ffffffffffff") == Code()
 
 

@@ -33,4 +33,4 @@ def test_no_sentence_counts_by_itself(path: Path) -> None:
     """No text puts a figure before a plural of its own: "1 kernels" is nowhere."""
     pattern = rf"\{{(?!counted)[^{{}}]*\}} (?:{'|'.join(NOUNS.split())})s\b"
     text = path.read_text(encoding="utf-8")
-    assert [found.group() for found in re.finditer(pattern, text)] == []
+    assert [match.group() for match in re.finditer(pattern, text)] == []

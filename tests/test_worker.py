@@ -51,9 +51,9 @@ def faulty_schedules() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def worker(faulty_schedules: None) -> Iterator[Worker]:
     """One worker for all tests that leave it fit for work."""
-    with Worker() as made:
-        yield made
-    assert made.pid is None
+    with Worker() as process:
+        yield process
+    assert process.pid is None
 
 
 def state(pid: int) -> str:
@@ -66,13 +66,13 @@ def state(pid: int) -> str:
 
 def zombies() -> list[int]:
     """Children of this process that have ended and were not waited for."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             if fields[0] == "Z" and int(fields[1]) == os.getpid():
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
 def descriptors() -> int:
