@@ -185,7 +185,7 @@ def test_kernel_against_copy() -> None:
     assert (result.outputs, result.records[0].role) == ("given", "bench-given-output")
 
 
-def test_rows_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strided_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `strided` everyone is given inputs whose rows are halves of wider ones, and the record
     cannot be mistaken for another kind.
     """

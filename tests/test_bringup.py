@@ -718,7 +718,7 @@ def test_shares_of_a_copy_are_of_data_beyond_the_cache() -> None:
     assert report.operator("layer_norm", 2, [final(cached, device=device)], []).of_copy is None
 
 
-def test_disturbed_measurements_are_left_out_and_said(log_dir: Path) -> None:
+def test_disturbed_measurements_are_left_out_and_reported(log_dir: Path) -> None:
     """A final and a benchmark whose times are those of other work on the machine, 10752 times
     eager's, make no figure, and a line says so.
     """

@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         )
 
 
-def test_no_compiler_is_said_before_compiling(
+def test_a_missing_compiler_is_reported_before_compiling(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a linker nothing is compiled first."""

@@ -467,7 +467,7 @@ def program(path: Path, text: str = "exit 0") -> str:
     return str(path)
 
 
-def test_a_missing_compiler_is_told_with_the_remedies(bare: Path) -> None:
+def test_a_missing_compiler_is_reported_with_the_remedies(bare: Path) -> None:
     """Without nvcc and NVRTC the error names the variables to set and the packages to install, and
     inspecting fails alike.
     """
@@ -498,7 +498,7 @@ def test_nvcc_is_looked_for_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch
         assert find() == Nvcc(expected[index])
 
 
-def test_a_wrong_lntune_nvcc_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_lntune_nvcc_is_reported(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that is no program, and a program that is no nvcc, are named with what to do."""
     monkeypatch.setenv("LNTUNE_NVCC", str(bare / "absent"))
     with pytest.raises(ToolchainError, match=r"LNTUNE_NVCC: got .*absent"):
@@ -616,7 +616,7 @@ def test_of_several_kernels_one_is_named() -> None:
 
 
 @compiles
-def test_the_compilers_first_errors_are_told() -> None:
+def test_the_compilers_first_errors_are_reported() -> None:
     """A source that does not compile gives the first of its errors with their lines, and how many
     there are.
     """

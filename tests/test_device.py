@@ -124,7 +124,7 @@ def test_arm_on_linux(machine: Any) -> None:
     }
 
 
-def test_the_model_tells_generations_of_one_name_apart(machine: Any) -> None:
+def test_the_model_distinguishes_generations_of_one_name(machine: Any) -> None:
     """Family, model and stepping on x86, designer, part and variant on Arm, are in the fingerprint
     and in the folder's name; what a machine does not tell is left out.
     """

@@ -138,7 +138,7 @@ def test_outputs_are_ordinary_tensors(table: Table) -> None:
     assert not y.any()
 
 
-def test_the_key_tells_calls_apart(ready: Callable[..., Any]) -> None:
+def test_the_key_distinguishes_calls(ready: Callable[..., Any]) -> None:
     """Another dtype, hidden size, combination of vectors or number of rows is not served by what is
     known.
     """

@@ -28,7 +28,7 @@ def program_of(case: Case, **changed: Any) -> Program:
 
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("variant", ["weight+dx+dgamma+dbeta", "dgamma32+dbeta32", "dbeta"])
-def test_sums_apart_are_right(variant: str, rows: int) -> None:
+def test_separate_sums_are_right(variant: str, rows: int) -> None:
     """Partial sums in a kernel of their own are right for one row at a time and several, with more
     blocks than rows, and ragged columns.
     """

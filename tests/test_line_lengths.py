@@ -26,7 +26,7 @@ def test_sources_that_ruff_does_not_read() -> None:
     assert [place for path in files for place in long_lines(path)] == []
 
 
-def test_a_long_line_is_told(tmp_path: Path) -> None:
+def test_a_long_line_is_reported(tmp_path: Path) -> None:
     """A line of 100 columns passes; one of 101 is named with its number."""
     file = tmp_path / "kernel.c"
     file.write_text(f"int a;\n{'/' * 100}\n{'/' * 101}\n")

@@ -73,7 +73,7 @@ def test_a_lock_that_is_free(tmp_path: Path) -> None:
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("log.lock", b"")]
 
 
-def test_waiting_is_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
+def test_waiting_is_announced(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
     """After a second it is said once which lock is waited for and how long, and when it is given up
     the block runs.
     """
@@ -88,7 +88,9 @@ def test_waiting_is_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) 
     assert [w.filename for w in caught] == [__file__]
 
 
-def test_a_short_wait_is_not_said(tmp_path: Path, clock: Clock, held: filelock.FileLock) -> None:
+def test_a_short_wait_is_not_announced(
+    tmp_path: Path, clock: Clock, held: filelock.FileLock
+) -> None:
     """Other writers that come and go are nobody's business."""
     clock.at, clock.then = clock.now + 0.5, held.release
     with locks.locked(tmp_path / "log"):

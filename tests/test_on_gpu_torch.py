@@ -500,7 +500,7 @@ def test_two_gpus(here: Here) -> None:
                         assert (mine - true).norm() <= 1e-4 * max(true.norm().item(), 1e-3)
 
 
-def test_nothing_is_said_of_graphs(here: Here) -> None:
+def test_graphs_are_captured_without_warnings(here: Here) -> None:
     """The layer's loop is captured without a warning that it could not be."""
     model, x = layers(here), sequence(here)
     with warnings.catch_warnings():

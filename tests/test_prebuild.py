@@ -294,7 +294,7 @@ def test_what_eager_mode_serves_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -
     ) == (0, True)
 
 
-def test_what_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_built_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are built, the reason is told, and the exit code is 1."""
     real = compiler.to_file
 
@@ -348,7 +348,7 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:
         (native, "path_of"),
     ],
 )
-def test_whatever_goes_wrong_is_told(
+def test_whatever_goes_wrong_is_reported(
     module: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault is the finding of each case that it strikes, or one line and exit code 2 where

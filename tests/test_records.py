@@ -188,7 +188,7 @@ def test_blank_lines_are_nothing(tmp_path: Path) -> None:
     assert [r.message for r in read_quietly(tmp_path)] == ["record 0"]
 
 
-def test_a_newer_schema_is_skipped_and_said(tmp_path: Path) -> None:
+def test_a_newer_schema_is_skipped_with_a_warning(tmp_path: Path) -> None:
     """A record of a newer schema is skipped with a warning saying so, even where its other fields
     make no sense here.
     """

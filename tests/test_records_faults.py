@@ -74,7 +74,7 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
             assert [r.message for r in records.read([tmp_path])] == [*survivors, "record 9"], cut
 
 
-def test_a_torn_last_line_is_said(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_reported(tmp_path: Path) -> None:
     """Half a record is skipped with a warning that names file and line."""
     records.append(tmp_path, a_record(0))
     records.append(tmp_path, a_record(1))

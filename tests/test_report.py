@@ -198,7 +198,7 @@ def test_summary_names_what_is_slower() -> None:
     assert "slower than eager nowhere" in summary_lines(rows_of([record()]))
 
 
-def test_errors_are_told_by_what_is_allowed() -> None:
+def test_errors_are_shown_beside_what_is_allowed() -> None:
     """The share of what is allowed and the bare ratio to eager's error stand beside each other; a
     ratio above 2 is explained.
     """

@@ -299,7 +299,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-def test_files_are_told_apart_by_their_folder(
+def test_files_are_distinguished_by_folder(
     write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two files of the same name in different folders are two modules; neither's classes are taken

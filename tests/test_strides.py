@@ -45,7 +45,7 @@ def spread(matrix: Tensor, gap: int) -> Tensor:
     return functional.pad(matrix, (0, gap), value=torch.nan)[:, :length] if rows else matrix
 
 
-def with_rows_apart(
+def with_spread_rows(
     case: Case, kernel: Callable[..., None], step: int = WHOLE
 ) -> Callable[..., None]:
     """A kernel whose arguments are moved into rows that lie apart, each matrix by another distance;
@@ -84,7 +84,7 @@ def test_rows_may_lie_anywhere(name: str, dtype: str, hidden: int) -> None:
         compiler.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True),
         "shuffled",
     )
-    verdict = check.verify(case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores)
+    verdict = check.verify(case, with_spread_rows(case, kernel), check.ALIGNED, cores=SMALL.cores)
     assert verdict.ok, verdict.message
 
 
@@ -104,7 +104,7 @@ def test_rows_may_lie_anywhere_on_cpus(name: str, dtype: str, hidden: int) -> No
     plan = schedule.get(name)
     case = Case(plan.op, hidden, dtype, 32)
     setting = plan.default(case, CPU)
-    kernel = with_rows_apart(
+    kernel = with_spread_rows(
         case, compiler.in_memory(case, plan, setting, CPU, strided=True), step=3
     )
     verdict = check.verify(case, kernel, check.FENCE, cores=CPU.cores)
@@ -120,7 +120,7 @@ def test_whatever_the_knobs(name: str) -> None:
             case, compiler.program(case, PLANS[name], setting, SMALL, strided=True), "backward"
         )
         verdict = check.verify(
-            case, with_rows_apart(case, kernel), check.ALIGNED, cores=SMALL.cores
+            case, with_spread_rows(case, kernel), check.ALIGNED, cores=SMALL.cores
         )
         assert verdict.ok, f"{setting}: {verdict.message}"
 
@@ -139,7 +139,7 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
             compiler.program(case, plan, plan.default(case, DEVICE), DEVICE, strided=strided),
             seen=seen,
         )
-        moved = with_rows_apart(case, kernel) if strided else kernel
+        moved = with_spread_rows(case, kernel) if strided else kernel
         moved(*arguments(case, rows, cores=DEVICE.cores).values())
         accesses.append(
             [
@@ -177,7 +177,7 @@ def test_distances_go_through_the_launcher(fake_gpu: FakeGpu) -> None:
     assert launches(fake_gpu) == 0
 
 
-def test_the_two_kinds_of_kernels_are_kept_apart(fake_gpu: FakeGpu) -> None:
+def test_the_two_kinds_of_kernels_are_kept_separate(fake_gpu: FakeGpu) -> None:
     """In the cache each has a file of its own; the kernel for contiguous rows takes no others."""
     plain, free = kernel_of(), kernel_of(strided=True)
     values = tensors()
@@ -190,7 +190,7 @@ def test_the_two_kinds_of_kernels_are_kept_apart(fake_gpu: FakeGpu) -> None:
         plain(*values.values())
 
 
-def test_rows_that_do_not_fit_are_told(fake_gpu: FakeGpu) -> None:
+def test_rows_that_do_not_fit_are_refused(fake_gpu: FakeGpu) -> None:
     """Rows apart by a part of an access, elements that are not side by side, and outputs with gaps
     are refused before anything is launched.
     """
@@ -298,7 +298,7 @@ def test_layer_norm_reads_rows_where_they_lie(
 
 
 @unwarned
-def test_direct_calls_tell_rows_apart_from_contiguous_ones(place: str) -> None:
+def test_direct_calls_distinguish_strided_rows_from_contiguous_ones(place: str) -> None:
     """A table keeps the two kinds of kernels apart: contiguous and strided calls take turns, and
     all are direct once both were made.
     """
@@ -332,7 +332,7 @@ def test_a_step_of_an_lstm_reads_rows_where_they_lie(place: str) -> None:
 
 
 @unwarned
-def test_the_gradients_of_a_step_whose_rows_lie_apart(place: str) -> None:
+def test_the_gradients_of_a_step_with_strided_rows(place: str) -> None:
     """They are, to the bit, those of a step of copies, whatever of the step's arguments and of its
     gradients lies apart.
     """

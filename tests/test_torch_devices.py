@@ -77,7 +77,7 @@ def test_alignment_is_that_of_the_worst_tensor() -> None:
     assert devices.layout(cpu, [whole[1:33].view(4, 8)[:, :3]], 3) == (devices.ANY, True)
 
 
-def test_rows_that_lie_apart() -> None:
+def test_strided_rows() -> None:
     """Evenly strided rows ask for a kernel that takes their distance, and their distance is a
     matter of alignment as well.
     """

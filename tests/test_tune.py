@@ -610,7 +610,7 @@ def test_a_trial_that_outlasts_the_budget(
     assert [f.case for f in summary.finals] == [CASE]
 
 
-def test_why_candidates_failed_is_told(fake: type[FakeWorker]) -> None:
+def test_why_candidates_failed_is_reported(fake: type[FakeWorker]) -> None:
     """The commonest reason comes first, in the words of the first candidate that failed so; a case
     without any survivor has it beside its name.
     """
