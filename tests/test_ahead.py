@@ -17,8 +17,9 @@ from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
 from lntune.measure.jobs import Build, Candidate, Outcome
-from lntune.tune import ahead as module
+from lntune.tune import builders
 from lntune.tune.ahead import Ahead
+from lntune.tune.builders import Builders
 
 DEVICE = device_of("cuda:sm_90")
 CASE, OTHER = Case("layer_norm", 1024, "float32", 4096), Case("layer_norm", 768, "float32", 4096)
@@ -91,7 +92,7 @@ class FakeWorker:
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     """The workers of the test."""
     fake = type("Fake", (FakeWorker,), {"instances": []})
-    monkeypatch.setattr(module, "Worker", fake)
+    monkeypatch.setattr(builders, "Worker", fake)
     yield fake
     assert all(w.stopped for w in fake.instances)
 
@@ -261,3 +262,48 @@ def test_builders_that_do_not_come_up(worker: type[FakeWorker]) -> None:
         ahead.begin(CASE, map(candidate, range(3)))
         with pytest.raises(BuildError, match="no memory"):
             ahead.choose(CASE, [], [candidate(0)])
+
+
+def test_builders_of_a_list_end_with_it(
+    worker: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builders that were given all there is to build wait for nothing more; who waits for one of
+    theirs goes on once it is built, once it failed, and once nobody is left.
+    """
+    worker.answer = staticmethod(
+        lambda job: Outcome("ok" if number(job.candidate) else "compile", facts=None)
+    )
+    keys = [(CASE, candidate(i)) for i in range(5)]
+    with Builders(DEVICE, 10.0, count=2, wanted=keys) as group:
+        for key in keys:
+            group.wait(*key, 30.0)
+            assert key in group._outcomes
+        for thread in group._threads:
+            thread.join(10)
+        assert all(w.stopped for w in worker.instances)
+        monkeypatch.setattr(group._changed, "wait", lambda _: pytest.fail("waits for nobody"))
+        group.wait(OTHER, candidate(0), 30.0)
+
+
+def test_waiting_for_builders_that_are_busy_ends(worker: type[FakeWorker]) -> None:
+    """Waiting is over when its time is, whatever a builder does."""
+    go = threading.Event()
+
+    def answer(job: Build) -> Outcome:
+        go.wait(30)
+        return Outcome("ok", facts=facts())
+
+    worker.answer = staticmethod(answer)
+    with Builders(DEVICE, 10.0, count=1, wanted=[(CASE, candidate(1))]) as group:
+        group.wait(CASE, candidate(1), 0.02)
+        assert not group._outcomes
+        go.set()
+        group.wait(CASE, candidate(1), 30.0)
+        assert group._outcomes[CASE, candidate(1)].status == "ok"
+
+
+def test_cores_left_to_those_who_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores stay free where there are more, and there is always a builder."""
+    for cores, count in ((1, 1), (2, 1), (3, 1), (4, 2), (16, 14), (128, 32)):
+        monkeypatch.setattr(builders, "usable_cores", lambda cores=cores: cores)
+        assert builders.default_count() == count

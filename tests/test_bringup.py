@@ -29,7 +29,7 @@ from lntune.backends.cuda import driver
 from lntune.case import Case
 from lntune.cli import app
 from lntune.commands import bringup
-from lntune.commands.bringup import builders, known, outcome, steps, target, value
+from lntune.commands.bringup import known, outcome, steps, target, value
 from lntune.commands.bringup.steps import Answer, Bench, Copy, Helper, Smoke, Verify
 from lntune.errors import InputError, LogError, UnknownNameError
 from lntune.log import records
@@ -39,7 +39,7 @@ from lntune.ops.op import Priority
 from lntune.report import bringup as report
 from lntune.report import progress
 from lntune.system import interrupts, paths
-from lntune.tune import times
+from lntune.tune import builders, times
 from lntune.versions import Code
 
 __all__ = ["here"]

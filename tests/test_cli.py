@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 from lntune import device, ops
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cli.base import cases, integers, seconds
+from lntune.cli.base import ORDER, cases, integers, seconds
 from lntune.commands import check as verification
 from lntune.device import Device
 from lntune.errors import InputError
@@ -121,6 +121,17 @@ def test_every_command_is_listed() -> None:
         COMMANDS
     )
     assert run().exit_code == 2 and "Usage" in run().output
+
+
+def test_no_summary_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command's summary is whole on a terminal of 80 columns, and they stand in the order in
+    which a newcomer meets them.
+    """
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = run("--help").output.split("Commands:\n")[1]
+    lines = commands.strip().splitlines()
+    assert [line.split()[0] for line in lines] == ORDER
+    assert not any(line.endswith("...") for line in lines) and "...\n" not in commands
 
 
 @pytest.mark.parametrize("command", COMMANDS)

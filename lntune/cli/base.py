@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from lntune import __version__, ops
 from lntune.case import Case
@@ -25,7 +25,21 @@ from lntune.system import interrupts, paths
 if TYPE_CHECKING:
     from lntune.report.rows import Row
 
+ORDER = [
+    *("demo", "tune", "report", "why", "compare", "bench", "check"),
+    *("show", "inspect", "build", "bringup", "doctor", "ops"),
+]
+
+
+class _Group(TyperGroup):
+    """The commands in the order in which somebody new meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -158,9 +172,11 @@ def _message(error: Exception) -> tuple[str, int]:
     return f"unexpected {what}; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it.", 3
 
 
-def command(name: str | None = None) -> Callable[[Function], Function]:
-    """Register a function as a command of `lntune`."""
-    return app.command(name, cls=_Command)
+def command(summary: str, name: str | None = None) -> Callable[[Function], Function]:
+    """Register a function as a command of `lntune`; the summary stands beside its name in
+    `lntune --help`, where 60 columns are left for it.
+    """
+    return app.command(name, cls=_Command, short_help=summary)
 
 
 def _version(value: bool) -> None:

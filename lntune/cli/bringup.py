@@ -20,7 +20,7 @@ from lntune.cli.base import (
 )
 
 
-@command()
+@command("All a new device needs in minutes: checks, tuning, a benchmark")
 def bringup(
     budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "10m",
     target: Annotated[

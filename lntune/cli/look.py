@@ -38,7 +38,7 @@ from lntune.system import paths
 from lntune.words import counted
 
 
-@command("ops")
+@command("List operators, their variants and their schedules", name="ops")
 def list_ops(as_json: JSON = False) -> None:
     """List operators, their variants and their schedules, for CPUs and for GPUs."""
     from lntune import schedule
@@ -66,7 +66,7 @@ def list_ops(as_json: JSON = False) -> None:
         hanging(out, "  variants: ", ", ".join(o.variants))
 
 
-@command()
+@command("What is tuned, how fast, and against whom, as a table")
 def report(
     op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
     log_dir: LOG_DIR = None,
@@ -137,7 +137,7 @@ def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str
     return [count, *lines(failures.reasons())]
 
 
-@command()
+@command("Which kernel serves a call, and why")
 def why(
     op: OP,
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
@@ -170,7 +170,7 @@ def why(
         hanging(out, lead, sentence)
 
 
-@command()
+@command("Print a kernel: definition, loops, source or assembly")
 def show(
     op: OP,
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
@@ -228,7 +228,7 @@ def show(
         print(text)
 
 
-@command()
+@command("Registers, spills, occupancy and traffic of a GPU's kernels")
 def inspect(
     op: OP = ops.DEFAULT,
     target: Annotated[
@@ -316,7 +316,7 @@ def _first(op: str, kind: str) -> Any:
     raise InputError(f"op: {op} has no schedule for a {kind} yet, expected one that has: {others}.")
 
 
-@command()
+@command("Two runs case by case: FASTER, SLOWER, SAME or UNSURE")
 def compare(
     a: Annotated[
         Path,
@@ -367,7 +367,7 @@ def compare(
         raise typer.Exit(1)
 
 
-@command()
+@command("Look at versions, compiler, CPU, threads, GPU, folders, logs")
 def doctor(as_json: JSON = False) -> None:
     """Look at versions, compiler, CPU, threads, GPU, folders and logs.
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lntune.tune import Settings
 
 
-@command()
+@command("Search schedules and knobs on a device; log every trial")
 def tune(
     op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
@@ -191,7 +191,7 @@ def _dry_run(requested: list[Case], settings: Settings, wide: bool, as_json: boo
         raise typer.Exit(1)
 
 
-@command()
+@command("Check tuned cases against float64 and eager")
 def check(
     op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
@@ -228,7 +228,7 @@ def check(
         raise typer.Exit(1)
 
 
-@command()
+@command("Build kernels for machines that have no compiler")
 def build(
     op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
@@ -293,7 +293,7 @@ def build(
         raise typer.Exit(1)
 
 
-@command()
+@command("Measure eager, torch.compile, the tuned op and a plain copy")
 def bench(
     op: OP = ops.DEFAULT,
     hidden: HIDDEN = "",
@@ -518,7 +518,7 @@ def _write(output: Path | None, facts: Any = None) -> None:
         raise InputError(got_expected("--output", output, expected, reason)) from e
 
 
-@command()
+@command("A minute's tour: tune a small grid, use it, see the report")
 def demo(
     budget: Annotated[str, typer.Option(help="Time for the tuning.")] = "50s",
     log_dir: LOG_DIR = None,

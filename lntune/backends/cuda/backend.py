@@ -15,7 +15,6 @@ from lntune.backends.backend import Backend, Call, Kernel, Scheduled, not_here
 from lntune.backends.cuda import driver, launcher, stored, targets
 from lntune.backends.cuda import program as programs
 from lntune.backends.cuda import timing as gpu_timing
-from lntune.backends.cuda.device_code import WIDEST
 from lntune.backends.cuda.timing import Gpu
 from lntune.case import Case
 from lntune.check import Verdict
@@ -89,7 +88,7 @@ class CudaBackend(Backend):
 
     def widest(self, knobs: Any, case: Case) -> int:
         """See Backend."""
-        return min(stored.vector_width(knobs), WIDEST // case.itemsize)
+        return stored.widest(knobs, case)
 
     def in_memory(self, scheduled: Scheduled) -> Kernel:
         """See Backend."""

@@ -224,7 +224,10 @@ def device(ordinal: int) -> Device:
     """
     driver = opened()
     if driver.missing:
-        raise ToolchainError(f"no GPU can be used here: {driver.missing}") from driver.fault
+        remedy = "One that is elsewhere is named by its architecture (cuda:sm_90), for dry runs."
+        raise ToolchainError(
+            f"no GPU can be used here: {driver.missing} {remedy}"
+        ) from driver.fault
     if not 0 <= ordinal < driver.count:
         raise InputError(
             got_expected(

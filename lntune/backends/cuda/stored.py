@@ -15,6 +15,7 @@ from lntune.backends import cuda
 from lntune.backends.backend import Scheduled
 from lntune.backends.cuda import device_code
 from lntune.backends.cuda.device_code import Binary, Program
+from lntune.case import Case
 from lntune.system import sealed
 from lntune.system.sealed import DamagedError, Facts
 from lntune.transforms import strides
@@ -23,6 +24,11 @@ from lntune.transforms import strides
 def vector_width(knobs: Any) -> int:
     """Elements of the widest load or store of a kernel, by its knobs."""
     return int(knobs_module.to_dict(knobs).get("vector_width", device_code.WIDEST))
+
+
+def widest(knobs: Any, case: Case) -> int:
+    """Elements that an access to rows that lie anywhere may have, see Backend.widest."""
+    return min(vector_width(knobs), device_code.WIDEST // case.itemsize)
 
 
 def binary(scheduled: Scheduled, program: Program, archs: Sequence[str] = ()) -> Binary:

@@ -16,7 +16,7 @@ from lntune.architectures import ARCHITECTURES
 from lntune.backends.backend import Kernel, Scheduled
 from lntune.backends.cuda import program as programs
 from lntune.backends.cuda import stored
-from lntune.backends.cuda.device_code import WIDEST, Binary
+from lntune.backends.cuda.device_code import Binary
 from lntune.backends.emulated import calls, emulator
 from lntune.backends.host import HostBackend
 from lntune.case import Case
@@ -69,7 +69,7 @@ class Emulated(HostBackend):
 
     def widest(self, knobs: Any, case: Case) -> int:
         """See Backend."""
-        return min(stored.vector_width(knobs), WIDEST // case.itemsize)
+        return stored.widest(knobs, case)
 
     def in_memory(self, scheduled: Scheduled) -> Kernel:
         """See Backend."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from lntune import backends, ops, schedule
 from lntune.case import Case
 from lntune.commands import doctor
 from lntune.commands.bringup import known, outcome, target, value
-from lntune.commands.bringup.builders import Builders
 from lntune.commands.bringup.outcome import Results
 from lntune.commands.bringup.steps import Bench, Copy, Helper, Smoke, Verify
 from lntune.device import Device
@@ -36,6 +35,7 @@ from lntune.report.progress import StepProgress, TuningProgress
 from lntune.system import paths, toolchain
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
 from lntune.tune import Settings as TuneSettings
+from lntune.tune.builders import Builders, Key, default_count
 from lntune.words import counted
 
 SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
@@ -162,6 +162,14 @@ class _Bringup:
         self.results.copy_gbps = answer.bandwidth / 1e9
         return f"{self.results.copy_gbps:,.1f} GB/s"
 
+    def builders(self, kernels: Sequence[Key], timeout: float) -> Builders:
+        """Processes that build kernels on all cores before a step needs them; none for a CPU, whose
+        kernels are built in no time. What fails to build fails again, and is recorded, in its step.
+        """
+        ahead = backends.of(self.device).builds_ahead
+        count = min(default_count(), len(kernels)) if ahead else 0
+        return Builders(self.device, timeout, count=count, wanted=kernels)
+
     def smoke(self, helper: Helper) -> str:
         """What serves every operator where nothing is tuned, on a small shape: built, loaded,
         checked against float64.
@@ -178,7 +186,7 @@ class _Bringup:
         }
         until = time.monotonic() + SHARES["smoke"] * self.settings.seconds
         with (
-            Builders(self.device, list(defaults.items()), SMOKE_SECONDS) as builders,
+            self.builders(list(defaults.items()), SMOKE_SECONDS) as builders,
             StepProgress(self.out, "smoke", len(cases)) as progress,
         ):
             for case, (name, _, steps) in served.items():
@@ -316,7 +324,7 @@ class _Bringup:
         kernels = [(case, Candidate.of_record(r)) for case, r in zip(todo, served, strict=True)]
         checked = 0
         with (
-            Builders(self.device, kernels, VERIFY_SECONDS) as builders,
+            self.builders(kernels, VERIFY_SECONDS) as builders,
             StepProgress(self.out, "verify", len(todo)) as progress,
         ):
             for case, candidate in kernels:
