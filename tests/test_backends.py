@@ -259,6 +259,19 @@ def test_copies_fill_the_gpus_cache(
         assert not {t.data_ptr() for t in first.values()} & {t.data_ptr() for t in last.values()}
 
 
+def test_a_gpus_rows_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU draws the first rows of a GPU's inputs only; the others repeat them, whatever belongs
+    to a row, and vectors are as they were.
+    """
+    monkeypatch.setattr(inputs, "DRAWN_ROWS", 3)
+    case = Case("layer_norm_backward", 40, "float32", 8)
+    few = inputs.plain(case, GPU.cores, rows=3)
+    given = gpu(monkeypatch).inputs(case, GPU)[0]
+    for name in ("dy", "x", "mean", "rstd"):
+        assert torch.equal(given[name], few[name][[0, 1, 2, 0, 1, 2, 0, 1]]), name
+    assert torch.equal(given["weight"], few["weight"])
+
+
 def test_sums_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are as many blocks of sums as the device's cores ask for, each copy with zeros of its
     own.

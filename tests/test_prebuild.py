@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from fake_gpu import FakeGpu
+from fake_gpu import SITE, FakeGpu
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -82,22 +82,26 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
             assert lntune.layer_norm(leaf, (40,), w, w).grad_fn is not None
 
 
-HIDDEN = """
+NO_TVM = """
 import importlib.metadata, sys
 
-# As if apache-tvm had never been installed: neither its module nor its metadata is found.
+# As if apache-tvm's modules had never been installed ...
 class NoTvm:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "tvm":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NoTvm())
+"""
+NO_METADATA = """
+# ... nor what tells its version.
 discover = importlib.metadata.Distribution.discover
 def without_tvm(cls, **asked):
     return (d for d in discover(**asked) if (d.metadata["Name"] or "").lower() != "apache-tvm")
 
 importlib.metadata.Distribution.discover = classmethod(without_tvm)
 """
+HIDDEN = NO_TVM + NO_METADATA
 SERVED = """
 import importlib.metadata, shutil, warnings
 import torch, lntune
@@ -174,6 +178,74 @@ def test_where_there_is_neither_tvm_nor_a_compiler(own_cache: Path, tmp_path: Pa
     assert (
         done.returncode == 1 and "not installed" in done.stdout and "kernel cache" in done.stdout
     ), done.stderr
+
+
+ELSEWHERE = """
+import torch
+from lntune import schedule
+from lntune.backends import cuda
+from lntune.backends.cuda import launcher
+from lntune.case import Case
+from lntune.errors import ToolchainError
+from lntune.kernels import cache
+from lntune.torch import dispatch
+
+stamp = {stamp!r}
+
+
+def identity():
+    if not stamp:
+        raise ToolchainError("there is no CUDA compiler")
+    return "nvcc of another release"
+
+
+cuda.stamp, cuda.identity = lambda: stamp, identity
+try:
+    import tvm
+except ImportError:
+    pass
+else:
+    raise SystemExit("TVM is there")
+case, device = Case("layer_norm", 40, "float32", 8, "weight+bias"), launcher.device(0)
+choice = dispatch.choose(case, device)
+plan, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
+kernel = cache.kernel(case, plan, setting, device)
+x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
+kernel(x, w, w, 1e-5, y)
+torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (40,), w, w))
+print("served")
+"""
+
+
+@pytest.mark.parametrize("metadata", [False, True], ids=["no TVM", "TVM's metadata alone"])
+@pytest.mark.parametrize("stamp", ["", "Nvcc /elsewhere/nvcc 1 2"], ids=["no nvcc", "another nvcc"])
+def test_a_gpus_kernel_travels(
+    fake_gpu: FakeGpu, own_cache: Path, tmp_path: Path, stamp: str, metadata: bool
+) -> None:
+    """A kernel for a GPU that was built elsewhere is found and serves where the CUDA compiler is
+    another one, or none, and TVM cannot be imported; nothing of what built it is in its name.
+    """
+    built = prebuild.build_case(
+        msgspec.structs.replace(CASE.typical, variant="weight+bias"), launcher.device(0)
+    )
+    assert built.status == "built", built.message
+    x, w, y = torch.randn(3, 40), torch.randn(40), torch.empty(3, 40)
+    launcher.load(stored.read(Path(built.path)))(x, w, w, 1e-5, y)  # the emulator has compiled it
+    before = {f: f.stat().st_mtime_ns for f in own_cache.rglob("*.gpu")}
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(NO_TVM + ("" if metadata else NO_METADATA) + SITE)
+    path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE.format(stamp=stamp)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "served\n"), done.stderr
+    assert {f: f.stat().st_mtime_ns for f in own_cache.rglob("*.gpu")} == before
 
 
 BARE = """

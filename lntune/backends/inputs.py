@@ -18,18 +18,42 @@ outputs of their own.
 """
 
 
-def plain(case: Case, cores: int, seed: int = 0) -> dict[str, Any]:
-    """Random normal inputs of a case by name, tensors of the CPU; sums are zeros, in as many blocks
-    as a device of so many cores asks for.
+DRAWN_ROWS = 1024
+"""Rows that are drawn for a device other than the CPU; they are repeated there."""
+
+
+def plain(case: Case, cores: int, seed: int = 0, rows: int | None = None) -> dict[str, Any]:
+    """Random normal inputs of a case by name, tensors of the CPU, with as many rows as the case
+    where none are given; sums are zeros, in as many blocks as a device of so many cores asks for.
     """
     import torch
 
     op = ops.get(case.op)
-    named = op.inputs(case, case.rows, "normal", seed)
+    named = op.inputs(case, case.rows if rows is None else rows, "normal", seed)
     for a in op.arguments(case):
         if a.role == "sum":
             named[a.name] = torch.zeros(a.sizes(case.rows, case.hidden, case.blocks(cores)))
     return named
+
+
+def on_device(case: Case, cores: int, place: str, seed: int = 0) -> dict[str, Any]:
+    """The same on PyTorch's device `place`, made there: DRAWN_ROWS rows at most are drawn by the
+    CPU, which takes a second for a hundred million numbers, and repeated.
+    """
+    import torch
+
+    drawn = min(case.rows, DRAWN_ROWS)
+    named = plain(case, cores, seed, drawn)
+    by_row = {a.name for a in ops.get(case.op).arguments(case) if a.shape[:1] == ("rows",)}
+    rows = torch.arange(case.rows, device=place) % max(drawn, 1)
+    return {
+        name: value
+        if not isinstance(value, torch.Tensor)
+        else value.to(place).index_select(0, rows)
+        if name in by_row
+        else value.to(place)
+        for name, value in named.items()
+    }
 
 
 def memory() -> int:
@@ -43,7 +67,7 @@ def memory() -> int:
 
 def check_size(cases: Sequence[Case]) -> None:
     """Complain before anything is measured about cases whose tensors this machine cannot hold, also
-    those for a GPU: they are made here.
+    those for a GPU, whose memory is taken to be no larger.
 
     Raises:
         InputError: with the most rows that fit.

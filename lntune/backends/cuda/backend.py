@@ -156,15 +156,15 @@ class CudaBackend(Backend):
         """See Backend: so many copies that calls in turn find none in the L2 cache."""
         import torch
 
-        name, first = self.torch_device(device), inputs.plain(case, device.cores, seed)
         count = gpu_timing.copies(ops.get(case.op).bytes(case), device.l2)
         with self._gpu(device).active():
-            return [
+            first = inputs.on_device(case, device.cores, self.torch_device(device), seed)
+            return [first] + [
                 {
-                    key: value.to(name, copy=True) if isinstance(value, torch.Tensor) else value
-                    for key, value in first.items()
+                    name: value.clone() if isinstance(value, torch.Tensor) else value
+                    for name, value in first.items()
                 }
-                for _ in range(count)
+                for _ in range(count - 1)
             ]
 
     def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:

@@ -17,7 +17,7 @@ PRODUCTS: dict[str, tuple[str, str, int, int]] = {
     "nvidia/nvidia-l4": ("NVIDIA L4", "sm_89", 58, 48),
     "nvidia/geforce-rtx-4090": ("NVIDIA GeForce RTX 4090", "sm_89", 128, 72),
     "nvidia/nvidia-h100": ("NVIDIA H100", "sm_90", 132, 50),
-    "nvidia/nvidia-h200": ("NVIDIA H200", "sm_90", 132, 50),
+    "nvidia/nvidia-h200": ("NVIDIA H200", "sm_90", 132, 60),
     "nvidia/nvidia-b200": ("NVIDIA B200", "sm_100", 148, 126),
     "nvidia/geforce-rtx-5090": ("NVIDIA GeForce RTX 5090", "sm_120", 170, 96),
 }

@@ -269,13 +269,16 @@ def _measured(
     )
 
 
-def copy_bandwidth(place: str = "cuda:0", seconds: float = 0.2, gpu: Gpu | None = None) -> float:
-    """Bytes a second, read and written, of a plain copy of COPY_BYTES / 2 on a device of PyTorch's:
-    what any kernel may hope for.
+def copy_bandwidth(
+    place: str = "cuda:0", seconds: float = 0.2, gpu: Gpu | None = None, size: int | None = None
+) -> float:
+    """Bytes a second, read and written, of a plain copy of `size` bytes, by default COPY_BYTES / 2,
+    on a device of PyTorch's: what any kernel may hope for.
     """
     import torch
 
-    source = torch.empty(COPY_BYTES // 2, dtype=torch.uint8, device=place)
+    size = COPY_BYTES // 2 if size is None else size
+    source = torch.empty(size, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
     source.fill_(1)
     measured = measure(
@@ -284,4 +287,4 @@ def copy_bandwidth(place: str = "cuda:0", seconds: float = 0.2, gpu: Gpu | None 
         gpu or Cuda(torch.device(place).index or 0),
         rounds=9,
     )
-    return COPY_BYTES / measured.timings["copy"].median_us * 1e6
+    return 2 * size / measured.timings["copy"].median_us * 1e6
