@@ -1,4 +1,4 @@
-# make demo: set up, tune a small grid for this machine, use it, report.   make test: every check.
+# make demo: set up, tune a small grid for this machine, use it, report.   make test: the checks.
 # PYTHON names the interpreter that makes the environment (3.10 or newer), VENV the folder it goes
 # to, WORKERS the processes that test: one more than there are cores, since a test often waits for a
 # process that it started.
@@ -10,7 +10,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + ($(CORES)))')
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-all lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)
@@ -18,6 +18,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+# The grids of sizes, dtypes and variants in full, of which `make test` takes a part.
+test-all: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

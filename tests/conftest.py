@@ -43,12 +43,17 @@ others have nothing left to do.
 """
 QUICK = """
     bench_summary capture case check columns cuda_headers device disturbance doctor errors failures
-    interrupts kills knobs layers line_lengths locks log_dir lowering paths patience records report
-    schedule scratch search_budget timing toolchain words
+    grids interrupts kills knobs layers line_lengths locks log_dir lowering paths patience records
+    report schedule scratch search_budget timing toolchain words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--exhaustive runs what a grid leaves out of ordinary runs, see grids.py."""
+    parser.addoption("--exhaustive", action="store_true", help="all of every grid of parameters")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -150,10 +155,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files; mark what builds kernels. Skip what needs a GPU where there is
-    none; torch is imported only if some test asks for one.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is exhaustive, unless it is asked for. Begin with the longest files; mark what
+    builds kernels. Skip what needs a GPU where there is none; torch is imported only if some test
+    asks for one.
     """
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
     place = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:

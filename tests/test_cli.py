@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from grids import exhaustive
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -753,7 +754,8 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("sent", "code"),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 143), exhaustive((signal.SIGHUP, 129))],
 )
 def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     """SIGINT, SIGTERM or SIGHUP during a search ends it in order: the case is settled, its records

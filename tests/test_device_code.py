@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import pytest
+from grids import exhaustive
 from kernel_arguments import arguments
 from typer.testing import CliRunner
 
@@ -262,7 +263,7 @@ def test_an_unknown_target_is_refused(name: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("strided", [False, exhaustive(True)], ids=["contiguous", "strided"])
 def test_inspect_tells_what_is_known_without_a_gpu(strided: bool) -> None:
     """`lntune inspect` gives registers, spills, bytes; default knobs move nothing twice, spill
     nothing, and end with exit code 0. So do the kernels for row-strided views.

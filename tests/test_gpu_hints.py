@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from grids import product
 
 from lntune import check
 from lntune.backends import cuda, device_of
@@ -38,9 +39,10 @@ def marked(plan: Schedule, case: Case, device: Device = UNCACHED, **values: Any)
     return dataclasses.replace(plan.default(case, device), cache_hints=True, **values)
 
 
-@pytest.mark.parametrize("hidden", [1000, 1023, 128])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "hidden"),
+    product(tuple(PLANS), ("float32", "float16", "bfloat16"), (1000, 1023, 128, 96)),
+)
 def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
     """Wide accesses, single elements and several rows to a block: every load and store of a matrix
     is marked, and the results are right.
@@ -81,8 +83,9 @@ def test_a_row_in_shared_memory(name: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "arch"), product(("float32", "bfloat16", "float16"), ("sm_90", "sm_75"))
+)
 def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
     """Compiled for old and new architectures, in every dtype, marked accesses are as wide as
     others, and nothing spills.

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from grids import exhaustive, pairwise, thinned
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
 
 from lntune import check, knobs, ops
@@ -102,7 +103,7 @@ def assert_right(
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize(("name", "case"), cases())
+@pytest.mark.parametrize(("name", "case"), thinned(cases()))
 def test_default_knobs_are_right(name: str, case: Case) -> None:
     """With default knobs every size and dtype is right on every style of input, whatever the order
     the threads run in.
@@ -143,9 +144,11 @@ def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None
         program(name, case, setting, SMALL)
 
 
+@pytest.mark.parametrize("part", ["pairs", exhaustive("others")])
 @pytest.mark.parametrize("name", PLANS)
-def test_every_variant_is_right(name: str) -> None:
-    """Whatever is there or not there beside the input, in whatever dtype.
+def test_every_variant_is_right(name: str, part: str) -> None:
+    """Whatever is there or not there beside the input, in whatever dtype; in every run any two
+    options in all combinations.
 
     Of the many of an LSTM's step only every third, with all combinations of any two options, and of
     its backward those with an even number of options, with all combinations of any but one;
@@ -159,12 +162,15 @@ def test_every_variant_is_right(name: str) -> None:
             for variant in chosen
             if len(set(variant.split("+")) - {"plain"}) % 2 == 0 or variant in op.checked
         )
-    for variant in chosen:
+    pairs = pairwise([frozenset(variant.split("+")) - {"plain"} for variant in chosen])
+    for number, variant in enumerate(chosen):
+        if (number in pairs) != (part == "pairs"):
+            continue
         case = case_of(op.name, 24 if of_gates(op.name) else 100, "float16", variant)
         assert_right(case, program(name, case, device=SMALL), device=SMALL)
 
 
-@pytest.mark.parametrize(("name", "case"), cases((256, 1000), long=False))
+@pytest.mark.parametrize(("name", "case"), thinned(cases((256, 1000), long=False), 3))
 def test_global_memory_is_read_once(name: str, case: Case) -> None:
     """With default knobs every matrix is read or written once, sums read and written once, in
     accesses of 16 bytes.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_kernels import DEVICE, LAYER_NORMS, PLANS, Kernel, assert_right, built, schedule_cases
+from grids import thinned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_arguments import arguments, inputs, written
@@ -44,7 +45,7 @@ def test_every_schedule_serves_low_precision(name: str) -> None:
     assert any(case.values[0] == name for case in schedule_cases(short=(1024,), long=()))
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases())
+@pytest.mark.parametrize(("name", "case"), thinned(schedule_cases()))
 def test_default_knobs_are_right(name: str, case: Case) -> None:
     """At its default knobs every schedule is right for every dtype, from rows of one element to the
     longest.
@@ -52,7 +53,7 @@ def test_default_knobs_are_right(name: str, case: Case) -> None:
     assert_right(case, built(name, case))
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(short=(1000,), long=()))
+@pytest.mark.parametrize(("name", "case"), thinned(schedule_cases(short=(1000,), long=())))
 def test_one_row(name: str, case: Case) -> None:
     """The kernel planned for a single row (default knobs differ) is right for one and for many."""
     plan, single = PLANS[name], Case(case.op, case.hidden, case.dtype, 1)
@@ -137,7 +138,7 @@ def test_no_rows() -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "case"), schedule_cases(short=(1000, 1024), long=()))
+@pytest.mark.parametrize(("name", "case"), thinned(schedule_cases(short=(1000, 1024), long=()), 3))
 def test_misaligned_arguments(name: str, case: Case) -> None:
     """Tensors that start at any element, 16 of them in a row, give bitwise what aligned ones
     give.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import exhaustive
 from kernel_arguments import inputs
 from torch import Tensor
 
@@ -132,7 +133,9 @@ def check(
     return results
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, exhaustive(torch.float16), torch.bfloat16], ids=str
+)
 def test_every_form(dtype: torch.dtype) -> None:
     """gates_x raw or normalized, with and without either bias, the cell carried as it is or
     normalized.

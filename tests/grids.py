@@ -1,0 +1,56 @@
+"""Grids of parameters of which every test run takes a part, and `make test-all` all.
+
+What is left out of a run is marked `exhaustive`: combinations of values that each occur in others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+
+def exhaustive(parameter: Any) -> Any:
+    """The parameter, for `make test-all` only."""
+    one = parameter if hasattr(parameter, "marks") else pytest.param(*_values(parameter))
+    return pytest.param(*one.values, marks=(*one.marks, pytest.mark.exhaustive), id=one.id)
+
+
+def _values(parameter: Any) -> tuple[Any, ...]:
+    return parameter if type(parameter) is tuple else (parameter,)
+
+
+def thinned(parameters: Iterable[Any], keep: int = 2) -> list[Any]:
+    """Every `keep`-th of the parameters, beginning with the first, for every run."""
+    return [one if n % keep == 0 else exhaustive(one) for n, one in enumerate(parameters)]
+
+
+def product(*axes: Sequence[Any]) -> list[Any]:
+    """All combinations of the values of some axes; for every run few in which each value of an axis
+    occurs: the n-th values of all, where short axes begin again.
+    """
+    diagonal = {
+        tuple(n % len(axis) for axis in axes) for n in range(max(len(axis) for axis in axes))
+    }
+    combinations = []
+    for places in itertools.product(*(range(len(axis)) for axis in axes)):
+        values = tuple(axis[n] for axis, n in zip(axes, places, strict=True))
+        combinations.append(values if places in diagonal else exhaustive(values))
+    return combinations
+
+
+def pairwise(sets: Sequence[frozenset[str]]) -> list[int]:
+    """Numbers of few of the sets in which any two members are there, or not, in every combination
+    that they have in all of them; the same every time.
+    """
+    members = sorted(frozenset[str]().union(*sets))
+    pairs = list(itertools.combinations(members, 2))
+    has = [{(a, b, a in one, b in one) for a, b in pairs} for one in sets]
+    missing = set[tuple[str, str, bool, bool]]().union(*has)
+    chosen: list[int] = []
+    while missing:
+        chosen.append(max(range(len(sets)), key=lambda n: len(has[n] & missing)))
+        missing -= has[chosen[-1]]
+    return sorted(chosen) or [0]
