@@ -205,7 +205,7 @@ def compare(
     before: Sequence[Record], after: Sequence[Record], across_devices: bool = False
 ) -> Result:
     """The tuned times of `after` against those of `before`, for each device and case that both
-    have.
+    have. Rows must be the same: within a bucket, which one kernel serves, times go with them.
 
     With `across_devices` the device does not matter, and each side must be of one.
 
