@@ -12,7 +12,8 @@ import pytest
 
 from lntune.backends import device_of
 from lntune.backends.cuda import Inspection, Occupancy, Resources
-from lntune.backends.cuda.code import Code
+from lntune.backends.cuda.code import Code, Work
+from lntune.backends.cuda.model import Part
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
@@ -55,7 +56,7 @@ def facts(registers: int = 32, spills: int = 0) -> Facts:
                 room,
             ),
         ),
-        (4096,),
+        (Part(128, blocks, 4096, 1, Work(), Work(200.0, 21, 4, 8, 128), 1 << 25),),
     )
 
 

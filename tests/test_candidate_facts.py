@@ -11,13 +11,13 @@ import pytest
 
 from lntune import schedule
 from lntune.backends import cuda, device_of
-from lntune.backends.cuda import Inspection, device_code
+from lntune.backends.cuda import device_code
 from lntune.backends.cuda.device_code import Launch, Program
 from lntune.case import Case
 from lntune.commands import inspect as inspection
 from lntune.errors import InputError
 from lntune.kernels import cache, candidate_facts
-from lntune.kernels.candidate_facts import Facts, facts, moved, shortened
+from lntune.kernels.candidate_facts import facts, moved, shortened
 from lntune.measure import trial
 from lntune.measure.jobs import Build, Candidate
 from lntune.system import sealed
@@ -51,12 +51,12 @@ def test_the_facts_of_a_good_candidate() -> None:
     them, blocks for the case's rows, no problems.
     """
     details = facts(CASE, PLAN, knobs(), DEVICE)
-    (kernel,), (blocks,) = details.kernels, details.blocks
+    (kernel,), (part,) = details.kernels, details.parts
     closer = inspection.inspect_case(CASE, PLAN, knobs(), DEVICE).kernels[0]
     assert kernel.resources == closer.resources
     assert kernel.occupancy == closer.occupancy
     assert set(kernel.code.global_loads) == {128}
-    assert blocks * knobs().rows_per_block == CASE.rows
+    assert part.blocks * knobs().rows_per_block == CASE.rows
     assert details.problems == ()
     assert 0 < ranking.score(details, CASE, DEVICE) <= 1
 
@@ -173,88 +173,3 @@ def test_a_short_row_for_the_emulator(hidden: int, changed: dict[str, Any], shor
     assert short_case == msgspec.structs.replace(case, hidden=short)
     assert PLAN.reason_invalid(knobs(**changed), short_case, DEVICE) is None
     assert (short_case.hidden - hidden) % 1024 == 0
-
-
-# --- the order
-
-
-def one(
-    registers: int = 32,
-    threads: int = 128,
-    blocks: int = 4096,
-    widths: tuple[int, ...] = (128,),
-    shared: int = 0,
-) -> Facts:
-    """Facts of a kernel that takes so much."""
-    code = cuda.Code(
-        "main",
-        "PTX",
-        False,
-        9,
-        0,
-        dict.fromkeys(widths, 2),
-        {widths[0]: 1},
-        {},
-        {},
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        {},
-        {},
-    )
-    room = cuda.occupancy("sm_90", registers, threads, 0, shared)
-    return Facts(
-        (
-            Inspection(
-                "main",
-                "sm_90",
-                threads,
-                shared,
-                "nvcc",
-                cuda.Resources("main", "sm_90", registers),
-                code,
-                room,
-            ),
-        ),
-        (blocks,),
-    )
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        (one(widths=(128,)), one(widths=(32,))),
-        (one(widths=(128,)), one(widths=(128, 16))),
-        (one(registers=32), one(registers=200)),  # fewer bytes in flight
-        (one(threads=128, blocks=4096), one(threads=32, blocks=16384, registers=255)),
-        (one(blocks=132 * 16 * 2), one(blocks=132 * 16 + 1)),  # a second wave for one block
-        (one(blocks=132), one(blocks=20)),  # multiprocessors without work
-        (one(threads=128), one(threads=1024, blocks=512)),  # barriers of more warps
-        (one(registers=32), one(registers=32, shared=200_000)),
-    ],
-    ids=[
-        "wide",
-        "wide in part",
-        "occupancy",
-        "registers",
-        "waves",
-        "idle",
-        "barriers",
-        "shared memory",
-    ],
-)
-def test_what_ranks_before_what(better: Facts, worse: Facts) -> None:
-    """Wide accesses, bytes in flight, whole waves, few barriers: each by itself."""
-    assert 1 >= ranking.score(better, CASE, DEVICE) > ranking.score(worse, CASE, DEVICE) > 0
-
-
-def test_the_larger_kernel_counts() -> None:
-    """Of several kernels the one with most to do decides."""
-    large, small = one(registers=40), one(registers=255, threads=32, blocks=4)
-    both = Facts((*small.kernels, *large.kernels), (*small.blocks, *large.blocks))
-    assert ranking.score(both, CASE, DEVICE) == ranking.score(large, CASE, DEVICE)

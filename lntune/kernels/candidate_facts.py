@@ -2,7 +2,8 @@
 left out and good ones come first.
 
 From the compiler's log: registers, spills, stack, shared memory, and so how many blocks a
-multiprocessor holds. From the PTX: the widths of loads and stores. From the emulator: whether a
+multiprocessor holds. From the PTX: what a warp goes through for a row, and the widths of loads and
+stores. From the emulator: whether a
 matrix is moved more than once. That takes longer than a trial on a device, and what decides it are
 the schedule and those of its knobs that choose between ways (words and switches), hardly ever the
 numbers; so it is asked once for each of these, on a row as short as the knobs allow.
@@ -18,8 +19,9 @@ import msgspec
 
 from lntune import knobs
 from lntune.backends import cuda
-from lntune.backends.cuda import Inspection
+from lntune.backends.cuda import Inspection, parts
 from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.model import Part
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, InputError, LntuneError, got_expected
@@ -37,12 +39,12 @@ MOST_ROWS = 1024
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """The kernels of a candidate as compiled, with the number of their blocks for the case's rows;
-    `moved` names what is moved again and again, and is empty for a good candidate.
+    """The kernels of a candidate as compiled, and what each does for the case's rows; `moved` names
+    what is moved again and again, and is empty for a good candidate.
     """
 
     kernels: tuple[Inspection, ...]
-    blocks: tuple[int, ...]
+    parts: tuple[Part, ...]
     moved: tuple[str, ...] = ()
 
     @property
@@ -81,11 +83,8 @@ def facts(
         )
         for one in program.launches
     )
-    blocks = []
-    for one in program.launches:
-        x, y, z = one.blocks(case.rows)
-        blocks.append(x * y * z)
-    return Facts(kernels, tuple(blocks), _beyond_default(case, schedule, setting, device))
+    todo = parts.of(case, program, kernels, device.cores)
+    return Facts(kernels, todo, _beyond_default(case, schedule, setting, device))
 
 
 def _beyond_default(

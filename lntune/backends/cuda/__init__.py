@@ -13,7 +13,7 @@ import msgspec
 
 from lntune.architectures import ARCHITECTURES, Architecture, architecture
 from lntune.backends.cuda import ptx, resources, sass
-from lntune.backends.cuda.code import Code
+from lntune.backends.cuda.code import Code, Work
 from lntune.backends.cuda.compiler import Compiled, available, find, identity, stamp, to_cubin
 from lntune.backends.cuda.occupancy import Occupancy, occupancy
 from lntune.backends.cuda.resources import Resources
@@ -27,6 +27,7 @@ __all__ = [
     "Inspection",
     "Occupancy",
     "Resources",
+    "Work",
     "architecture",
     "available",
     "identity",
@@ -49,6 +50,9 @@ class Inspection(msgspec.Struct, frozen=True):
     resources: Resources
     code: Code
     occupancy: Occupancy
+    depths: tuple[Work, ...] = ()
+    """As of `code`, but always read from PTX, so that what is reckoned from it is the same on
+    machines with a disassembler and without."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -104,9 +108,9 @@ def inspect_kernel(
         raise unknown("kernel", name, known)
     used = known[name]
     codes, reason = sass.disassemble(compiled.cubin) if machine else ({}, "quicker")
-    if name not in codes:
-        codes = ptx.parse(compiled.ptx, reason)
-    if name not in codes:
+    virtual = ptx.parse(compiled.ptx, reason)
+    codes = codes if name in codes else virtual
+    if name not in codes or name not in virtual:
         raise BuildError(
             f"neither the machine code nor the PTX of {name} for {arch} can be read"
             f" ({reason or 'it is not in them'})."
@@ -114,4 +118,14 @@ def inspect_kernel(
     room = occupancy(
         arch, used.registers, threads, used.shared_bytes, dynamic_shared, used.barriers
     )
-    return Inspection(name, arch, threads, dynamic_shared, find().identity, used, codes[name], room)
+    return Inspection(
+        name,
+        arch,
+        threads,
+        dynamic_shared,
+        find().identity,
+        used,
+        codes[name],
+        room,
+        virtual[name].depths,
+    )

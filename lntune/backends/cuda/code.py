@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from lntune.backends.cuda import flow
+from lntune.backends.cuda.flow import Instruction, Words
 
-class Instruction(msgspec.Struct, frozen=True):
-    """One instruction as counted: its operation ("LDG", "ld.global"), modifiers, and whether a
-    predicate may switch it off.
+
+class Work(msgspec.Struct, frozen=True):
+    """What a warp goes through at one depth of loops, on the way that flow.py takes through a
+    kernel: issue slots (instructions), shuffles, barriers, loads and stores of global memory, and
+    the bits that a thread moves by the widest of these.
     """
 
-    op: str
-    modifiers: tuple[str, ...] = ()
-    predicated: bool = False
+    slots: float = 0.0
+    shuffles: int = 0
+    barriers: int = 0
+    accesses: int = 0
+    widest: int = 0
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -55,6 +61,14 @@ class Code(msgspec.Struct, frozen=True):
     hints: dict[str, int]
     operations: dict[str, int]
     """Every operation by name, those of unknown meaning too."""
+    depths: tuple[Work, ...] = ()
+    """What a warp goes through outside of loops, in loops, in loops within these and so on, each
+    loop once.
+    """
+    divergent_shuffles: int | None = None
+    """Shuffles that part of a warp may reach alone; a good kernel has none. None of PTX, which
+    does not tell.
+    """
 
 
 class Kinds(msgspec.Struct, frozen=True):
@@ -73,6 +87,7 @@ class Kinds(msgspec.Struct, frozen=True):
     barrier: frozenset[str]
     mufu: frozenset[str]
     plain: frozenset[str]
+    words: Words
     widths: Mapping[str, int]
     """Modifier -> bits of one element."""
 
@@ -130,4 +145,25 @@ def count(
         mufu=total(kinds.mufu),
         hints=dict(sorted(hints.items())),
         operations=dict(sorted(operations.items())),
+        depths=_depths(listed, kinds),
+        divergent_shuffles=flow.divergent(listed, kinds.words, kinds.shuffle) if machine else None,
     )
+
+
+def _depths(listed: Sequence[Instruction], kinds: Kinds) -> tuple[Work, ...]:
+    """Code.depths."""
+    way = flow.way(listed, kinds.words)
+    memory = kinds.global_load | kinds.global_store | kinds.generic
+
+    def work(at: list[Instruction]) -> Work:
+        accesses = [i for i in at if i.op in memory]
+        return Work(
+            round(sum(i.slots for i in at), 1),
+            sum(i.op in kinds.shuffle for i in at),
+            sum(i.op in kinds.barrier for i in at),
+            len(accesses),
+            max((_bits(i, kinds) for i in accesses), default=0),
+        )
+
+    deepest = max((depth for _, depth in way), default=0)
+    return tuple(work([i for i, depth in way if depth == n]) for n in range(deepest + 1))

@@ -7,8 +7,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from lntune.backends.cuda import locate
-from lntune.backends.cuda.code import Code, Instruction, Kinds, count
+from lntune.backends.cuda.code import Code, Kinds, count
+from lntune.backends.cuda.flow import Instruction, Words
 
 _KINDS = Kinds(
     global_load=frozenset({"LDG"}),
@@ -24,32 +27,80 @@ _KINDS = Kinds(
     barrier=frozenset({"BAR"}),
     mufu=frozenset({"MUFU"}),
     plain=frozenset({"E", "ENL2", "SYS"}),
+    words=Words(
+        branch=frozenset({"BRA"}),
+        leave=frozenset({"EXIT", "RET"}),
+        call=frozenset({"CALL"}),
+        meet=frozenset({"BSSY"}),
+    ),
     widths={"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256},
 )
 # cuobjdump: "        Function : name"; nvdisasm: ".text.name:".
 _KERNEL = re.compile(r"^\s*(?:Function\s*:\s*(\S+)|\.text\.(\S+):)\s*$")
 # "        /*0070*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;"
 _INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?)(U?P\w+)\s+)?([A-Z][A-Z0-9_]*)((?:\.[A-Za-z0-9_]+)*)"
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(?:@(!?)(U?P\w+)\s+)?"
+    r"([A-Z][A-Z0-9_]*)((?:\.[A-Za-z0-9_]+)*)([^;]*)"
 )
+# "BRA 0x4f0", or "BRA `(.L_x_2)" with a line ".L_x_2:" above what it leads to.
+_LABEL = re.compile(r"^\s*(\.L_\w+):\s*$")
+_TARGET = re.compile(r"(?:0x([0-9a-f]+)|`\((\.L_\w+)\))\s*$")
+
+
+class _Listing:
+    """The lines of one kernel."""
+
+    def __init__(self) -> None:
+        self._listed: list[Instruction] = []
+        self._named: dict[int, str] = {}
+        self._labels: dict[str, int] = {}
+        self._waiting: list[str] = []
+
+    def label(self, name: str) -> None:
+        """A label of the next instruction."""
+        self._waiting.append(name)
+
+    def add(self, m: re.Match[str]) -> None:
+        """An instruction; padding takes the labels before it and is not kept."""
+        at, op = int(m[1], 16), m[4]
+        self._labels |= dict.fromkeys(self._waiting, at)
+        self._waiting.clear()
+        if op == "NOP":
+            return
+        always = m[3] in (None, "PT", "UPT") and not m[2]
+        steers = op in _KINDS.words.branch | _KINDS.words.meet
+        goal = _TARGET.search(m[6].rstrip()) if steers else None
+        if goal and goal[2]:
+            self._named[len(self._listed)] = goal[2]
+        target = int(goal[1], 16) if goal and goal[1] else None
+        self._listed.append(Instruction(op, tuple(m[5].split(".")[1:]), not always, at, target))
+
+    def instructions(self) -> list[Instruction]:
+        """All of them, with targets as places."""
+        for number, name in self._named.items():
+            self._listed[number] = msgspec.structs.replace(
+                self._listed[number], target=self._labels.get(name)
+            )
+        return self._listed
 
 
 def parse(text: str, origin: str) -> dict[str, Code]:
     """Kernel -> counts, from the text of a disassembler. Lines that are no instruction are passed
     over.
     """
-    instructions: dict[str, list[Instruction]] = {}
-    current: list[Instruction] | None = None
+    listings: dict[str, _Listing] = {}
+    current: _Listing | None = None
     for line in text.splitlines():
         if kernel := _KERNEL.match(line):
-            current = instructions.setdefault(kernel[1] or kernel[2], [])
-        elif current is not None and (m := _INSTRUCTION.match(line)) and m[3] != "NOP":
-            always = m[2] in (None, "PT", "UPT") and not m[1]
-            current.append(Instruction(m[3], tuple(m[4].split(".")[1:]), not always))
+            current = listings.setdefault(kernel[1] or kernel[2], _Listing())
+        elif current is not None and (label := _LABEL.match(line)):
+            current.label(label[1])
+        elif current is not None and (m := _INSTRUCTION.match(line)):
+            current.add(m)
     return {
         kernel: count(kernel, origin, True, _KINDS, listed)
-        for kernel, listed in instructions.items()
-        if listed
+        for kernel, listing in listings.items()
+        if (listed := listing.instructions())
     }
 
 
