@@ -83,15 +83,14 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
 
 
 NO_TVM = """
-import importlib.metadata, sys
+import importlib.machinery, importlib.metadata, sys
 
 # As if apache-tvm's modules had never been installed ...
-class NoTvm:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tvm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+find_spec = importlib.machinery.PathFinder.find_spec
+def without_modules(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] == "tvm" else find_spec(name, path, target)
 
-sys.meta_path.insert(0, NoTvm())
+importlib.machinery.PathFinder.find_spec = classmethod(without_modules)
 """
 NO_METADATA = """
 # ... nor what tells its version.

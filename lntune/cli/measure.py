@@ -254,6 +254,13 @@ def build(
     strided: Annotated[
         bool, typer.Option("--strided", help="The kernels that serve row-strided views.")
     ] = False,
+    gpu_pass: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-pass",
+            help="What part 1 of tools/gpu_pass.sh takes on GPUs, instead of an operator's.",
+        ),
+    ] = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -282,9 +289,18 @@ def build(
         line = f"[{index + 1}/{count}] {case} for {device.isa}"
         err.print(line, markup=False, highlight=False)
 
-    requested = cases(op, hidden, dtype, rows, grid)
-    with dispatching(log_dir):
-        built = prebuild.build(requested, devices, architectures, strided, on_case)
+    if gpu_pass:
+        from lntune.commands.gpu_pass import prebuild as first_pass
+
+        if given := hidden or dtype or rows or archs or ("--strided" if strided else ""):
+            expected = "--target alone: what it builds is its own choice"
+            raise InputError(got_expected("--gpu-pass", f"{given} beside it", expected))
+
+        built = first_pass.build(devices, on_case)
+    else:
+        requested = cases(op, hidden, dtype, rows, grid)
+        with dispatching(log_dir):
+            built = prebuild.build(requested, devices, architectures, strided, on_case)
     if as_json:
         print_json(built)
     else:

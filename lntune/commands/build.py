@@ -68,14 +68,23 @@ def build_case(
         )
         if choice.tier == "eager":
             return msgspec.structs.replace(result, status="eager")
-        chosen, setting = schedule.resolve(choice.schedule, case.op, choice.knobs)
-        cached = cache.built(case, chosen, setting, device, archs, strided)
-        path = cache.prepare(case, chosen, setting, device, archs, strided)
-        size = path.stat().st_size
     except Exception as e:
         return msgspec.structs.replace(result, message=_reason(e))
+    return build_chosen(result, device, archs)
+
+
+def build_chosen(chosen: Built, device: Device, archs: tuple[str, ...] = ()) -> Built:
+    """Build what is chosen: a case, a schedule and its knobs; arguments else as build_case's."""
+    case, strided = chosen.case, chosen.strided
+    try:
+        plan, setting = schedule.resolve(chosen.schedule, case.op, chosen.knobs)
+        cached = cache.built(case, plan, setting, device, archs, strided)
+        path = cache.prepare(case, plan, setting, device, archs, strided)
+        size = path.stat().st_size
+    except Exception as e:
+        return msgspec.structs.replace(chosen, message=_reason(e))
     return msgspec.structs.replace(
-        result, status="there" if cached else "built", path=str(path), bytes=size
+        chosen, status="there" if cached else "built", path=str(path), bytes=size
     )
 
 
@@ -96,6 +105,23 @@ def build(
     Raises:
         ToolchainError, BuildError: there is no C compiler, or it fails.
     """
+    ensure_libraries(devices)
+    needed = kernels(cases)
+    todo = [(case, device) for device in devices for case in needed]
+    results = []
+    for number, (case, device) in enumerate(todo):
+        on_kernel(number, len(todo), case, device)
+        several = archs if backends.of(device).multi_arch else ()
+        results.append(build_case(case, device, several, strided))
+    return results
+
+
+def ensure_libraries(devices: Sequence[Device]) -> None:
+    """Compile what loads and calls the kernels of devices, where it is not there yet.
+
+    Raises:
+        ToolchainError, BuildError: there is no C compiler, or it fails.
+    """
     try:
         for backend in {backends.of(device) for device in devices}:
             backend.ensure_library()
@@ -110,14 +136,6 @@ def build(
         # an older compiler: autograd.Function serves, as `lntune doctor` says
         with contextlib.suppress(Exception):
             layer_norm_node.ensure_library()
-    needed = kernels(cases)
-    todo = [(case, device) for device in devices for case in needed]
-    results = []
-    for number, (case, device) in enumerate(todo):
-        on_kernel(number, len(todo), case, device)
-        several = archs if backends.of(device).multi_arch else ()
-        results.append(build_case(case, device, several, strided))
-    return results
 
 
 def folder(results: Sequence[Built]) -> Path | None:

@@ -302,9 +302,24 @@ def main(answers: int, threads: int) -> None:
     serve(answers, threads, lambda line: msgspec.json.encode(trial.run(jobs.decode(line))))
 
 
-def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
-    """A child's life: with everything imported it reads jobs, one a line, and writes what `do`
-    makes of each.
+def _ready_to_build() -> None:
+    """Everything imported and compiled that building and calling kernels takes."""
+    from lntune.backends.cpu import runtime
+    from lntune.kernels import compiler, direct
+
+    compiler.warm_up()
+    runtime.ensure_library()
+    direct.ensure_library()
+
+
+def serve(
+    answers: int,
+    threads: int,
+    do: Callable[[bytes], bytes],
+    ready: Callable[[], None] = _ready_to_build,
+) -> None:
+    """A child's life: with everything imported, `ready` to it, it reads jobs, one a line, and
+    writes what `do` makes of each.
     """
     _die_with_parent()
     # while what is made stays: collections among the imports' hundreds of thousands of objects take
@@ -312,15 +327,11 @@ def serve(answers: int, threads: int, do: Callable[[bytes], bytes]) -> None:
     gc.disable()
     import torch
 
-    from lntune.backends.cpu import runtime
-    from lntune.kernels import compiler, direct
     from lntune.system.heap import kept_heap
 
     if threads:
         torch.set_num_threads(threads)
-    compiler.warm_up()
-    runtime.ensure_library()
-    direct.ensure_library()
+    ready()
     gc.freeze()
     gc.enable()
     with open(answers, "wb", buffering=0) as out, kept_heap():
