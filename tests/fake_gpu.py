@@ -29,7 +29,7 @@ import msgspec
 import pytest
 
 from lntune.backends import cuda
-from lntune.backends.cuda import Compiled, device_code, driver, launcher
+from lntune.backends.cuda import Compiled, driver, launcher, sizes
 from lntune.backends.cuda import timing as device_timing
 from lntune.backends.cuda.device_code import Binary, Launch
 from lntune.backends.emulated import emulator
@@ -207,7 +207,7 @@ class FakeGpu:
         argument = next((a for a in (*binary.arguments, *binary.scratch) if a.name == name), None)
         if argument is None:
             number = ctypes.cast(at, ctypes.POINTER(ctypes.c_int64))[0]
-            assert number == device_code.number(name, rows, strides), (
+            assert number == sizes.number(name, rows, strides), (
                 f"{name} of {rows} rows, {strides}: {number}"
             )
             return number
@@ -220,7 +220,7 @@ class FakeGpu:
             }[argument.dtype]
             return ctypes.cast(at, ctypes.POINTER(kind))[0]
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_void_p))[0]
-        shape = [device_code.number(size, rows) for size in argument.shape]
+        shape = [sizes.number(size, rows) for size in argument.shape]
         dtype = getattr(torch, argument.dtype)
         if not math.prod(shape):
             return torch.empty(shape, dtype=dtype)

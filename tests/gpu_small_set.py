@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from lntune import backends, check, schedule
+from lntune import backends, schedule
 from lntune.backends.cuda import launcher
 from lntune.case import Case
 from lntune.kernels import cache
@@ -21,14 +21,13 @@ SIZES = ((64, "bfloat16"), (97, "float32"))
 def main() -> None:
     """Check the set on the first GPU."""
     device = launcher.device(0)
-    name = backends.of(device).torch_device(device)
     wrong = 0
     for plan in schedule.all_schedules().values():
         for hidden, dtype in SIZES if plan.kind == "gpu" else ():
             case = Case(plan.op, hidden, dtype, 512)
             for strided in (False, True) if hidden == SIZES[0][0] else (False,):
                 kernel = cache.kernel(case, plan, plan.default(case, device), device, strided)
-                verdict = check.verify(case, kernel, check.ALIGNED, name, device.cores)
+                verdict = backends.of(device).verify(case, device, kernel)
                 print(
                     f"{case} {plan.name}{', row-strided' if strided else ''}:"
                     f" {verdict.message or 'right'}",

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from lntune import check, schedule
 from lntune.backends import cuda, device_of
 from lntune.backends.cuda import device_code, lowering
-from lntune.backends.cuda.device_code import Launch, Program, number
+from lntune.backends.cuda.device_code import Launch, Program
 from lntune.backends.cuda.program import target as target_of
+from lntune.backends.cuda.sizes import number
 from lntune.backends.cuda.targets import PRODUCTS, names
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import EmulatorError

@@ -14,7 +14,7 @@ from fake_gpu import FakeGpu
 from launches import CASE, PLAN, X, Y, call, kernel_of, launches, raw, right, tensors, two
 
 from lntune import check, ops, schedule
-from lntune.backends.cuda import device_code, launcher
+from lntune.backends.cuda import launcher, sizes
 from lntune.backends.cuda.device_code import Argument, Launch, Scratch
 from lntune.case import DTYPES, Case
 from lntune.errors import BuildError, InputError
@@ -170,9 +170,9 @@ def test_sizes_are_pythons(fake_gpu: FakeGpu, rows: int) -> None:
             images={"sm_90": NUMBERS.encode() + b"\0"},
         )
     )
-    sizes = torch.zeros(6, dtype=torch.int64)
-    kernel(torch.zeros(rows, 2), sizes)
-    assert sizes.tolist() == [device_code.number(text, rows) for text in texts]
+    computed = torch.zeros(6, dtype=torch.int64)
+    kernel(torch.zeros(rows, 2), computed)
+    assert computed.tolist() == [sizes.number(text, rows) for text in texts]
 
 
 @pytest.mark.parametrize(

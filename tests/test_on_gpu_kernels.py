@@ -14,7 +14,7 @@ from kernel_arguments import arguments, by_row, inputs, row_slice, written
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
-from lntune import check, ops, schedule
+from lntune import backends, ops, schedule
 from lntune.case import DTYPES, TYPICAL_ROWS, Case
 from lntune.cli import app
 from lntune.errors import InputError, LaunchError
@@ -37,7 +37,7 @@ def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
     """The kernel passes the check that every candidate of a tuning run has to pass: adversarial
     inputs, fences, float64.
     """
-    verdict = check.verify(case, kernel, check.ALIGNED, here.name, here.device.cores)
+    verdict = backends.of(here.device).verify(case, here.device, kernel)
     assert verdict.ok, verdict.message
 
 

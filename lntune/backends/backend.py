@@ -263,9 +263,15 @@ class Backend(abc.ABC):
     def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """Eager's call as a user of this device writes it, bound to named inputs."""
 
+    def more_rows(self, case: Case, device: Device, kernel: Kernel) -> tuple[int, ...]:
+        """The numbers of rows that a kernel, loaded or a stand-in, is to be checked with beside
+        check.ROWS: those that reach what it does on many rows alone.
+        """
+        return ()
+
     @abc.abstractmethod
     def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
-        """Check a kernel on the device, see check.verify."""
+        """Check a kernel on the device with all rows that it takes, see check.verify."""
 
     @abc.abstractmethod
     def measure(

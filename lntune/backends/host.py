@@ -35,7 +35,8 @@ class HostBackend(Backend):
 
     def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
         """See Backend."""
-        return check.verify(case, kernel, self.fence, "cpu", device.cores)
+        more = self.more_rows(case, device, kernel)
+        return check.verify(case, kernel, self.fence, "cpu", device.cores, more)
 
     def measure(
         self,

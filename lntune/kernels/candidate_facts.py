@@ -19,7 +19,8 @@ import msgspec
 
 from lntune import knobs
 from lntune.backends import cuda
-from lntune.backends.cuda import Inspection, parts
+from lntune.backends.backend import Scheduled
+from lntune.backends.cuda import Inspection, parts, row_counts
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.cuda.model import Part
 from lntune.case import Case
@@ -36,6 +37,12 @@ ROWS = 32
 or those without a row would count, too.
 """
 MOST_ROWS = 1024
+EMULATED = 1 << 20
+"""Elements of a matrix that a candidate is checked with in the emulator at most, as far as fewer
+multiprocessors help; some seconds.
+"""
+FEWER = (16, 3, 1)
+"""Multiprocessors that are tried instead of the device's."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -63,6 +70,30 @@ def shortened(case: Case, schedule: Schedule, setting: Any, device: Device) -> C
         if hidden < case.hidden and schedule.reason_invalid(setting, short, device) is None:
             return short
     return case
+
+
+def to_emulate(case: Case, schedule: Schedule, setting: Any, device: Device) -> Scheduled:
+    """A candidate as the emulator is to check it: on a row as short as the knobs allow, and on
+    fewer multiprocessors than the device has where two steps of all their blocks over the rows
+    would be too many rows.
+
+    Raises:
+        ScheduleError, BuildError: it cannot be made.
+    """
+    # a short row need not be as large as a cache
+    uncached = msgspec.structs.replace(device, l2=0)
+    found = compiler.lowered(
+        shortened(case, schedule, setting, uncached), schedule, setting, uncached
+    )
+    for cores in FEWER:
+        rows = max(row_counts.reaching(found.program.launches), default=0)
+        if rows * found.case.hidden <= EMULATED or cores >= device.cores:
+            break
+        small = msgspec.structs.replace(uncached, cores=cores)
+        short = shortened(case, schedule, setting, small)
+        if schedule.reason_invalid(setting, short, small) is None:
+            found = compiler.lowered(short, schedule, setting, small)
+    return found
 
 
 def facts(

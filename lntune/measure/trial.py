@@ -123,11 +123,10 @@ def _build(job: Build | Check) -> Outcome:
             facts = candidate_facts.facts(case, schedule, setting, device, scheduled.program)
             if not facts.problems:
                 cache.prepare(case, schedule, setting, device, scheduled=scheduled)
-        if isinstance(job, Check):
-            if backend.checks_elsewhere:
-                # of which a short row need not be as large as a cache
-                device = msgspec.structs.replace(device, l2=0)
-                case = candidate_facts.shortened(case, schedule, setting, device)
+        if isinstance(job, Check) and backend.checks_elsewhere:
+            short = candidate_facts.to_emulate(case, schedule, setting, device)
+            case, device, kernel = short.case, short.device, backend.stand_in(short)
+        elif isinstance(job, Check):
             kernel = compiler.stand_in(case, schedule, setting, device)
         elif not backend.builds_ahead:
             compiler.in_memory(case, schedule, setting, device)
@@ -137,7 +136,8 @@ def _build(job: Build | Check) -> Outcome:
     if kernel is None:
         return Outcome("ok", facts=facts, seconds=seconds)
     try:
-        verdict = check.verify(case, kernel, backend.fence, cores=job.device.cores)
+        more = backend.more_rows(case, device, kernel)
+        verdict = check.verify(case, kernel, backend.fence, cores=device.cores, more_rows=more)
     except Exception as e:
         return Outcome("run", _brief(e), facts=facts, seconds=seconds)
     return msgspec.structs.replace(_judged(verdict), facts=facts, seconds=seconds)

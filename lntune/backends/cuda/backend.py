@@ -12,7 +12,7 @@ from typing import Any
 from lntune import backends, check, ops
 from lntune.backends import cuda, inputs
 from lntune.backends.backend import Backend, Call, Kernel, Scheduled, not_here
-from lntune.backends.cuda import driver, launcher, stored, targets
+from lntune.backends.cuda import driver, launcher, row_counts, stored, targets
 from lntune.backends.cuda import program as programs
 from lntune.backends.cuda import timing as gpu_timing
 from lntune.backends.cuda.timing import Gpu
@@ -173,9 +173,14 @@ class CudaBackend(Backend):
         with self._gpu(device).active():
             return (op.gpu_baseline or op.baseline)(case, given)
 
+    def more_rows(self, case: Case, device: Device, kernel: Kernel) -> tuple[int, ...]:
+        """See Backend: what its blocks of threads do from their second step over the rows on."""
+        return row_counts.of(kernel)
+
     def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
         """See Backend."""
-        return check.verify(case, kernel, self.fence, self.torch_device(device), device.cores)
+        place, more = self.torch_device(device), self.more_rows(case, device, kernel)
+        return check.verify(case, kernel, self.fence, place, device.cores, more)
 
     def measure(
         self,
@@ -208,6 +213,7 @@ class CudaBackend(Backend):
         """See Backend."""
         import torch
 
+        check.forget()
         if self.torch_device(device).startswith("cuda"):
             torch.cuda.empty_cache()
 

@@ -4,13 +4,14 @@ stored, and how TVM makes it. The passes between are in lntune/backends/cuda/low
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
 
-from lntune.backends.cuda import lowering, source_only
+from lntune.backends.cuda import lowering, sizes, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
 from lntune.transforms.gpu import cache_hints, thread_private
@@ -22,7 +23,8 @@ WIDEST = 16
 class Launch(msgspec.Struct, frozen=True):
     """One kernel of a program. `arguments` are what it takes, in order: names of the operator's,
     and whole numbers as Python expressions in `rows` and row strides (strides.py); `grid` and
-    `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes.
+    `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes;
+    `steps` are how often the first block goes round each of its loops over rows, expressions too.
     """
 
     kernel: str
@@ -30,6 +32,7 @@ class Launch(msgspec.Struct, frozen=True):
     grid: tuple[str, str, str]
     block: tuple[int, int, int]
     shared: int = 0
+    steps: tuple[str, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -39,16 +42,12 @@ class Launch(msgspec.Struct, frozen=True):
 
     def blocks(self, rows: int) -> tuple[int, int, int]:
         """The grid for a number of rows."""
-        x, y, z = (number(size, rows) for size in self.grid)
+        x, y, z = (sizes.number(size, rows) for size in self.grid)
         return x, y, z
 
-
-def number(expression: str, rows: int, strides: Mapping[str, int] | None = None) -> int:
-    """The value of one of Launch's expressions; `strides` are row strides in elements, by the names
-    that expressions have for them.
-    """
-    # expressions come from _text alone
-    return int(eval(expression, {"__builtins__": {}}, {"rows": rows, **(strides or {})}))
+    def total(self, rows: int) -> int:
+        """Blocks of the grid for a number of rows."""
+        return math.prod(self.blocks(rows))
 
 
 def _bytes_of(dtype: str) -> int:
@@ -67,7 +66,7 @@ class Scratch(msgspec.Struct, frozen=True):
 
     def sizes(self, rows: int) -> tuple[int, ...]:
         """The shape in numbers."""
-        return tuple(number(size, rows) for size in self.shape)
+        return tuple(sizes.number(size, rows) for size in self.shape)
 
     @property
     def bytes_of_one(self) -> int:
@@ -128,36 +127,6 @@ class Binary(msgspec.Struct, frozen=True):
         )
 
 
-def _text(expression: Any, known: Collection[str], bound: dict[str, Any]) -> str:
-    """A grid's size as a Python expression, of the kinds that sizes have. `known` are the numbers
-    that a call brings, such as rows; `bound` are values that the host has given names.
-    """
-    from tvm import tirx
-
-    operators = {
-        tirx.Add: "+",
-        tirx.Sub: "-",
-        tirx.Mul: "*",
-        tirx.FloorDiv: "//",
-        tirx.Div: "//",
-        tirx.FloorMod: "%",
-    }
-    if isinstance(expression, tirx.IntImm):
-        return str(int(expression))
-    if isinstance(expression, tirx.Var) and expression.name in known:
-        return str(expression.name)
-    if isinstance(expression, tirx.Var) and expression.name in bound:
-        return _text(bound[expression.name], known, bound)
-    if isinstance(expression, tirx.Cast):
-        return _text(expression.value, known, bound)
-    if type(expression) in operators:
-        return (
-            f"({_text(expression.a, known, bound)} {operators[type(expression)]}"
-            f" {_text(expression.b, known, bound)})"
-        )
-    raise BuildError(f"a launch's size is of a form that is not known: {expression}")
-
-
 def _name(name: str) -> str:
     """A parameter's or buffer's name as arguments have it, spelled as in CUDA source."""
     return name.removesuffix("_ptr").replace(".", "_")
@@ -180,9 +149,8 @@ class _HostCode:
         """
         for function in host:
             self._collect(function)
-        self.parameters = {
-            str(kernel.attrs["global_symbol"]): self._parameters(kernel) for kernel in kernels
-        }
+        self.kernels = {str(kernel.attrs["global_symbol"]): kernel for kernel in kernels}
+        self.parameters = {name: self._parameters(kernel) for name, kernel in self.kernels.items()}
         """Of each kernel: (name of a parameter, whether it is a whole number)."""
 
     def _collect(self, function: Any) -> None:
@@ -226,7 +194,7 @@ class _HostCode:
         return tuple(
             Scratch(
                 _name(b.name),
-                tuple(_text(size, self.known, self.bound) for size in b.shape),
+                tuple(sizes.text(size, self.known, self.bound) for size in b.shape),
                 str(b.dtype),
             )
             for b in self.buffers
@@ -238,25 +206,27 @@ class _HostCode:
         """
         tags = [str(tag) for tag in call.attrs.launch_params]
         name = str(call.args[0].value)
-        sizes = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
+        extents = dict(zip(tags, list(call.args)[-len(tags) :], strict=True))
         grid = tuple(
             (
-                _text(sizes[tag], self.known, self.bound)
-                if (tag := f"blockIdx.{axis}") in sizes
+                sizes.text(extents[tag], self.known, self.bound)
+                if (tag := f"blockIdx.{axis}") in extents
                 else "1"
             )
             for axis in "xyz"
         )
         block = tuple(
-            int(sizes[tag]) if (tag := f"threadIdx.{axis}") in sizes else 1 for axis in "xyz"
+            int(extents[tag]) if (tag := f"threadIdx.{axis}") in extents else 1 for axis in "xyz"
         )
-        shared = int(sizes.get("tirx.use_dyn_shared_memory", 0))
-        given = zip(self.parameters[name], list(call.args)[1:], strict=False)
+        shared = int(extents.get("tirx.use_dyn_shared_memory", 0))
+        given = list(zip(self.parameters[name], list(call.args)[1:], strict=False))
         arguments = tuple(
-            _text(value, self.known, self.bound) if whole else parameter
+            sizes.text(value, self.known, self.bound) if whole else parameter
             for (parameter, whole), value in given
         )
-        return Launch(name, arguments, grid, block, shared)  # type: ignore[arg-type]
+        numbers = {parameter: value for (parameter, whole), value in given if whole}
+        steps = sizes.of_loops(self.kernels[name], self.known, self.bound | numbers)
+        return Launch(name, arguments, grid, block, shared, steps)  # type: ignore[arg-type]
 
 
 def _with_bfloat16(target: dict[str, object]) -> dict[str, object]:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lntune.backends.cuda import driver, packed
+from lntune.backends.cuda import driver, packed, row_counts
 from lntune.backends.cuda.driver import capability_of, count, device, missing, ordinal_of, use
 from lntune.errors import BuildError, InputError, LaunchError, ToolchainError
 
@@ -119,6 +119,6 @@ def load(binary: Binary) -> Callable[..., None]:
         raise BuildError(
             f"{binary.title} ({which}, {tools}): {why.value.decode(errors='replace')}."
         )
-    function = _wrap()(address)
+    function = row_counts.with_launches(_wrap()(address), binary.launches)
     _keep.append(function)
     return function

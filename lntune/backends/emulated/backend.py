@@ -15,7 +15,7 @@ from lntune import check
 from lntune.architectures import ARCHITECTURES
 from lntune.backends.backend import Kernel, Scheduled
 from lntune.backends.cuda import program as programs
-from lntune.backends.cuda import stored
+from lntune.backends.cuda import row_counts, stored
 from lntune.backends.cuda.device_code import Binary
 from lntune.backends.emulated import calls, emulator
 from lntune.backends.host import HostBackend
@@ -78,6 +78,10 @@ class Emulated(HostBackend):
     def stand_in(self, scheduled: Scheduled) -> Kernel:
         """See Backend. A Python function, whose errors are the emulator's own."""
         return calls.kernel(scheduled.case, programs.program(scheduled))
+
+    def more_rows(self, case: Case, device: Device, kernel: Kernel) -> tuple[int, ...]:
+        """See Backend: as on a GPU."""
+        return row_counts.of(kernel)
 
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend. There is no assembly: it is C++ that the CPU runs."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lntune import ops
-from lntune.backends.cuda import device_code
+from lntune.backends.cuda import row_counts, sizes
 from lntune.backends.cuda.device_code import Binary, Launch, Program, Scratch
 from lntune.backends.emulated import emulator
 from lntune.backends.emulated.emulator import Traffic
@@ -42,7 +42,7 @@ def kernel(
         steps = {stride: named[name].stride(0) for name, stride in free.items()}
         _launch(code, program.launches, program.scratch, named, rows, steps, order, seen)
 
-    return run
+    return row_counts.with_launches(run, program.launches)
 
 
 def function(binary: Binary) -> Callable[..., None]:
@@ -64,7 +64,8 @@ def function(binary: Binary) -> Callable[..., None]:
         steps = {a.stride: named[a.name].stride(0) for a in binary.arguments if a.stride}
         _launch(code, binary.launches, binary.scratch, named, rows, steps)
 
-    return tvm_ffi.convert(run)  # type: ignore[no-any-return]
+    called: Callable[..., None] = tvm_ffi.convert(run)
+    return row_counts.with_launches(called, binary.launches)
 
 
 def _view(tensor: Any) -> Any:
@@ -104,7 +105,7 @@ def _launch(
         if not all(grid):
             continue  # no launch of an empty grid
         passed = [
-            values[name] if name in values else device_code.number(name, rows, steps)
+            values[name] if name in values else sizes.number(name, rows, steps)
             for name in launch.arguments
         ]
         traffic = code.launch(launch.kernel, grid, launch.block, passed, launch.shared, order)
