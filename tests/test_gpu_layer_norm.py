@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from grids import product
 
 from lntune import check
 from lntune.backends import cuda, device_of
+from lntune.backends.cuda import compiler as cuda_compiler
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
 from lntune.case import DTYPES, Case
@@ -65,6 +67,53 @@ def test_shared_memory_has_room_for_the_sums(arch: str) -> None:
             assert setting.row_storage != "shared"
             filled = type(setting)(**{**vars(setting), "row_storage": "shared"})
             assert "of which 1024 are for sums" in str(PLAN.reason_invalid(filled, case, device))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "variant", "rows"),
+    [
+        (1000, "bfloat16", "", 1),
+        (97, "float16", "weight32", 4),
+        (516, "float32", "bias+stats", 2),
+    ],
+)
+def test_weight_and_bias_loaded_early(hidden: int, dtype: str, variant: str, rows: int) -> None:
+    """Ragged rows, several to a block, either vector alone: right with weight and bias in registers
+    before the first sum.
+    """
+    case = Case("layer_norm", hidden, dtype, 32, variant)
+    program = made(case, threads_per_row=32, rows_per_block=rows, prefetch=True)
+    verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
+    assert verdict.ok, verdict.message
+
+
+@needs_compiler
+def test_early_loads_stay_early() -> None:
+    """The compiler leaves the loads of weight and bias before the first barrier, where it has the
+    row's own, and by default behind the last.
+    """
+    case = Case("layer_norm", 4096, "float32", 512)
+    for prefetch in (True, False):
+        ptx = cuda_compiler.to_cubin(made(case, prefetch=prefetch).source, "sm_90").ptx
+        loads = [m.start() for m in re.finditer(r"ld\.global[\w.:]*\.v4", ptx)]
+        assert len(loads) == 12
+        assert (max(loads) < ptx.index("bar.sync")) == prefetch
+        assert prefetch or loads[4] > ptx.rindex("bar.sync")
+
+
+def test_nothing_is_loaded_early_that_is_not_there() -> None:
+    """Without weight and bias, or without registers for them, the knob has no place; nor has a
+    barrier spared where one warp has the row.
+    """
+    plain = Case("layer_norm", 256, "float32", 32, "plain")
+    case = Case("layer_norm", 256, "float32", 32)
+    knobs = PLAN.default(case, DEVICE)
+    for which, changed in (
+        (plain, {"prefetch": True}),
+        (case, {"prefetch": True, "row_storage": "shared", "rows_per_block": 1}),
+        (case, {"exchange": "one_barrier", "threads_per_row": 32, "rows_per_block": 1}),
+    ):
+        assert PLAN.reason_invalid(type(knobs)(**{**vars(knobs), **changed}), which, DEVICE)
 
 
 @needs_compiler

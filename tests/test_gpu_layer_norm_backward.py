@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from kernel_arguments import arguments, written
@@ -12,6 +13,7 @@ from lntune import check
 from lntune.backends import device_of
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
+from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
@@ -39,6 +41,29 @@ def test_separate_sums_are_right(variant: str, rows: int) -> None:
     assert any(launch.grid[1] != "1" for launch in program.launches)  # blocks of rows
     verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
     assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "variant"),
+    [(1000, "bfloat16", ""), (100, "float16", "weight32+dx+dbeta"), (97, "float32", "")],
+)
+def test_a_weight_in_registers(hidden: int, dtype: str, variant: str, prefetch: bool) -> None:
+    """Kept from a block's first row to its last, the weight is loaded once a block, and all is
+    right over several rows.
+    """
+    case = Case("layer_norm_backward", hidden, dtype, 32, variant)
+    few = msgspec.structs.replace(DEVICE, cores=3)
+    setting = PLAN.default(case, few)
+    changed = {"threads_per_row": 32, "rows_per_block": 1, "blocks_per_sm": 1}
+    changed |= {"weight_storage": "registers", "prefetch": prefetch}
+    program = compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), few)
+    run = emulated.kernel(case, program, "shuffled")
+    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    assert verdict.ok, verdict.message
+    values, seen = arguments(case, 21), list[Traffic]()
+    emulated.kernel(case, program, seen=seen)(*values.values())
+    assert seen[0]["weight"].loaded == 3 * values["weight"].nbytes
 
 
 @pytest.mark.parametrize("rows", [1, 4])

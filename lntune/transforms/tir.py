@@ -20,8 +20,8 @@ _BLOCK_FIELDS = (
 """What an SBlock is built of, in the order of its constructor."""
 
 
-def loop_with(loop: Any, body: Any) -> Any:
-    """A For loop with another body."""
+def loop_with(loop: Any, body: Any, without: str = "") -> Any:
+    """A For loop with another body, and `without` one of its annotations."""
     return type(loop)(
         loop.loop_var,
         loop.min,
@@ -29,7 +29,7 @@ def loop_with(loop: Any, body: Any) -> Any:
         loop.kind,
         body,
         loop.thread_binding,
-        dict(loop.annotations),
+        {key: value for key, value in loop.annotations.items() if key != without},
     )
 
 
@@ -43,6 +43,39 @@ def module_with(module: Any, body: Any) -> Any:
     import tvm
 
     return tvm.IRModule({"main": module["main"].with_body(body)})
+
+
+def with_variables(statement: Any, replacements: dict[Any, Any]) -> Any:
+    """The statement with variables (buffers among them) replaced."""
+    import tvm
+    import tvm_ffi
+
+    return tvm_ffi.structural_map(statement, [(tvm.ir.Var, lambda v: replacements.get(v, v))])
+
+
+def with_own_variables(statement: Any) -> Any:
+    """A copy of a statement with loop variables and block axes of its own."""
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.s_tir.stmt import SBlock
+
+    own: dict[Any, Any] = {}
+
+    def loop_of(loop: Any) -> None:
+        own[loop.loop_var] = variable_like(loop.loop_var)
+
+    def axes_of(block: Any) -> None:
+        own.update({axis.var: variable_like(axis.var) for axis in block.iter_vars})
+
+    tvm_ffi.structural_walk(statement, [(tirx.For, loop_of), (SBlock, axes_of)])
+    return with_variables(statement, own)
+
+
+def variable_like(var: Any, name: str = "") -> Any:
+    """Another variable, or buffer, of the same type; of the same name where none is given."""
+    import tvm
+
+    return tvm.ir.Var(name or str(var.name), var.ty)
 
 
 def scope(buffer: Any) -> str:

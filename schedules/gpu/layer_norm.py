@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
-from lntune.case import Case
+from lntune.case import DTYPES, Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import cache_hints, threads
+from lntune.transforms.gpu import cache_hints, exchange, threads
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
 WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 keeps them as float32
@@ -57,6 +57,15 @@ class Knobs:
         (False, True),
         "x is loaded and y stored with the cache hint .cs (accessed once, evict first)",
     )
+    prefetch: bool = knob(
+        False, (False, True), "weight and bias are loaded before the first sum, into registers"
+    )
+    exchange: str = knob(
+        "two_barriers",
+        ("two_barriers", "one_barrier"),
+        "how warps that share a row exchange its sums: the first warp adds what each has and tells"
+        " the others, or every warp does",
+    )
 
 
 def vectors_per_thread(knobs: Knobs, case: Case) -> int:
@@ -64,11 +73,19 @@ def vectors_per_thread(knobs: Knobs, case: Case) -> int:
     return -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
 
 
+def _affine(case: Case) -> dict[str, str]:
+    """The vectors that rows are multiplied by and added to, with their dtypes."""
+    return {a.name: a.dtype for a in layer_norm.arguments(case) if a.name in ("weight", "bias")}
+
+
 def registers_of(knobs: Knobs, case: Case) -> int:
-    """32-bit registers that a thread's part of the row takes; a vector shorter than that has one
-    to itself.
+    """32-bit registers that a thread's part of the row takes, and of weight and bias where they are
+    loaded early; a vector shorter than that has one to itself.
     """
-    return vectors_per_thread(knobs, case) * max(4, knobs.vector_width * case.itemsize) // 4
+    early = [DTYPES[dtype] for dtype in _affine(case).values()] if knobs.prefetch else []
+    return vectors_per_thread(knobs, case) * sum(
+        max(4, knobs.vector_width * size) // 4 for size in (case.itemsize, *early)
+    )
 
 
 def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
@@ -88,6 +105,10 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return (
             f"half of {knobs.threads_per_row} threads would have no part of a row of {case.hidden}"
         )
+    if knobs.prefetch and (knobs.row_storage != "registers" or not _affine(case)):
+        return "weight or bias are loaded early, into registers, where the row is in them, too"
+    if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
+        return "the threads of a warp exchange sums without a barrier"
     if knobs.row_storage == "registers" and registers_of(knobs, case) + OTHERS > min(
         REGISTERS_PER_THREAD, REGISTERS // threads_all
     ):
@@ -191,10 +212,22 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         sch, blocks["y"], row, knobs.threads_per_row, knobs.vector_width, not knobs.rolled
     )
 
-    # 3.
+    # 3. What is placed first comes last; x is to come first, from far away.
     users = [blocks[name] for name in ("sum", "centred", "y")]
+    for vector in reversed(_affine(case)) if knobs.prefetch else ():
+        threads.to_registers(
+            sch,
+            [blocks["y"]],
+            threads.inputs(sch, blocks["y"]).index(vector),
+            row,
+            knobs.threads_per_row,
+            knobs.vector_width,
+            first=True,
+        )
     if knobs.row_storage == "registers":
-        threads.to_registers(sch, users, 0, row, knobs.threads_per_row, knobs.vector_width)
+        threads.to_registers(
+            sch, users, 0, row, knobs.threads_per_row, knobs.vector_width, first=knobs.prefetch
+        )
     elif knobs.row_storage == "shared":
         threads.to_shared(
             sch, users, 0, row, knobs.threads_per_row, knobs.vector_width, not knobs.rolled
@@ -209,9 +242,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             threads.vector_to_registers(sch, blocks[name], 0, thread, knobs.vector_width)
     if knobs.row_storage != "registers":
         threads.vector_to_registers(sch, blocks["y"], 0, y, knobs.vector_width)
-    for vector in [
-        n for n in ("weight", "bias") if any(a.name == n for a in layer_norm.arguments(case))
-    ]:
+    for vector in _affine(case) if not knobs.prefetch else ():
         threads.vector_to_registers(sch, blocks["y"], vector, y, knobs.vector_width)
     for name in ("mean", "rstd"):
         if name in blocks:
@@ -219,7 +250,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     for name in ("sum", "mean0", "centred", "delta", "variance", "scale", "shift"):
         for index in range(len(sch.get(blocks[name]).writes)):
             sch.set_scope(blocks[name], index, "local")
-    return cache_hints.request(sch.mod, ("x", "y")) if knobs.cache_hints else sch.mod
+    mod = exchange.request(sch.mod) if knobs.exchange == "one_barrier" else sch.mod
+    return cache_hints.request(mod, ("x", "y")) if knobs.cache_hints else mod
 
 
 SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply, version=1),)

@@ -15,12 +15,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
-from lntune.case import TYPICAL_ROWS, Case
+from lntune.case import DTYPES, TYPICAL_ROWS, Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm_backward
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import cache_hints, columns, grid_stride, reload, threads
+from lntune.transforms.gpu import (
+    cache_hints,
+    columns,
+    exchange,
+    grid_stride,
+    reload,
+    row_prefetch,
+    threads,
+)
 
 EACH = 8  # elements of a row that a thread has by default
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -62,11 +70,35 @@ class Knobs:
         (False, True),
         "dy and x are loaded and dx stored with the cache hint .cs (accessed once, evict first)",
     )
+    prefetch: bool = knob(
+        False,
+        (False, True),
+        "dy, x and the statistics of a block's next row are loaded into registers while it works on"
+        " this one",
+    )
+    exchange: str = knob(
+        "two_barriers",
+        ("two_barriers", "one_barrier"),
+        "how warps that share a row exchange its sums: the first warp adds what each has and tells"
+        " the others, or every warp does",
+    )
+    weight_storage: str = knob(
+        "reload",
+        ("reload", "registers"),
+        "where the weight is kept; reload: nowhere, it is loaded from the cache twice a row;"
+        " registers: from a block's first row to its last",
+    )
 
 
 @functools.lru_cache(maxsize=8)  # a case has thousands of knobs that are to be valid
 def _outputs(case: Case) -> tuple[str, ...]:
     return tuple(a.name for a in layer_norm_backward.arguments(case) if a.role == "out")
+
+
+@functools.lru_cache(maxsize=8)
+def _weight(case: Case) -> str:
+    """The dtype of the weight, or nothing where there is none."""
+    return next((a.dtype for a in layer_norm_backward.arguments(case) if a.name == "weight"), "")
 
 
 def _sums(case: Case) -> tuple[str, ...]:
@@ -76,6 +108,11 @@ def _sums(case: Case) -> tuple[str, ...]:
 def sums_in_own_kernel(knobs: Knobs, case: Case) -> bool:
     """Whether the partial sums have a kernel of their own."""
     return bool(_sums(case)) and knobs.partial_sums == "separate_kernel"
+
+
+def loops_over_rows(knobs: Knobs, case: Case) -> bool:
+    """Whether a block that makes dx loops over rows, since it also keeps their sums."""
+    return "dx" in _outputs(case) and bool(_sums(case)) and knobs.partial_sums == "registers"
 
 
 def threads_of_columns(knobs: Knobs) -> int:
@@ -105,14 +142,12 @@ def registers_of(knobs: Knobs, case: Case) -> int:
 
     A vector shorter than a register has one to itself. Anything else takes 32, more where the part
     is above 32, what is loaded has places in shared memory, or low precision is widened beside no
-    sums: fitted to what ptxas 13.0 says for sm_90.
+    sums; the next row finds most of its room in what that leaves. Fitted to what ptxas 13.0 says
+    for sm_90.
     """
     vectors = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
-    part = (
-        2 * vectors * max(4, knobs.vector_width * case.itemsize) // 4
-        if knobs.row_storage == "registers"
-        else 0
-    )
+    row = 2 * vectors * max(4, knobs.vector_width * case.itemsize) // 4
+    part = row if knobs.row_storage == "registers" else 0
     part += (
         len(_sums(case)) * vectors * knobs.vector_width if knobs.partial_sums == "registers" else 0
     )
@@ -125,7 +160,10 @@ def registers_of(knobs: Knobs, case: Case) -> int:
         and case.itemsize < 4
         else 0
     )
-    return part + 32 + max(0, part - 32) * 5 // 8 + copied + widened
+    more = row * 3 // 8 if knobs.prefetch else 0
+    if knobs.weight_storage == "registers":
+        more += vectors * max(4, knobs.vector_width * DTYPES[_weight(case)]) // 4
+    return part + 32 + max(0, part - 32) * 5 // 8 + copied + widened + more
 
 
 def shared_of(knobs: Knobs, case: Case) -> int:
@@ -188,6 +226,19 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         and not sums_in_own_kernel(knobs, case)
     ):
         return "shared memory is for one row to a block"
+    if knobs.prefetch and not (
+        loops_over_rows(knobs, case)
+        and knobs.row_storage == "registers"
+        and knobs.rows_per_block == 1
+    ):
+        return (
+            "the next row is loaded into registers where a block has rows and sums in them, one row"
+            " at a time"
+        )
+    if knobs.exchange == "one_barrier" and (not dx or knobs.threads_per_row <= WARP):
+        return "the threads of a warp exchange sums without a barrier"
+    if knobs.weight_storage == "registers" and not (loops_over_rows(knobs, case) and _weight(case)):
+        return "there is no weight, or no loop over rows that could keep it"
     if shared_of(knobs, case) > device.shared_memory:
         need = shared_of(knobs, case)
         return f"{need} bytes of shared memory; a block has {device.shared_memory}"
@@ -308,9 +359,13 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     if _sums(case):
         columns.totals(sch, blocks, _sums(case))
     mod = sch.mod
-    if "weight" in (a.name for a in layer_norm_backward.arguments(case)):
+    if _weight(case) and knobs.weight_storage == "reload":
         mod = reload.after(mod, "c2", "weight")
     mod = grid_stride.end_at_last_row(mod, knobs.rows_per_block)
+    if knobs.prefetch:
+        mod = row_prefetch.next_row(mod)
+    if knobs.exchange == "one_barrier":
+        mod = exchange.request(mod)
     return (
         cache_hints.request(mod, ("dy", "x", *(("dx",) if "dx" in blocks else ())))
         if knobs.cache_hints
@@ -343,6 +398,8 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
             users.append(sums)
             at = sch.merge(outer[-1], within[-1])
             sch.annotate(at, grid_stride.ROW_LOOP, parts)
+            if knobs.prefetch:
+                sch.annotate(at, row_prefetch.ANNOTATION, 1)
             outer = sch.get_loops(sums)[: len(within) - 1]
         else:
             at = outer[-1]
@@ -357,6 +414,13 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
             )
         elif knobs.row_storage == "shared":
             threads.to_shared(sch, users, threads.inputs(sch, row).index(name), at, per_row, width)
+    for name in ("mean", "rstd") if knobs.prefetch else ():
+        readers = [user for user in users if name in threads.inputs(sch, user)]
+        threads.load_scalar(sch, readers, name, at)
+    if knobs.weight_storage == "registers":
+        threads.to_registers(
+            sch, [row, dx], threads.inputs(sch, row).index("weight"), outer[-1], per_row, width
+        )
     columns_of = {
         row: threads.one_by_one(sch, row, per_row, width, knobs.row_storage == "registers"),
         dx: thread,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lntune import ops
-from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK
+from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD, THREADS_PER_BLOCK, WARP
 from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
@@ -26,6 +26,7 @@ from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
 from lntune.transforms.gpu import (
     cuda_math,
+    exchange,
     gate_threads,
     gates,
     guards,
@@ -66,6 +67,12 @@ class Knobs:
         "where what is computed of a row is kept between its sums; recompute: z in shared memory,"
         " if it fits, the rest computed again, vector by vector",
     )
+    exchange: str = knob(
+        "two_barriers",
+        ("two_barriers", "one_barrier"),
+        "how warps that share a row exchange its sums: the first warp adds what each has and tells"
+        " the others, or every warp does",
+    )
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:
@@ -104,6 +111,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     if reason := gates.reason_invalid(case, knobs.threads_per_row, knobs.vector_width):
         return reason
+    if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
+        return "the threads of a warp exchange sums without a barrier"
     if knobs.intermediates == "recompute" and (knobs.row_storage == "registers" or knobs.prefetch):
         return (
             "stages that are computed again, vector by vector, hold nothing else of a row in"
@@ -222,11 +231,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 6.
     mod = guards.only_where_needed(sch.mod)
-    return (
-        phases.fuse(thread_private.declare(mod), ROW_LOOP)
-        if knobs.intermediates == "recompute"
-        else mod
-    )
+    if knobs.intermediates == "recompute":
+        mod = phases.fuse(thread_private.declare(mod), ROW_LOOP)
+    return exchange.request(mod) if knobs.exchange == "one_barrier" else mod
 
 
 SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply, version=1),)

@@ -27,6 +27,7 @@ from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
 from lntune.transforms.gpu import (
     cuda_math,
+    exchange,
     gate_threads,
     gates,
     grid_stride,
@@ -71,6 +72,12 @@ class Knobs:
         ("registers", "shared", "recompute"),
         "where what is computed of a row is kept between its sums; shared: gates in shared memory;"
         " recompute: there, if they fit, the rest computed again",
+    )
+    exchange: str = knob(
+        "two_barriers",
+        ("two_barriers", "one_barrier"),
+        "how warps that share a row exchange its sums: the first warp adds what each has and tells"
+        " the others, or every warp does",
     )
 
 
@@ -121,6 +128,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
     """Why the knobs do not fit, or None."""
     if reason := gates.reason_invalid(case, knobs.threads_per_row, knobs.vector_width):
         return reason
+    if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
+        return "the threads of a warp exchange sums without a barrier"
     if knobs.intermediates == "recompute" and (
         knobs.row_storage != "reload" or knobs.partial_sums == "registers" or knobs.prefetch
     ):
@@ -280,7 +289,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # each is placed before those placed so far; what is needed first is to come first
     for name, consumers in reversed(readers.items()):
         if arguments[name] == "rows":
-            gate_threads.load_scalar(sch, consumers, name, row_loop)
+            threads.load_scalar(sch, consumers, name, row_loop)
         elif knobs.row_storage == "registers" if name in matrices else knobs.prefetch:
             elements.to_registers(
                 sch, consumers, name, row_loop, of_gates=arguments[name] == "gates"
@@ -334,7 +343,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         mod = grid_stride.move_up(mod, {"sums_hidden_update": "dinner", "dc": "dcell"})
     elif knobs.intermediates == "recompute":
         mod = phases.fuse(mod, grid_stride.ROW_LOOP)
-    return grid_stride.end_at_last_row(mod)
+    mod = grid_stride.end_at_last_row(mod)
+    return exchange.request(mod) if knobs.exchange == "one_barrier" else mod
 
 
 SCHEDULES = (

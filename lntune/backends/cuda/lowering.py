@@ -16,11 +16,15 @@ tests/test_lowering.py holds this list against that pipeline:
   memory), for 8-bit floats and for devices without bfloat16, a second removal of empty statements,
   and the host's code as machine code: launches are made by lntune.backends.cuda.launcher.
 - Sums of several values are written without names for the values; see `without_bindings`.
+- Where a schedule asks for it, sums over warps are exchanged with one barrier, not TVM's two; see
+  lntune/transforms/gpu/exchange.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from lntune.transforms.gpu import exchange
 
 
 def without_bindings(body: Any) -> Any:
@@ -74,6 +78,16 @@ def _passes() -> list[Any]:
             }
         )
 
+    def one_barrier(mod: Any, _: Any) -> Any:
+        return tvm.IRModule(
+            {
+                name: exchange.with_one_barrier(function)
+                if function.attrs and exchange.ATTRIBUTE in function.attrs
+                else function
+                for name, function in mod.functions.items()
+            }
+        )
+
     return [
         s.CanonicalizeLoop(),
         s.LowerCrossThreadReduction(),
@@ -104,6 +118,8 @@ def _passes() -> list[Any]:
         s.ThreadSync("shared"),
         s.ThreadSync("shared.dyn"),
         s.ThreadSync("warp"),
+        # behind the passes that would put barriers around its accesses of shared memory
+        tvm.transform.module_pass(one_barrier, opt_level=0, name=exchange.ATTRIBUTE),
         s.LowerThreadAllreduce(),
         s.MergeSharedMemoryAllocations(),
         t.SplitHostDevice(),

@@ -155,14 +155,6 @@ class Assignment:
         )
 
 
-def load_scalar(sch: Any, consumers: Sequence[Any], name: str, at: Any) -> None:
-    """Load a row's scalar at loop `at`, once for all of `consumers`."""
-    copy = sch.cache_read(
-        consumers[0], _index(sch, consumers[0], name), "local", consumer_blocks=list(consumers)
-    )
-    sch.compute_at(copy, at, preserve_unit_loops=True, index=-2)
-
-
 def _index(sch: Any, block: Any, name: str) -> int:
     """The number of an input among those that a block reads."""
     return threads.inputs(sch, block).index(name)

@@ -170,53 +170,20 @@ def _recomputed(
                 left.append(writers[read])
     if not needed:
         return [s.statement for s in looped]
-    copies = {w: _copy_of(w) for s in needed for w in s.writes}
+    copies = {w: tir.variable_like(w) for s in needed for w in s.writes}
     allocated.extend(copies.values())
     earlier = [s.statement for s in stages if s in needed]
-    return [_with(copies, _with_own_variables(statement)) for statement in earlier] + [
-        _with(copies, s.statement) for s in looped
-    ]
-
-
-def _with(replacements: dict[Any, Any], statement: Any) -> Any:
-    """The statement with variables (buffers among them) replaced."""
-    import tvm
-    import tvm_ffi
-
-    return tvm_ffi.structural_map(statement, [(tvm.ir.Var, lambda v: replacements.get(v, v))])
-
-
-def _with_own_variables(statement: Any) -> Any:
-    """A copy of a statement with loop variables and block axes of its own."""
-    import tvm_ffi
-    from tvm import tirx
-    from tvm.s_tir.stmt import SBlock
-
-    own: dict[Any, Any] = {}
-
-    def loop_of(loop: Any) -> None:
-        own[loop.loop_var] = _copy_of(loop.loop_var)
-
-    def axes_of(block: Any) -> None:
-        own.update({axis.var: _copy_of(axis.var) for axis in block.iter_vars})
-
-    tvm_ffi.structural_walk(statement, [(tirx.For, loop_of), (SBlock, axes_of)])
-    return _with(own, statement)
-
-
-def _copy_of(var: Any) -> Any:
-    """Another variable of the same name and type."""
-    import tvm
-
-    return tvm.ir.Var(str(var.name), var.ty)
+    return [
+        tir.with_variables(tir.with_own_variables(statement), copies) for statement in earlier
+    ] + [tir.with_variables(s.statement, copies) for s in looped]
 
 
 def _loop(vector: Any, count: Any, statements: list[Any]) -> Any:
     """A loop over `count` vectors of statements for the vector `vector`."""
     from tvm import tirx
 
-    own = _copy_of(vector)
-    body = [_with({vector: own}, s) for s in statements]
+    own = tir.variable_like(vector)
+    body = [tir.with_variables(s, {vector: own}) for s in statements]
     return tirx.For(
         own,
         tirx.IntImm("int64", 0),

@@ -113,22 +113,29 @@ def by_one_thread(sch: Any, block: Any, threads: int, axis: str = "threadIdx.x")
 
 
 def to_registers(
-    sch: Any, consumers: Sequence[Any], index: int, at: Any, threads: int, vector_width: int
+    sch: Any,
+    consumers: Sequence[Any],
+    index: int,
+    at: Any,
+    threads: int,
+    vector_width: int,
+    first: bool = False,
 ) -> None:
-    """Load a row once, at loop `at`, into the registers of the threads that need its elements: the
-    input `index` of the first of `consumers`, for all of them.
+    """Load a row, or a vector as long, once, at loop `at`, into the registers of the threads that
+    need its elements: the input `index` of the first of `consumers`, for all of them; `first`:
+    before all that is in the loop already, not right before its first use.
     """
     loaded = sch.cache_read(consumers[0], index, "local", consumer_blocks=list(consumers))
-    sch.compute_at(loaded, at, preserve_unit_loops=True)
+    sch.compute_at(loaded, at, preserve_unit_loops=True, index=-2 if first else -1)
     # A thread's elements are contiguous, and no more than its own; without this each thread would
     # be given room for the whole row.
     sch.transform_layout(
         loaded,
         ("write", 0),
-        lambda i, k: (
-            k // vector_width // threads,
-            k // vector_width % threads,
-            k % vector_width,
+        lambda *at: (
+            at[-1] // vector_width // threads,
+            at[-1] // vector_width % threads,
+            at[-1] % vector_width,
         ),
         assume_injective_transform=True,
     )
@@ -177,6 +184,20 @@ def vector_to_registers(
     )
     if vector_width > 1:
         sch.vectorize(sch.get_loops(loaded)[-1])
+
+
+def load_scalar(sch: Any, consumers: Sequence[Any], name: str, at: Any) -> None:
+    """Load a row's scalar at loop `at`, once for all of `consumers`."""
+    copy = sch.cache_read(
+        consumers[0],
+        inputs(sch, consumers[0]).index(name),
+        "local",
+        consumer_blocks=list(consumers),
+    )
+    # index=-2: before everything that is in the loop already
+    sch.compute_at(copy, at, preserve_unit_loops=True, index=-2)
+    # one element, whatever the row's number
+    sch.transform_layout(copy, ("write", 0), lambda i: (i % 1,), assume_injective_transform=True)
 
 
 def loop_around(sch: Any, block: Any, loop: Any) -> Any:
