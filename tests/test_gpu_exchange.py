@@ -42,7 +42,7 @@ def case_of(name: str, dtype: str = "float32", hidden: int = 500) -> Case:
     return Case(op, hidden, dtype, 8 if name == "gated_row_backward" else 32)
 
 
-def made(case: Case, name: str, exchange: str, **changed: Any) -> Program:
+def program_of(case: Case, name: str, exchange: str, **changed: Any) -> Program:
     """A program of narrow vectors, 128 threads a row, with this way to exchange sums."""
     plan = get(name)
     setting = plan.default(case, DEVICE)
@@ -65,7 +65,7 @@ def test_one_barrier_for_each_exchange(name: str) -> None:
     shuffle names all lanes of the warp.
     """
     one, two = (
-        main_kernel(made(case_of(name), name, way)) for way in ("one_barrier", "two_barriers")
+        main_kernel(program_of(case_of(name), name, way)) for way in ("one_barrier", "two_barriers")
     )
     assert one.count("__syncthreads()") == BARRIERS[name]
     assert two.count("__syncthreads()") >= 2 * BARRIERS[name]
@@ -77,7 +77,7 @@ def test_one_barrier_for_each_exchange(name: str) -> None:
 def test_sums_are_right(name: str, dtype: str) -> None:
     """On every style of input, over several rows to a block where blocks loop over them."""
     case = case_of(name, dtype)
-    run = emulated.kernel(case, made(case, name, "one_barrier"), "shuffled")
+    run = emulated.kernel(case, program_of(case, name, "one_barrier"), "shuffled")
     verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
     assert verdict.ok, verdict.message
 
@@ -101,7 +101,7 @@ def test_the_same_bits_in_every_order(name: str, threads: int) -> None:
         ("one_barrier", "backward"),
         ("one_barrier", "shuffled"),
     ):
-        program = made(case, name, way, threads_per_row=threads)
+        program = program_of(case, name, way, threads_per_row=threads)
         values = arguments(case, 10, cores=DEVICE.cores)
         emulated.kernel(case, program, order)(*values.values())
         results.append(written(case, values))
@@ -113,7 +113,7 @@ def test_the_same_bits_in_every_order(name: str, threads: int) -> None:
 def test_rows_that_share_a_block(name: str) -> None:
     """Each of several rows of a block has parts of its own; the last group of rows is not full."""
     case = case_of(name)
-    program = made(case, name, "one_barrier", threads_per_row=64, rows_per_block=4)
+    program = program_of(case, name, "one_barrier", threads_per_row=64, rows_per_block=4)
     assert program.launches[0].block == (64, 4, 1)
     run = emulated.kernel(case, program, "backward")
     verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
@@ -126,7 +126,7 @@ def test_parts_must_lie_in_two_places_by_turns(name: str) -> None:
     the emulator finds it: what it finds nothing in does alternate.
     """
     case = case_of(name)
-    program = made(case, name, "one_barrier")
+    program = program_of(case, name, "one_barrier")
     place = int(re.findall(r"float warp_sums_ptr\[(\d+)\];", program.source)[0]) // 2
     broken, count = re.subn(
         r"(?<!float )warp_sums_ptr\[(.+?)\](?= =|;)",

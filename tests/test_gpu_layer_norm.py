@@ -82,7 +82,7 @@ def test_weight_and_bias_loaded_early(hidden: int, dtype: str, variant: str, row
     before the first sum.
     """
     case = Case("layer_norm", hidden, dtype, 32, variant)
-    program = made(case, threads_per_row=32, rows_per_block=rows, prefetch=True)
+    program = program_of(case, threads_per_row=32, rows_per_block=rows, prefetch=True)
     verdict = check.verify(case, emulated.kernel(case, program, "shuffled"), check.ALIGNED)
     assert verdict.ok, verdict.message
 
@@ -94,7 +94,7 @@ def test_early_loads_stay_early() -> None:
     """
     case = Case("layer_norm", 4096, "float32", 512)
     for prefetch in (True, False):
-        ptx = cuda_compiler.to_cubin(made(case, prefetch=prefetch).source, "sm_90").ptx
+        ptx = cuda_compiler.to_cubin(program_of(case, prefetch=prefetch).source, "sm_90").ptx
         loads = [m.start() for m in re.finditer(r"ld\.global[\w.:]*\.v4", ptx)]
         assert len(loads) == 12
         assert (max(loads) < ptx.index("bar.sync")) == prefetch

@@ -31,7 +31,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def made(case: Case, **changed: Any) -> Program:
+def program_of(case: Case, **changed: Any) -> Program:
     """The program of default knobs with the next row loaded ahead, and others changed."""
     setting = PLAN.default(case, DEVICE)
     rest = {"rows_per_block": 1, "blocks_per_sm": 1, "prefetch": True}
@@ -47,7 +47,7 @@ def test_rows_loaded_ahead_are_right(hidden: int, threads: int, dtype: str) -> N
     input, whatever order the threads run in.
     """
     case = Case("layer_norm_backward", hidden, dtype, 32)
-    program = made(case, threads_per_row=threads)
+    program = program_of(case, threads_per_row=threads)
     assert program.launches[0].blocks(21) == (DEVICE.cores, 1, 1)
     run = emulated.kernel(case, program, "shuffled")
     verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
@@ -58,7 +58,7 @@ def test_rows_loaded_ahead_are_right(hidden: int, threads: int, dtype: str) -> N
 def test_variants(variant: str) -> None:
     """What a sum over rows does not need, and a weight of another dtype, make no difference."""
     case = Case("layer_norm_backward", 100, "float16", 32, variant)
-    run = emulated.kernel(case, made(case, threads_per_row=32), "backward")
+    run = emulated.kernel(case, program_of(case, threads_per_row=32), "backward")
     verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
     assert verdict.ok, verdict.message
 
@@ -70,7 +70,7 @@ def test_every_row_is_read_once(rows: int) -> None:
     """
     case = Case("layer_norm_backward", 256, "float32", 32)
     values, seen = arguments(case, rows), list[Traffic]()
-    emulated.kernel(case, made(case, threads_per_row=64), seen=seen)(*values.values())
+    emulated.kernel(case, program_of(case, threads_per_row=64), seen=seen)(*values.values())
     for name in ("x", "dy"):
         assert sum(t[name].loaded for t in seen if name in t) == values[name].nbytes
     for name in ("mean", "rstd"):  # by the first lane of each of two warps
@@ -81,7 +81,7 @@ def test_no_rows_give_sums_of_zero() -> None:
     """Blocks without a row load nothing."""
     case = Case("layer_norm_backward", 256, "float32", 32)
     values = arguments(case, 0, output=7.0)
-    emulated.kernel(case, made(case, threads_per_row=64))(*values.values())
+    emulated.kernel(case, program_of(case, threads_per_row=64))(*values.values())
     assert not any(value.count_nonzero() for value in written(case, values).values())
 
 
@@ -111,7 +111,7 @@ def test_loads_come_before_the_exchange(dtype: str, exchange: str) -> None:
     order of the code, and not where they are used.
     """
     case = Case("layer_norm_backward", 4096, dtype, 512, "dx+dbeta")
-    program = made(case, threads_per_row=256, exchange=exchange)
+    program = program_of(case, threads_per_row=256, exchange=exchange)
     ptx = cuda_compiler.to_cubin(program.source, "sm_90").ptx
     kernel = ptx[ptx.index(".entry main_kernel(") :]
     kernel = kernel[: kernel.index("\n}")]
