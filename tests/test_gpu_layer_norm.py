@@ -94,7 +94,8 @@ def test_early_loads_stay_early() -> None:
     """
     case = Case("layer_norm", 4096, "float32", 512)
     for prefetch in (True, False):
-        ptx = cuda_compiler.to_cubin(program_of(case, prefetch=prefetch).source, "sm_90").ptx
+        program = program_of(case, threads_per_row=256, prefetch=prefetch)
+        ptx = cuda_compiler.to_cubin(program.source, "sm_90").ptx
         loads = [m.start() for m in re.finditer(r"ld\.global[\w.:]*\.v4", ptx)]
         assert len(loads) == 12
         assert (max(loads) < ptx.index("bar.sync")) == prefetch

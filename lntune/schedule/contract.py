@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,10 @@ class Schedule:
     """Raised when the code that `apply` makes changes; 0 where none is declared, and a hash of the
     file serves instead.
     """
+    seeds: Callable[[Case, Device], Sequence[Any]] = field(default=lambda *_: (), compare=False)
+    """(case, device) -> knobs to be tried first beside the default ones, the most promising first;
+    those that do not fit are passed over.
+    """
     path: Path = field(default=Path(), compare=False)
     code: Code = field(default=Code(), compare=False)
     """What tells the code it makes from that of other versions; filled in by the loader."""
@@ -63,6 +67,17 @@ class Schedule:
                 f" {self.knobs.__name__}."
             )
         return setting
+
+    def first(self, case: Case, device: Device) -> list[Any]:
+        """The knobs to be tried first beside the default ones.
+
+        Raises:
+            ScheduleError: `seeds` fails.
+        """
+        try:
+            return list(self.seeds(case, device))
+        except Exception as e:
+            self._failed("seeds", case, e)
 
     def setting(self, given: Mapping[str, Any]) -> Any:
         """The knobs that a dictionary stands for, as a log or another process has it.

@@ -33,8 +33,8 @@ def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any
 
 
 class Candidates:
-    """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid, and
-    `rest`.
+    """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid,
+    `seeds`, which their schedules want tried next, and `rest`.
 
     On a GPU, where the next ones are built ahead, the rest is ordered by steps away from the
     default knobs, which are a good guess already; elsewhere as the values of the knobs are written.
@@ -42,12 +42,14 @@ class Candidates:
 
     def __init__(self, case: Case, device: Device, only: Sequence[str] = ()) -> None:
         self.defaults: list[Candidate] = []
+        self.seeds: list[Candidate] = []
         self.rest: list[Candidate] = []
         self._op = case.op
         distances: dict[Candidate, int] = {}
         for schedule in to_tune(case, device, only):
             try:
                 default, settings = space(schedule, case, device)
+                wanted = schedule.first(case, device)
             except ScheduleError:
                 if only or schedule.shipped:
                     raise
@@ -56,10 +58,13 @@ class Candidates:
                 candidate = Candidate.of(schedule.name, setting)
                 distances[candidate] = steps(default, setting)
                 (self.rest if distances[candidate] else self.defaults).append(candidate)
+            listed = set(self.rest)
+            named = dict.fromkeys(Candidate.of(schedule.name, setting) for setting in wanted)
+            self.seeds += [candidate for candidate in named if candidate in listed]
         if backends.of(device).builds_ahead:
             # stable: as written among those equally far
             self.rest.sort(key=lambda c: distances[c])
-        self._all = dict.fromkeys((*self.defaults, *self.rest))
+        self._all = dict.fromkeys((*self.defaults, *self.seeds, *self.rest))
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self._all)

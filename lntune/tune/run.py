@@ -211,7 +211,7 @@ class Run:
             self.observer(progress)
             return cost
 
-        space = Space(tuple(candidates), candidates.neighbours)
+        space = Space(tuple(candidates), candidates.neighbours, seeds=tuple(candidates.seeds))
         if self.ahead:
             space = replace(space, choose=functools.partial(self.ahead.choose, case))
         search.get(self.settings.strategy)(

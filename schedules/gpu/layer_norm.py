@@ -24,6 +24,11 @@ from lntune.schedule import Schedule
 from lntune.transforms.gpu import cache_hints, exchange, threads
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
+THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
+EACH = 40  # elements of a row that a thread has by default, at most
+FEW_ROWS_EACH = 20  # the same where rows are so few that the time of a single one counts
+MANY_ROWS = 128
+LONG_BYTES = 32_768  # a row of these is worth a try in shared memory
 WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 keeps them as float32
 
 
@@ -31,9 +36,7 @@ WIDENED = 36  # elements of low precision that 64 registers hold: ptxas 13.0 kee
 class Knobs:
     """Knobs of `shared_row`."""
 
-    threads_per_row: int = knob(
-        128, (8, 16, 32, 64, 128, 256, 512, 1024), "threads that share a row"
-    )
+    threads_per_row: int = knob(128, THREADS, "threads that share a row")
     rows_per_block: int = knob(
         1, (1, 2, 4, 8, 16, 32), "rows that a block of threads works on at a time"
     )
@@ -138,27 +141,30 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide vectors, four to a thread; a row that registers do not hold is kept in shared memory, or
-    loaded each time.
+    """Wide vectors, and few threads to a row: what a thread has beside its elements, and the
+    exchanges of sums, are paid once for all of them. A row that registers do not hold is kept in
+    shared memory, or loaded each time.
 
-    One row to a block from 64 vectors on, since the stores of several rows are guarded; and of
-    several rows three vectors to a thread at most: for four ptxas 13.0 gives it a stack frame of 8
-    bytes. Loops that load a row each time are not unrolled, nor those over wide vectors of long
-    rows in low precision: ptxas would keep what they load after all, and spill it.
+    A warp to a row up to 1024 elements, which needs no barrier; several rows to a block where a
+    warp has more threads than the row has vectors, and of several rows three vectors to a thread
+    at most: for four ptxas 13.0 gives it a stack frame of 8 bytes. Loops that load a row each time
+    are not unrolled, nor those over wide vectors of long rows in low precision: ptxas would keep
+    what they load after all, and spill it.
     """
     width = threads.widest(case)
-    wanted = -(-case.hidden // (width * 4))
-    per_row = next((t for t in (8, 16, 32, 64, 128, 256, 512) if t >= wanted), THREADS_PER_BLOCK)
-    for fewest in (64, 128):
-        per_row = max(per_row, fewest) if case.hidden >= fewest * width else per_row
-    per_row = per_row * 2 if per_row < 64 and per_row * width * 4 <= case.hidden else per_row
-    if per_row == THREADS_PER_BLOCK and case.hidden <= 512 * width * 6:
-        # six vectors; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0 takes
-        # 32 and spills
-        per_row = 512
-    rows = 1 if per_row >= 64 or case.rows == 1 else 128 // per_row
-    if per_row * rows < 32:
-        per_row = 32
+    if case.hidden >= WARP * width:
+        each = FEW_ROWS_EACH if case.rows < MANY_ROWS and case.hidden > WARP * EACH else EACH
+        per_row = next((t for t in THREADS if t * each >= case.hidden), THREADS_PER_BLOCK)
+        per_row, rows = max(per_row, WARP), 1
+        if per_row == THREADS_PER_BLOCK and case.hidden <= 512 * width * 6:
+            # six vectors; a block of 1024 threads leaves each 64 registers, of which ptxas 13.0
+            # takes 32 and spills
+            per_row = 512
+    else:
+        per_row = next(t for t in THREADS if t * width * 4 >= case.hidden)
+        per_row = per_row * 2 if per_row * width * 4 <= case.hidden else per_row
+        rows = 1 if case.rows == 1 else 128 // per_row
+        per_row = WARP if per_row * rows < WARP else per_row
     for storage in ("registers", "shared", "reload"):
         per_row = min(per_row, 512) if storage == "reload" else per_row
         for number in (
@@ -179,6 +185,25 @@ def default(case: Case, device: Device) -> Knobs:
             if valid(knobs, case, device) is None:
                 return knobs
     return Knobs(32, 1, width, "reload", rolled=True)
+
+
+def seeds(case: Case, device: Device) -> list[Knobs]:
+    """What is to be tried first beside the default knobs: half and twice the threads, several rows
+    to a block where a warp holds one, and a long row in shared memory.
+    """
+    first = default(case, device)
+    tried = [
+        replace(first, threads_per_row=t)
+        for t in (first.threads_per_row // 2, 2 * first.threads_per_row)
+    ]
+    if first.threads_per_row == WARP and first.rows_per_block == 1:
+        tried += [replace(first, rows_per_block=rows) for rows in (4, 2)]
+    if case.hidden * case.itemsize >= LONG_BYTES:
+        tried += [
+            replace(first, threads_per_row=t, row_storage="shared", rolled=False)
+            for t in (512, 256)
+        ]
+    return tried
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:
@@ -254,4 +279,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     return cache_hints.request(mod, ("x", "y")) if knobs.cache_hints else mod
 
 
-SCHEDULES = (Schedule("shared_row", "layer_norm", "gpu", Knobs, default, valid, apply, version=1),)
+SCHEDULES = (
+    Schedule(
+        "shared_row", "layer_norm", "gpu", Knobs, default, valid, apply, version=1, seeds=seeds
+    ),
+)

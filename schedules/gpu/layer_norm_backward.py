@@ -30,7 +30,11 @@ from lntune.transforms.gpu import (
     threads,
 )
 
-EACH = 8  # elements of a row that a thread has by default
+EACH = 20  # elements of a row that a thread has by default, at most, where a warp does not do
+WARP_EACH = 32  # the same of a row that one warp has
+TURNS = (
+    8  # rows that a block takes, at least about: fewer, and partial sums are too many beside them
+)
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 WORD = 4  # bytes; arrays in shared memory that are no longer are lost by TVM 0.27
@@ -267,11 +271,16 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide vectors, eight elements to a thread; a row and its sums in registers, the row in shared
+    """Wide vectors, and few threads to a row: a warp up to 1024 elements, which needs no barrier,
+    then 16 elements or more to a thread. A row and its sums are in registers, the row in shared
     memory where that is too much, the sums in a kernel of their own where that is, too.
     """
     width = threads.widest(case)
-    per_row = next((t for t in THREADS if t * max(width, EACH) >= case.hidden), THREADS_PER_BLOCK)
+    if WARP * width <= case.hidden <= WARP * WARP_EACH:
+        per_row = WARP
+    else:
+        each = max(width, EACH if case.hidden > WARP * width else 8)
+        per_row = next((t for t in THREADS if t * each >= case.hidden), THREADS_PER_BLOCK)
     if "dx" not in _outputs(case):
         return next(_fitting(WARP, width, "registers", "separate_kernel", case, device))
     for sums in ("registers", "separate_kernel") if _sums(case) else ("registers",):
@@ -294,6 +303,23 @@ def default(case: Case, device: Device) -> Knobs:
     return Knobs(WARP, 1, width, "reload", "separate_kernel", 1)
 
 
+def seeds(case: Case, device: Device) -> list[Knobs]:
+    """What is to be tried first beside the default knobs: half and twice the threads, with as many
+    blocks as fit then, and a step more and fewer blocks.
+    """
+    first = default(case, device)
+    tried = [
+        next(
+            _fitting(t, first.vector_width, first.row_storage, first.partial_sums, case, device),
+            first,
+        )
+        for t in (first.threads_per_row // 2, 2 * first.threads_per_row)
+    ]
+    more = next((n for n in BLOCKS if n > first.blocks_per_sm), first.blocks_per_sm)
+    fewer = next((n for n in reversed(BLOCKS) if n < first.blocks_per_sm), first.blocks_per_sm)
+    return tried + [replace(first, blocks_per_sm=n) for n in (more, fewer)]
+
+
 def _fitting(
     threads_per_row: int,
     vector_width: int,
@@ -309,13 +335,14 @@ def _fitting(
         per_row, rows, blocks = max(threads_per_row, WARP), 1 if case.rows == 1 else 8, BLOCKS[-1]
         knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
     else:
-        alone = threads_per_row >= 64 or case.rows == 1 or row_storage == "shared"
+        one_warp = case.hidden >= WARP * vector_width
+        alone = (threads_per_row >= WARP and one_warp) or case.rows == 1 or row_storage == "shared"
         rows = 1 if alone else 128 // threads_per_row
         per_row = max(threads_per_row, WARP) if rows == 1 else threads_per_row
         knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
-        resident = REGISTERS // (per_row * rows * registers_of(knobs, case))
+        resident = round(REGISTERS / (per_row * rows * registers_of(knobs, case)))
         blocks = (
-            min(resident, TYPICAL_ROWS[case.bucket] * 3 * case.itemsize // (64 * device.cores))
+            min(resident, -(-TYPICAL_ROWS[case.bucket] // (TURNS * device.cores)))
             if _sums(case)
             else 1
         )
@@ -517,6 +544,14 @@ def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
 
 SCHEDULES = (
     Schedule(
-        "shared_row_backward", "layer_norm_backward", "gpu", Knobs, default, valid, apply, version=1
+        "shared_row_backward",
+        "layer_norm_backward",
+        "gpu",
+        Knobs,
+        default,
+        valid,
+        apply,
+        version=1,
+        seeds=seeds,
     ),
 )

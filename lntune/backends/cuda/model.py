@@ -37,8 +37,8 @@ class Constants(msgspec.Struct, frozen=True):
     multiprocessor's at its boost clock.
 
     "Simulated" is fitted to a simulation of sm_90's machine code, instruction by instruction, of
-    116 candidates of layer norm and its backward, whose times the model meets within 10 % (root of
-    the mean square). bench/fit_model.py fits all of them to a card's measurements.
+    133 candidates of layer norm and its backward: nine in ten of their times are met within 25 %
+    (bench/results/model). bench/fit_model.py fits all of them to a card's measurements.
     """
 
     reached: float = 0.9

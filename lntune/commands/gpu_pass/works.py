@@ -122,19 +122,20 @@ def trials(device: Device, sizes: Sizes) -> Iterator[Work]:
 
 
 def profiled(device: Device, target: str, sizes: Sizes) -> Iterator[Work]:
-    """Kernels under ncu, with the clocks as they are; those of an operator in one process, whose
-    start takes longer than they do.
+    """Kernels under ncu, with the clocks as they are; each in a process of its own, so that one
+    costs no other.
     """
     program = locate.program("ncu")
-    for op in dict.fromkeys(op for op, *_ in sizes.profiled) if program else ():
-        cases = [plan.case_of(*one, sizes.many) for one in sizes.profiled if one[0] == op]
-        kernels = [Kernel(case, plan.default_of(case, device), case.rows) for case in cases]
+    for one in sizes.profiled if program else ():
+        case = plan.case_of(*one, sizes.many)
+        kernel = Kernel(case, plan.default_of(case, device), case.rows)
+        text = msgspec.json.encode([kernel]).decode()
         options = [
             *("--clock-control", "none", "--profile-from-start", "off", "--csv"),
             *(word for name in SECTIONS.split() for word in ("--section", name)),
         ]
-        words = (str(program), *options, "--page", "details", *ONE, "profile", target)
-        yield Work(op, 75, words=(*words, msgspec.json.encode(kernels).decode()))
+        words = (str(program), *options, "--page", "details", *ONE, "profile", target, text)
+        yield Work(str(case), 40, words=words)
 
 
 def sequences(device: Device, sizes: Sizes) -> Iterator[Work]:
