@@ -49,7 +49,8 @@ from lntune.commands.gpu_pass.jobs import (
     RoundTrip,
     Sequence,
 )
-from lntune.errors import InputError
+from lntune.errors import BuildError, InputError
+from lntune.kernels import cache
 
 __all__ = ["here"]
 CASE = plan.case_of(plan.FORWARD, 40, "float32", 3)
@@ -220,6 +221,21 @@ def test_yardsticks_and_speeds(here: Here) -> None:
     assert answer.status == "ok", answer.message
     assert set(answer.values["us"]) >= {"lntune", "eager loop", "nn.LSTM"}
     assert answer.values["off"] < 1e-4 and answer.values["notes"] == []
+
+
+def test_eager_mode_is_not_timed_for_a_kernel(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no kernel, calls are eager mode's; that is a failure here, no figure."""
+
+    def missing(*_: Any) -> None:
+        raise BuildError("it is not in the cache")
+
+    monkeypatch.setattr(cache, "kernel", missing)
+    for job in (
+        Called(msgspec.structs.replace(CASE, hidden=72), here.device, 0.01),
+        Sequence(here.device, 2, 24, "float32", 3, 0.01),
+    ):
+        answer = done(job)
+        assert answer.status == "failed" and "no kernel" in answer.message, answer
 
 
 def test_a_candidate_that_is_wrong_is_not_timed(

@@ -247,10 +247,11 @@ def test_the_first_part(tmp_path: Path) -> None:
         of["yardsticks"]
     )
     assert sum("32768x" in key for key in of["defaults"]) == len(of["defaults"]) == 24 + 2
-    assert len(of["knobs"]) >= 8 and len(of["profile"]) == 8 and len(of["sequence"]) == 4
+    assert len(of["knobs"]) >= 8 and len(of["profile"]) == 2 and len(of["sequence"]) == 4
     assert all("4096x" in key for key in of["few rows"])
     profiled = [words for words in hands.words if words[0] == "/bin/ncu" and len(words) > 2]
     assert all(words[1:3] == ("--clock-control", "none") for words in profiled)
+    assert sum(len(json.loads(words[-1])) for words in profiled) == 8
 
 
 @pytest.mark.usefixtures("a_machine")
@@ -475,7 +476,33 @@ def test_large_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (book.folder / "large.bin").write_bytes(bytes(1001))
     book.pack(tmp_path / "a.tar.gz")
     with tarfile.open(tmp_path / "a.tar.gz") as tar:
-        assert sorted(tar.getnames()) == ["log.txt", "results.jsonl"]
+        assert sorted(tar.getnames()) == ["log.txt", "results.jsonl", "summary.txt"]
+
+
+def test_figures_for_people(tmp_path: Path) -> None:
+    """The log has a work's figures, the summary each case's share of the fastest copy, how the
+    others compare, and what went wrong.
+    """
+    book = Book(tmp_path / "work")
+    book.add("yardsticks", "copy of 1 bytes", Answer("ok", "", {"gbps": 2000.0}), 1.0)
+    book.add("yardsticks", "copy of 2 bytes", Answer("ok", "", {"gbps": 4000.0}), 1.0)
+    book.add("yardsticks", "l2_flag", Answer("ok", "", {"us": 0.75, "cycles": 1400.0}), 1.0)
+    us, gbps = {"eager": 30.0, "tuned": 20.0}, {"eager": 2000.0, "tuned": 3000.0}
+    book.add("defaults", "a case", Answer("ok", "", {"us": us, "gbps": gbps}), 1.0)
+    shares = {"1": {"y": 0.5}, "21": {"y": 1.25, "mean": 0.0}}
+    book.add("checks", "a kernel", Answer("wrong", "y: too far", {"shares": shares}), 1.0)
+    book.pack(tmp_path / "a.tar.gz")
+    assert (book.folder / "summary.txt").read_text().splitlines() == [
+        "fastest copy: 4000 GB/s",
+        "defaults: a case: 20 us, 75 % of copy, eager 1.50x",
+        "wrong: checks: a kernel: y: too far",
+    ]
+    log = [line.partition(" ")[2] for line in (book.folder / "log.txt").read_text().splitlines()]
+    assert log[2:] == [
+        "yardsticks, l2_flag: ok: 0.75 us, 1400 cycles (1.0 s)",
+        "defaults, a case: ok: eager 30 us, tuned 20 us (1.0 s)",
+        "checks, a kernel: wrong: y: too far: 1.25 of what is allowed (1.0 s)",
+    ]
 
 
 def test_a_job_crosses_between_processes() -> None:

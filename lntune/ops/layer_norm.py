@@ -274,6 +274,7 @@ TELLING = (
     (Case(NAME, 4096, "bfloat16", 32768), Case(NAME, 1024, "float32", 4096)),
     (
         Case(NAME, 1024, "bfloat16", 32768),
+        Case(NAME, 1024, "float32", 32768),
         Case(NAME, 8192, "float32", 4096),
         Case(NAME, 1000, "float32", 4096),
         Case(NAME, 4096, "bfloat16", 512),

@@ -371,7 +371,7 @@ GRID = tuple(
 
 TELLING = (
     (Case(NAME, 4096, "bfloat16", 32768), Case(NAME, 1024, "float32", 4096)),
-    (Case(NAME, 4096, "bfloat16", 512),),
+    (Case(NAME, 1024, "float32", 32768), Case(NAME, 4096, "bfloat16", 512)),
 )
 
 OP = Op(

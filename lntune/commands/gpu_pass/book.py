@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from lntune.commands.gpu_pass import summary
 from lntune.commands.gpu_pass.jobs import Answer
 from lntune.errors import InputError, got_expected
 
@@ -74,8 +75,8 @@ class Book:
             self._done.add((step, key))
         with self._results.open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
-        said = f": {answer.message}" if answer.message else ""
-        self.log(f"{step}, {key}: {answer.status}{said} ({seconds:.1f} s)")
+        words = [text for text in (answer.message, summary.figures(answer)) if text]
+        self.log(f"{': '.join([f'{step}, {key}', answer.status, *words])} ({seconds:.1f} s)")
 
     def log(self, text: str) -> None:
         """A line for people, also on the screen."""
@@ -85,7 +86,12 @@ class Book:
             file.write(line + "\n")
 
     def pack(self, to: Path) -> None:
-        """Everything in one archive, which takes its name when it is whole."""
+        """Everything in one archive, which takes its name when it is whole; `summary.txt` is
+        written anew.
+        """
+        answers = [(line.step, line.key, line.answer) for line in self.lines()]
+        text = "".join(f"{line}\n" for line in summary.lines(answers))
+        (self.folder / "summary.txt").write_text(text, encoding="utf-8")
         temporary = to.with_name(f".{to.name}")
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / to.name

@@ -14,6 +14,7 @@ from lntune.case import Case
 from lntune.commands import bench
 from lntune.commands.gpu_pass import checks
 from lntune.device import Device
+from lntune.errors import BuildError
 from lntune.log.records import Timing
 from lntune.measure import calls
 from lntune.measure.jobs import Candidate
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 ROUNDS = 9
+EAGER = "eager"
+"""What a record has for a schedule where eager mode measured faster."""
 OFF = {"float32": 1e-3, "bfloat16": 0.1}
 """How far a sequence's output may be from the eager loop's, which is as far from the truth."""
 
@@ -46,8 +49,13 @@ def as_called(
 ) -> tuple[str, dict[str, Any]]:
     """(what is wrong with the kernel, the figures) of a case as a user calls it: what serves it,
     eager mode, others' kernels where they are installed and a copy, interleaved.
+
+    Raises:
+        BuildError: eager mode serves it for want of a kernel.
     """
     result = bench.run([case], seconds, with_compile, device=device).records[0]
+    if result.schedule != EAGER and not result.errors:  # nothing was checked: there is no kernel
+        raise BuildError(f"{case}: it has no kernel, eager mode serves it; {result.message}")
     wrong = result.message if result.status == "wrong" else ""
     figures = _figures(case, result.timings)
     served = {"schedule": result.schedule, "knobs": result.knobs, "note": result.message}
@@ -120,12 +128,16 @@ def sequence(
     """(what is wrong, the figures) of an LN-LSTM over a sequence in inference, from an idle device
     to an idle one: lntune's layer, the eager loop, that in a graph, and torch.nn.LSTM, which does
     not normalize. `off` is how far lntune's output is from the loop's, in Euclidean norms.
+
+    Raises:
+        BuildError: eager mode serves it for want of a kernel.
     """
     import torch
 
-    from lntune.torch.dispatch import UntunedWarning
+    from lntune.torch import dispatch
     from lntune.torch.lstm import LayerNormLSTM
 
+    dispatch.reload()  # a kernel that is missing is warned of anew
     place = backends.of(device).torch_device(device)
     real = place.startswith(backends.of(device).torch_type)
     torch.manual_seed(0)
@@ -157,7 +169,10 @@ def sequence(
         # a loop becomes a graph when it comes a second time
         ours = [rnn(x)[0] for _ in range(3)][-1].double()
     off = float((ours - loop).norm() / loop.norm())
-    notes = [str(w.message) for w in caught if not issubclass(w.category, UntunedWarning)]
+    notes = [str(w.message) for w in caught]
+    if without := [note for note in notes if "has no kernel" in note]:
+        raise BuildError(without[0])
+    notes = [str(w.message) for w in caught if w.category is not dispatch.UntunedWarning]
     if real:
         stream = torch.cuda.Stream(place)
         stream.wait_stream(torch.cuda.current_stream(place))

@@ -122,20 +122,19 @@ def trials(device: Device, sizes: Sizes) -> Iterator[Work]:
 
 
 def profiled(device: Device, target: str, sizes: Sizes) -> Iterator[Work]:
-    """Kernels under ncu, with the clocks as they are; each in a process of its own, so that one
-    costs no other.
+    """Kernels under ncu, with the clocks as they are; those of an operator in one process, whose
+    start takes longer than they do.
     """
     program = locate.program("ncu")
-    for one in sizes.profiled if program else ():
-        case = plan.case_of(*one, sizes.many)
-        kernel = Kernel(case, plan.default_of(case, device), case.rows)
-        text = msgspec.json.encode([kernel]).decode()
+    for op in dict.fromkeys(op for op, *_ in sizes.profiled) if program else ():
+        cases = [plan.case_of(*one, sizes.many) for one in sizes.profiled if one[0] == op]
+        kernels = [Kernel(case, plan.default_of(case, device), case.rows) for case in cases]
         options = [
             *("--clock-control", "none", "--profile-from-start", "off", "--csv"),
             *(word for name in SECTIONS.split() for word in ("--section", name)),
         ]
-        words = (str(program), *options, "--page", "details", *ONE, "profile", target, text)
-        yield Work(str(case), 40, words=words)
+        words = (str(program), *options, "--page", "details", *ONE, "profile", target)
+        yield Work(op, 75, words=(*words, msgspec.json.encode(kernels).decode()))
 
 
 def sequences(device: Device, sizes: Sizes) -> Iterator[Work]:
