@@ -489,8 +489,8 @@ def test_figures_for_people(tmp_path: Path) -> None:
     book.add("yardsticks", "l2_flag", Answer("ok", "", {"us": 0.75, "cycles": 1400.0}), 1.0)
     us, gbps = {"eager": 30.0, "tuned": 20.0}, {"eager": 2000.0, "tuned": 3000.0}
     book.add("defaults", "a case", Answer("ok", "", {"us": us, "gbps": gbps}), 1.0)
-    shares = {"1": {"y": 0.5}, "21": {"y": 1.25, "mean": 0.0}}
-    book.add("checks", "a kernel", Answer("wrong", "y: too far", {"shares": shares}), 1.0)
+    errors = {"y": 1.25, "mean": 0.0}
+    book.add("checks", "a kernel", Answer("wrong", "y: too far", {"errors": errors}), 1.0)
     book.pack(tmp_path / "a.tar.gz")
     assert (book.folder / "summary.txt").read_text().splitlines() == [
         "fastest copy: 4000 GB/s",
@@ -501,7 +501,7 @@ def test_figures_for_people(tmp_path: Path) -> None:
     assert log[2:] == [
         "yardsticks, l2_flag: ok: 0.75 us, 1400 cycles (1.0 s)",
         "defaults, a case: ok: eager 30 us, tuned 20 us (1.0 s)",
-        "checks, a kernel: wrong: y: too far: 1.25 of what is allowed (1.0 s)",
+        "checks, a kernel: wrong: y: too far: errors 1.25 of what is allowed (1.0 s)",
     ]
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lntune import backends, ops
+from lntune import backends, check, ops
 from lntune.backends.cuda import timing as gpu_timing
 from lntune.backends.cuda.timing import Gpu
 from lntune.case import Case
+from lntune.check import Verdict
 from lntune.commands.gpu_pass import plan
 from lntune.device import Device
 from lntune.errors import BuildError
@@ -58,41 +59,11 @@ def arguments(case: Case, given: dict[str, Any], rows: int, device: Device) -> d
     return values
 
 
-def written(case: Case, values: dict[str, Any]) -> dict[str, Any]:
-    """What the kernel wrote, on the CPU; the total of sums."""
-    return {
-        a.name: (values[a.name].sum(0) if a.role == "sum" else values[a.name]).cpu()
-        for a in ops.get(case.op).arguments(case)
-        if a.role in ("out", "sum")
-    }
-
-
-def against_float64(
-    case: Case, kernel: Any, rows: Sequence[int], device: Device
-) -> dict[str, dict[str, float]]:
-    """For each number of rows the largest error of each output as a share of what it may be (see
-    ops.op.Tolerance), on plain random inputs; infinite where an output has no number.
-    """
-    op = ops.get(case.op)
-    shares: dict[str, dict[str, float]] = {}
-    for count in rows:
-        given = op.inputs(case, count, "normal", count)
-        truth, eager = op.reference(case, given), op.eager(case, given)
-        values = arguments(case, given, count, device)
-        kernel(*values.values())
-        shares[str(count)] = {}
-        for name, out in written(case, values).items():
-            tolerance = op.tolerance(case, name)
-            of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
-            scale = max(
-                tolerance.least,
-                *(float({**given, **truth}[tensor].double().abs().max()) for tensor in of),
-            )
-            own = float((eager[name].double() - truth[name]).abs().max())
-            error = float((out.double() - truth[name]).abs().max())
-            share = error / (tolerance.times * own + tolerance.floor * scale)
-            shares[str(count)][name] = share if out.isfinite().all() else float("inf")
-    return shares
+def against_float64(case: Case, kernel: Any, rows: Sequence[int], device: Device) -> Verdict:
+    """A kernel checked on its device as any candidate is, and on these numbers of rows."""
+    backend = backends.of(device)
+    place = backend.torch_device(device)
+    return check.verify(case, kernel, backend.fence, place, device.cores, rows)
 
 
 def elsewhere(case: Case, kernel: Any, rows: int, device: Device) -> list[str]:

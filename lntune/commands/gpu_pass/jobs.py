@@ -25,15 +25,14 @@ class Find(msgspec.Struct, frozen=True, tag=True):
 
 
 class Compare(msgspec.Struct, frozen=True, tag=True):
-    """Compare a kernel with float64 on several numbers of rows; with `elsewhere` also on a stream
-    of its own and in a graph.
+    """Check a kernel as any candidate is and on more numbers of rows, on another stream and in a
+    graph.
     """
 
     case: Case
     device: Device
     candidate: Candidate
     rows: tuple[int, ...]
-    elsewhere: bool = True
 
 
 class Copy(msgspec.Struct, frozen=True, tag=True):

@@ -64,21 +64,14 @@ def _figures(job: Job) -> tuple[str, dict[str, Any]]:
 
 def _compared(job: Compare) -> tuple[str, dict[str, Any]]:
     kernel = checks.load(job.case, job.candidate, job.device)
-    shares = checks.against_float64(job.case, kernel, job.rows, job.device)
-    wrong = [
-        f"{name}: {share:.3g} times what is allowed, of {rows} rows"
-        for rows, outputs in shares.items()
-        for name, share in outputs.items()
-        if not share <= 1
-    ]
-    if job.elsewhere:
-        wrong += [
+    verdict = checks.against_float64(job.case, kernel, job.rows, job.device)
+    wrong = [verdict.message] if verdict.message else []
+    if not wrong:
+        wrong = [
             f"other bits than a plain call's: {name}"
             for name in checks.elsewhere(job.case, kernel, max(job.rows), job.device)
         ]
-    # JSON has no infinity
-    finite = {rows: {n: min(s, 1e308) for n, s in of.items()} for rows, of in shares.items()}
-    return "; ".join(wrong), {"shares": finite, "knobs": job.candidate.knobs}
+    return "; ".join(wrong), {"errors": verdict.errors, "knobs": job.candidate.knobs}
 
 
 def main(answers: int) -> None:

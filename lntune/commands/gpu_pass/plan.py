@@ -39,12 +39,12 @@ class Trial(msgspec.Struct, frozen=True):
 class Sizes(msgspec.Struct, frozen=True):
     """How large everything is.
 
-    `checked` are (operator, hidden, dtype): their kernels for `few` rows are compared with float64
-    on `checked_rows`, the first of them before anything else. The operators `timed` x `hidden` x
-    `dtypes` are timed on `many` rows, far beyond the cache, and on `few`; `profiled` as `checked`,
-    of `many` rows; `copies` are bytes; `sequences` are (batch, hidden, dtype), of `steps` steps. A
-    race is looked for in blocks that go over `turns` rows. `seconds` is the time of one
-    measurement.
+    `checked` are (operator, hidden, dtype): their kernels for `few` rows are checked as candidates
+    are, which takes 1 and 21 rows, and on `checked_rows`, the first of them before anything else.
+    The operators `timed` x `hidden` x `dtypes` are timed on `many` rows, far beyond the cache, and
+    on `few`; `profiled` as `checked`, of `many` rows; `copies` are bytes; `sequences` are (batch,
+    hidden, dtype), of `steps` steps. A race is looked for in blocks that go over `turns` rows.
+    `seconds` is the time of one measurement.
     """
 
     checked: tuple[tuple[str, int, str], ...]
@@ -63,7 +63,7 @@ class Sizes(msgspec.Struct, frozen=True):
     seconds: float
 
 
-_BACKWARD_TRIALS: tuple[tuple[int, str, int, dict[str, int]], ...] = (
+_BACKWARD_TRIALS: tuple[tuple[int, str, int, dict[str, knobs_module.Value]], ...] = (
     (8192, "bfloat16", 32768, {"threads_per_row": 512}),
     (8192, "float32", 32768, {"threads_per_row": 512}),
     (4096, "bfloat16", 32768, {"threads_per_row": 256, "blocks_per_sm": 2}),
@@ -74,18 +74,28 @@ _BACKWARD_TRIALS: tuple[tuple[int, str, int, dict[str, int]], ...] = (
     (8192, "bfloat16", 32768, {"threads_per_row": 256}),
     (4096, "bfloat16", 32768, {"threads_per_row": 256, "blocks_per_sm": 3}),
     (1024, "bfloat16", 4096, {"blocks_per_sm": 8}),
+    (8192, "bfloat16", 32768, {"prefetch": True}),
+    (8192, "float32", 32768, {"prefetch": True}),
+    (5003, "bfloat16", 32768, {"prefetch": True}),
+    (4096, "bfloat16", 32768, {"exchange": "one_barrier"}),
+    (4096, "bfloat16", 32768, {"weight_storage": "registers"}),
 )
-_FORWARD_TRIALS: tuple[tuple[int, str, int, dict[str, int | str]], ...] = (
+_FORWARD_TRIALS: tuple[tuple[int, str, int, dict[str, knobs_module.Value]], ...] = (
     (16384, "float32", 32768, {"threads_per_row": 512}),
     (5003, "bfloat16", 32768, {"threads_per_row": 256}),
     (1024, "bfloat16", 32768, {"threads_per_row": 32, "rows_per_block": 4}),
     (16384, "float32", 32768, {"threads_per_row": 512, "row_storage": "shared"}),
+    (4096, "bfloat16", 32768, {"exchange": "one_barrier"}),
+    (16384, "float32", 32768, {"exchange": "one_barrier"}),
+    (4096, "bfloat16", 32768, {"prefetch": True}),
 )
 TRIALS = (
     *(Trial(BACKWARD, *trial) for trial in _BACKWARD_TRIALS),
     *(Trial(FORWARD, *trial) for trial in _FORWARD_TRIALS),
 )
-"""What a model of a multiprocessor prefers to the defaults, the largest differences first."""
+"""What a model of a multiprocessor prefers to the defaults, the largest differences first; then
+what a card has to decide.
+"""
 FULL = Sizes(
     checked=(
         (FORWARD, 1024, "float32"),
@@ -97,7 +107,7 @@ FULL = Sizes(
         (STEP, 512, "float32"),
         (STEP_BACKWARD, 512, "bfloat16"),
     ),
-    checked_rows=(1, 21, 4113),
+    checked_rows=(4113,),
     timed=(FORWARD, BACKWARD),
     hidden=(4096, 1024, 8192, 16384, 768, 5003),
     dtypes=("bfloat16", "float32"),
@@ -124,7 +134,7 @@ FULL = Sizes(
 )
 TINY = Sizes(
     checked=((FORWARD, 40, "float32"), (BACKWARD, 40, "float32")),
-    checked_rows=(1, 5),
+    checked_rows=(5,),
     timed=(FORWARD,),
     hidden=(40,),
     dtypes=("float32",),

@@ -23,9 +23,8 @@ def figures(answer: Answer) -> str:
         parts.append(f"{gbps:.0f} GB/s")
     if "cycles" in values:
         parts.append(f"{values['cycles']:.0f} cycles")
-    if shares := values.get("shares"):
-        worst = max((s or 0.0) for of in shares.values() for s in of.values())
-        parts.append(f"{worst:.3g} of what is allowed")
+    if errors := values.get("errors"):
+        parts.append(f"errors {max(errors.values()):.3g} of what is allowed")
     return ", ".join(parts)
 
 
