@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-LOWERING = {"cpu": 1, "gpu": 1}
+LOWERING = {"cpu": 1, "gpu": 2}
 """For each kind of device the version of what every scheduled module of its goes through on the way
 to machine code: transformations that schedules share, passes, edits of LLVM IR and CUDA source.
 Raised where a change of them changes the code of kernels.

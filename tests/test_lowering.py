@@ -16,7 +16,7 @@ from lntune.backends.cuda.program import target as target_of
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
-from lntune.transforms.gpu import exchange, thread_private
+from lntune.transforms.gpu import pairs, thread_private
 
 GPU = device_of("cuda:sm_90")
 
@@ -90,7 +90,11 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
     with tvm.transform.PassContext(config=config, disabled_pass=skipped, instruments=[Names()]):
         mod = pipeline.default_s_tir_pipeline()[0](mod)
     host, (kernels,) = split_host_device_mods(mod)[0], split_host_device_mods(mod)[1].values()
-    return list(host.functions.values()), pipeline.finalize_device_passes()(kernels)
+    kernels = pipeline.finalize_device_passes()(kernels)
+    kernels = tvm.IRModule(
+        {name: pairs.widened_in_pairs(kernel) for name, kernel in kernels.functions.items()}
+    )
+    return list(host.functions.values()), kernels
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_passes_come_in_the_order_of_the_whole_pipeline() -> None:
     ours = ours[ours.index("s_tir.CompactBufferAllocation") :]
     left = iter(theirs)
     # consumes: the same order
-    own = ("sequential", exchange.ATTRIBUTE)
+    own = ("sequential", *lowering.OWN)
     assert all(name in left for name in ours if name not in own), ours
     missing = {
         name

@@ -14,7 +14,7 @@ import msgspec
 from lntune.backends.cuda import lowering, sizes, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
-from lntune.transforms.gpu import cache_hints, thread_private
+from lntune.transforms.gpu import cache_hints, pairs, thread_private
 
 WIDEST = 16
 """Bytes of the widest load or store that kernels are built with."""
@@ -257,8 +257,8 @@ _STORE = re.compile(
 
 
 def _complete(source: str, launches: tuple[Launch, ...]) -> str:
-    """The source with the macro it uses (see lntune/transforms/gpu/reload.py), and with vector
-    stores that nvcc does not split.
+    """The source with the macros it uses (see reload.py and pairs.py in lntune/transforms/gpu), and
+    with vector stores that nvcc does not split.
 
     Where a block has several rows, whose stores are guarded, nvcc 13.0 cuts some of these into
     single elements, unless they are written as calls of __stwb.
@@ -279,7 +279,9 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
         return _STORE.sub(store, match[0]) if match[1] in several else match[0]
 
     source = _KERNEL.sub(kernel, source)
-    return _RELOAD + source if "lntune_reload(" in source else source
+    for function, macros in (("lntune_reload(", _RELOAD), (pairs.SECOND, pairs.SOURCE)):
+        source = macros + source if function in source else source
+    return source
 
 
 def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = ()) -> Program:

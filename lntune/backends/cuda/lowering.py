@@ -18,13 +18,17 @@ tests/test_lowering.py holds this list against that pipeline:
 - Sums of several values are written without names for the values; see `without_bindings`.
 - Where a schedule asks for it, sums over warps are exchanged with one barrier, not TVM's two; see
   lntune/transforms/gpu/exchange.py.
+- bfloat16 is widened in pairs; see lntune/transforms/gpu/pairs.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lntune.transforms.gpu import exchange
+from lntune.transforms.gpu import exchange, pairs
+
+OWN = ("lntune.pairs", "lntune.one_barrier")
+"""Names of passes in the list that are not TVM's."""
 
 
 def without_bindings(body: Any) -> Any:
@@ -78,15 +82,18 @@ def _passes() -> list[Any]:
             }
         )
 
-    def one_barrier(mod: Any, _: Any) -> Any:
-        return tvm.IRModule(
-            {
-                name: exchange.with_one_barrier(function)
-                if function.attrs and exchange.ATTRIBUTE in function.attrs
-                else function
-                for name, function in mod.functions.items()
-            }
-        )
+    def changed(name: str, change: Any, attribute: str = "") -> Any:
+        """A pass that changes functions: all, or those that have an attribute."""
+
+        def each(mod: Any, _: Any) -> Any:
+            return tvm.IRModule(
+                {
+                    key: change(f) if not attribute or (f.attrs and attribute in f.attrs) else f
+                    for key, f in mod.functions.items()
+                }
+            )
+
+        return tvm.transform.module_pass(each, opt_level=0, name=name)
 
     return [
         s.CanonicalizeLoop(),
@@ -114,12 +121,13 @@ def _passes() -> list[Any]:
         t.StmtSimplify(),
         s.RewriteUnsafeSelect(),
         t.CommonSubexprElim(),
+        changed(OWN[0], pairs.widened_in_pairs),
         t.VerifyMemory(),
         s.ThreadSync("shared"),
         s.ThreadSync("shared.dyn"),
         s.ThreadSync("warp"),
         # behind the passes that would put barriers around its accesses of shared memory
-        tvm.transform.module_pass(one_barrier, opt_level=0, name=exchange.ATTRIBUTE),
+        changed(OWN[1], exchange.with_one_barrier, exchange.ATTRIBUTE),
         s.LowerThreadAllreduce(),
         s.MergeSharedMemoryAllocations(),
         t.SplitHostDevice(),
