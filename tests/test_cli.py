@@ -124,6 +124,17 @@ def test_every_command_is_listed() -> None:
     assert run().exit_code == 2 and "Usage" in run().output
 
 
+@pytest.mark.parametrize("option", ["--hidden", "--dtype", "--rows"])
+@pytest.mark.parametrize("command", ["tune", "bench", "check", "build"])
+def test_an_option_without_a_word_is_refused(command: str, option: str) -> None:
+    """What an unset variable of a shell leaves is not taken for an option that was left out, which
+    means the default grid.
+    """
+    done = run(command, option, "")
+    assert done.exit_code == 2
+    assert f"'{option}': got '', expected one or more" in done.output
+
+
 def test_no_summary_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command's summary is whole on a terminal of 80 columns, and they stand in the order in
     which a newcomer meets them.

@@ -394,6 +394,21 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
     assert verdict_lines(results[1:2]) == ["1 kernel checked, all right"]
 
 
+def test_a_kernel_that_cannot_be_had_is_not_right() -> None:
+    """Where eager mode serves because a kernel cannot be built or loaded, the table and its lines
+    say so, and a reason that many cases share stands once.
+    """
+    case = Case("layer_norm", 64, "float32", 8)
+    missing = Result(case, "eager", "", False, "no kernel: disk full", {}, {}, True)
+    right = Result(case, "default", "cached_rows", True, "", {"y": 0.5}, {})
+    assert "NONE" in text(verdict_table([missing, right]))
+    assert verdict_lines([missing, missing, right]) == [
+        "1 kernel checked, all right, 2 cannot be had",
+        "no kernel: disk full",
+    ]
+    assert verdict_lines([missing])[0] == "0 kernels checked, none right, 1 cannot be had"
+
+
 # --- compare
 
 

@@ -20,7 +20,7 @@ import lntune
 from lntune import device, knobs, schedule
 from lntune.case import TYPICAL_ROWS, Case
 from lntune.device import Device
-from lntune.errors import NotTunedError, UnknownNameError
+from lntune.errors import InputError, NotTunedError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.log.select import Choice, Tier, select, served, tune_commands
@@ -493,6 +493,14 @@ def test_strict_in_a_block() -> None:
         with pytest.raises(NotTunedError):
             call()
     call()
+
+
+def test_no_rows_are_pytorchs() -> None:
+    """What is said of an empty batch is what a call does; sizes that make no sense are refused."""
+    explanation = lntune.explain("layer_norm", 96, rows=0)
+    assert explanation.tier == "eager" and "no rows" in str(explanation)
+    with pytest.raises(InputError, match="hidden"):
+        lntune.explain("layer_norm", 0, rows=0)
 
 
 def test_explain(log_dir: Path) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import SequenceParallel, parallelize_modu
 from torch.nn.utils import parametrize, prune
 
 import lntune
+from lntune.errors import InputError
 from lntune.torch import layer_norm as layer_norm_module
 from lntune.torch import modules
 
@@ -476,3 +477,10 @@ def test_graphs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not lntune.conversion(lntune.revert(outer)).converted
     torch.testing.assert_close(graph(X), y)
     assert not seen
+
+
+@pytest.mark.parametrize("function", [lntune.convert, lntune.conversion, lntune.revert])
+def test_what_is_no_model_is_refused(function: Callable[[Any], Any]) -> None:
+    """Anything but a module is an error that names the argument."""
+    with pytest.raises(InputError, match="model: got int, expected"):
+        function(3)

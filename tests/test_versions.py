@@ -59,6 +59,15 @@ def verdict(name: str, now: Digests, approved: Digests | None, remedy: str) -> s
         for label in now.digests | approved.digests
         if now.digests.get(label) != approved.digests.get(label)
     ]
+    if now.code == approved.code and changed and all(" default" in label for label in changed):
+        return (
+            f"of {name} only kernels with default knobs have changed ({changed[0]}), and its"
+            f" versions have not. Where `default` alone was edited, other knobs are the default now"
+            " and the code for given knobs, which records name, is what it was:"
+            " LNTUNE_UPDATE_GOLDEN=same writes the digests. Where the code has changed,"
+            f" measurements of the old kernels would pass for those of the new ones: {remedy}, then"
+            " LNTUNE_UPDATE_GOLDEN=1."
+        )
     if now.code == approved.code and changed:
         return (
             f"the code of {name} has changed in {len(changed)} of {len(now.digests)} kernels (the"
@@ -231,6 +240,21 @@ def test_a_change_is_seen(
     )
     assert "has changed" not in verdict(plan.name, raised, approved, "")
     assert not verdict(plan.name, approved, approved, "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "of_defaults"),
+    [(("a default x",), True), (("a default x", "a width=2 x"), False), (("a width=2 x",), False)],
+)
+def test_other_defaults_are_not_other_code(labels: tuple[str, ...], of_defaults: bool) -> None:
+    """Where only kernels with default knobs have changed, the answer names the way on for who has
+    edited `default` alone.
+    """
+    approved = Digests(Code(1, 1, 1), {"a default x": "1", "a width=2 x": "2"})
+    now = Digests(approved.code, approved.digests | dict.fromkeys(labels, "other"))
+    message = verdict("some", now, approved, "Raise it")
+    assert "has changed" in message and "Raise it" in message
+    assert ("Where `default` alone was edited" in message) == of_defaults
 
 
 def test_records_of_before_there_were_versions() -> None:

@@ -52,11 +52,27 @@ app = typer.Typer(
 )
 
 OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
-HIDDEN = Annotated[str, typer.Option("--hidden", help="Hidden sizes, separated by commas.")]
+
+
+def _not_empty(context: typer.Context, option: typer.CallbackParam, value: str) -> str:
+    """Refuse an option that was given without a word, as an unset variable of a shell leaves it:
+    not to have been given means something else.
+    """
+    source = context.get_parameter_source(str(option.name))
+    if not names(value) and source and source.name == "COMMANDLINE":
+        raise typer.BadParameter(f"got {value!r}, expected one or more, separated by commas")
+    return value
+
+
+HIDDEN = Annotated[
+    str,
+    typer.Option("--hidden", callback=_not_empty, help="Hidden sizes, separated by commas."),
+]
 DTYPE = Annotated[
     str,
     typer.Option(
         "--dtype",
+        callback=_not_empty,
         help="Element types, separated by commas: float32, float16, bfloat16, or fp32, fp16, bf16.",
     ),
 ]
@@ -64,6 +80,7 @@ ROWS = Annotated[
     str,
     typer.Option(
         "--rows",
+        callback=_not_empty,
         help="Numbers of rows, separated by commas. Each stands for its row bucket.",
     ),
 ]

@@ -32,7 +32,7 @@ from lntune.cli.base import (
     using_logs,
 )
 from lntune.device import Device
-from lntune.errors import InputError, unknown
+from lntune.errors import InputError, got_expected, unknown
 from lntune.log import records
 from lntune.system import paths
 from lntune.words import counted
@@ -148,7 +148,8 @@ def why(
     target: Annotated[
         str,
         typer.Option(
-            help="cpu, or a GPU: cuda (the one that is here), cuda:sm_90, nvidia/nvidia-h100."
+            help="cpu; cuda (the GPU that is here); one that need not be: cuda:sm_90,"
+            " nvidia/nvidia-h100, emulated:sm_90."
         ),
     ] = DEFAULT,
     log_dir: LOG_DIR = None,
@@ -175,7 +176,7 @@ def show(
     op: OP,
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 512,
+    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 1,
     form: Annotated[
         str,
         typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU)."),
@@ -188,7 +189,8 @@ def show(
     target: Annotated[
         str,
         typer.Option(
-            help="cpu, or a GPU, which need not be here: cuda, cuda:sm_90, nvidia/nvidia-h100."
+            help="cpu; cuda (the GPU that is here); one that need not be: cuda:sm_90,"
+            " nvidia/nvidia-h100, emulated:sm_90."
         ),
     ] = DEFAULT,
     log_dir: LOG_DIR = None,
@@ -201,6 +203,9 @@ def show(
 
     if form not in compiler.FORMS:
         raise unknown("form", form, compiler.FORMS)
+    if rows < 1:
+        remedy = "PyTorch serves an empty batch."
+        raise InputError(got_expected("--rows", rows, "1 or more", remedy))
     case = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     device = device_of(target)
     if schedule:

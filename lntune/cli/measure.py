@@ -29,6 +29,7 @@ from lntune.cli.base import (
     seconds,
     show_rows,
     some,
+    tell,
     using_logs,
 )
 from lntune.errors import InputError, got_expected
@@ -53,7 +54,7 @@ def tune(
         typer.Option(
             help=(
                 "Time for the whole run, the measuring process's start (some 5 s) and the finals"
-                " included: 60s, 10m, 1h; from 10s on."
+                " included: 60s, 10m, 1h; below 10s hardly anything is tuned."
             )
         ),
     ] = "60s",
@@ -239,7 +240,8 @@ def build(
         str,
         typer.Option(
             "--target",
-            help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100.",
+            help="Devices, separated by commas: cpu, cuda, cuda:sm_90, nvidia/nvidia-h100;"
+            " none need be here.",
         ),
     ] = DEFAULT,
     archs: Annotated[
@@ -452,6 +454,7 @@ def bench(
     else:
         show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth, wide)
         show(console(), None, peer_lines(result.records))
+    _say_where(output)
 
 
 def _training(
@@ -492,6 +495,7 @@ def _training(
     else:
         steps = steps_of(records)
         show(console(wide=wide), steps_table(steps), steps_lines(steps))
+    _say_where(output)
 
 
 def _call_cost(
@@ -516,6 +520,13 @@ def _call_cost(
         print_json(costs)
     else:
         show(console(wide=wide), costs_table(costs), costs_lines(costs))
+    _say_where(output)
+
+
+def _say_where(output: Path | None) -> None:
+    """Name the file that was written, on standard error."""
+    if output is not None:
+        tell(f"The figures are in {output}.")
 
 
 def _write(output: Path | None, facts: Any = None) -> None:

@@ -20,7 +20,9 @@ from lntune.torch import devices, dispatch
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The check of one case: what serves it, and whether that is right (see check.Verdict)."""
+    """The check of one case: what serves it, and whether that is right (see check.Verdict). Where a
+    kernel was chosen and cannot be had, it is not, and `missing`; eager mode then serves.
+    """
 
     case: Case
     tier: Tier
@@ -29,6 +31,7 @@ class Result(msgspec.Struct, frozen=True):
     message: str
     errors: dict[str, float]
     versus_eager: dict[str, float]
+    missing: bool = False
 
 
 def tuned_cases(op: str, device: Device | None = None) -> list[Case]:
@@ -55,9 +58,10 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
     backend = backends.of(device)
     tensors = [torch.empty(0, device=backend.torch_device(device))]
     dispatch.reload()
-    results = []
-    with warnings.catch_warnings(), devices.serving(device):
-        warnings.simplefilter("ignore", dispatch.UntunedWarning)
+    results: list[Result] = []
+    reason = ""  # of the last kernel that could not be had; what many share is said once
+    with warnings.catch_warnings(record=True) as caught, devices.serving(device):
+        warnings.simplefilter("always", dispatch.UntunedWarning)
         for case in cases:
             for variant in ops.get(case.op).called(case.variant):
                 asked = msgspec.structs.replace(case, variant=variant)
@@ -66,10 +70,15 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
                     dispatch.choose(asked, device),
                 )
                 if kernel is None:
+                    reason = next(
+                        (text for w in caught if dispatch.NO_KERNEL in (text := str(w.message))),
+                        reason,
+                    )
+                    caught.clear()
+                    missing = choice.tier != "eager"
+                    message = reason if missing else "eager mode serves it"
                     results.append(
-                        Result(
-                            asked, "eager", choice.schedule, True, "eager mode serves it", {}, {}
-                        )
+                        Result(asked, "eager", "", not missing, message, {}, {}, missing)
                     )
                     continue
                 try:

@@ -29,7 +29,8 @@ def verdict_table(results: Sequence[Result]) -> Table:
     for r in results:
         worst = max(r.errors.values(), default=None)
         versus = max(r.versus_eager.values(), default=None)
-        verdict = Text("right", style="green") if r.ok else Text("WRONG", style="red")
+        wrong = "NONE" if r.missing else "WRONG"
+        verdict = Text("right", style="green") if r.ok else Text(wrong, style="red")
         table.add(
             str(r.case),
             f"{r.tier}: {r.schedule}" if r.schedule else r.tier,
@@ -42,13 +43,19 @@ def verdict_table(results: Sequence[Result]) -> Table:
 
 def verdict_lines(results: Sequence[Result]) -> list[str]:
     """What the table comes to, and what is wrong with each kernel that is."""
-    wrong, eager = sum(not r.ok for r in results), sum(r.tier == "eager" for r in results)
-    served = f", eager mode serves {eager} more" if eager else ""
-    kernels = counted(len(results) - eager, "kernel")
-    sentences = [f"{kernels} checked, {f'{wrong} wrong' if wrong else 'all right'}{served}"]
+    missing = sum(r.missing for r in results)
+    wrong = sum(not r.ok for r in results) - missing
+    eager = sum(r.tier == "eager" for r in results) - missing
+    served = f", {missing} cannot be had" if missing else ""
+    served += f", eager mode serves {eager} more" if eager else ""
+    checked = len(results) - eager - missing
+    came = f"{wrong} wrong" if wrong else "all right" if checked or not missing else "none right"
+    sentences = [f"{counted(checked, 'kernel')} checked, {came}{served}"]
     if beyond := sum(r.ok and max(r.versus_eager.values(), default=0) > TWICE for r in results):
         sentences.append(
             f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
             " counts, whose limit is 1"
         )
-    return [*sentences, *(f"WRONG: {r.case}: {r.message}" for r in results if not r.ok)]
+    sentences += [f"WRONG: {r.case}: {r.message}" for r in results if not r.ok and not r.missing]
+    # a fault of the machine is that of many cases, whose first is named
+    return sentences + list(dict.fromkeys(r.message for r in results if r.missing))

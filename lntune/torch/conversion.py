@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from lntune.errors import InputError, got_expected
 from lntune.system import callers
 from lntune.torch.layer_norm import layer_norm
 from lntune.torch.modules import LayerNorm
@@ -79,6 +80,9 @@ def convert(model: Model) -> Model:
     While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm,
     converted or not; `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
 
+    Raises:
+        InputError: it is no module.
+
     Warns:
         UserWarning: the model has no layer norm that could be converted.
     """
@@ -108,7 +112,11 @@ def revert(model: Model) -> Model:
     model: what `convert` changed, and others.
 
     For tools that ask for PyTorch's class itself. Subclasses of lntune.LayerNorm stay.
+
+    Raises:
+        InputError: it is no module.
     """
+    _ensure_module(model)
     _exchange(model, LayerNorm, nn.LayerNorm)
     return model
 
@@ -116,7 +124,11 @@ def revert(model: Model) -> Model:
 def conversion(model: nn.Module) -> Conversion:
     """Which layer norms of a model run on lntune and which do not, and why; print it, or read its
     fields. Nothing is changed.
+
+    Raises:
+        InputError: it is no module.
     """
+    _ensure_module(model)
     reasons = {name: _reason(module) for name, module in _norms(model)}
     for name, _, node in _calls(model):
         reasons[name] = (
@@ -130,6 +142,11 @@ def conversion(model: nn.Module) -> Conversion:
         tuple(name for name, why in reasons.items() if not why),
         {name: why for name, why in reasons.items() if why},
     )
+
+
+def _ensure_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(got_expected("model", type(model).__name__, "a torch.nn.Module"))
 
 
 def _norms(model: nn.Module) -> Iterator[tuple[str, nn.LayerNorm]]:

@@ -55,6 +55,8 @@ FILTERED_WARNINGS = (
     ScheduleWarning,
 )
 """Warnings that are errors where the user's filters say so, and then reach the user."""
+NO_KERNEL = "has no kernel, eager mode serves it"
+"""What a warning says of a case whose kernel cannot be built or loaded."""
 _Key = tuple[Device, Case, devices.Layout]
 _kernels: dict[_Key, Kernel | None] = {}
 _retries: dict[_Key, Later] = {}
@@ -165,7 +167,7 @@ def _obtain_or_warn(device: Device, case: Case, layout: devices.Layout) -> Kerne
             reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
             retry = " It is tried again later." if passing else ""
             callers.warn(
-                f"{untuned.name(case)} has no kernel, eager mode serves it: {reason}{retry}",
+                f"{untuned.name(case)} {NO_KERNEL}: {reason}{retry}",
                 UntunedWarning,
             )
         return None
@@ -214,7 +216,8 @@ def _step_down(device: Device, case: Case, choice: Choice) -> None:
         )
         command = untuned.Untuned(case, device, "").command
         raise NotTunedError(
-            f"{untuned.name(case)} {state} ({'; '.join(choice.steps)}). Run: {command}"
+            f"{untuned.name(case)} {state}. Run: {command} (What was looked at:"
+            f" {'; '.join(choice.steps)}.)"
         )
     untuned.count(case, device, _STEPS_DOWN[choice.tier], outlived)
 

@@ -12,7 +12,7 @@ from lntune.backends import DEFAULT, device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
 from lntune.log.select import Tier
 from lntune.torch import dispatch
-from lntune.torch.support import size_support
+from lntune.torch.support import NO_ROWS, size_support
 
 SERVED_BY: dict[Tier, str] = {
     "exact": "its own record",
@@ -101,6 +101,15 @@ def explain(
             device=where,
             tier="eager",
             steps=(f"eager: {size_support(dtype, hidden).reason}; PyTorch serves it",),
+        )
+    if rows == 0:
+        asked = {"op": op, "hidden": hidden, "dtype": dtype, "rows": rows}
+        Case(op, hidden, dtype, 1)  # complains of what makes no sense
+        return Explanation(
+            case=asked,
+            device=where,
+            tier="eager",
+            steps=(f"eager: {NO_ROWS.reason}; PyTorch serves it",),
         )
     case = Case(op, hidden, dtype, rows)
     choice = dispatch.choose(case, device)

@@ -158,7 +158,8 @@ def _records(known: Mapping[str, schedule.Schedule]) -> list[Finding]:
     if skipped:
         more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         remedy = (
-            "They are left out; remove the lines, or update lntune if it is older than they are."
+            "They are left out; remove the lines (lntune report names them all), or update lntune"
+            " if it is older than they are."
         )
         findings.append(
             Finding(
