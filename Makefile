@@ -10,7 +10,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + ($(CORES)))')
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all test-versions lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)
@@ -22,6 +22,20 @@ test: lint
 # The grids of sizes, dtypes and variants in full, of which `make test` takes a part.
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --exhaustive
+
+# The tests of what calls on GPUs rest on, with other releases than constraints.txt has, such as
+# those of a machine with a GPU (PYTHON=python3.12).
+RELEASES ?= torch==2.11.0 numpy==2.5.2
+OTHER_VENV ?= .venv-versions
+RELEASED := $(shell echo "$(RELEASES)" | sed 's/==[^ ]*//g; s/ /|/g')
+
+test-versions:
+	test -x $(OTHER_VENV)/bin/python || $(PYTHON) -m venv $(OTHER_VENV)
+	grep -vE '^($(RELEASED)|setuptools)==' constraints.txt > $(OTHER_VENV)/constraints.txt
+	$(OTHER_VENV)/bin/python -m pip install -c $(OTHER_VENV)/constraints.txt $(RELEASES) -e '.[test]'
+	$(OTHER_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile \
+	  $(wildcard tests/test_on_gpu_*.py tests/test_launcher*.py tests/test_torch*.py) \
+	  tests/test_graphs.py tests/test_capture.py tests/test_device_timing.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
