@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import lntune
-from lntune import tune
+from lntune import device, tune
 from lntune.case import Case
 from lntune.cli import app
 from lntune.commands import demo
 from lntune.log import records
+from lntune.log.records import Record, Timing
 from lntune.tune import Summary
 
 GRID = (Case("layer_norm", 64, "float32", 8), Case("layer_norm", 64, "bfloat16", 1))
@@ -54,9 +57,12 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
         demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4)
     )
     monkeypatch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)
-    tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
+    with warnings.catch_warnings():  # a tour does not warn of what it does itself
+        warnings.simplefilter("error", lntune.UntunedWarning)
+        tour = demo.run(4, GRID, Console(file=out, width=200, highlight=False))
     text = out.getvalue()
-    assert tour.ok
+    assert tour.ok and lntune.untuned() and "lntune tune layer_norm_backward" in text
+    assert "of earlier runs" not in text
     assert {(r.hidden, r.dtype, r.rows) for r in tour.rows} == {
         (c.hidden, c.dtype, c.rows) for c in GRID
     }
@@ -66,6 +72,32 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("geomean" in text or "disturbed" in text) and "over eager" in text and "of copy" in text
     assert "[2/2] layer_norm 1x64 bfloat16: tuned" in text, "progress is visible"
     assert len(records.finals(records.read([Path(tour.log_dir)]))) == len(GRID)
+
+
+def test_rows_of_earlier_runs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a record of before serves, because that of now was disturbed, the tour says so."""
+    of_now, of_before = (
+        Record(
+            role="final",
+            case=case,
+            device=device.current(),
+            threads=1,
+            schedule="cached_rows",
+            knobs={},
+            status="ok",
+            timings={"tuned": Timing((1.0,), 1.0)},
+            run=run,
+        )
+        for case, run in zip(GRID, ("now", "before"), strict=True)
+    )
+    summary = Summary(finals=[of_now], statuses=Counter(ok=1))
+    found = {records.Key.of(r.case): r for r in (of_now, of_before)}
+    monkeypatch.setattr(demo, "tune", lambda *_: summary)
+    monkeypatch.setattr(demo.records, "finals", lambda _: found)
+    monkeypatch.setattr(demo, "_agreement", lambda c: demo.Agreement(c, 0.0, 0.0, True))
+    out = io.StringIO()
+    assert demo.run(1, GRID, Console(file=out, width=200)).ok
+    assert "1 row of earlier runs" in out.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")

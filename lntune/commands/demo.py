@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import msgspec
@@ -10,7 +11,9 @@ from rich.console import Console
 from lntune import device
 from lntune.case import Case
 from lntune.log import records
+from lntune.log.records import Key
 from lntune.ops.layer_norm import NAME
+from lntune.ops.layer_norm_backward import NAME as BACKWARD
 from lntune.report.columns import say, whole
 from lntune.report.progress import TuningProgress
 from lntune.report.rows import Row, rows_of
@@ -81,7 +84,9 @@ def run(
         return Tour(summary.trials, [], [], str(summary.log_dir))
     say(out, "2. Loading the winners in PyTorch and checking them against eager on real tensors.")
     lntune.reload()
-    agreements = [_agreement(case) for case in grid]
+    with warnings.catch_warnings():  # the backward's kernels are none that this tour tunes
+        warnings.simplefilter("ignore", lntune.UntunedWarning)
+        agreements = [_agreement(case) for case in grid]
     for a in agreements:
         differences = (
             f"largest difference {a.output:.1e} of the largest value, gradient {a.gradient:.1e}"
@@ -98,21 +103,29 @@ def run(
     )
     say(out, "3. The report (`lntune report` shows it again):")
     finals = records.finals(records.read(paths.log_dirs(), NAME, cpu))
-    rows = rows_of(
-        finals[key]
-        for key in dict.fromkeys((c.op, c.hidden, c.dtype, c.bucket) for c in grid)
-        if key in finals
-    )
+    keys = dict.fromkeys(Key.of(case) for case in grid)
+    serving = [finals[key] for key in keys if key in finals]
+    rows = rows_of(serving)
     show(
         console(out.stderr, wide) if wide else out,
         cases_table(rows, f"{NAME}, medians; every call allocates its output"),
         summary_lines(rows),
     )
+    if older := sum(r.run != summary.finals[0].run for r in serving):
+        say(
+            out,
+            f"{counted(older, 'row')} of earlier runs on this kind of machine: what other work"
+            " disturbed now replaces no quiet measurement.",
+        )
     example = grid[0]
     command = (
         f"lntune why {NAME} --hidden {example.hidden} --dtype {example.dtype} --rows {example.rows}"
     )
-    say(out, f"The log is in {whole(summary.log_dir)}. Next: {whole(command)}")
+    say(
+        out,
+        f"The log is in {whole(summary.log_dir)}. Next: {whole(command)}; the backward, which its"
+        f" default knobs serve, is tuned by {whole(f'lntune tune {BACKWARD}')}.",
+    )
     return Tour(summary.trials, rows, agreements, str(summary.log_dir))
 
 
