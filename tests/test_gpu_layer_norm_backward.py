@@ -92,6 +92,42 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
     assert not values["dbeta"].count_nonzero()
 
 
+@pytest.mark.parametrize("hidden", [97, 1024, 2112, 4096, 16384])
+def test_totals_have_blocks_for_the_device(hidden: int) -> None:
+    """The kernel of totals has a block for each multiprocessor where 8 columns to a block are so
+    many, none of fewer, and no more than 32 columns; its threads have all partial sums on the way.
+    """
+    case = Case("layer_norm_backward", hidden, "float32", 4096)
+    program = program_of(case)
+    totals = program.launches[1]
+    columns, sharing, _ = totals.block
+    blocks = totals.blocks(4096)[0]
+    assert blocks == -(-hidden // columns)
+    assert 8 <= columns <= 32
+    assert columns == 8 or blocks >= DEVICE.cores
+    assert columns == 32 or -(-hidden // (2 * columns)) < DEVICE.cores
+    parts = program.launches[0].blocks(4096)[0]
+    assert sharing <= max(16, 2 * parts)
+    assert columns * sharing <= 512
+
+
+@pytest.mark.parametrize("cores", [3, 20, 40])
+@pytest.mark.parametrize("parts", [1, 3, 16])
+def test_totals_of_few_and_many_columns(cores: int, parts: int) -> None:
+    """8, 16 and 32 columns to a block, more threads to a column than there are partial sums and
+    fewer, a last block that is not full: right.
+    """
+    few = msgspec.structs.replace(DEVICE, cores=cores)
+    case = Case("layer_norm_backward", 323, "float16", 512)
+    setting = PLAN.default(case, few)
+    changed = {"threads_per_row": 64, "rows_per_block": 1, "blocks_per_sm": parts}
+    program = compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), few)
+    assert program.launches[1].block[0] == {3: 32, 20: 16, 40: 8}[cores]
+    run = emulated.kernel(case, program, "shuffled")
+    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    assert verdict.ok, verdict.message
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
     """By default every multiprocessor has a block where there are rows for it, and a few rows do

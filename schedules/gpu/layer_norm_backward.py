@@ -384,7 +384,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 4.
     if _sums(case):
-        columns.totals(sch, blocks, _sums(case))
+        columns.totals(sch, blocks, _sums(case), device.cores)
     mod = sch.mod
     if _weight(case) and knobs.weight_storage == "reload":
         mod = reload.after(mod, "c2", "weight")
@@ -551,7 +551,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=1,
+        version=2,
         seeds=seeds,
     ),
 )

@@ -14,12 +14,14 @@ from typing import Any
 
 from lntune.transforms.gpu import threads
 
-COLUMNS = 32
-"""Columns of a block of threads that adds partial sums: a warp's loads lie side by side, and there
-are blocks enough.
+COLUMNS = (32, 16, 8)
+"""Columns of a block of threads that adds partial sums: a warp's loads lie side by side, or, where
+that gives fewer blocks than there are multiprocessors, are whole sectors of 32 bytes.
 """
 THREADS_PER_COLUMN = 16
-"""Threads that share such a column."""
+"""Threads that share such a column; more where a block has fewer columns, if there are partial sums
+for them.
+"""
 UNROLLED = 32
 """Partial sums of such a thread up to which its loop is unrolled, so that all are loaded at
 once.
@@ -136,9 +138,19 @@ def add_rows_of_thread(sch: Any, block: Any, at: Any, rows: int) -> None:
         threads.by_one_thread(sch, loops[outer + 1], rows, "threadIdx.y")
 
 
-def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str]) -> None:
+def columns_of(hidden: int, parts: int, cores: int) -> tuple[int, int]:
+    """(columns of a block of threads, threads that share a column) for the totals of so many
+    columns and partial sums on a device of `cores` multiprocessors.
+    """
+    columns = next((n for n in COLUMNS if -(-hidden // n) >= cores), COLUMNS[-1])
+    most = THREADS_PER_COLUMN * COLUMNS[0] // columns
+    wanted = 1 << (parts - 1).bit_length()
+    return columns, max(THREADS_PER_COLUMN, min(most, wanted))
+
+
+def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str], cores: int) -> None:
     """The second kernel: outputs (hidden,) from the partial sums of all blocks; `blocks` has stages
-    by name.
+    by name, `cores` are the device's multiprocessors.
 
     One kernel for all outputs. `{name}_sum` is the stage that sums where the output itself only
     rounds; where there is none, one is added, since TVM does not guard what a reduction over
@@ -149,13 +161,15 @@ def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str]) -> None:
         summed = blocks.get(f"{name}_sum", blocks[name])
         stored = blocks[name] if f"{name}_sum" in blocks else sch.cache_write(summed, 0, "local")
         k, part = sch.get_loops(summed)
-        tile, x = sch.split(k, [None, COLUMNS], preserve_unit_iters=True)
-        y, own_parts = sch.split(part, [THREADS_PER_COLUMN, None], preserve_unit_iters=True)
+        hidden, parts = (int(sch.get(loop).extent) for loop in (k, part))
+        columns, sharing = columns_of(hidden, parts, cores)
+        tile, x = sch.split(k, [None, columns], preserve_unit_iters=True)
+        y, own_parts = sch.split(part, [sharing, None], preserve_unit_iters=True)
         if int(sch.get(own_parts).extent) <= UNROLLED:
             sch.unroll(own_parts)
         sch.set_scope(summed, 0, "local")
         sch.reverse_compute_at(stored, x, preserve_unit_loops=True)
-        threads.by_one_thread(sch, stored, THREADS_PER_COLUMN, "threadIdx.y")
+        threads.by_one_thread(sch, stored, sharing, "threadIdx.y")
         tiles.append(tile)
         bound.append((x, y))
     # Not before: stages that are brought to a loop made by merging find nothing of where they
