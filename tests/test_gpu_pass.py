@@ -25,29 +25,37 @@ from lntune.torch import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tools" / "gpu_pass.sh"
-MACHINE = f"""
-{NO_TVM}
-{NO_METADATA}
-for name in ("typer", "rich", "scipy", "click"):
-    sys.modules[name] = None  # as if it were not installed
+IMAGINED = f"""
+import sys
+
 # Its tensors are the CPU's, in every process that works on them.
-if "lntune.commands.gpu_pass" in " ".join(sys.orig_argv):
+if "lntune" in " ".join(sys.orig_argv):
 {"".join(f"    {line}{chr(10)}" for line in SITE.strip().splitlines())}
-    from lntune.backends import cuda
-    from lntune.backends.cuda import launcher
     from lntune.backends.cuda import timing
 
-    cuda.stamp = lambda: ""
     timing.COPY_BYTES = 1 << 16
-if "gpu_pass.perform" in " ".join(sys.orig_argv):
+if any(f"{{name}} import main" in " ".join(sys.orig_argv) for name in ("perform", "steps")):
     import torch
+    from lntune.backends.cuda import launcher
     from lntune.torch import devices, graphs
     from on_gpu import recorded
 
     devices._known = lambda kind, index: launcher.device(0) if kind == "cpu" else None
     graphs.capture = recorded
 """
-"""What such a machine is like, for every process of Python's."""
+"""A machine with an imagined GPU, for every process of Python's."""
+MACHINE = f"""
+{NO_TVM}
+{NO_METADATA}
+for name in ("typer", "rich", "scipy", "click"):
+    sys.modules[name] = None  # as if it were not installed
+{IMAGINED}
+if "lntune" in " ".join(sys.orig_argv):
+    from lntune.backends import cuda
+
+    cuda.stamp = lambda: ""
+"""
+"""The same without TVM, a CUDA compiler and the command line's packages."""
 
 
 @pytest.fixture
@@ -56,22 +64,27 @@ def machine(fake_gpu: FakeGpu, own_cache: Path, tmp_path: Path) -> Iterator[dict
     dispatch.reload()
     built = prebuild.build([launcher.device(0)])
     assert {one.status for one in built} == {"built"}, [one.message for one in built]
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    (packages / "sitecustomize.py").write_text(MACHINE)
-    yield {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": "",
-        "LNTUNE_PACKAGES": str(packages),
-        "HOME": "/proc/nowhere",
-    }
+    yield environment_of(tmp_path, MACHINE)
     dispatch.reload()
 
 
-def start(folder: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
+def environment_of(folder: Path, site: str) -> dict[str, str]:
+    """The environment of a machine whose Python begins with `site`, and where no home can be
+    written to.
+    """
+    packages = folder / "packages"
+    packages.mkdir()
+    (packages / "sitecustomize.py").write_text(site)
+    own = {"PYTHON": sys.executable, "PYTHONPATH": "", "LNTUNE_PACKAGES": str(packages)}
+    return {**os.environ, **own, "HOME": "/proc/nowhere"}
+
+
+def start(
+    folder: Path, environment: dict[str, str], *options: str, part: int = 1
+) -> subprocess.Popen[str]:
     """The script; its archive goes to out, what it did to work."""
-    command = [str(SCRIPT), str(folder / "out"), "1", "--work", str(folder / "work"), *options]
+    command = [str(SCRIPT), str(folder / "out"), str(part), "--work", str(folder / "work")]
+    command += options
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -82,10 +95,10 @@ def start(folder: Path, environment: dict[str, str], *options: str) -> subproces
     )
 
 
-def archived(folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
+def archived(folder: Path, part: int = 1) -> tuple[list[dict[str, Any]], set[str]]:
     """The results in the archive, and the names of its files; it is all there is in the folder."""
     (archive,) = (folder / "out").iterdir()
-    assert archive.name == "gpu_pass-part1.tar.gz"
+    assert archive.name == f"gpu_pass-part{part}.tar.gz"
     with tarfile.open(archive) as tar:
         file = tar.extractfile("results.jsonl")
         assert file is not None
@@ -112,6 +125,28 @@ def test_the_first_part(machine: dict[str, str], tmp_path: Path) -> None:
     assert sequence["us"]["lntune"] > 0
     assert all(line["answer"]["values"]["us"]["tuned"] for line in lines if "few" in line["step"])
     assert printed.splitlines()[-1].endswith("end: all is done")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("part", "steps"),
+    [
+        (2, ["facts", "doctor", "tests", "bringup"]),
+        (3, ["facts", "bringup on", "compile", "rest"]),
+    ],
+)
+def test_the_other_parts(part: int, steps: list[str], fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    """Each runs all of its programs, ends by itself, and leaves their logs and summaries in its
+    archive.
+    """
+    run = start(tmp_path, environment_of(tmp_path, IMAGINED), "--minutes", "4", part=part)
+    printed, _ = run.communicate(timeout=540)
+    lines, names = archived(tmp_path, part)
+    assert list(dict.fromkeys(line["step"] for line in lines)) == steps, printed
+    assert "bringup/summary.json" in names
+    bringup = next(name for name in names if name.startswith("bringup") and "bringup.txt" in name)
+    assert "goes on" in (tmp_path / "work" / bringup).read_text()
+    assert " end: " in printed.splitlines()[-1]
 
 
 def alive(word: str) -> list[str]:

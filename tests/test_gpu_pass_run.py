@@ -173,6 +173,24 @@ def test_who_took_too_long(tmp_path: Path) -> None:
     ]
 
 
+def test_a_program_that_needs_its_time(tmp_path: Path) -> None:
+    """What would not come far in the time that is left is left for another run; what is behind it
+    is not.
+    """
+
+    def uneven(_book: Book, _hands: run.Hands) -> Iterator[Step]:
+        long = Work("long", 600, words=("program", run.LEFT), resumed=True, least=60)
+        yield Step("one", 900, (*copies([0]), long, *copies([1])))
+
+    hands = Hands(Clock())
+    done, lines = part(tmp_path, uneven, 1.0, hands)
+    assert not done and keys(lines) == ["work 0", "work 1"]
+    hands = Hands(Clock())
+    done, lines = part(tmp_path, uneven, 9.0, hands)
+    assert done and keys(lines)[2:] == ["long"]
+    assert hands.words == [("program", str(9 * 60 - 3 * int(ENDING)))]
+
+
 def test_what_failed_is_done_again(tmp_path: Path) -> None:
     """Another run of a part does again what did not go well before, not what did."""
     first = Hands(Clock(), {"bytes=4": Answer("wrong", "dx: 3 times what is allowed")})
@@ -386,6 +404,7 @@ def test_kernels_are_those_that_are_asked_for() -> None:
 def program(tmp_path: Path, code: str, seconds: float) -> tuple[Answer, str]:
     """A Python program run, and its output."""
     output = tmp_path / "output.txt"
+    output.unlink(missing_ok=True)
     answer = programs.run((sys.executable, "-c", code), seconds, output, {}, tmp_path)
     return answer, output.read_text()
 
@@ -398,6 +417,9 @@ def test_programs(tmp_path: Path) -> None:
         tmp_path, "import sys; print('first', flush=True); sys.exit('the reason')", 60
     )
     assert (answer.status, answer.message, answer.values["code"]) == ("failed", "the reason", 1)
+    again = (sys.executable, "-c", "print('again')")
+    programs.run(again, 60, tmp_path / "output.txt", {}, tmp_path)
+    assert (tmp_path / "output.txt").read_text() == "first\nthe reason\nagain\n"
     missing = programs.run(("/no/such",), 60, tmp_path / "none.txt", {}, tmp_path)
     assert missing.status == "failed" and "No such file" in missing.message
 

@@ -22,12 +22,13 @@ def run(
     words: Sequence[str], seconds: float, output: Path, environment: Mapping[str, str], folder: Path
 ) -> Answer:
     """Run a program to its end, in a folder, for so many seconds at most, of which the last are for
-    ending. Also when an interrupt comes, it and all it started end.
+    ending. Also when an interrupt comes, it and all it started end. What it prints is added to its
+    output of earlier runs.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     ending = min(LISTENS, seconds / 4)
     try:
-        with output.open("wb") as file:
+        with output.open("ab") as file:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,

@@ -21,12 +21,13 @@ ENDING = 15.0
 LEFT = "{seconds}"
 """In a program's words: the seconds that it has, less what it takes to end."""
 LEAST = 3.0
-"""Seconds below which nothing is begun."""
+"""Seconds below which nothing is begun, unless a work says otherwise."""
 
 
 class Work(msgspec.Struct, frozen=True):
     """Something to be done for `most` seconds at most: a job, or a program, which is `words`. A
-    program that is `resumed` goes on when it is run again, and is unless it came to its end.
+    program that is `resumed` goes on when it is run again, and is unless it came to its end. With
+    less than `least` seconds it is not begun.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Work(msgspec.Struct, frozen=True):
     job: Job | None = None
     words: tuple[str, ...] = ()
     resumed: bool = False
+    least: float = LEAST
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -117,8 +119,8 @@ class Runner:
                 continue
             started = self.clock()
             seconds = min(work.most, until - started)
-            if seconds < min(LEAST, work.most):
-                return
+            if seconds < min(work.least, work.most):
+                continue
             if work.job is not None:
                 answer = self.hands.do(work.job, seconds)
             else:

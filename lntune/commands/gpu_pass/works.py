@@ -162,7 +162,7 @@ def bringup(target: str, logs: Path) -> Work:
     words = ("bringup", "--target", target, "--budget", f"{LEFT}s", "--log-dir", str(logs))
     output = str(logs.parent / "bringup")
     command = (sys.executable, "-m", "lntune", *words, "--output", output, "--compile")
-    return Work("bringup", 600, words=command, resumed=True)
+    return Work("bringup", 600, words=command, resumed=True, least=60)
 
 
 _PASSED = re.compile(r"^(tests/\S+\.py::.+?) PASSED", re.MULTILINE)
@@ -191,4 +191,4 @@ def tests(root: Path, folder: Path, step: str, which: str) -> Work:
     options = ("-v", "-p", "no:cacheprovider", "-m", which, xml)
     left_out = tuple(f"--deselect={one}" for one in passed)
     command = (sys.executable, "-m", "pytest", *options, *left_out, *files)
-    return Work(key, 400, words=command, resumed=True)
+    return Work(key, 400, words=command, resumed=True, least=20)
