@@ -4,8 +4,8 @@
 #   tools/gpu_pass.sh OUT 1|2|3 [--minutes 9] [--target cuda] [--work DIR] [--after ARCHIVE]
 #
 # 1. facts, a kernel against float64, seven others, bandwidths, what decides about kernels that stay
-#    on the GPU, speed by default knobs and by those that a model prefers, ncu, an LN-LSTM. Needs
-#    neither TVM nor a compiler where its kernels were built beforehand, on any machine:
+#    on the GPU, speed by default knobs and by others, ncu, an LN-LSTM. Needs neither TVM nor a
+#    compiler where its kernels were built beforehand, on any machine:
 #      LNTUNE_CACHE_DIR=build/gpu_kernels lntune build --gpu-pass --target nvidia/nvidia-h200
 #    Where the first kernel is wrong, compute-sanitizer has the rest of the time.
 # 2. the tests marked gpu, and lntune bringup: smoke check, tuning, verification

@@ -111,7 +111,7 @@ def defaults(device: Device, sizes: Sizes, rows: int) -> Iterator[Work]:
 
 
 def trials(device: Device, sizes: Sizes) -> Iterator[Work]:
-    """What a model prefers to the default knobs, beside them."""
+    """Knobs that are measured beside the default ones."""
     for trial in sizes.trials:
         candidate = plan.other(trial, device)
         if candidate is not None:
