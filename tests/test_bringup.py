@@ -26,6 +26,7 @@ from lntune import device as device_module
 from lntune.backends import device_of
 from lntune.backends.cpu import backend as cpu_backend
 from lntune.backends.cuda import driver
+from lntune.backends.cuda.model import Pair
 from lntune.case import Case
 from lntune.cli import app
 from lntune.commands import bringup
@@ -661,6 +662,15 @@ def a_summary(**changes: Any) -> report.Summary:
     """A summary of the small grid with nothing in the log, changed."""
     summary = outcome.summary(CPU, "", SMALL, outcome.Results(), 0, 12.0, 60.0)
     return msgspec.structs.replace(summary, **changes)
+
+
+def test_predictions_are_kept_beside_what_was_measured(tmp_path: Path) -> None:
+    """A candidate a line, those of an earlier run before those of a later one."""
+    pairs = [Pair(f"case {n}", CPU, (), 1024, 2.0, 3.0 + n) for n in range(3)]
+    outcome.write_pairs(pairs[:2], tmp_path / "out")
+    outcome.write_pairs(pairs[2:], tmp_path / "out")
+    lines = (tmp_path / "out" / outcome.PAIRS).read_bytes().splitlines()
+    assert [msgspec.json.decode(line, type=Pair) for line in lines] == pairs
 
 
 def test_the_summary_in_words(log_dir: Path) -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from lntune import knobs, schedule, tune
 from lntune.backends import device_of
 from lntune.backends.cuda import backend as cuda_backend
-from lntune.backends.cuda import launcher
+from lntune.backends.cuda import launcher, model
 from lntune.case import Case
 from lntune.cli import app
 from lntune.device import Device
@@ -97,8 +97,8 @@ def job(name: str, device: Device) -> Try:
 
 @pytest.mark.slow
 def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
-    """Two cases: trials and finals of the GPU, with its clocks, everyone measured; winners are in
-    the cache of kernels, and no process is left.
+    """Two cases: trials and finals of the GPU, with its clocks, everyone measured, each trial
+    beside what the model predicts; winners are in the cache of kernels, and no process is left.
     """
     before = children()
     seen: list[tuple[str, int]] = []
@@ -113,6 +113,10 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
         assert record.device == device
         assert set(record.clocks) == {1980}
         assert 0 < record.errors["y"] <= 1
+    for pair, record in zip(summary.pairs, trials, strict=True):
+        assert pair.what.startswith(f"{record.case} {record.schedule} threads_per_row=")
+        assert pair.measured_us == record.timings["tuned"].median_us
+        assert pair.predicted_us == model.predict(pair.parts, pair.least, device).us > 0
     for final in finals:
         assert set(final.timings) == {"tuned", "default", "eager", "copy"}
         plan = schedule.get(final.schedule)

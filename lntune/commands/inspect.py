@@ -1,16 +1,20 @@
 """`lntune inspect`: what is known of a GPU kernel where there is no GPU: its registers and other
-resources, the widths of its loads and stores, the bytes it moves.
+resources, the widths of its loads and stores, the bytes it moves, what its warps go through for a
+row, and what a model says of its time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from lntune import backends, knobs, ops
 from lntune.backends import cuda
-from lntune.backends.cuda import Inspection
+from lntune.backends.cuda import Inspection, model, parts
+from lntune.backends.cuda.device_code import Program
+from lntune.backends.cuda.model import Prediction
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError
@@ -25,10 +29,26 @@ ROWS_PER_BLOCK = 4
 """Rows of each block that adds to sums of its own, which it does once, or at each row."""
 
 
+class RowWork(msgspec.Struct, frozen=True):
+    """What one kernel does for the case's rows. `blocks` fill the multiprocessors `waves` times;
+    each takes `turns` groups of rows (one row, or those that share a block). `instructions` and
+    `barriers` are what a warp goes through for a group, `accesses` the loads and stores of global
+    memory among them, counted in the same code as the widths; `elements` of a row are a thread's.
+    """
+
+    instructions: int
+    barriers: int
+    accesses: int
+    elements: int
+    blocks: int
+    waves: float
+    turns: int
+
+
 class Inspected(msgspec.Struct, frozen=True):
     """One kernel of a case on one architecture. `read`, `written` and `extra` are those of
     traffic.Moved; `between` is, too, as a share of the least bytes for the case's rows: it is the
-    same whatever the number of rows.
+    same whatever the number of rows. `predicted` is the model's, and no measurement.
     """
 
     case: Case
@@ -41,6 +61,8 @@ class Inspected(msgspec.Struct, frozen=True):
     extra: float
     between: float = 0.0
     strided: bool = False
+    work: tuple[RowWork, ...] = ()
+    predicted: Prediction | None = msgspec.field(default=None, name=model.NOTE)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -74,6 +96,12 @@ def inspect_case(
     kernels = tuple(
         cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel)
         for one in program.launches
+    )
+    work = _work(case, setting, program, kernels, device)
+    predicted = model.predict(
+        parts.of(case, program, kernels, device.multiprocessors),
+        ops.get(case.op).bytes(case),
+        device,
     )
     few = msgspec.structs.replace(
         case, rows=max(ROWS, int(knobs.to_dict(setting).get("rows_per_block", 1)))
@@ -109,4 +137,31 @@ def inspect_case(
         moved.extra,
         between,
         strided,
+        work,
+        predicted,
+    )
+
+
+def _work(
+    case: Case, setting: Any, program: Program, kernels: Sequence[Inspection], device: Device
+) -> tuple[RowWork, ...]:
+    """What each kernel does for the case's rows, by the code that it was counted in."""
+    counted = [msgspec.structs.replace(kernel, depths=kernel.code.depths) for kernel in kernels]
+    per_row = int(knobs.to_dict(setting).get("threads_per_row", 1))
+    arguments = {a.name for a in ops.get(case.op).arguments(case) if "rows" in a.shape}
+    return tuple(
+        RowWork(
+            round(part.turn.slots),
+            part.turn.barriers,
+            part.turn.accesses,
+            -(-case.hidden // per_row) if arguments & set(launch.arguments) else 0,
+            part.blocks,
+            round(part.waves(device.multiprocessors), 2) if part.resident else 0.0,
+            part.turns,
+        )
+        for launch, part in zip(
+            program.launches,
+            parts.of(case, program, counted, device.multiprocessors),
+            strict=True,
+        )
     )

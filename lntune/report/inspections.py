@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lntune.backends.cuda.model import NOTE
 from lntune.report.columns import Column, Table, key
 from lntune.report.tables import ROW_STRIDED, percent, plan_text
 from lntune.words import counted
 
 if TYPE_CHECKING:
-    from lntune.commands.inspect import Inspected
+    from lntune.backends.cuda import Inspection
+    from lntune.commands.inspect import Inspected, RowWork
 
 
 def widths(counts: dict[int, int]) -> str:
@@ -41,11 +43,20 @@ def table(inspected: Sequence[Inspected]) -> Table:
         Column("written", 9, False),
         Column("beyond least", 3),
         Column("between", 5),
+        Column("elements", 11),
+        Column("accesses", 12),
+        Column("instructions", 13),
+        Column("barriers", 14),
+        Column("divergent", 15),
+        Column("blocks", 16),
+        Column("waves", 17),
+        Column(NOTE, 18),
         Column("schedule and knobs", 10, False),
     ]
     rows = Table("compiled, not run on a device", columns)
     for program in inspected:
-        for k in program.kernels:
+        works = program.work or (None,) * len(program.kernels)
+        for number, (k, work) in enumerate(zip(program.kernels, works, strict=True)):
             r = k.resources
             used = (
                 r.registers,
@@ -65,8 +76,33 @@ def table(inspected: Sequence[Inspected]) -> Table:
             )
             case = program.case.op, program.case.dtype, program.arch, str(program.case.hidden)
             what = plan_text(program.schedule, program.knobs, program.strided)
-            rows.add(*case, *map(str, used), percent(k.occupancy.share), *moves, *shares, what)
+            passed = _passed(k, work)
+            share = _model(program) if not number else "-"
+            occupied = percent(k.occupancy.share)
+            rows.add(*case, *map(str, used), occupied, *moves, *shares, *passed, share, what)
     return rows
+
+
+def _passed(kernel: Inspection, work: RowWork | None) -> list[str]:
+    """The cells of what a kernel does for the case's rows."""
+    divergent = kernel.code.divergent_shuffles
+    if work is None:
+        return ["-"] * 7
+    return [
+        str(work.elements or "-"),
+        str(work.accesses),
+        str(work.instructions),
+        str(work.barriers),
+        "-" if divergent is None else str(divergent),
+        str(work.blocks),
+        f"{work.waves:.3g}",
+    ]
+
+
+def _model(program: Inspected) -> str:
+    """The cell of the model's share."""
+    predicted = program.predicted
+    return f"{percent(predicted.share)} {predicted.bound}" if predicted else "-"
 
 
 def lines(inspected: Sequence[Inspected]) -> list[str]:
@@ -76,6 +112,16 @@ def lines(inspected: Sequence[Inspected]) -> list[str]:
         f"widths in bits, counted in the code ({', '.join(sorted(origins))}); reads and writes"
         " counted by running 8 rows or so in the emulator"
     ]
+    if any(program.work for program in inspected):
+        text.append(
+            "elements of a thread; accesses, instructions and barriers of a warp for a row, or for"
+            " the rows that share a block; divergent: shuffles that part of a warp may reach alone"
+            " (only machine code tells); blocks, and waves of them, for the case's rows"
+        )
+        text.append(
+            f"{NOTE}: the share of a copy's bandwidth that a model of the kernels predicts, and"
+            " what bounds it"
+        )
     if any(program.between for program in inspected):
         text.append(
             "between: what the kernels of a program write and read for each other, as a share of"

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from lntune import knobs, schedule, search
 from lntune.case import Case
+from lntune.kernels.candidate_facts import Facts
 from lntune.log import select
 from lntune.log.records import Record
 from lntune.measure.jobs import Candidate, Final, Outcome, Try
@@ -21,7 +22,7 @@ from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
 from lntune.search import Budget, Space
 from lntune.system import interrupts
-from lntune.tune import times
+from lntune.tune import ranking, times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
@@ -122,6 +123,10 @@ class Run:
             return Outcome("invalid", "; ".join(problems))
         return None if built.status == "ok" else built
 
+    def facts(self, case: Case, candidate: Candidate) -> Facts | None:
+        """What building a candidate ahead has told of it; None where nothing is built ahead."""
+        return self.ahead.outcome(case, candidate).facts if self.ahead else None
+
     def tune(
         self, case: Case, progress: Progress, seconds: float | None, following: Case | None = None
     ) -> Record | None:
@@ -203,6 +208,10 @@ class Run:
                     progress.failures[outcome.status] += 1
                     failures.add(outcome.status, outcome.message)
                     self.summary.failures.add(outcome.status, outcome.message)
+                if (facts := self.facts(case, candidate)) is not None and cost < math.inf:
+                    self.summary.pairs.append(
+                        ranking.pair(facts, case, candidate, self.device, cost)
+                    )
                 if cost < progress.best_us:
                     progress.best_us, progress.best = (
                         cost,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lntune.backends.cuda.model import Pair
 from lntune.case import Case
 from lntune.log.records import Record, Status
 from lntune.report.failures import Failures
@@ -42,7 +43,7 @@ Observer = Callable[[Progress], None]
 class Summary:
     """What a run did: the finals it wrote, trials by status, why candidates failed (the commonest
     reason first), seconds, whether it was interrupted, which cases have no final and why, and what
-    else is to be said of it.
+    else is to be said of it. `pairs` are a GPU's candidates with times measured and predicted.
     """
 
     finals: list[Record] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Summary:
     log_dir: Path = Path()
     failures: Failures = field(default_factory=Failures)
     notes: list[str] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
 
     @property
     def trials(self) -> int:

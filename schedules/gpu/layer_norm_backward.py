@@ -31,7 +31,7 @@ from lntune.transforms.gpu import (
 )
 
 EACH = 20  # elements of a row that a thread has by default, at most, where a warp does not do
-WARP_EACH = 32  # the same of a row that one warp has
+WARP_EACH = 24  # the same of a row that one warp has: ptxas 13.0 gives it 168 registers
 TURNS = (
     8  # rows that a block takes, at least about: fewer, and partial sums are too many beside them
 )
@@ -271,7 +271,7 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
 
 
 def default(case: Case, device: Device) -> Knobs:
-    """Wide vectors, and few threads to a row: a warp up to 1024 elements, which needs no barrier,
+    """Wide vectors, and few threads to a row: a warp up to 768 elements, which needs no barrier,
     then 16 elements or more to a thread. A row and its sums are in registers, the row in shared
     memory where that is too much, the sums in a kernel of their own where that is, too.
     """
@@ -340,7 +340,7 @@ def _fitting(
         rows = 1 if alone else 128 // threads_per_row
         per_row = max(threads_per_row, WARP) if rows == 1 else threads_per_row
         knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
-        resident = round(REGISTERS / (per_row * rows * registers_of(knobs, case)))
+        resident = REGISTERS // (per_row * rows * registers_of(knobs, case))
         blocks = (
             min(resident, -(-TYPICAL_ROWS[case.bucket] // (TURNS * device.cores)))
             if _sums(case)

@@ -56,8 +56,8 @@ class Inspection(msgspec.Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What a good kernel has none of, one sentence each: spills, a stack frame, no room to
-        run.
+        """What a good kernel has none of, one sentence each: spills, a stack frame, shuffles that
+        a part of a warp reaches alone, no room to run.
         """
         used = self.resources
         sentences = []
@@ -65,6 +65,8 @@ class Inspection(msgspec.Struct, frozen=True):
             sentences.append(f"spills {spilled} bytes")
         if used.stack_bytes:
             sentences.append(f"has a stack frame of {used.stack_bytes} bytes")
+        if self.code.divergent_shuffles:
+            sentences.append(f"reaches {self.code.divergent_shuffles} shuffles in divergent code")
         if self.occupancy.refused:
             sentences.append(f"zero occupancy: {self.occupancy.refused}")
         return tuple(sentences)

@@ -123,18 +123,15 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """Microseconds of all kernels of a program, and of the least bytes at a copy's bandwidth; what
-    bounds the kernel that takes longest: "memory", "issue" or "latency".
+    """Microseconds of all kernels of a program, and of the least bytes at a copy's bandwidth;
+    `share` of that is reached, 0 where a kernel cannot run. What bounds the kernel that takes
+    longest: "memory", "issue" or "latency".
     """
 
     us: float
     least_us: float
+    share: float
     bound: str
-
-    @property
-    def share(self) -> float:
-        """The share of a copy's bandwidth that is reached; 0 where a kernel cannot run."""
-        return self.least_us / self.us
 
 
 def predict(
@@ -151,7 +148,8 @@ def predict(
     longest = bounds[cycles.index(max(cycles))]
     us = sum(cycles) / clock * 1e6 + (len(parts) - 1) * constants.gap / 1e3
     bound = max(longest, key=lambda name: longest[name])
-    return Prediction(us, least / bandwidth / clock * 1e6, bound)
+    least_us = least / bandwidth / clock * 1e6
+    return Prediction(us, least_us, least_us / us, bound)
 
 
 def _norm(values: Sequence[float], exponent: float) -> float:

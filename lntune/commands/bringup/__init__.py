@@ -291,6 +291,8 @@ class _Bringup:
             tuning = tune(cases, settings, progress)
         self.results.tuned |= {record.case: record for record in tuning.finals}
         self.results.interrupted = tuning.interrupted
+        if self.settings.output is not None and tuning.pairs:
+            outcome.write_pairs(tuning.pairs, self.settings.output)
         return (
             f"{len(tuning.finals)} of {counted(len(cases), 'case')} in"
             f" {counted(tuning.trials, 'trial')}"

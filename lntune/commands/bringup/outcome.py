@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import msgspec
 from rich.console import Console
 
 from lntune import backends
+from lntune.backends.cuda.model import Pair
 from lntune.case import Case
 from lntune.commands.bringup import known
 from lntune.device import Device
@@ -20,6 +23,9 @@ from lntune.report.columns import WIDE
 from lntune.report.rows import rows_of
 from lntune.system import paths, scratch
 from lntune.words import counted
+
+PAIRS = "predictions.jsonl"
+"""Measured and predicted times, for bench/fit_model.py."""
 
 
 @dataclass
@@ -132,10 +138,30 @@ def write(summary: Summary, folder: Path) -> None:
     """
     console = Console(record=True, file=io.StringIO(), width=WIDE, highlight=False)
     show(summary, console)
-    contents = {
-        "summary.json": msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n",
-        "summary.txt": console.export_text().encode(),
-    }
+    _write(
+        folder,
+        {
+            "summary.json": msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n",
+            "summary.txt": console.export_text().encode(),
+        },
+    )
+
+
+def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
+    """What was measured beside what the model predicted, a candidate a line, added to what earlier
+    runs have left in the folder's PAIRS.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    before = b""
+    with contextlib.suppress(FileNotFoundError):
+        before = (folder / PAIRS).read_bytes()
+    lines = b"".join(msgspec.json.encode(pair) + b"\n" for pair in pairs)
+    _write(folder, {PAIRS: before + lines})
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         for name, content in contents.items():
             with scratch.whole(folder / name) as temporary:
