@@ -39,6 +39,7 @@ from lntune.torch.support import (
     TRACED,
     affine_kind,
     are_plain,
+    exporting,
     in_transform,
     is_checkpointed,
     is_kernel_eps,
@@ -51,7 +52,6 @@ from lntune.torch.support import (
 
 _compiling = torch.compiler.is_compiling
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
@@ -278,7 +278,7 @@ def _compiled(
     # forward-mode derivative, and its tangent would be taken for zero). An exported program shall
     # run where lntune is not.
     if (
-        _exporting()
+        exporting()
         or not devices.serves(input.device.type)
         or input.dtype not in DTYPE_NAMES
         or isinstance(eps, Tensor)

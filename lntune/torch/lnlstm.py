@@ -34,6 +34,7 @@ from lntune.torch.support import (
     PER_GATE,
     TRACED,
     Support,
+    exporting,
     in_transform,
     is_batched,
     is_checkpointed,
@@ -45,7 +46,6 @@ from lntune.torch.support import (
 )
 
 _dynamo_compiling = torch.compiler.is_dynamo_compiling
-_exporting = torch.compiler.is_exporting
 _tracing = torch._C._is_tracing
 
 # The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
@@ -107,7 +107,7 @@ def lnlstm_step(
         if (
             per_gate
             or not is_kernel_eps(eps)
-            or _exporting()  # a program that runs where lntune is not
+            or exporting()  # a program that runs where lntune is not
             or len({t.dtype for t in tensors if t is not None}) > 1
             or not devices.serves(c.device.type)
             or c.dtype not in DTYPE_NAMES

@@ -19,9 +19,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lntune import device
 from lntune.torch.constants import constant
-from lntune.torch.support import in_transform, is_checkpointed, kernel_support
+from lntune.torch.support import exporting, in_transform, is_checkpointed, kernel_support
 
-_exporting = torch.compiler.is_exporting
 _tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 _LEAST = 1 << 20
@@ -58,7 +57,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     (out, in).
     """
     # a program for elsewhere, and for any sizes: nothing is decided by those that are seen now
-    if _exporting() or _tracing():
+    if exporting() or _tracing():
         return functional.linear(x, weight)
     if _faster(x.numel() * weight.shape[0], _LEAST_RECORDED, x, weight) and _ordinary(x, weight):
         y: Tensor = torch.ops.lntune.linear(x.reshape(-1, x.shape[-1]), weight)

@@ -195,6 +195,13 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
     return _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+exporting: Callable[[], bool] = constant(lambda: bool(torch.compiler.is_exporting()))
+"""True while torch.export writes a program, which runs where lntune is not. Asked of PyTorch when
+code is traced: what dynamo of PyTorch 2.11 puts in the place of its function is true in
+torch.compile, too.
+"""
+
+
 def are_plain(*arguments: object) -> bool:
     """True where all that are not None are tensors of PyTorch's own two classes, as kernels and
     custom ops take them.
