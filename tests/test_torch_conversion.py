@@ -282,6 +282,10 @@ def test_wrapped_models(wrapper: str, mesh: DeviceMesh, calls: list[bool]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
+    reason="dynamo of PyTorch 2.11 does not look whether a module has another class",
+)
 def test_compiled_models() -> None:
     """A model that was compiled, and has run, is compiled again with our operator once it is
     converted, and without it when reverted.

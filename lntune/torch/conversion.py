@@ -77,6 +77,9 @@ def convert(model: Model) -> Model:
     left), and `lntune.conversion(model)` has it at any time. A model that is itself an nn.LayerNorm
     is converted too; converting twice changes nothing; `lntune.revert` is the way back.
 
+    A model that torch.compile has compiled before is compiled again at its next call; by PyTorch
+    2.11 only after `torch.compiler.reset()`.
+
     While no gradients are recorded nn.TransformerEncoderLayer has a fused path that calls no norm,
     converted or not; `torch.backends.mha.set_fastpath_enabled(False)` has it call them.
 
