@@ -11,6 +11,7 @@ from grids import product
 from lntune import check
 from lntune.backends import cuda, device_of
 from lntune.backends.cuda import compiler as cuda_compiler
+from lntune.backends.cuda import row_counts
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
 from lntune.case import DTYPES, Case
@@ -52,6 +53,46 @@ def test_vectors_in_a_rolled_loop(row_storage: str) -> None:
     }
     assert lengths[True][1] < 1.1 * lengths[True][0]
     assert lengths[False][1] > 1.5 * lengths[False][0]
+
+
+ROW_GUARD = re.compile(r"^( *)if \(.*< rows.*\) \{\n((?:\1 .*\n)*)\1\}", re.MULTILINE)
+
+
+@pytest.mark.parametrize("hidden", [1024, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_share_a_block_are_guarded_where_they_are_stored(dtype: str, hidden: int) -> None:
+    """Whether there is a row is asked before something of it is stored, and nowhere else; what is
+    computed of a row that is not there stays in registers. It is right for every number of rows.
+    """
+    case = Case("layer_norm", hidden, dtype, 512, "weight+bias+stats")
+    program = program_of(case, threads_per_row=32, rows_per_block=4)
+    guarded = [body.strip() for _, body in ROW_GUARD.findall(program.source)]
+    assert guarded
+    stores = r"(__stwb\(\(\w+\*\)\(y_ptr \+ .*\);|(mean|rstd)_ptr\[.*\] = .*;)"
+    assert [body for body in guarded if not re.fullmatch(stores, body)] == []
+    assert program.source.count("< rows") == len(guarded)
+    kernel = emulated.kernel(case, program, "shuffled")
+    verdict = check.verify(case, kernel, check.ALIGNED, more_rows=row_counts.of(kernel))
+    assert verdict.ok, verdict.message
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_one_warp_holds(dtype: str) -> None:
+    """Four rows of 1024 elements to a block, each of a warp's: no barrier, no spills, no stack
+    frame; and the knobs fit, so that a search finds them.
+    """
+    case = Case("layer_norm", 1024, dtype, 4096)
+    changed = {"threads_per_row": 32, "rows_per_block": 4}
+    setting = PLAN.default(case, DEVICE)
+    setting = type(setting)(**{**vars(setting), **changed})
+    assert setting in PLAN.space(case, DEVICE)
+    program = program_of(case, **changed)
+    assert "__syncthreads" not in program.source
+    found = cuda.inspect_kernel(program.source, "sm_90", program.launches[0].threads)
+    assert found.problems == ()
+    assert found.resources.spill_store_bytes == found.resources.stack_bytes == 0
+    assert found.code.barriers == 0
 
 
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)

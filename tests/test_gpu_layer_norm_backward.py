@@ -10,7 +10,8 @@ import torch
 from kernel_arguments import arguments, written
 
 from lntune import check
-from lntune.backends import device_of
+from lntune.backends import cuda, device_of
+from lntune.backends.cuda import row_counts
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
 from lntune.backends.emulated.emulator import Traffic
@@ -20,6 +21,10 @@ from lntune.schedule import get
 
 DEVICE = device_of("cuda:sm_90")
 PLAN = get("shared_row_backward")
+
+needs_compiler = pytest.mark.skipif(
+    bool(cuda.available()), reason=f"no CUDA compiler: {cuda.available()}"
+)
 
 
 def program_of(case: Case, **changed: Any) -> Program:
@@ -139,3 +144,33 @@ def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
             x = program_of(case).launches[0].blocks(rows)[0]
             assert x <= most
             assert x >= min(DEVICE.cores, rows // 4)
+
+
+@pytest.mark.parametrize(("hidden", "sums"), [(256, "registers"), (200, "separate_kernel")])
+def test_rows_that_share_a_block_are_right(hidden: int, sums: str) -> None:
+    """Rows that are not there have no part in anything, however many of a block are; no load of dy
+    and x waits for being asked whether there are any rows at all.
+    """
+    case = Case("layer_norm_backward", hidden, "float32", 32)
+    program = program_of(case, threads_per_row=32, rows_per_block=4, partial_sums=sums)
+    assert sums != "registers" or "(int64_t)1 <= rows" not in program.source
+    kernel = emulated.kernel(case, program, "shuffled")
+    verdict = check.verify(
+        case, kernel, check.ALIGNED, cores=DEVICE.cores, more_rows=row_counts.of(kernel)
+    )
+    assert verdict.ok, verdict.message
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_share_a_block_leave_registers(dtype: str) -> None:
+    """Rows of 256 elements, four to a block and each of a warp's, take no more than 64 registers,
+    with which a multiprocessor holds half of the threads that it can.
+    """
+    case = Case("layer_norm_backward", 256, dtype, 4096)
+    launch = (program := program_of(case, threads_per_row=32, rows_per_block=4)).launches[0]
+    found = cuda.inspect_kernel(
+        program.source, "sm_90", launch.threads, launch.shared, launch.kernel, machine=False
+    )
+    assert found.problems == ()
+    assert found.resources.registers <= 64

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from fake_gpu import FakeGpu
+from grids import product
 
 from lntune import backends, check, ops, schedule
 from lntune.backends import device_of
@@ -140,8 +141,7 @@ def test_right_kernels_pass(which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spoil", WRONG)
-@pytest.mark.parametrize("which", KERNELS)
+@pytest.mark.parametrize(("which", "spoil"), product(tuple(KERNELS), WRONG))
 def test_wrong_from_the_second_step_on(which: str, spoil: Callable[[str], str]) -> None:
     """A kernel that is wrong there alone passes the check of 1 and 21 rows, and is rejected with as
     many as all blocks take two steps of.
@@ -186,8 +186,10 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forgetful(device: Device) -> Candidate:
-    """A backward whose blocks end after their first step."""
-    return Candidate.of("forgets", schedule.get("forgets").default(BACKWARD, device))
+    """A backward whose blocks, one to a multiprocessor, end after their first step."""
+    setting = schedule.get("forgets").default(BACKWARD, device)
+    changed = {"threads_per_row": 32, "rows_per_block": 1, "blocks_per_sm": 1}
+    return Candidate.of("forgets", type(setting)(**{**vars(setting), **changed}))
 
 
 @pytest.mark.slow
@@ -202,7 +204,7 @@ def test_trials_and_dry_runs_reject_it(fake_gpu: FakeGpu) -> None:
     ):
         outcome = trial.run(job)
         assert (outcome.status, outcome.timings) == ("wrong", {})
-        assert "normal inputs, 2053 rows" in outcome.message
+        assert "normal inputs, 269 rows" in outcome.message
 
 
 @pytest.mark.slow
@@ -221,7 +223,7 @@ def test_check_and_bench_reject_it(log_dir: Path) -> None:
     records.append(log_dir, record)
     (result, *_) = check_cases([BACKWARD], device)
     assert (result.schedule, result.ok) == ("forgets", False)
-    assert "normal inputs, 2053 rows" in result.message
+    assert "normal inputs, 269 rows" in result.message
     (measured,) = bench.run([BACKWARD], 0.01, with_compile=False, device=device).records
     assert (measured.schedule, measured.status) == ("forgets", "wrong")
 

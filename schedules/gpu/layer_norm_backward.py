@@ -29,6 +29,7 @@ from lntune.transforms.gpu import (
     columns,
     exchange,
     grid_stride,
+    guards,
     reload,
     row_prefetch,
     threads,
@@ -363,6 +364,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     2. The kernel of dx, with the partial sums or without.
     3. The kernel of partial sums, where they have one of their own.
     4. What all blocks' partial sums come to.
+    5. Where a block has several rows of both: guards only around accesses to memory and sums over
+    threads.
+    Loops end where the rows do.
     """
     from tvm import s_tir
 
@@ -389,7 +393,10 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 4.
     if _sums(case):
         columns.totals(sch, blocks, _sums(case), device.cores)
-    mod = sch.mod
+
+    # 5.
+    several = knobs.rows_per_block > 1 and not own_kernel
+    mod = guards.only_where_needed(sch.mod) if several else sch.mod
     if _weight(case) and knobs.weight_storage == "reload":
         mod = reload.after(mod, "c2", "weight")
     mod = grid_stride.end_at_last_row(mod, knobs.rows_per_block)
@@ -555,7 +562,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=2,
+        version=3,
         seeds=seeds,
     ),
 )

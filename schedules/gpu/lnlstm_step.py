@@ -230,7 +230,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
                 sch.set_scope(block, index, "local")
 
     # 6.
-    mod = guards.only_where_needed(sch.mod)
+    mod = guards.only_where_needed(sch.mod, ("local", "shared.dyn"))
     if knobs.intermediates == "recompute":
         mod = phases.fuse(thread_private.declare(mod), ROW_LOOP)
     return exchange.request(mod) if knobs.exchange == "one_barrier" else mod

@@ -334,7 +334,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 6.
     sch.annotate(row_loop, grid_stride.ROW_LOOP, count)
-    mod = grid_stride.add_to_outputs(guards.only_where_needed(sch.mod), stores)
+    mod = guards.only_where_needed(sch.mod, ("local", "shared.dyn"))
+    mod = grid_stride.add_to_outputs(mod, stores)
     if knobs.partial_sums == "global":
         mod = grid_stride.sums_of_each_row(mod)
     if knobs.partial_sums == "shared" or knobs.intermediates != "registers":
