@@ -63,7 +63,8 @@ def against_float64(case: Case, kernel: Any, rows: Sequence[int], device: Device
     """A kernel checked on its device as any candidate is, and on these numbers of rows."""
     backend = backends.of(device)
     place = backend.torch_device(device)
-    return check.verify(case, kernel, backend.fence, place, device.cores, rows)
+    more = sorted({*backend.more_rows(case, device, kernel), *rows})
+    return check.verify(case, kernel, backend.fence, place, device.cores, more)
 
 
 def elsewhere(case: Case, kernel: Any, rows: int, device: Device) -> list[str]:
