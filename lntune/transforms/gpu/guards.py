@@ -56,6 +56,12 @@ def only_where_needed(mod: Any, own: Sequence[str] = ("local",)) -> Any:
             tvm_ffi.structural_walk(value, [(tvm.ir.Var, collect_use)])
         return bool(used)
 
+    def adds(store: Any) -> bool:
+        """Whether a store puts back what was there with something added."""
+        loads: list[Any] = []
+        tvm_ffi.structural_walk(store.value, [(tvm.ir.TensorLoad, loads.append)])
+        return any(load.source.same_as(store.buffer) for load in loads)
+
     def of_this_block(predicate: Any) -> Any:
         """A predicate without what is asked of the number of rows alone: without rows there is no
         block, or none takes a step.
@@ -83,7 +89,9 @@ def only_where_needed(mod: Any, own: Sequence[str] = ("local",)) -> Any:
             zero = tirx.BufferStore(store.buffer, tirx.const(0, store.buffer.dtype), store.indices)
             asked = of_this_block(realize.predicate)
             if not isinstance(asked, tirx.IntImm):
-                body = tirx.SeqStmt([zero, tirx.IfThenElse(asked, store, None)])
+                guarded = tirx.IfThenElse(asked, store, None)
+                # what is added to stays what it is
+                body = guarded if adds(store) else tirx.SeqStmt([zero, guarded])
         return SBlockRealize(
             realize.iter_values, tirx.const(True, "bool"), tir.block_with(block, body=body)
         )
