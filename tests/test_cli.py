@@ -132,7 +132,7 @@ def test_an_option_without_a_word_is_refused(command: str, option: str) -> None:
     """
     done = run(command, option, "")
     assert done.exit_code == 2
-    assert f"'{option}': got '', expected one or more" in done.output
+    assert f"lntune: {option}: got '', expected one word or more" in done.output
 
 
 def test_no_summary_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,27 +52,14 @@ app = typer.Typer(
 )
 
 OP = Annotated[str, typer.Argument(help="Operator; see `lntune ops`.")]
-
-
-def _not_empty(context: typer.Context, option: typer.CallbackParam, value: str) -> str:
-    """Refuse an option that was given without a word, as an unset variable of a shell leaves it:
-    not to have been given means something else.
-    """
-    source = context.get_parameter_source(str(option.name))
-    if not names(value) and source and source.name == "COMMANDLINE":
-        raise typer.BadParameter(f"got {value!r}, expected one or more, separated by commas")
-    return value
-
-
 HIDDEN = Annotated[
     str,
-    typer.Option("--hidden", callback=_not_empty, help="Hidden sizes, separated by commas."),
+    typer.Option("--hidden", help="Hidden sizes, separated by commas."),
 ]
 DTYPE = Annotated[
     str,
     typer.Option(
         "--dtype",
-        callback=_not_empty,
         help="Element types, separated by commas: float32, float16, bfloat16, or fp32, fp16, bf16.",
     ),
 ]
@@ -80,7 +67,6 @@ ROWS = Annotated[
     str,
     typer.Option(
         "--rows",
-        callback=_not_empty,
         help="Numbers of rows, separated by commas. Each stands for its row bucket.",
     ),
 ]
@@ -158,6 +144,8 @@ class _Command(TyperCommand):
 
     def _invoke(self, ctx: Any) -> None:
         try:
+            for name in LISTS:
+                _refuse_empty(ctx, name)
             super().invoke(ctx)
         except Exception as e:
             # Exits and usage errors are typer's business; a pipe that nobody reads any more ends
@@ -171,6 +159,19 @@ class _Command(TyperCommand):
                 print_json({"error": message, "kind": type(e).__name__})
             tell(f"lntune: {message}")
             raise typer.Exit(code) from None
+
+
+LISTS = ("hidden", "dtype", "rows")
+"""Options for several values, which mean a default grid where they are left out."""
+
+
+def _refuse_empty(ctx: Any, name: str) -> None:
+    """Complain of an option that was given without a word, as an unset variable of a shell leaves
+    it: not to have been given means something else.
+    """
+    source = ctx.get_parameter_source(name)
+    if isinstance(text := ctx.params.get(name), str) and source and source.name == "COMMANDLINE":
+        some(f"--{name}", text)
 
 
 def _message(error: Exception) -> tuple[str, int]:
