@@ -278,7 +278,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
             sch.set_scope(blocks[name], index, "local")
 
     # 5.
-    mod = guards.only_where_needed(sch.mod) if knobs.rows_per_block > 1 else sch.mod
+    several = knobs.rows_per_block > 1 and guards.fits(case.variant, knobs.vector_width)
+    mod = guards.only_where_needed(sch.mod) if several else sch.mod
     mod = exchange.request(mod) if knobs.exchange == "one_barrier" else mod
     return cache_hints.request(mod, ("x", "y")) if knobs.cache_hints else mod
 

@@ -395,7 +395,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         columns.totals(sch, blocks, _sums(case), device.cores)
 
     # 5.
-    several = knobs.rows_per_block > 1 and not own_kernel
+    fits = guards.fits(case.variant, knobs.vector_width)
+    several = knobs.rows_per_block > 1 and not own_kernel and fits
     mod = guards.only_where_needed(sch.mod) if several else sch.mod
     if _weight(case) and knobs.weight_storage == "reload":
         mod = reload.after(mod, "c2", "weight")

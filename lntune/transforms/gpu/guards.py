@@ -9,6 +9,16 @@ from typing import Any
 
 from lntune.transforms import tir
 
+FLOAT4 = 4
+"""Elements of CUDA's widest vector of float32."""
+
+
+def fits(variant: str, vector_width: int) -> bool:
+    """Whether `only_where_needed` can be had: TVM 0.27 writes zeros for a vector of more than four
+    float32, as an affine of float32 beside rows of two bytes has, in a form that does not compile.
+    """
+    return vector_width <= FLOAT4 or "32" not in variant
+
 
 def only_where_needed(mod: Any, own: Sequence[str] = ("local",)) -> Any:
     """The module with guards only around accesses to memory that threads share, sums over threads,
