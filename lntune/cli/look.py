@@ -176,7 +176,7 @@ def show(
     op: OP,
     hidden: Annotated[int, typer.Option(help="Hidden size.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 1,
+    rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 512,
     form: Annotated[
         str,
         typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU)."),
