@@ -9,6 +9,9 @@ A loop of small kernels on a GPU is bound by launches: eager mode takes some ten
 graph when shapes repeat. To tell the two apart the eager loop is measured under a CUDA graph, too.
 All have the same parameters and are compared before they are timed; times are by the wall clock,
 from an idle device to an idle device. Every case is written as soon as it is measured.
+
+What lntune's graphs copy is counted beside: at first every input and output of a replay, and in the
+end what does not lie where it lay before (see lntune/torch/graphs.py).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from lntune.report import tables
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import geomean
 from lntune.system import toolchain
-from lntune.torch import devices, dispatch
+from lntune.torch import devices, dispatch, graphs
 
 # How far the output, and each gradient, may be from the eager loop's in float64, as |difference| /
 # |float64's| in Euclidean norms, where the eager loop's own distance is less than half of it (else
@@ -66,8 +69,9 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """Milliseconds of a sequence by contender, how many times faster lntune is than each, and what
-    was left out and why.
+    """Milliseconds of a sequence by contender, how many times faster lntune is than each, what was
+    left out and why, and the bytes that lntune's graphs copied for a sequence, at first and in the
+    end.
     """
 
     case: Case
@@ -77,6 +81,24 @@ class Result(msgspec.Struct, frozen=True):
     notes: list[str]
     timings: dict[str, timing.Timing]
     busy: bool
+    copied: tuple[int, int]
+
+
+def copied(call: Callable[[], Any], calls: int) -> tuple[int, int]:
+    """The bytes that graphs copied for a call, the first time that they served it and after so many
+    calls more; zeros where there are none.
+    """
+    graphs.forget()
+    replays, counted = graphs.traffic.replays, []
+    for _ in range(3):
+        call()
+    if graphs.traffic.replays == replays:
+        return 0, 0
+    for _ in range(calls):
+        before = graphs.traffic.bytes
+        call()
+        counted.append(graphs.traffic.bytes - before)
+    return next(filter(None, counted), 0), counted[-1]
 
 
 def synchronized(call: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
@@ -166,6 +188,7 @@ def measure(case: Case, settings: Settings, place: torch.device) -> Result:
             contenders[GRAPH] = synchronized(graphed(calls[EAGER], place), place)
         except RuntimeError as e:
             notes.append(f"{GRAPH}: cannot be recorded: {e}")
+    moved = copied(calls[OURS], 40 if place.type == "cuda" else 8)
     measured = timing.measure(contenders, settings.seconds, settings.rounds, settings.seed)
     times = measured.timings
     faster = {name: timing.ratio(t, times[OURS]) for name, t in times.items() if name != OURS}
@@ -177,6 +200,7 @@ def measure(case: Case, settings: Settings, place: torch.device) -> Result:
         notes,
         times,
         measured.busy,
+        moved,
     )
 
 
@@ -189,17 +213,33 @@ def table(results_: list[Result], settings: Settings) -> Table:
     """One line per comparison."""
     figures = [
         Column(name)
-        for name in ("batch", "hidden", EAGER, GRAPH, OURS, "over the loop", "over its graph")
+        for name in (
+            "batch",
+            "hidden",
+            EAGER,
+            GRAPH,
+            OURS,
+            "over the loop",
+            "over its graph",
+            "copied",
+        )
     ]
     comparison = Table(
-        f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle",
+        f"one-layer LN-LSTM, sequence {settings.sequence}, ms from idle to idle; MiB that graphs"
+        " copy for a sequence, at first and in the end",
         [*key("mode", "dtype"), *figures],
     )
     for r in results_:
         times = [f"{r.ms[name]:.3f}" if name in r.ms else "-" for name in (EAGER, GRAPH, OURS)]
         ratios = [f"{r.faster[name]:.2f}x" if name in r.faster else "-" for name in (EAGER, GRAPH)]
         comparison.add(
-            r.case.mode, r.case.dtype, str(r.case.batch), str(r.case.hidden), *times, *ratios
+            r.case.mode,
+            r.case.dtype,
+            str(r.case.batch),
+            str(r.case.hidden),
+            *times,
+            *ratios,
+            " -> ".join(f"{size / 2**20:.1f}" for size in r.copied),
         )
     return comparison
 

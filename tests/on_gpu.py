@@ -10,7 +10,8 @@ then plain calls.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,19 +98,35 @@ class Here:
         )
 
 
-def recorded(
-    call: Callable[[], tuple[torch.Tensor, ...]], _: torch.device
-) -> tuple[tuple[torch.Tensor, ...], Callable[[], None]]:
-    """What lntune.torch.graphs.capture gives, without a graph: the outputs of a call, and the call
-    made again into the same outputs.
+class Recorder:
+    """lntune.torch.graphs.Recorder without a GPU: a graph is work done again, on the memory where
+    its tensors were when it was captured, whoever holds that now.
     """
-    outputs = call()
 
-    def replay() -> None:
-        for kept, output in zip(outputs, call(), strict=True):
-            kept.copy_(output)
+    def __init__(self, device: torch.device) -> None:
+        """As the real one; all graphs here are the CPU's."""
 
-    return outputs, replay
+    def first(
+        self,
+        work: Callable[..., Any],
+        tensors: Sequence[torch.Tensor | None],
+        outputs: Sequence[torch.Tensor],
+    ) -> Callable[[], None]:
+        """A function that does the work again on the same addresses."""
+        arguments = [None if t is None else _at_its_address(t) for t in tensors]
+        into = [_at_its_address(t) for t in outputs]
+        return lambda: work(arguments, into)
+
+    another = first
+
+
+def _at_its_address(t: torch.Tensor) -> torch.Tensor:
+    """A tensor on the same memory, which it does not keep alive."""
+    if not t.numel():
+        return torch.empty_like(t)
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    memory = (ctypes.c_char * ((last + 1) * t.element_size())).from_address(t.data_ptr())
+    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, t.stride())
 
 
 @contextlib.contextmanager
@@ -142,11 +159,11 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     fake = request.getfixturevalue("fake_gpu")
     device = launcher.device(0)
     monkeypatch.setattr(devices, "_known", lambda kind, index: device if kind == "cpu" else None)
-    monkeypatch.setattr(graphs, "capture", recorded)
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
     dispatch.reload()
     yield Here("cpu", device, fake)
     monkeypatch.undo()
     dispatch.reload()
 
 
-__all__ = ["Here", "gpu", "here", "recorded"]
+__all__ = ["Here", "Recorder", "gpu", "here"]

@@ -51,6 +51,8 @@ def test_contenders_agree_and_are_timed(
         script.OURS
     }
     assert set(result.off) == {script.EAGER, script.OURS}
+    at_first, in_the_end = result.copied
+    assert at_first > 0 and 0 <= in_the_end <= at_first
     assert result.off[script.OURS] <= max(script.TOLERANCES[dtype], 2 * result.off[script.EAGER])
 
 

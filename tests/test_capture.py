@@ -27,7 +27,7 @@ class Imagined:
         self.current: Any = "default"
         self.recording: list[int] = []
         self.count: dict[int, int] = {}
-        self.pools = 0
+        self.pools = self.tidied = 0
         self.breaks = self.refuses = False
 
     def handle(self) -> int:
@@ -55,7 +55,7 @@ class Imagined:
             ended = False
             replays = 0
 
-            def capture_begin(self, pool: int) -> None:
+            def capture_begin(self, pool: int, capture_error_mode: str = "global") -> None:
                 if outer.refuses:
                     raise RuntimeError("CUDA graphs must be captured on a non-default stream")
                 outer.count[pool] = outer.count.get(pool, 0) + 1
@@ -87,11 +87,21 @@ class Imagined:
         return Graph
 
     @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        """torch.cuda.stream."""
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
     def graph(self, graph: Any, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
         """torch.cuda.graph: like it, this restores the stream only after a recording that ended
         well.
         """
         assert capture_error_mode in ("global", "thread_local", "relaxed")
+        self.tidied += 1
         before, self.current = self.current, stream
         graph.capture_begin(pool)
         try:
@@ -110,6 +120,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imagined]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", fake.graph_type())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", fake.handle)
     monkeypatch.setattr(torch.cuda, "graph", fake.graph)
+    monkeypatch.setattr(torch.cuda, "stream", fake.stream)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", fake.release, raising=False)
     monkeypatch.setattr(capture, "_failed", [])
@@ -174,3 +185,24 @@ def test_a_recording_that_does_not_begin(imagined: Imagined) -> None:
     imagined.refuses = True
     with pytest.raises(RuntimeError, match="non-default stream"):
         capture.record(lambda: None, stream())
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_two_recordings_of_one_pool(imagined: Imagined, breaks: bool) -> None:
+    """Each counts as a user of the pool, and one that breaks off gives back its own share. What is
+    not tidy leaves the allocator's cache alone.
+    """
+    pool, chosen = imagined.handle(), stream()
+    first: Callable[[], None] | None = capture.record(lambda: None, chosen, pool=pool)
+    assert imagined.tidied == 1
+    imagined.breaks = breaks
+    try:
+        second = capture.record(lambda: None, chosen, "thread_local", pool, tidy=False)
+    except RuntimeError:
+        assert breaks
+        second = None
+    assert imagined.tidied == 1 and imagined.current == "default"
+    assert imagined.count == {pool: 1 + (second is not None)}
+    del second
+    assert imagined.count == {pool: 1}
+    del first

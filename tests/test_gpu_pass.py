@@ -38,10 +38,10 @@ if any(f"{{name}} import main" in " ".join(sys.orig_argv) for name in ("perform"
     import torch
     from lntune.backends.cuda import launcher
     from lntune.torch import devices, graphs
-    from on_gpu import recorded
+    from on_gpu import Recorder
 
     devices._known = lambda kind, index: launcher.device(0) if kind == "cpu" else None
-    graphs.capture = recorded
+    graphs.Recorder = Recorder
 """
 """A machine with an imagined GPU, for every process of Python's."""
 MACHINE = f"""

@@ -4,12 +4,12 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from on_gpu import recorded
+from on_gpu import Recorder
 
 from lntune.device import Device
 from lntune.torch import devices, dispatch, graphs
@@ -24,17 +24,24 @@ class Loop:
         self.calls = 0
 
     def __call__(
-        self, x: torch.Tensor, y: torch.Tensor | None, times: list[int]
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        times: list[int],
+        into: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ...]:
         self.calls += 1
-        return (sum(times) * x if y is None else x + y, x.sum().reshape(1))
+        outputs = (sum(times) * x if y is None else x + y, x.sum().reshape(1))
+        if into is None:
+            return outputs
+        return tuple(place.copy_(t) for place, t in zip(into, outputs, strict=True))
 
 
 @pytest.fixture(autouse=True)
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the CPU count as a GPU's, and a graph is a function called again."""
     monkeypatch.setattr(devices, "_known", lambda kind, index: GPU)
-    monkeypatch.setattr(graphs, "capture", recorded)
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
     monkeypatch.delenv("LNTUNE_CUDA_GRAPHS", raising=False)
     graphs.forget()
     yield
@@ -106,7 +113,7 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         tries.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "capture", refuse)
+    monkeypatch.setattr(Recorder, "first", refuse)
     loop, x = Loop(), torch.ones(3)
     graphs.run(loop, (x, x), ([1],))
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
@@ -141,7 +148,7 @@ def test_loops_that_never_come_again_are_forgotten(monkeypatch: pytest.MonkeyPat
     assert len(graphs._seen) <= graphs.CAPACITY + graphs.REMEMBERED
     calls = loop.calls
     graphs.run(loop, (torch.ones(1), None), ([1],))
-    assert loop.calls == calls + 1  # its replay, see `recorded`
+    assert loop.calls == calls + 1  # its replay, see `Recorder`
     for _ in range(2):
         graphs.run(loop, (torch.ones(39), None), ([1],))
     assert replayed() == 2

@@ -4,6 +4,7 @@ of sequences, compiled too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 import lntune
+from lntune.torch import lnlstm_loops
 from lntune.torch import products as module
+from lntune.torch.lnlstm_arguments import SavedSteps, SequenceOptions, SequenceTensors
 from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
 
 pytestmark = [
@@ -130,6 +133,29 @@ def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(lnlstm_sequence, make_arguments(sizes), sizes, False, False, False)
     for name, t in plain.items():
         torch.testing.assert_close(t, packed[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("what", SIZES)
+def test_into_given_memory(what: str, reverse: bool) -> None:
+    """The loops compute the same, bit for bit, into memory that is given, every part of it, with
+    and without what the backward takes.
+    """
+    sizes, tensors = SIZES[what], SequenceTensors(**make_arguments(SIZES[what]))
+    options = SequenceOptions(1e-5, False, False, reverse)
+
+    def both(loop: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> tuple[Tensor, ...]:
+        expected = loop(*arguments)
+        into = [torch.full_like(t, torch.nan) for t in expected]
+        for t, place, now in zip(expected, into, loop(*arguments, into=into), strict=True):
+            assert t.is_contiguous() and torch.equal(t, place)
+            assert now.data_ptr() == place.data_ptr()
+        return expected
+
+    both(lnlstm_loops.forward, tensors, sizes, options, False)
+    out, h_n, c_n, *kept = both(lnlstm_loops.forward, tensors, sizes, options, True)
+    saved = SavedSteps(out, *kept)
+    both(lnlstm_loops.backward, out.sin(), h_n, c_n, saved, tensors, sizes, False, reverse)
 
 
 def test_inference_is_training() -> None:

@@ -50,10 +50,11 @@ def _first(rows: Tensor, n: int) -> Tensor:
     return rows if n == rows.shape[0] else rows[:n]
 
 
-def _ends(rows: Sequence[Tensor], batch: int, reverse: bool) -> Tensor:
-    """The state after each sequence's last step, (batch, hidden)."""
+def _ends(rows: Sequence[Tensor], into: Tensor, reverse: bool) -> Tensor:
+    """The state after each sequence's last step, (batch, hidden), in `into`."""
+    batch = into.shape[0]
     if reverse or not batch:
-        return rows[0].clone()
+        return into.copy_(rows[0])
     ends, have = [], 0
     for t in range(len(rows))[::-1]:
         if rows[t].shape[0] > have:
@@ -61,7 +62,12 @@ def _ends(rows: Sequence[Tensor], batch: int, reverse: bool) -> Tensor:
             have = rows[t].shape[0]
         if have == batch:
             break
-    return torch.cat(ends)
+    return torch.cat(ends, out=into)
+
+
+def _copied(t: Tensor, into: Tensor | None) -> Tensor:
+    """A contiguous copy, in `into` or in a new tensor."""
+    return t.clone(memory_format=torch.contiguous_format) if into is None else into.copy_(t)
 
 
 def _contiguous(tensors: SequenceTensors) -> SequenceTensors:
@@ -83,23 +89,38 @@ def statistics_count(weight_x: Tensor | None) -> int:
     return len(statistics(() if weight_x is None else ("raw",)))
 
 
-def forward(
-    tensors: SequenceTensors, sizes: list[int], options: SequenceOptions, keep: bool
-) -> tuple[Tensor, ...]:
-    """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step, with
-    the first sizes[t] sequences at t.
-    """
-    tensors = _contiguous(tensors)
-    gates_x, h_0, c_0 = tensors.gates_x, tensors.h_0, tensors.c_0
-    rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
-    out = gates_x.new_empty(rows, hidden)
+def _new_outputs(tensors: SequenceTensors, batch: int, keep: bool) -> tuple[Tensor, ...]:
+    """Memory for what `forward` gives."""
+    gates_x, h_0 = tensors.gates_x, tensors.h_0
+    rows, hidden = gates_x.shape[0], h_0.shape[1]
     kept_rows = rows if keep else 0
-    saved = SavedSteps(
-        out,
+    return (
+        gates_x.new_empty(rows, hidden),
+        gates_x.new_empty(batch, hidden),
+        gates_x.new_empty(batch, hidden),
         gates_x.new_empty(kept_rows, 4 * hidden),
         gates_x.new_empty(kept_rows, hidden),
         h_0.new_empty(statistics_count(tensors.weight_x), kept_rows, dtype=torch.float32),
     )
+
+
+def forward(
+    tensors: SequenceTensors,
+    sizes: list[int],
+    options: SequenceOptions,
+    keep: bool,
+    *,
+    into: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step, with
+    the first sizes[t] sequences at t; in `into`, contiguous tensors of their shapes, or in new
+    ones.
+    """
+    tensors = _contiguous(tensors)
+    gates_x, h_0, c_0 = tensors.gates_x, tensors.h_0, tensors.c_0
+    rows, hidden, most = gates_x.shape[0], h_0.shape[1], max(sizes)
+    out, h_n, c_n, *kept = into or _new_outputs(tensors, most, keep)
+    saved = SavedSteps(out, *kept)
     outs, inputs = out.split(sizes), gates_x.split(sizes)
     if keep:
         gates, states = saved.gates_h.split(sizes), saved.cells.split(sizes)
@@ -135,8 +156,9 @@ def forward(
             states[t],
             *moments[t],
         )
-    h_n, c_n = (_ends(rows_of_steps, most, options.reverse) for rows_of_steps in (outs, states))
-    return out, h_n, c_n, *saved[1:]
+    _ends(outs, h_n, options.reverse)
+    _ends(states, c_n, options.reverse)
+    return out, h_n, c_n, *kept
 
 
 def backward(
@@ -148,6 +170,8 @@ def backward(
     sizes: list[int],
     normalized_cell: bool,
     reverse: bool,
+    *,
+    into: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """The gradients of `tensors` that are not None, in order, step by step.
 
@@ -160,13 +184,17 @@ def backward(
         sizes: how many sequences each step has.
         normalized_cell: as SequenceOptions'.
         reverse: as SequenceOptions'.
+        into: where the gradients shall be, contiguous tensors of their shapes; else in new ones.
     """
+    names = [name for name, t in zip(tensors._fields, tensors, strict=True) if t is not None]
+    given = dict(zip(names, into, strict=True)) if into else {}
     tensors, dout = _contiguous(tensors), dout.contiguous()
     h_0, c_0, matrix = tensors.h_0, tensors.c_0, tensors.matrix
     outs, gates, states = (t.split(sizes) for t in (saved.out, saved.gates_h, saved.cells))
     douts, inputs = dout.split(sizes), tensors.gates_x.split(sizes)
     moments = list(zip(*(s.split(sizes) for s in saved.statistics), strict=True))
-    dgates_x, dgates_h = torch.empty_like(tensors.gates_x), torch.empty_like(saved.gates_h)
+    dgates_x = given["gates_x"] if given else torch.empty_like(tensors.gates_x)
+    dgates_h = torch.empty_like(saved.gates_h)
     dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
     step = tensors.step(saved.gates_h.contiguous())
     vectors = _vectors(step)
@@ -181,7 +209,7 @@ def backward(
 
     # What reaches each sequence's steps from behind: at first what comes to its last, in the end
     # what leaves its first.
-    dh_0, dc_0 = (t.clone(memory_format=torch.contiguous_format) for t in (dh_n, dc_n))
+    dh_0, dc_0 = _copied(dh_n, given.get("h_0")), _copied(dc_n, given.get("c_0"))
     dh, dc, spare = None, dc_0, torch.empty_like(dc_0)
     steps = list(_steps(sizes, reverse))
     for t, before in reversed(steps):
@@ -211,7 +239,7 @@ def backward(
     h_before = torch.cat(
         [h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]
     ).to(matrix.dtype)
-    dmatrix = product(dgates_h.to(matrix.dtype).t(), h_before.t())
+    dmatrix = product(dgates_h.to(matrix.dtype).t(), h_before.t(), given.get("matrix"))
 
     grads = {"gates_x": dgates_x, "h_0": dh_0, "c_0": dc_0, "matrix": dmatrix}
     for name, vector in zip(step._fields[_MATRICES:], step[_MATRICES:], strict=True):
@@ -220,5 +248,5 @@ def backward(
                 (by_name[f"d{name}"].sum(0) for by_name in sums.values()),
                 vector.new_zeros(vector.shape, dtype=torch.float32),
             )
-            grads[name] = total.to(vector.dtype)
+            grads[name] = given[name].copy_(total) if given else total.to(vector.dtype)
     return tuple(grads.values())

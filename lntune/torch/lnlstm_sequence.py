@@ -126,16 +126,18 @@ def _support(tensors: SequenceTensors, options: SequenceOptions) -> Support:
     return kernel_support(all_tensors, hidden, watched=is_checkpointed(*all_tensors))
 
 
-def _forward(*flat: Any) -> tuple[Tensor, ...]:
+def _forward(*flat: Any, into: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
     """lnlstm_loops.forward as graphs.run calls it, with its tensors one by one."""
-    return lnlstm_loops.forward(SequenceTensors(*flat[:_TENSORS]), *flat[_TENSORS:])
+    return lnlstm_loops.forward(SequenceTensors(*flat[:_TENSORS]), *flat[_TENSORS:], into=into)
 
 
-def _backward(dout: Tensor, dh_n: Tensor, dc_n: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+def _backward(
+    dout: Tensor, dh_n: Tensor, dc_n: Tensor, *flat: Any, into: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
     """lnlstm_loops.backward as graphs.run calls it, with its tensors one by one."""
     saved, *rest = SavedSteps(*flat[:_SAVED]), *flat[_SAVED:]
     tensors, options = SequenceTensors(*rest[:_TENSORS]), rest[_TENSORS:]
-    return lnlstm_loops.backward(dout, dh_n, dc_n, saved, tensors, *options)
+    return lnlstm_loops.backward(dout, dh_n, dc_n, saved, tensors, *options, into=into)
 
 
 @torch.library.custom_op("lntune::lnlstm_sequence", mutates_args=(), device_types=devices.TYPES)

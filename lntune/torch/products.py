@@ -41,15 +41,19 @@ in a new tensor; all of one dtype.
 """
 
 
-def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """a @ matrix.T, contiguous, of two matrices in any layout; not differentiable."""
+def product(a: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ matrix.T, contiguous, of two matrices in any layout, in `out` or in a new tensor; not
+    differentiable.
+    """
     if not _faster(a.numel() * matrix.shape[0], _LEAST, a, matrix):
-        return torch.mm(a, matrix.t())
+        return torch.mm(a, matrix.t(), out=out)
     # oneDNN's operator copies a first factor that is not contiguous. The second may be the first:
     # of the transposed product.
     if not a.is_contiguous() and a.numel() > matrix.numel() + a.shape[0] * matrix.shape[0]:
-        return _onednn(matrix, a).t().contiguous()
-    return _onednn(a, matrix)
+        result = _onednn(matrix, a).t()
+        return result.contiguous() if out is None else out.copy_(result)
+    result = _onednn(a, matrix)
+    return result if out is None else out.copy_(result)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _failed: list[Any] = []
@@ -12,12 +12,19 @@ asking them whether they still record.
 """
 
 
-def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callable[[], None]:
+def record(
+    work: Callable[[], Any],
+    stream: Any,
+    mode: str = "global",
+    pool: Any = None,
+    tidy: bool = True,
+) -> Callable[[], None]:
     """A function that has the GPU do again what `work` has it do, on the stream that is current
     then.
 
     `stream` is a torch.cuda.Stream for the recording, on which `work` was done once before; `mode`
-    is the capture_error_mode of torch.cuda.graph.
+    is the capture_error_mode of torch.cuda.graph; `pool` is where `work` allocates, a pool of its
+    own by default; not `tidy`, PyTorch's allocator keeps what it has cached for others.
 
     Raises:
         Exception: whatever `work`, or the driver because of it, raises. Nothing is recorded then.
@@ -25,9 +32,11 @@ def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callab
     import torch
 
     current = torch.cuda.current_stream(stream.device)
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
+    recording = torch.cuda.graph if tidy else _recording
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
+        with recording(graph, pool=pool, stream=stream, capture_error_mode=mode):
             work()
     except BaseException:
         torch.cuda.set_stream(current)  # PyTorch may leave the recording's current
@@ -36,6 +45,21 @@ def record(work: Callable[[], Any], stream: Any, mode: str = "global") -> Callab
         raise
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+@contextlib.contextmanager
+def _recording(graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    """torch.cuda.graph but for its first step, which waits for the GPU and gives all cached memory
+    back.
+    """
+    import torch
+
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool, capture_error_mode=capture_error_mode)
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 def _ended(graph: Any) -> bool:
