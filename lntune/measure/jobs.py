@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from lntune import knobs
+from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Record, Status, Timing
+from lntune.schedule import Schedule
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -35,6 +37,14 @@ class Candidate(msgspec.Struct, frozen=True):
     def knobs(self) -> dict[str, knobs.Value]:
         """The knobs as a dictionary, as the log has them."""
         return dict(self.items)
+
+    def resolved(self, op: str) -> tuple[Schedule, Any]:
+        """The schedule, of an operator's, and its knobs as the dataclass that it takes.
+
+        Raises:
+            LntuneError: there is no such schedule, or no such knob.
+        """
+        return schedules.resolve(self.schedule, op, self.knobs)
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):

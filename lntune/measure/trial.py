@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from lntune import backends, check, ops, timing
-from lntune import schedule as schedules
 from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
 from lntune.device import Device
@@ -87,7 +86,7 @@ def _kernel(case: Case, device: Device, candidate: Candidate) -> Kernel | Outcom
     built ahead.
     """
     try:
-        schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
+        schedule, setting = candidate.resolved(case.op)
     except Exception as e:  # the class of the knobs may be a user's
         return Outcome("invalid", _brief(e))
     try:
@@ -111,7 +110,7 @@ def _build(job: Build | Check) -> Outcome:
     """
     case, candidate = job.case, job.candidate
     try:
-        schedule, setting = schedules.resolve(candidate.schedule, case.op, candidate.knobs)
+        schedule, setting = candidate.resolved(case.op)
     except Exception as e:  # the class of the knobs may be a user's
         return Outcome("invalid", _brief(e))
     backend, device = backends.of(job.device), job.device

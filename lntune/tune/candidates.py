@@ -79,7 +79,7 @@ class Candidates:
         """The candidates one step away: a knob moved to the value before or after, or another
         schedule's default knobs.
         """
-        schedule, setting = schedules.resolve(candidate.schedule, self._op, candidate.knobs)
+        schedule, setting = candidate.resolved(self._op)
         moved = (Candidate.of(schedule.name, k) for k in knobs.neighbours(setting))
         others = (c for c in self.defaults if c.schedule != candidate.schedule)
         return [c for c in (*moved, *others) if c in self._all]

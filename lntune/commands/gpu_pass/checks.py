@@ -12,7 +12,6 @@ from lntune.backends.cuda import timing as gpu_timing
 from lntune.backends.cuda.timing import Gpu
 from lntune.case import Case
 from lntune.check import Verdict
-from lntune.commands.gpu_pass import plan
 from lntune.device import Device
 from lntune.errors import BuildError
 from lntune.kernels import cache
@@ -25,7 +24,7 @@ def load(case: Case, candidate: Candidate, device: Device) -> Any:
     Raises:
         BuildError: it is not there, nor can it be built.
     """
-    chosen, setting = plan.resolved(case, candidate)
+    chosen, setting = candidate.resolved(case.op)
     path = cache.path_of(case, chosen, setting, device)
     try:
         return cache.kernel(case, chosen, setting, device)

@@ -14,7 +14,6 @@ from lntune.device import Device
 from lntune.errors import InputError, LntuneError
 from lntune.log import select
 from lntune.measure.jobs import Candidate
-from lntune.schedule import Schedule
 
 FORWARD, BACKWARD = "layer_norm", "layer_norm_backward"
 STEP, STEP_BACKWARD = "lnlstm_step", "lnlstm_step_backward"
@@ -183,7 +182,7 @@ def default_of(case: Case, device: Device) -> Candidate:
 def other(trial: Trial, device: Device) -> Candidate | None:
     """The default with a trial's knobs; None where that is the default, or does not fit."""
     default = default_of(trial.case, device)
-    plan, setting = schedule.resolve(default.schedule, trial.op, default.knobs)
+    plan, setting = default.resolved(trial.op)
     changed = dataclasses.replace(setting, **trial.knobs)
     if changed == setting or plan.reason_invalid(changed, trial.case, device):
         return None
@@ -219,12 +218,3 @@ def kernels(device: Device, sizes: Sizes) -> list[tuple[Case, Candidate]]:
         listed += [] if candidate is None else [(trial.case.typical, candidate)]
         listed.append((trial.case.typical, default_of(trial.case.typical, device)))
     return list(dict.fromkeys(listed))
-
-
-def resolved(case: Case, candidate: Candidate) -> tuple[Schedule, object]:
-    """A candidate's schedule and knobs.
-
-    Raises:
-        LntuneError: there is no such schedule, or no such knob.
-    """
-    return schedule.resolve(candidate.schedule, case.op, candidate.knobs)

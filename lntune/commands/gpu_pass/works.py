@@ -42,7 +42,7 @@ def missing(listed: Iterable[tuple[Case, Candidate]], device: Device) -> list[Ca
     return [
         case
         for case, candidate in listed
-        if not cache.path_of(case, *plan.resolved(case, candidate), device).is_file()
+        if not cache.path_of(case, *candidate.resolved(case.op), device).is_file()
     ]
 
 
