@@ -14,6 +14,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -178,15 +179,19 @@ def _fence_broken(whole: torch.Tensor, fence: int) -> bool:
     return bool((edges != _POISON).any())
 
 
-def _run(
-    op: Op,
-    case: Case,
-    kernel: Callable[..., Any],
-    problem: _Problem,
-    fence: int,
-    place: str,
-    cores: int,
-) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class _Checked:
+    """A kernel to be checked, and where its tensors are to be: the arguments of `verify`."""
+
+    op: Op
+    case: Case
+    kernel: Callable[..., Any]
+    fence: int
+    place: str
+    cores: int
+
+
+def _run(checked: _Checked, problem: _Problem) -> tuple[dict[str, Any], str]:
     """The kernel's outputs where the problem's truth is, and what it did to memory that is not its
     own (empty: nothing).
 
@@ -199,13 +204,14 @@ def _run(
     fences: dict[str, Any] = {}
     before: dict[str, Any] = {}
     originals: list[tuple[str, Any, Any]] = []
-    for arg in op.arguments(case):
+    case, fence, place = checked.case, checked.fence, checked.place
+    for arg in checked.op.arguments(case):
         if arg.role == "scalar":
             values.append(problem.given[arg.name])
             continue
         dtype, sizes = (
             getattr(torch, arg.dtype),
-            arg.sizes(problem.rows, case.hidden, case.blocks(cores)),
+            arg.sizes(problem.rows, case.hidden, case.blocks(checked.cores)),
         )
         if arg.role == "in":
             view, _ = fenced(sizes, dtype, float("nan"), fence, place)
@@ -218,7 +224,7 @@ def _run(
             view.copy_(torch.arange(view.numel()).view(sizes) % 7 - 3)
             before[arg.name] = view.clone()
         values.append(view)
-    kernel(*values)
+    checked.kernel(*values)
     for name, held in before.items():
         outputs[name] = (outputs[name].double() - held).sum(0)
     # waits for a GPU, whose errors show here
@@ -237,20 +243,12 @@ def _run(
     return outputs, message
 
 
-def _judge(
-    op: Op,
-    case: Case,
-    kernel: Callable[..., Any],
-    problem: _Problem,
-    fence: int,
-    place: str,
-    cores: int,
-) -> tuple[str, dict[str, float], dict[str, float]]:
+def _judge(checked: _Checked, problem: _Problem) -> tuple[str, dict[str, float], dict[str, float]]:
     """Run a kernel on a problem: (what is wrong first, errors as shares of the tolerances, errors
     divided by eager's where the input is plain random).
     """
     at = f"{problem.style} inputs, {counted(problem.rows, 'row')}"
-    outputs, memory = _run(op, case, kernel, problem, fence, place, cores)
+    outputs, memory = _run(checked, problem)
     message = f"{memory} ({at})" if memory else ""
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
@@ -301,11 +299,12 @@ def verify(
     op = ops.get(case.op)
     cores = device.current().cores if cores is None else cores
     case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
+    checked = _Checked(op, case, kernel, fence, place, cores)
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
     message = ""
     for problem in _problems(case.op, case.hidden, case.dtype, case.variant):
-        said, shares, ratios = _judge(op, case, kernel, problem, fence, place, cores)
+        said, shares, ratios = _judge(checked, problem)
         message = message or said
         errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
         for name, ratio in ratios.items():
@@ -314,6 +313,6 @@ def verify(
         if message:
             break  # wrong already, and these take the longest
         problem = _of_rows(case, rows, place)
-        message, shares, _ = _judge(op, case, kernel, problem, fence, place, cores)
+        message, shares, _ = _judge(checked, problem)
         errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
     return Verdict(message, errors, versus)
