@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lntune.case import Case
-from lntune.device import Device
 from lntune.errors import BuildError
-from lntune.measure.jobs import Build, Candidate, Check, Outcome
+from lntune.measure.jobs import Build, Candidate, Outcome
 from lntune.tune import ranking
 from lntune.tune.builders import Builders, Key
 
@@ -30,15 +30,10 @@ class Ahead(Builders):
     the cores but two.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        timeout: float,
-        job: type[Build] | type[Check] = Build,
-        count: int | None = None,
-    ) -> None:
-        super().__init__(device, timeout, job, count)
-        self._scores: dict[Key, float] = {}
+    @functools.cached_property
+    def _scores(self) -> dict[Key, float]:
+        """The static score of each that is built."""
+        return {}
 
     def _ready(self) -> bool:
         return bool(self._queue) or self._closed

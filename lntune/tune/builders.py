@@ -12,14 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
 from lntune.measure.jobs import Build, Candidate, Check, Outcome
 from lntune.measure.worker import Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MOST = 32
 """Builders at most, whatever the cores: each holds a compiler of some hundred MB."""
@@ -28,8 +30,6 @@ FREE = 2
 
 Key = tuple[Case, Candidate]
 """What is built, and for what."""
-
-_Self = TypeVar("_Self", bound="Builders")
 
 
 def default_count() -> int:
@@ -69,17 +69,12 @@ class Builders:
             for worker in self._workers
         ]
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
