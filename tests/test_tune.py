@@ -558,6 +558,20 @@ def test_a_budget_too_small_for_anything(
     assert [job.seconds for job in finals(fake)] == [0.1]
 
 
+@pytest.mark.parametrize("seconds", [9.0, 10.0])
+def test_a_short_budget(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Of a budget below ten seconds it is said that hardly anything is tried, however fast the
+    worker starts.
+    """
+    Slow(monkeypatch, fake, 1.0, 0.2)
+    summary = tune.tune([CASE], settings("plain", seconds=seconds, log_dir=tmp_path / "log"))
+    assert [note[:32] for note in summary.notes] == ["the budget of 9.0 s is short: in"] * (
+        seconds < 10
+    )
+
+
 def test_a_final_begins_in_time_for_calls_that_take_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
 ) -> None:

@@ -76,12 +76,8 @@ def tune(
                 )
                 if summary.interrupted:
                     break
-            if (
-                settings.seconds is not None
-                and started >= 0.7 * settings.seconds
-                and not summary.interrupted
-            ):
-                summary.notes.append(times.too_short(settings.seconds, started))
+            if settings.seconds is not None and not summary.interrupted:
+                summary.notes += times.too_short(settings.seconds, started)
     except KeyboardInterrupt:  # not in a search, or a second one
         summary.interrupted = True
     summary.seconds = time.monotonic() - start

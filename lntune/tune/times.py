@@ -23,6 +23,10 @@ CALLS = 30
 """Calls of each contender in a final at least: nine rounds of a sample and of a call before it, and
 those that find out how many calls a sample has.
 """
+NOTHING_LEFT = 0.7
+"""The part of a budget that the start of the process which measures may take at most."""
+LITTLE = 10.0
+"""Seconds of a budget below which hardly anything is tuned."""
 
 
 class Times:
@@ -111,10 +115,19 @@ def estimate(
     return trials, trials * trial_seconds + fixed + measuring
 
 
-def too_short(seconds: float, started: float) -> str:
-    """What is said of a budget of which next to nothing is left when the first trial begins."""
-    least = math.ceil(2 * started + 5)
-    return (
-        f"the budget of {seconds:.1f} s is too short: to start the process that measures took"
-        f" {started:.1f} s of it; {least} s or more are of use"
-    )
+def too_short(seconds: float, started: float) -> list[str]:
+    """What is said of a budget of which next to nothing is left when the first trial begins, and of
+    one below LITTLE; nothing of others.
+    """
+    if started >= NOTHING_LEFT * seconds:
+        least = math.ceil(2 * started + 5)
+        return [
+            f"the budget of {seconds:.1f} s is too short: to start the process that measures took"
+            f" {started:.1f} s of it; {least} s or more are of use"
+        ]
+    if seconds < LITTLE:
+        return [
+            f"the budget of {seconds:.1f} s is short: in less than {LITTLE:.0f} s hardly anything"
+            " is tried, and what is found is measured briefly"
+        ]
+    return []
