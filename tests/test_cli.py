@@ -642,6 +642,15 @@ def test_other_devices_are_asked_about(tuned: Path) -> None:
     assert all(listed[op]["schedules"] and listed[op]["gpu_schedules"] for op in ops.OPS)
 
 
+def test_source_of_a_gpu_begins_with_the_kernel() -> None:
+    """What TVM puts before it is said to be left out, and shown on demand; --json has all."""
+    asked = ("show", "layer_norm", "--hidden", 64, "--target", "cuda:sm_90", "--as", "source")
+    short, full = run(*asked).stdout, run(*asked, "--full").stdout
+    assert short.splitlines()[2].startswith('extern "C" __global__')
+    assert full.endswith(short.split("\n", 2)[2]) and len(full) > len(short)
+    assert json.loads(run(*asked, "--json").stdout)["text"] == full.removesuffix("\n")
+
+
 @pytest.mark.parametrize(
     ("form", "has"),
     [("te", "T.sblock"), ("tir", "def main"), ("source", "define "), ("asm", ".text")],

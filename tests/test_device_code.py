@@ -394,7 +394,15 @@ def test_operators_without_a_schedule_for_gpus_say_so(monkeypatch: pytest.Monkey
 
 
 def test_source_for_a_gpu_is_shown() -> None:
-    """`show` gives the CUDA source of a GPU's kernel."""
+    """`show` gives the CUDA source of a GPU's kernel, of which what stands before the kernel can be
+    left out.
+    """
     plan = get("shared_row")
     text = compiler.show(WIDE, plan, plan.default(WIDE, GPU), GPU, "source")
     assert 'extern "C" __global__' in text
+    note, empty, kernel = compiler.without_prelude(text).split("\n", 2)
+    assert kernel.startswith('extern "C" __global__') and not empty
+    prelude = text.removesuffix(kernel)
+    assert len(prelude) + len(kernel) == len(text) and "__global__" not in prelude
+    assert note.startswith(f"// {len(prelude.splitlines())} lines ") and "--full" in note
+    assert compiler.without_prelude("define void @main()") == "define void @main()"

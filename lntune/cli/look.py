@@ -193,10 +193,17 @@ def show(
             " nvidia/nvidia-h100, emulated:sm_90."
         ),
     ] = DEFAULT,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="With the headers and types before a GPU kernel's source."),
+    ] = False,
     log_dir: LOG_DIR = None,
     as_json: JSON = False,
 ) -> None:
-    """Print the kernel that serves a call: definition, scheduled loops, source or assembly."""
+    """Print the kernel that serves a call: definition, scheduled loops, source or assembly.
+
+    With --json the text is whole.
+    """
     from lntune import schedule as schedules
     from lntune.backends import device_of
     from lntune.kernels import compiler
@@ -230,7 +237,7 @@ def show(
         facts = {"case": case, "schedule": chosen.name, "knobs": knobs.to_dict(setting)}
         print_json({**facts, "form": form, "text": text})
     else:
-        print(text)
+        print(text if full else compiler.without_prelude(text))
 
 
 @command("Registers, spills, occupancy and traffic of a GPU's kernels")

@@ -24,6 +24,7 @@ from lntune.errors import LntuneError, ScheduleError, ToolchainError, UnfitError
 from lntune.schedule import Schedule
 from lntune.system import native, sealed, toolchain
 from lntune.transforms import strides
+from lntune.words import counted
 
 FORMS = ("te", "tir", "source", "asm")
 """What `show` can print: the definition, the scheduled loops, the code TVM makes of them (LLVM IR
@@ -172,3 +173,14 @@ def show(case: Case, schedule: Schedule, setting: Any, device: Device, form: str
         return str(ops.get(case.op).define(case, row_sums.plain_sum).script())
     one = _scheduled(case, schedule, setting, device)
     return str(one.module.script()) if form == "tir" else backends.of(device).show(one, form)
+
+
+def without_prelude(text: str) -> str:
+    """CUDA source from its first kernel on, and how much stood before it: headers, and types that
+    TVM defines where those do not. Any other text as it is.
+    """
+    prelude, kernel, rest = text.partition('extern "C" __global__')
+    if not kernel:
+        return text
+    left_out = counted(prelude.count("\n"), "line")
+    return f"// {left_out} of headers and types left out; --full shows them\n\n{kernel}{rest}"
