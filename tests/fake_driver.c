@@ -26,7 +26,21 @@ enum {
 };
 
 typedef int (*Launched)(int device, const char *image, const char *kernel, const unsigned *sizes,
-                        unsigned shared, void *stream, void **parameters);
+                        unsigned shared, void *stream, void **parameters, int early);
+typedef struct { /* as cuda.h has them */
+  unsigned id;
+  char pad[4];
+  union {
+    char pad[64];
+    int allowed;
+  } value;
+} Attribute;
+typedef struct {
+  unsigned sizes[6], shared;
+  void *stream;
+  Attribute *attributes;
+  unsigned count;
+} Config;
 typedef struct {
   int device;
 } Context;
@@ -192,23 +206,38 @@ int cuKernelSetAttribute(int attribute, int value, void *kernel, int device) {
   ((Kernel *)kernel)->opted[device] = value;
   return 0;
 }
-int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                   unsigned bz, unsigned shared, void *stream, void **parameters, void **extra) {
-  Kernel *kernel = (Kernel *)function;
-  const unsigned sizes[6] = {gx, gy, gz, bx, by, bz};
-  if (!depth) return INVALID_CONTEXT;
+static int launch(Kernel *kernel, const unsigned *sizes, unsigned shared, void *stream_of,
+                  void **parameters, void **extra, int early) {
   int device = stack[depth - 1]->device;
-  CALLED(kernel->name, device);
   if (!kernel->loaded[device])
     return INVALID_VALUE; /* a real driver loads it now; launcher.c has it done before */
   for (int i = 0; i < 6; ++i)
     if (!sizes[i] || (i % 3 && i < 3 && sizes[i] > 65535)) return INVALID_VALUE;
-  if (bx * by * bz > 1024 || extra) return INVALID_VALUE;
+  if (sizes[3] * sizes[4] * sizes[5] > 1024 || extra) return INVALID_VALUE;
   if (shared > (kernel->opted[device] > PLAIN_SHARED ? (unsigned)kernel->opted[device]
                                                      : (unsigned)PLAIN_SHARED))
     return INVALID_VALUE;
-  return launched(device, kernel->image, kernel->name, sizes, shared, stream, parameters);
+  return launched(device, kernel->image, kernel->name, sizes, shared, stream_of, parameters, early);
 }
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream_of, void **parameters, void **extra) {
+  const unsigned sizes[6] = {gx, gy, gz, bx, by, bz};
+  if (!depth) return INVALID_CONTEXT;
+  CALLED(((Kernel *)function)->name, stack[depth - 1]->device);
+  return launch((Kernel *)function, sizes, shared, stream_of, parameters, extra, 0);
+}
+#ifndef WITHOUT_CONFIG /* a driver of before CUDA 11.8 */
+int cuLaunchKernelEx(const Config *config, void *function, void **parameters, void **extra) {
+  if (!depth) return INVALID_CONTEXT;
+  int device = stack[depth - 1]->device;
+  CALLED(((Kernel *)function)->name, device);
+  if (config->count != 1 || config->attributes->id != 6 || config->attributes->value.allowed != 1 ||
+      capability[device][0] < 9)
+    return INVALID_VALUE;
+  return launch((Kernel *)function, config->sizes, config->shared, config->stream, parameters,
+                extra, 1);
+}
+#endif
 
 #ifdef __cplusplus
 }

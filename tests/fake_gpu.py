@@ -53,16 +53,21 @@ _LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_uint,
     ctypes.c_void_p,
     ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_int,
 )
 """`Launched` of fake_driver.c."""
 
 
-def library() -> Path:
-    """The fake driver, compiled once for each cache folder."""
-    path = paths.cache_dir() / "runtime" / f"fake_driver-{native.source_hash(SOURCE)}.so"
+def library(without: str = "") -> Path:
+    """The fake driver, compiled once for each cache folder; `without` some of its functions, see
+    there.
+    """
+    name = f"fake_driver{without.lower()}-{native.source_hash(SOURCE)}.so"
+    path = paths.cache_dir() / "runtime" / name
     if not path.is_file():
+        options = ["-O1", "-shared", "-fPIC", *([f"-DWITHOUT{without}"] if without else [])]
         with native.atomic(path) as temporary:
-            toolchain.run_compiler(["-O1", "-shared", "-fPIC", str(SOURCE), "-lpthread"], temporary)
+            toolchain.run_compiler([*options, str(SOURCE), "-lpthread"], temporary)
     return path
 
 
@@ -89,12 +94,14 @@ def to_cubin(source: str, arch: str) -> Compiled:
 class FakeGpu:
     """The imagined machine; see above."""
 
-    def __init__(self) -> None:
-        self.path = library()
+    def __init__(self, without: str = "") -> None:
+        self.path = library(without)
         self.calls = ctypes.CDLL(str(self.path))
         self.calls.fake_log.restype = ctypes.c_char_p
         self.errors: list[Exception] = []
         self.order = "forward"
+        self.pending: list[tuple[int, int]] = []
+        """Memory (address, bytes) that was written since the last ordinary launch."""
         self._launched = _LAUNCHED(self._launch)
         self._known: dict[tuple[str, str], tuple[Binary, Launch]] = {}
 
@@ -170,8 +177,11 @@ class FakeGpu:
         shared: int,
         _stream: int,
         parameters: Any,
+        early: int,
     ) -> int:
-        """A launch, run by the emulator on the memory that its parameters point to."""
+        """A launch, run by the emulator on the memory that its parameters point to; an early one
+        finds that what was written since the last ordinary one may be on its way still.
+        """
         try:
             source = image.decode()
             binary, launch = self._known[source, kernel.decode()]
@@ -188,14 +198,40 @@ class FakeGpu:
                 for i, name in enumerate(launch.arguments)
             ]
             got = list(sizes[0:6])
+            named = dict(zip(launch.arguments, values, strict=True))
+            if not early:
+                self.pending.clear()
+            pending = [name for name, value in named.items() if self._is_pending(value)]
             emulator.compile(source).launch(
-                kernel.decode(), tuple(got[:3]), tuple(got[3:]), values, shared, self.order
+                kernel.decode(),
+                tuple(got[:3]),
+                tuple(got[3:]),
+                values,
+                shared,
+                self.order,
+                pending if early else None,
             )
+            for argument in binary.arguments:
+                if argument.role in ("out", "sum") and argument.name in named:
+                    self.wrote(named[argument.name])
             return 0
         except Exception as e:
             self.errors.append(e)
             host_gpu.broken.append("unspecified launch failure")
             return LAUNCH_FAILED
+
+    def wrote(self, tensor: Any) -> None:
+        """Somebody put work before the next launch that writes a tensor."""
+        if tensor.numel():
+            self.pending.append((tensor.data_ptr(), tensor.numel() * tensor.element_size()))
+
+    def _is_pending(self, value: Any) -> bool:
+        """Whether a tensor's memory has a part that may not be written yet."""
+        if not hasattr(value, "data_ptr") or not value.numel():
+            return False
+        begin = value.data_ptr()
+        end = begin + value.numel() * value.element_size()
+        return any(begin < at + size and at < end for at, size in self.pending)
 
     @staticmethod
     def _value(binary: Binary, name: str, rows: int, strides: dict[str, int], at: int) -> Any:

@@ -121,3 +121,24 @@ def test_ptx_does_not_tell_what_diverges() -> None:
     (code,) = ptx.parse(".visible .entry main(\n)\n{\n ret;\n}\n", "").values()
     assert code.divergent_shuffles is None
     assert code.depths == (Work(slots=0.2),)
+
+
+def test_what_comes_before_a_wait() -> None:
+    """Accesses on the way to the first wait for the kernel before are told by name, whatever stands
+    above it in the text; where there is no wait, nothing is.
+    """
+    lines = (
+        "LDG.E.128.CONSTANT R4, desc[UR4][R2.64]",
+        "BRA 0x0030",
+        "STG.E desc[UR4][R2.64], R4",
+        "LDG.E.128 R4, desc[UR4][R2.64]",
+        "ACQBULK",
+        "LDG.E R5, desc[UR4][R2.64]",
+        "EXIT",
+    )
+    code = sass.parse(machine(*lines), "cuobjdump")["main"]
+    assert code.early == {"LDG": 1, "LDG.CONSTANT": 1}
+    plain = machine(*(line for line in lines if line != "ACQBULK"))
+    assert sass.parse(plain, "cuobjdump")["main"].early is None
+    text = ".visible .entry main(\n)\n{\n ld.global.nc.f32 %f1, [%rd1];\n griddepcontrol.wait;\n}\n"
+    assert ptx.parse(text, "")["main"].early == {"ld.global.nc": 1}

@@ -178,6 +178,40 @@ def test_the_driver_s_numbers(tmp_path: Path) -> None:
     assert proven(header("cuda.h"), ["#include <cuda.h>"], lines, tmp_path) == ""
 
 
+def test_the_driver_s_structures(tmp_path: Path) -> None:
+    """What launcher.c hands to cuLaunchKernelEx lies in memory as in cuda.h."""
+    attribute, config = ("LaunchAttribute", "CUlaunchAttribute"), ("LaunchConfig", "CUlaunchConfig")
+    fields = [
+        (attribute, "id", "id"),
+        (attribute, "value", "value"),
+        (attribute, "value.allowed", "value.programmaticStreamSerializationAllowed"),
+        (config, "grid", "gridDimX"),
+        (config, "grid[2]", "gridDimZ"),
+        (config, "block", "blockDimX"),
+        (config, "block[2]", "blockDimZ"),
+        (config, "shared", "sharedMemBytes"),
+        (config, "stream", "hStream"),
+        (config, "attributes", "attrs"),
+        (config, "count", "numAttrs"),
+    ]
+    lines = [
+        f"static_assert(offsetof({mine}, {a}) == offsetof({theirs}, {b}) &&"
+        f' sizeof({mine}{{}}.{a}) >= sizeof({theirs}{{}}.{b}), "{b}");'
+        for (mine, theirs), a, b in fields
+    ]
+    lines += [
+        f"static_assert(sizeof({mine}) == sizeof({theirs}));"
+        for mine, theirs in (attribute, config)
+    ]
+    number = "PROGRAMMATIC_STREAM_SERIALIZATION"
+    lines.append(f"static_assert(int({number}) == int(CU_LAUNCH_ATTRIBUTE_{number}));")
+    lines.append("static_assert(int(CUDA_ERROR_NOT_SUPPORTED) == 801);")  # `refuses`
+    folder = header("cuda.h")
+    assert proven(folder, included(), lines, tmp_path) == ""
+    wrong = lines[1].replace("CUlaunchAttribute, value", "CUlaunchAttribute, id")
+    assert "static assertion failed" in proven(folder, included(), [wrong], tmp_path)
+
+
 def in_c(kind: Any, names: dict[type, str]) -> str:
     """A ctypes type in C++; structures have the names given."""
     if isinstance(kind, type) and issubclass(kind, ctypes._Pointer):

@@ -334,9 +334,10 @@ def framework(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fr
         shared: int,
         stream: int,
         parameters: Any,
+        early: int,
     ) -> int:
         fake.asked.append(("launch", stream))
-        return run(device, image, kernel, sizes, shared, stream, parameters)
+        return run(device, image, kernel, sizes, shared, stream, parameters, early)
 
     fake_gpu._launched = type(fake_gpu._launched)(launch)
     fake_gpu.setup()

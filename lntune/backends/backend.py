@@ -9,6 +9,7 @@ Triton's BaseBackend, tinygrad's files `ops_X.py` and Kernel Tuner's `backends/`
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -249,6 +250,15 @@ class Backend(abc.ABC):
         Raises:
             BuildError: it cannot be.
         """
+
+    def overlapping(self) -> contextlib.AbstractContextManager[None]:
+        """In the block a kernel that this thread calls may begin while what was asked of the device
+        before is still done, where it waits for that itself before it reads what that writes.
+
+        Who opens it says that nothing else of what such a kernel reads was written since a call of
+        this thread before the block.
+        """
+        return contextlib.nullcontext()
 
     # Measuring.
 

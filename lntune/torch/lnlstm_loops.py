@@ -8,14 +8,16 @@ gates only what enters a layer norm is kept.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from lntune import backends
 from lntune.ops import lnlstm_step_backward
 from lntune.ops.lnlstm_step import NAME, statistics
-from lntune.torch import dispatch
+from lntune.torch import devices, dispatch
 from lntune.torch.lnlstm_arguments import (
     SavedSteps,
     SequenceOptions,
@@ -35,6 +37,19 @@ def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
     """The steps that have sequences, in the order of computing."""
     order = [t for t in range(len(sizes)) if sizes[t]][:: -1 if reverse else 1]
     return zip(order, (None, *order), strict=False)
+
+
+def _overlapping(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+    """In the block a step's kernel may begin before the product before it has ended, see
+    Backend.overlapping: for all steps but a loop's first, which is behind what came before the
+    loop.
+
+    What a kernel reads before it waits for the product is written by no step: gains and biases,
+    gates_x and, in the backward, gates_h and statistics. The state, which steps write and hand on,
+    and what `_before` puts together of it, it reads behind the wait.
+    """
+    device = devices.of(tensor.device)
+    return contextlib.nullcontext() if device is None else backends.of(device).overlapping()
 
 
 def _before(t: int | None, n: int, rows: Sequence[Tensor], first: Tensor) -> Tensor:
@@ -143,19 +158,22 @@ def forward(
         if n
     }
     recur = repeated(tensors.matrix, most, len(sizes))
-    for t, before in _steps(sizes, options.reverse):
-        n = sizes[t]
-        gates_h = recur(_before(before, n, outs, h_0), None, gates[t])
-        kernels[n](
-            inputs[t],
-            gates_h,
-            _before(before, n, states, c_0),
-            *vectors,
-            options.eps,
-            outs[t],
-            states[t],
-            *moments[t],
-        )
+    with contextlib.ExitStack() as behind_the_first:
+        for number, (t, before) in enumerate(_steps(sizes, options.reverse)):
+            if number == 1:
+                behind_the_first.enter_context(_overlapping(gates_x))
+            n = sizes[t]
+            gates_h = recur(_before(before, n, outs, h_0), None, gates[t])
+            kernels[n](
+                inputs[t],
+                gates_h,
+                _before(before, n, states, c_0),
+                *vectors,
+                options.eps,
+                outs[t],
+                states[t],
+                *moments[t],
+            )
     _ends(outs, h_n, options.reverse)
     _ends(states, c_n, options.reverse)
     return out, h_n, c_n, *kept
@@ -212,29 +230,33 @@ def backward(
     dh_0, dc_0 = _copied(dh_n, given.get("h_0")), _copied(dc_n, given.get("c_0"))
     dh, dc, spare = None, dc_0, torch.empty_like(dc_0)
     steps = list(_steps(sizes, reverse))
-    for t, before in reversed(steps):
-        n = sizes[t]
-        dh = douts[t] + _first(dh_0, n) if dh is None else dh
-        values = (
-            *vectors,
-            *moments[t],
-            dinputs[t],
-            dgates[t],
-            _first(spare, n),
-            *sums[cases[n].bucket].values(),
-        )
-        kernels[n](dh, _first(dc, n), inputs[t], gates[t], _before(before, n, states, c_0), *values)
-        dc, spare = spare, dc
-        if before is not None and sizes[before] == n:
-            dh = recur(dgates[t], douts[before], None)
-        # the step before has other sequences; what comes from behind has to be in one place for all
-        # of them
-        else:
-            recur(dgates[t], None, _first(dh_0, n))
-            dh = None
-            if dc is not dc_0:
-                spare[:n] = dc[:n]
-                dc, spare = spare, dc
+    with contextlib.ExitStack() as behind_the_first:
+        for number, (t, before) in enumerate(reversed(steps)):
+            if number == 1:
+                behind_the_first.enter_context(_overlapping(dout))
+            n = sizes[t]
+            dh = douts[t] + _first(dh_0, n) if dh is None else dh
+            values = (
+                *vectors,
+                *moments[t],
+                dinputs[t],
+                dgates[t],
+                _first(spare, n),
+                *sums[cases[n].bucket].values(),
+            )
+            c = _before(before, n, states, c_0)
+            kernels[n](dh, _first(dc, n), inputs[t], gates[t], c, *values)
+            dc, spare = spare, dc
+            if before is not None and sizes[before] == n:
+                dh = recur(dgates[t], douts[before], None)
+            # the step before has other sequences; what comes from behind has to be in one place for
+            # all of them
+            else:
+                recur(dgates[t], None, _first(dh_0, n))
+                dh = None
+                if dc is not dc_0:
+                    spare[:n] = dc[:n]
+                    dc, spare = spare, dc
     del recur  # with the packed matrix, as large as what is made here
     h_before = torch.cat(
         [h_0[:0], *(_before(before, sizes[t], outs, h_0) for t, before in sorted(steps))]

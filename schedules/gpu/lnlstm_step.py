@@ -26,6 +26,7 @@ from lntune.ops.lnlstm_step import tokens_of
 from lntune.schedule import Schedule
 from lntune.transforms.gpu import (
     cuda_math,
+    early_start,
     exchange,
     gate_threads,
     gates,
@@ -36,6 +37,7 @@ from lntune.transforms.gpu import (
 )
 
 ROW_LOOP = "lntune_row"  # annotation of the loop over rows
+LATE = ("gates_h", "c")  # what a loop over time steps writes on its way
 # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and
 # does not
 OTHERS = 36
@@ -72,6 +74,12 @@ class Knobs:
         ("two_barriers", "one_barrier"),
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
+    )
+    early_start: bool = knob(
+        False,
+        (False, True),
+        "the kernel may begin before the matrix product before it has ended, and loads meanwhile"
+        " what the time loop does not write",
     )
 
 
@@ -113,6 +121,8 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return reason
     if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
         return "the threads of a warp exchange sums without a barrier"
+    if knobs.early_start and (reason := early_start.reason_invalid(device, knobs.prefetch)):
+        return reason
     if knobs.intermediates == "recompute" and (knobs.row_storage == "registers" or knobs.prefetch):
         return (
             "stages that are computed again, vector by vector, hold nothing else of a row in"
@@ -165,8 +175,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     3. What is loaded once for several stages, or before the first sum.
     4. Stages and outputs in registers, what they read loaded a vector at a time; sums exchanged.
     5. The scalars of a row in registers of every thread; one thread stores the statistics.
-    6. Guards only where memory is accessed and sums are exchanged; rows too long for registers go
-    through all stages vector by vector.
+    6. A wait for the kernel before, behind what can be loaded earlier. Guards only where memory is
+    accessed and sums are exchanged; rows too long for registers go through all stages vector by
+    vector.
     """
     from tvm import s_tir
 
@@ -230,7 +241,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
                 sch.set_scope(block, index, "local")
 
     # 6.
-    mod = guards.only_where_needed(sch.mod, ("local", "shared.dyn"))
+    mod = early_start.load_first(sch.mod, LATE, ROW_LOOP) if knobs.early_start else sch.mod
+    mod = guards.only_where_needed(mod, ("local", "shared.dyn"))
     if knobs.intermediates == "recompute":
         mod = phases.fuse(thread_private.declare(mod), ROW_LOOP)
     return exchange.request(mod) if knobs.exchange == "one_barrier" else mod

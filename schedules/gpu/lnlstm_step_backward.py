@@ -27,6 +27,7 @@ from lntune.ops.lnlstm_step_backward import sums as sums_of
 from lntune.schedule import Schedule
 from lntune.transforms.gpu import (
     cuda_math,
+    early_start,
     exchange,
     gate_threads,
     gates,
@@ -38,6 +39,7 @@ from lntune.transforms.gpu import (
 )
 
 OUTPUTS = ("dgates_x", "dgates_h", "dc")
+LATE = ("dh", "dc_new", "c")  # what a loop over time steps writes on its way, or puts together
 OVER_ROWS = ("sums_gates", "sums_hidden")
 STAGES = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
 ROW_SUMS = ("cell", "gates", f"gates{gates.EXCHANGED}")
@@ -78,6 +80,12 @@ class Knobs:
         ("two_barriers", "one_barrier"),
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
+    )
+    early_start: bool = knob(
+        False,
+        (False, True),
+        "the kernel may begin before the matrix product before it has ended, and loads meanwhile"
+        " what the time loop does not write",
     )
 
 
@@ -130,6 +138,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return reason
     if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
         return "the threads of a warp exchange sums without a barrier"
+    loads = knobs.row_storage == "registers"
+    if knobs.early_start and (reason := early_start.reason_invalid(device, loads)):
+        return reason
     if knobs.intermediates == "recompute" and (
         knobs.row_storage != "reload" or knobs.partial_sums == "registers" or knobs.prefetch
     ):
@@ -243,8 +254,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     4. Stages and outputs in registers or shared memory, what they read loaded a vector at a time;
     sums of a row exchanged.
     5. The thread's sums over rows, added to its block's once or at each row.
-    6. What no later stage needs is stored early, or all stages go vector by vector; the loop ends
-    where the rows do.
+    6. A wait for the kernel before, behind what can be loaded earlier. What no later stage needs is
+    stored early, or all stages go vector by vector; the loop ends where the rows do.
     """
     from tvm import s_tir
 
@@ -334,7 +345,10 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
     # 6.
     sch.annotate(row_loop, grid_stride.ROW_LOOP, count)
-    mod = guards.only_where_needed(sch.mod, ("local", "shared.dyn"))
+    mod = sch.mod
+    if knobs.early_start:
+        mod = early_start.load_first(mod, LATE, grid_stride.ROW_LOOP)
+    mod = guards.only_where_needed(mod, ("local", "shared.dyn"))
     mod = grid_stride.add_to_outputs(mod, stores)
     if knobs.partial_sums == "global":
         mod = grid_stride.sums_of_each_row(mod)

@@ -4,6 +4,7 @@ timed by the GPU's own clock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,6 +149,10 @@ class CudaBackend(Backend):
     def ensure_library(self) -> None:
         """See Backend."""
         driver.ensure_library()
+
+    def overlapping(self) -> contextlib.AbstractContextManager[None]:
+        """See Backend."""
+        return launcher.overlapping()
 
     def _gpu(self, device: Device) -> Gpu:
         return _clock(self.torch_device(device))

@@ -69,6 +69,10 @@ class Code(msgspec.Struct, frozen=True):
     """Shuffles that part of a warp may reach alone; a good kernel has none. None of PTX, which
     does not tell.
     """
+    early: dict[str, int] | None = None
+    """Accesses of global memory on the way to the wait for the kernel before this one, by name with
+    `hints`: "LDG.CONSTANT", or "LDG" without. None where it does not wait.
+    """
 
 
 class Kinds(msgspec.Struct, frozen=True):
@@ -147,7 +151,23 @@ def count(
         operations=dict(sorted(operations.items())),
         depths=_depths(listed, kinds),
         divergent_shuffles=flow.divergent(listed, kinds.words, kinds.shuffle) if machine else None,
+        early=_early(listed, kinds),
     )
+
+
+def _early(listed: Sequence[Instruction], kinds: Kinds) -> dict[str, int] | None:
+    """Code.early."""
+    memory = kinds.global_load | kinds.global_store | kinds.generic | kinds.atomic
+    way = [instruction for instruction, _ in flow.way(listed, kinds.words)]
+    waits = [number for number, i in enumerate(way) if i.op in kinds.words.wait]
+    if not waits:
+        return None
+    names = (
+        ".".join([i.op, *(m for m in i.modifiers if m not in kinds.plain | kinds.widths.keys())])
+        for i in way[: waits[0]]
+        if i.op in memory
+    )
+    return dict(sorted(Counter(names).items()))
 
 
 def _depths(listed: Sequence[Instruction], kinds: Kinds) -> tuple[Work, ...]:

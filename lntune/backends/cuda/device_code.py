@@ -14,7 +14,7 @@ import msgspec
 from lntune.backends.cuda import lowering, sizes, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
-from lntune.transforms.gpu import cache_hints, pairs, thread_private
+from lntune.transforms.gpu import cache_hints, early_start, pairs, thread_private
 
 WIDEST = 16
 """Bytes of the widest load or store that kernels are built with."""
@@ -24,7 +24,9 @@ class Launch(msgspec.Struct, frozen=True):
     """One kernel of a program. `arguments` are what it takes, in order: names of the operator's,
     and whole numbers as Python expressions in `rows` and row strides (strides.py); `grid` and
     `block` are (x, y, z), such expressions and numbers; `shared` is dynamic shared memory in bytes;
-    `steps` are how often the first block goes round each of its loops over rows, expressions too.
+    `steps` are how often the first block goes round each of its loops over rows, expressions too;
+    `waits` says that it waits for the kernel before it, on architectures that can begin it earlier
+    (lntune/transforms/gpu/early_start.py).
     """
 
     kernel: str
@@ -33,6 +35,7 @@ class Launch(msgspec.Struct, frozen=True):
     block: tuple[int, int, int]
     shared: int = 0
     steps: tuple[str, ...] = ()
+    waits: bool = False
 
     @property
     def threads(self) -> int:
@@ -257,8 +260,8 @@ _STORE = re.compile(
 
 
 def _complete(source: str, launches: tuple[Launch, ...]) -> str:
-    """The source with the macros it uses (see reload.py and pairs.py in lntune/transforms/gpu), and
-    with vector stores that nvcc does not split.
+    """The source with the macros it uses (see reload.py, pairs.py and early_start.py in
+    lntune/transforms/gpu), and with vector stores that nvcc does not split.
 
     Where a block has several rows, whose stores are guarded, nvcc 13.0 cuts some of these into
     single elements, unless they are written as calls of __stwb.
@@ -279,7 +282,11 @@ def _complete(source: str, launches: tuple[Launch, ...]) -> str:
         return _STORE.sub(store, match[0]) if match[1] in several else match[0]
 
     source = _KERNEL.sub(kernel, source)
-    for function, macros in (("lntune_reload(", _RELOAD), (pairs.SECOND, pairs.SOURCE)):
+    for function, macros in (
+        ("lntune_reload(", _RELOAD),
+        (pairs.SECOND, pairs.SOURCE),
+        (f"{early_start.WAIT}(", early_start.SOURCE),
+    ):
         source = macros + source if function in source else source
     return source
 
@@ -313,5 +320,9 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
         what = ", ".join(host_code.computed) or "all of it"
         left = f"{what}: bind its loops to blockIdx and threadIdx"
         raise BuildError(f"the schedule leaves to the host what only a kernel can compute, {left}.")
+    waiting = {kernel[1] for kernel in _KERNEL.finditer(source) if early_start.WAIT in kernel[0]}
+    launches = tuple(
+        msgspec.structs.replace(launch, waits=launch.kernel in waiting) for launch in launches
+    )
     source = _complete(cache_hints.apply(source, cache_hints.requested(module)), launches)
     return Program(thread_private.with_launch_bounds(module, source), launches, host_code.scratch())

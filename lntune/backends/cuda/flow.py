@@ -32,13 +32,14 @@ class Instruction(msgspec.Struct, frozen=True):
 
 class Words(msgspec.Struct, frozen=True):
     """The operations that steer a warp, in one of the two languages; `meet` names where threads
-    that a branch parts meet again.
+    that a branch parts meet again, `wait` is for the kernel before this one.
     """
 
     branch: frozenset[str]
     leave: frozenset[str]
     call: frozenset[str]
     meet: frozenset[str] = frozenset()
+    wait: frozenset[str] = frozenset()
 
 
 def way(listed: Sequence[Instruction], words: Words) -> list[tuple[Instruction, int]]:

@@ -25,8 +25,25 @@ extern "C" {
 /* As in packed.py. */
 enum { MAX_DEVICES = 64, MAX_ARGS = 32, MAX_SCRATCH = 8, MAX_LAUNCHES = 8 };
 enum { MAX_PARAMS = 48, MAX_DIMS = 4, MAX_STACK = 16 };
-enum { ROWS = -1, OLDEST = 12000, SCRATCH_ALIGNMENT = 256 };
+enum { ROWS = -1, OLDEST = 12000, EARLY_FROM = 12030, SCRATCH_ALIGNMENT = 256 };
 enum { GRID_X = 0x7fffffff, GRID_YZ = 65535 };
+
+/* As cuda.h has them; of the attributes' values the one that is used. */
+typedef struct {
+  unsigned id; /* CUlaunchAttributeID */
+  char pad[4];
+  union {
+    char pad[64];
+    int allowed;
+  } value;
+} LaunchAttribute;
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  LaunchAttribute *attributes;
+  unsigned count;
+} LaunchConfig;
+enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
 
 typedef struct {
   void *library;
@@ -46,6 +63,9 @@ typedef struct {
   int (*function_load)(void *); /* of CUDA 12.4; null before */
   int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                 void *, void **, void **);
+  /* Null where the driver is too old for a launch before the kernel before it has ended (what a
+   * graph's capture makes of one is known from CUDA 12.3 on), or has refused one. */
+  int (*launch_config)(const LaunchConfig *, void *, void **, void **);
   int (*error_name)(int, const char **), (*error_string)(int, const char **);
 } Driver;
 
@@ -61,6 +81,7 @@ typedef struct {
   int64_t first, count; /* parameters */
   int64_t grid[3], block[3], shared;
   int64_t opted; /* dynamic shared memory the kernel is told to allow */
+  int64_t waits; /* the kernel waits for the one before it, and may begin earlier */
 } Launch;
 typedef struct {
   int64_t kind, index; /* of `kind` ARGUMENT, SCRATCH or NUMBER */
@@ -80,7 +101,11 @@ typedef struct {
   /* By device and launch; null where the GPU is of another architecture. */
   void **kernel[MAX_DEVICES];
   int ready[MAX_DEVICES]; /* its functions are loaded there */
+  int early[MAX_DEVICES]; /* its image there has the waits that `Launch` speaks of */
 } Program;
+
+/* This thread is in a loop whose kernels may begin early, see lntune_overlap. */
+static __thread int overlapping;
 
 static DLPackExchangeAPI *dlpack;
 static void (*set_error)(const char *kind, const char *message);
@@ -185,6 +210,8 @@ Driver *lntune_driver_open(const char *path, int device_type, char *why, int siz
   FIND(library_load, "cuLibraryLoadData"), FIND(library_kernel, "cuLibraryGetKernel");
   FIND(kernel_function, "cuKernelGetFunction"), FIND(kernel_attribute, "cuKernelSetAttribute");
   find(d, &d->function_load, "cuFuncLoad", newer, sizeof newer);
+  find(d, &d->launch_config, "cuLaunchKernelEx", newer, sizeof newer);
+  if (d->version < EARLY_FROM) d->launch_config = 0;
 #undef FIND
   if (*missing) {
     snprintf(why, (size_t)size, "the NVIDIA driver lacks %s; update it", missing);
@@ -270,11 +297,12 @@ static int prepare(Program *p, int device, const char **at) {
 }
 
 /* A program from its table (see packed.py), its names, and its images; `image_of` has for each GPU
- * the number of its image, or -1. Where a GPU is in use already its functions are loaded at once.
- * Null, and why, if something fails. */
+ * the number of its image, or -1, and `early` whether that image is of an architecture on which
+ * kernels wait for those before them. Where a GPU is in use already its functions are loaded at
+ * once. Null, and why, if something fails. */
 Program *lntune_program(Driver *d, const int64_t *words, int64_t count, const char *names,
                         int64_t bytes, const void *const *images, int n_images, const int *image_of,
-                        char *why, int size) {
+                        const int *early, char *why, int size) {
   Program *p = (Program *)calloc(1, sizeof(Program));
   void **kernels = (void **)calloc((size_t)n_images * MAX_LAUNCHES, sizeof(void *)), *library;
   char text[512];
@@ -310,6 +338,7 @@ Program *lntune_program(Driver *d, const int64_t *words, int64_t count, const ch
     int active = 0, pushed;
     if (image_of[i] < 0) continue;
     p->kernel[i] = kernels + image_of[i] * MAX_LAUNCHES;
+    p->early[i] = early[i];
     if (d->context_state(d->device[i], &flags, &active) || !active) continue;
     if (!enter(d, i, &pushed))
       prepare(p, i, &name); /* what fails here fails again, and is told, in the first call */
@@ -523,6 +552,43 @@ static int allocate(const Program *p, int device, int64_t rows, const int64_t *s
   return 0;
 }
 
+/* Whether kernels of this thread that wait for the one before them on their stream may be launched
+ * before that has ended, from now on; the answer is what it was before. Whoever says so promises
+ * that what they read before they wait is written by nobody since an ordinary launch on that
+ * stream. */
+int lntune_overlap(int allowed) {
+  int before = overlapping;
+  overlapping = allowed;
+  return before;
+}
+
+/* What a driver says to a launch that it does not know, or not while a graph is captured. */
+static int refuses(int status) { return status == 1 || status == 801 || status / 100 == 9; }
+
+static int launch(Driver *d, void *kernel, const int64_t *grid, const Launch *l, int early,
+                  void *stream, void **parameters) {
+  int (*with_config)(const LaunchConfig *, void *, void **, void **) =
+      early ? __atomic_load_n(&d->launch_config, __ATOMIC_RELAXED) : 0;
+  if (with_config) {
+    LaunchAttribute attribute = {PROGRAMMATIC_STREAM_SERIALIZATION, {0}, {{0}}};
+    LaunchConfig config = {{(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]},
+                           {(unsigned)l->block[0], (unsigned)l->block[1], (unsigned)l->block[2]},
+                           (unsigned)l->shared,
+                           stream,
+                           &attribute,
+                           1};
+    attribute.value.allowed = 1;
+    int status = with_config(&config, kernel, parameters, 0);
+    if (!refuses(status)) return status;
+  }
+  int status = d->launch(kernel, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2],
+                         (unsigned)l->block[0], (unsigned)l->block[1], (unsigned)l->block[2],
+                         (unsigned)l->shared, stream, parameters, 0);
+  /* it was the attribute that the driver does not take, here or at all */
+  if (with_config && !status) __atomic_store_n(&d->launch_config, 0, __ATOMIC_RELAXED);
+  return status;
+}
+
 static int call(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result) {
   Program *p = (Program *)self;
   Driver *d = p->driver;
@@ -579,9 +645,9 @@ static int call(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *res
                       p->title, (long long)rows);
     }
     if (failed) break;
-    status = d->launch(p->kernel[device][i], (unsigned)grid[i][0], (unsigned)grid[i][1],
-                       (unsigned)grid[i][2], (unsigned)l->block[0], (unsigned)l->block[1],
-                       (unsigned)l->block[2], (unsigned)l->shared, stream, parameters, 0);
+    /* behind the first kernel of a program stands one of its own */
+    int early = !i && l->waits && overlapping && p->early[device];
+    status = launch(d, p->kernel[device][i], grid[i], l, early, stream, parameters);
     if (status) failed = driver_fail(p, status, device, "the launch of %s", p->kernel_name[i]);
   }
   if (owner && owner->deleter) owner->deleter(owner);

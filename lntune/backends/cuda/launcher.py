@@ -20,21 +20,24 @@ sm_90; one machine without a GPU):
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lntune.backends.cuda import driver, packed, row_counts
 from lntune.backends.cuda.driver import capability_of, count, device, missing, ordinal_of, use
 from lntune.errors import BuildError, InputError, LaunchError, ToolchainError
+from lntune.transforms.gpu import early_start
 
 if TYPE_CHECKING:
     from lntune.backends.cuda.device_code import Binary
 
-__all__ = ["count", "device", "load", "missing", "ordinal_of", "use"]
+__all__ = ["count", "device", "load", "missing", "ordinal_of", "overlapping", "use"]
 
+_EARLY = capability_of(early_start.FIRST)
 _keep: list[Any] = []
 """Functions, for ever: a CUDA graph may hold their kernels when nothing else does any more."""
 
@@ -100,6 +103,9 @@ def load(binary: Binary) -> Callable[..., None]:
     images = [
         binary.ptx.encode() + b"\0" if name == "ptx" else binary.images[name] for name in names
     ]
+    newest = max(map(capability_of, binary.images))
+    capabilities = {"ptx": newest} | {arch: capability_of(arch) for arch in binary.images}
+    early = [name is not None and capabilities[name] >= _EARLY for name in chosen]
     why = ctypes.create_string_buffer(1024)
     address = driver.library().lntune_program(
         gpus.handle,
@@ -110,6 +116,7 @@ def load(binary: Binary) -> Callable[..., None]:
         (ctypes.c_char_p * len(images))(*images),
         len(images),
         (ctypes.c_int * gpus.count)(*(names.index(name) if name else -1 for name in chosen)),
+        (ctypes.c_int * gpus.count)(*early),
         why,
         len(why),
     )
@@ -122,3 +129,14 @@ def load(binary: Binary) -> Callable[..., None]:
     function = row_counts.with_launches(_wrap()(address), binary.launches)
     _keep.append(function)
     return function
+
+
+@contextlib.contextmanager
+def overlapping() -> Iterator[None]:
+    """See Backend.overlapping."""
+    library = driver.library()
+    before = library.lntune_overlap(1)
+    try:
+        yield
+    finally:
+        library.lntune_overlap(before)

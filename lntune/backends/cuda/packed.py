@@ -156,6 +156,7 @@ def pack(binary: Binary) -> tuple[list[int], bytes]:
             *launch.block,
             launch.shared,
             most_shared,
+            int(launch.waits),
         ]
         for name in launch.arguments:
             parameters += sources.get(name) or (_NUMBER, pool.offset(name))

@@ -35,7 +35,10 @@ _KINDS = Kinds(
     mufu=frozenset(f"{name}.float" for name in _MUFU),
     plain=frozenset({"v2", "v4", "v8"}),
     words=Words(
-        branch=frozenset({"bra"}), leave=frozenset({"ret", "exit"}), call=frozenset({"call"})
+        branch=frozenset({"bra"}),
+        leave=frozenset({"ret", "exit"}),
+        call=frozenset({"call"}),
+        wait=frozenset({"griddepcontrol"}),
     ),
     widths=_TYPES,
 )

@@ -32,6 +32,7 @@ _KINDS = Kinds(
         leave=frozenset({"EXIT", "RET"}),
         call=frozenset({"CALL"}),
         meet=frozenset({"BSSY"}),
+        wait=frozenset({"ACQBULK"}),
     ),
     widths={"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256},
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lntune import ops
@@ -19,10 +19,15 @@ from lntune.transforms import strides
 
 
 def kernel(
-    case: Case, program: Program, order: str = "forward", seen: list[Traffic] | None = None
+    case: Case,
+    program: Program,
+    order: str = "forward",
+    seen: list[Traffic] | None = None,
+    pending: Collection[str] | None = None,
 ) -> Callable[..., None]:
     """f(*arguments), in the order of the operator's; `order` is that of the threads, `seen`
-    collects what each launch read and wrote.
+    collects what each launch read and wrote; `pending`, for a program of one kernel, as
+    emulator.Program.launch's.
 
     Buffers between a program's kernels begin as NaN, so that a part that is read without having
     been written shows.
@@ -40,7 +45,7 @@ def kernel(
         named = dict(zip(names, values, strict=True))
         rows = values[matrix].shape[0]
         steps = {stride: named[name].stride(0) for name, stride in free.items()}
-        _launch(code, program.launches, program.scratch, named, rows, steps, order, seen)
+        _launch(code, program.launches, program.scratch, named, rows, steps, order, seen, pending)
 
     return row_counts.with_launches(run, program.launches)
 
@@ -92,6 +97,7 @@ def _launch(
     steps: dict[str, int],
     order: str = "forward",
     seen: list[Traffic] | None = None,
+    pending: Collection[str] | None = None,
 ) -> None:
     """All launches of a call, whose values are `named`; `steps` are the row strides."""
     import torch
@@ -108,6 +114,8 @@ def _launch(
             values[name] if name in values else sizes.number(name, rows, steps)
             for name in launch.arguments
         ]
-        traffic = code.launch(launch.kernel, grid, launch.block, passed, launch.shared, order)
+        traffic = code.launch(
+            launch.kernel, grid, launch.block, passed, launch.shared, order, pending
+        )
         if seen is not None:
             seen.append(traffic)

@@ -18,7 +18,7 @@ import hashlib
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,16 +92,16 @@ class Traffic(dict[str, Moved]):
     """What a launch moved, by parameter."""
 
 
+_SIZES = ("bytes", "granule", "pending", "loaded", "stored", "loads", "stores", "widest")
+
+
 class _Buffer(ctypes.Structure):
     """`Buffer` of memory.h."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
         ("data", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("bytes", "granule", "loaded", "stored", "loads", "stores", "widest")
-        ),
+        *((name, ctypes.c_uint64) for name in _SIZES),
         ("low", ctypes.c_void_p),
         ("cells", ctypes.c_void_p),
     )
@@ -219,13 +219,17 @@ class Program:
         arguments: Sequence[torch.Tensor | int | float],
         shared: int = 0,
         order: str = "forward",
+        pending: Collection[str] | None = None,
     ) -> Traffic:
         """Run a kernel on contiguous tensors of the CPU, which it changes in place, and count its
         traffic by parameter.
 
         `shared` is the size in bytes of the dynamic shared memory; `order` is the one in which
         blocks, and threads between barriers, take their turns. A kernel that is right gives the
-        same result in every order. Tensors that share their memory must share all of it.
+        same result in every order. Tensors that share their memory must share all of it. `pending`
+        are the tensors that the kernel before this one, which has not ended yet, may still be
+        writing; None: it has ended. Until a thread has waited for that it is a race to load from
+        these or to store anything.
 
         Raises:
             InputError: the arguments do not fit the kernel.
@@ -254,7 +258,10 @@ class Program:
             number = _buffer(wanted, got, buffers) if wanted.pointer else None
             numbers.append(number)
             values += struct.pack("<q", number) if number is not None else _scalar(wanted, got)
-        return self._run(signature, grid, block, shared, order, buffers, numbers, values)
+            if number is not None and wanted.name in (pending or ()):
+                buffers[number].pending = 1
+        early = pending is not None
+        return self._run(signature, grid, block, shared, order, early, buffers, numbers, values)
 
     def _run(
         self,
@@ -263,6 +270,7 @@ class Program:
         block: tuple[int, int, int],
         shared: int,
         order: str,
+        early: bool,
         buffers: list[_Buffer],
         numbers: list[int | None],
         values: bytearray,
@@ -284,7 +292,7 @@ class Program:
             failure = self._runtime.lnt_launch(
                 call, ctypes.byref(arrays), listed, len(listed), pointers, flags, count,
                 (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_uint64(shared),
-                ORDERS.index(order), text, ctypes.c_uint64(len(text)),
+                ORDERS.index(order), early, text, ctypes.c_uint64(len(text)),
             )  # fmt: skip
         if failure:
             raise ERRORS[failure](f"{kernel.name}, {text.value.decode()}")

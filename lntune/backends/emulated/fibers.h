@@ -105,6 +105,7 @@ static void begin(uint32_t id) {
   threads[id].context = top;
 #endif
   threads[id].state = READY;
+  waited[id] = false;
 }
 
 static const char *thread_name(uint32_t id) {

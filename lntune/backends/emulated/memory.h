@@ -31,6 +31,7 @@ struct Buffer { /* _Buffer in __init__.py */
   const char *name;
   char *data;
   uint64_t bytes, granule; /* of the shadow: the size of an element */
+  uint64_t pending;        /* the kernel before this one may still be writing it */
   uint64_t loaded, stored, loads, stores, widest;
   char *low;
   Cell *cells;
@@ -56,6 +57,8 @@ static Thread *me;
 static Warp *my_warp;
 static uint32_t my_id;              /* in the block */
 static uint32_t phase, block_phase; /* now; when the block began */
+/* The kernel before this one has not ended yet; which threads have waited for that. */
+static bool early, waited[1024];
 /* Accesses left before a thread that does not come to a barrier is taken for one that spins. */
 static uint64_t patience;
 static char *my_stack, *stacks;
@@ -141,6 +144,11 @@ static void check(Buffer &b, char *address, size_t size, Use use, bool whole, bo
     fail(MISALIGNED,
          "%s of %zu bytes at offset %td of %s, at an address that is no multiple of %zu",
          verbs[use], size, address - b.low, b.name, size);
+  if (global && early && !waited[my_id] && (use != LOAD || b.pending))
+    fail(RACE,
+         "%s of %zu bytes at offset %td of %s races with the kernel before this one, for whose end "
+         "the thread has not waited",
+         verbs[use], size, address - b.low, b.name);
   if (use != STORE) b.loaded += size, ++b.loads;
   if (use != LOAD) b.stored += size, ++b.stores;
   if (size > b.widest) b.widest = size;
@@ -216,7 +224,7 @@ static void leave(int count, bool copy, size_t cells_bytes, Cell *cells) {
 }
 
 static Buffer buffer_in_shared(const char *name, size_t offset, size_t bytes) {
-  return {name, nullptr, bytes, 1, 0, 0, 0, 0, 0, shared + offset, shared_cells + offset};
+  return {name, nullptr, bytes, 1, 0, 0, 0, 0, 0, 0, shared + offset, shared_cells + offset};
 }
 
 /* The shared memory of a block: the kernel's arrays each between guards, then what the launch asks

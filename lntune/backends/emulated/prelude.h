@@ -55,6 +55,7 @@ int lnt_barrier(int line, int gather, int value);
 uint64_t lnt_collective(int line, int kind, uint32_t mask, uint64_t value, int argument, int width);
 uint32_t lnt_activemask();
 void lnt_atomic(void *p, size_t size);
+void lnt_wait();
 uint16_t lnt_to_half(float), lnt_to_bfloat(float);
 float lnt_from_half(uint16_t);
 int printf(const char *, ...);
@@ -104,6 +105,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 inline void __nanosleep(unsigned) {}
+inline void cudaGridDependencySynchronize() { lnt_wait(); }
 
 /* Vectors. */
 typedef uint16_t lnt_raw2 __attribute__((may_alias));

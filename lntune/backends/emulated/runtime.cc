@@ -71,6 +71,7 @@ extern "C" uint64_t lnt_collective(int line, int kind, uint32_t mask, uint64_t v
   return t->result;
 }
 
+extern "C" void lnt_wait() { waited[my_id] = true; }
 extern "C" uint32_t lnt_activemask() { return my_warp->live; }
 extern "C" void lnt_atomic(void *p, size_t size) { touch(p, size, ATOMIC, true); }
 
@@ -186,7 +187,11 @@ static void run_block(size_t dynamic) {
       together += threads[id].state == AT_BARRIER && threads[id].line == threads[0].line &&
                   threads[id].kind == threads[0].kind;
     }
-    if (ended == thread_count) return;
+    if (ended == thread_count) {
+      for (uint32_t id = 0; early && id < thread_count && !failure; ++id)
+        if (!waited[id]) blame(id, "it has ended and not waited for the kernel before this one");
+      return;
+    }
     if (together != thread_count) return explain();
     open_barrier();
   }
@@ -207,12 +212,13 @@ static bool prepare() {
   return true;
 }
 
-/* `arguments` points, for a tensor to its number in `list` (`is_buffer`), and for a scalar to its
+/* `before` says that the kernel before this one has not ended yet, but will once it is waited for.
+ * `arguments` points, for a tensor to its number in `list` (`is_buffer`), and for a scalar to its
  * value. */
 extern "C" int lnt_launch(void (*call)(void **), const Array *arrays, Buffer *list,
                           int buffer_count, void **arguments, const uint8_t *is_buffer,
                           int argument_count, const unsigned *grid, const unsigned *block,
-                          uint64_t dynamic, int how, char *text, uint64_t text_bytes) {
+                          uint64_t dynamic, int how, int before, char *text, uint64_t text_bytes) {
   static uint64_t scalars[256];
   static void *pointers[256], *addresses[256];
   failure = FINE, failure_text[0] = 0;
@@ -229,7 +235,7 @@ extern "C" int lnt_launch(void (*call)(void **), const Array *arrays, Buffer *li
     pointers[i] = is_buffer[i] ? (void *)&addresses[i] : (void *)&scalars[i];
   }
   kernel = call, kernel_arguments = pointers;
-  order = Order(how), seed = 20240229;
+  order = Order(how), seed = 20240229, early = before;
   blockDim = {block[0], block[1], block[2]}, gridDim = {grid[0], grid[1], grid[2]};
   thread_count = block[0] * block[1] * block[2];
   for (uint32_t id = 0; id < thread_count; ++id)

@@ -57,12 +57,12 @@ def _ahead(loop: Any, allocated: list[Any]) -> list[Any]:
     from tvm import tirx
 
     parts = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
-    copies = [part for part in parts if _copied(part) is not None]
+    copies = [part for part in parts if copied(part) is not None]
     if not copies:
         raise RuntimeError(f"the loop {loop.loop_var.name} copies nothing to registers")
     first, following, taken = [], [], []
     for copy in copies:
-        kept = _copied(copy).body.buffer
+        kept = copied(copy).body.buffer
         coming = tir.variable_like(kept, f"{kept.name}_next")
         allocated.append(coming)
         load = tir.with_variables(copy, {kept: coming})
@@ -74,7 +74,7 @@ def _ahead(loop: Any, allocated: list[Any]) -> list[Any]:
             tir.with_own_variables(tir.with_variables(load, {loop.loop_var: loop.loop_var + 1}))
         )
         taken.append(_taking(copy, coming, alike))
-    others = [part for part in parts if _copied(part) is None]
+    others = [part for part in parts if copied(part) is None]
     # the same for all threads of a block, so that warps stay together
     another = tirx.IfThenElse(loop.loop_var + 1 < loop.extent, _of(following), None)
     inner = tir.loop_with(loop, tirx.SeqStmt([*taken, another, *others]), ANNOTATION)
@@ -87,7 +87,7 @@ def _of(statements: list[Any]) -> Any:
     return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
-def _copied(statement: Any) -> Any:
+def copied(statement: Any) -> Any:
     """The block of a statement that does nothing but copy from global memory to registers, or
     None.
     """
