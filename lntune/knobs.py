@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lntune.errors import InputError, got_expected, unknown
@@ -56,6 +56,28 @@ def from_dict(cls: type, given: Mapping[str, Any]) -> Any:
         if not any(type(value) is type(v) and value == v for v in choices[name]):
             raise InputError(got_expected(f"knob {name}", repr(value), f"one of {choices[name]}"))
     return cls(**given)
+
+
+def changed(setting: Any, words: Sequence[str]) -> Any:
+    """A setting with some knobs changed, as tables write them: `name=value`, or the name of a
+    switch that is to be on.
+
+    Raises:
+        UnknownNameError: a name that is none of the setting's knobs.
+        InputError: a value that the knob may not take, or none where it is no switch.
+    """
+    choices, new = values_of(type(setting)), dict[str, Value]()
+    for word in words:
+        name, given, text = (part.strip() for part in word.partition("="))
+        if name not in choices:
+            raise unknown("knob", name, choices)
+        values = {str(value).lower(): value for value in choices[name]}
+        text = text.lower() if given else str(True).lower()
+        if text not in values:
+            expected = f"{name}=VALUE with one of {', '.join(values)}"
+            raise InputError(got_expected("knob", repr(word), expected))
+        new[name] = values[text]
+    return dataclasses.replace(setting, **new)
 
 
 def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:

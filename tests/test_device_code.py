@@ -292,6 +292,34 @@ def test_inspect_tells_what_is_known_without_a_gpu(strided: bool) -> None:
 
 
 @needs_compiler
+def test_inspect_takes_knobs() -> None:
+    """Knobs that are named replace the default ones, for every case that is inspected."""
+    arguments = ["inspect", "layer_norm", "--hidden", "1000,1024", "--dtype", "float32"]
+    given = ["--knob", "threads_per_row=64", "--knob", "prefetch"]
+    done = CliRunner().invoke(app, [*arguments, *given, "--json"])
+    assert done.exit_code == 0, done.output
+    for one in json.loads(done.stdout):
+        assert (one["knobs"]["threads_per_row"], one["knobs"]["prefetch"]) == (64, True)
+        assert one["kernels"][0]["threads"] == 64
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("threads_per_row=1024", "knobs that fit layer_norm 4096x64 float32 weight+bias on sm_90"),
+        ("threads_per_row=33", "expected threads_per_row=VALUE with one of 8, 16, 32"),
+        ("thread_per_row=32", "Did you mean 'threads_per_row'"),
+    ],
+)
+def test_inspect_refuses_knobs_that_do_not_fit(word: str, said: str) -> None:
+    """With exit code 2, and what there is instead."""
+    arguments = ["inspect", "layer_norm", "--hidden", "64", "--dtype", "float32", "--knob", word]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+@needs_compiler
 def test_inspect_tells_what_kernels_leave_for_each_other() -> None:
     """Partial sums between two kernels are told apart from the matrices, which are moved once."""
     done = CliRunner().invoke(

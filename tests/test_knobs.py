@@ -54,6 +54,34 @@ def test_a_default_must_be_a_value() -> None:
         knob(3, (1, 2), "impossible")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), Knobs()),
+        (("lanes=8", "mode=tile"), Knobs(lanes=8, mode="tile")),
+        (("parallel=false",), Knobs(parallel=False)),
+        (("parallel=False", "parallel"), Knobs()),
+        (("mode = Split ",), Knobs(mode="split")),
+    ],
+)
+def test_words_change_a_setting(words: tuple[str, ...], expected: Knobs) -> None:
+    """Knobs are given as tables write them; the last word counts, and what is not named stays."""
+    assert knobs.changed(Knobs(), words) == expected
+
+
+@pytest.mark.parametrize(
+    "word", ["lanes", "lanes=3", "lanes=", "parallel=2", "parallel=", "mode=a"]
+)
+def test_a_word_that_is_no_value_is_refused(word: str) -> None:
+    """The message shows the word and the values there are."""
+    with pytest.raises(
+        InputError, match=rf"knob: got '{word}', expected {word.partition('=')[0]}=V"
+    ):
+        knobs.changed(Knobs(), [word])
+    with pytest.raises(UnknownNameError, match=r"'lane'\. Did you mean 'lanes'"):
+        knobs.changed(Knobs(), ["lane=4"])
+
+
 def test_every_setting_once() -> None:
     """The space is the full product of the values, each setting once, the last knob changing
     fastest.

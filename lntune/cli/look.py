@@ -259,11 +259,20 @@ def inspect(
     strided: Annotated[
         bool, typer.Option("--strided", help="The kernels that serve row-strided views.")
     ] = False,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knob",
+            metavar="NAME=VALUE",
+            help="This value of a knob, instead of the default one; may be given several times. A"
+            " switch's name alone puts it on.",
+        ),
+    ] = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Compile kernels for GPUs, default knobs, and show registers, spills, occupancy, widths of
-    accesses and bytes moved.
+    """Compile kernels for GPUs, default knobs unless others are given, and show registers, spills,
+    occupancy, widths of accesses and bytes moved.
 
     Needs a CUDA compiler and no GPU. Exit code 1 when a kernel spills, has a stack frame, cannot be
     launched, or moves something twice.
@@ -290,9 +299,12 @@ def inspect(
     kernels = []
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        kernels.append(
-            inspection.inspect_case(case, chosen, chosen.untuned(case, gpu), gpu, strided)
-        )
+        setting = knobs.changed(chosen.untuned(case, gpu), knob or ())
+        if why := chosen.reason_invalid(setting, case, gpu) if knob else None:
+            asked = f"knobs that fit {case} on {gpu.isa} ({why})"
+            defaults = f"The others are {knobs.describe(chosen.untuned(case, gpu))}."
+            raise InputError(got_expected("--knob", ", ".join(knob or ()), asked, defaults))
+        kernels.append(inspection.inspect_case(case, chosen, setting, gpu, strided))
     if as_json:
         print_json([{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels])
     else:
