@@ -14,11 +14,12 @@ import pytest
 
 from lntune import ops, schedule
 from lntune.backends import cuda, device_of
-from lntune.backends.cuda import model, parts
+from lntune.backends.cuda import model, parts, ptx
 from lntune.backends.cuda.code import Work
 from lntune.backends.cuda.model import Pair, Part
 from lntune.case import Case
 from lntune.kernels import compiler
+from lntune.kernels.candidate_facts import facts
 
 DEVICE = device_of("nvidia/nvidia-h200")
 SIMULATED = Path(__file__).parent.parent / "bench" / "results" / "model" / "simulated_h200.jsonl"
@@ -152,6 +153,68 @@ def test_the_parts_of_a_program(case: Case, knobs: dict[str, Any]) -> None:
         vectors = case.hidden // (setting.vector_width * setting.threads_per_row)
         assert first.turn.slots > 3 * vectors * setting.vector_width
     assert bool(first.once.slots) == backward
+
+
+LOOP = """.visible .entry k(.param .u64 p)
+{{
+    ld.param.u64 %rd1, [p];
+    ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd1];
+$L1:
+    ld.global.v4.u32 {{%r5, %r6, %r7, %r8}}, [%rd1+16];
+    shfl.sync.bfly.b32 %r9|%p1, %r1, 16, 31, -1;
+    {used}
+    st.shared.v2.u32 [%r9], {{%r9, %r1}};
+    st.global.u32 [%rd1], %r9;
+    mov.u32 %r1, %r5;
+    @%p2 bra $L1;
+    ret;
+}}
+"""
+"""A loop that hands what it loads on to its next turn; `used` may use it before."""
+
+
+@pytest.mark.parametrize(
+    ("used", "ahead"),
+    [
+        ("", 1),
+        ("mov.u32 %r11, %r8;", 1),
+        ("add.u32 %r9, %r9, %r6;", 0),
+        ("mov.b32 {%rs1, %rs2}, %r7; cvt.u32.u16 %r10, %rs1;", 0),
+    ],
+)
+def test_loads_for_the_next_turn(used: str, ahead: int) -> None:
+    """What a turn loads and does not use but hands on counts as loaded ahead; a use that goes by
+    copies of registers is one. Before the loop nothing is.
+    """
+    (code,) = ptx.parse(LOOP.format(used=used), "").values()
+    assert [work.ahead for work in code.depths] == [0, ahead]
+
+
+def test_loading_ahead_hides_the_way_to_memory() -> None:
+    """A block that has a multiprocessor to itself takes as long as the longer of its waiting and
+    its work; where memory is the bound already, nothing changes.
+    """
+    alone = changed(resident=1, blocks=132, turns=ROWS // 132, bytes=LEAST / 8)
+    assert us(changed(alone, ahead=8)) < 0.75 * us(alone)
+    full = changed(resident=16, blocks=132 * 16, turns=ROWS // (132 * 16), barriers=0)
+    assert us(changed(full, ahead=8)) == pytest.approx(us(full), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@needs_compiler
+def test_the_model_sees_a_row_that_is_loaded_ahead(dtype: str) -> None:
+    """Of the backward's code with its next row on its way in registers, and not of the code
+    without, the model knows it.
+    """
+    case = Case("layer_norm_backward", 4096, dtype, ROWS)
+    plan = schedule.get("shared_row_backward")
+    default = dataclasses.replace(plan.default(case, DEVICE), prefetch=False, blocks_per_sm=1)
+    plain, ahead = (
+        facts(case, plan, dataclasses.replace(default, prefetch=prefetch), DEVICE).parts
+        for prefetch in (False, True)
+    )
+    assert (plain[0].turn.ahead, ahead[0].turn.ahead > 3) == (0, True)
+    assert us(*ahead, least=0) < us(*plain, least=0)
 
 
 TABLE = [

@@ -14,7 +14,8 @@ from lntune.backends.cuda.flow import Instruction, Words
 class Work(msgspec.Struct, frozen=True):
     """What a warp goes through at one depth of loops, on the way that flow.py takes through a
     kernel: issue slots (instructions), shuffles, barriers, loads and stores of global memory, and
-    the bits that a thread moves by the widest of these.
+    the bits that a thread moves by the widest of these. `ahead` are the loads among them that only
+    a loop's next turn uses (of PTX; 0 of machine code).
     """
 
     slots: float = 0.0
@@ -22,6 +23,7 @@ class Work(msgspec.Struct, frozen=True):
     barriers: int = 0
     accesses: int = 0
     widest: int = 0
+    ahead: int = 0
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -174,8 +176,10 @@ def _depths(listed: Sequence[Instruction], kinds: Kinds) -> tuple[Work, ...]:
     """Code.depths."""
     way = flow.way(listed, kinds.words)
     memory = kinds.global_load | kinds.global_store | kinds.generic
+    carried = flow.carried(way, kinds.words, kinds.global_load | kinds.generic)
 
-    def work(at: list[Instruction]) -> Work:
+    def work(depth: int) -> Work:
+        at = [i for i, around in way if around == depth]
         accesses = [i for i in at if i.op in memory]
         return Work(
             round(sum(i.slots for i in at), 1),
@@ -183,7 +187,8 @@ def _depths(listed: Sequence[Instruction], kinds: Kinds) -> tuple[Work, ...]:
             sum(i.op in kinds.barrier for i in at),
             len(accesses),
             max((_bits(i, kinds) for i in accesses), default=0),
+            sum(way[number][1] == depth for number in carried),
         )
 
     deepest = max((depth for _, depth in way), default=0)
-    return tuple(work([i for i, depth in way if depth == n]) for n in range(deepest + 1))
+    return tuple(work(depth) for depth in range(deepest + 1))

@@ -19,7 +19,8 @@ class Instruction(msgspec.Struct, frozen=True):
 
     `at` is its place, an address or a number that grows with it, and `target` the place that it
     names: where a branch leads, or where threads that it parts meet again. `slots` are the machine
-    instructions that become of it: 1 of a machine instruction, other numbers of PTX.
+    instructions that become of it: 1 of a machine instruction, other numbers of PTX. `gives` and
+    `takes` are registers that it writes and reads, of PTX only.
     """
 
     op: str
@@ -28,11 +29,14 @@ class Instruction(msgspec.Struct, frozen=True):
     at: int = 0
     target: int | None = None
     slots: float = 1.0
+    gives: frozenset[str] = frozenset()
+    takes: frozenset[str] = frozenset()
 
 
 class Words(msgspec.Struct, frozen=True):
     """The operations that steer a warp, in one of the two languages; `meet` names where threads
-    that a branch parts meet again, `wait` is for the kernel before this one.
+    that a branch parts meet again, `wait` is for the kernel before this one, `move` copies
+    registers.
     """
 
     branch: frozenset[str]
@@ -40,6 +44,7 @@ class Words(msgspec.Struct, frozen=True):
     call: frozenset[str]
     meet: frozenset[str] = frozenset()
     wait: frozenset[str] = frozenset()
+    move: frozenset[str] = frozenset()
 
 
 def way(listed: Sequence[Instruction], words: Words) -> list[tuple[Instruction, int]]:
@@ -114,6 +119,33 @@ def _enters(
         i.op in words.branch and i.target is not None and places.get(i.target, n + 1) <= n
         for n, i in enumerate(listed[target:beyond], target)
     )
+
+
+def carried(
+    passed: Sequence[tuple[Instruction, int]], words: Words, ops: frozenset[str]
+) -> list[int]:
+    """Where on the way, as `way` has it, an operation of `ops` stands in a loop whose next turn is
+    the first to use what it gives: loads that are under way while a turn works on what came before.
+
+    Copies are no use, since a loop hands its values on by them.
+    """
+    found = []
+    for at, (load, depth) in enumerate(passed):
+        if load.op not in ops or not depth or not load.gives:
+            continue
+        held = set(load.gives)
+        for later, around in passed[at + 1 :]:
+            if around < depth:
+                found.append(at)
+                break
+            if not held & later.takes:
+                continue
+            if later.op not in words.move:
+                break
+            held |= later.gives
+        else:
+            found.append(at)
+    return found
 
 
 def divergent(listed: Sequence[Instruction], words: Words, ops: frozenset[str]) -> int:

@@ -90,5 +90,6 @@ def _passed(depths: Sequence[Work], own: float) -> Work:
             work.barriers + times * inner.barriers,
             work.accesses + times * inner.accesses,
             max(work.widest, inner.widest),
+            work.ahead,
         )
     return work

@@ -39,6 +39,7 @@ _KINDS = Kinds(
         leave=frozenset({"ret", "exit"}),
         call=frozenset({"call"}),
         wait=frozenset({"griddepcontrol"}),
+        move=frozenset({"mov"}),
     ),
     widths=_TYPES,
 )
@@ -56,6 +57,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _INSTRUCTION = re.compile(
     r"(?:@(!?%\w+)\s+)?([a-z][a-z0-9_]*)((?:(?:\.|::)[A-Za-z0-9_]+)*)(?=\s|$)"
 )
+_REGISTER = re.compile(r"%\w+")
 _LABEL = re.compile(r"^([$%\w]+):(?!:)\s*")
 
 
@@ -100,14 +102,30 @@ def _instructions(body: str) -> list[Instruction]:
             op = f"{op}.float"
         elif op in ("bar", "barrier") and modifiers[:1] == ["warp"]:
             op = f"{op}.warp"
+        gives, takes = _registers(op, text[m.end() :])
         listed.append(
             Instruction(
-                op, tuple(modifiers), m[1] is not None, len(listed), slots=_slots(op, modifiers)
+                op,
+                tuple(modifiers),
+                m[1] is not None,
+                len(listed),
+                slots=_slots(op, modifiers),
+                gives=gives,
+                takes=takes,
             )
         )
     for number, name in leads.items():
         listed[number] = msgspec.structs.replace(listed[number], target=labels.get(name))
     return listed
+
+
+def _registers(op: str, operands: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The registers that an instruction writes, its first operand's, and reads, all others'."""
+    first = operands.partition("}" if operands.lstrip().startswith("{") else ",")[0]
+    if op.startswith(("st", "red", "bra", "call", "ret", "bar")):
+        first = ""  # writes none
+    rest = operands[len(first) :]
+    return frozenset(_REGISTER.findall(first)), frozenset(_REGISTER.findall(rest))
 
 
 def _slots(op: str, modifiers: Sequence[str]) -> float:
