@@ -22,13 +22,15 @@ Valid = Callable[[Any], str | None]
 """Takes knobs, returns why they do not fit, or None."""
 
 
-def knob(default: Value, values: tuple[Value, ...], doc: str) -> Any:
+def knob(default: Value, values: tuple[Value, ...], doc: str, last: bool = False) -> Any:
     """A dataclass field that is one knob: its default, every value it may take (in order), and what
-    it means.
+    it means. One that is tried `last` does not multiply the space: its other values are tried with
+    what was found best with its default.
     """
     if default not in values:
         raise InputError(got_expected("default", default, f"one of {values}"))
-    return dataclasses.field(default=default, metadata={"values": values, "doc": doc})
+    metadata = {"values": values, "doc": doc, "last": last}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def values_of(cls: type) -> dict[str, tuple[Value, ...]]:
@@ -81,17 +83,45 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
 
 
 def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:
-    """Every valid knob setting, in the order the values are written."""
-    choices = values_of(cls)
+    """Every valid knob setting, in the order the values are written; knobs that are tried last have
+    their defaults.
+    """
+    choices = values_of(cls) | {f.name: (f.default,) for f in _last(cls)}
     for combination in itertools.product(*choices.values()):
         knobs = cls(**dict(zip(choices, combination, strict=True)))
         if valid(knobs) is None:
             yield knobs
 
 
+def _last(cls: type) -> list[Any]:
+    """The fields of the knobs that are tried last."""
+    return [f for f in dataclasses.fields(cls) if f.metadata.get("last")]
+
+
+def unrefined(setting: Any) -> Any:
+    """The setting with the defaults of knobs that are tried last, as a space has it."""
+    return dataclasses.replace(setting, **{f.name: f.default for f in _last(type(setting))})
+
+
+def refined(setting: Any) -> Iterator[Any]:
+    """The settings that differ from one in knobs that are tried last."""
+    fields = _last(type(setting))
+    for combination in itertools.product(*(f.metadata["values"] for f in fields)):
+        other = dataclasses.replace(
+            setting, **{f.name: value for f, value in zip(fields, combination, strict=True)}
+        )
+        if other != setting:
+            yield other
+
+
 def neighbours(knobs: Any) -> Iterator[Any]:
-    """Knob settings one step away: each knob moved to the value before and after its own."""
+    """Knob settings one step away: each knob, but for those that are tried last, moved to the value
+    before and after its own.
+    """
+    last = {f.name for f in _last(type(knobs))}
     for name, values in values_of(type(knobs)).items():
+        if name in last:
+            continue
         at = values.index(getattr(knobs, name))
         for step in (at - 1, at + 1):
             if 0 <= step < len(values):

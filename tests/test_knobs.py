@@ -186,6 +186,27 @@ def test_every_setting_can_be_walked_to() -> None:
     assert reached == set(knobs.enumerate_space(Knobs))
 
 
+@dataclass(frozen=True)
+class Limited:
+    """Knobs of which one is tried last."""
+
+    lanes: int = knob(4, (1, 2, 4), "how many")
+    most: int = knob(0, (0, 64, 96), "a limit", last=True)
+
+
+def test_knobs_that_are_tried_last() -> None:
+    """They are no part of the space nor of what is one step away, but of what is tried with one
+    setting; in a dictionary they are knobs as others.
+    """
+    space = list(knobs.enumerate_space(Limited))
+    assert space == [Limited(1), Limited(2), Limited(4)]
+    assert set(knobs.neighbours(Limited(2, 64))) == {Limited(1, 64), Limited(4, 64)}
+    assert list(knobs.refined(Limited(2))) == [Limited(2, 64), Limited(2, 96)]
+    assert knobs.unrefined(Limited(2, 96)) == Limited(2)
+    assert knobs.from_dict(Limited, {"most": 96}) == Limited(4, 96)
+    assert list(knobs.refined(Knobs())) == []
+
+
 def test_describe() -> None:
     """Knobs on one line: numbers and names by value, switches by name where on; the same for a
     record's dictionary.

@@ -884,6 +884,60 @@ def test_a_tvm_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, fake: type[Fak
     assert fake.jobs == []
 
 
+LIMITED = """
+from dataclasses import dataclass
+from lntune.knobs import knob
+from lntune.schedule import Schedule
+
+@dataclass(frozen=True)
+class Knobs:
+    size: int = knob(1, tuple(range(1, 31)), "any")
+    most: int = knob(0, (0, 64, 96), "a limit", last=True)
+
+def default(case, device):
+    return Knobs()
+
+def valid(knobs, case, device):
+    return None
+
+SCHEDULES = (Schedule("limited", "layer_norm", "cpu", Knobs, default, valid, None),)
+"""
+"""A schedule with a knob that is tried last."""
+
+
+@pytest.mark.parametrize(("trials", "first"), [(None, 30), (20, 18), (4, 4)])
+def test_knobs_that_are_tried_last(
+    trials: int | None,
+    first: int,
+    tmp_path: Path,
+    fake: type[FakeWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their other values are tried with the best of the others, in the last tenth of the budget;
+    what wins so competes again in the next run.
+    """
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "limited.py").write_text(LIMITED, encoding="utf-8")
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
+
+    def answer(job: Job) -> Outcome:
+        one = candidates(job)[0].knobs
+        cost = 100.0 - one["size"] % 3 - one["most"]
+        timings = {"tuned": Timing((1.0,), cost), "eager": Timing((1.0,), 50.0)}
+        return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=0)
+
+    fake.answer = staticmethod(answer)
+    tune.tune([CASE], settings("limited", trials=trials))
+    limits = [candidate.knobs["most"] for candidate in tried(fake)]
+    assert limits == [0] * first + [64, 96][: (trials or 99) - first]
+    best = {candidate.knobs["size"] for candidate in tried(fake) if candidate.knobs["most"]}
+    assert best <= {2}
+    if not trials:
+        fake.jobs.clear()
+        tune.tune([CASE], settings("limited", trials=1))
+        assert tried(fake)[-1].knobs == {"size": 2, "most": 96}
+
+
 def test_a_schedule_whose_default_raises(
     monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
 ) -> None:

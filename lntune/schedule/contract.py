@@ -107,7 +107,7 @@ class Schedule:
         return reason
 
     def space(self, case: Case, device: Device) -> list[Any]:
-        """Every valid knob setting for the case.
+        """Every valid knob setting for the case, but for other values of knobs that are tried last.
 
         Raises:
             ScheduleError: the settings cannot be made, or `valid` fails.
@@ -120,6 +120,14 @@ class Schedule:
             raise
         except Exception as e:
             self._failed(self.knobs.__name__, case, e)
+
+    def refined(self, setting: Any, case: Case, device: Device) -> list[Any]:
+        """The valid settings that differ from one in knobs that are tried last.
+
+        Raises:
+            ScheduleError: `valid` fails.
+        """
+        return [k for k in knobs.refined(setting) if self.reason_invalid(k, case, device) is None]
 
     def _failed(self, function: str, case: Case, e: Exception) -> NoReturn:
         raise ScheduleError(

@@ -47,6 +47,8 @@ class Budget:
         self._start = clock()
         self.trials_done = 0
         """Trials counted so far."""
+        self.part = 1.0
+        """The part of it that may be used; less while some is kept for what comes last."""
 
     def count(self) -> None:
         """Records one trial."""
@@ -55,7 +57,7 @@ class Budget:
     @property
     def spent(self) -> bool:
         """True when no further trial may start. A trial in flight is not cut short by this."""
-        return self.fraction >= 1.0
+        return self.fraction >= self.part
 
     @property
     def fraction(self) -> float:

@@ -75,6 +75,14 @@ class Ahead(Builders):
             )
             self._changed.notify_all()
 
+    def also(self, case: Case, candidates: Iterable[Candidate]) -> None:
+        """Build these, too, those that nobody had asked for before all others."""
+        with self._changed:
+            known = {*self._outcomes, *self._flying, *self._queue}
+            new = [(case, c) for c in candidates if (case, c) not in known]
+            self._queue.extendleft(reversed(new))
+            self._changed.notify_all()
+
     def hurry(self, case: Case, candidates: Iterable[Candidate]) -> None:
         """Build these next."""
         with self._changed:
@@ -82,11 +90,12 @@ class Ahead(Builders):
             self._queue = deque(sorted(self._queue, key=lambda k: k not in first))
 
     def outcome(self, case: Case, candidate: Candidate) -> Outcome:
-        """What came of building a candidate of the case that was begun; waits for it.
+        """What came of building a candidate for the case that was begun; waits for it.
 
         Raises:
             BuildError: the builders do not come up.
         """
+        self.also(case, [candidate])
         self.hurry(case, [candidate])
         with self._changed:
             self._wait_for([(case, candidate)])

@@ -11,7 +11,7 @@ from lntune import backends, knobs
 from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import ScheduleError
+from lntune.errors import LntuneError, ScheduleError
 from lntune.measure.jobs import Candidate
 from lntune.schedule import Schedule
 
@@ -44,7 +44,7 @@ class Candidates:
         self.defaults: list[Candidate] = []
         self.seeds: list[Candidate] = []
         self.rest: list[Candidate] = []
-        self._op = case.op
+        self._case, self._device = case, device
         distances: dict[Candidate, int] = {}
         for schedule in to_tune(case, device, only):
             try:
@@ -70,7 +70,17 @@ class Candidates:
         return iter(self._all)
 
     def __contains__(self, candidate: object) -> bool:
-        return candidate in self._all
+        """Whether it may be tried, at last if not at first."""
+        if candidate in self._all or not isinstance(candidate, Candidate):
+            return candidate in self._all
+        try:
+            schedule, setting = candidate.resolved(self._case.op)
+        except LntuneError:  # of a log, and there no more
+            return False
+        return (
+            Candidate.of(schedule.name, knobs.unrefined(setting)) in self._all
+            and schedule.reason_invalid(setting, self._case, self._device) is None
+        )
 
     def __len__(self) -> int:
         return len(self._all)
@@ -79,10 +89,18 @@ class Candidates:
         """The candidates one step away: a knob moved to the value before or after, or another
         schedule's default knobs.
         """
-        schedule, setting = candidate.resolved(self._op)
+        schedule, setting = candidate.resolved(self._case.op)
         moved = (Candidate.of(schedule.name, k) for k in knobs.neighbours(setting))
         others = (c for c in self.defaults if c.schedule != candidate.schedule)
         return [c for c in (*moved, *others) if c in self._all]
+
+    def refined(self, candidate: Candidate) -> list[Candidate]:
+        """The candidates that differ from one in knobs that are tried last, when it is known to be
+        the best.
+        """
+        schedule, setting = candidate.resolved(self._case.op)
+        found = schedule.refined(setting, self._case, self._device)
+        return [Candidate.of(schedule.name, k) for k in found]
 
 
 def steps(one: Any, other: Any) -> int:

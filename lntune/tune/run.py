@@ -30,6 +30,8 @@ from lntune.tune.settings import Settings
 from lntune.tune.state import Observer, Progress, Summary
 from lntune.tune.times import FINALISTS, TRIAL_SECONDS, Times
 
+FIRST_PART = 0.9
+"""Of a budget, where there are knobs that are tried last: what is left is theirs."""
 LATE_SECONDS = 5.0
 """What a trial may take where the run's time is over, before it is cut short."""
 
@@ -223,9 +225,19 @@ class Run:
         space = Space(tuple(candidates), candidates.neighbours, seeds=tuple(candidates.seeds))
         if self.ahead:
             space = replace(space, choose=functools.partial(self.ahead.choose, case))
+        defaults = [c.resolved(case.op)[1] for c in candidates.defaults]
+        budget.part = FIRST_PART if any(any(knobs.refined(k)) for k in defaults) else 1.0
         search.get(self.settings.strategy)(
             space, evaluate, budget, random.Random(self.settings.seed)
         )
+        budget.part = 1.0
+        refined = candidates.refined(min(costs, key=lambda c: costs[c])) if costs else []
+        if self.ahead:
+            self.ahead.also(case, refined)
+        for candidate in refined:
+            if budget.spent:
+                break
+            evaluate(candidate)
         winner = self.journal.previous_winner(case)
         if winner is not None and winner in candidates and winner not in costs:
             evaluate(winner)  # no case is tuned to something slower than what it had

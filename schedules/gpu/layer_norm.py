@@ -21,7 +21,7 @@ from lntune.device import Device
 from lntune.knobs import knob
 from lntune.ops import layer_norm
 from lntune.schedule import Schedule
-from lntune.transforms.gpu import cache_hints, exchange, guards, threads
+from lntune.transforms.gpu import cache_hints, exchange, guards, launch_bounds, threads
 
 OTHERS = 28  # registers of a thread for anything but its part of the row
 THREADS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -68,6 +68,13 @@ class Knobs:
         ("two_barriers", "one_barrier"),
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
+    )
+    max_registers: int = knob(
+        0,
+        launch_bounds.VALUES,
+        "registers of a thread, at most about: as few as it takes for as many blocks to a"
+        " multiprocessor as would fit with so many; 0: as the compiler likes",
+        last=True,
     )
 
 
@@ -133,6 +140,9 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         )
     if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"
+    kept = registers_of(knobs, case) if knobs.row_storage == "registers" else 0
+    if why := launch_bounds.reason_invalid(knobs.max_registers, threads_all, kept):
+        return why
     if knobs.cache_hints and (
         why := cache_hints.reason_invalid(case, device, knobs.row_storage == "reload")
     ):
@@ -281,6 +291,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     several = knobs.rows_per_block > 1 and guards.fits(case.variant, knobs.vector_width)
     mod = guards.only_where_needed(sch.mod) if several else sch.mod
     mod = exchange.request(mod) if knobs.exchange == "one_barrier" else mod
+    mod = launch_bounds.request(mod, knobs.max_registers)
     return cache_hints.request(mod, ("x", "y")) if knobs.cache_hints else mod
 
 

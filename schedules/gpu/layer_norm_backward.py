@@ -30,6 +30,7 @@ from lntune.transforms.gpu import (
     exchange,
     grid_stride,
     guards,
+    launch_bounds,
     reload,
     row_prefetch,
     threads,
@@ -97,6 +98,13 @@ class Knobs:
         "where the weight is kept; reload: nowhere, it is loaded from the cache twice a row;"
         " registers: from a block's first row to its last",
     )
+    max_registers: int = knob(
+        0,
+        launch_bounds.VALUES,
+        "registers of a thread, at most about: as few as it takes for as many blocks to a"
+        " multiprocessor as would fit with so many; 0: as the compiler likes",
+        last=True,
+    )
 
 
 @functools.lru_cache(maxsize=8)  # a case has thousands of knobs that are to be valid
@@ -151,15 +159,12 @@ def registers_of(knobs: Knobs, case: Case) -> int:
 
     A vector shorter than a register has one to itself. Anything else takes 32, more where the part
     is above 32, what is loaded has places in shared memory, or low precision is widened beside no
-    sums; the next row finds most of its room in what that leaves. Fitted to what ptxas 13.0 says
-    for sm_90.
+    sums; the next row finds most of its room in what that leaves, unless it is loaded in single
+    elements. Fitted to what ptxas 13.0 says for sm_90.
     """
     vectors = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
     row = 2 * vectors * max(4, knobs.vector_width * case.itemsize) // 4
-    part = row if knobs.row_storage == "registers" else 0
-    part += (
-        len(_sums(case)) * vectors * knobs.vector_width if knobs.partial_sums == "registers" else 0
-    )
+    part = _kept(knobs, case)
     wide = knobs.vector_width == case.itemsize == 4
     copied = 0 if knobs.row_storage != "shared" else max(10, part // 2 - 16) if wide else 10
     widened = (
@@ -169,10 +174,19 @@ def registers_of(knobs: Knobs, case: Case) -> int:
         and case.itemsize < 4
         else 0
     )
-    more = row * 3 // 8 + (knobs.exchange == "one_barrier") if knobs.prefetch else 0
+    ahead = row * 7 // 8 if knobs.vector_width == 1 else row * 3 // 8
+    more = ahead + (knobs.exchange == "one_barrier") if knobs.prefetch else 0
     if knobs.weight_storage == "registers":
         more += vectors * max(4, knobs.vector_width * DTYPES[_weight(case)]) // 4
     return part + 32 + max(0, part - 32) * 5 // 8 + copied + widened + more
+
+
+def _kept(knobs: Knobs, case: Case) -> int:
+    """Registers that a thread's part of dy, of x and of the sums takes."""
+    vectors = -(-case.hidden // (knobs.vector_width * knobs.threads_per_row))
+    row = 2 * vectors * max(4, knobs.vector_width * case.itemsize) // 4
+    sums = len(_sums(case)) * vectors * knobs.vector_width
+    return row * (knobs.row_storage == "registers") + sums * (knobs.partial_sums == "registers")
 
 
 def shared_of(knobs: Knobs, case: Case) -> int:
@@ -256,6 +270,10 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         REGISTERS // (knobs.threads_per_row if sums_in_own_kernel(knobs, case) else threads_all),
     ):
         return f"{registers_of(knobs, case)} registers a thread do not fit {threads_all} threads"
+    if knobs.max_registers and not (dx and knobs.partial_sums == "registers"):
+        return "registers are limited in a kernel of dx that keeps its sums, or has none"
+    if why := launch_bounds.reason_invalid(knobs.max_registers, threads_all, _kept(knobs, case)):
+        return why
     if case.rows == 1 and knobs.rows_per_block > 1:
         return "a single row cannot fill a block of several"
     fewer = [n for n in BLOCKS if n < knobs.blocks_per_sm]
@@ -334,8 +352,10 @@ def _fitting(
     device: Device,
 ) -> Iterator[Knobs]:
     """Valid knobs like these, the best first: as many blocks as a multiprocessor holds, but not so
-    many that their partial sums are much beside the rows, nor more than the rows fill.
+    many that their partial sums are much beside the rows, nor more than the rows fill. A block
+    that is alone there has its next row on the way.
     """
+    resident, rows_of_block = 0, -(-TYPICAL_ROWS[case.bucket] // device.cores)
     if partial_sums == "separate_kernel":
         per_row, rows, blocks = max(threads_per_row, WARP), 1 if case.rows == 1 else 8, BLOCKS[-1]
         knobs = Knobs(per_row, rows, vector_width, row_storage, partial_sums)
@@ -405,6 +425,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         mod = row_prefetch.next_row(mod)
     if knobs.exchange == "one_barrier":
         mod = exchange.request(mod)
+    mod = launch_bounds.request(mod, knobs.max_registers)
     return (
         cache_hints.request(mod, ("dy", "x", *(("dx",) if "dx" in blocks else ())))
         if knobs.cache_hints

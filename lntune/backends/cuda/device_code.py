@@ -14,7 +14,7 @@ import msgspec
 from lntune.backends.cuda import lowering, sizes, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
-from lntune.transforms.gpu import cache_hints, early_start, pairs, thread_private
+from lntune.transforms.gpu import cache_hints, early_start, launch_bounds, pairs, thread_private
 
 WIDEST = 16
 """Bytes of the widest load or store that kernels are built with."""
@@ -325,4 +325,5 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
         msgspec.structs.replace(launch, waits=launch.kernel in waiting) for launch in launches
     )
     source = _complete(cache_hints.apply(source, cache_hints.requested(module)), launches)
+    source = launch_bounds.apply(module, source, launches[0].kernel)
     return Program(thread_private.with_launch_bounds(module, source), launches, host_code.scratch())

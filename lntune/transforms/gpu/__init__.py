@@ -9,6 +9,7 @@
 - phases: a row's stages fused into one loop over vectors, between one sum and the next.
 - thread_private: shared memory that serves each thread as more registers.
 - reload: an argument loaded again instead of kept in registers.
+- launch_bounds: fewer registers for a thread, so that more blocks fit a multiprocessor.
 - cache_hints: loads and stores that the cache need not keep.
 - cuda_math: CUDA's own functions instead of polynomials.
 """
