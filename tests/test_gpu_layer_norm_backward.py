@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -100,20 +101,24 @@ def test_no_rows_give_sums_of_zero(sums: str) -> None:
 @pytest.mark.parametrize("hidden", [97, 1024, 2112, 4096, 16384])
 def test_totals_have_blocks_for_the_device(hidden: int) -> None:
     """The kernel of totals has a block for each multiprocessor where 8 columns to a block are so
-    many, none of fewer, and no more than 32 columns; its threads have all partial sums on the way.
+    many, none of fewer, and no more than 32 columns; its threads have all partial sums on the way,
+    in vectors where whole blocks of columns have so many of them.
     """
     case = Case("layer_norm_backward", hidden, "float32", 4096)
     program = program_of(case)
     totals = program.launches[1]
-    columns, sharing, _ = totals.block
+    x, y, _ = totals.block
     blocks = totals.blocks(4096)[0]
+    parts = program.launches[0].blocks(4096)[0]
+    in_vectors = hidden % 8 == 0 and parts >= 128
+    columns, sharing = (y, 128) if in_vectors else (x, y)
+    assert in_vectors == ("float4" in program.source.split(f" {totals.kernel}(")[-1])
     assert blocks == -(-hidden // columns)
     assert 8 <= columns <= 32
     assert columns == 8 or blocks >= DEVICE.cores
     assert columns == 32 or -(-hidden // (2 * columns)) < DEVICE.cores
-    parts = program.launches[0].blocks(4096)[0]
     assert sharing <= max(16, 2 * parts)
-    assert columns * sharing <= 512
+    assert x * y <= (1024 if in_vectors else 512)
 
 
 @pytest.mark.parametrize("cores", [3, 20, 40])
@@ -128,6 +133,24 @@ def test_totals_of_few_and_many_columns(cores: int, parts: int) -> None:
     changed = {"threads_per_row": 64, "rows_per_block": 1, "blocks_per_sm": parts}
     program = compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), few)
     assert program.launches[1].block[0] == {3: 32, 20: 16, 40: 8}[cores]
+    run = emulated.kernel(case, program, "shuffled")
+    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize(("cores", "columns"), [(8, 32), (20, 16), (40, 8)])
+def test_totals_in_vectors(cores: int, columns: int) -> None:
+    """8, 16 and 32 columns to a block whose threads load 16 bytes at a time; as many partial sums
+    as threads for them, and several times as many with and without a rest: right.
+    """
+    few = msgspec.structs.replace(DEVICE, cores=cores)
+    case = Case("layer_norm_backward", 320, "float16", 512)
+    setting = dataclasses.replace(
+        PLAN.default(case, few), threads_per_row=32, rows_per_block=1, blocks_per_sm=16
+    )
+    program = compiler.program(case, PLAN, setting, few)
+    assert program.launches[0].blocks(512)[0] == 16 * cores
+    assert program.launches[1].block == (32, columns, 1)
     run = emulated.kernel(case, program, "shuffled")
     verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
     assert verdict.ok, verdict.message

@@ -584,7 +584,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=3,
+        version=4,
         seeds=seeds,
     ),
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lntune.architectures import WARP
 from lntune.transforms.gpu import threads
 
 COLUMNS = (32, 16, 8)
@@ -27,6 +28,7 @@ UNROLLED = 32
 once.
 """
 VECTOR = 4
+SHARING = WARP * VECTOR
 """Elements of float32 in the widest load or store."""
 
 
@@ -163,6 +165,9 @@ def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str], cores: int) -
         k, part = sch.get_loops(summed)
         hidden, parts = (int(sch.get(loop).extent) for loop in (k, part))
         columns, sharing = columns_of(hidden, parts, cores)
+        if hidden % columns == 0 and parts >= SHARING:
+            tiles += _in_vectors(sch, summed, stored, columns)
+            continue
         tile, x = sch.split(k, [None, columns], preserve_unit_iters=True)
         y, own_parts = sch.split(part, [sharing, None], preserve_unit_iters=True)
         if int(sch.get(own_parts).extent) <= UNROLLED:
@@ -178,3 +183,41 @@ def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str], cores: int) -
     for x, y in bound:
         sch.bind(x, "threadIdx.x")
         sch.bind(y, "threadIdx.y")
+
+
+def _in_vectors(sch: Any, summed: Any, stored: Any, columns: int) -> list[Any]:
+    """The total of each column, for which whole blocks of `columns` load vectors of 16 bytes: a
+    warp to a column adds up what the threads leave in shared memory. Returns the loop over blocks.
+    """
+    k, part = sch.get_loops(summed)
+    tile, column = sch.split(k, [None, columns], preserve_unit_iters=True)
+    own, sharing = sch.split(part, [None, SHARING], preserve_unit_iters=True)
+    sums = sch.rfactor(sharing, 0)
+    tile, column, sharing = sch.get_loops(summed)
+    of_sums, k, own, sharing_1 = sch.get_loops(sums)
+    warp, lanes = sch.split(sharing_1, [columns, None])
+    vector, element = sch.split(k, [None, VECTOR])
+    sch.reorder(warp, lanes, vector, own, element)
+    lane = sch.fuse(lanes, vector)
+    sch.bind(warp, "threadIdx.y")
+    sch.bind(lane, "threadIdx.x")
+    left = sch.cache_write(sums, 0, "local")
+    sch.set_scope(left, 0, "shared")
+    # or a warp's lanes, which read a column of it, would find its rows in the same banks
+    sch.storage_align(left, 0, 0, 2 * VECTOR, VECTOR)
+    threads.vector_to_registers(sch, sums, 0, own, VECTOR)
+    if int(sch.get(own).extent) <= UNROLLED:
+        sch.unroll(own)
+    sch.unroll(element)
+    sch.reverse_compute_at(left, lane, preserve_unit_loops=True)
+    sch.vectorize(sch.get_loops(left)[-1])
+    _, column, sharing = sch.get_loops(summed)
+    rounds, among = sch.split(sharing, [None, WARP])
+    sch.reorder(among, rounds)
+    sch.unroll(rounds)
+    sch.bind(column, "threadIdx.y")
+    sch.bind(among, "threadIdx.x")
+    sch.set_scope(summed, 0, "local")
+    sch.reverse_compute_at(stored, column, preserve_unit_loops=True)
+    threads.by_one_thread(sch, stored, WARP)
+    return [of_sums, tile]
