@@ -1,8 +1,11 @@
-"""What the model says of layer norm's kernels with default knobs on a GPU, which need not be here:
-the share of a copy's bandwidth that each reaches, and what bounds it. A model, not a measurement.
+"""What the model says of kernels with default knobs on a GPU, which need not be here: of layer norm
+the share of a copy's bandwidth that each reaches, and what bounds it; of an LSTM's steps the
+microseconds, where batches are so small that a single row's time counts. A model, not a
+measurement.
 
     python bench/gpu_model.py
     python bench/gpu_model.py --target nvidia/nvidia-b200 --hidden 1024 --rows 4096
+    python bench/gpu_model.py --steps
 
 Needs a CUDA compiler. TARGETS are what the default knobs are to reach, see schedules/gpu.
 """
@@ -12,8 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from lntune import ops, schedule
+import msgspec
+
+from lntune import knobs, ops, schedule
 from lntune.backends import device_of
 from lntune.backends.cuda import model
 from lntune.backends.cuda.targets import product_of
@@ -25,6 +31,10 @@ OPS = ("layer_norm", "layer_norm_backward")
 HIDDEN = "768,1024,2048,4096,5003,8192,16384"
 ROWS = "32768,4096"
 DTYPES = ("float32", "bfloat16")
+STEPS = ("lnlstm_step", "lnlstm_step_backward")
+STEPS_HIDDEN, STEPS_ROWS = "128,256,512,1024,2048", "8,64"
+MANY_ROWS = 4096
+"""Rows whose default knobs few rows had, too, before they got some of their own."""
 TARGETS = {"layer_norm": 0.85, "layer_norm_backward": 0.8}
 
 
@@ -37,7 +47,8 @@ def prediction(case: Case, device: Device) -> tuple[str, model.Prediction]:
     blocks = f" x {setting.blocks_per_sm}" if hasattr(setting, "blocks_per_sm") else ""
     kept = "" if setting.row_storage == "registers" else f", {setting.row_storage}"
     rows = f"{setting.rows_per_block} x " if setting.rows_per_block > 1 else ""
-    short = f"{rows}{setting.threads_per_row}{blocks}{kept}"
+    ahead = ", prefetch" if setting.prefetch else ""
+    short = f"{rows}{setting.threads_per_row}{blocks}{kept}{ahead}"
     return short, model.predict(facts.parts, least, device)
 
 
@@ -64,15 +75,60 @@ def lines(device: Device, hidden: list[int], rows: list[int]) -> Iterator[str]:
                 yield f"| {op} | {size} | {dtype} | {' | '.join(cells)} |"
 
 
+def step(case: Case, setting: Any, device: Device) -> tuple[float, int, str]:
+    """Microseconds of an LSTM's step by the model, bytes that it spills, and its knobs in short."""
+    plan = next(iter(schedule.for_op(case.op, device.kind).values()))
+    facts = candidate_facts.facts(case, plan, setting, device)
+    spilled = max(kernel.resources.spill_store_bytes for kernel in facts.kernels)
+    us = model.predict(facts.parts, ops.get(case.op).bytes(case), device).us
+    short = f"{setting.threads_per_row} x {setting.vector_width}"
+    differing = {
+        name: value
+        for name, value in knobs.to_dict(setting).items()
+        if value != knobs.to_dict(type(setting)())[name]
+        and name not in ("threads_per_row", "vector_width")
+    }
+    return us, spilled, f"{short} {knobs.describe(differing)}" if differing else short
+
+
+def step_lines(device: Device, hidden: list[int], rows: list[int]) -> Iterator[str]:
+    """The table of an LSTM's steps, line by line."""
+    yield (
+        f"{model.NOTE}: microseconds of an LSTM's step on {device.name} with the default knobs of"
+        f" many rows ({MANY_ROWS}), and with those that these few rows have: threads a row x"
+        " elements of an access; knobs that are not a schedule's first; bytes that ptxas spills,"
+        " whose cost the model does not know\n"
+    )
+    yield "| operator | rows | hidden | dtype | of many | us | spills | of few | us | spills |"
+    yield "|---|--:|--:|---|---|--:|--:|---|--:|--:|"
+    for op in STEPS:
+        plan = next(iter(schedule.for_op(op, device.kind).values()))
+        for n in rows:
+            for size in hidden:
+                for dtype in DTYPES:
+                    case = Case(op, size, dtype, n)
+                    many = msgspec.structs.replace(case, rows=MANY_ROWS)
+                    cells = []
+                    for one in (many, case):
+                        setting = plan.default(one.typical, device)
+                        us, spilled, short = step(case, setting, device)
+                        cells += [short, f"{us:.2f}", str(spilled)]
+                    yield f"| {op} | {n} | {size} | {dtype} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="nvidia/nvidia-h200")
-    parser.add_argument("--hidden", default=HIDDEN)
-    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--steps", action="store_true", help="an LSTM's steps, not layer norm")
+    parser.add_argument("--hidden", default="")
+    parser.add_argument("--rows", default="")
     given = parser.parse_args()
-    hidden, rows = ([int(n) for n in text.split(",")] for text in (given.hidden, given.rows))
-    for line in lines(device_of(given.target), hidden, rows):
+    texts = (STEPS_HIDDEN, STEPS_ROWS) if given.steps else (HIDDEN, ROWS)
+    asked = (given.hidden or texts[0], given.rows or texts[1])
+    hidden, rows = ([int(n) for n in text.split(",")] for text in asked)
+    table = step_lines if given.steps else lines
+    for line in table(device_of(given.target), hidden, rows):
         print(line)
         sys.stdout.flush()
 

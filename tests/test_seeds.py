@@ -24,7 +24,9 @@ DEVICE = device_of("nvidia/nvidia-h200")
 @pytest.mark.parametrize("rows", [1, 32, 4096, 32768])
 @pytest.mark.parametrize("hidden", [1, 64, 768, 1024, 5003, 16384, 65536])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["shared_row", "shared_row_backward"])
+@pytest.mark.parametrize(
+    "name", ["shared_row", "shared_row_backward", "gated_row", "gated_row_backward"]
+)
 def test_shipped_schedules_have_seeds(name: str, hidden: int, dtype: str, rows: int) -> None:
     """For every size there are settings of the knobs, and one that fits besides the default where
     a row is long enough for a choice.

@@ -6,9 +6,10 @@ until dx is written; the sums over its rows stay in registers or shared memory u
 and are written once. Rows too long for that have the partial sums in a kernel of their own, which
 reads dy and x again, but needs no sums over a row.
 
-Tried and left out: launch bounds with the number of blocks that a multiprocessor is to hold. Where
-registers hold so many, ptxas 13.0 takes no fewer for it, and spills where they do not (4096 in
-bfloat16, 256 threads, 3 blocks: 110 registers become 80 and 60 bytes of spills).
+Tried, and not default: launch bounds with the number of blocks that a multiprocessor is to hold
+(`max_registers`). Where registers hold so many, ptxas 13.0 takes no fewer for it, and spills where
+they do not (4096 in bfloat16, 256 threads, 3 blocks: 110 registers become 80 and 60 bytes of
+spills).
 """
 
 from __future__ import annotations
@@ -328,7 +329,7 @@ def default(case: Case, device: Device) -> Knobs:
 
 def seeds(case: Case, device: Device) -> list[Knobs]:
     """What is to be tried first beside the default knobs: half and twice the threads, with as many
-    blocks as fit then, and a step more and fewer blocks.
+    blocks as fit then, a step more and fewer blocks, and the next row on its way, or not.
     """
     first = default(case, device)
     tried = [
@@ -340,7 +341,8 @@ def seeds(case: Case, device: Device) -> list[Knobs]:
     ]
     more = next((n for n in BLOCKS if n > first.blocks_per_sm), first.blocks_per_sm)
     fewer = next((n for n in reversed(BLOCKS) if n < first.blocks_per_sm), first.blocks_per_sm)
-    return tried + [replace(first, blocks_per_sm=n) for n in (more, fewer)]
+    ahead = replace(first, prefetch=not first.prefetch, weight_storage="reload")
+    return [*tried, *(replace(first, blocks_per_sm=n) for n in (more, fewer)), ahead]
 
 
 def _fitting(
@@ -373,8 +375,30 @@ def _fitting(
         )
     for n in reversed(BLOCKS):
         candidate = replace(knobs, blocks_per_sm=n)
-        if n <= max(1, blocks) and valid(candidate, case, device) is None:
-            yield candidate
+        if n > max(1, blocks):
+            continue
+        # a block that has a multiprocessor to itself, and more than one row to go through
+        waits = partial_sums == "registers" and resident == 1 and rows_of_block >= 2
+        for one in (*_ahead(candidate, case), candidate) if waits else (candidate,):
+            if valid(one, case, device) is None:
+                yield one
+
+
+def _ahead(knobs: Knobs, case: Case) -> Iterator[Knobs]:
+    """Knobs like these, with which a block waits less where nothing else runs meanwhile: its next
+    row on the way, one barrier, and the weight kept where it is loaded in single elements.
+
+    Vectors of float32 do without: by the model and a simulation of the machine code such a block
+    has memory busy as it is.
+    """
+    if case.itemsize == 4 and knobs.vector_width == 4:
+        return
+    ahead = replace(knobs, prefetch=True)
+    if knobs.threads_per_row > WARP:
+        ahead = replace(ahead, exchange="one_barrier")
+    if knobs.vector_width == 1 and _weight(case):
+        yield replace(ahead, weight_storage="registers")
+    yield ahead
 
 
 def apply(case: Case, knobs: Knobs, device: Device) -> Any:

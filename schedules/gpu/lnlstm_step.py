@@ -8,13 +8,15 @@ so that loading it and exchanging sums overlap: with a batch of a few rows to a 
 time is most of the kernel's.
 
 Tried and left out: several rows to a block of threads (LSTMs of fewer than 128 elements, which a
-warp takes, are small anyway).
+warp takes, are small anyway). Not tried: two blocks to a row, as a cluster that exchanges sums
+through each other's shared memory. At batch 64 it would give half of an H200's idle multiprocessors
+work, but the launcher has no clusters, nor has the emulator that proves kernels without a GPU.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune import ops
@@ -31,6 +33,7 @@ from lntune.transforms.gpu import (
     gate_threads,
     gates,
     guards,
+    launch_bounds,
     phases,
     thread_private,
     threads,
@@ -41,6 +44,9 @@ LATE = ("gates_h", "c")  # what a loop over time steps writes on its way
 # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and
 # does not
 OTHERS = 36
+FEW_ROWS = 128  # fewer than these are about a row to a multiprocessor, whose own time counts
+FEW_ROWS_WIDTH = 4  # elements of an access then, unless that takes more threads than
+FEW_ROWS_THREADS = 256
 OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or computed again
 
 
@@ -48,9 +54,9 @@ OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened 
 class Knobs:
     """Knobs of `gated_row`."""
 
-    threads_per_row: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
+    threads_per_row: int = knob(128, gates.THREADS, "threads that share a row")
     vector_width: int = knob(
-        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
+        4, gates.WIDTHS, "elements of one load or store, a vector of CUDA's such as float4"
     )
     row_storage: str = knob(
         "registers",
@@ -80,6 +86,13 @@ class Knobs:
         (False, True),
         "the kernel may begin before the matrix product before it has ended, and loads meanwhile"
         " what the time loop does not write",
+    )
+    max_registers: int = knob(
+        0,
+        launch_bounds.VALUES,
+        "registers of a thread, at most about: as few as it takes for as many blocks to a"
+        " multiprocessor as would fit with so many; 0: as the compiler likes",
+        last=True,
     )
 
 
@@ -140,18 +153,29 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
             f"{registers_of(knobs, case)} registers for a thread's part of the row; with {others}"
             f" others they do not fit {knobs.threads_per_row} threads"
         )
-    return None
+    if knobs.max_registers and knobs.intermediates == "recompute":
+        return "stages that are computed again have shared memory for one block only"
+    return launch_bounds.reason_invalid(
+        knobs.max_registers, knobs.threads_per_row, registers_of(knobs, case)
+    )
 
 
 def default(case: Case, device: Device) -> Knobs:
     """Wide vectors, one to a thread if so many threads fit; everything loaded before the first sum
     where registers hold it.
+
+    Few rows have fewer elements to a thread, in two bytes, and exchange sums with one barrier: then
+    a multiprocessor has a row or none, and the kernel takes as long as that.
     """
-    width = gates.widest(case)
+    width, few = gates.widest(case), case.rows < FEW_ROWS
+    if few and case.hidden <= FEW_ROWS_WIDTH * FEW_ROWS_THREADS:
+        width = min(width, FEW_ROWS_WIDTH)
     most = next((t for t in (32, 64, 128, 256, 512) if t * width >= case.hidden), THREADS_PER_BLOCK)
     for prefetch in (True, False):
         for per_row in (most, *(t for t in (512, 256, 128) if t < most)):
             knobs = Knobs(per_row, width, "registers", prefetch)
+            if few and per_row > WARP:
+                knobs = replace(knobs, exchange="one_barrier")
             if valid(knobs, case, device) is None:
                 return knobs
     recomputing = [
@@ -159,6 +183,26 @@ def default(case: Case, device: Device) -> Knobs:
         for per_row in (512, 256, 128, 64, 32)
     ]
     return next((k for k in recomputing if valid(k, case, device) is None), recomputing[-1])
+
+
+def seeds(case: Case, device: Device) -> list[Knobs]:
+    """What is to be tried first beside the default knobs: the other exchange of sums, half the
+    elements to an access and twice the threads, the reverse, and half and twice the threads alone.
+    """
+    first = default(case, device)
+    threads_per_row, width = first.threads_per_row, first.vector_width
+    other = "two_barriers" if first.exchange == "one_barrier" else "one_barrier"
+    tried = [
+        replace(first, threads_per_row=t, vector_width=v)
+        for t, v in (
+            (2 * threads_per_row, width // 2),
+            (threads_per_row // 2, 2 * width),
+            (threads_per_row // 2, width),
+            (2 * threads_per_row, width),
+        )
+        if t in gates.THREADS and v in gates.WIDTHS
+    ]
+    return [replace(first, exchange=other), *tried]
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,7 +289,12 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     mod = guards.only_where_needed(mod, ("local", "shared.dyn"))
     if knobs.intermediates == "recompute":
         mod = phases.fuse(thread_private.declare(mod), ROW_LOOP)
-    return exchange.request(mod) if knobs.exchange == "one_barrier" else mod
+    mod = exchange.request(mod) if knobs.exchange == "one_barrier" else mod
+    return launch_bounds.request(mod, knobs.max_registers)
 
 
-SCHEDULES = (Schedule("gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply, version=1),)
+SCHEDULES = (
+    Schedule(
+        "gated_row", "lnlstm_step", "gpu", Knobs, default, valid, apply, version=1, seeds=seeds
+    ),
+)

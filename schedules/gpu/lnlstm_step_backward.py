@@ -9,12 +9,15 @@ same bits at every call.
 There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the
 sums, then the gates after their activations. Rows too long even for that go through all stages
 vector by vector, and what is not kept is loaded, and computed, again.
+
+Left out: a limit to a thread's registers (`max_registers` of the other schedules), since no further
+block would come of it; two blocks to a row, as in lnlstm_step.py.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune import ops
@@ -42,6 +45,8 @@ OUTPUTS = ("dgates_x", "dgates_h", "dc")
 LATE = ("dh", "dc_new", "c")  # what a loop over time steps writes on its way, or puts together
 OVER_ROWS = ("sums_gates", "sums_hidden")
 STAGES = ("z", "act", "xhat_c", "inner", "tanh_inner", "dinner", "dcell", "dz")
+LOW_PRECISION_WIDTH, LOW_PRECISION_THREADS = 4, 256
+"""Elements of two bytes to an access by default, and the threads that this may take."""
 ROW_SUMS = ("cell", "gates", f"gates{gates.EXCHANGED}")
 OF_GATES = ("z", "act", "dz", *ROW_SUMS[1:], "dgates_x", "dgates_h", "sums_gates")
 
@@ -50,9 +55,9 @@ OF_GATES = ("z", "act", "dz", *ROW_SUMS[1:], "dgates_x", "dgates_h", "sums_gates
 class Knobs:
     """Knobs of `gated_row_backward`."""
 
-    threads_per_row: int = knob(128, (32, 64, 128, 256, 512, 1024), "threads that share a row")
+    threads_per_row: int = knob(128, gates.THREADS, "threads that share a row")
     vector_width: int = knob(
-        4, (1, 2, 4, 8), "elements of one load or store, a vector of CUDA's such as float4"
+        4, gates.WIDTHS, "elements of one load or store, a vector of CUDA's such as float4"
     )
     row_storage: str = knob(
         "registers",
@@ -171,8 +176,14 @@ def default(case: Case, device: Device) -> Knobs:
     Sums that they do not hold go to shared memory, then the gates after their activations, too.
     Where that is not enough either, stages are computed again vector by vector, whatever the length
     of the row.
+
+    Elements of two bytes are loaded by fours, unless that takes too many threads: with eight to a
+    thread ptxas 13.0 spills 200 to 300 bytes, and a block, which has a multiprocessor to itself,
+    takes longer.
     """
     width = gates.widest(case)
+    if case.itemsize < 4 and case.hidden <= LOW_PRECISION_WIDTH * LOW_PRECISION_THREADS:
+        width = min(width, LOW_PRECISION_WIDTH)
     most = next((t for t in (32, 64, 128, 256, 512) if t * width >= case.hidden), THREADS_PER_BLOCK)
     fewer = (most, *(t for t in (512, 256, 128) if t < most))
     keeping = [
@@ -200,6 +211,27 @@ def default(case: Case, device: Device) -> Knobs:
     ]
     candidates = (*keeping, *recomputing)
     return next((k for k in candidates if valid(k, case, device) is None), candidates[-1])
+
+
+def seeds(case: Case, device: Device) -> list[Knobs]:
+    """What is to be tried first beside the default knobs: half the elements to an access and twice
+    the threads, the reverse, the other exchange of sums, sums in shared memory, and vectors
+    loaded once a row or at each use.
+    """
+    first = default(case, device)
+    threads_per_row, width = first.threads_per_row, first.vector_width
+    other = "two_barriers" if first.exchange == "one_barrier" else "one_barrier"
+    tried = [
+        replace(first, threads_per_row=t, vector_width=v)
+        for t, v in ((2 * threads_per_row, width // 2), (threads_per_row // 2, 2 * width))
+        if t in gates.THREADS and v in gates.WIDTHS
+    ]
+    return [
+        *tried,
+        replace(first, exchange=other),
+        replace(first, partial_sums="shared"),
+        replace(first, prefetch=not first.prefetch),
+    ]
 
 
 def _padded(knobs: Knobs, case: Case) -> int:
@@ -364,6 +396,14 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
 
 SCHEDULES = (
     Schedule(
-        "gated_row_backward", "lnlstm_step_backward", "gpu", Knobs, default, valid, apply, version=1
+        "gated_row_backward",
+        "lnlstm_step_backward",
+        "gpu",
+        Knobs,
+        default,
+        valid,
+        apply,
+        version=1,
+        seeds=seeds,
     ),
 )

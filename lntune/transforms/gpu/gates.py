@@ -20,6 +20,8 @@ from lntune.transforms import tir
 from lntune.transforms.gpu import threads
 
 GATES = 4
+THREADS, WIDTHS = (32, 64, 128, 256, 512, 1024), (1, 2, 4, 8)
+"""Values of knobs: threads that share a row, elements of one load or store."""
 EXCHANGED = 2
 """Sums that TVM 0.27 lowers to one exchange between threads; of more it says that it has no
 matching reducer.
