@@ -231,7 +231,9 @@ class Run:
             space, evaluate, budget, random.Random(self.settings.seed)
         )
         budget.part = 1.0
-        refined = candidates.refined(min(costs, key=lambda c: costs[c])) if costs else []
+        working = [c for c in costs if costs[c] < math.inf]
+        best = min(working, key=lambda c: costs[c], default=None)
+        refined = candidates.refined(best) if best else []
         if self.ahead:
             self.ahead.also(case, refined)
         for candidate in refined:

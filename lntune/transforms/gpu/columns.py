@@ -29,6 +29,7 @@ once.
 """
 VECTOR = 4
 SHARING = WARP * VECTOR
+"""Threads that share a column where each loads vectors: a warp for each column of the block."""
 """Elements of float32 in the widest load or store."""
 
 
@@ -186,16 +187,20 @@ def totals(sch: Any, blocks: dict[str, Any], names: Sequence[str], cores: int) -
 
 
 def _in_vectors(sch: Any, summed: Any, stored: Any, columns: int) -> list[Any]:
-    """The total of each column, for which whole blocks of `columns` load vectors of 16 bytes: a
-    warp to a column adds up what the threads leave in shared memory. Returns the loop over blocks.
+    """The totals of whole blocks of `columns`, of which a thread loads a vector of 16 bytes at a
+    time; a warp to a column adds up what the threads leave in shared memory. Returns the loops over
+    blocks.
+
+    There are partial sums for all threads, or those without any would leave what was there.
     """
     k, part = sch.get_loops(summed)
-    tile, column = sch.split(k, [None, columns], preserve_unit_iters=True)
-    own, sharing = sch.split(part, [None, SHARING], preserve_unit_iters=True)
+    sch.split(k, [None, columns], preserve_unit_iters=True)
+    _, sharing = sch.split(part, [None, SHARING], preserve_unit_iters=True)
     sums = sch.rfactor(sharing, 0)
-    tile, column, sharing = sch.get_loops(summed)
-    of_sums, k, own, sharing_1 = sch.get_loops(sums)
-    warp, lanes = sch.split(sharing_1, [columns, None])
+
+    # What a thread has of the partial sums, in registers, then in shared memory.
+    of_sums, k, own, sharing = sch.get_loops(sums)
+    warp, lanes = sch.split(sharing, [columns, None])
     vector, element = sch.split(k, [None, VECTOR])
     sch.reorder(warp, lanes, vector, own, element)
     lane = sch.fuse(lanes, vector)
@@ -211,7 +216,9 @@ def _in_vectors(sch: Any, summed: Any, stored: Any, columns: int) -> list[Any]:
     sch.unroll(element)
     sch.reverse_compute_at(left, lane, preserve_unit_loops=True)
     sch.vectorize(sch.get_loops(left)[-1])
-    _, column, sharing = sch.get_loops(summed)
+
+    # A warp for each column.
+    of_totals, column, sharing = sch.get_loops(summed)
     rounds, among = sch.split(sharing, [None, WARP])
     sch.reorder(among, rounds)
     sch.unroll(rounds)
@@ -220,4 +227,4 @@ def _in_vectors(sch: Any, summed: Any, stored: Any, columns: int) -> list[Any]:
     sch.set_scope(summed, 0, "local")
     sch.reverse_compute_at(stored, column, preserve_unit_loops=True)
     threads.by_one_thread(sch, stored, WARP)
-    return [of_sums, tile]
+    return [of_sums, of_totals]
