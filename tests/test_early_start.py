@@ -126,7 +126,8 @@ def test_machine_code_keeps_the_order(name: str, dtype: str, variant: str) -> No
     program = program_of(case, name)
     (launch,) = program.launches
     code = cuda.inspect_kernel(program.source, "sm_90", launch.threads, launch.shared).code
-    vectors = 1024 // (launch.block[0] * (4 if dtype == "float32" else 8))
+    width = schedule.get(name).default(case, DEVICE).vector_width
+    vectors = 1024 // (launch.block[0] * width)
     matrices = {"gated_row": (4, 5), "gated_row_backward": (8, 3)}[name]
     raw = "raw" in variant
     of_vectors = 4 * (2 + raw) + 2
