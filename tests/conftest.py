@@ -155,14 +155,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def is_left_out(item: pytest.Item) -> bool:
+    """Whether a test is for `--exhaustive` alone. On a GPU all of a grid is run."""
+    on_gpu = item.get_closest_marker("gpu") is not None
+    return item.get_closest_marker("exhaustive") is not None and not on_gpu
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is exhaustive, unless it is asked for. Begin with the longest files; mark what
     builds kernels. Skip what needs a GPU where there is none; torch is imported only if some test
     asks for one.
     """
     if not config.getoption("--exhaustive"):
-        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
-        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+        left_out = [item for item in items if is_left_out(item)]
+        items[:] = [item for item in items if not is_left_out(item)]
         config.hook.pytest_deselected(items=left_out)
     place = {f"test_{name}": number for number, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))

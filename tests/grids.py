@@ -47,10 +47,22 @@ def pairwise(sets: Sequence[frozenset[str]]) -> list[int]:
     """
     members = sorted(frozenset[str]().union(*sets))
     pairs = list(itertools.combinations(members, 2))
-    has = [{(a, b, a in one, b in one) for a, b in pairs} for one in sets]
-    missing = set[tuple[str, str, bool, bool]]().union(*has)
+    return covering([{(a, b, a in one, b in one) for a, b in pairs} for one in sets])
+
+
+def each(sets: Sequence[frozenset[str]]) -> list[int]:
+    """Numbers of few of the sets in which each member is there, and is not, as far as both occur in
+    all of them; the same every time.
+    """
+    members = sorted(frozenset[str]().union(*sets))
+    return covering([{(member, member in one) for member in members} for one in sets])
+
+
+def covering(sets: Sequence[set[Any]]) -> list[int]:
+    """Numbers of few of the sets that have together what all have, the fullest first chosen."""
+    missing = set[Any]().union(*sets)
     chosen: list[int] = []
     while missing:
-        chosen.append(max(range(len(sets)), key=lambda n: len(has[n] & missing)))
-        missing -= has[chosen[-1]]
+        chosen.append(max(range(len(sets)), key=lambda n: len(sets[n] & missing)))
+        missing -= sets[chosen[-1]]
     return sorted(chosen) or [0]

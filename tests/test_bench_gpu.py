@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import exhaustive
 from kernel_arguments import inputs
 from on_gpu import Here, here
 from typer.testing import CliRunner
@@ -61,7 +62,13 @@ def by_torch(x: Any, weight: Any, bias: Any, eps: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    "op", ["layer_norm", "layer_norm_backward", "lnlstm_step", "lnlstm_step_backward"]
+    "op",
+    [
+        "layer_norm",
+        exhaustive("layer_norm_backward"),
+        exhaustive("lnlstm_step"),
+        "lnlstm_step_backward",
+    ],
 )
 def test_everyone_on_the_gpu(here: Here, op: str) -> None:
     """Eager, the op as a user calls it and a copy are measured on the GPU's clock, the kernel is

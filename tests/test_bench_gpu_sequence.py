@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from grids import product
 from on_gpu import Here, here
 from typer.testing import CliRunner
 
@@ -32,8 +33,9 @@ def beside_the_script() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("mode", "dtype"), product(("inference", "training"), ("float32", "bfloat16"))
+)
 def test_contenders_agree_and_are_timed(
     here: Here, script: ModuleType, mode: str, dtype: str
 ) -> None:

@@ -775,7 +775,7 @@ def test_tune_says_how_fast_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [(signal.SIGINT, 0), (signal.SIGTERM, 143), exhaustive((signal.SIGHUP, 129))],
+    [exhaustive((signal.SIGINT, 0)), (signal.SIGTERM, 143), exhaustive((signal.SIGHUP, 129))],
 )
 def test_an_interrupt_keeps_what_was_found(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     """SIGINT, SIGTERM or SIGHUP during a search ends it in order: the case is settled, its records

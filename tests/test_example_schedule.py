@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cpu_kernels import DEVICE, assert_right
+from grids import thinned
 from typer.testing import CliRunner
 
 from lntune import schedule
@@ -53,7 +54,7 @@ def plain(folder: Path) -> Schedule:
     return example
 
 
-@pytest.mark.parametrize(("hidden", "dtype"), SIZES)
+@pytest.mark.parametrize(("hidden", "dtype"), thinned(SIZES))
 def test_the_example_is_right(plain: Schedule, hidden: int, dtype: str) -> None:
     """The example passes the check of every candidate at every kind of size up to the largest, with
     all its knobs.

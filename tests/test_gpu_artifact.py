@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import torch
 from fake_gpu import FakeGpu
+from grids import exhaustive
 
 from lntune import schedule
 from lntune.backends import cuda, device_of
@@ -284,7 +285,7 @@ def test_device_code_is_embedded() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("op", ["layer_norm", "lnlstm_step_backward"])
+@pytest.mark.parametrize("op", ["layer_norm", exhaustive("lnlstm_step_backward")])
 def test_bfloat16_on_turing(op: str) -> None:
     """Where the hardware has no bfloat16, kernels of it are built all the same, also together with
     those for newer GPUs.

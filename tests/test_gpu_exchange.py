@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from grids import exhaustive, product, thinned
 from kernel_arguments import arguments, written
 
 from lntune import check
@@ -59,7 +60,7 @@ def main_kernel(program: Program) -> str:
     return program.source[program.source.rindex(" main_kernel(") :].split("\n}\n")[0]
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", thinned(PLANS))
 def test_one_barrier_for_each_exchange(name: str) -> None:
     """A row costs a barrier for each sum that needs the one before, half of TVM's; and every
     shuffle names all lanes of the warp.
@@ -72,8 +73,7 @@ def test_one_barrier_for_each_exchange(name: str) -> None:
     assert set(re.findall(r"__shfl_\w+\(([^,]*),", one)) == {"(uint)4294967295"}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "dtype"), product(tuple(PLANS), tuple(DTYPES)))
 def test_sums_are_right(name: str, dtype: str) -> None:
     """On every style of input, over several rows to a block where blocks loop over them."""
     case = case_of(name, dtype)
@@ -85,8 +85,9 @@ def test_sums_are_right(name: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("name", "threads"),
     [
-        *((name, threads) for name in PLANS for threads in (64, 256, 512)),
-        *((name, 1024) for name in ("shared_row", "shared_row_backward")),
+        *product(tuple(PLANS), (64, 256, 512)),
+        ("shared_row", 1024),
+        exhaustive(("shared_row_backward", 1024)),
     ],
 )
 def test_the_same_bits_in_every_order(name: str, threads: int) -> None:
@@ -120,7 +121,7 @@ def test_rows_that_share_a_block(name: str) -> None:
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", thinned(PLANS))
 def test_parts_must_lie_in_two_places_by_turns(name: str) -> None:
     """With all parts in one place a warp that is ahead overwrites what another has yet to read, and
     the emulator finds it: what it finds nothing in does alternate.

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from grids import exhaustive, thinned
+from grids import exhaustive, product, thinned
 from kernel_arguments import arguments, inputs, row_slice
 
 from lntune import ops
@@ -134,8 +134,7 @@ def test_a_thread_has_room_for_its_part_alone(op: str, hidden: int, dtype: str) 
 
 @needs_compiler
 @pytest.mark.parametrize("variant", ["raw+bias+bias_c", exhaustive("bias+bias_c")])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("op", PLANS)
+@pytest.mark.parametrize(("op", "dtype"), product(tuple(PLANS), ("bfloat16", "float32")))
 def test_nothing_spills_with_default_knobs(op: str, dtype: str, variant: str) -> None:
     """At 1024 elements a thread's part of a row, and of the sums, stays in registers."""
     compiled = program(Case(op, 1024, dtype, 512, variant))
@@ -167,7 +166,8 @@ def test_only_memory_and_sums_ask_who_has_a_part(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sums", "stages"), [("shared", "registers"), ("shared", "shared"), ("global", "recompute")]
+    ("sums", "stages"),
+    [exhaustive(("shared", "registers")), ("shared", "shared"), ("global", "recompute")],
 )
 def test_shared_memory_of_its_own_costs_a_thread_no_barriers(sums: str, stages: str) -> None:
     """There are as many barriers as without it, those of the two sums of a row; and the compiler

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from grids import product
+from grids import exhaustive, product
 
 from lntune import check
 from lntune.backends import cuda, device_of
@@ -84,7 +84,11 @@ def test_a_row_in_shared_memory(name: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("dtype", "arch"), product(("float32", "bfloat16", "float16"), ("sm_90", "sm_75"))
+    ("dtype", "arch"),
+    [
+        *product(("float32", "bfloat16"), ("sm_75", "sm_90")),
+        *(exhaustive(("float16", arch)) for arch in ("sm_75", "sm_90")),
+    ],
 )
 def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
     """Compiled for old and new architectures, in every dtype, marked accesses are as wide as

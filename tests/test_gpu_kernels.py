@@ -5,16 +5,16 @@ mathematics.
 from __future__ import annotations
 
 import functools
-import random
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from grids import exhaustive, pairwise, thinned
+from grids import each, exhaustive, pairwise, product, thinned
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
+from knob_samples import sample
 
-from lntune import check, knobs, ops
+from lntune import check, ops
 from lntune.backends import device_of
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
@@ -22,7 +22,7 @@ from lntune.backends.emulated.emulator import Traffic
 from lntune.case import DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case
 from lntune.device import Device
 from lntune.kernels import compiler
-from lntune.schedule import Schedule, all_schedules, get
+from lntune.schedule import all_schedules, get
 
 DEVICE = device_of("cuda:sm_90")
 # The same with few multiprocessors: where blocks share out the rows, the 21 of a check are several
@@ -77,22 +77,6 @@ def cases(sizes: tuple[int, ...] = (), long: bool = True) -> list[Any]:
     return parameters
 
 
-def sample(plan: Schedule, case: Case, device: Device, count: int = 4) -> list[Any]:
-    """Some of the valid knobs, the same every time: few in which every value of every knob occurs,
-    and at least `count`.
-    """
-    space = plan.space(case, device)
-    random.Random(f"{plan.name} {case}").shuffle(space)
-    values = [set(knobs.to_dict(setting).items()) for setting in space]
-    missing = set[tuple[str, Any]]().union(*values)
-    chosen: list[int] = []
-    while missing:
-        chosen.append(max(range(len(space)), key=lambda i: len(values[i] & missing)))
-        missing -= values[chosen[-1]]
-    rest = [i for i in range(len(space)) if i not in chosen]
-    return [space[i] for i in (chosen + rest)[: max(count, len(chosen))]]
-
-
 def assert_right(
     case: Case, compiled: Program, order: str = "forward", device: Device = DEVICE
 ) -> None:
@@ -103,7 +87,7 @@ def assert_right(
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize(("name", "case"), thinned(cases()))
+@pytest.mark.parametrize(("name", "case"), thinned(cases(), 4))
 def test_default_knobs_are_right(name: str, case: Case) -> None:
     """With default knobs every size and dtype is right on every style of input, whatever the order
     the threads run in.
@@ -118,14 +102,18 @@ SPREAD = ((96, "float32"), (1000, "bfloat16"), (2048, "bfloat16"))
 SPREAD_OF_GATES = ((96, "float32"), (520, "bfloat16"))
 
 
-@pytest.mark.parametrize(
-    ("name", "hidden", "dtype"),
-    [
-        (name, *which)
-        for name, s in PLANS.items()
-        for which in (SPREAD_OF_GATES if of_gates(s.op) else SPREAD)
-    ],
-)
+def spread() -> list[Any]:
+    """(schedule, hidden, dtype): for every run one size of each schedule."""
+    parameters = []
+    for number, (name, plan) in enumerate(PLANS.items()):
+        sizes = SPREAD_OF_GATES if of_gates(plan.op) else SPREAD
+        for at, which in enumerate(sizes):
+            one = (name, *which)
+            parameters.append(one if at == number % len(sizes) else exhaustive(one))
+    return parameters
+
+
+@pytest.mark.parametrize(("name", "hidden", "dtype"), spread())
 def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
     """Every value of every knob that fits is right, in some combination."""
     case = case_of(PLANS[name].op, hidden, dtype)
@@ -133,8 +121,7 @@ def test_a_spread_of_knobs_is_right(name: str, hidden: int, dtype: str) -> None:
         assert_right(case, program(name, case, setting, SMALL), "backward", SMALL)
 
 
-@pytest.mark.parametrize("hidden", [1, 2])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "hidden"), product(tuple(PLANS), (1, 2)))
 def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None:
     """Whatever is valid for rows that are shorter than a vector can be built, where TVM has its
     own ideas of arrays of one element.
@@ -144,11 +131,11 @@ def test_knobs_of_the_shortest_rows_can_be_built(name: str, hidden: int) -> None
         program(name, case, setting, SMALL)
 
 
-@pytest.mark.parametrize("part", ["pairs", exhaustive("others")])
+@pytest.mark.parametrize("part", ["few", exhaustive("others")])
 @pytest.mark.parametrize("name", PLANS)
 def test_every_variant_is_right(name: str, part: str) -> None:
-    """Whatever is there or not there beside the input, in whatever dtype; in every run any two
-    options in all combinations.
+    """Whatever is there or not there beside the input, in whatever dtype; in every run each option
+    with and without the others, and of layer norm's any two in all combinations.
 
     Of the many of an LSTM's step only every third, with all combinations of any two options, and of
     its backward those with an even number of options, with all combinations of any but one;
@@ -162,9 +149,10 @@ def test_every_variant_is_right(name: str, part: str) -> None:
             for variant in chosen
             if len(set(variant.split("+")) - {"plain"}) % 2 == 0 or variant in op.checked
         )
-    pairs = pairwise([frozenset(variant.split("+")) - {"plain"} for variant in chosen])
+    few = each if of_gates(op.name) else pairwise
+    numbers = few([frozenset(variant.split("+")) - {"plain"} for variant in chosen])
     for number, variant in enumerate(chosen):
-        if (number in pairs) != (part == "pairs"):
+        if (number in numbers) != (part == "few"):
             continue
         case = case_of(op.name, 24 if of_gates(op.name) else 100, "float16", variant)
         assert_right(case, program(name, case, device=SMALL), device=SMALL)
@@ -193,8 +181,7 @@ def test_global_memory_is_read_once(name: str, case: Case) -> None:
             assert stored == ([size, size // 16] if a.role in ("out", "sum") else [0, 0]), a.name
 
 
-@pytest.mark.parametrize("hidden", [96, 1000])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "hidden"), product(tuple(PLANS), (96, 1000)))
 def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> None:
     """The bits of a row are the same alone and among others, wherever it lies: in a block of its
     own, or beside others in one.

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from grids import exhaustive, product
 from kernel_arguments import arguments, written
 
 from lntune import check
@@ -49,15 +50,19 @@ def test_separate_sums_are_right(variant: str, rows: int) -> None:
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize(
-    ("hidden", "dtype", "variant"),
-    [(1000, "bfloat16", ""), (100, "float16", "weight32+dx+dbeta"), (97, "float32", "")],
+    ("of", "prefetch"),
+    product(
+        ((1000, "bfloat16", ""), (100, "float16", "weight32+dx+dbeta"), (97, "float32", "")),
+        (True, False),
+    ),
+    ids=str,
 )
-def test_a_weight_in_registers(hidden: int, dtype: str, variant: str, prefetch: bool) -> None:
+def test_a_weight_in_registers(of: tuple[int, str, str], prefetch: bool) -> None:
     """Kept from a block's first row to its last, the weight is loaded once a block, and all is
     right over several rows.
     """
+    hidden, dtype, variant = of
     case = Case("layer_norm_backward", hidden, dtype, 32, variant)
     few = msgspec.structs.replace(DEVICE, cores=3)
     setting = PLAN.default(case, few)
@@ -121,8 +126,7 @@ def test_totals_have_blocks_for_the_device(hidden: int) -> None:
     assert x * y <= (1024 if in_vectors else 512)
 
 
-@pytest.mark.parametrize("cores", [3, 20, 40])
-@pytest.mark.parametrize("parts", [1, 3, 16])
+@pytest.mark.parametrize(("cores", "parts"), product((3, 20, 40), (1, 16, 3)))
 def test_totals_of_few_and_many_columns(cores: int, parts: int) -> None:
     """8, 16 and 32 columns to a block, more threads to a column than there are partial sums and
     fewer, a last block that is not full: right.
@@ -138,7 +142,7 @@ def test_totals_of_few_and_many_columns(cores: int, parts: int) -> None:
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize(("cores", "columns"), [(8, 32), (20, 16), (40, 8)])
+@pytest.mark.parametrize(("cores", "columns"), [(20, 16), *map(exhaustive, ((8, 32), (40, 8)))])
 def test_totals_in_vectors(cores: int, columns: int) -> None:
     """8, 16 and 32 columns to a block whose threads load 16 bytes at a time; as many partial sums
     as threads for them, and several times as many with and without a rest: right.
@@ -156,7 +160,7 @@ def test_totals_in_vectors(cores: int, columns: int) -> None:
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", *map(exhaustive, ("float32", "float16"))])
 def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
     """By default every multiprocessor has a block where there are rows for it, and a few rows do
     not get a thousand partial sums.

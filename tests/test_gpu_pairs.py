@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from grids import thinned
 
 from lntune.backends import cuda, device_of
 from lntune.backends.cuda import compiler as cuda_compiler
@@ -33,7 +34,7 @@ def program_of(name: str, hidden: int, dtype: str, **changed: object) -> Program
     return compiler.program(case, plan, setting, DEVICE)
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", thinned(PLANS))
 def test_vectors_are_widened_in_pairs(name: str) -> None:
     """Of vectors of bfloat16 no element is widened by itself; halves and single elements are as
     before.

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from grids import product
 from kernel_arguments import arguments, written
 
 from lntune import check
@@ -40,12 +41,16 @@ def program_of(case: Case, **changed: Any) -> Program:
     return compiler.program(case, PLAN, setting, DEVICE)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("hidden", "threads"), [(97, 32), (1000, 128), (1024, 64), (5003, 512)])
-def test_rows_loaded_ahead_are_right(hidden: int, threads: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    product(((97, 32), (1000, 128), (1024, 64), (5003, 512)), tuple(DTYPES)),
+    ids=str,
+)
+def test_rows_loaded_ahead_are_right(shape: tuple[int, int], dtype: str) -> None:
     """One row, and seven to a block of threads, ragged rows and whole ones: right on every style of
     input, whatever order the threads run in.
     """
+    hidden, threads = shape
     case = Case("layer_norm_backward", hidden, dtype, 32)
     program = program_of(case, threads_per_row=threads)
     assert program.launches[0].blocks(21) == (DEVICE.cores, 1, 1)
@@ -104,8 +109,9 @@ def test_hints_and_row_strides_go_with_it() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("exchange", ["two_barriers", "one_barrier"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("exchange", "dtype"), product(("two_barriers", "one_barrier"), ("bfloat16", "float32"))
+)
 def test_loads_come_before_the_exchange(dtype: str, exchange: str) -> None:
     """The compiler leaves the loads where they are: all are made before the first barrier, in the
     order of the code, and not where they are used.

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from grids import exhaustive, pairwise, product, thinned
+from grids import each, exhaustive, pairwise, product, thinned
 
 
 def in_every_run(parameters: list[Any]) -> list[tuple[Any, ...]]:
@@ -55,3 +55,12 @@ def test_few_sets_with_every_pair() -> None:
         assert len({one & set(two) for one in chosen}) == 4
     assert pairwise([frozenset("a"), frozenset("b"), frozenset("a")]) == [0, 1]
     assert pairwise([frozenset()]) == [0]
+
+
+def test_few_sets_with_each_member() -> None:
+    """Two sets are enough where one has what the other has not; a member that none lacks, or has,
+    is no reason for another.
+    """
+    assert each([frozenset("ab"), frozenset("a"), frozenset("b"), frozenset()]) == [0, 3]
+    assert each([frozenset("ab"), frozenset("ac")]) == [0, 1]
+    assert each([frozenset("a")]) == each([frozenset()]) == [0]

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from grids import exhaustive
 
 from lntune.log import records
 from lntune.log.records import Record
@@ -207,7 +208,7 @@ def compiled(cache_dir: Path) -> None:
     assert not layer_norm_node.reason_missing()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["tune", exhaustive("bringup")])
 def test_killed_at_any_moment(name: str, place: Place) -> None:
     """kill -9 of the command itself, while it is imported, compiles, measures or writes: every line
     of the log is whole and stays, all it started ends, and nothing is left. A run that ends before
@@ -267,7 +268,7 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["tune", *map(exhaustive, ("smoke", "verify"))])
 def test_a_bringup_that_is_ended(moment: str, place: Place) -> None:
     """SIGTERM in the middle of a stage ends a bringup with exit code 143 and a summary of what was
     found, printed and in the folder asked for; what was measured is in the log, and nothing is

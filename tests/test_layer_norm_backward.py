@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from kernel_arguments import inputs
 from torch import Tensor
 
@@ -94,9 +95,9 @@ def test_the_same_bits_whatever_the_threads() -> None:
     )
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 8])
-@pytest.mark.parametrize("together", [1, 2, 4])
-@pytest.mark.parametrize("hidden", [5, 100, 1000])
+@pytest.mark.parametrize(
+    ("blocks", "together", "hidden"), product((1, 2, 8), (1, 2, 4), (5, 1000, 100))
+)
 def test_blocks_and_rows_side_by_side(blocks: int, together: int, hidden: int) -> None:
     """Every way to share rows among blocks is right, also where the last turn is not full."""
     case = Case("layer_norm_backward", hidden, "bfloat16", 64)
@@ -116,18 +117,16 @@ def machine_with(**fields: Any) -> device.Device:
     return msgspec.structs.replace(DEVICE, **fields)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_every_set_of_gradients(name: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "hidden"), product(tuple(VARIANTS), ("float32", "float16"), (7, 130))
+)
+def test_every_set_of_gradients(name: str, dtype: str, hidden: int) -> None:
     """Every variant is right in the dtypes that the general tests leave out, for a row shorter than
     a vector and a longer one.
     """
-    for hidden in (7, 130):
-        case = Case("layer_norm_backward", hidden, dtype, 32, name)
-        verdict = check.verify(
-            case, compiler.in_memory(case, PLAN, PLAN.default(case, DEVICE), DEVICE)
-        )
-        assert verdict.ok, verdict.message
+    case = Case("layer_norm_backward", hidden, dtype, 32, name)
+    verdict = check.verify(case, compiler.in_memory(case, PLAN, PLAN.default(case, DEVICE), DEVICE))
+    assert verdict.ok, verdict.message
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product((True, False), repeat=3)))
@@ -349,9 +348,15 @@ def test_why_says_what_serves() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 48), (48,), (0, 48), (4, 3, 16)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "affine"),
+    product(
+        ((5, 48), (2, 3, 48), (48,), (0, 48), (4, 3, 16)),
+        (torch.float32, torch.bfloat16, torch.float64),
+        (True, False),
+    ),
+    ids=str,
+)
 def test_the_forward_with_its_statistics(
     shape: tuple[int, ...], dtype: torch.dtype, affine: bool
 ) -> None:

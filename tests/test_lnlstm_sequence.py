@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from torch import Tensor
 
 import lntune
@@ -104,15 +105,17 @@ def check(given: dict[str, Any], sizes: list[int], *options: Any) -> None:
             )
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
-@pytest.mark.parametrize("what", SIZES)
+@pytest.mark.parametrize(("what", "reverse"), product(tuple(SIZES), (False, True)))
 def test_against_float64(what: str, reverse: bool) -> None:
     """Any number of steps and sequences, ending or beginning at different times."""
     check(make_arguments(SIZES[what]), SIZES[what], False, False, reverse)
 
 
-@pytest.mark.parametrize("options", [(True, False), (False, True)], ids=["carried", "per_gate"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    product((torch.float32, torch.bfloat16), ((True, False), (False, True))),
+    ids=str,
+)
 def test_options(dtype: torch.dtype, options: tuple[bool, bool]) -> None:
     """The cell carried normalized, a layer norm for each gate, with biases left out, in low
     precision too. Each is further kernels: their rows are whole vectors, and of what is left out

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import thinned
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
@@ -179,7 +180,7 @@ def test_layers(options: dict[str, Any], layers: int, bidirectional: bool) -> No
     close(model(x)[0], reference(model, parameters(model), x)[0])
 
 
-@every_option
+@pytest.mark.parametrize("options", thinned((pytest.param(v, id=k) for k, v in OPTIONS.items()), 3))
 def test_float32(options: dict[str, Any]) -> None:
     """In float32 results and gradients stay close to float64's."""
     model = make(num_layers=2, bidirectional=True, dtype=torch.float32, **options)

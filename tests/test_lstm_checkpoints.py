@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -70,11 +71,12 @@ def test_copies_and_files(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"per_gate": True, "carried": True}, {"bias": False, "norm_bias": False}],
-    ids=["default", "others", "no bias"],
+    ("options", "kind"),
+    product(
+        ({}, {"per_gate": True, "carried": True}, {"bias": False, "norm_bias": False}),
+        (LayerNormLSTM, LayerNormLSTMCell),
+    ),
 )
-@pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormLSTMCell])
 def test_dtypes_and_autocast(kind: Any, options: dict[str, Any]) -> None:
     """.to(bfloat16) computes in bfloat16; autocast lowers the products and keeps the state in the
     parameters' dtype.

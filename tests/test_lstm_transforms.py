@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import exhaustive
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,7 +53,7 @@ def modules() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
     }
 
 
-@pytest.mark.parametrize("name", ["layers", "cell", "step", "norm"])
+@pytest.mark.parametrize("name", ["layers", exhaustive("cell"), exhaustive("step"), "norm"])
 def test_batched_gradients(name: str) -> None:
     """Gradients of many outputs at once, and a vectorized jacobian, are those of one output after
     the other.

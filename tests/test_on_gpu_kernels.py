@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
 from on_gpu import Here, here
 from typer.testing import CliRunner
@@ -25,7 +26,9 @@ __all__ = ["here"]
 
 PLANS = [s for s in schedule.all_schedules().values() if s.kind == "gpu"]
 every_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_pair = pytest.mark.parametrize(
+    ("plan", "dtype"), product(PLANS, tuple(DTYPES)), ids=lambda one: getattr(one, "name", one)
+)
 
 
 def default(plan: Schedule, case: Case, here: Here) -> Callable[..., None]:
@@ -41,8 +44,7 @@ def assert_right(case: Case, kernel: Callable[..., None], here: Here) -> None:
     assert verdict.ok, verdict.message
 
 
-@every_dtype
-@every_plan
+@every_pair
 def test_every_size_is_right(plan: Schedule, dtype: str, here: Here) -> None:
     """One element, odd and prime sizes, whole vectors, long rows: right on every style of input,
     with default knobs.
@@ -97,8 +99,7 @@ def on_device(
     return list(values.values()), written(case, values)
 
 
-@every_dtype
-@every_plan
+@every_pair
 def test_the_same_bits_every_time(plan: Schedule, dtype: str, here: Here) -> None:
     """The same call gives the same bits, sums over rows (dgamma, dbeta and their like) among them:
     nothing is added in the order it comes.

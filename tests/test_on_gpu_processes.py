@@ -64,13 +64,15 @@ def test_compute_sanitizer_finds_nothing(here: Here, tool: str) -> None:
             *(["--report-api-errors", "no"] if tool == "memcheck" else []),
             *command,
         ]
-    elif tool != TOOLS[0]:
+    elif tool == TOOLS[0]:
+        command.append("few")
+    else:
         pytest.skip("one run is enough where there is no tool")
     # Without PyTorch's cache of memory each tensor is an allocation of its own, and what lies
     # beyond it is nobody's.
     done = process(*command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stdout.count(": right") >= 2 * len(
+    assert done.stdout.count(": right") >= (2 if here.real else 1) * len(
         {plan.op for plan in all_schedules().values() if plan.kind == "gpu"}
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from on_gpu import Here, here
 from torch import Tensor, nn
 from torch.nn import functional
@@ -129,12 +130,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layouts(here: Here, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "name"), product((torch.float32, torch.bfloat16), tuple(LAYOUTS)), ids=str
+)
+def test_layouts(here: Here, dtype: torch.dtype, name: str) -> None:
     """Row-strided, transposed, expanded and misaligned views of the input and of its gradient:
     right, and never a crash.
     """
+    layout = LAYOUTS[name]
     x, weight, bias, dy = problem(here, 6, here.pick(1024, 64), dtype=dtype)
     assert_right(layout(x), weight, bias, dy)
     assert_right(x, weight, bias, layout(dy))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product, thinned
 from torch import Tensor
 
 import lntune
@@ -142,7 +143,7 @@ def modules(dtype: torch.dtype) -> Iterator[tuple[lntune.LayerNorm, torch.nn.Lay
         yield ours, theirs, case.forward_input.args[0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", thinned(DTYPES), ids=str)
 def test_modules_are_pytorchs(dtype: torch.dtype) -> None:
     """PyTorch's cases of its module tests: result, repr, dtype and device of what is made,
     gradients, views, files, moves.
@@ -225,8 +226,11 @@ def leaves(tree: Any) -> list[Tensor]:
     )
 
 
-@every_lstm
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("ours", "dtype"),
+    product(tuple(LSTMS), (torch.float32, torch.bfloat16, torch.float64)),
+    ids=str,
+)
 def test_lstms_are_used_as_pytorchs(ours: type, dtype: torch.dtype) -> None:
     """PyTorch's cases: outputs nested, shaped and typed as its own; without a batch as with one;
     views, copies, files, moves; gradients of all.

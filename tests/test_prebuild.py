@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import torch
 from fake_gpu import SITE, FakeGpu
+from grids import product
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -216,8 +217,9 @@ print("served")
 """
 
 
-@pytest.mark.parametrize("metadata", [False, True], ids=["no TVM", "TVM's metadata alone"])
-@pytest.mark.parametrize("stamp", ["", "Nvcc /elsewhere/nvcc 1 2"], ids=["no nvcc", "another nvcc"])
+@pytest.mark.parametrize(
+    ("metadata", "stamp"), product((False, True), ("", "Nvcc /elsewhere/nvcc 1 2"))
+)
 def test_a_gpus_kernel_travels(
     fake_gpu: FakeGpu, own_cache: Path, tmp_path: Path, stamp: str, metadata: bool
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import exhaustive
 
 import lntune
 from lntune.backends.cpu import runtime
@@ -318,8 +319,11 @@ def test_no_scratch_memory() -> None:
 
 @pytest.mark.parametrize(
     "parent",
-    ["right()", "(torch.randn(2048, 2048).exp(), runtime_ready())", "None"],
-    ids=["kernel", "torch", "nothing"],
+    [
+        pytest.param("right()", id="kernel"),
+        exhaustive(pytest.param("(torch.randn(2048, 2048).exp(), runtime_ready())", id="torch")),
+        pytest.param("None", id="nothing"),
+    ],
 )
 def test_fork(parent: str) -> None:
     """A forked child calls the kernel and PyTorch's own parallel operators with the default

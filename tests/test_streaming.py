@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from grids import product
 from kernel_arguments import inputs
 
 from lntune import check, device, schedule
@@ -79,20 +80,20 @@ def kernel_of(case: Case, name: str, **knobs: Any) -> Any:
     return compiler.in_memory(case, plan, setting, DEVICE)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("cached_rows", "float32"),
-        ("cached_rows", "float16"),
-        ("cached_rows", "bfloat16"),
-        ("widened_rows", "bfloat16"),
-    ],
+STREAMED = (
+    ("cached_rows", "float32"),
+    ("cached_rows", "float16"),
+    ("cached_rows", "bfloat16"),
+    ("widened_rows", "bfloat16"),
 )
-@pytest.mark.parametrize("hidden", [64, 127, 1000, 1024])
-def test_streamed_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
+
+
+@pytest.mark.parametrize(("which", "hidden"), product(STREAMED, (127, 1000, 64, 1024)), ids=str)
+def test_streamed_kernels_are_right(which: tuple[str, str], hidden: int) -> None:
     """Right by the full check, which begins and ends outputs off alignment; with tails, and with
     rows side by side.
     """
+    name, dtype = which
     case = Case("layer_norm", hidden, dtype, 512, "weight+bias+stats")
     for together in (1, 2):
         verdict = check.verify(case, kernel_of(case, name, together=together, lanes=1))
@@ -114,17 +115,20 @@ def test_every_address(offset: int) -> None:
     assert (room[:offset] == 7).all() and (room[offset + 9 * 1024 :] == 7).all()
 
 
+WRITERS = (("cached_rows", "layer_norm"), ("blocked_rows", "layer_norm_backward"))
+
+
 @pytest.mark.parametrize(
-    ("isa", "instruction"),
-    [("x86-64-v4", "movnt"), ("x86-64-v3", "movnt"), ("x86-64-v2", "movnt"), ("aarch64", "stnp")],
+    ("isa", "which"),
+    product(("x86-64-v4", "aarch64", "x86-64-v3", "x86-64-v2"), WRITERS),
+    ids=str,
 )
-@pytest.mark.parametrize(
-    ("name", "op"), [("cached_rows", "layer_norm"), ("blocked_rows", "layer_norm_backward")]
-)
-def test_the_instructions(name: str, op: str, isa: str, instruction: str) -> None:
+def test_the_instructions(which: tuple[str, str], isa: str) -> None:
     """The assembly of every family has non-temporal stores, and without the knob it has none;
     `lntune show` shows them.
     """
+    name, op = which
+    instruction = "stnp" if isa == "aarch64" else "movnt"
     machine = device.Device("cpu", "other", isa, 4, l3=1)
     case, plan = Case(op, 1024, "float32", 4096), schedule.get(name, op)
     setting = dataclasses.replace(plan.default(case, machine), write="streamed")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import product
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -87,8 +88,9 @@ def check(
     return y
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", [1, 2, 3, 769, 1000, 1024, 50257, 65536])
+@pytest.mark.parametrize(
+    ("dtype", "hidden"), product(DTYPES, (1, 2, 3, 769, 1000, 1024, 50257, 65536)), ids=str
+)
 def test_hidden_sizes(hidden: int, dtype: torch.dtype) -> None:
     """Every hidden size a kernel takes is as precise as eager, in every dtype, prepared or not."""
     check(make(4, hidden, dtype=dtype), (hidden,), *affine(hidden, dtype=dtype))

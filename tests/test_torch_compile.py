@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import exhaustive
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +60,7 @@ def test_forward_and_training(backend: str) -> None:
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, exhaustive(torch.float16)], ids=str)
 def test_mixed_dtypes_in_training(dtype: torch.dtype) -> None:
     """Every mixture of a low-precision input and its affine trains under compile as it does
     without.

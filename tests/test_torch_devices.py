@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from on_gpu import Here, here
 from torch import Tensor
 
@@ -25,9 +26,9 @@ GPU = device_of("cuda:sm_90")
 PLANS = {name: plan for name, plan in all_schedules().items() if plan.kind == "gpu"}
 
 
-@pytest.mark.parametrize("widest", [1, 2, 4])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "widest"), product(tuple(PLANS), tuple(DTYPES), (1, 2, 4))
+)
 def test_narrowed_knobs_fit(name: str, dtype: str, widest: int) -> None:
     """Every GPU schedule has knobs for any alignment, valid ones, and as wide as it lets them
     be.

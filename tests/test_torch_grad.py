@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import product
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -103,8 +104,7 @@ def check(
             assert error <= 2 * eager_error + ROUNDING[mine.dtype] * scale
 
 
-@pytest.mark.parametrize("dy", ["random", "sum"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "dy"), product(DTYPES, ("random", "sum")), ids=str)
 def test_against_float64(dtype: torch.dtype, dy: str) -> None:
     """Every combination of affine vectors and of their dtypes; dy dense, and with stride 0."""
     kinds = [None, torch.float32] if dtype == torch.float32 else [None, torch.float32, dtype]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grids import exhaustive
 
 import lntune
 from lntune import device
@@ -164,19 +165,19 @@ use({sizes})
 @pytest.mark.parametrize(
     ("filters", "sizes", "lines"),
     [
-        ("", "16, 24, 32", 2),
-        ("", "16", 1),
-        ("warnings.simplefilter('ignore', lntune.UntunedWarning)", "16, 24", 0),
-        (
-            (
-                "with warnings.catch_warnings(): warnings.simplefilter('ignore');"
-                " lntune.layer_norm(torch.randn(2, 8), (8,))"
-            ),
+        pytest.param("", "16, 24, 32", 2, id="three"),
+        exhaustive(pytest.param("", "16", 1, id="one")),
+        pytest.param(
+            "warnings.simplefilter('ignore', lntune.UntunedWarning)", "16, 24", 0, id="ignored"
+        ),
+        pytest.param(
+            "with warnings.catch_warnings(): warnings.simplefilter('ignore');"
+            " lntune.layer_norm(torch.randn(2, 8), (8,))",
             "16, 24",
             2,
+            id="in part",
         ),
     ],
-    ids=["three", "one", "ignored", "in part"],
 )
 def test_the_line_at_the_end(filters: str, sizes: str, lines: int) -> None:
     """A process that met several untuned cases ends with one line that counts them and names one

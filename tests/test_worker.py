@@ -20,6 +20,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+from grids import exhaustive
 
 from lntune import device as device_module
 from lntune import schedule
@@ -106,7 +107,7 @@ def test_a_good_candidate(worker: Worker) -> None:
     ("name", "status", "says"),
     [
         ("aborts", "run", "SIGABRT"),
-        ("segfaults", "run", "SIGSEGV"),
+        exhaustive(("segfaults", "run", "SIGSEGV")),
         ("kernel_segfaults", "run", "SIG"),
         ("exits", "run", "(exit code 3): out of luck"),  # what it said last on its standard error
         ("hangs", "timeout", "2.0 s"),
@@ -341,7 +342,7 @@ PARENT = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent-death signal")
-@pytest.mark.parametrize("doing", ["idle", "busy"])
+@pytest.mark.parametrize("doing", [exhaustive("idle"), "busy"])
 def test_a_worker_dies_with_its_parent(doing: str) -> None:
     """kill -9 of the tuner leaves no worker behind, not even one in the middle of a candidate that
     never ends.
