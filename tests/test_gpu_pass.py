@@ -161,6 +161,7 @@ def alive(word: str) -> list[str]:
     return lines
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ended_in_the_middle(machine: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM ends the work in hand and all it started; what was done until then is in the archive,

@@ -134,15 +134,15 @@ def check(
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, exhaustive(torch.float16), torch.bfloat16], ids=str
+    "dtype", [torch.float32, *map(exhaustive, (torch.float16, torch.bfloat16))], ids=str
 )
 def test_every_form(dtype: torch.dtype) -> None:
     """gates_x raw or normalized, with and without either bias, the cell carried as it is or
     normalized.
 
-    Float32 takes those with an even number of options, bfloat16 the others; among either any three
-    options have all their combinations. Every variant's kernel is checked with the other
-    schedules'.
+    Float32 takes those with an even number of options, the others those with an odd one; among
+    either any three options have all their combinations. Every variant's kernel is checked with the
+    other schedules'.
     """
     for raw, bias, bias_c, carried in itertools.product((True, False), repeat=4):
         if (raw + bias + bias_c + carried) % 2 == (dtype == torch.float32):

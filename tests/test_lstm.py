@@ -180,7 +180,7 @@ def test_layers(options: dict[str, Any], layers: int, bidirectional: bool) -> No
     close(model(x)[0], reference(model, parameters(model), x)[0])
 
 
-@pytest.mark.parametrize("options", thinned((pytest.param(v, id=k) for k, v in OPTIONS.items()), 3))
+@pytest.mark.parametrize("options", thinned((pytest.param(v, id=k) for k, v in OPTIONS.items()), 5))
 def test_float32(options: dict[str, Any]) -> None:
     """In float32 results and gradients stay close to float64's."""
     model = make(num_layers=2, bidirectional=True, dtype=torch.float32, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from grids import product
+from grids import product, thinned
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
 from on_gpu import Here, here
 from typer.testing import CliRunner
@@ -25,7 +25,7 @@ from lntune.schedule import Schedule
 __all__ = ["here"]
 
 PLANS = [s for s in schedule.all_schedules().values() if s.kind == "gpu"]
-every_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+every_plan = pytest.mark.parametrize("plan", thinned(PLANS), ids=lambda plan: plan.name)
 every_pair = pytest.mark.parametrize(
     ("plan", "dtype"), product(PLANS, tuple(DTYPES)), ids=lambda one: getattr(one, "name", one)
 )

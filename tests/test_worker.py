@@ -109,7 +109,8 @@ def test_a_good_candidate(worker: Worker) -> None:
         ("aborts", "run", "SIGABRT"),
         exhaustive(("segfaults", "run", "SIGSEGV")),
         ("kernel_segfaults", "run", "SIG"),
-        ("exits", "run", "(exit code 3): out of luck"),  # what it said last on its standard error
+        # what it said last on its standard error
+        exhaustive(("exits", "run", "(exit code 3): out of luck")),
         ("hangs", "timeout", "2.0 s"),
     ],
 )
