@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from lntune import knobs, ops, schedule
+from lntune.architectures import WARP
 from lntune.backends import device_of
 from lntune.backends.cuda import model
 from lntune.backends.cuda.targets import product_of
@@ -33,8 +33,8 @@ ROWS = "32768,4096"
 DTYPES = ("float32", "bfloat16")
 STEPS = ("lnlstm_step", "lnlstm_step_backward")
 STEPS_HIDDEN, STEPS_ROWS = "128,256,512,1024,2048", "8,64"
-MANY_ROWS = 4096
-"""Rows whose default knobs few rows had, too, before they got some of their own."""
+ACCESS_BYTES = 16
+"""Of the knobs that an LSTM's steps are compared with: the widest access, and two barriers."""
 TARGETS = {"layer_norm": 0.85, "layer_norm_backward": 0.8}
 
 
@@ -91,15 +91,28 @@ def step(case: Case, setting: Any, device: Device) -> tuple[float, int, str]:
     return us, spilled, f"{short} {knobs.describe(differing)}" if differing else short
 
 
+def wide(setting: Any, case: Case, device: Device) -> Any:
+    """Knobs like these with the widest accesses that fit, threads for as many elements, and two
+    barriers.
+    """
+    plan = next(iter(schedule.for_op(case.op, device.kind).values()))
+    for width in (ACCESS_BYTES // case.itemsize, setting.vector_width):
+        per_row = max(WARP, setting.threads_per_row * setting.vector_width // width)
+        changed = {"threads_per_row": per_row, "vector_width": width, "exchange": "two_barriers"}
+        if plan.reason_invalid(other := replace(setting, **changed), case, device) is None:
+            return other
+    return setting
+
+
 def step_lines(device: Device, hidden: list[int], rows: list[int]) -> Iterator[str]:
     """The table of an LSTM's steps, line by line."""
     yield (
-        f"{model.NOTE}: microseconds of an LSTM's step on {device.name} with the default knobs of"
-        f" many rows ({MANY_ROWS}), and with those that these few rows have: threads a row x"
-        " elements of an access; knobs that are not a schedule's first; bytes that ptxas spills,"
-        " whose cost the model does not know\n"
+        f"{model.NOTE}: microseconds of an LSTM's step on {device.name} with accesses of"
+        f" {ACCESS_BYTES} bytes and two barriers to an exchange, as by default before, and with the"
+        " default knobs: threads a row x elements of an access; knobs that are not a schedule's"
+        " first; bytes that ptxas spills, whose cost the model does not know\n"
     )
-    yield "| operator | rows | hidden | dtype | of many | us | spills | of few | us | spills |"
+    yield "| operator | rows | hidden | dtype | before | us | spills | default | us | spills |"
     yield "|---|--:|--:|---|---|--:|--:|---|--:|--:|"
     for op in STEPS:
         plan = next(iter(schedule.for_op(op, device.kind).values()))
@@ -107,10 +120,9 @@ def step_lines(device: Device, hidden: list[int], rows: list[int]) -> Iterator[s
             for size in hidden:
                 for dtype in DTYPES:
                     case = Case(op, size, dtype, n)
-                    many = msgspec.structs.replace(case, rows=MANY_ROWS)
+                    default = plan.default(case.typical, device)
                     cells = []
-                    for one in (many, case):
-                        setting = plan.default(one.typical, device)
+                    for setting in (wide(default, case.typical, device), default):
                         us, spilled, short = step(case, setting, device)
                         cells += [short, f"{us:.2f}", str(spilled)]
                     yield f"| {op} | {n} | {size} | {dtype} | {' | '.join(cells)} |"
