@@ -17,7 +17,9 @@ from lntune.device import Device
 from lntune.errors import BuildError, LntuneError
 from lntune.kernels import cache, direct
 from lntune.log.select import Tier
+from lntune.torch import devices as placed
 from lntune.torch import dispatch, layer_norm_node
+from lntune.torch.vector_width import narrowed
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -78,6 +80,8 @@ def build_chosen(chosen: Built, device: Device, archs: tuple[str, ...] = ()) -> 
     case, strided = chosen.case, chosen.strided
     try:
         plan, setting = schedule.resolve(chosen.schedule, case.op, chosen.knobs)
+        if strided:
+            setting = narrowed(setting, plan, case, device, placed.ANY, strided) or setting
         cached = cache.built(case, plan, setting, device, archs, strided)
         path = cache.prepare(case, plan, setting, device, archs, strided)
         size = path.stat().st_size

@@ -20,6 +20,7 @@ from lntune.device import Device
 from lntune.errors import InputError
 from lntune.kernels import compiler, traffic
 from lntune.schedule import Schedule
+from lntune.torch.vector_width import narrowed
 
 ROWS = 8
 """Rows the emulator runs to count bytes; enough to fill a block of any default knobs, few enough to
@@ -92,6 +93,9 @@ def inspect_case(
             f"target: got {device.name}, expected a GPU, such as cuda:sm_90; `lntune show --as asm`"
             " is for CPUs."
         )
+    if strided:
+        width = int(knobs.to_dict(setting).get("vector_width", 1))
+        setting = narrowed(setting, schedule, case, device, width, strided) or setting
     program = compiler.program(case, schedule, setting, device, strided)
     kernels = tuple(
         cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel)

@@ -16,7 +16,7 @@ from lntune.case import DTYPES, Case
 from lntune.errors import unknown
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
-from lntune.ops.op import Arg, Op, Priority, RowSum, Tensors, Tolerance
+from lntune.ops.op import Arg, Op, Priority, RowSum, Tensors, Term, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +74,16 @@ def arguments(case: Case) -> tuple[Arg, ...]:
     )
 
 
-def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
-    """The TE definition, ready for schedules that work on `together` rows side by side.
+def define(
+    case: Case,
+    row_sum: RowSum,
+    together: int = 1,
+    columns: int = 0,
+    inside: Term | None = None,
+) -> Any:
+    """The TE definition, ready for schedules that work on `together` rows side by side; rows and
+    vectors have `columns` elements where these are more than the case's, for schedules that put
+    the case's own in their place. `inside` says which those are; others of x are zeros.
 
     Stages, in order: x32, weight32 and bias32 (widened inputs), the sums, the scalars of a row, the
     outputs. All stages but the outputs have rows padded to a multiple of `together`, the last row
@@ -84,7 +92,7 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     """
     from tvm import te, tirx
 
-    hidden, side = tirx.IntImm("int64", case.hidden), tirx.IntImm("int64", together)
+    hidden, side = tirx.IntImm("int64", columns or case.hidden), tirx.IntImm("int64", together)
     rows = te.var("rows", "int64")
     padded = (rows + (side - 1)) // side * side if together > 1 else rows
     sizes = {"rows": rows, "hidden": hidden}
@@ -107,7 +115,7 @@ def define(case: Case, row_sum: RowSum, together: int = 1) -> Any:
     x32 = te.compute((padded, hidden), load, name="x32")
     affine = {name: per_element(name) for name in ("weight", "bias") if name in args}
 
-    row = normalize(row_sum, padded, case.hidden, lambda i, k: x32[i, k], eps)
+    row = normalize(row_sum, padded, case.hidden, lambda i, k: x32[i, k], eps, inside=inside)
 
     def normalized(i: Any, k: Any) -> Any:
         value = row.value(i, k)

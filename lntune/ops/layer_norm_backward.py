@@ -104,7 +104,13 @@ def arguments(case: Case) -> tuple[Arg, ...]:
 
 
 def define(
-    case: Case, row_sum: RowSum, together: int = 1, blocks: int = 1, contiguous: bool = False
+    case: Case,
+    row_sum: RowSum,
+    together: int = 1,
+    blocks: int = 1,
+    contiguous: bool = False,
+    columns: int = 0,
+    first_column: Callable[[Any], Any] | None = None,
 ) -> Any:
     """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on
     groups of `together` rows.
@@ -114,13 +120,17 @@ def define(
     and c2, dx, the partial sums of dgamma and dbeta ("blocks"), and what they come to. All stages
     over rows but dx have them padded to a multiple of blocks x together, the last row repeated; the
     partial sums take zeros for those.
+
+    Rows and the weight have `columns` elements where these are more than the case's, for schedules
+    that put the case's own in their place (others of dy and the weight are zeros); `first_column`
+    is then the first of the case's in a block's partial sums.
     """
     from tvm import te, tirx
 
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    hidden, stride = i64(case.hidden), blocks * together
+    hidden, stride = i64(columns or case.hidden), blocks * together
     rows = te.var("rows", "int64")
     steps = (rows + i64(stride - 1)) // i64(stride) if stride > 1 else rows
     padded = steps * i64(stride) if stride > 1 else rows
@@ -170,8 +180,8 @@ def define(
         )
 
     terms = {"dgamma": lambda i, k: dy[i, k] * xhat(i, k), "dbeta": lambda i, k: dy[i, k]}
-    columns = [name for name in terms if name in wanted]
-    if columns:
+    summed = [name for name in terms if name in wanted]
+    if summed:
         t, side = (
             te.reduce_axis((0, steps), name="step"),
             te.reduce_axis((0, i64(together)), name="side"),
@@ -180,31 +190,42 @@ def define(
         def partial(b: Any, k: Any) -> Any:
             group = b * steps + t if contiguous else t * i64(blocks) + b
             i = group * i64(together) + side
-            values = tuple(terms[name](i, k) for name in columns)
+            values = tuple(terms[name](i, k) for name in summed)
             if stride > 1:
                 values = tuple(
                     tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values
                 )
-            return add(values if len(columns) > 1 else values[0], axis=[t, side])
+            return add(values if len(summed) > 1 else values[0], axis=[t, side])
 
         # Both in one stage: the totals of one must not come between the partial sums of both.
-        add = sum_of(len(columns))
+        add = sum_of(len(summed))
         parts = te.compute((i64(blocks), hidden), partial, name="blocks")
-        for name, part in zip(columns, parts if len(columns) > 1 else [parts], strict=True):
-            gradients[name] = _total(name, part, blocks, case.hidden, wanted[name])
+        for name, part in zip(summed, parts if len(summed) > 1 else [parts], strict=True):
+            gradients[name] = _total(name, part, (blocks, case.hidden), wanted[name], first_column)
     return te.create_prim_func([{**args, **gradients}[a.name] for a in arguments(case)])
 
 
-def _total(name: str, part: Any, blocks: int, hidden: int, dtype: str) -> Any:
-    """The sum of all blocks' partial sums (blocks, hidden), rounded once where it is not kept in
-    float32.
+def _total(
+    name: str,
+    part: Any,
+    sizes: tuple[int, int],
+    dtype: str,
+    first_column: Callable[[Any], Any] | None,
+) -> Any:
+    """The sum of all blocks' partial sums, of `sizes` (blocks, hidden), rounded once where it is
+    not kept in float32.
     """
     from tvm import te, tirx
+
+    blocks, hidden = sizes
+
+    def column(block: Any, k: Any) -> Any:
+        return k if first_column is None else k + first_column(block)
 
     block = te.reduce_axis((0, tirx.IntImm("int64", blocks)), name="block")
     whole = te.compute(
         (tirx.IntImm("int64", hidden),),
-        lambda k: te.sum(part[block, k], axis=block),
+        lambda k: te.sum(part[block, column(block, k)], axis=block),
         name=name if dtype == "float32" else f"{name}_sum",
     )
     return (

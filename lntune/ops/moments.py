@@ -28,12 +28,19 @@ class Normalized:
 
 
 def normalize(
-    row_sum: RowSum, rows: Any, hidden: int, x: Term, eps: Any, prefix: str = ""
+    row_sum: RowSum,
+    rows: Any,
+    hidden: int,
+    x: Term,
+    eps: Any,
+    prefix: str = "",
+    inside: Term | None = None,
 ) -> Normalized:
     """Rows of float32 expressions normalized over their `hidden` elements.
 
     Stages, in order, their names after `prefix`: sum, mean0, centred (the deviations and their
-    squares), delta, variance, scale, shift.
+    squares), delta, variance, scale, shift. `inside` says which elements of what `row_sum` sums are
+    the row's, where others, which are 0, are summed, too.
     """
     from tvm import te, tirx
 
@@ -48,10 +55,14 @@ def normalize(
     def deviation(i: Any, k: Any) -> Any:
         return x(i, k) - mean0[i]
 
+    def counted(i: Any, k: Any) -> Any:
+        value = deviation(i, k)
+        return value if inside is None else tirx.Select(inside(i, k), value, zero)
+
     deviations, squares = row_sum(
         rows,
         hidden,
-        (deviation, lambda i, k: deviation(i, k) * deviation(i, k)),
+        (counted, lambda i, k: counted(i, k) * counted(i, k)),
         f"{prefix}centred",
     )
     delta = per_row("delta", lambda i: deviations(i) / n)

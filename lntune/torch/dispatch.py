@@ -192,7 +192,7 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
         return None
     schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
     try:
-        setting = narrowed(setting, schedule, case, device, layout.widest)
+        setting = narrowed(setting, schedule, case, device, *layout)
         return None if setting is None else _built(case, schedule, setting, device, layout)
     except ScheduleError as e:  # of the schedule itself: another may do
         if is_strict():

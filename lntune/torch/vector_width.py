@@ -1,5 +1,5 @@
-"""Knobs for tensors that are aligned to fewer bytes than a GPU kernel's loads and stores: the same
-schedule with narrower ones.
+"""Knobs for tensors that are aligned to fewer bytes than a GPU kernel's loads and stores, or whose
+rows lie apart while vectors do not divide them: the same schedule with narrower ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ VECTOR_WIDTH = "vector_width"
 
 
 def narrowed(
-    setting: Any, schedule: Schedule, case: Case, device: Device, widest: int
+    setting: Any,
+    schedule: Schedule,
+    case: Case,
+    device: Device,
+    widest: int,
+    strided: bool = False,
 ) -> Any | None:
     """The knobs, or those nearest to them whose accesses have at most `widest` elements; None where
-    there are none.
+    there are none. `strided`: rows lie apart, so that only vectors that divide a row are aligned in
+    all of them.
     """
+    if strided:
+        widest = min(widest, case.hidden & -case.hidden)
     wanted = knobs.to_dict(setting)
     if not backends.of(device).aligned or int(wanted.get(VECTOR_WIDTH, 1)) <= widest:
         return setting

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lntune.errors import UnfitError
 from lntune.ops.op import Arg
+
+CONTIGUOUS = "lntune_contiguous"
+"""Attribute of a scheduled PrimFunc whose rows have to follow one another in memory."""
 
 
 def names(arguments: Iterable[Arg]) -> dict[str, str]:
@@ -30,12 +34,18 @@ def free_rows(module: Any, arguments: Iterable[Arg], vector_width: int | None = 
 
     They are those of the call's tensors, from which TVM's calling convention on CPUs takes them;
     or, with `vector_width`, parameters behind the module's own, multiples of so many elements.
+
+    Raises:
+        UnfitError: it is scheduled for rows that follow one another in memory.
     """
     import tvm
     import tvm_ffi
     from tvm import tirx
 
     func = module["main"]
+    if CONTIGUOUS in func.attrs:
+        reason = "vectors that do not divide a row are for rows that follow one another in memory"
+        raise UnfitError(f"{reason}: choose another vector_width for rows that lie apart.", reason)
     replaced: list[tuple[Any, Any]] = []
     strides: list[Any] = []
     for name, called in names(arguments).items():

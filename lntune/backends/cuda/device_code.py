@@ -15,6 +15,7 @@ from lntune.backends.cuda import lowering, sizes, source_only
 from lntune.errors import BuildError, gist
 from lntune.ops.op import ArgRole
 from lntune.transforms.gpu import cache_hints, early_start, launch_bounds, pairs, thread_private
+from lntune.transforms.strides import CONTIGUOUS
 
 WIDEST = 16
 """Bytes of the widest load or store that kernels are built with."""
@@ -259,14 +260,14 @@ _STORE = re.compile(
 )
 
 
-def _complete(source: str, launches: tuple[Launch, ...]) -> str:
+def _complete(source: str, launches: tuple[Launch, ...], guarded: bool = False) -> str:
     """The source with the macros it uses (see reload.py, pairs.py and early_start.py in
     lntune/transforms/gpu), and with vector stores that nvcc does not split.
 
-    Where a block has several rows, whose stores are guarded, nvcc 13.0 cuts some of these into
-    single elements, unless they are written as calls of __stwb.
+    Where stores are `guarded`, as they are where a block has several rows, nvcc 13.0 cuts some of
+    these into single elements, unless they are written as calls of __stwb.
     """
-    several = {launch.kernel for launch in launches if launch.block[1] > 1}
+    several = {launch.kernel for launch in launches if guarded or launch.block[1] > 1}
 
     def kernel(match: re.Match[str]) -> str:
         parameters = re.findall(r"(\w+)(?:,|$)", match[2])
@@ -324,6 +325,7 @@ def generate(module: Any, target: dict[str, object], strides: tuple[str, ...] = 
     launches = tuple(
         msgspec.structs.replace(launch, waits=launch.kernel in waiting) for launch in launches
     )
-    source = _complete(cache_hints.apply(source, cache_hints.requested(module)), launches)
+    hinted = cache_hints.apply(source, cache_hints.requested(module))
+    source = _complete(hinted, launches, CONTIGUOUS in (module["main"].attrs or ()))
     source = launch_bounds.apply(module, source, launches[0].kernel)
     return Program(thread_private.with_launch_bounds(module, source), launches, host_code.scratch())
