@@ -22,14 +22,17 @@ Valid = Callable[[Any], str | None]
 """Takes knobs, returns why they do not fit, or None."""
 
 
-def knob(default: Value, values: tuple[Value, ...], doc: str, last: bool = False) -> Any:
+def knob(
+    default: Value, values: tuple[Value, ...], doc: str, last: bool = False, searched: bool = True
+) -> Any:
     """A dataclass field that is one knob: its default, every value it may take (in order), and what
     it means. One that is tried `last` does not multiply the space: its other values are tried with
-    what was found best with its default.
+    what was found best with its default. One that is not `searched` keeps its default in a space:
+    what it changes is not in what a search measures.
     """
     if default not in values:
         raise InputError(got_expected("default", default, f"one of {values}"))
-    metadata = {"values": values, "doc": doc, "last": last}
+    metadata = {"values": values, "doc": doc, "last": last, "searched": searched}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -83,10 +86,10 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
 
 
 def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:
-    """Every valid knob setting, in the order the values are written; knobs that are tried last have
-    their defaults.
+    """Every valid knob setting, in the order the values are written; knobs that are tried last, or
+    not at all, have their defaults.
     """
-    choices = values_of(cls) | {f.name: (f.default,) for f in _last(cls)}
+    choices = values_of(cls) | {f.name: (f.default,) for f in _kept(cls)}
     for combination in itertools.product(*choices.values()):
         knobs = cls(**dict(zip(choices, combination, strict=True)))
         if valid(knobs) is None:
@@ -96,6 +99,12 @@ def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:
 def _last(cls: type) -> list[Any]:
     """The fields of the knobs that are tried last."""
     return [f for f in dataclasses.fields(cls) if f.metadata.get("last")]
+
+
+def _kept(cls: type) -> list[Any]:
+    """The fields of the knobs that have their defaults throughout a space."""
+    unsearched = [f for f in dataclasses.fields(cls) if not f.metadata.get("searched", True)]
+    return [*_last(cls), *unsearched]
 
 
 def unrefined(setting: Any) -> Any:
@@ -115,12 +124,12 @@ def refined(setting: Any) -> Iterator[Any]:
 
 
 def neighbours(knobs: Any) -> Iterator[Any]:
-    """Knob settings one step away: each knob, but for those that are tried last, moved to the value
-    before and after its own.
+    """Knob settings one step away: each knob, but for those that are tried last or not at all,
+    moved to the value before and after its own.
     """
-    last = {f.name for f in _last(type(knobs))}
+    kept = {f.name for f in _kept(type(knobs))}
     for name, values in values_of(type(knobs)).items():
-        if name in last:
+        if name in kept:
             continue
         at = values.index(getattr(knobs, name))
         for step in (at - 1, at + 1):

@@ -42,9 +42,9 @@ def case_of(name: str, dtype: str = "float32", hidden: int = 200, variant: str =
 
 
 def program_of(case: Case, name: str, device: Any = DEVICE, **changed: Any) -> Program:
-    """The program of default knobs that may begin early, and others changed."""
+    """The program of default knobs, or some changed."""
     plan = schedule.get(name)
-    setting = dataclasses.replace(plan.default(case, device), **{"early_start": True, **changed})
+    setting = dataclasses.replace(plan.default(case, device), **changed)
     assert plan.reason_invalid(setting, case, device) is None
     return compiler.program(case, plan, setting, device)
 
@@ -139,15 +139,23 @@ def test_machine_code_keeps_the_order(name: str, dtype: str, variant: str) -> No
     assert not code.generic
 
 
-def test_where_it_cannot_be() -> None:
-    """Kernels for older architectures cannot begin early, nor can those that load nothing first."""
-    plan, old = schedule.get("gated_row"), device_of("cuda:sm_80")
-    case = case_of("gated_row")
-    setting = dataclasses.replace(plan.default(case, DEVICE), early_start=True)
-    assert plan.reason_invalid(setting, case, DEVICE) is None
-    assert "sm_80 cannot begin early" in str(plan.reason_invalid(setting, case, old))
-    lazy = dataclasses.replace(setting, prefetch=False)
-    assert "something to load" in str(plan.reason_invalid(lazy, case, DEVICE))
+@pytest.mark.parametrize(
+    ("target", "changed"), [("cuda:sm_80", {}), ("cuda:sm_90", {"prefetch": False})]
+)
+def test_where_it_cannot_be(target: str, changed: dict[str, Any]) -> None:
+    """Kernels for older architectures, and those that load nothing first, are as without."""
+    case, device = case_of("gated_row"), device_of(target)
+    program = program_of(case, "gated_row", device, **changed)
+    assert not program.launches[0].waits
+    assert program == program_of(case, "gated_row", device, **changed, early_start=False)
+
+
+@every_schedule
+def test_no_search_decides_on_it(name: str) -> None:
+    """Steps are measured one by one, which does not show what it gains."""
+    plan, case = schedule.get(name), case_of(name)
+    assert all(setting.early_start for setting in plan.space(case, DEVICE))
+    assert plan.default(case, DEVICE).early_start
 
 
 # ---- Launches ----
@@ -286,18 +294,13 @@ def test_the_imagined_gpu_is_adversarial(fake_gpu: FakeGpu) -> None:
 
 @pytest.fixture
 def products(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """The imagined GPU serves tensors of the CPU by kernels that may begin early; it is told of
-    every product, and of every state that a loop puts together.
+    """The imagined GPU serves tensors of the CPU; it is told of every product, and of every state
+    that a loop puts together.
     """
     gpu = driver.device(0)
     monkeypatch.setattr(devices, "_known", lambda kind, index: gpu)
     monkeypatch.setenv("LNTUNE_CUDA_GRAPHS", "0")
-    resolve, repeated = schedule.resolve, lnlstm_loops.repeated
-    before = lnlstm_loops._before
-
-    def early(*given: Any) -> Any:
-        plan, setting = resolve(*given)
-        return plan, dataclasses.replace(setting, early_start=True)
+    repeated, before = lnlstm_loops.repeated, lnlstm_loops._before
 
     def told(*given: Any) -> Any:
         times = repeated(*given)
@@ -314,7 +317,6 @@ def products(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fak
         fake_gpu.wrote(result)
         return result
 
-    monkeypatch.setattr(dispatch.schedule_module, "resolve", early)
     monkeypatch.setattr(lnlstm_loops, "repeated", told)
     monkeypatch.setattr(lnlstm_loops, "_before", put_together)
     dispatch.reload()

@@ -215,3 +215,18 @@ def test_describe() -> None:
     assert knobs.describe(Knobs(parallel=False)) == "lanes=4 mode=row"
     assert knobs.describe({"parallel": True}) == "parallel"
     assert knobs.describe({"parallel": False}) == "none"
+
+
+def test_what_is_not_searched_keeps_its_default() -> None:
+    """A knob that no measurement decides on has its default in a space, and no neighbours there; it
+    may be given all the same.
+    """
+
+    @dataclass(frozen=True)
+    class Two:
+        lanes: int = knob(1, (1, 2), "how many")
+        early: bool = knob(True, (False, True), "whether", searched=False)
+
+    assert list(knobs.enumerate_space(Two)) == [Two(1), Two(2)]
+    assert list(knobs.neighbours(Two(1, early=False))) == [Two(2, early=False)]
+    assert knobs.from_dict(Two, {"early": False}) == Two(early=False)

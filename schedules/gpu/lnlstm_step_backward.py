@@ -87,10 +87,11 @@ class Knobs:
         " the others, or every warp does",
     )
     early_start: bool = knob(
-        False,
+        True,
         (False, True),
-        "the kernel may begin before the matrix product before it has ended, and loads meanwhile"
-        " what the time loop does not write",
+        "the kernel may begin before the matrix product before it has ended, where GPUs have that,"
+        " and loads meanwhile what the time loop does not write; only in such a loop does it gain",
+        searched=False,
     )
 
 
@@ -143,9 +144,6 @@ def valid(knobs: Knobs, case: Case, device: Device) -> str | None:
         return reason
     if knobs.exchange == "one_barrier" and knobs.threads_per_row <= WARP:
         return "the threads of a warp exchange sums without a barrier"
-    loads = knobs.row_storage == "registers"
-    if knobs.early_start and (reason := early_start.reason_invalid(device, loads)):
-        return reason
     if knobs.intermediates == "recompute" and (
         knobs.row_storage != "reload" or knobs.partial_sums == "registers" or knobs.prefetch
     ):
@@ -378,7 +376,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 6.
     sch.annotate(row_loop, grid_stride.ROW_LOOP, count)
     mod = sch.mod
-    if knobs.early_start:
+    if knobs.early_start and knobs.row_storage == "registers" and early_start.possible(device):
         mod = early_start.load_first(mod, LATE, grid_stride.ROW_LOOP)
     mod = guards.only_where_needed(mod, ("local", "shared.dyn"))
     mod = grid_stride.add_to_outputs(mod, stores)
@@ -403,7 +401,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=1,
+        version=2,
         seeds=seeds,
     ),
 )

@@ -48,14 +48,10 @@ FIRST = "sm_90"
 """The first architecture on which a kernel can begin early."""
 
 
-def reason_invalid(device: Device, loads: bool) -> str | None:
-    """Why a kernel for a GPU should not begin early, or None; `loads`: it copies arguments to
-    registers before anything else.
-    """
+def possible(device: Device) -> bool:
+    """Whether kernels can begin early on a GPU."""
     order = list(ARCHITECTURES)
-    if order.index(device.isa) < order.index(FIRST):
-        return f"kernels for {device.isa} cannot begin early; from {FIRST} on they can"
-    return None if loads else "a kernel that begins early has to have something to load"
+    return order.index(device.isa) >= order.index(FIRST)
 
 
 def load_first(mod: Any, late: Sequence[str], annotation: str) -> Any:
