@@ -20,6 +20,7 @@ from torch.nn import functional
 
 import lntune
 from lntune.errors import LaunchError
+from lntune.torch import graphs
 
 __all__ = ["here"]
 
@@ -435,6 +436,25 @@ def test_lstm_training_with_a_changing_weight(here: Here) -> None:
             optimizer.step()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_lstm_training_on_the_callers_memory(here: Here) -> None:
+    """In a training loop graphs come to work on the callers' memory, with the results of float64;
+    on a GPU, whose allocator gives the same memory again, next to nothing is copied then: gradients
+    of last states that are one number, expanded.
+    """
+    model, x = layers(here, num_layers=here.pick(2, 1)), sequence(here)
+    truth = outcome(copy.deepcopy(model).double().cpu(), x.double().cpu())
+    copied = []
+    for _ in range(here.pick(40, 3)):
+        before = graphs.traffic.bytes
+        results = outcome(model, x)
+        copied.append(graphs.traffic.bytes - before)
+        for mine, true in zip(results, truth, strict=True):
+            assert (mine - true).norm() <= 2e-5 * max(true.norm().item(), 1e-3)
+        del results, mine
+    assert max(copied) > 0
+    assert not here.real or max(copied[-4:]) < max(copied) / 20, copied
 
 
 # --------------------------------------------------------------------------------------------------
