@@ -201,3 +201,14 @@ def test_rows_that_share_a_block_leave_registers(dtype: str) -> None:
     )
     assert found.problems == ()
     assert found.resources.registers <= 64
+
+
+@pytest.mark.parametrize(("hidden", "kept"), [(3001, True), (2049, False), (3000, False)])
+def test_single_elements_keep_the_weight(hidden: int, kept: bool) -> None:
+    """Rows that are loaded element by element have the weight in registers and one barrier by
+    default, where that costs no block; rows of vectors have not.
+    """
+    case = Case("layer_norm_backward", hidden, "bfloat16", 32768)
+    setting = PLAN.default(case, DEVICE)
+    assert (setting.weight_storage == "registers") == kept
+    assert (setting.exchange == "one_barrier") == kept

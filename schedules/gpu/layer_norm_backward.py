@@ -418,9 +418,23 @@ def _fitting(
             continue
         # a block that has a multiprocessor to itself, and more than one row to go through
         waits = partial_sums == "registers" and resident == 1 and rows_of_block >= 2
-        for one in (*_ahead(candidate, case), candidate) if waits else (candidate,):
+        better = _ahead(candidate, case) if waits else _of_single_elements(candidate, case)
+        for one in (*better, candidate):
             if valid(one, case, device) is None:
                 yield one
+
+
+def _of_single_elements(knobs: Knobs, case: Case) -> Iterator[Knobs]:
+    """Knobs like these that load the weight once and have one barrier, where rows are loaded in
+    single elements, which are most of a block's instructions, and as many blocks are resident.
+    """
+    if knobs.vector_width == 1 and knobs.threads_per_row > WARP:
+        kept = replace(knobs, exchange="one_barrier", weight_storage="registers")
+        threads_all = knobs.threads_per_row * knobs.rows_per_block
+        if _weight(case) and REGISTERS // (threads_all * registers_of(kept, case)) >= (
+            knobs.blocks_per_sm
+        ):
+            yield kept
 
 
 def _ahead(knobs: Knobs, case: Case) -> Iterator[Knobs]:
