@@ -10,12 +10,12 @@ Tried and left out: a row kept as float32 instead of as it came (twice the regis
 precision, to spare conversions that memory-bound code has time for).
 
 Tried and not the default: vectors of 16 bytes for rows that they do not divide (5003 in bfloat16:
-5 loads and 5 stores of them in place of 40 each of single elements, but 957 instructions in place
-of 774 and 73 registers in place of 59: what weight and bias meet is at another place in each row,
-and they are still loaded one by one). A simulation of sm_90's machine code has 92 % of a copy's
-bandwidth for them and the whole of it for single elements, a model 82 and 94 %; neither knows
-what single elements cost a card's memory system beside the issue of their loads, so tuning tries
-both first.
+5 loads and 5 stores of them in place of 40 each of single elements, but 1,018 instructions, those
+of a row's ends among them, in place of 774, and 73 registers in place of 59: weight and bias meet
+another element of a vector in each row, and are still loaded one by one). A simulation of sm_90's
+machine code has 92 % of a copy's bandwidth for them and the whole of it for single elements, a
+model 82 and 94 % (`lntune inspect --knob vector_width=8`); neither knows what single elements cost
+a card's memory system beside the issue of their loads, so tuning tries both first.
 """
 
 from __future__ import annotations
