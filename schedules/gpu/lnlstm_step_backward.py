@@ -176,8 +176,9 @@ def default(case: Case, device: Device) -> Knobs:
     of the row.
 
     Elements of two bytes are loaded by fours, unless that takes too many threads: with eight to a
-    thread ptxas 13.0 spills 200 to 300 bytes, and a block, which has a multiprocessor to itself,
-    takes longer.
+    thread a block, which has a multiprocessor to itself, takes a tenth to a quarter longer by a
+    simulation of the machine code, and ptxas 13.0 spills 200 to 300 bytes where the kernel does not
+    begin early.
     """
     width = gates.widest(case)
     if case.itemsize < 4 and case.hidden <= LOW_PRECISION_WIDTH * LOW_PRECISION_THREADS:
