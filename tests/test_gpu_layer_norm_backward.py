@@ -173,6 +173,29 @@ def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
             assert x >= min(DEVICE.cores, rows // 4)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "rows", "ahead", "weight"),
+    [
+        (8192, "bfloat16", 32768, True, "reload"),
+        (5003, "bfloat16", 32768, True, "registers"),
+        (5003, "float32", 4096, True, "registers"),
+        (8192, "float32", 32768, False, "reload"),
+        (4096, "bfloat16", 32768, False, "reload"),
+        (8192, "bfloat16", 8, False, "reload"),
+    ],
+)
+def test_a_block_that_is_alone_has_its_next_row_on_the_way(
+    hidden: int, dtype: str, rows: int, ahead: bool, weight: str
+) -> None:
+    """By default, where a multiprocessor holds one block, which has several rows and is not bound
+    by memory as it is.
+    """
+    case = Case("layer_norm_backward", hidden, dtype, rows)
+    setting = PLAN.default(case, device_of("nvidia/nvidia-h200"))
+    assert (setting.prefetch, setting.weight_storage) == (ahead, weight)
+    assert setting.exchange == ("one_barrier" if ahead else "two_barriers")
+
+
 @pytest.mark.parametrize(("hidden", "sums"), [(256, "registers"), (200, "separate_kernel")])
 def test_rows_that_share_a_block_are_right(hidden: int, sums: str) -> None:
     """Rows that are not there have no part in anything, however many of a block are; no load of dy

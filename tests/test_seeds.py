@@ -38,6 +38,23 @@ def test_shipped_schedules_have_seeds(name: str, hidden: int, dtype: str, rows: 
     assert fit or hidden < 768 or hidden > 16384
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "knobs"),
+    [
+        ("gated_row", 64, (128, 4, "one_barrier")),
+        ("gated_row", 512, (64, 8, "two_barriers")),
+        ("gated_row_backward", 64, (128, 4, "two_barriers")),
+    ],
+)
+def test_default_knobs_of_steps(name: str, rows: int, knobs: tuple[int, int, str]) -> None:
+    """A step of few rows has four elements to a thread in two bytes, and one barrier to an
+    exchange; its backward, with a block to a multiprocessor, four elements whatever the rows.
+    """
+    plan = schedule.get(name)
+    setting = plan.default(Case(plan.op, 512, "bfloat16", rows), DEVICE)
+    assert (setting.threads_per_row, setting.vector_width, setting.exchange) == knobs
+
+
 def test_seeds_come_after_the_default() -> None:
     """A case's candidates are its default knobs, the seeds that fit, and the others, each once;
     half and twice the threads are among the seeds.
