@@ -5,6 +5,7 @@ they wait, when they are launched so, and that results are right however late th
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,8 +82,8 @@ def test_nothing_late_is_read_early(name: str, dtype: str, changed: dict[str, An
 
 @every_schedule
 def test_waiting_too_late_is_a_race(name: str) -> None:
-    """The emulator finds a kernel that waits behind its first barrier, one that never waits, and in
-    one that is right every load of what is late.
+    """The emulator finds a kernel that waits behind its first barrier, one that never waits, and a
+    block that ends without.
     """
     case = case_of(name)
     program = program_of(case, name, threads_per_row=64)
@@ -104,6 +105,18 @@ def test_waiting_too_late_is_a_race(name: str) -> None:
     nothing = kernel[: kernel.index("{") + 1] + " if (blockIdx.x == 0) return;\n"
     with pytest.raises(BarrierError, match="has ended and not waited"):
         run(kernel.replace(kernel[: kernel.index("{") + 1], nothing))
+
+
+@every_schedule
+def test_a_state_that_is_loaded_early_is_a_race(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell, which the step before has written, is no less late than the product."""
+    case, plan = case_of(name), schedule.get(name)
+    late = tuple(one for one in LATE[name] if one != "c")
+    monkeypatch.setattr(sys.modules[plan.apply.__module__], "LATE", late)
+    program = program_of(case, name, threads_per_row=64)
+    emulated.kernel(case, program, pending=late)(*arguments_of(case))
+    with pytest.raises(RaceError, match=r"load of .* of c races"):
+        emulated.kernel(case, program, pending=LATE[name])(*arguments_of(case))
 
 
 def arguments_of(case: Case) -> list[Any]:
