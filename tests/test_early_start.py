@@ -358,6 +358,18 @@ def test_steps_behind_the_first_begin_early(
 
 
 @pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
+def test_no_step_begins_early_where_none_shall(
+    products: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LNTUNE_EARLY_START=0 makes all launches ordinary ones, from the next call on."""
+    monkeypatch.setenv("LNTUNE_EARLY_START", "0")
+    products.log()
+    check_sequence(make_arguments([2] * 3, hidden=32), [2] * 3, False, False, False)
+    launches = {line.split()[0] for line in products.log() if line.startswith("cuLaunch")}
+    assert launches == {"cuLaunchKernel"}
+
+
+@pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 def test_an_exception_in_a_loop_ends_it(products: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a loop that failed at its third step launches are ordinary ones again."""
     from lntune.torch.lnlstm_sequence import lnlstm_sequence

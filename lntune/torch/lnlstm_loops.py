@@ -9,6 +9,7 @@ gates only what enters a layer norm is kept.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -39,7 +40,12 @@ def _steps(sizes: Sequence[int], reverse: bool) -> Iterator[Step]:
     return zip(order, (None, *order), strict=False)
 
 
-def _overlapping(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+def starts_early() -> bool:
+    """Whether kernels of steps may begin early, see _overlapping: LNTUNE_EARLY_START=0 says no."""
+    return os.environ.get("LNTUNE_EARLY_START", "1") != "0"
+
+
+def _overlapping(tensor: Tensor, early: bool) -> contextlib.AbstractContextManager[None]:
     """In the block a step's kernel may begin before the product before it has ended, see
     Backend.overlapping: for all steps but a loop's first, which is behind what came before the
     loop.
@@ -48,7 +54,7 @@ def _overlapping(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     gates_x and, in the backward, gates_h and statistics. The state, which steps write and hand on,
     and what `_before` puts together of it, it reads behind the wait.
     """
-    device = devices.of(tensor.device)
+    device = devices.of(tensor.device) if early else None
     return contextlib.nullcontext() if device is None else backends.of(device).overlapping()
 
 
@@ -124,12 +130,13 @@ def forward(
     sizes: list[int],
     options: SequenceOptions,
     keep: bool,
+    early: bool = True,
     *,
     into: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """(h, h_n, c_n, gates_h, c, statistics) as lnlstm_sequence_op gives them, step by step, with
     the first sizes[t] sequences at t; in `into`, contiguous tensors of their shapes, or in new
-    ones.
+    ones. `early`: steps' kernels may begin early.
     """
     tensors = _contiguous(tensors)
     gates_x, h_0, c_0 = tensors.gates_x, tensors.h_0, tensors.c_0
@@ -161,7 +168,7 @@ def forward(
     with contextlib.ExitStack() as behind_the_first:
         for number, (t, before) in enumerate(_steps(sizes, options.reverse)):
             if number == 1:
-                behind_the_first.enter_context(_overlapping(gates_x))
+                behind_the_first.enter_context(_overlapping(gates_x, early))
             n = sizes[t]
             gates_h = recur(_before(before, n, outs, h_0), None, gates[t])
             kernels[n](
@@ -188,6 +195,7 @@ def backward(
     sizes: list[int],
     normalized_cell: bool,
     reverse: bool,
+    early: bool = True,
     *,
     into: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
@@ -202,6 +210,7 @@ def backward(
         sizes: how many sequences each step has.
         normalized_cell: as SequenceOptions'.
         reverse: as SequenceOptions'.
+        early: steps' kernels may begin early.
         into: where the gradients shall be, contiguous tensors of their shapes; else in new ones.
     """
     names = [name for name, t in zip(tensors._fields, tensors, strict=True) if t is not None]
@@ -233,7 +242,7 @@ def backward(
     with contextlib.ExitStack() as behind_the_first:
         for number, (t, before) in enumerate(reversed(steps)):
             if number == 1:
-                behind_the_first.enter_context(_overlapping(dout))
+                behind_the_first.enter_context(_overlapping(dout, early))
             n = sizes[t]
             dh = douts[t] + _first(dh_0, n) if dh is None else dh
             values = (

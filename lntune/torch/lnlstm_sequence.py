@@ -162,8 +162,9 @@ def lnlstm_sequence_op(
     """
     tensors = SequenceTensors(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
     steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
+    early = lnlstm_loops.starts_early()
     options = SequenceOptions(eps, carried, False, reverse)
-    return graphs.run(_forward, tensors, (steps, options, keep))  # type: ignore[return-value]
+    return graphs.run(_forward, tensors, (steps, options, keep, early))  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
@@ -213,7 +214,8 @@ def lnlstm_sequence_backward_op(
     tensors = SequenceTensors(gates_x, h_0, c_0, matrix, weight_x, weight_h, weight_c, bias, bias_c)
     steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
     flat = (dout, dh_n, dc_n, *saved, *tensors)
-    return list(graphs.run(_backward, flat, (steps, carried, reverse)))
+    early = lnlstm_loops.starts_early()
+    return list(graphs.run(_backward, flat, (steps, carried, reverse, early)))
 
 
 @lnlstm_sequence_backward_op.register_fake
