@@ -105,7 +105,9 @@ def by_default(module: Any, seen: list[str] | None = None) -> tuple[list[Any], A
             module_of, "shared_row", 4096, "float32", rows_per_block=1, row_storage="shared"
         ),
         functools.partial(module_of, "shared_row", 7, "float16", row_storage="reload"),
-        functools.partial(module_of, "shared_row_backward", 4099, "float32"),
+        functools.partial(
+            module_of, "shared_row_backward", 4099, "float32", exchange="two_barriers"
+        ),
         functools.partial(
             module_of,
             "shared_row_backward",

@@ -204,7 +204,7 @@ def test_trials_and_dry_runs_reject_it(fake_gpu: FakeGpu) -> None:
     ):
         outcome = trial.run(job)
         assert (outcome.status, outcome.timings) == ("wrong", {})
-        assert "normal inputs, 269 rows" in outcome.message
+        assert re.search(r"normal inputs, [1-9]\d\d rows", outcome.message), outcome.message
 
 
 @pytest.mark.slow
