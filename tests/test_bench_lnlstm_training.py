@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from grids import exhaustive
 from torch import nn
 from typer.testing import CliRunner
 
@@ -57,7 +58,7 @@ FORMS: dict[str, Callable[[ModuleType, Any], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *map(exhaustive, ("float64", "bfloat16"))])
 def test_contenders_agree(script: ModuleType, dtype: str) -> None:
     """Everyone's output and gradients, the input's among them, are float64's within the stated
     tolerances.

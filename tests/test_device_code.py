@@ -366,7 +366,8 @@ def test_inspect_shows_what_sums_over_rows_cost(sums: str, times: int) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("hidden", "variant", "times"), [(32768, "weight+dx+dgamma+dbeta", 3), (64, "dbeta", 1)]
+    ("hidden", "variant", "times"),
+    [exhaustive((32768, "weight+dx+dgamma+dbeta", 3)), (64, "dbeta", 1)],
 )
 def test_inspect_counts_rows_and_not_blocks_without_any(
     hidden: int, variant: str, times: int

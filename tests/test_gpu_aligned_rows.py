@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from grids import thinned
+from grids import exhaustive, thinned
 from kernel_arguments import arguments, inputs
 
 from lntune import check, ops
@@ -78,7 +78,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("op", NAMES)
-@pytest.mark.parametrize(("hidden", "dtype", "threads"), thinned(SIZES, 4))
+@pytest.mark.parametrize(("hidden", "dtype", "threads"), thinned(SIZES, 8))
 def test_right_wherever_rows_begin(hidden: int, dtype: str, threads: int, op: str) -> None:
     """On every style of input, and wherever in a vector a matrix ends: nothing of a neighbour
     counts, and nothing beyond the matrix is touched.
@@ -89,7 +89,8 @@ def test_right_wherever_rows_begin(hidden: int, dtype: str, threads: int, op: st
 
 
 @pytest.mark.parametrize(
-    ("op", "variant"), [(op, variant) for op, listed in VARIANTS.items() for variant in listed]
+    ("op", "variant"),
+    thinned((op, variant) for op, listed in VARIANTS.items() for variant in listed),
 )
 def test_variants(op: str, variant: str) -> None:
     """Whatever is there beside the rows, in whatever dtype."""
@@ -116,10 +117,10 @@ def test_what_is_not_the_rows_overflows_nowhere() -> None:
     ("op", "changed"),
     [
         ("layer_norm", {"prefetch": True}),
-        ("layer_norm", {"exchange": "one_barrier"}),
-        ("layer_norm_backward", {"prefetch": True, "exchange": "one_barrier"}),
+        exhaustive(("layer_norm", {"exchange": "one_barrier"})),
+        exhaustive(("layer_norm_backward", {"prefetch": True, "exchange": "one_barrier"})),
         ("layer_norm_backward", {"prefetch": True, "weight_storage": "registers"}),
-        ("layer_norm_backward", {"weight_storage": "registers"}),
+        exhaustive(("layer_norm_backward", {"weight_storage": "registers"})),
     ],
 )
 def test_other_knobs_go_with_it(op: str, changed: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def test_sums_are_right(name: str, dtype: str) -> None:
     ("name", "threads"),
     [
         *product(tuple(PLANS), (64, 256, 512)),
-        ("shared_row", 1024),
+        exhaustive(("shared_row", 1024)),
         exhaustive(("shared_row_backward", 1024)),
     ],
 )

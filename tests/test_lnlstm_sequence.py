@@ -138,8 +138,7 @@ def test_without_a_packed_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(t, packed[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
-@pytest.mark.parametrize("what", SIZES)
+@pytest.mark.parametrize(("what", "reverse"), product(tuple(SIZES), (False, True)))
 def test_into_given_memory(what: str, reverse: bool) -> None:
     """The loops compute the same, bit for bit, into memory that is given, every part of it, with
     and without what the backward takes.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from grids import product
+from grids import exhaustive
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -72,10 +72,14 @@ def test_copies_and_files(kind: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "kind"),
-    product(
-        ({}, {"per_gate": True, "carried": True}, {"bias": False, "norm_bias": False}),
-        (LayerNormLSTM, LayerNormLSTMCell),
-    ),
+    [
+        ({}, LayerNormLSTMCell),
+        ({"per_gate": True, "carried": True}, LayerNormLSTM),
+        exhaustive(({}, LayerNormLSTM)),
+        exhaustive(({"per_gate": True, "carried": True}, LayerNormLSTMCell)),
+        exhaustive(({"bias": False, "norm_bias": False}, LayerNormLSTM)),
+        exhaustive(({"bias": False, "norm_bias": False}, LayerNormLSTMCell)),
+    ],
 )
 def test_dtypes_and_autocast(kind: Any, options: dict[str, Any]) -> None:
     """.to(bfloat16) computes in bfloat16; autocast lowers the products and keeps the state in the

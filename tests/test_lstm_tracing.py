@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+from grids import product
 from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -254,8 +255,9 @@ def test_graphs_of_aot_export() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("way", ["strict", "non-strict", "traced"])
-@pytest.mark.parametrize("name", ["layers", "cell", "norm"])
+@pytest.mark.parametrize(
+    ("name", "way"), product(("cell", "layers", "norm"), ("strict", "non-strict", "traced"))
+)
 def test_programs_written_without_gradients(name: str, way: str) -> None:
     """A program written without gradients has them later, once they are asked for, as such of
     PyTorch's modules do.

@@ -70,7 +70,7 @@ def test_batched_gradients(name: str) -> None:
     close(torch.autograd.functional.jacobian(f, x, vectorize=True), rows.view(*y.shape, *x.shape))
 
 
-@pytest.mark.parametrize("name", ["layers", "cell", "step"])
+@pytest.mark.parametrize("name", ["layers", exhaustive("cell"), "step"])
 def test_gradients_that_are_recorded(name: str) -> None:
     """With create_graph the gradients are the same, also where one argument of a step is made of
     another, and can be differentiated again.
