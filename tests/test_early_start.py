@@ -246,6 +246,28 @@ def test_only_in_an_overlapping_block(fake_gpu: FakeGpu) -> None:
     assert plain()
 
 
+def test_an_interrupt_as_soon_as_a_block_begins(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler that raises when the flag was just set finds it put back."""
+    library, kernel = driver.library(), launcher.load(binary())
+    overlap = library.lntune_overlap
+
+    def interrupted(allowed: int) -> int:
+        before = overlap(allowed)
+        if allowed > 0:
+            raise KeyboardInterrupt
+        return int(before)
+
+    monkeypatch.setattr(library, "lntune_overlap", interrupted)
+    with pytest.raises(KeyboardInterrupt), launcher.overlapping():
+        pass
+    assert overlap(-1) == 0
+    fake_gpu.log()
+    kernel(torch.zeros(3), torch.zeros(1), torch.zeros(3))
+    assert "cuLaunchKernelEx waiting 0" not in fake_gpu.log()
+
+
 @pytest.mark.parametrize("what", ["does not wait", "second kernel", "old code", "old PTX"])
 def test_kernels_that_are_launched_as_ever(fake_gpu: FakeGpu, what: str) -> None:
     """One that does not wait, or whose code for this GPU does not; and one behind another of its

@@ -235,3 +235,20 @@ def test_single_elements_keep_the_weight(hidden: int, kept: bool) -> None:
     setting = PLAN.default(case, DEVICE)
     assert (setting.weight_storage == "registers") == kept
     assert (setting.exchange == "one_barrier") == kept
+
+
+@pytest.mark.parametrize("storage", ["shared", "reload"])
+@pytest.mark.parametrize("variant", ["dx+dbeta", "weight+dx+dbeta"])
+def test_sums_of_dy_alone(variant: str, storage: str) -> None:
+    """A trainable beta beside a frozen gamma, of rows that are not kept in registers: sums read no
+    x.
+    """
+    case = Case("layer_norm_backward", 96, "float32", 32, variant)
+    few = msgspec.structs.replace(DEVICE, cores=3)
+    setting = dataclasses.replace(
+        PLAN.default(case, few), threads_per_row=32, rows_per_block=1, row_storage=storage
+    )
+    assert PLAN.reason_invalid(setting, case, few) is None
+    run = emulated.kernel(case, compiler.program(case, PLAN, setting, few), "shuffled")
+    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    assert verdict.ok, verdict.message

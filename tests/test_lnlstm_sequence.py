@@ -296,3 +296,31 @@ def test_autocast_trains_on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             float((g - truth[name]).norm() / truth[name].norm()) for g in (grad, eager[name])
         )
         assert grad.dtype == torch.float32 and 1e-6 < error <= 2 * eager_error, name
+
+
+def test_a_backward_under_another_autocast() -> None:
+    """The loop's products stay in the dtypes of its tensors, as the forward had them; those of the
+    input are PyTorch's own.
+    """
+    rnn = lntune.LayerNormLSTM(6, HIDDEN)
+    y, _ = rnn(torch.randn(4, 3, 6))
+    expected = torch.autograd.grad(y.square().sum(), list(rnn.parameters()), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        grads = torch.autograd.grad(y.square().sum(), list(rnn.parameters()))
+    for mine, plain in zip(grads, expected, strict=True):
+        assert (mine - plain).norm() <= 0.02 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(lntune.LayerNormLSTM, (4, 3)), (lntune.LayerNormLSTMCell, (4,))], ids=str
+)
+def test_saved_tensors_in_another_layout(kind: type, shape: tuple[int, ...]) -> None:
+    """Hooks that pack what is kept for a backward may give it back transposed in memory."""
+    rnn, x = kind(6, HIDDEN), torch.randn(*shape, 6)
+    results = []
+    for packed in (lambda t: t, lambda t: t.t().contiguous() if t.ndim == 2 else t):
+        unpacked = (lambda t: t) if not results else (lambda t: t.t() if t.ndim == 2 else t)
+        with torch.autograd.graph.saved_tensors_hooks(packed, unpacked):
+            y = rnn(x)[0]
+        results.append(torch.autograd.grad(y.square().sum(), list(rnn.parameters())))
+    torch.testing.assert_close(*results)

@@ -134,7 +134,8 @@ def run(
     outputs, it computes into those.
     """
     inputs = [t for t in tensors if t is not None]
-    if not _possible(inputs[0].device):
+    # nor in the middle of another call of this thread, by a signal's handler
+    if not _possible(inputs[0].device) or _is_inside():
         return loop(*tensors, *options)
     key = (
         loop,
@@ -149,6 +150,9 @@ def run(
     # Tensors of a graph are none of inference mode, outside of which they could not be written to.
     # And two threads on one stream must not replay between each other's copies.
     with _lock, torch.inference_mode(False), torch.no_grad():
+        if _state.stale:
+            _state.stale = False
+            _seen.clear()
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
@@ -172,11 +176,33 @@ def run(
 _new: Callable[[Tensor], Tensor] = torch.empty_like
 
 
+@dataclass
+class _State:
+    """Whether graphs have kernels that no longer serve."""
+
+    stale: bool = False
+
+
+_state = _State()
+
+
 @on_kernels_changed
 def forget() -> None:
-    """Drop all graphs and their memory: their kernels may no longer be those that serve."""
-    with _lock:
-        _seen.clear()
+    """Drop all graphs and their memory: their kernels may no longer be those that serve. Where a
+    call has them, the next one does it: who says so holds locks that the call may wait for.
+    """
+    _state.stale = True
+    if not _is_inside() and _lock.acquire(blocking=False):
+        try:
+            _state.stale = False
+            _seen.clear()
+        finally:
+            _lock.release()
+
+
+def _is_inside() -> bool:
+    """Whether this thread is in the middle of a call."""
+    return bool(_lock._is_owned())  # type: ignore[attr-defined]  # as threading.Condition asks
 
 
 def _possible(torch_device: torch.device) -> bool:
@@ -200,7 +226,7 @@ def _capture(
         own = [None if t is None else t.detach().clone(memory_format=kept) for t in tensors]
         into = tuple(torch.empty_like(t, memory_format=kept) for t in outputs)
         recorder = Recorder(outputs[0].device)
-        seen.replay = recorder.first(work, own, into)
+        replay = recorder.first(work, own, into)
     except Exception as e:
         seen.plain = True
         callers.warn(
@@ -212,6 +238,7 @@ def _capture(
     seen.inputs = tuple(t for t in own if t is not None)
     sizes = [t.nbytes for t in (*seen.inputs, *seen.outputs)]
     seen.large = tuple(_SMALL * size > sum(sizes) for size in sizes)
+    seen.replay = replay  # last: an interrupt before leaves a loop without a graph
     graphs = [key for key, other in _seen.items() if other.replay is not None]
     for key in graphs[: max(0, len(graphs) - CAPACITY)]:
         del _seen[key]
@@ -227,10 +254,11 @@ def _place(seen: _Seen, tensors: Sequence[Tensor]) -> _Place:
         _, oldest = seen.places.popitem(last=False)
         seen.dropped += oldest.replay is not None
     if any(a not in (_OWN, b) for a, b in zip(place.addresses, addresses, strict=True)):
+        seen.dropped += place.replay is not None
+        # first: the graph is of the addresses that were
+        place.seen, place.replay = 0, None
         settled = zip(place.addresses, addresses, strict=True)
         place.addresses = tuple(a if a == b else _OWN for a, b in settled)
-        seen.dropped += place.replay is not None
-        place.seen, place.replay = 0, None
     place.seen += 1
     return place
 

@@ -104,6 +104,8 @@ def accumulate(
         normalized_cell: whether the new cell is the normalized one.
         sums: float32, by name.
     """
+    # hooks that pack what is kept for a backward may give it back in another layout
+    step_statistics = [t.contiguous() for t in step_statistics]
     moments = (None, None, *step_statistics) if tensors.weight_x is None else step_statistics
     call = (dh, dc_new, *tensors, *moments, *map(sums.get, _SUMS))
     direct = _direct[normalized_cell]

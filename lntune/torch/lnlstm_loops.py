@@ -216,6 +216,8 @@ def backward(
     names = [name for name, t in zip(tensors._fields, tensors, strict=True) if t is not None]
     given = dict(zip(names, into, strict=True)) if into else {}
     tensors, dout = _contiguous(tensors), dout.contiguous()
+    # who packs and unpacks saved tensors may give them back in another layout
+    saved = SavedSteps(*(t.contiguous() for t in saved))
     h_0, c_0, matrix = tensors.h_0, tensors.c_0, tensors.matrix
     outs, gates, states = (t.split(sizes) for t in (saved.out, saved.gates_h, saved.cells))
     douts, inputs = dout.split(sizes), tensors.gates_x.split(sizes)
@@ -223,7 +225,7 @@ def backward(
     dgates_x = given["gates_x"] if given else torch.empty_like(tensors.gates_x)
     dgates_h = torch.empty_like(saved.gates_h)
     dinputs, dgates = dgates_x.split(sizes), dgates_h.split(sizes)
-    step = tensors.step(saved.gates_h.contiguous())
+    step = tensors.step(saved.gates_h)
     vectors = _vectors(step)
     cases = {
         n: case_of(lnlstm_step_backward.NAME, step, n, normalized_cell) for n in set(sizes) if n

@@ -10,6 +10,7 @@ the time loop becomes a CUDA graph when its shapes repeat (see graphs.py).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -126,6 +127,15 @@ def _support(tensors: SequenceTensors, options: SequenceOptions) -> Support:
     return kernel_support(all_tensors, hidden, watched=is_checkpointed(*all_tensors))
 
 
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Products in the dtypes of their factors, which were chosen before: a backward may run under
+    another autocast than its forward.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _forward(*flat: Any, into: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
     """lnlstm_loops.forward as graphs.run calls it, with its tensors one by one."""
     return lnlstm_loops.forward(SequenceTensors(*flat[:_TENSORS]), *flat[_TENSORS:], into=into)
@@ -164,7 +174,8 @@ def lnlstm_sequence_op(
     steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
     early = lnlstm_loops.starts_early()
     options = SequenceOptions(eps, carried, False, reverse)
-    return graphs.run(_forward, tensors, (steps, options, keep, early))  # type: ignore[return-value]
+    with _without_autocast(h_0.device):
+        return graphs.run(_forward, tensors, (steps, options, keep, early))  # type: ignore[return-value]
 
 
 @lnlstm_sequence_op.register_fake
@@ -215,7 +226,8 @@ def lnlstm_sequence_backward_op(
     steps = step_sizes(sizes, gates_x.shape[0], h_0.shape[0])
     flat = (dout, dh_n, dc_n, *saved, *tensors)
     early = lnlstm_loops.starts_early()
-    return list(graphs.run(_backward, flat, (steps, carried, reverse, early)))
+    with _without_autocast(h_0.device):
+        return list(graphs.run(_backward, flat, (steps, carried, reverse, early)))
 
 
 @lnlstm_sequence_backward_op.register_fake

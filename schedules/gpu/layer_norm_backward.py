@@ -600,8 +600,11 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
             )
     for user, loop in columns_of.items():
         for name in ("dy", "x", "weight"):
-            if (name == "weight" and "weight" in threads.inputs(sch, user)) or (
-                name != "weight" and knobs.row_storage != "registers"
+            read = threads.inputs(sch, user)
+            copied = any(one.startswith(f"{name}_") for one in read)  # x_shared.dyn
+            # sums of dy alone read no x
+            if (name in read or (copied and name != "weight")) and (
+                name == "weight" or knobs.row_storage != "registers"
             ):
                 threads.vector_to_registers(
                     sch,

@@ -377,7 +377,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     # 6.
     sch.annotate(row_loop, grid_stride.ROW_LOOP, count)
     mod = sch.mod
-    if knobs.early_start and knobs.row_storage == "registers" and early_start.possible(device):
+    # sums of each row leave nothing behind the loop, where blocks without a row would wait
+    waits = knobs.row_storage == "registers" and knobs.partial_sums != "global"
+    if knobs.early_start and waits and early_start.possible(device):
         mod = early_start.load_first(mod, LATE, grid_stride.ROW_LOOP)
     mod = guards.only_where_needed(mod, ("local", "shared.dyn"))
     mod = grid_stride.add_to_outputs(mod, stores)

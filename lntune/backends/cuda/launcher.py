@@ -134,9 +134,10 @@ def load(binary: Binary) -> Callable[..., None]:
 @contextlib.contextmanager
 def overlapping() -> Iterator[None]:
     """See Backend.overlapping."""
-    library = driver.library()
-    before = library.lntune_overlap(1)
+    overlap = driver.library().lntune_overlap
+    before = overlap(-1)
     try:
+        overlap(1)  # in here, since a signal's handler may raise as soon as it has returned
         yield
     finally:
-        library.lntune_overlap(before)
+        overlap(before)
