@@ -25,6 +25,7 @@ from lntune.backends.cuda import model
 from lntune.backends.cuda.targets import product_of
 from lntune.case import Case
 from lntune.device import Device
+from lntune.errors import LntuneError
 from lntune.kernels import candidate_facts
 
 OPS = ("layer_norm", "layer_norm_backward")
@@ -128,21 +129,38 @@ def step_lines(device: Device, hidden: list[int], rows: list[int]) -> Iterator[s
                     yield f"| {op} | {n} | {size} | {dtype} | {' | '.join(cells)} |"
 
 
+def numbers(text: str) -> list[int]:
+    """The numbers, 1 or more, of a text with commas between them.
+
+    Raises:
+        argparse.ArgumentTypeError: it has others.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers such as 768,1024")
+    return [int(word) for word in words]
+
+
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="nvidia/nvidia-h200")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--target", default="nvidia/nvidia-h200", help="a GPU, such as cuda:sm_90")
     parser.add_argument("--steps", action="store_true", help="an LSTM's steps, not layer norm")
-    parser.add_argument("--hidden", default="")
-    parser.add_argument("--rows", default="")
+    parser.add_argument("--hidden", type=numbers, help="sizes, separated by commas")
+    parser.add_argument("--rows", type=numbers, help="numbers of rows, separated by commas")
     given = parser.parse_args()
     texts = (STEPS_HIDDEN, STEPS_ROWS) if given.steps else (HIDDEN, ROWS)
-    asked = (given.hidden or texts[0], given.rows or texts[1])
-    hidden, rows = ([int(n) for n in text.split(",")] for text in asked)
+    hidden, rows = given.hidden or numbers(texts[0]), given.rows or numbers(texts[1])
     table = step_lines if given.steps else lines
-    for line in table(device_of(given.target), hidden, rows):
-        print(line)
-        sys.stdout.flush()
+    try:
+        device = device_of(given.target)
+        if device.kind != "gpu":
+            parser.error(f"--target: got {given.target}, expected a GPU, such as cuda:sm_90")
+        for line in table(device, hidden, rows):
+            print(line)
+            sys.stdout.flush()
+    except LntuneError as e:
+        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":
