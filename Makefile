@@ -44,14 +44,13 @@ lint: $(READY)
 
 setup: $(READY)
 
-# Installed again when what is to be installed changes; the package itself is editable. What is
-# installed is compiled to bytecode when it is imported: that halves the time, and most never is.
+# Installed again when what is to be installed changes; the package itself is editable.
 $(READY): pyproject.toml constraints.txt tools/bundle.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is too old or missing; lntune needs Python 3.10 or newer:" \
 	    "make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
 	@touch $@
 
 clean:

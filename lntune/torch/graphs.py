@@ -151,8 +151,8 @@ def run(
     # And two threads on one stream must not replay between each other's copies.
     with _lock, torch.inference_mode(False), torch.no_grad():
         if _state.stale:
-            _state.stale = False
             _seen.clear()
+            _state.stale = False
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
@@ -194,8 +194,8 @@ def forget() -> None:
     _state.stale = True
     if not _is_inside() and _lock.acquire(blocking=False):
         try:
-            _state.stale = False
             _seen.clear()
+            _state.stale = False
         finally:
             _lock.release()
 
