@@ -121,6 +121,7 @@ class _Seen:
 
 
 _seen: OrderedDict[Any, _Seen] = OrderedDict()
+_stale = threading.Event()  # graphs have kernels that no longer serve
 
 
 def run(
@@ -150,9 +151,9 @@ def run(
     # Tensors of a graph are none of inference mode, outside of which they could not be written to.
     # And two threads on one stream must not replay between each other's copies.
     with _lock, torch.inference_mode(False), torch.no_grad():
-        if _state.stale:
+        if _stale.is_set():
             _seen.clear()
-            _state.stale = False
+            _stale.clear()
         seen = _seen.setdefault(key, _Seen())
         _seen.move_to_end(key)
         seen.calls += 1
@@ -176,26 +177,16 @@ def run(
 _new: Callable[[Tensor], Tensor] = torch.empty_like
 
 
-@dataclass
-class _State:
-    """Whether graphs have kernels that no longer serve."""
-
-    stale: bool = False
-
-
-_state = _State()
-
-
 @on_kernels_changed
 def forget() -> None:
     """Drop all graphs and their memory: their kernels may no longer be those that serve. Where a
     call has them, the next one does it: who says so holds locks that the call may wait for.
     """
-    _state.stale = True
+    _stale.set()
     if not _is_inside() and _lock.acquire(blocking=False):
         try:
             _seen.clear()
-            _state.stale = False
+            _stale.clear()
         finally:
             _lock.release()
 

@@ -87,13 +87,7 @@ class Knobs:
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
     )
-    max_registers: int = knob(
-        0,
-        launch_bounds.VALUES,
-        "registers of a thread, at most about: as few as it takes for as many blocks to a"
-        " multiprocessor as would fit with so many; 0: as the compiler likes",
-        last=True,
-    )
+    max_registers: int = launch_bounds.limit()
 
 
 def vectors_per_thread(knobs: Knobs, case: Case) -> int:

@@ -111,13 +111,7 @@ class Knobs:
         "where the weight is kept; reload: nowhere, it is loaded from the cache twice a row;"
         " registers: from a block's first row to its last",
     )
-    max_registers: int = knob(
-        0,
-        launch_bounds.VALUES,
-        "registers of a thread, at most about: as few as it takes for as many blocks to a"
-        " multiprocessor as would fit with so many; 0: as the compiler likes",
-        last=True,
-    )
+    max_registers: int = launch_bounds.limit()
 
 
 @functools.lru_cache(maxsize=8)  # a case has thousands of knobs that are to be valid

@@ -44,10 +44,10 @@ LATE = ("gates_h", "c")  # what a loop over time steps writes on its way
 # registers of a thread for anything but its part of the row: fitted to what ptxas 13.0 spills and
 # does not
 OTHERS = 36
+OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or computed again
 FEW_ROWS = 128  # fewer than these are about a row to a multiprocessor, whose own time counts
 FEW_ROWS_WIDTH = 4  # elements of an access then, unless that takes more threads than
 FEW_ROWS_THREADS = 256
-OTHERS_RAW = 74  # the same where two rows of gates are normalized, and widened or computed again
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,8 @@ class Knobs:
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
     )
-    early_start: bool = knob(
-        True,
-        (False, True),
-        "the kernel may begin before the matrix product before it has ended, where GPUs have that,"
-        " and loads meanwhile what the time loop does not write; only in such a loop does it gain",
-        searched=False,
-    )
-    max_registers: int = knob(
-        0,
-        launch_bounds.VALUES,
-        "registers of a thread, at most about: as few as it takes for as many blocks to a"
-        " multiprocessor as would fit with so many; 0: as the compiler likes",
-        last=True,
-    )
+    early_start: bool = early_start.switch()
+    max_registers: int = launch_bounds.limit()
 
 
 def shared_of(knobs: Knobs, case: Case, device: Device) -> int:

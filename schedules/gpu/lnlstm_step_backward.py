@@ -86,13 +86,7 @@ class Knobs:
         "how warps that share a row exchange its sums: the first warp adds what each has and tells"
         " the others, or every warp does",
     )
-    early_start: bool = knob(
-        True,
-        (False, True),
-        "the kernel may begin before the matrix product before it has ended, where GPUs have that,"
-        " and loads meanwhile what the time loop does not write; only in such a loop does it gain",
-        searched=False,
-    )
+    early_start: bool = early_start.switch()
 
 
 def summed(case: Case) -> int:

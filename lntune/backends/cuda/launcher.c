@@ -554,9 +554,8 @@ static int allocate(const Program *p, int device, int64_t rows, const int64_t *s
 
 /* Whether kernels of this thread that wait for the one before them on their stream may be launched
  * before that has ended, from now on; the answer is what it was before, and stays so with a number
- * below 0. Whoever says so promises
- * that what they read before they wait is written by nobody since an ordinary launch on that
- * stream. */
+ * below 0. Whoever says so promises that what they read before they wait is written by nobody since
+ * an ordinary launch on that stream. */
 int lntune_overlap(int allowed) {
   int before = overlapping;
   if (allowed >= 0) overlapping = allowed;

@@ -28,9 +28,9 @@ UNROLLED = 32
 once.
 """
 VECTOR = 4
+"""Elements of float32 in the widest load or store."""
 SHARING = WARP * VECTOR
 """Threads that share a column where each loads vectors: a warp for each column of the block."""
-"""Elements of float32 in the widest load or store."""
 
 
 def row_loops(sch: Any, block: Any, blocks: int, rows: int) -> list[Any]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from lntune.architectures import ARCHITECTURES
 from lntune.device import Device
+from lntune.knobs import knob
 from lntune.transforms import tir
 from lntune.transforms.gpu.row_prefetch import copied
 
@@ -46,6 +47,17 @@ SOURCE = f"""#ifndef __CUDACC__
 """
 FIRST = "sm_90"
 """The first architecture on which a kernel can begin early."""
+
+
+def switch() -> Any:
+    """The knob of schedules whose kernels can begin early."""
+    return knob(
+        True,
+        (False, True),
+        "the kernel may begin before the matrix product before it has ended, where GPUs have that,"
+        " and loads meanwhile what the time loop does not write; only in such a loop does it gain",
+        searched=False,
+    )
 
 
 def possible(device: Device) -> bool:

@@ -14,12 +14,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from lntune.architectures import REGISTERS, REGISTERS_PER_THREAD
+from lntune.knobs import knob
 
 ATTRIBUTE = "lntune_max_registers"
 """Attribute of a scheduled PrimFunc: registers of a thread of its first kernel, at most about."""
 VALUES = (0, 64, 80, 96, 128, 168)
 """For knobs; 0 leaves it to the compiler."""
 _GRANULE = 8  # registers of a thread are a multiple of this
+
+
+def limit() -> Any:
+    """The knob of schedules whose kernels may be limited."""
+    return knob(
+        0,
+        VALUES,
+        "registers of a thread, at most about: as few as it takes for as many blocks to a"
+        " multiprocessor as would fit with so many; 0: as the compiler likes",
+        last=True,
+    )
 
 
 def allowed(most: int, threads: int) -> int:
