@@ -28,7 +28,8 @@ LAYERS = (
     ("check", "timing"),
     ("backends",),
     ("kernels",),
-    ("measure", "torch", "report"),
+    ("measure", "torch", "compare"),
+    ("report",),
     ("__init__", "tune"),
     ("commands",),
     ("cli",),
@@ -38,7 +39,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"backends", "kernels", "ops", "transforms"}
 TVM_FFI = {"backends", "kernels", "system", "torch", "transforms"}
-TENSORLESS = {"search", "report", "log", "knobs"}
+TENSORLESS = {"search", "compare", "report", "log", "knobs"}
 """What reads, prints and decides, and never computes."""
 ABOVE_SCHEDULES = RANK["log"]
 """Schedule files may use what lies below the compiler."""
