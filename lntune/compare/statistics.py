@@ -10,9 +10,10 @@ follow from Student's distribution.
   cannot be seen in the samples of either; it is given as a `Drift`, which moves the ratio and
   widens its interval.
 
-Neighbouring samples are alike (a clock or a neighbour changes for a while), so samples are not
-counted as independent: they are cut into batches of consecutive ones, and it is the scatter between
-batches that tells the error (batch means, as in the analysis of simulations).
+Neighbouring samples are alike (a clock or a neighbour changes for a while, and one side suffers
+more), so samples are not counted as independent: they are cut into batches of consecutive ones, and
+it is the scatter between batches that tells the error (batch means, as in the analysis of
+simulations), made larger by how alike neighbouring batches are still.
 
 Verdicts are for many cases at once. A case is FASTER or SLOWER when, at an error of 5 % for the
 whole family of cases (Holm 1979, "A simple sequentially rejective multiple test procedure"), its
@@ -36,6 +37,9 @@ SAMPLES = 5
 """Fewer samples than this say nothing about their median."""
 BATCHES = 20
 """Batches of consecutive samples, whose scatter tells the error."""
+ALIKE = 0.9
+"""The most that neighbouring batches are taken to be correlated."""
+LEAST_FREEDOM = 2.0
 CORRECTION = "Holm"
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
@@ -153,8 +157,26 @@ def _estimate(logs: Sequence[float]) -> Estimate:
     batches = min(BATCHES, len(values))
     # whole batches: what is over is left out of the error, and is in the median
     size = len(values) // batches
-    means = numpy.median(values[: batches * size].reshape(batches, size), axis=1)
-    return Estimate(median, float(means.std(ddof=1)) / math.sqrt(batches), batches - 1.0)
+    middles = numpy.median(values[: batches * size].reshape(batches, size), axis=1)
+    error = float(middles.std(ddof=1)) / math.sqrt(batches)
+    alike = _alike(middles)
+    inflation = (1 + alike) / (1 - alike)
+    freedom = max(LEAST_FREEDOM, (batches - 1) / inflation)
+    return Estimate(median, error * math.sqrt(inflation), freedom)
+
+
+def _alike(middles: Sequence[float]) -> float:
+    """The correlation of neighbouring batches, from 0 on. That of few batches comes out too small,
+    which is made good (Kendall 1954, "Note on bias in the estimation of autocorrelation").
+    """
+    import numpy
+
+    centred = numpy.asarray(middles) - numpy.mean(middles)
+    variance, count = float(centred @ centred), len(centred)
+    if not variance:
+        return 0.0
+    seen = float(centred[1:] @ centred[:-1]) / variance
+    return min(ALIKE, max(0.0, (seen + 1 / count) / (1 - 4 / count)))
 
 
 def _tail(distance: float, error: float, freedom: float) -> float:
