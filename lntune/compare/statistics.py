@@ -108,6 +108,13 @@ def unpaired(a: Sequence[float], b: Sequence[float], drift: Drift | None = None)
     import numpy
 
     one, other = (_estimate(numpy.log(numpy.asarray(side))) for side in (a, b))
+    return difference(one, other, drift)
+
+
+def difference(one: Estimate, other: Estimate, drift: Drift | None = None) -> Estimate:
+    """How far one ratio lies above another, such as A over eager mode in its run above B over eager
+    mode in its own; without the drift between the runs.
+    """
     moved = drift or Drift()
     parts = [(e.error, e.freedom) for e in (one, other, moved)]
     return Estimate(one.log - other.log - moved.log, *combined(parts))
