@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -40,6 +40,8 @@ BATCHES = 20
 ALIKE = 0.9
 """The most that neighbouring batches are taken to be correlated."""
 LEAST_FREEDOM = 2.0
+QUICKEST_US = 1e-4
+"""What records are rounded to."""
 CORRECTION = "Holm"
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
@@ -96,18 +98,14 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Estimate:
     Raises:
         ValueError: there are not as many on both sides.
     """
-    import numpy
-
     if len(a) != len(b):
         raise ValueError(f"paired: got {len(a)} and {len(b)} samples, expected as many of both")
-    return _estimate(numpy.log(numpy.asarray(a) / numpy.asarray(b)))
+    return _estimate(_logs(a) - _logs(b))
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], drift: Drift | None = None) -> Estimate:
     """A / B of samples of different runs, without the drift between these."""
-    import numpy
-
-    one, other = (_estimate(numpy.log(numpy.asarray(side))) for side in (a, b))
+    one, other = (_estimate(_logs(side)) for side in (a, b))
     return difference(one, other, drift)
 
 
@@ -153,11 +151,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _estimate(logs: Sequence[float]) -> Estimate:
+def _logs(samples: Sequence[float]) -> Any:
+    """The logarithms of samples; nothing is quicker than what a clock can tell."""
+    import numpy
+
+    return numpy.log(numpy.maximum(numpy.asarray(samples, dtype=float), QUICKEST_US))
+
+
+def _estimate(values: Any) -> Estimate:
     """The median of logarithms, in the order in which they were measured."""
     import numpy
 
-    values = numpy.asarray(logs)
     median = float(numpy.median(values))
     if len(values) < SAMPLES:
         return Estimate(median)
