@@ -207,11 +207,11 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: floa
         # interleaved: one sample each a round
         assert len({len(t.samples_us) for t in final.timings.values()}) == 1
         assert len(final.timings["tuned"].samples_us) >= 9
-        assert any(
-            t.schedule == final.schedule and t.knobs == final.knobs
-            for t in trials
-            if t.case == final.case
-        )
+        measured = [t for t in trials if t.case == final.case]
+        others = [(rival.schedule, rival.knobs) for rival in final.rivals]
+        for schedule_name, knobs in ((final.schedule, final.knobs), *others):
+            assert any((t.schedule, t.knobs) == (schedule_name, knobs) for t in measured)
+        assert {final.schedule, *dict(others)} == {t.schedule for t in measured}
     assert [s for s in seen if s[0] == "search"] == [
         ("search", index, n) for index in (0, 1) for n in range(5)
     ]

@@ -216,6 +216,24 @@ def test_every_form_of_arguments_is_timed(worker: Worker, variant: str) -> None:
     assert set(final.timings) == {"tuned", "eager", "copy"}
 
 
+def test_a_final_tells_of_those_that_did_not_win(worker: Worker) -> None:
+    """Every finalist but the winner is a rival: its schedule, knobs and code, its errors, and as
+    many samples as the winner has, since they are of the same rounds.
+    """
+    trial = job("plain")
+    candidates = trial.candidate, job("plain", second=True).candidate
+    final = worker.run(Final(CASE, trial.device, candidates, 0.001), 60)
+    (rival,) = final.rivals
+    assert final.winner is not None
+    other = candidates[1 - final.winner]
+    assert (rival.schedule, rival.knobs) == (other.schedule, other.knobs)
+    assert rival.code == schedule.get("plain").code
+    assert rival.timing.median_us >= final.timings["tuned"].median_us
+    assert len(rival.timing.samples_us) == len(final.timings["tuned"].samples_us)
+    assert rival.errors.keys() == final.errors.keys()
+    assert 0 < rival.errors["y"] <= 1
+
+
 def test_a_worker_killed_between_jobs(worker: Worker) -> None:
     """A child that dies while it has nothing to do is replaced; the next candidate is not
     blamed.

@@ -83,16 +83,28 @@ class Setting(msgspec.Struct, frozen=True):
     knobs: dict[str, Value]
 
 
+class Rival(msgspec.Struct, frozen=True):
+    """A finalist that did not win; its samples are of the same rounds as those of the record that
+    it is in. `errors` and `versus_eager` are like the record's.
+    """
+
+    schedule: str
+    knobs: dict[str, Value]
+    timing: Timing
+    code: Code = Code()
+    errors: dict[str, float] = {}
+    versus_eager: dict[str, float] = {}
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
-    `timings` has the key
-    "tuned", and in a final also "default" (what serves the case where nothing is tuned: `default`),
-    "eager" and "copy". `errors` holds, per output, the largest error against float64 as a
-    share of the tolerance (1 is the limit); `versus_eager` the largest error on plain random inputs
-    divided by eager's own. `busy` is True when other work disturbed the measurement, False when it
-    did not, None when that is not known. `clocks` are a GPU's in MHz before, in and after the
-    measurement.
+    `timings` has the key "tuned", and in a final also "default" (what serves the case where nothing
+    is tuned: `default`), "eager" and "copy"; `rivals` are the other finalists. `errors` holds, per
+    output, the largest error against float64 as a share of the tolerance (1 is the limit);
+    `versus_eager` the largest error on plain random inputs divided by eager's own. `busy` is True
+    when other work disturbed the measurement, False when it did not, None when that is not known.
+    `clocks` are a GPU's in MHz before, in and after the measurement.
     """
 
     schema: int = SCHEMA
@@ -110,6 +122,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     versus_eager: dict[str, float] = {}
     busy: bool | None = None
     default: Setting | None = None
+    rivals: tuple[Rival, ...] = ()
     clocks: tuple[int, ...] = ()
     versions: dict[str, str] = {}
     run: str = ""

@@ -13,7 +13,7 @@ from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels.candidate_facts import Facts
-from lntune.log.records import Record, Status, Timing
+from lntune.log.records import Record, Rival, Status, Timing
 from lntune.schedule import Schedule
 
 
@@ -105,7 +105,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `timings` has "tuned": what was tried, or of finalists the fastest, whose place among the job's
     candidates is `winner`; in a final also "eager", "copy", and "default" where that is given and
-    works. `errors` and `versus_eager` are those of the same kernel, see records.Record.
+    works; `rivals` are the finalists that did not win. `errors` and `versus_eager` are those of the
+    same kernel, see records.Record.
 
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
     what building took it; `clocks` a GPU's in MHz; `lost` says that the process can do no more: its
@@ -119,6 +120,7 @@ class Outcome(msgspec.Struct, frozen=True):
     versus_eager: dict[str, float] = {}
     busy: bool | None = None
     winner: int | None = None
+    rivals: tuple[Rival, ...] = ()
     clocks: tuple[int, ...] = ()
     facts: Facts | None = None
     seconds: float = 0.0
@@ -129,5 +131,8 @@ def record_fields(source: Outcome | Record) -> dict[str, Any]:
     """What came of a job, or what a record holds of one, as the fields of a new record."""
     return {
         name: getattr(source, name)
-        for name in ("status", "message", "timings", "errors", "versus_eager", "busy", "clocks")
+        for name in (
+            *("status", "message", "timings", "errors", "versus_eager"),
+            *("busy", "rivals", "clocks"),
+        )
     }

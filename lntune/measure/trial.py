@@ -18,7 +18,7 @@ from lntune.device import Device
 from lntune.errors import LntuneError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
-from lntune.log.records import Timing
+from lntune.log.records import Rival, Timing
 from lntune.measure.calls import bind
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
 
@@ -217,12 +217,30 @@ def _final(job: Final) -> Outcome:
     timings |= {name: t for name, t in measured.timings.items() if name not in names}
     if job.default in job.candidates:
         timings["default"] = finalists[job.candidates.index(job.default)]
+    rivals = [
+        _rival(case, candidate, finalists[i], verdicts[i])
+        for i, candidate in enumerate(job.candidates)
+        if i != winner
+    ]
     return msgspec.structs.replace(
         verdicts[winner],
         winner=winner,
+        rivals=tuple(rivals),
         timings=timings,
         busy=measured.busy,
         clocks=measured.clocks,
+    )
+
+
+def _rival(case: Case, candidate: Candidate, timing: Timing, verdict: Outcome) -> Rival:
+    """A finalist that did not win."""
+    return Rival(
+        candidate.schedule,
+        candidate.knobs,
+        timing,
+        candidate.resolved(case.op)[0].code,
+        verdict.errors,
+        verdict.versus_eager,
     )
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 from lntune.tune.loop import tune
 from lntune.tune.settings import TRIAL_TIMEOUT, Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
-from lntune.tune.times import FINALISTS, TRIAL_SECONDS
+from lntune.tune.times import TRIAL_SECONDS
 
 __all__ = [
-    "FINALISTS",
     "TRIAL_SECONDS",
     "TRIAL_TIMEOUT",
     "Observer",

@@ -23,7 +23,7 @@ from lntune.log.records import Status
 from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
-from lntune.tune.candidates import Candidates
+from lntune.tune.candidates import Candidates, to_tune
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.times import TRIAL_SECONDS
 from lntune.words import counted
@@ -272,12 +272,20 @@ class _Pace:
         timed = []
         for index, plan in enumerate(plans):
             trial = self._trial(plan)
+            schedules = len(to_tune(plan.case, settings.target, settings.schedules))
+            estimate = functools.partial(
+                times.estimate,
+                trial_seconds=trial,
+                finalist_seconds=self._device,
+                candidates=plan.measured,
+                schedules=schedules,
+            )
             seconds, within = 0.0, plan.measured
             if plan.measured:
-                seconds = self._inputs + times.estimate(None, trial, self._device, plan.measured)[1]
+                seconds = self._inputs + estimate(None)[1]
             if remaining is not None and plan.measured:
                 share = max(0.0, remaining / (cases - index) - self._inputs)
-                within, case_seconds = times.estimate(share, trial, self._device, plan.measured)
+                within, case_seconds = estimate(share)
                 if index and remaining < 2 * self._device + times.SHORT_FINAL:
                     within, case_seconds = 0, 0.0
                 remaining -= case_seconds + self._inputs

@@ -22,13 +22,13 @@ from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
 from lntune.search import Budget, Space
 from lntune.system import interrupts
-from lntune.tune import ranking, times
+from lntune.tune import finals, ranking, times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
 from lntune.tune.settings import Settings
 from lntune.tune.state import Observer, Progress, Summary
-from lntune.tune.times import FINALISTS, TRIAL_SECONDS, Times
+from lntune.tune.times import TRIAL_SECONDS, Times
 
 FIRST_PART = 0.9
 """Of a budget, where there are knobs that are tried last: what is left is theirs."""
@@ -190,7 +190,9 @@ class Run:
             """
             if not progress.trials or seconds is None:
                 return -math.inf
-            final = self.times.final(min(FINALISTS, progress.trials) + 1, progress.best_us)
+            schedules = len({c.schedule for c in costs})
+            count = finals.most(progress.trials, schedules)
+            final = self.times.final(count, progress.best_us)
             return max(seconds * times.FINAL_SHARE, final) + self.times.trial
 
         budget = Budget(seconds, self.settings.trials, reserve=reserve)
@@ -270,8 +272,8 @@ class Run:
         end: float | None,
         seconds: float | None,
     ) -> Record | None:
-        """Measure the best candidates again, on fresh samples against eager and `default`, and log
-        the winner.
+        """Measure the best candidates again, the best of each schedule among them, on fresh samples
+        against eager and `default`, and log the winner.
 
         The case has `seconds`, until `end`; no limit where None. `default` serves the case where
         nothing is tuned. It is among the candidates, unless only other schedules are tuned. When
@@ -279,11 +281,7 @@ class Run:
         which are logged. Interrupted runs have short finals. None when no candidate is left.
         """
         start = time.monotonic()
-        finalists = sorted(
-            (c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c]
-        )[:FINALISTS]
-        if default is not None and default in costs and default not in finalists:
-            finalists.append(default)
+        finalists = finals.choose(costs, default)
         progress.phase = "final"
         self.observer(progress)
         best_us = min(costs.values(), default=math.inf)
@@ -293,7 +291,7 @@ class Run:
             and len(finalists) > 1
             and self.times.final(len(finalists), best_us) > remaining
         ):
-            finalists.pop()  # the slowest: there is no time to build and check so many again
+            finalists.pop()  # there is no time to build and check so many again
         fixed = self.times.fixed(len(finalists), best_us)
         share, retry = times.final_seconds(
             None if seconds is None else seconds * times.FINAL_SHARE, remaining, fixed

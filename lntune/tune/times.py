@@ -8,7 +8,8 @@ import math
 import statistics
 from collections import deque
 
-FINALISTS = 3
+from lntune.tune import finals
+
 TRIAL_SECONDS = 0.04
 FINAL_SHARE = 0.3
 """Part of a case's time kept for measuring the finalists again."""
@@ -85,18 +86,22 @@ def final_seconds(
 
 
 def estimate(
-    seconds: float | None, trial_seconds: float, finalist_seconds: float, candidates: int
+    seconds: float | None,
+    trial_seconds: float,
+    finalist_seconds: float,
+    candidates: int,
+    schedules: int = 1,
 ) -> tuple[int, float]:
-    """(trials, seconds) of a case that has so many seconds (None: no limit) and so many candidates:
-    as many trials as leave time for the final, one at least. A trial takes `trial_seconds`, a
-    candidate of the final `finalist_seconds`, beside measuring.
+    """(trials, seconds) of a case that has so many seconds (None: no limit) and so many candidates
+    of so many schedules: as many trials as leave time for the final, one at least. A trial takes
+    `trial_seconds`, a candidate of the final `finalist_seconds`, beside measuring.
     """
     times = Times()
     times.tried(finalist_seconds)
 
     def final(trials: int) -> tuple[int, float]:
         """(candidates of the final, what it takes at least)."""
-        return (count := min(FINALISTS, trials) + 1), times.final(count, math.inf)
+        return (count := finals.most(trials, schedules)), times.final(count, math.inf)
 
     trials = candidates
     if seconds is not None:
