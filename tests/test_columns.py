@@ -41,6 +41,7 @@ from lntune.report import (
     verdicts,
 )
 from lntune.report.columns import KEY, WIDE, Column, Table, key
+from lntune.report.output import Output, print_table
 from lntune.report.rows import Row
 from lntune.tune.dry import DryRun, Plan, Ranked
 
@@ -409,8 +410,8 @@ def test_findings_on_a_terminal(width: int) -> None:
     and nothing is cut.
     """
     out = io.StringIO()
-    findings.show(
-        FOUND,
+    print_table(
+        Output(FOUND, (), findings.lines(FOUND)),
         Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False),
     )
     lines = out.getvalue().splitlines()
@@ -428,7 +429,9 @@ def test_findings_on_a_terminal(width: int) -> None:
 def test_findings_in_a_pipe() -> None:
     """One line a finding."""
     out = io.StringIO()
-    findings.show(FOUND, Console(file=out, width=WIDE, highlight=False))
+    print_table(
+        Output(FOUND, (), findings.lines(FOUND)), Console(file=out, width=WIDE, highlight=False)
+    )
     assert len(out.getvalue().splitlines()) == 2
 
 
@@ -494,5 +497,6 @@ def test_a_long_path_in_a_block() -> None:
     path = "/tmp/" + "folder/" * 20
     table.add("one", path)
     out = io.StringIO()
-    tables.show(Console(file=out, width=40, force_terminal=True, color_system=None), table)
+    terminal = Console(file=out, width=40, force_terminal=True, color_system=None)
+    print_table(Output(None, [table]), terminal)
     assert path in out.getvalue()

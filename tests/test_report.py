@@ -24,6 +24,7 @@ from lntune.errors import InputError, LogError
 from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.report import compare
+from lntune.report.output import Output, print_table
 from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
 from lntune.report.tables import (
     cases_table,
@@ -32,7 +33,6 @@ from lntune.report.tables import (
     number,
     percent,
     ratio_text,
-    show,
     summary_lines,
 )
 from lntune.report.verdicts import verdict_lines, verdict_table
@@ -352,11 +352,9 @@ def test_a_table_in_a_file_is_not_cut(
     if colours:
         monkeypatch.setenv("FORCE_COLOR", "1")
     rows = rows_of([record(versus_eager={"y": 1.02})])
-    show(
-        console(),
-        cases_table(rows, "tuned", details=True),
-        ["a sentence longer than the forty columns of COLUMNS"],
-    )
+    sentence = "a sentence longer than the forty columns of COLUMNS"
+    table = cases_table(rows, "tuned", details=True)
+    print_table(Output(rows, [table], [sentence]), console())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and "cached_rows lanes=4 parallel" in lines[2]
     assert ("\x1b" in lines[2]) == colours
@@ -389,7 +387,7 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
         "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd",
     ]
     out = io.StringIO()
-    show(Console(file=out), None, lines)
+    print_table(Output(results, (), lines), Console(file=out))
     assert lines[1] in out.getvalue()
     assert verdict_lines(results[1:2]) == ["1 kernel checked, all right"]
 

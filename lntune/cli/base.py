@@ -23,7 +23,7 @@ from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
 from lntune.system import interrupts, paths
 
 if TYPE_CHECKING:
-    from lntune.report.rows import Row
+    from lntune.report.output import Output
 
 ORDER = [
     *("demo", "tune", "report", "why", "compare", "bench", "check"),
@@ -81,6 +81,18 @@ GRID = Annotated[
     ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print the same facts as JSON.")]
+FORMAT = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help=(
+            "table; markdown (for a pull request); csv (figures as they are, one record a line);"
+            " json; html (a page, of report and compare)."
+        ),
+    ),
+]
+PAGES = ("report", "compare")
+"""Commands that have an HTML page."""
 WIDE = Annotated[
     bool,
     typer.Option(
@@ -144,6 +156,7 @@ class _Command(TyperCommand):
 
     def _invoke(self, ctx: Any) -> None:
         try:
+            _settle_format(ctx)
             for name in LISTS:
                 _refuse_empty(ctx, name)
             super().invoke(ctx)
@@ -159,6 +172,24 @@ class _Command(TyperCommand):
                 print_json({"error": message, "kind": type(e).__name__})
             tell(f"lntune: {message}")
             raise typer.Exit(code) from None
+
+
+def _settle_format(ctx: Any) -> None:
+    """Have `output_format` and `as_json` say the same, and refuse what a command has not."""
+    if "output_format" not in ctx.params:
+        return
+    from lntune.report.output import FORMATS
+
+    asked = ctx.params["output_format"]
+    if asked not in FORMATS:
+        raise unknown("--format", asked, FORMATS)
+    if asked == "html" and ctx.command.name not in PAGES:
+        remedy = f"These have a page: {', '.join(PAGES)}."
+        raise InputError(got_expected("--format", "html", "table, markdown, csv or json", remedy))
+    if ctx.params["as_json"] and asked not in ("table", "json"):
+        raise InputError(got_expected("--format", f"{asked} beside --json", "one of the two"))
+    ctx.params["as_json"] |= asked == "json"
+    ctx.params["output_format"] = "json" if ctx.params["as_json"] else asked
 
 
 LISTS = ("hidden", "dtype", "rows")
@@ -230,10 +261,31 @@ def print_json(value: Any) -> None:
     """Facts for a machine, in a form a person can read. Bytes of a path that are no UTF-8 are
     written as escapes.
     """
+    from lntune.report import output
+
     try:
-        print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+        print(output.json(value))
     except UnicodeEncodeError:
         print(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+def finish(output: Output, output_format: str, wide: bool = False, ok: bool = True) -> None:
+    """Print what a command has found in the format asked for, and end with exit code 1 unless it is
+    `ok`: the last call of every command that finds something.
+    """
+    from lntune.report.output import print_table, text
+    from lntune.report.tables import console
+
+    if output_format == "table":
+        print_table(output, console(wide=wide))
+    elif output_format == "json":
+        print_json(output.facts)
+    else:
+        printed = text(output, output_format)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(printed.encode(encoding, "backslashreplace").decode(encoding))
+    if not ok:
+        raise typer.Exit(1)
 
 
 def integers(name: str, text: str) -> list[int]:
@@ -360,15 +412,3 @@ def dispatching(folder: Path | None) -> Iterator[Any]:
             yield dispatch
         finally:
             dispatch.reload()
-
-
-def show_rows(
-    rows: list[Row], title: str, bandwidth: float | None = None, wide: bool = False
-) -> None:
-    """Cases as a table, and what it comes to; `bandwidth` in bytes a second is what a large plain
-    copy reaches on the device.
-    """
-    from lntune.report.tables import cases_table, console, show, summary_lines
-
-    table = cases_table(rows, title, details=True, bandwidth=bandwidth)
-    show(console(wide=wide), table, summary_lines(rows))

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from lntune.cli.base import (
+    FORMAT,
     JSON,
     LOG_DIR,
     SEED,
     WIDE,
     command,
+    finish,
     names,
-    print_json,
     seconds,
     using_logs,
 )
@@ -61,6 +62,7 @@ def bringup(
     ] = None,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Bring up a device: doctor, smoke check, tuning in order of value, verification, benchmark,
@@ -80,10 +82,5 @@ def bringup(
         length, target, only, grid, trials, with_compile, seed, output
     )
     with using_logs(log_dir, may_be_new=True):
-        outcome = first_minutes.run(settings, console(stderr=as_json))
-    if as_json:
-        print_json(outcome)
-    else:
-        report.show(outcome, console(wide=wide))
-    if not outcome.ok:
-        raise typer.Exit(1)
+        outcome = first_minutes.run(settings, console(stderr=output_format != "table"))
+    finish(report.output(outcome), output_format, wide, outcome.ok)

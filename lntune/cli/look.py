@@ -16,6 +16,7 @@ from lntune.backends import DEFAULT
 from lntune.case import Case
 from lntune.cli.base import (
     DTYPE,
+    FORMAT,
     HIDDEN,
     JSON,
     LOG_DIR,
@@ -23,10 +24,10 @@ from lntune.cli.base import (
     WIDE,
     command,
     dispatching,
+    finish,
     integers,
     names,
     print_json,
-    show_rows,
     some,
     tell,
     using_logs,
@@ -39,11 +40,10 @@ from lntune.words import counted
 
 
 @command("List operators, their variants and their schedules", name="ops")
-def list_ops(as_json: JSON = False) -> None:
+def list_ops(output_format: FORMAT = "table", as_json: JSON = False) -> None:
     """List operators, their variants and their schedules, for CPUs and for GPUs."""
     from lntune import schedule
-    from lntune.report.columns import hanging
-    from lntune.report.tables import console
+    from lntune.report.output import Line, Output
 
     operators = [
         {
@@ -55,15 +55,13 @@ def list_ops(as_json: JSON = False) -> None:
         }
         for o in ops.OPS.values()
     ]
-    if as_json:
-        print_json(operators)
-        return
-    out = console()
+    lines: list[Line] = []
     for o in ops.OPS.values():
-        hanging(out, f"{o.name}: ", o.summary)
+        lines.append((f"{o.name}: ", o.summary))
         for kind, lead in (("cpu", "schedules"), ("gpu", "on GPUs")):
-            hanging(out, f"  {lead}: ", ", ".join(schedule.for_op(o.name, kind)) or "none")
-        hanging(out, "  variants: ", ", ".join(o.variants))
+            lines.append((f"  {lead}: ", ", ".join(schedule.for_op(o.name, kind)) or "none"))
+        lines.append(("  variants: ", ", ".join(o.variants)))
+    finish(Output(operators, (), lines, operators), output_format)
 
 
 @command("What is tuned, how fast, and against whom, as a table")
@@ -77,6 +75,7 @@ def report(
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
     ] = DEFAULT,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Show the tuning log as a table: the measurement of each case that serves it.
@@ -87,8 +86,9 @@ def report(
     from lntune.backends import device_of
     from lntune.log import select
     from lntune.report.columns import whole
+    from lntune.report.output import Output
     from lntune.report.rows import rows_of, summary
-    from lntune.report.tables import console, show
+    from lntune.report.tables import measured
 
     if op:
         ops.get(op)
@@ -106,21 +106,18 @@ def report(
         for slug, group in groups
         if (rows := rows_of(select.served(group, schedules).values(), schedules))
     ]
-    if as_json:
-        facts = [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
-        print_json(facts)
-    else:
-        for slug, rows in tables:
-            show_rows(rows, slug, wide=wide)
+    facts = [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
+    shown = [table for slug, rows in tables for table in measured(rows, slug)]
+    lines: list[str] = []
     if not tables:
+        lines = _failed(folders, op, owner_device)
         owner = "any device" if everywhere else "this device" if target == DEFAULT else target
         is_here = owner_device is None or _is_here(owner_device)
-        if trials := _failed(folders, op, owner_device):
-            show(console(wide=wide), None, trials)
         run = "Run" if is_here else "Run where it is"
         tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if is_here else 'cuda')}"
         tell(f"no measurements of {owner} in {', '.join(map(whole, folders))}. {run}: {tuning}")
-        raise typer.Exit(1)
+    every = [row for _, rows in tables for row in rows]
+    finish(Output(facts, shown, lines, every), output_format, wide, ok=bool(tables))
 
 
 def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str]:
@@ -153,22 +150,17 @@ def why(
         ),
     ] = DEFAULT,
     log_dir: LOG_DIR = None,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Explain which kernel serves a call, and why."""
-    from lntune.report.columns import hanging
-    from lntune.report.tables import console
+    from lntune.report.output import Output
 
     with dispatching(log_dir):
         from lntune.torch.explanation import explain
 
         explanation = explain(op, hidden, dtype, rows, target)
-    if as_json:
-        print_json(explanation)
-        return
-    out = console()
-    for lead, sentence in explanation.lines:
-        hanging(out, lead, sentence)
+    finish(Output(explanation, (), explanation.lines, [explanation]), output_format)
 
 
 @command("Print a kernel: definition, loops, source or assembly")
@@ -269,6 +261,7 @@ def inspect(
         ),
     ] = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Compile kernels for GPUs, default knobs unless others are given, and show registers, spills,
@@ -282,7 +275,8 @@ def inspect(
     from lntune.backends import device_of
     from lntune.commands import inspect as inspection
     from lntune.report import inspections
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
+    from lntune.report.tables import console
 
     devices = [device_of(name) for name in names(some("--target", target))]
     kind = devices[0].kind
@@ -305,12 +299,9 @@ def inspect(
             defaults = f"The others are {knobs.describe(chosen.untuned(case, gpu))}."
             raise InputError(got_expected("--knob", ", ".join(knob or ()), asked, defaults))
         kernels.append(inspection.inspect_case(case, chosen, setting, gpu, strided))
-    if as_json:
-        print_json([{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels])
-    else:
-        show(console(wide=wide), inspections.table(kernels), inspections.lines(kernels))
-    if any(kernel.problems for kernel in kernels):
-        raise typer.Exit(1)
+    facts = [{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels]
+    output = Output(facts, [inspections.table(kernels)], inspections.lines(kernels), facts)
+    finish(output, output_format, wide, ok=not any(kernel.problems for kernel in kernels))
 
 
 def _target(target: str) -> str:
@@ -366,6 +357,7 @@ def compare(
         bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
     ] = False,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Compare the tuned times of two runs, case by case: FASTER, SLOWER, SAME or UNSURE in B.
@@ -376,37 +368,30 @@ def compare(
     ratio does not.
     """
     from lntune.report import compare as comparison
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
 
     if fail_on not in ("", "slower", "unsure"):
         raise unknown("--fail-on", fail_on, ["slower", "unsure"])
     result = comparison.compare(comparison.load(a), comparison.load(b), across_devices)
-    if as_json:
-        print_json({**msgspec.to_builtins(result), "verdicts": result.counts()})
-    else:
-        show(console(wide=wide), comparison.table(result), comparison.lines(result))
-    if fail_on and (failing := result.failing(fail_on)):
-        for line in failing:
-            tell(f"fails: {line}")
-        raise typer.Exit(1)
+    facts = {**msgspec.to_builtins(result), "verdicts": result.counts()}
+    output = Output(facts, [comparison.table(result)], comparison.lines(result), result.cases)
+    failing = result.failing(fail_on) if fail_on else []
+    for line in failing:
+        tell(f"fails: {line}")
+    finish(output, output_format, wide, ok=not failing)
 
 
 @command("Look at versions, compiler, CPU, threads, GPU, folders, logs")
-def doctor(as_json: JSON = False) -> None:
+def doctor(output_format: FORMAT = "table", as_json: JSON = False) -> None:
     """Look at versions, compiler, CPU, threads, GPU, folders and logs.
 
     Exit code 1 when something will not work.
     """
     from lntune.commands import doctor as examination
+    from lntune.report.findings import lines
+    from lntune.report.output import Output
 
     findings = examination.examine()
-    failed = any(f.status == "fail" for f in findings)
-    if as_json:
-        print_json({"ok": not failed, "findings": findings})
-    else:
-        from lntune.report.findings import show
-        from lntune.report.tables import console
-
-        show(findings, console())
-    if failed:
-        raise typer.Exit(1)
+    ok = not any(f.status == "fail" for f in findings)
+    facts = {"ok": ok, "findings": findings}
+    finish(Output(facts, (), lines(findings), findings), output_format, ok=ok)

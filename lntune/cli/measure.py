@@ -12,6 +12,7 @@ from lntune import ops
 from lntune.backends import DEFAULT
 from lntune.cli.base import (
     DTYPE,
+    FORMAT,
     GRID,
     HIDDEN,
     JSON,
@@ -24,10 +25,10 @@ from lntune.cli.base import (
     cases,
     command,
     dispatching,
+    finish,
     names,
     print_json,
     seconds,
-    show_rows,
     some,
     tell,
     using_logs,
@@ -89,6 +90,7 @@ def tune(
     ] = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Search the schedules of an operator on this machine and log every trial.
@@ -110,9 +112,10 @@ def tune(
     from lntune.backends import device_of
     from lntune.report.columns import whole
     from lntune.report.failures import lines
+    from lntune.report.output import Output
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
-    from lntune.report.tables import console, show
+    from lntune.report.tables import console, measured
     from lntune.tune import Settings
     from lntune.tune import tune as run
 
@@ -127,48 +130,43 @@ def tune(
         device=device_of(target),
     )
     if dry_run:
-        _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, as_json)
+        _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, output_format)
         return
-    with TuningProgress(console(stderr=as_json)) as progress:
+    with TuningProgress(console(stderr=output_format != "table")) as progress:
         summary = run(cases(op, hidden, dtype, rows, grid), settings, progress)
     table = rows_of(summary.finals)
     pace = progress.pace.per_second
-    if as_json:
-        print_json(
-            {
-                "trials": summary.trials,
-                "statuses": dict(summary.statuses),
-                "seconds": round(summary.seconds, 2),
-                "verified_trials_per_second": pace and round(pace, 2),
-                "interrupted": summary.interrupted,
-                "log_dir": str(summary.log_dir),
-                "untuned": summary.untuned,
-                "failures": summary.failures.reasons(),
-                "notes": summary.notes,
-                "cases": table,
-            }
-        )
-    else:
-        if table:
-            show_rows(table, "tuned", wide=wide)
-        kinds = [f"{count} {kind}" for kind, count in sorted(summary.statuses.items())]
-        statuses = ", ".join(kinds) or "none"
-        speed = "" if pace is None else f", {pace:.1f} verified trials a second"
-        interrupted = " (interrupted)" if summary.interrupted else ""
-        trials_made = f"{counted(summary.trials, 'trial')} ({statuses})"
-        counts = f"{trials_made} in {summary.seconds:.0f} s{speed}"
-        text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
-        text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
-        text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
-        show(console(), None, [*text, *(f"note: {note}" for note in summary.notes)])
-    if not table:
-        raise typer.Exit(1)
+    facts = {
+        "trials": summary.trials,
+        "statuses": dict(summary.statuses),
+        "seconds": round(summary.seconds, 2),
+        "verified_trials_per_second": pace and round(pace, 2),
+        "interrupted": summary.interrupted,
+        "log_dir": str(summary.log_dir),
+        "untuned": summary.untuned,
+        "failures": summary.failures.reasons(),
+        "notes": summary.notes,
+        "cases": table,
+    }
+    kinds = [f"{count} {kind}" for kind, count in sorted(summary.statuses.items())]
+    statuses = ", ".join(kinds) or "none"
+    speed = "" if pace is None else f", {pace:.1f} verified trials a second"
+    interrupted = " (interrupted)" if summary.interrupted else ""
+    trials_made = f"{counted(summary.trials, 'trial')} ({statuses})"
+    counts = f"{trials_made} in {summary.seconds:.0f} s{speed}"
+    text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
+    text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
+    text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
+    text += [f"note: {note}" for note in summary.notes]
+    shown = measured(table, "tuned")
+    finish(Output(facts, shown, text, table), output_format, wide, ok=bool(table))
 
 
-def _dry_run(requested: list[Case], settings: Settings, wide: bool, as_json: bool) -> None:
+def _dry_run(requested: list[Case], settings: Settings, wide: bool, output_format: str) -> None:
     from lntune.report import dry_runs
+    from lntune.report.output import Output
     from lntune.report.progress import StepProgress
-    from lntune.report.tables import console, show
+    from lntune.report.tables import console
     from lntune.tune import dry
 
     with StepProgress(console(stderr=True), "dry run", len(requested)) as progress:
@@ -178,18 +176,16 @@ def _dry_run(requested: list[Case], settings: Settings, wide: bool, as_json: boo
                 progress(str(case))
 
         plan = dry.run(requested, settings, on_case)
-    if as_json:
-        totals = {
-            "measured": plan.measured,
-            "within_budget": plan.within,
-            "run_seconds": round(plan.run_seconds, 1),
-            "wrong": plan.wrong,
-        }
-        print_json({**msgspec.to_builtins(plan), **totals})
-    else:
-        show(console(wide=wide), dry_runs.table(plan), dry_runs.lines(plan))
-    if plan.wrong or plan.interrupted or not plan.measured:
-        raise typer.Exit(1)
+    totals = {
+        "measured": plan.measured,
+        "within_budget": plan.within,
+        "run_seconds": round(plan.run_seconds, 1),
+        "wrong": plan.wrong,
+    }
+    facts = {**msgspec.to_builtins(plan), **totals}
+    output = Output(facts, [dry_runs.table(plan)], dry_runs.lines(plan), plan.plans)
+    ok = not (plan.wrong or plan.interrupted or not plan.measured)
+    finish(output, output_format, wide, ok)
 
 
 @command("Check tuned cases against float64 and eager")
@@ -202,6 +198,7 @@ def check(
     target: TARGET = DEFAULT,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Check every tuned case against float64 and eager over adversarial inputs.
@@ -211,7 +208,7 @@ def check(
     """
     from lntune.backends import device_of
     from lntune.commands import check as verification
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
     from lntune.report.verdicts import verdict_lines, verdict_table
 
     narrowed = bool(hidden or dtype or rows or grid != "default")
@@ -221,12 +218,8 @@ def check(
         if not narrowed:
             requested = verification.tuned_cases(op, device)
         results = verification.check_cases(requested, device)
-    if as_json:
-        print_json(results)
-    else:
-        show(console(wide=wide), verdict_table(results), verdict_lines(results))
-    if any(not r.ok for r in results):
-        raise typer.Exit(1)
+    output = Output(results, [verdict_table(results)], verdict_lines(results), results)
+    finish(output, output_format, wide, ok=all(r.ok for r in results))
 
 
 @command("Build kernels for machines that have no compiler")
@@ -265,6 +258,7 @@ def build(
     ] = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Build the kernels that will serve calls, for machines without a compiler; GPUs need not be
@@ -278,7 +272,8 @@ def build(
     from lntune.backends import device_of
     from lntune.commands import build as prebuild
     from lntune.report import builds
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
+    from lntune.report.tables import console
 
     devices = [device_of(name) for name in names(some("--target", target))]
     architectures = tuple(architecture(arch).name for arch in names(archs))
@@ -303,12 +298,9 @@ def build(
         requested = cases(op, hidden, dtype, rows, grid)
         with dispatching(log_dir):
             built = prebuild.build(requested, devices, architectures, strided, on_case)
-    if as_json:
-        print_json(built)
-    else:
-        show(console(wide=wide), builds.table(built), builds.lines(built, prebuild.folder(built)))
-    if any(kernel.status == "failed" for kernel in built):
-        raise typer.Exit(1)
+    text = builds.lines(built, prebuild.folder(built))
+    output = Output(built, [builds.table(built)], text, built)
+    finish(output, output_format, wide, ok=all(kernel.status != "failed" for kernel in built))
 
 
 @command("Measure eager, torch.compile, the tuned op and a plain copy")
@@ -372,6 +364,7 @@ def bench(
     target: TARGET = DEFAULT,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
+    output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Benchmark eager, torch.compile, the tuned op and a plain copy, interleaved.
@@ -391,8 +384,9 @@ def bench(
     """
     from lntune.backends import device_of
     from lntune.commands import bench as benchmark
+    from lntune.report.output import Output
     from lntune.report.rows import peer_lines, rows_of, summary
-    from lntune.report.tables import console, show
+    from lntune.report.tables import console, measured
 
     length = seconds("--time", time_per_case)
     _write(output)
@@ -410,7 +404,7 @@ def bench(
             expected = "neither that nor another kind of benchmark"
             raise InputError(got_expected("--training", f"{conflicts[0]} beside it", expected))
         requested = cases(op, hidden, dtype, rows, grid)
-        _training(requested, length, with_compile, seed, output, log_dir, wide, as_json)
+        _training(requested, length, with_compile, seed, output, log_dir, wide, output_format)
         return
     if call_cost:
         if target != DEFAULT:
@@ -421,7 +415,7 @@ def bench(
             got = f"{'--given-output' if given_output else f'--rows {rows}'} beside it"
             remedy = "It measures calls of one row that allocate their output."
             raise InputError(got_expected("--call-cost", got, "neither", remedy))
-        _call_cost(op, hidden, dtype, length, output, log_dir, wide, as_json)
+        _call_cost(op, hidden, dtype, length, output, log_dir, wide, output_format)
         return
     requested = cases(op, hidden, dtype, rows, grid)
     err = console(stderr=True)
@@ -449,11 +443,10 @@ def bench(
             on_result=lambda sofar: _write(output, facts_of(sofar)),
             strided=strided,
         )
-    if as_json:
-        print_json(facts_of(result))
-    else:
-        show_rows(rows_of(result.records), f"outputs {result.outputs}", result.bandwidth, wide)
-        show(console(), None, peer_lines(result.records))
+    table = rows_of(result.records)
+    shown = measured(table, f"outputs {result.outputs}", result.bandwidth)
+    peers = peer_lines(result.records)
+    finish(Output(facts_of(result), shown, peers, table), output_format, wide)
     _say_where(output)
 
 
@@ -465,11 +458,12 @@ def _training(
     output: Path | None,
     log_dir: Path | None,
     wide: bool,
-    as_json: bool,
+    output_format: str,
 ) -> None:
     from lntune.commands.bench import training
     from lntune.log.records import Record
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
+    from lntune.report.tables import console
     from lntune.report.training import facts, steps_lines, steps_of, steps_table
 
     err = console(stderr=True)
@@ -490,11 +484,9 @@ def _training(
             on_case,
             lambda sofar: _write(output, facts_of(sofar)),
         )
-    if as_json:
-        print_json(facts_of(records))
-    else:
-        steps = steps_of(records)
-        show(console(wide=wide), steps_table(steps), steps_lines(steps))
+    steps = steps_of(records)
+    printed = Output(facts_of(records), [steps_table(steps)], steps_lines(steps), steps)
+    finish(printed, output_format, wide)
     _say_where(output)
 
 
@@ -506,20 +498,17 @@ def _call_cost(
     output: Path | None,
     log_dir: Path | None,
     wide: bool,
-    as_json: bool,
+    output_format: str,
 ) -> None:
     from lntune.commands.bench import call_cost
     from lntune.report.costs import costs_lines, costs_table
-    from lntune.report.tables import console, show
+    from lntune.report.output import Output
 
     requested = cases(op, hidden or "1024", dtype or "float32", "1")
     with dispatching(log_dir):
         costs = [call_cost.measure(case, length) for case in requested]
     _write(output, costs)
-    if as_json:
-        print_json(costs)
-    else:
-        show(console(wide=wide), costs_table(costs), costs_lines(costs))
+    finish(Output(costs, [costs_table(costs)], costs_lines(costs), costs), output_format, wide)
     _say_where(output)
 
 

@@ -15,9 +15,10 @@ from lntune.log.records import Key
 from lntune.ops.layer_norm import NAME
 from lntune.ops.layer_norm_backward import NAME as BACKWARD
 from lntune.report.columns import say, whole
+from lntune.report.output import Output, print_table
 from lntune.report.progress import TuningProgress
 from lntune.report.rows import Row, rows_of
-from lntune.report.tables import cases_table, console, show, summary_lines
+from lntune.report.tables import cases_table, console, summary_lines
 from lntune.system import paths
 from lntune.tune import Settings, tune
 from lntune.words import counted
@@ -106,10 +107,9 @@ def run(
     keys = dict.fromkeys(Key.of(case) for case in grid)
     serving = [finals[key] for key in keys if key in finals]
     rows = rows_of(serving)
-    show(
-        console(out.stderr, wide) if wide else out,
-        cases_table(rows, f"{NAME}, medians; every call allocates its output"),
-        summary_lines(rows),
+    table = cases_table(rows, f"{NAME}, medians; every call allocates its output")
+    print_table(
+        Output(rows, [table], summary_lines(rows)), console(out.stderr, wide) if wide else out
     )
     if older := sum(r.run != summary.finals[0].run for r in serving):
         say(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from rich.console import Console
 
 from lntune import backends, ops
 from lntune.case import Case
 from lntune.log.records import Record, Status
-from lntune.report import tables
 from lntune.report.columns import Column, Table, key, whole
+from lntune.report.output import Output
 from lntune.report.rows import Row, geomean, rows_of
 from lntune.report.tables import cases_table, number, percent
 from lntune.words import counted
@@ -207,10 +206,10 @@ def lines(s: Summary) -> list[str]:
     return [*text, *(f"next: {step}" for step in s.next)]
 
 
-def show(s: Summary, out: Console) -> None:
-    """Print it all."""
-    tables.show(out, operators_table(s.operators))
+def output(s: Summary) -> Output:
+    """All of it: operators, benchmarks where there are any, and the summary in sentences."""
+    parts = [operators_table(s.operators)]
     if s.benchmarks:
         title = "benchmark of what serves each case; everyone allocates its output"
-        tables.show(out, cases_table(s.benchmarks, title, details=True))
-    tables.show(out, None, lines(s))
+        parts.append(cases_table(s.benchmarks, title, details=True))
+    return Output(s, parts, lines(s), s.operators)

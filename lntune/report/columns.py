@@ -46,11 +46,14 @@ def key(*names: str) -> list[Column]:
 
 
 class Table:
-    """A title, columns and rows of a cell for each column. Prints itself on a Rich console."""
+    """A title, columns, rows of a cell for each column, and notes: the sentences that stand below
+    it. Prints itself, without these, on a Rich console.
+    """
 
-    def __init__(self, title: str, columns: Iterable[Column]) -> None:
+    def __init__(self, title: str, columns: Iterable[Column], notes: Iterable[str] = ()) -> None:
         self.title = title
         self.columns = list(columns)
+        self.notes = list(notes)
         self.rows: list[list[Text]] = []
 
     def add(self, *cells: Cell) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from lntune import knobs
-from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key, say
+from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key
 from lntune.report.rows import Row, summary
 from lntune.words import counted
 
@@ -25,14 +25,6 @@ def console(stderr: bool = False, wide: bool = False) -> Console:
     if not plain.file.isatty():  # also with FORCE_COLOR, which is about colours alone
         return Console(stderr=stderr, highlight=False, width=WIDE, force_interactive=False)
     return Console(stderr=stderr, highlight=False, width=WIDE) if wide else plain
-
-
-def show(out: Console, table: Table | None, lines: Iterable[str] = ()) -> None:
-    """Print a table and the sentences below it; the terminal breaks what is longer than a line."""
-    if table is not None:
-        out.print(table, crop=False)
-    for line in lines:
-        say(out, line)
 
 
 def plan_text(schedule: str, setting: Mapping[str, knobs.Value], strided: bool = False) -> str:
@@ -110,6 +102,13 @@ def cases_table(
     for r in rows:
         table.add(r.op, r.dtype, *(cell(r) for _, cell in used))
     return table
+
+
+def measured(rows: Sequence[Row], title: str, bandwidth: float | None = None) -> list[Table]:
+    """The table of cases, if any, with all columns and what it comes to."""
+    table = cases_table(rows, title, details=True, bandwidth=bandwidth)
+    table.notes = summary_lines(rows)
+    return [table] if rows else []
 
 
 def summary_lines(rows: Sequence[Row]) -> list[str]:

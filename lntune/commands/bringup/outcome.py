@@ -18,8 +18,9 @@ from lntune.commands.bringup import known
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record
-from lntune.report.bringup import Smoked, Stage, Summary, operator, show
+from lntune.report.bringup import Smoked, Stage, Summary, operator, output
 from lntune.report.columns import WIDE
+from lntune.report.output import print_table
 from lntune.report.rows import rows_of
 from lntune.system import paths, scratch
 from lntune.words import counted
@@ -137,7 +138,7 @@ def write(summary: Summary, folder: Path) -> None:
         InputError: the folder cannot be written.
     """
     console = Console(record=True, file=io.StringIO(), width=WIDE, highlight=False)
-    show(summary, console)
+    print_table(output(summary), console)
     _write(
         folder,
         {

@@ -1,0 +1,157 @@
+"""What a command prints, in every format: one value with the facts, and a function per format.
+
+A new format is a function here, a name in `Format` and a line in `text`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from lntune.errors import InputError, got_expected
+from lntune.report.columns import Cell, Table, hanging, say
+
+Format = Literal["table", "markdown", "csv", "json", "html"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+Line: TypeAlias = "str | tuple[Cell, str]"
+"""A sentence; behind a lead, where it has one, as in "layer_norm: normalizes rows"."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command has found.
+
+    `facts` are for machines (structs, or what JSON has); `tables`, each with its own notes, and the
+    sentences `lines` for people; `records` for spreadsheets: all of one kind, one a row. `page`
+    makes an HTML page of it, where there is one.
+    """
+
+    facts: Any
+    tables: Sequence[Table] = ()
+    lines: Sequence[Line] = ()
+    records: Sequence[Any] = ()
+    page: Callable[[], str] | None = None
+
+
+def print_table(output: Output, out: Console) -> None:
+    """Print the tables, each with its notes, and the sentences below them; the terminal breaks what
+    is longer than a line.
+    """
+    for table in output.tables:
+        out.print(table, crop=False)
+        for note in table.notes:
+            say(out, note)
+    for line in output.lines:
+        if isinstance(line, str):
+            say(out, line)
+        else:
+            hanging(out, *line)
+
+
+def text(output: Output, form: str) -> str:
+    """All of it in a format other than a table's, without the last line's end.
+
+    Raises:
+        InputError: there is no page of it.
+    """
+    if form == "json":
+        return json(output.facts)
+    return {"markdown": markdown, "csv": comma_separated, "html": html}[form](output)
+
+
+def json(facts: Any) -> str:
+    """Facts for a machine, in a form that a person can read as well."""
+    return msgspec.json.format(msgspec.json.encode(facts), indent=2).decode()
+
+
+def html(output: Output) -> str:
+    """A page of its own."""
+    if output.page is None:
+        raise InputError(got_expected("--format", "html", "table, markdown, csv or json"))
+    return output.page()
+
+
+# --- CSV
+
+
+def comma_separated(output: Output) -> str:
+    """The records with figures as they are, not as a table rounds them; the first line has the
+    fields' names, those of nested ones joined by dots. What is not known is empty.
+    """
+    rows = [flat(record) for record in output.records]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fields(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _value(value) for name, value in row.items()} for row in rows)
+    return file.getvalue().removesuffix("\n")
+
+
+def fields(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of all columns, in the order in which rows bring them."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def flat(record: Any) -> dict[str, Any]:
+    """A record as one level of names and values: `case.hidden` for what is nested, JSON for lists
+    of more than words and numbers.
+    """
+    return dict(_leaves("", msgspec.to_builtins(record)))
+
+
+def _leaves(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, list | tuple):
+        plain = all(isinstance(one, str | int | float) for one in value)
+        yield name, " ".join(map(str, value)) if plain else msgspec.json.encode(value).decode()
+    else:
+        yield name, value
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else value
+
+
+# --- Markdown
+
+
+def markdown(output: Output) -> str:
+    """Sentences first, then each table with its notes before it, as GitHub shows them."""
+    blocks = [_bullets(line if isinstance(line, str) else _joined(line) for line in output.lines)]
+    for table in output.tables:
+        blocks += [f"**{_escaped(table.title)}**" if table.title else "", _bullets(table.notes)]
+        names = [_escaped(column.name) for column in table.columns]
+        rules = ["--:" if column.right else "---" for column in table.columns]
+        cells = [[_escaped(cell.plain) for cell in row] for row in table.rows]
+        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in (names, rules, *cells)))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    plain = (" ".join(line.split()).removeprefix("- ") for line in lines)
+    return "\n".join(f"- {_escaped(line)}" for line in plain)
+
+
+def _joined(line: tuple[Cell, str]) -> str:
+    lead, sentence = line
+    return (lead.plain if isinstance(lead, Text) else lead) + sentence
+
+
+_SYNTAX = re.compile(r"[\\`*<|~\[\]]|(?<![^\W_])_|_(?![^\W_])|^>|^[#+-](?=\s)|(?<=^\d)[.)](?=\s)")
+
+
+def _escaped(plain: str) -> str:
+    """Words as they are, whatever Markdown would make of them."""
+    return _SYNTAX.sub(lambda sign: f"\\{sign[0]}", plain)
