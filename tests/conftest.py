@@ -43,7 +43,8 @@ LONGEST = """
 others have nothing left to do.
 """
 QUICK = """
-    bench_summary capture case check columns cuda_headers device disturbance doctor errors failures
+    bench_log_speed bench_summary capture case check columns cuda_headers device disturbance doctor
+    errors failures
     gpu_pass_run grids interrupts kills knobs layers line_lengths locks log_dir lowering paths
     patience records report schedule scratch search_budget timing toolchain words
 """

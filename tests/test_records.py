@@ -22,7 +22,7 @@ from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
 from lntune.device import Device
 from lntune.errors import LogError
 from lntune.log import records
-from lntune.log.records import SCHEMA, LogWarning, Record, Setting, Status, Timing
+from lntune.log.records import SCHEMA, LogWarning, Record, Role, Setting, Status, Timing
 from lntune.versions import Code
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
@@ -340,6 +340,34 @@ def test_another_device_under_the_same_name_is_left_out(tmp_path: Path) -> None:
     for device in (one, other):
         records.append(tmp_path, a_record(device=device))
     assert [r.device for r in records.read([tmp_path], device=one)] == [one]
+
+
+def test_reading_a_role_is_reading_all_and_leaving_out_the_others(tmp_path: Path) -> None:
+    """Of every role and schema, however a line is written; one of a newer lntune is said to be
+    skipped whatever role is asked for, a torn one where it is of a role asked for or says none.
+    """
+    roles = get_args(Role)
+    for role in (*roles, *roles):
+        records.append(tmp_path, a_record(role=role))
+    path = log_of(tmp_path)
+    lines = path.read_bytes().splitlines()
+    for old, line in zip((1, 2, 1, 2), lines[:4], strict=True):
+        lines.append(line.replace(b'"schema":3', b'"schema":%d' % old))
+    lines += [json.dumps(json.loads(line)).encode() for line in lines[:4]]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        everything = list(records.read_file(path))
+        assert len(everything) == len(lines)
+        for some in (*((role,) for role in roles), roles[:2], ("final", "trial")):
+            assert list(records.read_file(path, some)) == [r for r in everything if r.role in some]
+    newer, torn = lines[0].replace(b'"schema":3', b'"schema":4'), lines[1][:40]
+    path.write_bytes(b"\n".join((newer, torn, torn[:15])))
+    for role in roles:
+        with pytest.warns(LogWarning) as caught:
+            assert list(records.read_file(path, role)) == []
+        numbers = [int(str(w.message).split(":")[1]) for w in caught]
+        assert numbers == ([1, 2, 3] if role == "final" else [1, 3])
 
 
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:

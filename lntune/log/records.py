@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -225,12 +225,13 @@ def read_file(path: Path, role: Role | tuple[Role, ...] = ()) -> Iterator[Record
     A line that cannot be used is skipped with a LogWarning naming it.
     """
     roles = (role,) if isinstance(role, str) else role
+    others = _beginnings(r for r in get_args(Role) if roles and r not in roles)
     try:
         data = path.read_bytes()
     except OSError as e:
         raise LogError(f"cannot read the tuning log {path}: {e.strerror or e}.") from e
     for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
+        if line.startswith(others) or not line.strip():
             continue
         try:
             head = _head(line)
@@ -243,12 +244,13 @@ def read_file(path: Path, role: Role | tuple[Role, ...] = ()) -> Iterator[Record
                 continue
             if roles and head.role not in roles:
                 continue
-            record = msgspec.json.decode(line, type=Record)
+            record = _DECODER.decode(line)
             yield record if head.schema >= _VERSIONS else _with_versions(record, line)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
             callers.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning)
 
 
+_DECODER = msgspec.json.Decoder(Record)
 _VERSIONS = 3  # the schema that has them
 
 
@@ -268,8 +270,18 @@ class _Head(msgspec.Struct):
     role: str = "trial"
 
 
-# How append begins a line. A first call must not wait for a thousand trials to be parsed that it
-# does not look at.
+def _beginnings(roles: Iterable[str]) -> tuple[bytes, ...]:
+    """How append, or that of an earlier schema, begins a line of one of the roles. A first call
+    must not wait for a thousand trials to be parsed that it does not look at, nor a report for a
+    hundred thousand.
+    """
+    return tuple(
+        b'{"schema":%d,"role":"%s"' % (schema, role.encode())
+        for role in roles
+        for schema in range(SCHEMA + 1)
+    )
+
+
 _BEGINNING = re.compile(rb'\{"schema":(\d+),"role":"([^"\\]*)"')
 
 
@@ -336,21 +348,22 @@ def by_device(records: Iterable[Record]) -> list[list[Record]]:
     name in common and differ.
     """
     groups: list[list[Record]] = []
+    known: dict[Device, list[Record]] = {}
     for record in records:
-        device = record.device
-        group = next(
-            (
-                g
-                for g in groups
-                if g[0].device.slug == device.slug and not g[0].device.differences(device)
-            ),
-            None,
-        )
-        if group is None:
-            groups.append([record])
-        else:
-            group.append(record)
+        if record.device not in known:
+            known[record.device] = _group(groups, record.device)
+        known[record.device].append(record)
     return groups
+
+
+def _group(groups: list[list[Record]], device: Device) -> list[Record]:
+    """The group of a device's records; a new one, which is added, where it has none."""
+    for group in groups:
+        other = group[0].device
+        if other.slug == device.slug and not other.differences(device):
+            return group
+    groups.append([])
+    return groups[-1]
 
 
 def measured(records: Iterable[Record]) -> dict[Key, list[Record]]:

@@ -191,9 +191,17 @@ def choose_final(
     """Of finals of one case on one device, given oldest first: the one that serves it, and those
     that are passed over though they are later, the latest first.
     """
-    judged = [judge(record) for record in reversed(group)]
-    # what shows disturbances takes a while; of equals the latest is first
-    place = 0 if len(judged) == 1 else min(range(len(judged)), key=lambda i: judged[i].rank)
+    judged: list[Judged] = []
+    ranks: list[tuple[bool, ...]] = []
+    for record in reversed(group):
+        judged.append(judge(record))
+        if len(group) == 1:
+            break
+        # what shows disturbances takes a while: nothing comes before one without any fault
+        ranks.append(judged[-1].rank)
+        if not any(ranks[-1]):
+            break
+    place = ranks.index(min(ranks)) if ranks else 0  # of equals the latest is first
     return judged[place], judged[:place]
 
 
