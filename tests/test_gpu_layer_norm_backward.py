@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import torch
 from grids import exhaustive, product
 from kernel_arguments import arguments, written
 
-from lntune import check
+from lntune import check, ops
 from lntune.backends import cuda, device_of
 from lntune.backends.cuda import row_counts
 from lntune.backends.cuda.device_code import Program
@@ -20,6 +21,7 @@ from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
+from lntune.transforms.gpu import guards, threads
 
 DEVICE = device_of("cuda:sm_90")
 PLAN = get("shared_row_backward")
@@ -209,6 +211,71 @@ def test_rows_that_share_a_block_are_right(hidden: int, sums: str) -> None:
         case, kernel, check.ALIGNED, cores=DEVICE.cores, more_rows=row_counts.of(kernel)
     )
     assert verdict.ok, verdict.message
+
+
+def row_guards(program: Program, kernel: int) -> list[str]:
+    """What one of a program's kernels asks about rows, one for each place where it does."""
+    name = program.launches[kernel].kernel
+    source = program.source.split(f" {name}(")[-1].split("\n}\n")[0]
+    return [line for line in source.splitlines() if "if (" in line and "rows" in line]
+
+
+@pytest.mark.parametrize("hidden", [1024, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_share_a_block_are_guarded_once(dtype: str, hidden: int) -> None:
+    """Whether there is a row is asked once, before its dx is stored and it is added to the sums,
+    not for each element of these; of dx alone, once before each vector that is stored; of sums
+    alone, once a vector.
+    """
+    changed = {"threads_per_row": 32, "rows_per_block": 4, "blocks_per_sm": 1}
+    both = program_of(Case("layer_norm_backward", hidden, dtype, 512), **changed)
+    (guard,) = row_guards(both, 0)
+    behind = both.source.split(guard)[1]
+    indent = guard[: guard.index("if")]
+    body = behind[: behind.index(f"\n{indent}}}\n")]
+    vectors = -(-hidden // (32 * threads.widest(Case("layer_norm", hidden, dtype, 1))))
+    assert body.count("(dx_ptr + ") == both.source.count("(dx_ptr + ") == vectors
+    assert re.search(r"blocks_v0_rf_local_ptr\[.*\] = \(blocks_v0_rf_local_ptr\[.*\] \+ ", body)
+    alone = program_of(Case("layer_norm_backward", hidden, dtype, 512, "weight+dx"), **changed)
+    assert len(row_guards(alone, 0)) == vectors
+    case = Case("layer_norm_backward", hidden, dtype, 512, "dgamma+dbeta")
+    sums = program_of(case, **changed, partial_sums="separate_kernel")
+    assert len(row_guards(sums, 0)) == 1
+
+
+@pytest.mark.parametrize("variant", ["", "weight+dx", "weight32+dx+dgamma32", "dgamma+dbeta"])
+@pytest.mark.parametrize(("hidden", "per_row"), [(200, 32), (37, 8)])
+def test_every_number_of_rows_that_share_a_block(hidden: int, per_row: int, variant: str) -> None:
+    """Blocks whose last rows are not all there are right, warps whose threads have several rows
+    among them.
+    """
+    case = Case("layer_norm_backward", hidden, "bfloat16", 32, variant)
+    few = msgspec.structs.replace(DEVICE, cores=3)
+    setting = dataclasses.replace(
+        PLAN.default(case, few), threads_per_row=per_row, rows_per_block=4, blocks_per_sm=1
+    )
+    assert PLAN.reason_invalid(setting, case, few) is None
+    kernel = emulated.kernel(case, compiler.program(case, PLAN, setting, few), "shuffled")
+    verdict = check.verify(
+        case, kernel, check.ALIGNED, cores=few.cores, more_rows=row_counts.of(kernel)
+    )
+    assert verdict.ok, verdict.message
+
+
+@pytest.mark.parametrize("loop", ["of no row", "of many rows"])
+def test_a_guard_is_for_one_row(loop: str) -> None:
+    """A loop that asks for no row, or over rows themselves, gets no guard around it: an error."""
+    from tvm import s_tir
+
+    case = Case("layer_norm_backward", 64, "float32", 32)
+    sch = s_tir.Schedule(ops.get(case.op).define(case, threads.row_sum, 4, 3))
+    sums = sch.get_loops(sch.get_sblock("blocks"))
+    if loop == "of no row":
+        sch.decompose_reduction(sch.get_sblock("blocks"), sums[2])
+    block = sch.get_sblock("blocks_init" if loop == "of no row" else "blocks")
+    sch.annotate(sch.get_loops(block)[0], guards.OF_ONE_ROW, 1)
+    with pytest.raises(RuntimeError, match="is not of one row"):
+        guards.once_a_row(sch.mod)
 
 
 @needs_compiler

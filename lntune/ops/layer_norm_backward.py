@@ -171,11 +171,13 @@ def define(
         sum_g, sum_gx = row_sum(padded, case.hidden, (g, lambda i, k: g(i, k) * xhat(i, k)), "row")
         c1 = te.compute((padded,), lambda i: sum_g(i) / n, name="c1")
         c2 = te.compute((padded,), lambda i: sum_gx(i) / n, name="c2")
+        # of rows that share a block, the same element as in the row's sums: it is loaded once
+        shared = together > 1 and not contiguous
         gradients["dx"] = te.compute(
             (rows, hidden),
-            lambda i, k: ((g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][i]).astype(
-                case.dtype
-            ),
+            lambda i, k: (
+                (g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][row(i) if shared else i]
+            ).astype(case.dtype),
             name="dx",
         )
 

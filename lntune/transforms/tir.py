@@ -81,3 +81,14 @@ def variable_like(var: Any, name: str = "") -> Any:
 def scope(buffer: Any) -> str:
     """The memory that a buffer is in: "global", "local" (registers), "shared.dyn"."""
     return str(buffer.scope())
+
+
+def rows(func: Any) -> Any:
+    """The variable of a PrimFunc that is the number of rows."""
+    from tvm import tirx
+
+    return next(
+        p.ty.shape[0]
+        for p in func.params
+        if hasattr(p.ty, "shape") and isinstance(p.ty.shape[0], tirx.Var)
+    )

@@ -455,8 +455,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     2. The kernel of dx, with the partial sums or without.
     3. The kernel of partial sums, where they have one of their own.
     4. What all blocks' partial sums come to.
-    5. Where a block has several rows of both: guards only around accesses to memory and sums over
-    threads.
+    5. Where a block has several rows: one guard around all that is stored or summed of a row, or
+    guards only around accesses to memory and sums over threads.
     Loops end where the rows do.
     """
     from tvm import s_tir
@@ -495,9 +495,9 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
         columns.totals(sch, blocks, _sums(case), device.cores)
 
     # 5.
-    fits = guards.fits(case.variant, width)
-    several = knobs.rows_per_block > 1 and not own_kernel and fits
-    mod = guards.only_where_needed(sch.mod) if several else sch.mod
+    mod = guards.once_a_row(sch.mod) if knobs.rows_per_block > 1 else sch.mod
+    if knobs.rows_per_block > 1 and not own_kernel and guards.fits(case.variant, width):
+        mod = guards.only_where_needed(mod)
     if _weight(case) and knobs.weight_storage == "reload":
         mod = reload.after(mod, "c2", "weight")
     mod = grid_stride.end_at_last_row(mod, knobs.rows_per_block)
@@ -557,7 +557,8 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
             )
         elif knobs.row_storage == "shared":
             threads.to_shared(sch, users, threads.inputs(sch, row).index(name), at, per_row, width)
-    for name in ("mean", "rstd") if knobs.prefetch else ():
+    # with several rows, what reads memory where one is not there would be guarded
+    for name in ("mean", "rstd") if knobs.prefetch or knobs.rows_per_block > 1 else ():
         readers = [user for user in users if name in threads.inputs(sch, user)]
         threads.load_scalar(sch, readers, name, at)
     if knobs.weight_storage == "registers":
@@ -575,15 +576,16 @@ def _rows(sch: Any, blocks: dict[str, Any], knobs: Knobs, parts: int) -> None:
             # for as many loops as dx has
             sch.add_unit_loop(threads.loop_around(sch, sums, columns_of[sums]))
         # One vector after the other, so that what both need is short-lived.
-        sch.unroll(
-            sch.merge(
-                *(
-                    threads.loop_around(sch, block, loop)
-                    for block, loop in ((dx, thread), (sums, columns_of[sums]))
-                )
+        vectors = sch.merge(
+            *(
+                threads.loop_around(sch, block, loop)
+                for block, loop in ((dx, thread), (sums, columns_of[sums]))
             )
         )
+        sch.unroll(vectors)
         sch.decompose_reduction(sums, at)
+        if knobs.rows_per_block > 1:
+            sch.annotate(vectors, guards.OF_ONE_ROW, 1)
         for stored in stores:
             columns.store(sch, stored, outer[-1], per_row, width)
             if knobs.rows_per_block > 1:
@@ -652,6 +654,8 @@ def _columns(sch: Any, block: Any, knobs: Knobs) -> None:
         if name in ("dy", "x"):
             threads.vector_to_registers(sch, sums, name, step, width)
     sch.decompose_reduction(sums, step)
+    if side:
+        sch.annotate(elements, guards.OF_ONE_ROW, 1)
     for stored in stores:
         sch.reverse_compute_at(stored, (thread, *side)[-1], preserve_unit_loops=True)
         columns.vectorize(sch, stored)
@@ -670,7 +674,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=4,
+        version=5,
         seeds=seeds,
     ),
 )

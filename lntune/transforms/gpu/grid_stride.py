@@ -27,7 +27,7 @@ def without_padding(func: Any) -> Any:
     import tvm_ffi
     from tvm import tirx
 
-    rows = _rows(func)
+    rows = tir.rows(func)
     last = rows - 1
 
     def least(value: Any) -> Any:
@@ -50,7 +50,7 @@ def end_at_last_row(mod: Any, rows_at_a_time: int = 1) -> Any:
 
     mod = s_tir.transform.LowerCrossThreadReduction()(mod)
     func = mod["main"]
-    rows = _rows(func)
+    rows = tir.rows(func)
     block: list[Any] = []
 
     def shorten(loop: Any, mutator: Any) -> Any:
@@ -89,17 +89,6 @@ def named(func: Any, names: Sequence[str]) -> Any:
         return next((v for old, v in new.items() if var.same_as(old)), var)
 
     return tvm_ffi.structural_map(func, [(tvm.ir.Var, renamed)])
-
-
-def _rows(func: Any) -> Any:
-    """The variable that is the number of rows."""
-    from tvm import tirx
-
-    return next(
-        p.ty.shape[0]
-        for p in func.params
-        if hasattr(p.ty, "shape") and isinstance(p.ty.shape[0], tirx.Var)
-    )
 
 
 def _without_row_checks(body: Any, rows: Any) -> Any:
