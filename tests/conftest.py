@@ -46,7 +46,7 @@ QUICK = """
     bench_log_speed bench_summary capture case check columns cuda_headers device disturbance doctor
     errors failures
     gpu_pass_run grids interrupts kills knobs layers line_lengths locks log_dir lowering paths
-    patience plots records report schedule scratch search_budget timing toolchain words
+    page patience plots records report schedule scratch search_budget timing toolchain words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.

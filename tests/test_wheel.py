@@ -164,6 +164,8 @@ def test_the_wheel_holds_what_runs_and_nothing_else(built: Path) -> None:
         "backends/cpu/runtime.c",
         "py.typed",
     }
+    templates = (ROOT / "lntune/report/page/templates").iterdir()
+    content |= {f"report/page/templates/{path.name}" for path in templates}
     assert {f"lntune/{name}" for name in content} <= names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lntune").rglob("*.py")}
     assert modules <= names

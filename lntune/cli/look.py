@@ -4,6 +4,7 @@ side by side, the state of the machine.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,10 @@ def report(
     target: Annotated[
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
     ] = DEFAULT,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with charts and every record to this file, too."),
+    ] = None,
     wide: WIDE = False,
     output_format: FORMAT = "table",
     as_json: JSON = False,
@@ -87,6 +92,7 @@ def report(
     from lntune.log import select
     from lntune.report.columns import whole
     from lntune.report.output import Output
+    from lntune.report.page import write
     from lntune.report.rows import rows_of, summary
     from lntune.report.tables import measured
 
@@ -117,7 +123,18 @@ def report(
         tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if is_here else 'cuda')}"
         tell(f"no measurements of {owner} in {', '.join(map(whole, folders))}. {run}: {tuning}")
     every = [row for _, rows in tables for row in rows]
-    finish(Output(facts, shown, lines, every), output_format, wide, ok=bool(tables))
+
+    def page() -> str:
+        words = ["lntune", "report", *([op] if op else []), *_target(target).split()]
+        words += ["--all-devices"] if everywhere else []
+        words += ["--log-dir", str(log_dir)] if log_dir else []
+        words += ["--html", str(html or "report.html")]
+        return write.of_logs(folders, schedules, shlex.join(words), op, owner_device)
+
+    if html:
+        write.save(html, page())
+        tell(f"wrote {html}")
+    finish(Output(facts, shown, lines, every, page), output_format, wide, ok=bool(tables))
 
 
 def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str]:
