@@ -28,7 +28,7 @@ from lntune.cli import app
 from lntune.commands import bench
 from lntune.commands.bench import call_cost, training
 from lntune.errors import BuildError, InputError
-from lntune.log.records import Timing
+from lntune.log.records import Record, Timing
 from lntune.report.training import facts, steps_lines, steps_of
 from lntune.system import heap
 from lntune.torch import bound_call, dispatch
@@ -405,6 +405,25 @@ def test_the_command_says_where_outputs_come_from(
 
 
 # --- what surrounds a kernel
+
+
+@pytest.mark.parametrize("kind", ["", "--training", "--given-output"])
+def test_the_plot_of_a_benchmark(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--plot draws what was measured, of whatever kind, and says where it is; the table is printed
+    as ever.
+    """
+    # tests beside this one may disturb all there is to draw
+    monkeypatch.setattr(Record, "disturbance", "")
+    command = ["bench", "--hidden", "64", "--dtype", "float32", "--rows", "1", "--time", "20ms"]
+    path = tmp_path / "a.svg"
+    options = ["--no-compile", *([kind] if kind else []), "--plot", str(path)]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 0, done.output
+    assert f"The plot is in {path}." in done.stderr.replace("\n", " ")
+    assert "layer_norm, float32" in path.read_text(encoding="utf-8")
+    assert "64" in done.stdout
 
 
 def test_call_cost(tmp_path: Path) -> None:

@@ -325,6 +325,11 @@ def test_json_parses(
         (("demo", "--budget", "nan"), "--budget: got 'nan'"),
         (("tune", "--trials", "-1"), "trials: got -1, expected more than 0"),
         (("bench", "--output", "/proc/none/such.json"), "--output: got /proc/none/such.json"),
+        (
+            ("bench", "--plot", "a.gif"),
+            "--plot: got a.gif, expected a file whose name ends in .png",
+        ),
+        (("bench", "--call-cost", "--plot", "a.png"), "--call-cost: got --plot a.png beside it"),
         (("compare", "nowhere.json", "nowhere.json"), "cannot read nowhere.json"),
     ],
     ids=lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else "",

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,6 +23,7 @@ from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
 from lntune.system import interrupts, paths
 
 if TYPE_CHECKING:
+    from lntune.log.records import Record
     from lntune.report.output import Output
 
 ORDER = [
@@ -89,6 +90,13 @@ FORMAT = Annotated[
             "table; markdown (for a pull request); csv (figures as they are, one record a line);"
             " json; html (a page, of report and compare)."
         ),
+    ),
+]
+PLOT = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        help=("Also draw this file, .png or .svg; needs matplotlib (pip install 'lntune[plot]')."),
     ),
 ]
 PAGES = ("report", "compare")
@@ -358,6 +366,17 @@ def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") ->
         remedy = "An empty batch needs no kernel."
         raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", remedy))
     return list(dict.fromkeys(Case(op, h, t, r) for h in sizes for t in types for r in counts))
+
+
+def draw(plot: Path | None, measured: Sequence[Record]) -> None:
+    """Draw measurements in the file that --plot names, if it was given, and name it on standard
+    error.
+    """
+    from lntune.report import plots
+
+    if plot is not None:
+        plots.of_records(measured, plot)
+        tell(f"The plot is in {plot}.")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from lntune.cli.base import (
     JSON,
     LOG_DIR,
     OP,
+    PLOT,
     ROWS,
     SEED,
     TARGET,
@@ -25,6 +26,7 @@ from lntune.cli.base import (
     cases,
     command,
     dispatching,
+    draw,
     finish,
     names,
     print_json,
@@ -361,6 +363,7 @@ def bench(
         Path | None,
         typer.Option(help="Also write facts and records to this JSON file, for `lntune compare`."),
     ] = None,
+    plot: PLOT = None,
     target: TARGET = DEFAULT,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
@@ -384,12 +387,15 @@ def bench(
     """
     from lntune.backends import device_of
     from lntune.commands import bench as benchmark
+    from lntune.report import plots
     from lntune.report.output import Output
     from lntune.report.rows import peer_lines, rows_of, summary
     from lntune.report.tables import console, measured
 
     length = seconds("--time", time_per_case)
     _write(output)
+    if plot is not None:
+        plots.check(plot)
     if strided and (given_output or call_cost):
         got = f"{'--given-output' if given_output else '--call-cost'} beside it"
         raise InputError(got_expected("--strided", got, "neither --given-output nor --call-cost"))
@@ -404,13 +410,16 @@ def bench(
             expected = "neither that nor another kind of benchmark"
             raise InputError(got_expected("--training", f"{conflicts[0]} beside it", expected))
         requested = cases(op, hidden, dtype, rows, grid)
-        _training(requested, length, with_compile, seed, output, log_dir, wide, output_format)
+        _training(requested, length, with_compile, seed, output, plot, log_dir, wide, output_format)
         return
     if call_cost:
         if target != DEFAULT:
             got = f"--target {target} beside it"
             remedy = "It measures calls on the CPU."
             raise InputError(got_expected("--call-cost", got, "cpu", remedy))
+        if plot is not None:
+            expected = "no plot of it: it measures one row alone"
+            raise InputError(got_expected("--call-cost", f"--plot {plot} beside it", expected))
         if given_output or rows not in ("", "1"):
             got = f"{'--given-output' if given_output else f'--rows {rows}'} beside it"
             remedy = "It measures calls of one row that allocate their output."
@@ -448,6 +457,7 @@ def bench(
     peers = peer_lines(result.records)
     finish(Output(facts_of(result), shown, peers, table), output_format, wide)
     _say_where(output)
+    draw(plot, result.records)
 
 
 def _training(
@@ -456,6 +466,7 @@ def _training(
     with_compile: bool,
     seed: int,
     output: Path | None,
+    plot: Path | None,
     log_dir: Path | None,
     wide: bool,
     output_format: str,
@@ -488,6 +499,7 @@ def _training(
     printed = Output(facts_of(records), [steps_table(steps)], steps_lines(steps), steps)
     finish(printed, output_format, wide)
     _say_where(output)
+    draw(plot, records)
 
 
 def _call_cost(
