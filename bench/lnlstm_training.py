@@ -3,6 +3,8 @@ can be written in PyTorch today.
 
     python bench/lnlstm_training.py [--dtype float32,bfloat16] [--sequence 100] [--batch 32]
                                    [--hidden 512] [--output FOLDER]
+    python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,8,32,128 --hidden 256 --layers 1
+                                   --chunks "" --seconds 4 --output FOLDER    # how it scales
 
 An iteration is: gradients set to None, forward, loss = mean of the squared output, backward to all
 parameters. The optimizer's step is left out for everyone, and the input is data: it wants no
@@ -23,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import json
 import math
 import os
@@ -524,6 +527,8 @@ class Result(msgspec.Struct, frozen=True):
     notes: list[str]
     busy: bool
     timings: dict[str, Timing]
+    sequence: int
+    batch: int
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -612,7 +617,16 @@ def run(settings: Settings, dtype_name: str) -> Result:
             )
         )
     return Result(
-        dtype_name, rows, profiled, profiled.shares, tried, notes, measured.busy, measured.timings
+        dtype_name,
+        rows,
+        profiled,
+        profiled.shares,
+        tried,
+        notes,
+        measured.busy,
+        measured.timings,
+        settings.sequence,
+        settings.batch,
     )
 
 
@@ -682,8 +696,12 @@ def main(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float64; several with commas.")
     ] = "float32,bfloat16",
-    sequence: int = Settings().sequence,
-    batch: int = Settings().batch,
+    sequence: Annotated[str, typer.Option(help="Steps; several with commas.")] = str(
+        Settings().sequence
+    ),
+    batch: Annotated[str, typer.Option(help="Rows of a step; several with commas.")] = str(
+        Settings().batch
+    ),
     hidden: int = Settings().hidden,
     input: Annotated[int, typer.Option(help="Features of the input; 0: as hidden.")] = 0,
     layers: int = Settings().layers,
@@ -709,21 +727,26 @@ def main(
     ] = Settings().limit,
     seed: int = Settings().seed,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for lnlstm_training.json and lnlstm_training.txt.")
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder for lnlstm_training.json and lnlstm_training.txt; where there are several"
+                " sequences or batches, lnlstm_scaling.json and .txt."
+            )
+        ),
     ] = None,
 ) -> None:
     """Training iterations of LSTMs with layer normalization, lntune against PyTorch."""
-    many = tuple(int(c) for c in chunks.split(",") if c)
+    sizes = [(int(s), int(b)) for s in sequence.split(",") for b in batch.split(",")]
     settings = Settings(
-        sequence,
-        batch,
+        *sizes[0],
         hidden,
         input or hidden,
         layers,
         input_grad,
         rounds,
         seconds,
-        many,
+        tuple(int(c) for c in chunks.split(",") if c),
         limit,
         seed,
     )
@@ -741,9 +764,10 @@ def main(
         tempfile.TemporaryDirectory() as cache,
         mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
     ):
-        for name in dtype.split(","):
-            outcomes.append(run(settings, name))
-            show(screen, settings, outcomes[-1])
+        for name, (steps, rows) in itertools.product(dtype.split(","), sizes):
+            sized = msgspec.structs.replace(settings, sequence=steps, batch=rows)
+            outcomes.append(run(sized, name))
+            show(screen, sized, outcomes[-1])
     if output is not None:
         facts = {
             "device": device.current(),
@@ -755,10 +779,11 @@ def main(
             "results": outcomes,
         }
         output.mkdir(parents=True, exist_ok=True)
-        (output / "lnlstm_training.json").write_bytes(
+        name = "lnlstm_training" if len(sizes) == 1 else "lnlstm_scaling"
+        (output / f"{name}.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
         )
-        (output / "lnlstm_training.txt").write_text(screen.export_text())
+        (output / f"{name}.txt").write_text(screen.export_text())
 
 
 if __name__ == "__main__":

@@ -313,3 +313,22 @@ def test_command(script: ModuleType, tmp_path: Path) -> None:
         for name, share in result["shares"].items():
             assert f"{name} {100 * share:.1f} %" in text
     assert [r["dtype"] for r in facts["results"]] == ["float32", "bfloat16"]
+
+
+def test_how_it_scales(script: ModuleType, tmp_path: Path) -> None:
+    """Several sequences and batches are measured each with each, and go to files of their own."""
+    app = typer.Typer()
+    app.command()(script.main)
+    sizes = ["--sequence", "2,3", "--batch", "3,1", "--hidden", str(HIDDEN), "--layers", "1"]
+    brief = ["--dtype", "float32", "--seconds", "0.01", "--rounds", "1", "--chunks", ""]
+    done = CliRunner().invoke(app, [*sizes, *brief, "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "lnlstm_scaling.json",
+        "lnlstm_scaling.txt",
+    }
+    results = json.loads((tmp_path / "lnlstm_scaling.json").read_text())["results"]
+    measured = [(r["sequence"], r["batch"]) for r in results]
+    assert measured == [(2, 3), (2, 1), (3, 3), (3, 1)]
+    for steps, rows in measured:
+        assert f"sequence {steps}, batch {rows}," in done.output

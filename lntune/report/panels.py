@@ -27,6 +27,8 @@ BLACK, ORANGE, BLUE, GREEN, GREY = "#000000", "#E69F00", "#0072B2", "#009E73", "
 DTYPE_LOOKS = {"float32": (BLUE, "o"), "bfloat16": (ORANGE, "s"), "float16": (GREEN, "^")}
 LABELS = 9
 """So many hidden sizes have room below an axis."""
+SIZES = 5
+"""So many numbers of bytes do."""
 SMALL = 7
 """Points of what is written small."""
 
@@ -59,7 +61,7 @@ def ratios(axes: Axes, points: Sequence[Point], counts: Sequence[int], smallest:
         # side by side, so that no interval hides another
         aside = 2 ** (0.05 * (place - (len(counts) - 1) / 2))
         x, y = [p.case.hidden * aside for p in some], [p.ratio for p in some]
-        look = _look(place, len(counts))
+        look = appearance(place, len(counts))
         axes.plot(x, y, color=look["color"], linewidth=1, alpha=0.7)
         axes.errorbar(
             x,
@@ -80,7 +82,7 @@ def ratios(axes: Axes, points: Sequence[Point], counts: Sequence[int], smallest:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _look(place: int, count: int) -> dict[str, Any]:
+def appearance(place: int, count: int) -> dict[str, Any]:
     """Colour and mark of one of an ordered number of lines."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -124,8 +126,6 @@ def level(panels: Sequence[Axes]) -> None:
 
 def roof(axes: Axes, rows: Sequence[Row], device: Device) -> None:
     """Bandwidth over the bytes that a call moves, below that of a plain copy in the same rounds."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for dtype, (color, mark) in DTYPE_LOOKS.items():
@@ -147,18 +147,26 @@ def roof(axes: Axes, rows: Sequence[Row], device: Device) -> None:
             axes.axvline(size, color=GREY, linestyle=":", linewidth=0.9)
             at_top = axes.get_xaxis_transform()
             axes.text(size, 1, f" {name}", transform=at_top, va="top", fontsize=SMALL)
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _bytes_text(size)))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    sizes = [2**power for power in powers[:: math.ceil(len(powers) / SIZES)]]
+    axes.set_xticks([float(size) for size in sizes], [_bytes_text(size) for size in sizes])
+    plain_numbers(axes)
     axes.set(title=f"{rows[0].op}, bandwidth", ylabel="GB/s")
     axes.legend(fontsize=SMALL, loc="lower right", framealpha=0.8)
 
 
-def _bytes_text(size: float) -> str:
+def plain_numbers(axes: Axes) -> None:
+    """The upright axis, logarithmic, with 1, 2, 5, 10 in the place of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _bytes_text(size: int) -> str:
     """A number of bytes as people say it."""
-    power = min(3, int(math.log2(max(1, size)) // 10))
+    power = min(3, int(math.log2(size) // 10))
     return f"{size / 1024**power:g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 

@@ -50,9 +50,9 @@ def check(path: Path) -> None:
         raise InputError(got_expected("--plot", path, expected, "Run: pip install 'lntune[plot]'"))
 
 
-def of_records(records: Sequence[Record], path: Path) -> None:
+def of_records(records: Sequence[Record], path: Path, bandwidth: bool = True) -> None:
     """Write a plot of finals or benchmarks of one device: for each operator a panel of speedups for
-    each dtype, and one of bandwidths. What was disturbed is left out, and counted below.
+    each dtype, and one of `bandwidth`. What was disturbed is left out, and counted below.
 
     Raises:
         InputError: there is nothing to draw, or of several devices; and as `check` has it.
@@ -67,7 +67,7 @@ def of_records(records: Sequence[Record], path: Path) -> None:
     if not points:
         got = f"{counted(len(records), 'measurement')}, all of them disturbed or of no rival"
         raise InputError(got_expected("--plot", got, "something that speedups can be drawn of"))
-    rows = [row for r in sound if (row := row_of(r)).of_copy]
+    rows = [row for r in sound if bandwidth and (row := row_of(r)).of_copy]
 
     def beside(axes: Axes, op: str) -> None:
         if some := [row for row in rows if row.op == op]:
@@ -78,7 +78,7 @@ def of_records(records: Sequence[Record], path: Path) -> None:
     with own_style():
         figure = _grid(
             points,
-            f"Times as fast as {_rivals(sound)}",
+            f"How many times as fast as {_rivals(sound)}",
             beside if rows else None,
         )
         left_out = len(records) - len(sound)
@@ -107,7 +107,9 @@ def of_comparison(result: Result, path: Path) -> None:
         got = "no case of which a ratio is known"
         raise InputError(got_expected("--plot", got, "cases that both sides have"))
     with own_style():
-        figure = _grid(points, f"{result.b}: times as fast as {result.a}", None, result.smallest)
+        figure = _grid(
+            points, f"{result.b}: how many times as fast as {result.a}", None, result.smallest
+        )
         dates = sorted({m.time[:10] for c in result.cases for m in (c.a, c.b) if m.time})
         notes = [
             ", ".join(sorted({c.device for c in result.cases})),
