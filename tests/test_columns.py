@@ -35,12 +35,15 @@ from lntune.report import (
     costs,
     dry_runs,
     findings,
+    histories,
     inspections,
+    overview,
     tables,
     training,
     verdicts,
 )
 from lntune.report.columns import KEY, WIDE, Column, Table, key
+from lntune.report.history import Final, History, Run, Step
 from lntune.report.output import Output, print_table
 from lntune.report.rows import Row
 from lntune.tune.dry import DryRun, Plan, Ranked
@@ -175,6 +178,28 @@ def the_builds() -> Table:
     )
 
 
+def the_overview() -> Table:
+    """What cases of two operators come to."""
+    rows = [row(c, over_compile=1.2) for c in CASES]
+    return overview.overview_table(overview.overviews(rows, CASES), "amd-epyc")
+
+
+def the_histories() -> Table:
+    """A case that was measured three times, and one that was disturbed."""
+    finals = [
+        Final("run", "2026-01-02T03:04:05", 12_345.6, ratio, "cached_rows", "lanes=4")
+        for ratio in (1.5, None, 2.5)
+    ]
+    steps = [Step("2026-01-02", "2026-01-03", 1.7, 1.6, 1.8, ["tvm 1 -> 2"])]
+    return histories.histories_table(
+        [
+            History("amd-epyc", CASES[0], "1", finals, steps),
+            History("amd-epyc", CASES[1], "16384+", [finals[1], finals[1]], []),
+        ],
+        "amd-epyc",
+    )
+
+
 def the_verdicts() -> Table:
     """A right kernel and a wrong one."""
     results = [
@@ -205,6 +230,15 @@ TABLES: dict[str, Callable[[], Table]] = {
     ),
     "bench on a GPU": lambda: tables.cases_table(
         [row(c) for c in CASES], "outputs allocated", details=True, bandwidth=3.35e12
+    ),
+    "report --knobs": lambda: tables.cases_table(
+        [row(c) for c in CASES], "amd-epyc", details=True, knobs_below=True
+    ),
+    "report's summary": the_overview,
+    "report --history": the_histories,
+    "report --history's runs": lambda: histories.runs_table(
+        [Run("0123456789ab", "2026-01-02T03:04", "2026-01-02", n, ["tvm 1 -> 2"]) for n in (1, 60)],
+        "runs",
     ),
     "demo": lambda: tables.cases_table([row(c) for c in CASES], "layer_norm"),
     "bench --call-cost": the_costs,
@@ -242,6 +276,14 @@ def shown(table: Table, width: int) -> list[str]:
     return out.getvalue().splitlines()
 
 
+def beside(table: Table) -> str:
+    """What may stand above groups of rows and below rows."""
+    shared = [i for i, column in enumerate(table.columns) if column.shared and table.grouped]
+    below = [i for i, column in enumerate(table.columns) if column.below]
+    parts = [[row[i].plain for i in which] for row in table.rows for which in (shared, below)]
+    return "\n".join(map(" ".join, parts))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
@@ -254,7 +296,8 @@ def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
     assert "…" not in "".join(lines)
     everything = " ".join(" ".join(lines).split())
     for i, column in enumerate(table.columns):
-        assert column.name in everything, "a column is shown or named as left out"
+        said = (table.grouped and column.shared) or column.drawn or column.below
+        assert said or column.name in everything, "a column is shown or named as left out"
         if column.rank == KEY:
             assert all(cells[i].plain in everything for cells in table.rows)
     names = {column.name for column in table.columns}
@@ -263,6 +306,9 @@ def test_a_table_keeps_its_point_on_a_terminal(name: str, width: int) -> None:
     )
     assert header is not None or width < 80, "one line a row from 80 columns on"
     if header is not None:
+        lines = lines[: header + 1] + [
+            line for line in lines[header + 1 :] if line.strip() not in beside(table)
+        ]
         listed = re.split(r" {2,}", lines[header].strip())
         keys = [
             i
@@ -286,7 +332,10 @@ def test_a_table_in_a_pipe_is_one_line_a_row(name: str) -> None:
     assert len(lines) == bool(table.title) + 1 + len(table.rows)
     assert all(line == line.rstrip() and line.isascii() for line in lines)
     for line, cells in zip(lines[-len(table.rows) :], table.rows, strict=True):
-        assert re.split(r" {2,}", line.strip()) == [cell.plain for cell in cells]
+        plain = [
+            c.plain for c, column in zip(cells, table.columns, strict=True) if not column.drawn
+        ]
+        assert re.split(r" {2,}", line.strip()) == plain
 
 
 def test_all_tables_are_tried_here() -> None:
@@ -313,7 +362,8 @@ def test_all_tables_are_tried_here() -> None:
         inspections.table,
         dry_runs.table,
     )
-    assert makers == {*tried, bringup.operators_table, training.steps_table}
+    others = (overview.overview_table, histories.runs_table, histories.histories_table)
+    assert makers == {*tried, *others, bringup.operators_table, training.steps_table}
 
 
 # --- the mechanism
@@ -381,13 +431,11 @@ def test_a_table_without_rows_has_its_names() -> None:
 
 
 def test_a_column_is_plain_data() -> None:
-    """Columns are declared, not computed: name, rank, side, shared."""
-    assert [f.name for f in dataclasses.fields(columns.Column)] == [
-        "name",
-        "rank",
-        "right",
-        "shared",
-    ]
+    """Columns are declared, not computed: name, rank, side, and where else their cells may
+    stand.
+    """
+    names = [f.name for f in dataclasses.fields(columns.Column)]
+    assert names == ["name", "rank", "right", "shared", "drawn", "below"]
 
 
 # --- doctor

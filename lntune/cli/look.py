@@ -1,11 +1,9 @@
-"""Commands that change nothing: operators, the log, what serves a call and why, its code, two runs
+"""Commands that change nothing: operators, what serves a call and why, its code, two runs
 side by side, the state of the machine.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,13 +29,8 @@ from lntune.cli.base import (
     print_json,
     some,
     tell,
-    using_logs,
 )
-from lntune.device import Device
 from lntune.errors import InputError, got_expected, unknown
-from lntune.log import records
-from lntune.system import paths
-from lntune.words import counted
 
 
 @command("List operators, their variants and their schedules", name="ops")
@@ -63,92 +56,6 @@ def list_ops(output_format: FORMAT = "table", as_json: JSON = False) -> None:
             lines.append((f"  {lead}: ", ", ".join(schedule.for_op(o.name, kind)) or "none"))
         lines.append(("  variants: ", ", ".join(o.variants)))
     finish(Output(operators, (), lines, operators), output_format)
-
-
-@command("What is tuned, how fast, and against whom, as a table")
-def report(
-    op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
-    log_dir: LOG_DIR = None,
-    everywhere: Annotated[
-        bool, typer.Option("--all-devices", help="Also the records of other devices.")
-    ] = False,
-    target: Annotated[
-        str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
-    ] = DEFAULT,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Write a page with charts and every record to this file, too."),
-    ] = None,
-    wide: WIDE = False,
-    output_format: FORMAT = "table",
-    as_json: JSON = False,
-) -> None:
-    """Show the tuning log as a table: the measurement of each case that serves it.
-
-    Exit code 1 when there is none.
-    """
-    from lntune import schedule
-    from lntune.backends import device_of
-    from lntune.log import select
-    from lntune.report.columns import whole
-    from lntune.report.output import Output
-    from lntune.report.page import write
-    from lntune.report.rows import rows_of, summary
-    from lntune.report.tables import measured
-
-    if op:
-        ops.get(op)
-    owner_device = None if everywhere else device_of(target)
-    with using_logs(log_dir):
-        folders = paths.log_dirs()
-        finals = records.read(folders, op or None, owner_device, role="final")
-    schedules = schedule.all_schedules()
-    if owner_device is None:
-        groups = [(group[0].device.slug, group) for group in records.by_device(finals)]
-    else:  # also of folders named before devices told their model
-        groups = [(owner_device.slug, finals)]
-    tables = [
-        (slug, rows)
-        for slug, group in groups
-        if (rows := rows_of(select.served(group, schedules).values(), schedules))
-    ]
-    facts = [{"device": slug, "cases": rows, "summary": summary(rows)} for slug, rows in tables]
-    shown = [table for slug, rows in tables for table in measured(rows, slug)]
-    lines: list[str] = []
-    if not tables:
-        lines = _failed(folders, op, owner_device)
-        owner = "any device" if everywhere else "this device" if target == DEFAULT else target
-        is_here = owner_device is None or _is_here(owner_device)
-        run = "Run" if is_here else "Run where it is"
-        tuning = f"lntune tune {op or ops.DEFAULT}{_target(target if is_here else 'cuda')}"
-        tell(f"no measurements of {owner} in {', '.join(map(whole, folders))}. {run}: {tuning}")
-    every = [row for _, rows in tables for row in rows]
-
-    def page() -> str:
-        words = ["lntune", "report", *([op] if op else []), *_target(target).split()]
-        words += ["--all-devices"] if everywhere else []
-        words += ["--log-dir", str(log_dir)] if log_dir else []
-        words += ["--html", str(html or "report.html")]
-        return write.of_logs(folders, schedules, shlex.join(words), op, owner_device)
-
-    if html:
-        write.save(html, page())
-        tell(f"wrote {html}")
-    finish(Output(facts, shown, lines, every, page), output_format, wide, ok=bool(tables))
-
-
-def _failed(folders: Sequence[Path], op: str, device: Device | None) -> list[str]:
-    """What the log holds where it holds no measurement that counts: trials, and why they failed."""
-    from lntune.report.failures import Failures, lines
-
-    trials, failures = records.read(folders, op or None, device, role="trial"), Failures()
-    if not trials:
-        return []
-    for trial in trials:
-        if trial.status != "ok":
-            failures.add(trial.status, trial.message)
-    count = f"{counted(len(trials), 'trial')}, none of which has won a case"
-    return [count, *lines(failures.reasons())]
 
 
 @command("Which kernel serves a call, and why")
@@ -319,22 +226,6 @@ def inspect(
     facts = [{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels]
     output = Output(facts, [inspections.table(kernels)], inspections.lines(kernels), facts)
     finish(output, output_format, wide, ok=not any(kernel.problems for kernel in kernels))
-
-
-def _target(target: str) -> str:
-    """The option as a command in a message has it."""
-    return "" if target == DEFAULT else f" --target {target}"
-
-
-def _is_here(device: Device) -> bool:
-    """Whether a device is of this machine."""
-    from lntune import backends
-
-    try:
-        backends.of(device).torch_device(device)
-    except InputError:
-        return False
-    return True
 
 
 def _first(op: str, kind: str) -> Any:

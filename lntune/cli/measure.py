@@ -115,9 +115,10 @@ def tune(
     from lntune.report.columns import whole
     from lntune.report.failures import lines
     from lntune.report.output import Output
+    from lntune.report.overview import measured
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
-    from lntune.report.tables import console, measured
+    from lntune.report.tables import console
     from lntune.tune import Settings
     from lntune.tune import tune as run
 
@@ -389,8 +390,9 @@ def bench(
     from lntune.commands import bench as benchmark
     from lntune.report import plots
     from lntune.report.output import Output
+    from lntune.report.overview import measured
     from lntune.report.rows import peer_lines, rows_of, summary
-    from lntune.report.tables import console, measured
+    from lntune.report.tables import console
 
     length = seconds("--time", time_per_case)
     _write(output)

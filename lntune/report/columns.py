@@ -2,11 +2,12 @@
 
 On a terminal the columns that matter least are left out until a row fits its width, and a line says
 which; where even the key columns do not fit, rows become blocks of `name value`. In a pipe or a
-file every column is there, however wide.
+file every column is there, however wide, but for bars, which are figures drawn once more.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,8 @@ from typing import TypeAlias
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from lntune.report import bars
 
 WIDE = 1_000_000
 """The width of what is not a terminal: nothing is left out or broken."""
@@ -32,12 +35,16 @@ class Column:
     """A column. Of those that do not fit the highest `rank` goes first, KEY never.
 
     `shared`: where all rows have the same and space is short, it is said once above the table.
+    `drawn`: bars, for terminals alone. `below`: on a terminal it has a line of its own below the
+    row.
     """
 
     name: str
     rank: int = KEY
     right: bool = True
     shared: bool = False
+    drawn: bool = False
+    below: bool = False
 
 
 def key(*names: str) -> list[Column]:
@@ -48,12 +55,22 @@ def key(*names: str) -> list[Column]:
 class Table:
     """A title, columns, rows of a cell for each column, and notes: the sentences that stand below
     it. Prints itself, without these, on a Rich console.
+
+    `grouped`: on a terminal what the shared columns have is said once above each group of rows that
+    have the same.
     """
 
-    def __init__(self, title: str, columns: Iterable[Column], notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        columns: Iterable[Column],
+        notes: Iterable[str] = (),
+        grouped: bool = False,
+    ) -> None:
         self.title = title
         self.columns = list(columns)
         self.notes = list(notes)
+        self.grouped = grouped
         self.rows: list[list[Text]] = []
 
     def add(self, *cells: Cell) -> None:
@@ -63,21 +80,20 @@ class Table:
         self.rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in filled])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self.lines(options.max_width if console.is_terminal else WIDE)
+        for line in self.lines(options.max_width if console.is_terminal else WIDE):
+            yield bars.plain(line) if options.ascii_only else line
 
     def lines(self, width: int) -> list[Text]:
         """The table for a terminal of that many columns."""
         shown, shared, omitted = self._fit(width)
         title = ", ".join(part for part in (self.title, *shared) if part)
         lines = [Text(title, style="bold")] if title else []
-        if self._width(shown) <= width:
-            lines += self._grid(shown)
-        else:
-            lines += self._blocks(shown, width)
+        grid = self._width(shown) <= width
+        lines += self._grid(shown, width) if grid else self._blocks(shown, width)
         if omitted:
-            names = ", ".join(self.columns[i].name for i in omitted)
+            names = ", ".join(self.columns[i].name for i in omitted if not self.columns[i].drawn)
             note = f"not shown for want of width: {names}; --wide or a pipe shows all"
-            lines.append(Text(note, style="dim"))
+            lines += [Text(note, style="dim")] if names else []
         return lines
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
@@ -93,7 +109,16 @@ class Table:
         """The columns to show, what all rows share and is said above instead, and the columns that
         are left out.
         """
-        shown, shared, omitted = list(range(len(self.columns))), [], []
+        apart = self._of_groups(width) + self._below(width)
+        shown, shared, omitted = (
+            [
+                i
+                for i, column in enumerate(self.columns)
+                if i not in apart and not (column.drawn and width == WIDE)
+            ],
+            [],
+            [],
+        )
         if self._width(shown) > width and len(self.rows) > 1:
             for i in [i for i in shown if self._same(i)]:
                 shown.remove(i)
@@ -108,28 +133,57 @@ class Table:
         """Whether a column may be said once above the table: all rows have the same."""
         return self.columns[i].shared and len({row[i].plain for row in self.rows}) == 1
 
-    def _grid(self, shown: Sequence[int]) -> list[Text]:
+    def _of_groups(self, width: int) -> list[int]:
+        """The columns that are said above groups of rows."""
+        if not self.grouped or width == WIDE:
+            return []
+        return [i for i, column in enumerate(self.columns) if column.shared]
+
+    def _below(self, width: int) -> list[int]:
+        """The columns that have lines of their own."""
+        return [i for i, column in enumerate(self.columns) if column.below and width != WIDE]
+
+    def _groups(self, width: int) -> list[tuple[list[Text], list[list[Text]]]]:
+        """Rows in their order, with what is said above them."""
+        of_groups = self._of_groups(width)
+
+        def shared(row: Sequence[Text]) -> str:
+            return " ".join(row[i].plain for i in of_groups)
+
+        return [
+            ([Text(heading, style="bold")] if heading else [], list(rows))
+            for heading, rows in itertools.groupby(self.rows, shared)
+        ]
+
+    def _grid(self, shown: Sequence[int], width: int) -> list[Text]:
         header = [Text(column.name, style="bold") for column in self.columns]
         widths = self._widths(shown)
-        lines = []
-        for row in (header, *self.rows):
-            line = Text(no_wrap=True, overflow="ignore")
-            for i, size in zip(shown, widths, strict=True):
-                padding = " " * (size - row[i].cell_len)
-                line.append(GAP if i != shown[0] else "")
-                line.append_text(
-                    Text(padding) + row[i] if self.columns[i].right else row[i] + padding
-                )
-            line.rstrip()
-            lines.append(line)
+        lines = [self._line(header, shown, widths)]
+        for heading, rows in self._groups(width):
+            lines += heading
+            for row in rows:
+                lines.append(self._line(row, shown, widths))
+                for i in self._below(width):
+                    broken = textwrap.wrap(row[i].plain, width - 2 * len(GAP))
+                    lines += [Text(2 * GAP + part, style="dim") for part in broken]
         return lines
+
+    def _line(self, row: Sequence[Text], shown: Sequence[int], widths: Sequence[int]) -> Text:
+        line = Text(no_wrap=True, overflow="ignore")
+        for i, size in zip(shown, widths, strict=True):
+            padding = " " * (size - row[i].cell_len)
+            line.append(GAP if i != shown[0] else "")
+            line.append_text(Text(padding) + row[i] if self.columns[i].right else row[i] + padding)
+        line.rstrip()
+        return line
 
     def _blocks(self, shown: Sequence[int], width: int) -> list[Text]:
         """Each row as lines of `name value`, as many of these on a line as fit."""
+        pairs = sorted({*shown, *self._of_groups(width), *self._below(width)})
         lines = []
         for row in self.rows:
             line = Text()
-            for n, i in enumerate(shown):
+            for n, i in enumerate(pairs):
                 pair = Text(f"{self.columns[i].name} ", style="dim") + row[i]
                 if n and line.cell_len + len(GAP) + pair.cell_len > width:
                     lines.append(line)

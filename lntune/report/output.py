@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lntune.errors import InputError, got_expected
-from lntune.report.columns import Cell, Table, hanging, say
+from lntune.report.columns import WIDE, Cell, Table, hanging, say
 
 Format = Literal["table", "markdown", "csv", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -46,10 +46,13 @@ def print_table(output: Output, out: Console) -> None:
     """Print the tables, each with its notes, and the sentences below them; the terminal breaks what
     is longer than a line.
     """
-    for table in output.tables:
+    apart = "\n" if out.is_terminal and out.width != WIDE else ""
+    for number, table in enumerate(output.tables):
+        out.print(apart if number else "", end="")
         out.print(table, crop=False)
         for note in table.notes:
             say(out, note)
+    out.print(apart if output.tables and output.lines else "", end="")
     for line in output.lines:
         if isinstance(line, str):
             say(out, line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune import ops, timing
-from lntune.case import Case, bucket_label
+from lntune.case import DTYPES, Case, bucket_label
 from lntune.knobs import describe
 from lntune.log import select
 from lntune.log.records import Record, Timing
@@ -26,6 +26,11 @@ class Row(msgspec.Struct, frozen=True):
     on plain random inputs divided by eager's own on these, `of_allowed` = largest error on the
     inputs made to break kernels as a share of what is allowed there, `spread` = distance between
     the quartiles over the median.
+
+    `bytes` and `flops` are the least that the case takes, `copy_gbps` is the bandwidth of a copy of
+    its first tensor, `of_roof` the share of what memory lets through: of `roof`, a copy in the same
+    rounds or, where a record has none, the best of the log. `over_compile` = torch.compile / tuned,
+    where a benchmark of the same kernel is in the log.
 
     None stands for what was not measured, and for all that would be reckoned from times that were
     disturbed: `disturbed` says by what. `stale`: the schedule has changed since.
@@ -55,6 +60,22 @@ class Row(msgspec.Struct, frozen=True):
     disturbed: str
     stale: bool
     time: str
+    over_compile: float | None = None
+    bytes: int | None = None
+    flops: int | None = None
+    copy_gbps: float | None = None
+    of_roof: float | None = None
+    roof: str = ""
+    run: str = ""
+
+    @property
+    def case(self) -> Case:
+        """The case that it is of."""
+        return Case(self.op, self.hidden, self.dtype, self.rows)
+
+
+SAME_ROUNDS, BEST_COPY = "copy in the same rounds", "best copy of the log"
+""""roof" of a row."""
 
 
 def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
@@ -87,7 +108,9 @@ def row_of(record: Record, stale: bool = False) -> Row:
     )
     compiled = timings.get("compile")
     better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
-    moved = ops.get(case.op).bytes(case) if case.op in ops.OPS else None
+    op = ops.OPS.get(case.op)
+    moved = op.bytes(case) if op else None
+    of_copy = _of_copy(case, pairwise(copy, tuned))
     return Row(
         op=case.op,
         device=record.device.slug,
@@ -104,7 +127,7 @@ def row_of(record: Record, stale: bool = False) -> Row:
         over_better=pairwise(better, tuned),
         over_default=pairwise(default, tuned),
         gbps=moved / tuned.median_us / 1e3 if moved and tuned and tuned.median_us else None,
-        of_copy=_of_copy(case, pairwise(copy, tuned)),
+        of_copy=of_copy,
         error=max(record.versus_eager.values(), default=None),
         of_allowed=max(record.errors.values(), default=None),
         spread=spread(tuned),
@@ -113,7 +136,20 @@ def row_of(record: Record, stale: bool = False) -> Row:
         disturbed=disturbed,
         stale=stale,
         time=record.time,
+        over_compile=pairwise(compiled, tuned),
+        bytes=moved,
+        flops=op.flops(case) if op else None,
+        copy_gbps=_copied(case) / copy.median_us / 1e3 if op and copy and copy.median_us else None,
+        of_roof=of_copy if op else None,
+        roof=SAME_ROUNDS if op and of_copy is not None else "",
+        run=record.run,
     )
+
+
+def _copied(case: Case) -> int:
+    """The bytes that the copy which is measured beside a case reads and writes."""
+    first = next(a for a in ops.get(case.op).arguments(case) if len(a.shape) > 1)
+    return 2 * DTYPES[first.dtype] * math.prod(first.sizes(case.rows, case.hidden))
 
 
 def _of_copy(case: Case, faster: float | None) -> float | None:

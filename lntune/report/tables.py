@@ -8,13 +8,16 @@ from rich.console import Console
 from rich.text import Text
 
 from lntune import knobs
+from lntune.report.bars import bar
 from lntune.report.columns import KEY, WIDE, Cell, Column, Table, key
-from lntune.report.rows import Row, summary
+from lntune.report.rows import BEST_COPY, Row, summary
 from lntune.words import counted
 
 TWICE = 2
 """What kernels are allowed of eager's own error, beside some roundings."""
 ROW_STRIDED = ", row-strided"
+DISTURBED = "disturbed by other work on the machine"
+STALE = "stale, measured before the schedule changed"
 
 
 def console(stderr: bool = False, wide: bool = False) -> Console:
@@ -55,18 +58,29 @@ def ratio_text(value: float | None) -> Text:
     return Text(number(value, 2, "x"), style=style)
 
 
+BAR = 14
+"""Characters of the longest bar."""
+
+
 def cases_table(
-    rows: Sequence[Row], title: str, details: bool = False, bandwidth: float | None = None
+    rows: Sequence[Row],
+    title: str,
+    details: bool = False,
+    bandwidth: float | None = None,
+    knobs_below: bool = False,
 ) -> Table:
     """Per case: eager and torch.compile where measured, tuned, the ratios, bandwidth, share of a
     copy, errors.
 
     Where `bandwidth` is known, that of a large plain copy on the device in bytes a second, also the
-    share of it.
+    share of it. `knobs_below`: on a terminal the knobs have lines of their own.
     """
     compiled, eager = any(r.compile_us for r in rows), any(r.eager_us for r in rows)
+    over_compile = not any(r.over_better for r in rows) and any(r.over_compile for r in rows)
     default = details and any(r.default_us for r in rows)
+    of_log = any(r.roof == BEST_COPY for r in rows)
     of_bandwidth = f"of {bandwidth / 1e9:.0f} GB/s" if bandwidth else ""
+    most = max((r.speedup for r in rows if r.speedup), default=1.0)
 
     def share(r: Row) -> str:
         return percent(r.gbps * 1e9 / bandwidth if bandwidth and r.gbps else None)
@@ -83,9 +97,20 @@ def cases_table(
             lambda r: micros(r.tuned_us) + "*" * bool(r.disturbed) + "!" * r.stale,
         ),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
-        (compiled, Column("over better", 2), lambda r: ratio_text(r.over_better)),
-        (True, Column("GB/s", 8), lambda r: number(r.gbps, 1)),
-        (True, Column("of copy", 3 if eager else KEY), lambda r: percent(r.of_copy)),
+        (
+            eager,
+            Column(f"up to {most:.3g}x", 3, right=False, drawn=True),
+            lambda r: bar(r.speedup, most, BAR),
+        ),
+        (
+            compiled and not over_compile,
+            Column("over better", 2),
+            lambda r: ratio_text(r.over_better),
+        ),
+        (over_compile, Column("over compile", 2), lambda r: ratio_text(r.over_compile)),
+        (True, Column("GB/s", 4), lambda r: number(r.gbps, 1)),
+        (True, Column("of copy", 2 if eager else KEY), lambda r: percent(r.of_copy)),
+        (of_log, Column("of best copy", 5), lambda r: percent(r.of_roof)),
         (bool(bandwidth), Column(of_bandwidth, 4), share),
         (True, Column("error/allowed", 6), lambda r: number(r.of_allowed, 2)),
         (True, Column("error/eager's", 9), lambda r: number(r.error, 2)),
@@ -93,25 +118,32 @@ def cases_table(
         (details, Column("spread", 10), lambda r: percent(r.spread)),
         (
             details,
-            Column("schedule and knobs", 11, right=False),
+            Column("schedule and knobs", 11, right=False, below=knobs_below),
             lambda r: f"{r.schedule} {r.knobs}".strip(),
         ),
     ]
     used = [(column, cell) for shown, column, cell in figures if shown]
-    table = Table(title, [*key("op", "dtype"), *(column for column, _ in used)])
+    columns = [*key("op", "dtype"), *(column for column, _ in used)]
+    table = Table(title, columns, grouped=True)
     for r in rows:
         table.add(r.op, r.dtype, *(cell(r) for _, cell in used))
     return table
 
 
-def measured(rows: Sequence[Row], title: str, bandwidth: float | None = None) -> list[Table]:
-    """The table of cases, if any, with all columns and what it comes to."""
-    table = cases_table(rows, title, details=True, bandwidth=bandwidth)
-    table.notes = summary_lines(rows)
-    return [table] if rows else []
-
-
 def summary_lines(rows: Sequence[Row]) -> list[str]:
+    """What the table comes to, in sentences, and what its marks mean."""
+    facts = summary(list(rows))
+    lines = result_lines(rows)
+    if facts["disturbed"]:
+        lines.append(f"* {facts['disturbed']} {DISTURBED}: neither times nor ratios hold")
+    if facts["stale"]:
+        lines.append(
+            f"! {facts['stale']} {STALE}: lntune report has the command that measures again"
+        )
+    return lines
+
+
+def result_lines(rows: Sequence[Row]) -> list[str]:
     """What the table comes to, in sentences."""
     facts = summary(list(rows))
     lines = [counted(facts["cases"], "case")]
@@ -145,15 +177,5 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
             " counts, whose limit is 1"
-        )
-    if facts["disturbed"]:
-        lines.append(
-            f"* {facts['disturbed']} disturbed by other work on the machine:"
-            " neither times nor ratios hold"
-        )
-    if facts["stale"]:
-        lines.append(
-            f"! {facts['stale']} stale, measured before the schedule changed: lntune doctor has the"
-            " command that measures again"
         )
     return lines

@@ -20,11 +20,11 @@ from lntune.case import bucket_label
 from lntune.compare.comparison import Result
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
-from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.report.page import cells, charts, compared, packed, trials
 from lntune.report.page.facts import CaseFacts, DeviceFacts, gather
 from lntune.report.rows import geomean
+from lntune.report.survey import Wanted, measured
 from lntune.report.tables import micros, number, percent
 from lntune.schedule import Schedule
 from lntune.system import scratch
@@ -61,12 +61,12 @@ def of_logs(
     folders: Sequence[Path],
     schedules: Mapping[str, Schedule],
     command: str,
-    op: str = "",
+    wanted: Wanted,
     device: Device | None = None,
 ) -> str:
-    """The page of what folders of logs hold, of one operator or device where given."""
-    every = records.read(folders, op or None, device)
-    return report(gather(every, schedules, op, device), command)
+    """The page of what is asked for of folders of logs, of one device where given."""
+    every = [r for _, group in measured(folders, wanted, device, ()) for r in group]
+    return report(gather(every, schedules, wanted.op, device), command)
 
 
 def compare(result: Result, command: str) -> str:

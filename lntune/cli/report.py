@@ -1,0 +1,208 @@
+"""The command `lntune report`: what tuning logs say."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lntune import ops
+from lntune.backends import DEFAULT
+from lntune.cli.base import (
+    DTYPE,
+    FORMAT,
+    HIDDEN,
+    JSON,
+    LOG_DIR,
+    ROWS,
+    WIDE,
+    command,
+    finish,
+    integers,
+    names,
+    tell,
+    using_logs,
+)
+from lntune.device import Device
+from lntune.errors import InputError, got_expected
+from lntune.log import records
+from lntune.report.survey import Wanted
+from lntune.system import paths
+from lntune.words import counted
+
+MANY = 40
+"""Cases beyond which a terminal shows what they come to, unless some of them are asked for."""
+
+
+@command("What is tuned, how fast, and against whom, as a table")
+def report(
+    op: Annotated[str, typer.Argument(help="Operator; all by default.")] = "",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    log_dir: LOG_DIR = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", help="Devices whose folder has this in its name, instead of this machine's."
+        ),
+    ] = "",
+    everywhere: Annotated[
+        bool, typer.Option("--all-devices", help="Also the records of other devices.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
+    ] = DEFAULT,
+    every_case: Annotated[
+        bool,
+        typer.Option(
+            "--cases",
+            help=f"A line for each case, also of more than {MANY} on a terminal.",
+        ),
+    ] = False,
+    knobs: Annotated[
+        bool, typer.Option("--knobs", help="The knobs of each case, on a line below it.")
+    ] = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history", help="How cases went from run to run, and where they became faster."
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with charts and every record to this file, too."),
+    ] = None,
+    wide: WIDE = False,
+    output_format: FORMAT = "table",
+    as_json: JSON = False,
+) -> None:
+    """Show what the tuning log comes to by operator and dtype, then a line for each case: the
+    measurement that serves it, with a bar for how many times as fast as eager mode it is.
+
+    On a terminal the lines are left out where there are many and none are asked for by an operator,
+    a size or --cases. What is missing of the default grid or has to be measured again is counted,
+    with the command that does it. --history follows how many times as fast as eager mode cases are
+    (which leaves out how fast the machine was) and names the steps that are certain.
+
+    Exit code 1 when there is no measurement.
+    """
+    from lntune import schedule
+    from lntune.backends import device_of
+    from lntune.report import histories, surveyed
+    from lntune.report.output import Output
+    from lntune.report.survey import surveys
+
+    if device and target != DEFAULT:
+        raise InputError(got_expected("--device", f"{device} beside --target {target}", "one"))
+    if history and (html or output_format == "html"):
+        raise InputError(got_expected("--history", "a page beside it", "one of the two"))
+    wanted = Wanted(
+        op, tuple(integers("--hidden", hidden)), tuple(names(dtype)),
+        tuple(integers("--rows", rows)), device,
+    )  # fmt: skip
+    owner = None if everywhere or device else device_of(target)
+    again = _command(
+        op,
+        {
+            "--hidden": hidden,
+            "--dtype": dtype,
+            "--rows": rows,
+            "--device": device,
+            "--all-devices": everywhere,
+            "--target": "" if target == DEFAULT else target,
+            "--log-dir": str(log_dir or ""),
+            "--history": history,
+        },
+    )
+    with using_logs(log_dir):
+        folders = paths.log_dirs()
+        schedules = schedule.all_schedules()
+        if history:
+            output = histories.of_logs(folders, wanted, owner, again)
+        else:
+            found = surveys(folders, wanted, owner, schedules)
+            few = sum(len(one.cases) for one in found) <= MANY
+            asked = every_case or knobs or wanted.narrowed or output_format != "table"
+            shown = asked or few or not sys.stdout.isatty()
+            output = surveyed.output(found, again, shown, knobs)
+
+        def page() -> str:
+            from lntune.report.page import write
+
+            command = f"{again} --html {shlex.quote(str(html or 'report.html'))}"
+            return write.of_logs(folders, schedules, command, wanted, owner)
+
+        if html:
+            from lntune.report.page.write import save
+
+            save(html, page())
+            tell(f"wrote {html}")
+        if not output.records:
+            output = Output(output.facts, (), _failed(folders, wanted, owner))
+            _tell_nothing(wanted, owner, target, folders)
+    finish(dataclasses.replace(output, page=page), output_format, wide, ok=bool(output.records))
+
+
+def _command(op: str, options: dict[str, str | bool]) -> str:
+    """The command line that asks for the same."""
+    words = ["lntune", "report", *([op] if op else [])]
+    for name, value in options.items():
+        if value:
+            words += [name] if value is True else [name, shlex.quote(str(value))]
+    return " ".join(words)
+
+
+def _tell_nothing(
+    wanted: Wanted, owner: Device | None, target: str, folders: Sequence[Path]
+) -> None:
+    """Say that there is no measurement, and how there will be one."""
+    from lntune.report.columns import whole
+
+    whose = "any device" if owner is None else "this device" if target == DEFAULT else target
+    is_here = owner is None or _is_here(owner)
+    run = "Run" if is_here else "Run where it is"
+    where = target if is_here else "cuda"
+    sizes = {
+        "--hidden": wanted.hidden,
+        "--dtype": wanted.dtype,
+        "--rows": wanted.rows,
+        "--target": () if where == DEFAULT else (where,),
+    }
+    options = "".join(f" {name} {','.join(map(str, v))}" for name, v in sizes.items() if v)
+    what = " of what is asked for" if wanted.narrowed else ""
+    tell(
+        f"no measurements{what} of {whose} in {', '.join(map(whole, folders))}."
+        f" {run}: lntune tune {wanted.op or ops.DEFAULT}{options}"
+    )
+
+
+def _failed(folders: Sequence[Path], wanted: Wanted, device: Device | None) -> list[str]:
+    """What the log holds where it holds no measurement that counts: trials, and why they failed."""
+    from lntune.report.failures import Failures, lines
+
+    read, failures = records.read(folders, wanted.op or None, device, role="trial"), Failures()
+    trials = [trial for trial in read if wanted.has(trial.case)]
+    if not trials:
+        return []
+    for trial in trials:
+        if trial.status != "ok":
+            failures.add(trial.status, trial.message)
+    count = f"{counted(len(trials), 'trial')}, none of which has won a case"
+    return [count, *lines(failures.reasons())]
+
+
+def _is_here(device: Device) -> bool:
+    """Whether a device is of this machine."""
+    from lntune import backends
+
+    try:
+        backends.of(device).torch_device(device)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,67 @@
+"""The output of `lntune report`: what a device's log comes to, its cases, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from lntune.report.columns import Table, whole
+from lntune.report.output import Output
+from lntune.report.overview import overview_table
+from lntune.report.survey import Mend, Survey
+from lntune.report.tables import DISTURBED, STALE, cases_table, result_lines
+from lntune.words import counted
+
+COMMANDS = 3
+"""Commands that are shown of those that mend something; the facts have all."""
+MEDIANS = "medians; everyone allocates its output at every call"
+
+ROOF = (
+    "of copy: the bandwidth of what has to be moved, as a share of what a copy of the first input"
+    " reaches in the same rounds, which is the roof"
+)
+
+
+def output(
+    surveys: Sequence[Survey], again: str, cases: bool = True, knobs_below: bool = False
+) -> Output:
+    """What was found of some devices; `again` is the command that prints it again, `cases`: with a
+    line for each.
+    """
+    tables: list[Table] = []
+    for one in surveys:
+        tables.append(overview_table(one.operators, one.device))
+        tables[-1].notes = [*result_lines(one.cases), *map(mend_line, one.mend)]
+        if cases:
+            tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
+            tables[-1].notes = [ROOF] if any(row.of_copy for row in one.cases) else []
+    facts = [{**msgspec.structs.asdict(one), "again": again} for one in surveys]
+    records = [row for one in surveys for row in one.cases]
+    return Output(facts, tables, closing(again, cases) if surveys else (), records)
+
+
+def mend_line(mend: Mend) -> str:
+    """A sentence on cases that want a measurement, with the commands that make it."""
+    what = {
+        "missing": f"{counted(mend.cases, 'case')} of the default grid missing",
+        "stale": f"! {mend.cases} {STALE}",
+        "disturbed": f"* {mend.cases} {DISTURBED}, so that neither times nor ratios hold",
+    }[mend.why]
+    commands = "; ".join(map(whole, mend.commands[:COMMANDS]))
+    more = len(mend.commands) - COMMANDS
+    others = f" (and {counted(more, 'command')} more; --json has all)" if more > 0 else ""
+    return f"{what}. Run: {commands}{others}"
+
+
+def closing(again: str, cases: bool) -> list[str]:
+    """Where to look next, and the command that prints the same figures."""
+    lines = []
+    if not cases:
+        lines.append(
+            f"each case: {whole(f'{again} --cases')}, or name an operator, --hidden, --dtype or"
+            " --rows"
+        )
+    exact = whole(f"{again} --format csv")
+    lines.append(f"printed again by {whole(again)}, every figure in full by {exact}")
+    return lines
