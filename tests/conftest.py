@@ -43,11 +43,10 @@ LONGEST = """
 others have nothing left to do.
 """
 QUICK = """
-    and at batches bench_log_speed bench_plots bench_summary by capture case check columns committed
-    cuda_headers device disturbance doctor drawn errors failures for gpu_pass_run grids how
-    interrupts kills knobs layers line_lengths locks log_dir lowering of page paths patience plots
-    records report schedule scratch search_budget sequences several takes timing toolchain training
-    two words
+    bench_log_speed bench_plots bench_summary capture case check columns cuda_headers device
+    disturbance doctor errors failures gpu_pass_run grids interrupts kills knobs layers line_lengths
+    locks log_dir lowering page paths patience plots records report schedule scratch search_budget
+    timing toolchain words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.
