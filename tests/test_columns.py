@@ -23,9 +23,10 @@ from lntune.backends.cuda.occupancy import Occupancy
 from lntune.backends.cuda.resources import Resources
 from lntune.case import Case
 from lntune.commands.build import Built
-from lntune.commands.check import Result
+from lntune.commands.check import Result as Checked
 from lntune.commands.doctor import Finding
 from lntune.commands.inspect import Inspected
+from lntune.compare.comparison import Comparison, Measurement, Result
 from lntune.device import Device
 from lntune.report import (
     bringup,
@@ -104,16 +105,35 @@ def kernel(arch: str) -> Inspection:
     )  # type: ignore[arg-type]
 
 
-def the_compared() -> Table:
-    """A comparison with a verdict that an interval cannot give."""
+def the_compared(sides: int = 1) -> Table:
+    """A comparison of some sides with the first, with a verdict that an interval cannot give."""
+    a, b = (
+        Measurement(us, name, {"lanes": lanes}, 12.3, 0.98, 4.5)
+        for us, name, lanes in ((12_345.6, "cached_rows", 4), (7_654.3, "widened_rows", 8))
+    )
     comparisons = [
-        compare.Comparison("d", c, 12_345.6, 7_654.3, 1.613, 1.598, 1.621, 1.002, "FASTER", "")
+        Comparison(
+            "amd-epyc-f25m17s1-x86-64-v4-2c",
+            msgspec.structs.replace(c, op=CASES[0].op),
+            a,
+            b,
+            ratio=1.613,
+            low=1.598,
+            high=1.621,
+            p=0.001,
+            verdict="FASTER",
+            method="over eager",
+            drift=1.002,
+            bytes=10,
+            flops=20,
+        )
         for c in CASES
     ]
     comparisons[1] = msgspec.structs.replace(
         comparisons[1], verdict="UNSURE", reason="B was measured on a busy machine"
     )
-    return compare.table(compare.Result(comparisons, [], []))
+    results = [Result("cached_rows", f"widened_rows:lanes={n}", comparisons) for n in range(sides)]
+    return compare.tables(results)[0]
 
 
 def the_dry_runs() -> Table:
@@ -203,7 +223,7 @@ def the_histories() -> Table:
 def the_verdicts() -> Table:
     """A right kernel and a wrong one."""
     results = [
-        Result(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES
+        Checked(c, "bucket", "blocked_step", True, "", {"y": 0.31}, {"y": 4.17}) for c in CASES
     ]
     return verdicts.verdict_table(
         [
@@ -246,6 +266,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "build": the_builds,
     "check": the_verdicts,
     "compare": the_compared,
+    "compare of several": lambda: the_compared(3),
     "inspect": lambda: inspections.table(
         [
             Inspected(

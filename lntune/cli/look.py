@@ -1,10 +1,9 @@
-"""Commands that change nothing: operators, what serves a call and why, its code, two runs
-side by side, the state of the machine.
+"""Commands that change nothing: operators, what serves a call and why, its code, the state of the
+machine.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -28,7 +27,6 @@ from lntune.cli.base import (
     names,
     print_json,
     some,
-    tell,
 )
 from lntune.errors import InputError, got_expected, unknown
 
@@ -237,56 +235,6 @@ def _first(op: str, kind: str) -> Any:
         return next(iter(of_kind.values()))
     others = ", ".join(name for name in ops.OPS if schedules.for_op(name, kind))
     raise InputError(f"op: {op} has no schedule for a {kind} yet, expected one that has: {others}.")
-
-
-@command("Two runs case by case: FASTER, SLOWER, SAME or UNSURE")
-def compare(
-    a: Annotated[
-        Path,
-        typer.Argument(
-            metavar="A",
-            help=(
-                "Before: a file of `lntune bench --output`, a folder of tuning logs, a device's"
-                " folder in it, or a .jsonl."
-            ),
-        ),
-    ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="After: the same.")],
-    fail_on: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "slower: exit code 1 when a case is, or cannot be decided and looks 3 times as"
-                " slow; unsure: also when any cannot."
-            )
-        ),
-    ] = "",
-    across_devices: Annotated[
-        bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
-    ] = False,
-    wide: WIDE = False,
-    output_format: FORMAT = "table",
-    as_json: JSON = False,
-) -> None:
-    """Compare the tuned times of two runs, case by case: FASTER, SLOWER, SAME or UNSURE in B.
-
-    The ratio is A's median time divided by B's, with a 95 % bootstrap interval: SAME when the
-    interval lies within 3 % of 1, FASTER or SLOWER when it lies beyond that on one side, else
-    UNSURE, as is what other work on the machine disturbed, unless it lies beyond 3 and eager's own
-    ratio does not.
-    """
-    from lntune.report import compare as comparison
-    from lntune.report.output import Output
-
-    if fail_on not in ("", "slower", "unsure"):
-        raise unknown("--fail-on", fail_on, ["slower", "unsure"])
-    result = comparison.compare(comparison.load(a), comparison.load(b), across_devices)
-    facts = {**msgspec.to_builtins(result), "verdicts": result.counts()}
-    output = Output(facts, [comparison.table(result)], comparison.lines(result), result.cases)
-    failing = result.failing(fail_on) if fail_on else []
-    for line in failing:
-        tell(f"fails: {line}")
-    finish(output, output_format, wide, ok=not failing)
 
 
 @command("Look at versions, compiler, CPU, threads, GPU, folders, logs")

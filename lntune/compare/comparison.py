@@ -10,6 +10,11 @@ from lntune.case import Case
 from lntune.compare.statistics import CORRECTION, SMALLEST, VERDICTS, Verdict
 from lntune.knobs import Value
 
+LARGE = 3.0
+"""A ratio beyond this is more than noise, where eager's own does not explain it; and no reason to
+let a case pass where it does.
+"""
+
 Method = Literal["paired", "direct", "over eager", "over copy"]
 """How two sides were compared: by the ratios within the rounds that both were measured in; by their
 times in different runs; by how much faster than eager mode, or than a copy, each was in its own.
@@ -18,8 +23,8 @@ times in different runs; by how much faster than eager mode, or than a copy, eac
 
 class Measurement(msgspec.Struct, frozen=True):
     """One side of a case: median in microseconds, what was measured (`schedule` is empty of eager
-    mode and torch.compile), its bandwidth in GB/s and as a share of a copy's in the same rounds.
-    `run` and `time` are those of the record it is from.
+    mode and torch.compile), its bandwidth in GB/s and as a share of a copy's in the same rounds,
+    and its billions of operations a second. `run` and `time` are those of the record it is from.
     """
 
     us: float
@@ -27,6 +32,7 @@ class Measurement(msgspec.Struct, frozen=True):
     knobs: dict[str, Value] = {}
     gbps: float | None = None
     of_copy: float | None = None
+    gflops: float | None = None
     run: str = ""
     time: str = ""
 
@@ -37,7 +43,8 @@ class Comparison(msgspec.Struct, frozen=True):
     cases (`p`), the verdict, and why the measurements are to be doubted, where they are.
 
     `drift` is the ratio A / B of the contender that both runs have in common, where the sides are
-    of different runs.
+    of different runs. `bytes` must cross the memory bus at least, and `flops` are to be computed;
+    0 where the operator is not known any more.
     """
 
     device: str
@@ -52,6 +59,13 @@ class Comparison(msgspec.Struct, frozen=True):
     method: Method
     drift: float | None = None
     reason: str = ""
+    bytes: int = 0
+    flops: int = 0
+
+    @property
+    def of_times(self) -> float:
+        """The ratio of the medians as they are, whatever happened between the runs."""
+        return self.a.us / self.b.us
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -65,9 +79,32 @@ class Missing(msgspec.Struct, frozen=True):
     command: str = ""
 
 
+class Between(msgspec.Struct, frozen=True):
+    """What happened between the runs that two sides are of, on one device: eager mode and a copy
+    took `eager` and `copy` times as long in A's (medians over so many `cases`, None where they were
+    not measured), by which the ratios were taken by `method`, `by_case` with each case's own.
+
+    What that leaves uncertain of a case is `error`, a standard error of the logarithm of its ratio,
+    with so many degrees of `freedom`; it is counted into the intervals. `log` is the logarithm that
+    is taken off all cases, where it is not each one's own.
+    """
+
+    device: str
+    method: Method
+    by_case: bool
+    cases: int
+    eager: float | None
+    copy: float | None
+    log: float
+    error: float
+    freedom: float
+
+
 class Result(msgspec.Struct, frozen=True):
     """Side `b` against side `a`, by the names they were given: cases that both have, and what is
-    missing. `smallest` is the smallest difference that matters, as a share.
+    missing, with the `commands` that would measure it. `smallest` is the smallest difference that
+    matters, as a share; `between` what happened between runs, of each device where sides are of
+    different ones.
     """
 
     a: str
@@ -76,7 +113,21 @@ class Result(msgspec.Struct, frozen=True):
     missing: list[Missing] = []
     smallest: float = SMALLEST
     correction: str = CORRECTION
+    between: list[Between] = []
+    commands: list[str] = []
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Verdict, int]:
         """How many cases have each verdict."""
         return {verdict: sum(c.verdict == verdict for c in self.cases) for verdict in VERDICTS}
+
+    def failing(self, on: str) -> list[str]:
+        """The cases for which to fail: `on` "slower" those that are slower in B, or that look LARGE
+        times as slow and cannot be decided; "unsure" all that are slower or cannot be decided.
+        """
+        failing = []
+        for c in self.cases:
+            lost = c.verdict == "UNSURE" and c.of_times < 1 / LARGE
+            if c.verdict == "SLOWER" or lost or (on == "unsure" and c.verdict == "UNSURE"):
+                longer = f", {self.b} takes {1 / c.of_times:.1f} times as long; measure again"
+                failing.append(f"{c.case}: {c.verdict}{longer if lost else ''}")
+        return failing

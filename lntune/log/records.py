@@ -39,11 +39,19 @@ Status = Literal["ok", "invalid", "compile", "run", "wrong", "timeout"]
 answered wrongly; took too long.
 """
 
-Role = Literal["trial", "final", "bench", "bench-given-output", "bench-strided", "bench-training"]
+Role = Literal[
+    "trial",
+    "final",
+    "comparison",
+    "bench",
+    "bench-given-output",
+    "bench-strided",
+    "bench-training",
+]
 """What a measurement was for: one candidate of a search, timed with its output given; the finalists
 measured again, interleaved, on fresh samples, everyone allocating their output as a caller sees it;
-what serves the case against everyone; the same with outputs given, with rows that lie apart, and as
-steps of training.
+the same of what was to be compared, whatever serves the case; what serves the case against
+everyone; the same with outputs given, with rows that lie apart, and as steps of training.
 """
 
 

@@ -152,8 +152,13 @@ def stale(record: Record, schedules: Mapping[str, Schedule]) -> bool:
 
 
 def tune_commands(cases: Iterable[Case], option: str = "") -> list[str]:
-    """The commands that measure some cases again, and no others: as few as can be had by joining
-    hidden sizes, then rows, then dtypes.
+    """The commands that measure some cases again, and no others: as few as can be had."""
+    return [f"lntune tune {op} {narrowed}{option}" for op, narrowed in narrowings(cases)]
+
+
+def narrowings(cases: Iterable[Case]) -> list[tuple[str, str]]:
+    """(operator, options) that stand for some cases, and no others, in a command: as few as can be
+    had by joining hidden sizes, then rows, then dtypes.
     """
     joined: dict[tuple[str, str, str], set[int]] = {}
     for case in cases:
@@ -165,7 +170,7 @@ def tune_commands(cases: Iterable[Case], option: str = "") -> list[str]:
     for (op, dtype, hidden_), counts in by_rows.items():
         by_dtype.setdefault((op, hidden_, ",".join(map(str, sorted(counts)))), []).append(dtype)
     return sorted(
-        f"lntune tune {op} --hidden {h} --dtype {','.join(sorted(d))} --rows {r}{option}"
+        (op, f"--hidden {h} --dtype {','.join(sorted(d))} --rows {r}")
         for (op, h, r), d in by_dtype.items()
     )
 

@@ -1,0 +1,118 @@
+"""`lntune compare`: two or more ways to do the same, case by case."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lntune import ops
+from lntune.backends import DEFAULT
+from lntune.case import dtype_name
+from lntune.cli.base import (
+    DTYPE,
+    FORMAT,
+    HIDDEN,
+    JSON,
+    LOG_DIR,
+    ROWS,
+    WIDE,
+    command,
+    finish,
+    integers,
+    names,
+    tell,
+    using_logs,
+)
+from lntune.errors import InputError, got_expected, unknown
+
+
+@command("Schedules, knobs or runs: FASTER, SLOWER, SAME or UNSURE")
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]",
+            help=(
+                "A schedule (cached_rows), one with knobs (cached_rows:write=streamed,lanes=4),"
+                " default, tuned, eager, compile, copy; a file of `lntune bench --output`, a folder"
+                " of tuning logs, a device's folder in it, a .jsonl, or rev:NAME, the logs of a git"
+                " revision."
+            ),
+        ),
+    ],
+    op: Annotated[
+        str, typer.Option("--op", help="Operators, separated by commas; all that sides share.")
+    ] = "",
+    hidden: HIDDEN = "",
+    dtype: DTYPE = "",
+    rows: ROWS = "",
+    smallest: Annotated[
+        str, typer.Option(help="The smallest difference that matters, such as 3%.")
+    ] = "1%",
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "slower: exit code 1 when a case is, or cannot be decided and looks 3 times as"
+                " slow; unsure: also when any cannot."
+            )
+        ),
+    ] = "",
+    target: Annotated[
+        str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
+    ] = DEFAULT,
+    everywhere: Annotated[
+        bool, typer.Option("--all-devices", help="Also the records of other devices.")
+    ] = False,
+    across_devices: Annotated[
+        bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
+    ] = False,
+    log_dir: LOG_DIR = None,
+    wide: WIDE = False,
+    output_format: FORMAT = "table",
+    as_json: JSON = False,
+) -> None:
+    """Compare each side with the first, case by case: FASTER, SLOWER, SAME or UNSURE.
+
+    Schedules and the words are looked up in the tuning log: tuning measures the best of every
+    schedule in the same rounds, which are then compared round by round. Sides of different runs are
+    compared as they are, over eager mode or over a copy, whichever is steadier, and what may have
+    happened between the runs is counted into the interval.
+
+    The ratio is A / B, above 1 where B is faster. FASTER and SLOWER hold for all cases together but
+    for 5 % (Holm), beyond --smallest; SAME lies within it; what other work on the machine disturbed
+    is UNSURE, unless it lies beyond 3 and eager's own ratio does not.
+    """
+    from lntune.compare import run
+    from lntune.compare.pairs import Wanted
+    from lntune.report import compare as report
+
+    if fail_on not in ("", "slower", "unsure"):
+        raise unknown("--fail-on", fail_on, ["slower", "unsure"])
+    wanted = Wanted(
+        tuple(ops.get(name).name for name in names(op)),
+        tuple(integers("--hidden", hidden)),
+        tuple(map(dtype_name, names(dtype))),
+        tuple(integers("--rows", rows)),
+    )
+    options = run.Options(target, log_dir, everywhere, across_devices, _share(smallest))
+    with using_logs(log_dir):
+        compared = run.parse(sides, options)
+        results = run.compare_sides(compared, wanted, options)
+    failing = [line for result in results for line in result.failing(fail_on)] if fail_on else []
+    for line in failing:
+        tell(f"fails: {line}")
+    finish(report.output(results), output_format, wide, ok=not failing)
+
+
+def _share(text: str) -> float:
+    """The share of a text such as "3%" or "0.03"."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise InputError(got_expected("--smallest", repr(text), "a share such as 3% or 0.03"))
+    return share
