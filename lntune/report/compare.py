@@ -168,7 +168,11 @@ def lines(result: Result, alone: bool = True) -> list[str]:
     text += [_of_drift(between, len(result.between) > 1) for between in result.between]
     tested = sum(not c.reason for c in result.cases)
     if tested:
-        family = f" for all {tested} cases together ({result.correction})" if tested > 1 else ""
+        family = (
+            f" for all {counted(tested, 'case')} together ({result.correction})"
+            if tested > 1
+            else ""
+        )
         smallest, error = f"{100 * result.smallest:g} %", f"{100 * ERROR:g} %"
         text.append(f"FASTER and SLOWER: by more than {smallest}, with an error of {error}{family}")
     reasons = Counter(c.reason for c in result.cases if c.reason)
