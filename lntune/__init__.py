@@ -4,7 +4,8 @@
     model = lntune.convert(model)                        # nn.LayerNorm -> lntune.LayerNorm
     rnn = lntune.LayerNormLSTM(512, 1024, num_layers=2)  # as torch.nn.LSTM
 
-The command line (`lntune --help`) tunes, checks, compares and explains.
+The command line (`lntune --help`) tunes, checks, compares and explains; `lntune.report` reads the
+tuning logs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lntune import report as report
     from lntune.errors import LntuneError as LntuneError
     from lntune.errors import NotTunedError as NotTunedError
     from lntune.torch.conversion import conversion as conversion
@@ -71,6 +73,7 @@ __all__ = [
     "layer_norm_forward",
     "lnlstm_step",
     "reload",
+    "report",
     "revert",
     "strict",
     "untuned",
@@ -78,6 +81,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        return importlib.import_module("lntune.report")
     if name not in _HOME:
         raise AttributeError(f"module 'lntune' has no attribute {name!r}")
     # What is imported stays; a collection in the middle would walk over all of torch's objects (0.1

@@ -39,6 +39,7 @@ from lntune.report import (
     histories,
     inspections,
     overview,
+    queries,
     tables,
     training,
     verdicts,
@@ -260,6 +261,27 @@ TABLES: dict[str, Callable[[], Table]] = {
         [Run("0123456789ab", "2026-01-02T03:04", "2026-01-02", n, ["tvm 1 -> 2"]) for n in (1, 60)],
         "runs",
     ),
+    "trials in Python": lambda: queries.trials_table(
+        [
+            queries.Trial(
+                c.op,
+                "d",
+                c.dtype,
+                c.hidden,
+                c.rows,
+                "1",
+                "cached_rows",
+                KNOBS,
+                "wrong",
+                "y: error 3 is 4 times what is allowed",
+                12_345.6,
+                4.0,
+                "run",
+                "2026-01-02T03:04",
+            )
+            for c in CASES
+        ]
+    ),
     "demo": lambda: tables.cases_table([row(c) for c in CASES], "layer_norm"),
     "bench --call-cost": the_costs,
     "bench --training": the_steps,
@@ -384,6 +406,7 @@ def test_all_tables_are_tried_here() -> None:
         dry_runs.table,
     )
     others = (overview.overview_table, histories.runs_table, histories.histories_table)
+    others += (queries.trials_table,)
     assert makers == {*tried, *others, bringup.operators_table, training.steps_table}
 
 

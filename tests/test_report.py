@@ -19,6 +19,7 @@ from lntune.case import Case
 from lntune.commands.check import Result
 from lntune.device import Device
 from lntune.log.records import Record, Timing
+from lntune.report.columns import WIDE
 from lntune.report.output import Output, print_table
 from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
 from lntune.report.tables import (
@@ -66,10 +67,10 @@ def record(
     )
 
 
-def text(renderable: RenderableType, width: int = 200) -> str:
+def text(renderable: RenderableType, width: int = WIDE) -> str:
     """What a console without colours prints."""
     out = io.StringIO()
-    Console(file=out, width=width, highlight=False).print(renderable)
+    Console(file=out, width=width, highlight=False).print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

@@ -80,7 +80,7 @@ class Table:
         self.rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in filled])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self.lines(options.max_width if console.is_terminal else WIDE):
+        for line in self.lines(options.max_width):
             yield bars.plain(line) if options.ascii_only else line
 
     def lines(self, width: int) -> list[Text]:

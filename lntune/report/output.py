@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
@@ -81,6 +82,24 @@ def html(output: Output) -> str:
     if output.page is None:
         raise InputError(got_expected("--format", "html", "table, markdown, csv or json"))
     return output.page()
+
+
+def html_table(table: Table) -> str:
+    """A table as a notebook shows it; all of it is escaped, and bars are left out."""
+    shown = [i for i, column in enumerate(table.columns) if not column.drawn]
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        sides = ("right" if table.columns[i].right else "left" for i in shown)
+        inner = "".join(
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+            for side, cell in zip(sides, cells, strict=True)
+        )
+        return f"<tr>{inner}</tr>"
+
+    head = row("th", [table.columns[i].name for i in shown])
+    body = "".join(row("td", [cells[i].plain for i in shown]) for cells in table.rows)
+    caption = f"<caption>{escape(table.title)}</caption>" if table.title else ""
+    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 # --- CSV
