@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 import re
 import statistics
 from html.parser import HTMLParser
@@ -16,52 +15,42 @@ from typing import Any
 
 import msgspec
 import pytest
+from page_logs import (
+    CASE,
+    CPU,
+    GPU,
+    TIMES,
+    comparison,
+    knob_trials,
+    many,
+    record,
+    result,
+    search,
+)
 from typer.testing import CliRunner
 
 from lntune import ops, schedule
-from lntune.case import DTYPES, TYPICAL_ROWS, Case
+from lntune.case import Case
 from lntune.cli import app
-from lntune.compare.comparison import Comparison, Measurement, Missing, Result
+from lntune.compare.comparison import Missing
 from lntune.compare.statistics import VERDICTS
-from lntune.device import Device
 from lntune.errors import InputError
-from lntune.log.records import Record, Timing, append
-from lntune.report.page import cells, charts, compared, facts, packed, trials, write
+from lntune.log.records import Record, append
+from lntune.report.page import (
+    axes,
+    cells,
+    charts,
+    compared,
+    facts,
+    heat,
+    packed,
+    trials,
+    write,
+)
 from lntune.report.page.facts import DeviceFacts
 
-CPU = Device("cpu", "Some CPU", "x86-64-v3", 4)
-GPU = Device("gpu", "NVIDIA H200", "sm_90", 132)
-CASE = Case("layer_norm", 1024, "float32", 512)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u2028\x01"
-TIMES = {"tuned": 50.0, "eager": 100.0, "copy": 40.0, "default": 60.0}
 COMMAND = "lntune report --html report.html"
-
-
-def record(case: Case = CASE, device: Device = CPU, role: str = "final", **fields: Any) -> Record:
-    """A record of a case, by default a final with twice eager's speed."""
-    times = fields.pop("times", TIMES if role == "final" else {"tuned": TIMES["tuned"]})
-    values: dict[str, Any] = {
-        "role": role,
-        "threads": 4,
-        "schedule": "shared_row" if device.kind == "gpu" else "cached_rows",
-        "knobs": {"lanes": 4, "write": "plain"},
-        "status": "ok",
-        "versions": {"lntune": "0.1.0", "torch": "2.13.0"},
-        "run": "r1",
-        "time": "2026-01-02T03:04:05+00:00",
-    } | fields
-    timings = {name: Timing((us,) * 5, us) for name, us in times.items()}
-    return Record(case=case, device=device, timings=timings, **values)
-
-
-def search(times: list[float | None], case: Case = CASE, **fields: Any) -> list[Record]:
-    """The trials of a search, by their times; None of one that failed."""
-    return [
-        record(case, role="trial", times={} if us is None else {"tuned": us}, **fields)
-        if us is not None
-        else record(case, role="trial", times={}, **{**fields, "status": "wrong", "message": "y"})
-        for us in times
-    ]
 
 
 def gathered(*records: Record) -> list[DeviceFacts]:
@@ -123,18 +112,6 @@ def data_of(page: str) -> Any:
     return unpacked(found["packed"], found["shapes"])
 
 
-def comparison(case: Case = CASE, verdict: str = "FASTER", **fields: Any) -> Comparison:
-    """A comparison of a case, by default B twice as fast."""
-    a, b = Measurement(100.0, "cached_rows", {"lanes": 4}), Measurement(50.0, "widened_rows")
-    values = {"ratio": 2.0, "low": 1.9, "high": 2.1, "p": 0.001, "method": "paired", **fields}
-    return Comparison(device="some-cpu", case=case, a=a, b=b, verdict=verdict, **values)
-
-
-def result(*cases: Comparison, missing: tuple[Missing, ...] = ()) -> Result:
-    """Some comparisons of two schedules."""
-    return Result("cached_rows", "widened_rows", list(cases), list(missing))
-
-
 # --- facts
 
 
@@ -193,22 +170,6 @@ def test_trials_are_counted_by_their_distance_from_the_best_of_their_search() ->
     assert [(r.status, r.count) for r in one.reasons] == [("wrong", 1)]
 
 
-def knob_trials(searches: int, effect: float, seed: int = 0) -> list[Record]:
-    """Searches of 8 trials in which `lanes` changes the logarithm of the time by `effect`, and
-    `unroll` nothing; each case has a speed of its own, and noise has a deviation of 0.1.
-    """
-    draw = random.Random(seed)
-    made = []
-    for number in range(searches):
-        case = Case("layer_norm", 64 * (number + 1), "float32", 512)
-        for _ in range(8):
-            lanes, unroll = draw.choice((1, 2)), draw.choice((1, 2, 4))
-            log = number + effect * (lanes == 2) + draw.gauss(0, 0.1)
-            knobs = {"lanes": lanes, "unroll": unroll, "write": "plain"}
-            made.append(record(case, role="trial", times={"tuned": math.exp(log)}, knobs=knobs))
-    return made
-
-
 def test_a_knob_that_decides_explains_most_and_one_that_does_nothing_next_to_nothing() -> None:
     """The share of a knob with an effect ten times the noise is near 1; of one without effect near
     0, though with few trials to a search chance alone explains a fifth; one that never changes is
@@ -250,8 +211,8 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("level", charts.LEVELS, ids=lambda one: f"to {one.end:g}")
-def test_a_cells_text_can_be_read(level: charts.Level) -> None:
+@pytest.mark.parametrize("level", heat.LEVELS, ids=lambda one: f"to {one.end:g}")
+def test_a_cells_text_can_be_read(level: heat.Level) -> None:
     """Text on each colour of the heat map has the contrast that WCAG asks of small text, 4.5, in
     both schemes.
     """
@@ -262,8 +223,8 @@ def test_a_cells_text_can_be_read(level: charts.Level) -> None:
 def test_classes_of_a_heat_map_follow_one_another() -> None:
     """Neighbouring classes differ in lightness, and it goes one way on either side of a draw."""
     for scheme in ("light", "dark"):
-        shades = [luminance(getattr(level, scheme)) for level in charts.LEVELS]
-        middle = charts.level(1.0)
+        shades = [luminance(getattr(level, scheme)) for level in heat.LEVELS]
+        middle = heat.level(1.0)
         signs = [math.copysign(1, b - a) for a, b in itertools.pairwise(shades)]
         assert len(set(signs[middle:])) == 1
         assert len(set(signs[:middle])) == 1 and signs[0] != signs[-1]
@@ -271,47 +232,33 @@ def test_classes_of_a_heat_map_follow_one_another() -> None:
 
 def test_every_ratio_has_a_class() -> None:
     """A ratio at the end of a class is in it, one above in the next; None is in none."""
-    assert [charts.level(r) for r in (1e-9, 0.5, 0.51, 1.0, math.inf)] == [
+    assert [heat.level(r) for r in (1e-9, 0.5, 0.51, 1.0, math.inf)] == [
         0,
         0,
         1,
         3,
-        len(charts.LEVELS) - 1,
+        len(heat.LEVELS) - 1,
     ]
-    assert charts.level(None) == -1
-    assert [i for i, _ in charts.legend()] == list(range(len(charts.LEVELS)))
+    assert heat.level(None) == -1
+    assert [i for i, _ in heat.legend()] == list(range(len(heat.LEVELS)))
 
 
 def test_eager_is_named_where_it_serves() -> None:
     """A cell in which eager measured faster says eager, not the schedule that lost."""
     slow = record(times={**TIMES, "eager": 30.0})
-    (heat,) = charts.heat_maps(gathered(slow)[0], 0)
-    ((_, (cell,)),) = heat.rows
-    assert cell is not None and cell.schedule == "eager" and cell.level < charts.level(1.0)
+    (map_,) = heat.heat_maps(gathered(slow)[0], 0)
+    ((_, (cell,)),) = map_.rows
+    assert cell is not None and cell.schedule == "eager" and cell.level < heat.level(1.0)
 
 
-def many(count: int, device: Device = CPU) -> list[Record]:
-    """Finals of so many cases, each with a search of five trials."""
-    hidden = [64 * i for i in range(1, 100)]
-    every = [
-        Case(o, h, d, r) for h in hidden for o in ops.OPS for d in DTYPES for r in TYPICAL_ROWS
-    ]
-    made = []
-    for number, case in enumerate(every[:count]):
-        us = 1.0 + number
-        made += search([3 * us, 2 * us, us, None, us], case)
-        made.append(record(case, device, times={"tuned": us, "eager": 2 * us, "copy": us}))
-    return made
-
-
-def inside(plot: charts.Plot) -> bool:
+def inside(plot: axes.Plot) -> bool:
     """Whether all coordinates of a chart lie in it."""
     paths = [m.path for m in plot.marks]
     points = [re.findall(r"[MLHV]([-\d.]+)(?: ([-\d.]+))?", p) for p in paths]
     assert all(points)
     numbers = [float(n) for path in points for pair in path for n in pair if n]
     labels = [n for label in plot.labels for n in (label.x, label.y)]
-    return all(0 <= n <= max(charts.WIDTH, plot.height) for n in numbers + labels)
+    return all(0 <= n <= max(axes.WIDTH, plot.height) for n in numbers + labels)
 
 
 def test_charts_keep_their_marks_inside() -> None:
@@ -353,7 +300,7 @@ def test_without_a_copy_there_is_no_roof() -> None:
 )
 def test_bytes_have_the_unit_that_suits_them(size: int, text: str) -> None:
     """Sizes are told in the largest unit of which they are at least one."""
-    assert charts.bytes_text(size) == text
+    assert axes.bytes_text(size) == text
 
 
 # --- pages

@@ -117,8 +117,8 @@ def _of_device(
         missing=len(missing),
         tune=select.tune_commands(missing),
         retune=select.tune_commands(c.record.case for c in cases if c.row.stale),
-        importances=trials.importances(found),
-        distributions=trials.distributions(found),
+        importances=sorted(trials.importances(found), key=_listed),
+        distributions=sorted(trials.distributions(found), key=_listed),
         roles=dict(Counter(r.role for r in records)),
         threads=sorted({r.threads for r in records}),
         versions=_distinct(r.versions for r in records),
@@ -129,9 +129,14 @@ def _of_device(
 
 def _place(c: CaseFacts) -> tuple[int, str, int, str, int, int]:
     """By which cases are sorted: operators as they are listed, large dtypes first."""
-    row, known = c.row, list(ops.OPS)
-    place = known.index(row.op) if row.op in known else len(known)
-    return place, row.op, -DTYPES[row.dtype], row.dtype, row.hidden, row.rows
+    row = c.row
+    return *_listed(row), -DTYPES[row.dtype], row.dtype, row.hidden, row.rows
+
+
+def _listed(of_op: Row | Importance | Distribution) -> tuple[int, str]:
+    """The place of an operator among those that are listed, others behind them."""
+    known = list(ops.OPS)
+    return known.index(of_op.op) if of_op.op in known else len(known), of_op.op
 
 
 def _of_case(

@@ -21,7 +21,7 @@ from lntune.compare.comparison import Result
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, Timing
-from lntune.report.page import cells, charts, compared, packed, trials
+from lntune.report.page import axes, cells, charts, compared, heat, packed, trials
 from lntune.report.page.facts import CaseFacts, DeviceFacts, gather
 from lntune.report.rows import geomean
 from lntune.report.survey import Wanted, measured
@@ -47,11 +47,12 @@ def report(devices: Sequence[DeviceFacts], command: str) -> str:
     return _render(
         "report.html.j2",
         title="lntune report",
+        kind="report",
         command=command,
         data=data,
         sections=sections,
-        levels=charts.LEVELS,
-        legend=charts.legend(),
+        levels=heat.LEVELS,
+        legend=heat.legend(),
         beyond=trials.BEYOND,
         enough=trials.ENOUGH,
     )
@@ -74,7 +75,8 @@ def compare(result: Result, command: str) -> str:
     axis = compared.scale(result.cases)
     return _render(
         "compare.html.j2",
-        title=f"{result.b} against {result.a}",
+        title=f"lntune compare: {result.b} against {result.a}",
+        kind="compare",
         command=command,
         data={"cases": [_trimmed(c) for c in result.cases]},
         result=result,
@@ -92,7 +94,7 @@ def _section(facts: DeviceFacts, first: int) -> dict[str, Any]:
         "facts": facts,
         "first": first,
         "operators": charts.operators(facts),
-        "heat_maps": charts.heat_maps(facts, first),
+        "heat_maps": heat.heat_maps(facts, first),
         "plots": [p for p in (charts.roofline(facts, first), charts.bandwidth(facts, first)) if p],
         "curves": charts.curves(facts, first),
         "table": cells.report(facts.cases, first),
@@ -189,7 +191,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters |= {"micros": micros, "number": number, "percent": percent}
-    environment.globals |= {"bucket_label": bucket_label, "counted": counted}
+    environment.globals |= {"axes": axes, "bucket_label": bucket_label, "counted": counted}
     # numbers that JSON does not have become null, and `<` a harmless \u003c
     environment.policies["json.dumps_function"] = lambda value, **_: msgspec.json.encode(
         value

@@ -130,13 +130,19 @@ function open(row, number) {
   row.after(below);
 }
 function details(number) {
-  const { case: c } = data.cases[number].record || data.cases[number];
-  const why = `lntune why ${c.op} --hidden ${c.hidden} --dtype ${c.dtype} --rows ${c.rows}`;
-  const again = element("p", "Which record serves, and why: ");
-  again.append(element("code", why));
   const text = element("p", summary(number).split("\n").slice(1).join("\n"));
   text.style.whiteSpace = "pre-line";
-  return [text, again, element("pre", JSON.stringify(whole(number), null, 1))];
+  const fields = Object.entries(whole(number)).map(
+    ([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
+  const made = [text, element("pre", `{${fields.join(",\n ")}}`)];
+  if (data.cases[number].record) {
+    const c = data.cases[number].record.case;
+    const why = `lntune why ${c.op} --hidden ${c.hidden} --dtype ${c.dtype} --rows ${c.rows}`;
+    const again = element("p", "Which record serves, and why: ");
+    again.append(element("code", why));
+    made.splice(1, 0, again);
+  }
+  return made;
 }
 function toggle(row, number, opened = !row.classList.contains("open")) {
   close(row);

@@ -1,0 +1,76 @@
+"""Pictures of the HTML page of a report, and of a comparison: at the widths of a phone, a tablet
+and a desk, in light and in dark, by headless Chromium.
+
+    python bench/screenshots.py report.html bench/results/report
+
+writes FOLDER/<page>_<width>_<scheme>.png. It needs Chromium with its driver, and the `test` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+
+WIDTHS = (360, 768, 1280)
+SCHEMES = ("light", "dark")
+COLOURS = 200
+"""A picture of few colours is small, and nobody sees the difference."""
+
+
+def browser() -> webdriver.Chrome:
+    """A Chromium without a window."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars"):
+        options.add_argument(argument)
+    driver = shutil.which("chromedriver")
+    return webdriver.Chrome(options, webdriver.ChromeService(driver) if driver else None)
+
+
+def picture(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, height: int) -> bytes:
+    """The page at a width and in a scheme as a PNG, from its top to `height` (0: to its end)."""
+    import base64
+
+    chrome.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    chrome.get(page.resolve().as_uri())
+    whole = chrome.execute_script("return document.documentElement.scrollHeight")
+    clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height or whole), "scale": 1}
+    shot = chrome.execute_cdp_cmd(
+        "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+    )
+    return base64.b64decode(shot["data"])
+
+
+def main() -> None:
+    """Take the pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("page", type=Path, help="the HTML file")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--height", type=int, default=0, help="cut off there; 0: the whole page")
+    parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    chrome = browser()
+    try:
+        for width in map(int, asked.widths.split(",")):
+            for scheme in SCHEMES:
+                path = asked.folder / f"{asked.page.stem}_{width}_{scheme}.png"
+                path.write_bytes(picture(chrome, asked.page, width, scheme, asked.height))
+                small = Image.open(path).convert("RGB").quantize(COLOURS, kmeans=1)
+                small.save(path, optimize=True)
+                print(path, path.stat().st_size)
+    finally:
+        chrome.quit()
+
+
+if __name__ == "__main__":
+    main()
