@@ -32,7 +32,7 @@ from lntune.report import (
     bringup,
     builds,
     columns,
-    compare,
+    comparisons,
     costs,
     dry_runs,
     findings,
@@ -112,7 +112,7 @@ def the_compared(sides: int = 1) -> Table:
         Measurement(us, name, {"lanes": lanes}, 12.3, 0.98, 4.5)
         for us, name, lanes in ((12_345.6, "cached_rows", 4), (7_654.3, "widened_rows", 8))
     )
-    comparisons = [
+    compared = [
         Comparison(
             "amd-epyc-f25m17s1-x86-64-v4-2c",
             msgspec.structs.replace(c, op=CASES[0].op),
@@ -130,11 +130,11 @@ def the_compared(sides: int = 1) -> Table:
         )
         for c in CASES
     ]
-    comparisons[1] = msgspec.structs.replace(
-        comparisons[1], verdict="UNSURE", reason="B was measured on a busy machine"
+    compared[1] = msgspec.structs.replace(
+        compared[1], verdict="UNSURE", reason="B was measured on a busy machine"
     )
-    results = [Result("cached_rows", f"widened_rows:lanes={n}", comparisons) for n in range(sides)]
-    return compare.tables(results)[0]
+    results = [Result("cached_rows", f"widened_rows:lanes={n}", compared) for n in range(sides)]
+    return comparisons.tables(results)[0]
 
 
 def the_dry_runs() -> Table:
@@ -401,7 +401,7 @@ def test_all_tables_are_tried_here() -> None:
         costs.costs_table,
         builds.table,
         verdicts.verdict_table,
-        compare.table,
+        comparisons.table,
         inspections.table,
         dry_runs.table,
     )

@@ -21,7 +21,7 @@ from lntune.compare.comparison import Between, Comparison, Measurement, Missing,
 from lntune.compare.differences import differences
 from lntune.compare.statistics import Verdict
 from lntune.compare.summary import Turn, summarize
-from lntune.report import compare as report
+from lntune.report import comparisons as report
 
 
 def comparison(hidden: int, ratio: float, rows: int = 512, **fields: Any) -> Comparison:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from made_log import CASES, DEVICE, finals
+from made_up_records import bench_file, record, samples
 from rich.console import Console
 
 import lntune
@@ -33,10 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     logs = tmp_path_factory.mktemp("made")
     made = list(finals(Code(1, 1, 1)))
-    for record in made:
-        records.append(logs, record)
-    for record in made[:2]:
-        records.append(logs, msgspec.structs.replace(record, role="trial"))
+    for final in made:
+        records.append(logs, final)
+    for final in made[:2]:
+        records.append(logs, msgspec.structs.replace(final, role="trial"))
     failed: dict[str, Any] = {"status": "wrong", "timings": {}, "errors": {}}
     message = "<script>alert(1)</script> & more"
     records.append(logs, msgspec.structs.replace(made[0], role="trial", message=message, **failed))
@@ -87,6 +88,19 @@ def test_trials_are_told_as_they_were(folder: Path) -> None:
     )
     assert first.us and failed.us is failed.of_allowed is None
     assert isinstance(first, Trial)
+
+
+def test_comparisons_are_those_of_the_command(tmp_path: Path) -> None:
+    """Two files are compared case by case, and the cases print as the command's tables do."""
+    a, b = (
+        bench_file(tmp_path / name, [record(64, timings={"tuned": samples(us, seed=seed)})])
+        for name, us, seed in (("a.json", 100, 0), ("b.json", 50, 1))
+    )
+    found = report.compare(a, b)
+    (one,) = found
+    assert (one.case.hidden, one.verdict) == (64, "FASTER")
+    assert "FASTER" in repr(found) and "FASTER" in found._repr_html_()
+    assert found.columns()["case.hidden"] == [64]
 
 
 def test_a_frame_is_a_list_that_stays_one(folder: Path) -> None:
@@ -145,7 +159,7 @@ def test_a_notebook_has_a_table_of_html(folder: Path) -> None:
     parser = Cells()
     parser.feed(tried._repr_html_())
     assert set(parser.tags) == {"table", "thead", "tbody", "tr", "th", "td"}
-    table = tried.__rich__()
+    (table,) = tried.tables()
     assert parser.rows[0] == [c.name for c in table.columns]
     assert parser.rows[1:] == [[cell.plain for cell in row] for row in table.rows]
     assert parser.rows[-1][-1] == "<script>alert(1)</script> & more"
@@ -195,7 +209,7 @@ def test_names_are_found_on_first_use() -> None:
     code = (
         "import sys, lntune, lntune.report\n"
         "print(*sorted({n.partition('.')[0] for n in sys.modules} & {'numpy', 'rich', 'torch'}))\n"
-        "print(lntune.report.cases, lntune.report.trials)\n"
+        "print(lntune.report.cases, lntune.report.trials, lntune.report.compare)\n"
         "print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     done = subprocess.run(

@@ -86,7 +86,7 @@ def compare(
     """
     from lntune.compare import run
     from lntune.compare.pairs import Wanted
-    from lntune.report import compare as report
+    from lntune.report import comparisons as report
 
     if fail_on not in ("", "slower", "unsure"):
         raise unknown("--fail-on", fail_on, ["slower", "unsure"])

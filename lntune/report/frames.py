@@ -4,7 +4,6 @@ a notebook, and that pandas takes.
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,8 @@ import msgspec
 from lntune.report import output
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
     from lntune.report.columns import Table
 
 Entry = TypeVar("Entry", bound=msgspec.Struct)
@@ -22,14 +23,14 @@ Entry = TypeVar("Entry", bound=msgspec.Struct)
 
 class Frame(Sequence[Entry], Generic[Entry]):
     """Records of one kind, which cannot be changed; a slice is one again. `kind` is their class,
-    `draw` makes a table of some of them.
+    `draw` makes tables of some of them.
     """
 
     def __init__(
         self,
         records: Iterable[Entry],
         kind: type[Entry],
-        draw: Callable[[Sequence[Entry]], Table],
+        draw: Callable[[Sequence[Entry]], Sequence[Table]],
     ) -> None:
         self._records = tuple(records)
         self._kind = kind
@@ -71,8 +72,12 @@ class Frame(Sequence[Entry], Generic[Entry]):
             raise ImportError("to_pandas needs pandas: pip install pandas.") from e
         return pandas.DataFrame(self.columns())
 
-    def __rich__(self) -> Table:
+    def tables(self) -> Sequence[Table]:
+        """The records as tables."""
         return self._draw(self._records)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.tables()
 
     def __repr__(self) -> str:
         from rich.console import Console
@@ -81,11 +86,10 @@ class Frame(Sequence[Entry], Generic[Entry]):
 
         screen = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if screen else WIDE
-        out = Console(file=io.StringIO(), width=width, force_terminal=screen, color_system=None)
-        out.print(self._draw(self._records), crop=False)
-        file = out.file
-        assert isinstance(file, io.StringIO)
-        return file.getvalue().rstrip("\n")
+        out = Console(width=width, force_terminal=screen, color_system=None, highlight=False)
+        with out.capture() as captured:
+            out.print(self, crop=False)
+        return captured.get().rstrip("\n")
 
     def _repr_html_(self) -> str:
-        return output.html_table(self._draw(self._records))
+        return "".join(map(output.html_table, self.tables()))

@@ -10,11 +10,16 @@ import msgspec
 
 from lntune import device as device_module
 from lntune import schedule
+from lntune.backends import DEFAULT
 from lntune.case import bucket_label
+from lntune.compare import compare as compare_sides
+from lntune.compare.comparison import Comparison
+from lntune.compare.statistics import SMALLEST
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.knobs import Value, describe
 from lntune.log.records import Record, Status
+from lntune.report import comparisons
 from lntune.report.columns import Column, Table, key
 from lntune.report.frames import Frame
 from lntune.report.rows import Row
@@ -52,7 +57,7 @@ def cases(
     wanted, owner, folders = _asked(op, hidden, dtype, rows, device, log_dir)
     found = surveys(folders, wanted, owner, schedule.all_schedules())
     every = [row for one in found for row in one.cases]
-    return Frame(every, Row, lambda some: cases_table(some, "", details=True))
+    return Frame(every, Row, lambda some: [cases_table(some, "", details=True)])
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -90,7 +95,8 @@ def trials(
     """
     wanted, owner, folders = _asked(op, hidden, dtype, rows, device, log_dir)
     groups = measured(folders, wanted, owner, ("trial",))
-    return Frame([_trial(r) for _, group in groups for r in group], Trial, trials_table)
+    tried = [_trial(record) for _, group in groups for record in group]
+    return Frame(tried, Trial, lambda some: [trials_table(some)])
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
@@ -121,6 +127,39 @@ def trials_table(trials: Sequence[Trial]) -> Table:
             " ".join(t.message.split()),
         )
     return table
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    op: str = "",
+    hidden: int | Sequence[int] = (),
+    dtype: str | Sequence[str] = (),
+    rows: int | Sequence[int] = (),
+    target: str = DEFAULT,
+    log_dir: str | Path | None = None,
+    smallest: float = SMALLEST,
+) -> Frame[Comparison]:
+    """The cases that two sides have, B against A; arguments and errors are those of
+    `lntune.compare.compare`, which also tells what is missing.
+    """
+    result = compare_sides(
+        a,
+        b,
+        op=op,
+        hidden=hidden,
+        dtype=dtype,
+        rows=rows,
+        target=target,
+        log_dir=log_dir,
+        smallest=smallest,
+    )
+
+    def draw(some: Sequence[Comparison]) -> Sequence[Table]:
+        return comparisons.tables([msgspec.structs.replace(result, cases=list(some))])
+
+    return Frame(result.cases, Comparison, draw)
 
 
 def _trial(record: Record) -> Trial:
