@@ -17,11 +17,14 @@ import matplotlib as mpl
 import msgspec
 import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
 from lntune.case import Case
+from lntune.cli import app
 from lntune.compare.comparison import Comparison, Measurement, Result
 from lntune.device import Device
 from lntune.errors import InputError
+from lntune.log import records
 from lntune.log.records import Record, Timing
 from lntune.report import panels, plots
 from lntune.report.panels import Point
@@ -201,16 +204,15 @@ def test_what_is_not_sure_is_hollow() -> None:
 
 
 def test_bandwidth_hangs_below_the_copy(finals: list[Record]) -> None:
-    """Ours and the copy's stand at the bytes that a call moves, as far apart as the rows say."""
+    """Ours and the copy's stand at the bytes that a call moves, each where the rows have it."""
     rows = [row_of(r) for r in finals if r.case.op == "layer_norm"]
     axes = Figure().subplots()
     panels.roof(axes, rows, CPU)
-    lines = {(line.get_label(), line.get_marker()): line for line in axes.lines}
-    ours = next(line for (label, _), line in lines.items() if label == "float32")
-    copys = next(line for line in axes.lines if line.get_marker() == "_")
-    assert list(ours.get_xdata()) == list(copys.get_xdata()) == sorted(ours.get_xdata())
-    for y, roof in zip(ours.get_ydata(), copys.get_ydata(), strict=True):
-        assert y / roof == pytest.approx(TIMES["copy"] / TIMES["tuned"], rel=0.05)
+    for mark, figure in ((panels.DTYPE_LOOKS["float32"][1], "gbps"), ("_", "copy_gbps")):
+        line = next(line for line in axes.lines if line.get_marker() == mark)
+        assert sorted(zip(line.get_xdata(), line.get_ydata(), strict=True)) == sorted(
+            (row.bytes, getattr(row, figure)) for row in rows if row.dtype == "float32"
+        )
 
 
 @pytest.mark.parametrize("sizes", [(1024,), (1000, 1024), (256, 768, 1000, 1024, 4096, 16384)])
@@ -224,6 +226,40 @@ def test_sizes_below_an_axis(sizes: tuple[int, ...]) -> None:
     assert set(written) <= set(sizes)
     assert {s for s in sizes if s & (s - 1) == 0} <= set(written)
     assert {*axes.get_xticks(), *axes.get_xticks(minor=True)} == set(sizes)
+
+
+def test_uncertainty_does_not_hide_the_rest() -> None:
+    """All ratios are within a panel's range, whose ends are near them, however far an interval
+    reaches.
+    """
+    case = Case("layer_norm", 256, "float32", 1)
+    points = [Point(case, 2.0, 0.01, 900.0), Point(case, 3.0, 2.9, 3.1)]
+    axes = drawn(points)
+    panels.level([axes], points)
+    low, high = axes.get_ylim()
+    assert 0.5 < low <= 1
+    assert 3.0 < high < 4.5
+    assert {label.get_text() for label in axes.get_yticklabels()} >= {"1x", "2x"}
+
+
+def test_the_plot_of_a_report(finals: list[Record], tmp_path: Path) -> None:
+    """`lntune report --plot` draws what serves each case that is asked for, and says where it is;
+    without a measurement it draws nothing.
+    """
+    for record in finals:
+        records.append(tmp_path / "logs", record)
+    path = tmp_path / "a.svg"
+    command = ["report", "--log-dir", str(tmp_path / "logs"), "--plot", str(path)]
+    done = CliRunner().invoke(app, [*command, "--device", "test-", "--dtype", "bfloat16"])
+    assert done.exit_code == 0, done.output
+    assert f"The plot is in {path}." in done.stderr.replace("\n", " ")
+    text = words(path)
+    assert "lnlstm_step, bfloat16" in text and "float32" not in text
+    path.unlink()
+    assert CliRunner().invoke(app, [*command, "--hidden", "77"]).exit_code == 1
+    assert not path.exists()
+    done = CliRunner().invoke(app, [*command, "--history"])
+    assert done.exit_code == 2 and "a plot beside it" in done.stderr
 
 
 def test_a_comparison(tmp_path: Path) -> None:
@@ -276,13 +312,13 @@ def test_nothing_to_draw(finals: list[Record], tmp_path: Path) -> None:
     """
     other = msgspec.structs.replace(CPU, name="Other CPU")
     path = tmp_path / "a.svg"
-    for records, match in (
+    for measurements, match in (
         ([], "no measurements"),
         ([msgspec.structs.replace(finals[0], busy=True)], "disturbed"),
         ([finals[0], msgspec.structs.replace(finals[1], device=other)], "those of one device"),
     ):
         with pytest.raises(InputError, match=match):
-            plots.of_records(records, path)
+            plots.of_records(measurements, path)
     with pytest.raises(InputError, match="no case of which a ratio is known"):
         plots.of_comparison(Result("a", "b", []), path)
     assert not path.exists()

@@ -19,6 +19,7 @@ from lntune.cli.base import (
     HIDDEN,
     JSON,
     LOG_DIR,
+    PLOT,
     ROWS,
     WIDE,
     command,
@@ -78,6 +79,7 @@ def report(
         Path | None,
         typer.Option(help="Write a page with charts and every record to this file, too."),
     ] = None,
+    plot: PLOT = None,
     wide: WIDE = False,
     output_format: FORMAT = "table",
     as_json: JSON = False,
@@ -94,14 +96,17 @@ def report(
     """
     from lntune import schedule
     from lntune.backends import device_of
-    from lntune.report import histories, surveyed
+    from lntune.report import histories, plots, surveyed
     from lntune.report.output import Output
     from lntune.report.survey import surveys
 
     if device and target != DEFAULT:
         raise InputError(got_expected("--device", f"{device} beside --target {target}", "one"))
-    if history and (html or output_format == "html"):
-        raise InputError(got_expected("--history", "a page beside it", "one of the two"))
+    if history and (html or plot or output_format == "html"):
+        beside = f"{'a plot' if plot else 'a page'} beside it"
+        raise InputError(got_expected("--history", beside, "one of the two"))
+    if plot:
+        plots.check(plot)
     wanted = Wanted(
         op, tuple(integers("--hidden", hidden)), tuple(names(dtype)),
         tuple(integers("--rows", rows)), device,
@@ -143,6 +148,9 @@ def report(
 
             save(html, page())
             tell(f"wrote {html}")
+        if plot and output.records:
+            plots.of_logs(folders, schedules, plot, wanted, owner)
+            tell(f"The plot is in {plot}.")
         if not output.records:
             output = Output(output.facts, (), _failed(folders, wanted, owner))
             _tell_nothing(wanted, owner, target, folders)

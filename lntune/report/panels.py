@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import ops
 from lntune.case import Case
 from lntune.device import Device
 from lntune.report.rows import Row
@@ -107,12 +106,19 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 STEPS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
 
 
-def level(panels: Sequence[Axes]) -> None:
-    """One range of ratios for panels that stand side by side."""
+BEYOND = 1.3
+"""How far a panel reaches beyond the ratios in it, at most."""
+
+
+def level(panels: Sequence[Axes], points: Sequence[Point]) -> None:
+    """One range of ratios for panels that stand side by side. What is uncertain without end reaches
+    beyond it, so that the others can be told apart.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    ends = [axes.get_ylim() for axes in panels]
-    low, high = min(0.95, *(e[0] for e in ends)), max(1.1, *(e[1] for e in ends))
+    least, most = min(p.ratio for p in points), max(p.ratio for p in points)
+    low = min(0.95, max(least / BEYOND, min(p.low for p in points) / 1.05))
+    high = max(1.1, min(most * BEYOND, max(p.high for p in points) * 1.05))
     inside = [s for s in STEPS if low <= s <= high]
     # where there are many, every second one from 1 on
     one = inside.index(1)
@@ -130,9 +136,9 @@ def roof(axes: Axes, rows: Sequence[Row], device: Device) -> None:
     axes.set_yscale("log")
     for dtype, (color, mark) in DTYPE_LOOKS.items():
         some = sorted(
-            (_moved(r), r.gbps, r.gbps / r.of_copy)
+            (r.bytes, r.gbps, r.copy_gbps)
             for r in rows
-            if r.dtype == dtype and r.gbps and r.of_copy
+            if r.dtype == dtype and r.bytes and r.gbps and r.copy_gbps
         )
         if some:
             x, ours, copys = zip(*some, strict=True)
@@ -168,8 +174,3 @@ def _bytes_text(size: int) -> str:
     """A number of bytes as people say it."""
     power = min(3, int(math.log2(size) // 10))
     return f"{size / 1024**power:g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
-
-
-def _moved(row: Row) -> float:
-    """Bytes that a call moves at least."""
-    return float(ops.get(row.op).bytes(Case(row.op, row.hidden, row.dtype, row.rows)))

@@ -11,22 +11,28 @@ import contextlib
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lntune import ops
 from lntune.compare import statistics
 from lntune.compare.comparison import Result
+from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, Timing
+from lntune.log.select import served
 from lntune.report import panels
 from lntune.report.panels import Point
 from lntune.report.rows import row_of
+from lntune.report.survey import Wanted, measured
 from lntune.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from lntune.schedule import Schedule
 
 ENDINGS = (".png", ".svg")
 DPI = 130
@@ -67,7 +73,7 @@ def of_records(records: Sequence[Record], path: Path, bandwidth: bool = True) ->
     if not points:
         got = f"{counted(len(records), 'measurement')}, all of them disturbed or of no rival"
         raise InputError(got_expected("--plot", got, "something that speedups can be drawn of"))
-    rows = [row for r in sound if bandwidth and (row := row_of(r)).of_copy]
+    rows = [row for r in sound if bandwidth and (row := row_of(r)).copy_gbps]
 
     def beside(axes: Axes, op: str) -> None:
         if some := [row for row in rows if row.op == op]:
@@ -88,6 +94,23 @@ def of_records(records: Sequence[Record], path: Path, bandwidth: bool = True) ->
             + (f"; left out: {left_out} disturbed" if left_out else ""),
         ]
         write(figure, path, notes)
+
+
+def of_logs(
+    folders: Sequence[Path],
+    schedules: Mapping[str, Schedule],
+    path: Path,
+    wanted: Wanted,
+    owner: Device | None,
+) -> None:
+    """Write a plot of what serves the cases that are asked for, as the logs in some folders have
+    it, of a device, or of the one that there is where `owner` is None.
+
+    Raises:
+        InputError: as `of_records` has it.
+    """
+    groups = measured(folders, wanted, owner, ("final",))
+    of_records([r for _, group in groups for r in served(group, schedules).values()], path)
 
 
 def of_comparison(result: Result, path: Path) -> None:
@@ -185,7 +208,7 @@ def _grid(
     """
     from matplotlib.figure import Figure
 
-    operators = list(dict.fromkeys(p.case.op for p in points))
+    operators = sorted({p.case.op for p in points}, key=[*ops.OPS].index)
     dtypes = sorted({p.case.dtype for p in points}, key=list(panels.DTYPE_LOOKS).index)
     columns = len(dtypes) + bool(beside)
     size = (max(6.0, 3.3 * columns), 2.3 * len(operators) + 1.3)
@@ -200,7 +223,8 @@ def _grid(
                 axes.set_title(f"{op}, {dtype}")
             else:
                 axes.set_axis_off()
-        panels.level([axes for axes in line[: len(dtypes)] if axes.axison])
+        of_op = [p for p in points if p.case.op == op]
+        panels.level([axes for axes in line[: len(dtypes)] if axes.axison], of_op)
         if beside:
             beside(line[-1], op)
     for place, axes in enumerate(grid[-1]):
