@@ -20,7 +20,7 @@ from lntune.cli import app
 from lntune.cli.base import PAGES
 from lntune.errors import InputError
 from lntune.report import output
-from lntune.report.columns import Column, Table, key
+from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.output import Output, print_table, text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +45,11 @@ class Entry(msgspec.Struct):
 
 
 def found() -> Output:
-    """Two records, a table of them with a note, and sentences."""
-    table = Table("times", [*key("case"), Column("us")], ["* a note"])
-    table.add("a|b", "1.0")
-    table.add("c_d", Text("-"))
+    """Two records, a table of them with bars and a note, and sentences."""
+    bars = Column("bars", drawn=True)
+    table = Table("times", [*key("case"), bars, Column("us")], ["* a note"])
+    table.add("a|b", "██", "1.0")
+    table.add("c_d", "", Text("-"))
     records = [
         Entry(Inner(64, 'a "quoted", word'), 0.1 + 0.2, True, {"lanes": 4}, ("one", "two")),
         Entry(Inner(128, "two\nlines"), None, False, {"store": 2}),
@@ -62,7 +63,7 @@ def test_a_table_is_followed_by_its_notes_and_the_sentences() -> None:
     them.
     """
     out = io.StringIO()
-    print_table(found(), Console(file=out, width=80, highlight=False))
+    print_table(found(), Console(file=out, width=WIDE, highlight=False))
     assert out.getvalue().splitlines() == [
         "times",
         "case   us",

@@ -79,6 +79,10 @@ class Table:
         filled = [cell or "-" for cell in cells]
         self.rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in filled])
 
+    def undrawn(self) -> list[int]:
+        """The places of the columns but for bars."""
+        return [i for i, column in enumerate(self.columns) if not column.drawn]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in self.lines(options.max_width):
             yield bars.plain(line) if options.ascii_only else line
@@ -110,15 +114,8 @@ class Table:
         are left out.
         """
         apart = self._of_groups(width) + self._below(width)
-        shown, shared, omitted = (
-            [
-                i
-                for i, column in enumerate(self.columns)
-                if i not in apart and not (column.drawn and width == WIDE)
-            ],
-            [],
-            [],
-        )
+        fitting = self.undrawn() if width == WIDE else range(len(self.columns))
+        shown, shared, omitted = [i for i in fitting if i not in apart], [], []
         if self._width(shown) > width and len(self.rows) > 1:
             for i in [i for i in shown if self._same(i)]:
                 shown.remove(i)

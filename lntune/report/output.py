@@ -86,7 +86,7 @@ def html(output: Output) -> str:
 
 def html_table(table: Table) -> str:
     """A table as a notebook shows it; all of it is escaped, and bars are left out."""
-    shown = [i for i, column in enumerate(table.columns) if not column.drawn]
+    shown = table.undrawn()
 
     def row(tag: str, cells: Sequence[str]) -> str:
         sides = ("right" if table.columns[i].right else "left" for i in shown)
@@ -154,9 +154,10 @@ def markdown(output: Output) -> str:
     blocks = [_bullets(line if isinstance(line, str) else _joined(line) for line in output.lines)]
     for table in output.tables:
         blocks += [f"**{_escaped(table.title)}**" if table.title else "", _bullets(table.notes)]
-        names = [_escaped(column.name) for column in table.columns]
-        rules = ["--:" if column.right else "---" for column in table.columns]
-        cells = [[_escaped(cell.plain) for cell in row] for row in table.rows]
+        shown = table.undrawn()
+        names = [_escaped(table.columns[i].name) for i in shown]
+        rules = ["--:" if table.columns[i].right else "---" for i in shown]
+        cells = [[_escaped(row[i].plain) for i in shown] for row in table.rows]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in (names, rules, *cells)))
     return "\n\n".join(block for block in blocks if block)
 

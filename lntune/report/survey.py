@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune import backends, ops
+from lntune import device as device_module
 from lntune.case import Case, bucket_of, dtype_name
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
@@ -67,12 +68,13 @@ class Mend(msgspec.Struct, frozen=True):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """A device: its folder's name, its cases, what they come to, what is missing of the default
-    grid and what mends it.
+    """A device: its folder's name, whether it is the one asked for or this machine's CPU, its
+    cases, what they come to, what is missing of the default grid and what mends it.
     """
 
     device: str
     name: str
+    here: bool
     cases: list[Row]
     summary: dict[str, Any]
     operators: list[Overview]
@@ -90,7 +92,7 @@ def surveys(
     that have a case that is asked for. `schedules` are those of today.
     """
     return [
-        survey(group, wanted, group_owner, schedules)
+        survey(group, wanted, group_owner, schedules, here=owner is not None)
         for group_owner, group in measured(folders, wanted, owner, ("final", "bench"))
         if any(r.role == "final" for r in group)
     ]
@@ -117,7 +119,11 @@ def measured(
 
 
 def survey(
-    log: Sequence[Record], wanted: Wanted, device: Device, schedules: Mapping[str, Schedule]
+    log: Sequence[Record],
+    wanted: Wanted,
+    device: Device,
+    schedules: Mapping[str, Schedule],
+    here: bool = True,
 ) -> Survey:
     """What records of one device say of the cases that are asked for."""
     finals = select.served(log, schedules)
@@ -126,6 +132,7 @@ def survey(
     return Survey(
         device=device.slug,
         name=device.name,
+        here=here or not device_module.current().differences(device),
         cases=rows,
         summary=summary(rows),
         operators=overviews(rows, missing),

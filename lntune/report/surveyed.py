@@ -18,8 +18,8 @@ COMMANDS = 3
 MEDIANS = "medians; everyone allocates its output at every call"
 
 ROOF = (
-    "of copy: the bandwidth of what has to be moved, as a share of what a copy of the first input"
-    " reaches in the same rounds, which is the roof"
+    "of copy: the bandwidth of what has to be moved, as a share of what PyTorch's copy of the first"
+    " input reaches in the same rounds: memory's roof, as far as a copy tells"
 )
 
 
@@ -32,7 +32,10 @@ def output(
     tables: list[Table] = []
     for one in surveys:
         tables.append(overview_table(one.operators, one.device))
-        tables[-1].notes = [*result_lines(one.cases), *map(mend_line, one.mend)]
+        tables[-1].notes = [
+            *result_lines(one.cases),
+            *(mend_line(mend, one.here) for mend in one.mend),
+        ]
         if cases:
             tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
             tables[-1].notes = [ROOF] if any(row.of_copy for row in one.cases) else []
@@ -41,8 +44,10 @@ def output(
     return Output(facts, tables, closing(again, cases) if surveys else (), records)
 
 
-def mend_line(mend: Mend) -> str:
-    """A sentence on cases that want a measurement, with the commands that make it."""
+def mend_line(mend: Mend, here: bool) -> str:
+    """A sentence on cases that want a measurement, with the commands that make it, `here` or where
+    the device is.
+    """
     what = {
         "missing": f"{counted(mend.cases, 'case')} of the default grid missing",
         "stale": f"! {mend.cases} {STALE}",
@@ -51,7 +56,7 @@ def mend_line(mend: Mend) -> str:
     commands = "; ".join(map(whole, mend.commands[:COMMANDS]))
     more = len(mend.commands) - COMMANDS
     others = f" (and {counted(more, 'command')} more; --json has all)" if more > 0 else ""
-    return f"{what}. Run: {commands}{others}"
+    return f"{what}. Run{'' if here else ' there'}: {commands}{others}"
 
 
 def closing(again: str, cases: bool) -> list[str]:
