@@ -238,7 +238,7 @@ def test_figures_are_said_where_the_pointer_is(
     opened(browser, pages["report"])
     mark = all_of(browser, selector)[-1]
     script = """arguments[0].scrollIntoView({block: "center"});
-      return new Promise((done) => setTimeout(done, 50))"""  # what scrolling hides is hidden by then
+      return new Promise((done) => setTimeout(done, 50))"""  # what scrolling hides is hidden then
     browser.execute_script(script, mark)
     place = """const path = arguments[0];
       const box = path.getBoundingClientRect();
