@@ -35,7 +35,7 @@ from lntune.cli import app
 from lntune.compare.comparison import Missing
 from lntune.compare.statistics import VERDICTS
 from lntune.errors import InputError
-from lntune.log.records import Record, append
+from lntune.log.records import Record, append, by_device
 from lntune.report.page import (
     axes,
     cells,
@@ -48,6 +48,7 @@ from lntune.report.page import (
     write,
 )
 from lntune.report.page.facts import DeviceFacts
+from lntune.report.survey import Wanted
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u2028\x01"
 COMMAND = "lntune report --html report.html"
@@ -55,7 +56,9 @@ COMMAND = "lntune report --html report.html"
 
 def gathered(*records: Record) -> list[DeviceFacts]:
     """The facts of some records, with no schedule known but lntune's own."""
-    return facts.gather(records, schedule.all_schedules())
+    schedules = schedule.all_schedules()
+    groups = by_device(records)
+    return [facts.gather(group[-1].device, group, schedules, Wanted()) for group in groups]
 
 
 def page_of(*records: Record) -> str:
@@ -121,23 +124,14 @@ def test_a_case_has_its_place_under_the_roofline() -> None:
     op = ops.get("layer_norm")
     assert case.intensity == op.flops(CASE) / op.bytes(CASE)
     assert case.gflops == pytest.approx(op.flops(CASE) / 50e-6 / 1e9)
-    assert case.copy_gbps == pytest.approx(2 * 512 * 1024 * 4 / 40e-6 / 1e9)
+    moved = 2 * 512 * 1024 * 4
+    assert case.copy == (pytest.approx(moved), pytest.approx(moved / 40e-6 / 1e9))
 
 
 def test_what_was_disturbed_has_no_figures_made_of_its_times() -> None:
     """Neither GFLOP/s nor a copy's bandwidth is told of a disturbed record."""
     (case,) = gathered(record(busy=True))[0].cases
-    assert case.gflops is None and case.copy_gbps is None
-
-
-def test_missing_is_the_default_grid_without_what_is_there() -> None:
-    """Each case of the default grids of a device's operators is measured or missing, and commands
-    tune those that are.
-    """
-    (device,) = gathered(record())
-    grid = sum(len(op.grid) for op in ops.OPS.values())
-    assert device.missing == grid - (CASE in ops.get("layer_norm").grid)
-    assert all(command.startswith("lntune tune ") for command in device.tune)
+    assert case.gflops is None and case.copy is None
 
 
 def test_devices_are_told_apart() -> None:
@@ -367,7 +361,7 @@ def test_names_given_to_a_comparison_do_not_become_markup() -> None:
         a=HOSTILE,
         b=HOSTILE,
     )
-    page = write.compare(hostile, f"lntune compare {HOSTILE}")
+    page = write.compare([hostile], f"lntune compare {HOSTILE}")
     reader = Reader(page)
     assert len(reader.scripts) == 2 and "img" not in reader.names
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
@@ -375,7 +369,7 @@ def test_names_given_to_a_comparison_do_not_become_markup() -> None:
 
 def test_a_page_reaches_for_nothing() -> None:
     """No address, no import and no link to elsewhere is in a page, and its policy forbids them."""
-    for page in (page_of(*many(5)), write.compare(result(comparison()), "lntune compare a b")):
+    for page in (page_of(*many(5)), write.compare([result(comparison())], "lntune compare a b")):
         assert not re.search(r"https?:|@import|url\(", page)
         values = [v for name, v in Reader(page).attributes if name in ("src", "href") and v]
         assert all(v.startswith("#") or v == "data:," for v in values)
@@ -385,7 +379,7 @@ def test_a_page_reaches_for_nothing() -> None:
 def test_figures_that_are_no_numbers_are_null() -> None:
     """Infinite and undefined numbers do not get into the data: JSON has none."""
     endless = comparison(low=0.0, high=math.inf, p=math.nan, verdict="UNSURE")
-    (case,) = data_of(write.compare(result(endless), "lntune compare a b"))["cases"]
+    (case,) = data_of(write.compare([result(endless)], "lntune compare a b"))["cases"]
     assert case.get("high") is None and case.get("p") is None
 
 
@@ -475,7 +469,7 @@ def test_a_comparison_says_who_wins() -> None:
     """Counts, ratios, what is missing and the command are on the page."""
     missing = Missing(Case("layer_norm", 64, "float16", 1), "B", "no record", "lntune tune it")
     cases = [comparison(verdict=v) for v in VERDICTS]
-    text = Reader(write.compare(result(*cases, missing=(missing,)), "lntune compare a b")).text
+    text = Reader(write.compare([result(*cases, missing=(missing,))], "lntune compare a b")).text
     for said in (
         "cached_rows",
         f"2.000{cells.TIMES}",
@@ -490,7 +484,7 @@ def test_a_comparison_says_who_wins() -> None:
 def test_a_comparison_of_nothing_has_a_page() -> None:
     """Without a case in common the page says how many are missing."""
     missing = tuple(Missing(CASE, "B", "no record") for _ in range(3))
-    assert "missing" in Reader(write.compare(result(missing=missing), "lntune compare a b")).text
+    assert "missing" in Reader(write.compare([result(missing=missing)], "lntune compare a b")).text
 
 
 def test_the_scale_of_ratios_holds_all_and_ends_somewhere() -> None:
@@ -504,27 +498,30 @@ def test_the_scale_of_ratios_holds_all_and_ends_somewhere() -> None:
     assert [text for _, text in narrow.ticks()][-1] == "1.1"
 
 
-def test_groups_have_their_geomean_and_verdicts() -> None:
-    """Cases are grouped by operator and dtype, in the order given."""
-    other = Case("layer_norm", 64, "bfloat16", 1)
-    cases = [
-        comparison(),
-        comparison(ratio=0.5, low=0.4, high=0.6, verdict="SLOWER"),
-        comparison(other),
-    ]
-    first, second = compared.groups(cases, compared.scale(cases))
-    assert (first.dtype, first.geomean, first.counts) == (
-        "float32",
-        pytest.approx(1.0),
-        {"FASTER": 1, "SLOWER": 1},
-    )
-    assert [i.number for i in second.intervals] == [2]
+def test_groups_have_the_numbers_of_their_cases() -> None:
+    """Cases are grouped by operator and dtype, in the order given, and numbered from the first."""
+    cases = [comparison(), comparison(Case("layer_norm", 64, "bfloat16", 1)), comparison()]
+    one, other = compared.groups(cases, compared.scale(cases), 7)
+    assert (one.dtype, [i.number for i in one.intervals]) == ("float32", [7, 9])
+    assert (other.dtype, [i.number for i in other.intervals]) == ("bfloat16", [8])
+
+
+def test_three_sides_share_a_page() -> None:
+    """Each side has its part against the first, and cases are numbered on."""
+    third = msgspec.structs.replace(result(comparison(), comparison()), b="default")
+    page = write.compare([result(comparison()), third], "lntune compare a b c")
+    reader = Reader(page)
+    ids = [v for name, v in reader.attributes if name == "id"]
+    assert {"case-0", "case-1", "case-2", "cases-0", "cases-1"} <= set(ids)
+    assert len(ids) == len(set(ids)) and len(data_of(page)["cases"]) == 3
+    for said in ("widened_rows against cached_rows", "default against cached_rows"):
+        assert said in reader.text
 
 
 def test_a_column_that_has_nothing_is_left_out() -> None:
     """Doubts and the device are columns only where there is something to say."""
     names = [c.name for c in cells.compare([comparison()]).columns]
-    assert "doubts" not in names and "device" not in names
+    assert not {"doubts", "device"} & set(names) and "differs in" in names
     doubted = msgspec.structs.replace(comparison(reason="drift"), device="other")
     names = [c.name for c in cells.compare([comparison(), doubted]).columns]
     assert "doubts" in names and "device" in names
@@ -569,3 +566,14 @@ def test_report_writes_a_page(tmp_path: Path, log_dir: Path) -> None:
     assert command in Reader(page).text
     printed = CliRunner().invoke(app, [*asked, "--format", "html"]).stdout
     assert printed.replace("report.html", str(path)).strip() == page.strip()
+
+
+def test_compare_prints_a_page(log_dir: Path) -> None:
+    """`lntune compare A B --format html` prints a page that names the command."""
+    for _ in range(2):
+        append(log_dir, record())
+    asked = ["compare", "tuned", "eager", "--all-devices", "--log-dir", str(log_dir)]
+    done = CliRunner().invoke(app, [*asked, "--format", "html"])
+    assert done.exit_code == 0, done.output
+    text = Reader(done.stdout).text
+    assert "eager against tuned" in text and f"lntune {' '.join(asked)} --format html" in text

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_logs import comparison, knob_trials, many, result
+from page_logs import CPU, comparison, knob_trials, many, result
 
 from lntune import ops, schedule
 from lntune.case import Case
 from lntune.compare.comparison import Missing
 from lntune.compare.statistics import VERDICTS
 from lntune.report.page import facts, write
+from lntune.report.survey import Wanted
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -75,7 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A page of a report and one of a comparison, as files."""
     folder = tmp_path_factory.mktemp("pages")
     logs = [*many(70), *knob_trials(20, 0.5)]
-    devices = facts.gather(logs, schedule.all_schedules())
+    device = facts.gather(CPU, logs, schedule.all_schedules(), Wanted())
     cases = [
         comparison(Case(op, hidden, dtype, 512), VERDICTS[hidden // 512 % 4])
         for op in ops.OPS
@@ -84,8 +85,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     missing = Missing(Case("layer_norm", 64, "float16", 1), "B", "no record", "lntune tune " * 20)
     texts = {
-        "report": write.report(devices, "lntune report --html report.html"),
-        "compare": write.compare(result(*cases, missing=(missing,)), "lntune compare a b"),
+        "report": write.report([device], "lntune report --html report.html"),
+        "compare": write.compare([result(*cases, missing=(missing,))], "lntune compare a b"),
     }
     for name, text in texts.items():
         write.save(folder / f"{name}.html", text)
@@ -135,6 +136,19 @@ def column(browser: Any, place: int) -> list[str]:
       .filter((row) => !row.hidden).map((row) => row.cells[arguments[0]].textContent)"""
     found: list[str] = browser.execute_script(script, place)
     return found
+
+
+def hover(browser: Any, element: Any) -> None:
+    """Put the pointer on an element: on its middle, on the beginning of a path."""
+    script = """arguments[0].scrollIntoView({block: "center"});
+      return new Promise((done) => setTimeout(done, 50))"""  # scrolling hides the tip
+    browser.execute_script(script, element)
+    place = """const one = arguments[0], box = one.getBoundingClientRect();
+      if (!one.getPointAtLength) return [box.x + box.width / 2, box.y + box.height / 2];
+      const at = one.getPointAtLength(0).matrixTransform(one.getScreenCTM());
+      return [at.x, at.y]"""
+    x, y = browser.execute_script(place, element)
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
 
 
 def heading(browser: Any, name: str) -> int:
@@ -236,32 +250,20 @@ def test_figures_are_said_where_the_pointer_is(
     from all of them there is none.
     """
     opened(browser, pages["report"])
-    mark = all_of(browser, selector)[-1]
-    script = """arguments[0].scrollIntoView({block: "center"});
-      return new Promise((done) => setTimeout(done, 50))"""  # what scrolling hides is hidden then
-    browser.execute_script(script, mark)
-    place = """const path = arguments[0];
-      const box = path.getBoundingClientRect();
-      if (!path.getPointAtLength) return [box.x + box.width / 2, box.y + box.height / 2];
-      const at = path.getPointAtLength(0).matrixTransform(path.getScreenCTM());
-      return [at.x, at.y]"""
-    x, y = browser.execute_script(place, mark)
-    event = {"type": "mouseMoved", "x": x, "y": y}
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    hover(browser, all_of(browser, selector)[-1])
     tip = one_of(browser, "#tip")
     assert tip.is_displayed() and " µs" in tip.text and "over eager" in tip.text
     box = tip.rect
     assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event | {"x": 2, "y": 300})
+    away = {"type": "mouseMoved", "x": 2, "y": 300}
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", away)
     assert not tip.is_displayed()
 
 
 def test_ratios_are_said_where_the_pointer_is(browser: Any, pages: dict[str, Path]) -> None:
     """Over a line of the chart of ratios the tip has both sides."""
     opened(browser, pages["compare"])
-    box = all_of(browser, ".ratio b")[2].rect
-    at = {"x": box["x"] + 4, "y": box["y"] + 4}
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", **at})
+    hover(browser, all_of(browser, ".ratio b")[2])
     tip = one_of(browser, "#tip").text
     assert "2.000" in tip and "A 100 µs" in tip and "B 50.00 µs" in tip
 

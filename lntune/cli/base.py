@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -275,6 +276,15 @@ def print_json(value: Any) -> None:
         print(output.json(value))
     except UnicodeEncodeError:
         print(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+def command_line(name: str, arguments: Iterable[str], options: Mapping[str, str | bool]) -> str:
+    """The command as a shell has it, with those of the options that are given."""
+    words = ["lntune", name, *arguments]
+    for option, value in options.items():
+        if value:
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
 
 
 def finish(output: Output, output_format: str, wide: bool = False, ok: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from lntune.cli.base import (
     ROWS,
     WIDE,
     command,
+    command_line,
     finish,
     integers,
     names,
@@ -25,6 +27,8 @@ from lntune.cli.base import (
     using_logs,
 )
 from lntune.errors import InputError, got_expected, unknown
+
+SMALLEST = "1%"
 
 
 @command("Schedules, knobs or runs: FASTER, SLOWER, SAME or UNSURE")
@@ -49,7 +53,7 @@ def compare(
     rows: ROWS = "",
     smallest: Annotated[
         str, typer.Option(help="The smallest difference that matters, such as 3%.")
-    ] = "1%",
+    ] = SMALLEST,
     fail_on: Annotated[
         str,
         typer.Option(
@@ -96,6 +100,22 @@ def compare(
         tuple(map(dtype_name, names(dtype))),
         tuple(integers("--rows", rows)),
     )
+    again = command_line(
+        "compare",
+        sides,
+        {
+            "--op": op,
+            "--hidden": hidden,
+            "--dtype": dtype,
+            "--rows": rows,
+            "--smallest": smallest if smallest != SMALLEST else "",
+            "--target": target if target != DEFAULT else "",
+            "--all-devices": everywhere,
+            "--across-devices": across_devices,
+            "--log-dir": str(log_dir or ""),
+            "--format": "html",
+        },
+    )
     options = run.Options(target, log_dir, everywhere, across_devices, _share(smallest))
     with using_logs(log_dir):
         compared = run.parse(sides, options)
@@ -103,7 +123,14 @@ def compare(
     failing = [line for result in results for line in result.failing(fail_on)] if fail_on else []
     for line in failing:
         tell(f"fails: {line}")
-    finish(report.output(results), output_format, wide, ok=not failing)
+
+    def page() -> str:
+        from lntune.report.page import write
+
+        return write.compare(results, again)
+
+    output = dataclasses.replace(report.output(results), page=page)
+    finish(output, output_format, wide, ok=not failing)
 
 
 def _share(text: str) -> float:

@@ -23,6 +23,7 @@ from lntune.cli.base import (
     ROWS,
     WIDE,
     command,
+    command_line,
     finish,
     integers,
     names,
@@ -112,8 +113,9 @@ def report(
         tuple(integers("--rows", rows)), device,
     )  # fmt: skip
     owner = None if everywhere or device else device_of(target)
-    again = _command(
-        op,
+    again = command_line(
+        "report",
+        [op] if op else [],
         {
             "--hidden": hidden,
             "--dtype": dtype,
@@ -155,15 +157,6 @@ def report(
             output = Output(output.facts, (), _failed(folders, wanted, owner))
             _tell_nothing(wanted, owner, target, folders)
     finish(dataclasses.replace(output, page=page), output_format, wide, ok=bool(output.records))
-
-
-def _command(op: str, options: dict[str, str | bool]) -> str:
-    """The command line that asks for the same."""
-    words = ["lntune", "report", *([op] if op else [])]
-    for name, value in options.items():
-        if value:
-            words += [name] if value is True else [name, shlex.quote(str(value))]
-    return " ".join(words)
 
 
 def _tell_nothing(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from lntune.compare.comparison import Comparison
+from lntune.compare.differences import differences
 from lntune.report.page.facts import CaseFacts
 from lntune.report.tables import micros, number, percent
 
@@ -65,7 +66,7 @@ _REPORT: list[Column[CaseFacts]] = [
     Column("compile µs", lambda c: micros(c.row.compile_us), "desk"),
     Column("tuned µs", lambda c: micros(c.row.tuned_us)),
     Column("over eager", lambda c: ratio(c.row.speedup)),
-    Column("over better", lambda c: ratio(c.row.over_better), "tablet"),
+    Column("over compile", lambda c: ratio(c.row.over_compile), "tablet"),
     Column("over default", lambda c: ratio(c.row.over_default), "tablet"),
     Column("GB/s", lambda c: number(c.row.gbps, 1), "desk"),
     Column("of copy", lambda c: percent(c.row.of_copy), "tablet"),
@@ -73,22 +74,26 @@ _REPORT: list[Column[CaseFacts]] = [
     Column("spread", lambda c: percent(c.row.spread), "desk"),
     Column("schedule", _schedule, "tablet", figure=False),
 ]
-_COMPARED = {"compile µs", "over better"}
+_COMPILED = {"compile µs", "over compile"}
 """Columns that are there only where something was measured."""
 
 
 def report(cases: Sequence[CaseFacts], first: int) -> Table:
     """The cases of a device; `first` is the number of its first case on the page."""
     measured = any(c.row.compile_us for c in cases)
-    columns = [c for c in _REPORT if measured or c.name not in _COMPARED]
+    columns = [c for c in _REPORT if measured or c.name not in _COMPILED]
     return _table(columns, cases, (0, 1), first)
+
+
+def _differs(c: Comparison) -> str:
+    return "; ".join(differences(c.a, c.b)) or "-"
 
 
 _VERDICT = {"FASTER": "up", "SLOWER": "down", "SAME": "", "UNSURE": "soft"}
 
 
-def compare(cases: Sequence[Comparison]) -> Table:
-    """The cases of a comparison."""
+def compare(cases: Sequence[Comparison], first: int = 0) -> Table:
+    """The cases of a comparison; `first` is the number of the first on the page."""
     several = len({c.device for c in cases}) > 1
     columns: list[Column[Comparison]] = [
         Column("operator", lambda c: c.case.op, figure=False),
@@ -100,15 +105,18 @@ def compare(cases: Sequence[Comparison]) -> Table:
         Column("B µs", lambda c: micros(c.b.us), "tablet"),
         Column("A / B", lambda c: number(c.ratio, 3, TIMES)),
         Column("95 % interval", lambda c: f"{c.low:.3f}{DASH}{c.high:.3f}", "tablet"),
+        Column("of copy", lambda c: f"{percent(c.a.of_copy)} {percent(c.b.of_copy)}", "desk"),
         Column("p", lambda c: f"{c.p:.2g}", "desk"),
         Column("compared", lambda c: c.method, "desk", figure=False),
     ]
     if any(c.reason for c in cases):
         columns.append(Column("doubts", lambda c: c.reason or "-", "desk", figure=False))
+    if any(differences(c.a, c.b) for c in cases):
+        columns.append(Column("differs in", _differs, "desk", figure=False))
     if several:
         columns.insert(0, Column("device", lambda c: c.device, "desk", figure=False))
     verdict = next(i for i, c in enumerate(columns) if c.name == "verdict")
-    return _table(columns, cases, (verdict - 4, verdict - 3, verdict), 0)
+    return _table(columns, cases, (verdict - 4, verdict - 3, verdict), first)
 
 
 def _table(

@@ -81,7 +81,7 @@ def roofline(facts: DeviceFacts, first: int) -> Plot | None:
 
 def _roofs(facts: DeviceFacts) -> dict[str, float]:
     """The bandwidth in GB/s of the copy of most bytes, and of the quickest if that is another."""
-    copies = [(c.copied, gbps) for c in facts.cases if c.copied and (gbps := c.copy_gbps)]
+    copies = [c.copy for c in facts.cases if c.copy]
     if not copies:
         return {}
     size, large = max(copies)
@@ -120,16 +120,16 @@ def bandwidth(facts: DeviceFacts, first: int) -> Plot | None:
     of those that moved as much.
     """
     points = [
-        (float(c.bytes), c.row.gbps, c, n)
+        (float(c.row.bytes), c.row.gbps, c, n)
         for n, c in enumerate(facts.cases, first)
-        if c.bytes and c.row.gbps
+        if c.row.bytes and c.row.gbps
     ]
     if not points:
         return None
     sizes: dict[int, list[float]] = {}
     for c in facts.cases:
-        if c.copied and (gbps := c.copy_gbps):
-            sizes.setdefault(round(2 * math.log2(c.copied)), []).append(gbps)
+        if c.copy:
+            sizes.setdefault(round(2 * math.log2(c.copy[0])), []).append(c.copy[1])
     copies = [(2 ** (half / 2), sorted(v)[len(v) // 2]) for half, v in sorted(sizes.items())]
     xs = around([x for x, *_ in points] + [x for x, _ in copies], 16)
     ys = round_ends([y for _, y, *_ in points] + [y for _, y in copies])

@@ -1,6 +1,4 @@
-"""What the page of a comparison says beside its table: per operator and dtype who wins, and where
-each case's ratio and interval lie.
-"""
+"""Where each ratio of a comparison and its interval lie in a chart."""
 
 from __future__ import annotations
 
@@ -9,8 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lntune.compare.comparison import Comparison
-from lntune.compare.statistics import VERDICTS
-from lntune.report.rows import geomean
 
 WIDEST = 8.0
 """A chart of ratios shows no more than this many times faster or slower."""
@@ -19,27 +15,20 @@ _TICKS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
 class Interval(NamedTuple):
-    """A case's place in a chart of ratios, in percent of its width: the ratio and the ends of its
-    interval; `cut`: some of it lies beyond the chart.
-    """
+    """A case's place in a chart of ratios, in percent of its width: the ratio, and its interval."""
 
     number: int
     comparison: Comparison
     at: float
     start: float
     width: float
-    cut: bool
 
 
 class Group(NamedTuple):
-    """The cases of an operator and a dtype: the geometric mean of A / B, and the number of cases
-    with each verdict.
-    """
+    """The cases of an operator and a dtype, and where they stand."""
 
     op: str
     dtype: str
-    geomean: float
-    counts: dict[str, int]
     intervals: list[Interval]
 
 
@@ -67,20 +56,13 @@ def scale(cases: Sequence[Comparison]) -> Scale:
     return Scale(next((t for t in _TICKS if t >= max(farthest, NARROWEST)), WIDEST))
 
 
-def groups(cases: Sequence[Comparison], axis: Scale) -> list[Group]:
-    """The cases by operator and dtype, in the order given."""
+def groups(cases: Sequence[Comparison], axis: Scale, first: int = 0) -> list[Group]:
+    """The cases by operator and dtype, in the order given; `first` is the number of the first case
+    on the page.
+    """
     found: dict[tuple[str, str], list[Interval]] = {}
-    for number, c in enumerate(cases):
+    for number, c in enumerate(cases, first):
         start, end = axis.at(c.low), axis.at(c.high)
-        cut = c.low < 1 / axis.limit or c.high > axis.limit
-        interval = Interval(number, c, axis.at(c.ratio), start, round(end - start, 2), cut)
+        interval = Interval(number, c, axis.at(c.ratio), start, round(end - start, 2))
         found.setdefault((c.case.op, c.case.dtype), []).append(interval)
-    return [
-        Group(op, dtype, geomean(i.comparison.ratio for i in own) or 1.0, _counts(own), own)
-        for (op, dtype), own in found.items()
-    ]
-
-
-def _counts(intervals: Sequence[Interval]) -> dict[str, int]:
-    verdicts = [i.comparison.verdict for i in intervals]
-    return {v: verdicts.count(v) for v in VERDICTS if v in verdicts}
+    return [Group(op, dtype, own) for (op, dtype), own in found.items()]

@@ -18,12 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lntune import __version__
 from lntune.case import bucket_label
 from lntune.compare.comparison import Result
+from lntune.compare.summary import summarize
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, Timing
+from lntune.report.comparisons import lines
 from lntune.report.page import axes, cells, charts, compared, heat, packed, trials
 from lntune.report.page.facts import CaseFacts, DeviceFacts, gather
-from lntune.report.rows import geomean
 from lntune.report.survey import Wanted, measured
 from lntune.report.tables import micros, number, percent
 from lntune.schedule import Schedule
@@ -66,25 +67,36 @@ def of_logs(
     device: Device | None = None,
 ) -> str:
     """The page of what is asked for of folders of logs, of one device where given."""
-    every = [r for _, group in measured(folders, wanted, device, ()) for r in group]
-    return report(gather(every, schedules, wanted.op, device), command)
+    groups = measured(folders, wanted, device, ())
+    return report([gather(of, group, schedules, wanted) for of, group in groups], command)
 
 
-def compare(result: Result, command: str) -> str:
-    """The page of a comparison; `command` is what prints it again."""
-    axis = compared.scale(result.cases)
+def compare(results: Sequence[Result], command: str) -> str:
+    """The page of a comparison: each of `results` against the same side A; `command` is what prints
+    it again.
+    """
+    cases = [c for result in results for c in result.cases]
+    axis, first, sections = compared.scale(cases), 0, []
+    for result in results:
+        sections.append(
+            {
+                "result": result,
+                "summary": summarize(result),
+                "counts": result.counts(),
+                "groups": compared.groups(result.cases, axis, first),
+                "table": cells.compare(result.cases, first),
+                "lines": lines(result),
+            }
+        )
+        first += len(result.cases)
     return _render(
         "compare.html.j2",
-        title=f"lntune compare: {result.b} against {result.a}",
+        title=f"lntune compare: {', '.join([results[0].a, *(r.b for r in results)])}",
         kind="compare",
         command=command,
-        data={"cases": [_trimmed(c) for c in result.cases]},
-        result=result,
-        counts=result.counts(),
-        geomean=geomean(c.ratio for c in result.cases),
-        groups=compared.groups(result.cases, axis),
+        data={"cases": [_trimmed(c) for c in cases]},
+        sections=sections,
         ticks=axis.ticks(),
-        table=cells.compare(result.cases),
     )
 
 
@@ -113,7 +125,7 @@ def _data(c: CaseFacts, device: int, versions: list[dict[str, str]]) -> dict[str
     row = c.row
     figures = {
         "speedup": row.speedup,
-        "over_better": row.over_better,
+        "over_compile": row.over_compile,
         "over_default": row.over_default,
         "gbps": row.gbps,
         "of_copy": row.of_copy,

@@ -53,7 +53,7 @@ function reported({ record: r, figures: f }) {
   lines.push(Object.entries(r.timings).map(([k, t]) => `${k} ${us(t.median_us)}`).join(", "));
   const ratios = [];
   if (f.speedup) ratios.push(times(f.speedup) + " over eager");
-  if (f.over_better) ratios.push(times(f.over_better) + " over the better of eager and compile");
+  if (f.over_compile) ratios.push(times(f.over_compile) + " over torch.compile");
   if (f.over_default) ratios.push(times(f.over_default) + " over default knobs");
   if (ratios.length) lines.push(ratios.join(", "));
   const rates = [];
