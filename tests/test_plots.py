@@ -278,6 +278,36 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert "999" not in text
 
 
+def test_the_plot_of_a_compare(finals: list[Record], tmp_path: Path) -> None:
+    """`lntune compare --plot` draws B over A of the cases that both have; of more than two sides
+    it draws none, and says so before it compares anything.
+    """
+    for side in ("before", "after"):
+        for record in finals:
+            records.append(tmp_path / side, record)
+    before, after, path = (tmp_path / name for name in ("before", "after", "a.svg"))
+    done = CliRunner().invoke(app, ["compare", str(before), str(after), "--plot", str(path)])
+    assert done.exit_code == 0, done.output
+    assert f"The plot is in {path}." in done.stderr.replace("\n", " ")
+    assert "lnlstm_step, bfloat16" in words(path)
+    three = ["compare", str(before), str(after), "eager", "--plot", str(path)]
+    done = CliRunner().invoke(app, three)
+    assert done.exit_code == 2 and "--plot: got 3 sides, expected two" in done.stderr
+
+
+@pytest.mark.parametrize("most", [1.01, 1.3, 3.0, 40.0])
+def test_ratios_beside_an_axis(most: float) -> None:
+    """1 is among them, and they are neither one alone nor many."""
+    case = Case("layer_norm", 256, "float32", 1)
+    points = [Point(case, 1.0, 0.99, 1.01), Point(case, most, most * 0.99, most * 1.01)]
+    axes = drawn(points)
+    panels.level([axes], points)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert 1.0 in ticks
+    assert 3 <= len(ticks) <= panels.TICKS
+
+
 @pytest.mark.parametrize(
     ("name", "match"),
     [
@@ -319,6 +349,12 @@ def test_nothing_to_draw(finals: list[Record], tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=match):
             plots.of_records(measurements, path)
-    with pytest.raises(InputError, match="no case of which a ratio is known"):
-        plots.of_comparison(Result("a", "b", []), path)
+    infinite = compared(low=0.0, high=float("inf"))
+    for cases, match in (
+        ([], "no measurements"),
+        ([infinite], "no case of which a ratio is known"),
+        ([compared(), compared(device=other.slug)], "those of one device"),
+    ):
+        with pytest.raises(InputError, match=match):
+            plots.of_comparison(Result("a", "b", cases), path)
     assert not path.exists()

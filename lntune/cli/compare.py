@@ -16,6 +16,7 @@ from lntune.cli.base import (
     HIDDEN,
     JSON,
     LOG_DIR,
+    PLOT,
     ROWS,
     WIDE,
     command,
@@ -29,6 +30,8 @@ from lntune.cli.base import (
 from lntune.errors import InputError, got_expected, unknown
 
 SMALLEST = "1%"
+TWO = 2
+"""Sides that a plot has."""
 
 
 @command("Schedules, knobs or runs: FASTER, SLOWER, SAME or UNSURE")
@@ -73,6 +76,7 @@ def compare(
         bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
     ] = False,
     log_dir: LOG_DIR = None,
+    plot: PLOT = None,
     wide: WIDE = False,
     output_format: FORMAT = "table",
     as_json: JSON = False,
@@ -91,7 +95,12 @@ def compare(
     from lntune.compare import run
     from lntune.compare.pairs import Wanted
     from lntune.report import comparisons as report
+    from lntune.report import plots
 
+    if plot:
+        if len(sides) > TWO:
+            raise InputError(got_expected("--plot", f"{len(sides)} sides", "two"))
+        plots.check(plot)
     if fail_on not in ("", "slower", "unsure"):
         raise unknown("--fail-on", fail_on, ["slower", "unsure"])
     wanted = Wanted(
@@ -123,6 +132,9 @@ def compare(
     failing = [line for result in results for line in result.failing(fail_on)] if fail_on else []
     for line in failing:
         tell(f"fails: {line}")
+    if plot:
+        plots.of_comparison(results[0], plot)
+        tell(f"The plot is in {plot}.")
 
     def page() -> str:
         from lntune.report.page import write

@@ -103,9 +103,15 @@ def _spread(sizes: Sequence[int]) -> list[int]:
     return sorted(kept)
 
 
-STEPS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
+STEPS = (
+    *(1, 2, 0.5, 5, 0.2, 10, 0.1, 20, 50, 100, 3, 30, 0.3, 1.5, 0.7, 4, 7, 15, 40, 70),
+    *(1.2, 2.5, 0.8, 1.1, 0.9, 1.3, 1.7, 0.6, 0.4, 1.05, 0.95, 1.02, 0.98),
+)
+"""Ratios that may be written beside a panel, the roundest first."""
 
 
+TICKS = 7
+"""So many ratios are written beside a panel, at most."""
 BEYOND = 1.3
 """How far a panel reaches beyond the ratios in it, at most."""
 
@@ -119,10 +125,10 @@ def level(panels: Sequence[Axes], points: Sequence[Point]) -> None:
     least, most = min(p.ratio for p in points), max(p.ratio for p in points)
     low = min(0.95, max(least / BEYOND, min(p.low for p in points) / 1.05))
     high = max(1.1, min(most * BEYOND, max(p.high for p in points) * 1.05))
-    inside = [s for s in STEPS if low <= s <= high]
-    # where there are many, every second one from 1 on
-    one = inside.index(1)
-    ticks = inside if len(inside) <= 7 else inside[one % 2 :: 2]  # noqa: PLR2004
+    apart, ticks = math.log(high / low) / TICKS, list[float]()
+    for step in STEPS:
+        if low <= step <= high and all(abs(math.log(step / t)) >= apart for t in ticks):
+            ticks.append(step)
     for axes in panels:
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(FixedLocator(ticks))

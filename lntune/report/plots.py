@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".svg")
 DPI = 130
 """Of a file of dots."""
+LETTERS = 10
+"""Of a title, in an inch."""
 
 
 def check(path: Path) -> None:
@@ -64,10 +67,7 @@ def of_records(records: Sequence[Record], path: Path, bandwidth: bool = True) ->
         InputError: there is nothing to draw, or of several devices; and as `check` has it.
     """
     check(path)
-    devices = sorted({r.device.slug for r in records})
-    if len(devices) != 1:
-        got = f"measurements of {', '.join(devices)}" if devices else "no measurements"
-        raise InputError(got_expected("--plot", got, "those of one device"))
+    _one(r.device.slug for r in records)
     sound = [r for r in records if not r.disturbance]
     points = [point for r in sound if (point := speedup(r))]
     if not points:
@@ -118,9 +118,10 @@ def of_comparison(result: Result, path: Path) -> None:
     dtype.
 
     Raises:
-        InputError: there is nothing to draw; and as `check` has it.
+        InputError: there is nothing to draw, or of several devices; and as `check` has it.
     """
     check(path)
+    device = _one(c.device for c in result.cases)
     points = [
         Point(c.case, c.ratio, c.low, c.high, c.verdict in ("FASTER", "SLOWER"))
         for c in result.cases
@@ -135,11 +136,24 @@ def of_comparison(result: Result, path: Path) -> None:
         )
         dates = sorted({m.time[:10] for c in result.cases for m in (c.a, c.b) if m.time})
         notes = [
-            ", ".join(sorted({c.device for c in result.cases})),
-            f"measured {_span(dates)}; bars: 95 % intervals; filled: FASTER or SLOWER at an error"
-            f" of 5 % for all cases ({result.correction}); grey: within {result.smallest:.0%}",
+            f"{device}; measured {_span(dates)}",
+            f"bars: 95 % intervals; filled: FASTER or SLOWER at an error of {statistics.ERROR:.0%}",
+            f"for all cases ({result.correction}); grey: within {result.smallest:.0%} of 1",
         ]
         write(figure, path, notes)
+
+
+def _one(devices: Iterable[str]) -> str:
+    """The device that all measurements are of.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    names = sorted(set(devices))
+    if len(names) != 1:
+        got = f"measurements of {', '.join(names)}" if names else "no measurements"
+        raise InputError(got_expected("--plot", got, "those of one device"))
+    return names[0]
 
 
 def provenance(records: Sequence[Record]) -> list[str]:
@@ -230,7 +244,7 @@ def _grid(
     for place, axes in enumerate(grid[-1]):
         axes.set_xlabel("hidden size" if place < len(dtypes) else "bytes that a call moves")
     handles = {h.get_label(): h for axes in grid.flat for h in axes.get_legend_handles_labels()[0]}
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, int(LETTERS * size[0])), fontsize=10)
     figure.legend(
         [handles[f"{n:,}"] for n in counts],
         [f"{n:,}" for n in counts],
