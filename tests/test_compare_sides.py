@@ -14,11 +14,11 @@ from made_up_records import HERE, THERE, bench_file, record, rival, samples
 from lntune import backends, compare, schedule
 from lntune.compare import run, sides, sources
 from lntune.compare.comparison import Result
-from lntune.compare.pairs import Wanted
 from lntune.compare.sides import WORDS, Contender, Runs
 from lntune.errors import InputError, LntuneError, LogError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record, Setting
+from lntune.log.wanted import Wanted
 from lntune.versions import Code
 
 CODE = schedule.get("cached_rows").code

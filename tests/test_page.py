@@ -36,6 +36,7 @@ from lntune.compare.comparison import Missing
 from lntune.compare.statistics import VERDICTS
 from lntune.errors import InputError
 from lntune.log.records import Record, append, by_device
+from lntune.log.wanted import Wanted
 from lntune.report.page import (
     axes,
     cells,
@@ -48,7 +49,6 @@ from lntune.report.page import (
     write,
 )
 from lntune.report.page.facts import DeviceFacts
-from lntune.report.survey import Wanted
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u2028\x01"
 COMMAND = "lntune report --html report.html"

@@ -17,8 +17,8 @@ from lntune import ops, schedule
 from lntune.case import Case
 from lntune.compare.comparison import Missing
 from lntune.compare.statistics import VERDICTS
+from lntune.log.wanted import Wanted
 from lntune.report.page import facts, write
-from lntune.report.survey import Wanted
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -26,18 +26,27 @@ from lntune.cli.report import MANY
 from lntune.errors import InputError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record
+from lntune.log.wanted import Wanted
 from lntune.report import histories, surveyed
 from lntune.report.history import histories as follow
 from lntune.report.history import runs
 from lntune.report.output import Output, print_table
 from lntune.report.overview import overviews
 from lntune.report.rows import BEST_COPY, SAME_ROUNDS, geomean, row_of
-from lntune.report.survey import Survey, Wanted, survey, surveys
+from lntune.report.survey import Survey, survey, surveys
 from lntune.versions import Code
 
 GOLDEN = Path(__file__).parent / "golden"
 CODE = Code(1, 1, 1)
-TODAY: Any = {"cached_rows": SimpleNamespace(code=CODE, op="")}
+TODAY: Any = {
+    name: SimpleNamespace(code=CODE, op=op, kind="cpu")
+    for name, op in (
+        ("cached_rows", "layer_norm"),
+        ("blocked_rows", "layer_norm_backward"),
+        ("fused_step", "lnlstm_step"),
+        ("blocked_step", "lnlstm_step_backward"),
+    )
+}
 """Schedules as they are, for what asks whether a record is of another version."""
 WANTED = Wanted(hidden=(256, 512, 1024), rows=(1, 512))
 
@@ -49,7 +58,7 @@ def made() -> list[Record]:
 
 def of(wanted: Wanted = WANTED, log: list[Record] | None = None) -> Survey:
     """What a log says of its device, the made one by default."""
-    kept = [r for r in log or made() if wanted.has(r.case)]
+    kept = [r for r in log or made() if wanted.takes(r.case)]
     return survey(kept, wanted, DEVICE, TODAY)
 
 
@@ -60,26 +69,26 @@ def of(wanted: Wanted = WANTED, log: list[Record] | None = None) -> Survey:
     ("wanted", "expected"),
     [
         (Wanted(), CASES),
-        (Wanted("layer_norm"), CASES[:8]),
+        (Wanted(("layer_norm",)), CASES[:8]),
         (Wanted(hidden=(256, 512)), CASES[:4] + CASES[8:]),
-        (Wanted(dtype=("bf16",)), [c for c in CASES if c.dtype == "bfloat16"]),
+        (Wanted.of(dtypes="bf16"), [c for c in CASES if c.dtype == "bfloat16"]),
         (Wanted(rows=(200,)), [c for c in CASES if c.rows == 512]),
-        (Wanted("layer_norm", (256,), ("fp32",), (1,)), [CASES[2]]),
+        (Wanted.of("layer_norm", 256, "fp32", [1]), [CASES[2]]),
     ],
 )
 def test_cases_are_asked_for(wanted: Wanted, expected: list[Case]) -> None:
     """Operator, hidden sizes, dtypes by any of their names, and rows, which stand for their
     buckets.
     """
-    assert [case for case in CASES if wanted.has(case)] == expected
+    assert [case for case in CASES if wanted.takes(case)] == expected
 
 
 def test_what_is_not_there_cannot_be_asked_for(tmp_path: Path) -> None:
     """Unknown operators, dtypes and parts of devices' names are refused with what there is."""
     with pytest.raises(UnknownNameError, match="Did you mean 'layer_norm'"):
-        Wanted("layr_norm")
+        Wanted.of("layr_norm")
     with pytest.raises(UnknownNameError, match="unknown dtype 'int8'"):
-        Wanted(dtype=("int8",))
+        Wanted.of(dtypes=["int8"])
     records.append(tmp_path, made()[0])
     with pytest.raises(InputError, match=f"--device: got 'nothing', .*{DEVICE.slug}"):
         surveys([tmp_path], Wanted(device="nothing"), None, {})
@@ -109,7 +118,7 @@ def test_what_is_missing_is_of_the_default_grid() -> None:
     """A case is missing where the grid has it, it is asked for, and no record is of its bucket."""
     found = of()
     keys = {records.Key.of(case) for case in CASES}
-    grid = [c for op in ops.OPS.values() for c in op.grid if WANTED.has(c)]
+    grid = [c for op in ops.OPS.values() for c in op.grid if WANTED.takes(c)]
     assert found.missing == [c for c in grid if records.Key.of(c) not in keys]
     assert found.missing and sum(o.missing for o in found.operators) == len(found.missing)
 
@@ -147,7 +156,7 @@ def test_what_wants_a_measurement_has_its_command() -> None:
 def test_nothing_to_mend_is_not_told() -> None:
     """Where all of what is asked for is tuned, in quiet and of today, there is no command."""
     case = BETTER
-    found = of(Wanted(case.op, (case.hidden,), (case.dtype,), (case.rows,)))
+    found = of(Wanted((case.op,), (case.hidden,), (case.dtype,), (case.rows,)))
     assert (found.mend, found.missing) == ([], [])
 
 

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lntune import ops
 from lntune.backends import DEFAULT
-from lntune.case import dtype_name
 from lntune.cli.base import (
     DTYPE,
     FORMAT,
@@ -28,6 +26,7 @@ from lntune.cli.base import (
     using_logs,
 )
 from lntune.errors import InputError, got_expected, unknown
+from lntune.log.wanted import Wanted
 
 SMALLEST = "1%"
 TWO = 2
@@ -93,7 +92,6 @@ def compare(
     is UNSURE, unless it lies beyond 3 and eager's own ratio does not.
     """
     from lntune.compare import run
-    from lntune.compare.pairs import Wanted
     from lntune.report import comparisons as report
     from lntune.report import plots
 
@@ -103,11 +101,8 @@ def compare(
         plots.check(plot)
     if fail_on not in ("", "slower", "unsure"):
         raise unknown("--fail-on", fail_on, ["slower", "unsure"])
-    wanted = Wanted(
-        tuple(ops.get(name).name for name in names(op)),
-        tuple(integers("--hidden", hidden)),
-        tuple(map(dtype_name, names(dtype))),
-        tuple(integers("--rows", rows)),
+    wanted = Wanted.of(
+        names(op), integers("--hidden", hidden), names(dtype), integers("--rows", rows)
     )
     again = command_line(
         "compare",

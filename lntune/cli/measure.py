@@ -115,7 +115,7 @@ def tune(
     from lntune.report.columns import whole
     from lntune.report.failures import lines
     from lntune.report.output import Output
-    from lntune.report.overview import measured
+    from lntune.report.overview import result_tables
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
     from lntune.report.tables import console
@@ -161,7 +161,7 @@ def tune(
     text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
     text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
     text += [f"note: {note}" for note in summary.notes]
-    shown = measured(table, "tuned")
+    shown = result_tables(table, "tuned")
     finish(Output(facts, shown, text, table), output_format, wide, ok=bool(table))
 
 
@@ -390,7 +390,7 @@ def bench(
     from lntune.commands import bench as benchmark
     from lntune.report import plots
     from lntune.report.output import Output
-    from lntune.report.overview import measured
+    from lntune.report.overview import result_tables
     from lntune.report.rows import peer_lines, rows_of, summary
     from lntune.report.tables import console
 
@@ -455,7 +455,7 @@ def bench(
             strided=strided,
         )
     table = rows_of(result.records)
-    shown = measured(table, f"outputs {result.outputs}", result.bandwidth)
+    shown = result_tables(table, f"outputs {result.outputs}", result.bandwidth)
     peers = peer_lines(result.records)
     finish(Output(facts_of(result), shown, peers, table), output_format, wide)
     _say_where(output)

@@ -33,7 +33,7 @@ from lntune.cli.base import (
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log import records
-from lntune.report.survey import Wanted
+from lntune.log.wanted import Wanted
 from lntune.system import paths
 from lntune.words import counted
 
@@ -108,10 +108,9 @@ def report(
         raise InputError(got_expected("--history", beside, "one of the two"))
     if plot:
         plots.check(plot)
-    wanted = Wanted(
-        op, tuple(integers("--hidden", hidden)), tuple(names(dtype)),
-        tuple(integers("--rows", rows)), device,
-    )  # fmt: skip
+    wanted = Wanted.of(
+        op, integers("--hidden", hidden), names(dtype), integers("--rows", rows), device
+    )
     owner = None if everywhere or device else device_of(target)
     again = command_line(
         "report",
@@ -171,7 +170,7 @@ def _tell_nothing(
     where = target if is_here else "cuda"
     sizes = {
         "--hidden": wanted.hidden,
-        "--dtype": wanted.dtype,
+        "--dtype": wanted.dtypes,
         "--rows": wanted.rows,
         "--target": () if where == DEFAULT else (where,),
     }
@@ -187,8 +186,8 @@ def _failed(folders: Sequence[Path], wanted: Wanted, device: Device | None) -> l
     """What the log holds where it holds no measurement that counts: trials, and why they failed."""
     from lntune.report.failures import Failures, lines
 
-    read, failures = records.read(folders, wanted.op or None, device, role="trial"), Failures()
-    trials = [trial for trial in read if wanted.has(trial.case)]
+    read, failures = records.read(folders, wanted.op, device, role="trial"), Failures()
+    trials = [trial for trial in read if wanted.takes(trial.case)]
     if not trials:
         return []
     for trial in trials:

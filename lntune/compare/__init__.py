@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lntune.case import dtype_name
 from lntune.compare import run
 from lntune.compare.comparison import Result
-from lntune.compare.pairs import Wanted
 from lntune.compare.statistics import SMALLEST
+from lntune.log.wanted import Wanted
 
 
 def compare(
@@ -41,12 +40,7 @@ def compare(
         InputError: a side cannot be compared, or there is no case that both have.
         LogError: a file cannot be read.
     """
-    wanted = Wanted(
-        (op,) if op else (),
-        (hidden,) if isinstance(hidden, int) else tuple(hidden),
-        tuple(map(dtype_name, (dtype,) if isinstance(dtype, str) else dtype)),
-        (rows,) if isinstance(rows, int) else tuple(rows),
-    )
+    wanted = Wanted.of(op, hidden, dtype, rows)
     folder = None if log_dir is None else Path(log_dir)
     options = run.Options(target=target, log_dir=folder, smallest=smallest)
     (result,) = run.compare_sides(run.parse((a, b), options), wanted, options)

@@ -12,7 +12,7 @@ from lntune.case import Case
 from lntune.compare import doubts, drift, figures, missing
 from lntune.compare.comparison import Between, Comparison, Method, Result
 from lntune.compare.drift import Moves
-from lntune.compare.pairs import ALL, Found, Key, Places, Wanted, choose, find
+from lntune.compare.pairs import Found, Key, Places, choose, find
 from lntune.compare.sides import Held, Side
 from lntune.compare.statistics import (
     SMALLEST,
@@ -26,6 +26,7 @@ from lntune.compare.statistics import (
     verdicts,
 )
 from lntune.log.records import Record, Timing
+from lntune.log.wanted import ALL, Wanted
 
 
 class _Case(NamedTuple):

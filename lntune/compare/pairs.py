@@ -7,37 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lntune.case import Case, bucket_of
+from lntune.case import Case
 from lntune.compare.sides import Contender, Held, Runs, Side
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, preferred
+from lntune.log.wanted import Wanted
 
 Key = tuple[int, Case]
 """A device's place among all of a comparison, and a case."""
-
-
-class Wanted(NamedTuple):
-    """Which cases are compared: those of these values, of all where none are given. Numbers of rows
-    stand for their buckets.
-    """
-
-    ops: tuple[str, ...] = ()
-    hidden: tuple[int, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    rows: tuple[int, ...] = ()
-
-    def takes(self, case: Case) -> bool:
-        """Whether a case is among them."""
-        return (
-            (not self.ops or case.op in self.ops)
-            and (not self.hidden or case.hidden in self.hidden)
-            and (not self.dtypes or case.dtype in self.dtypes)
-            and (not self.rows or case.bucket in map(bucket_of, self.rows))
-        )
-
-
-ALL = Wanted()
 
 
 class Places:

@@ -11,13 +11,14 @@ import msgspec
 from lntune.case import Case
 from lntune.compare import judge, sides
 from lntune.compare.comparison import Result
-from lntune.compare.pairs import ALL, Wanted, operators
+from lntune.compare.pairs import operators
 from lntune.compare.sides import Contender, Side
 from lntune.compare.statistics import SMALLEST
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log import records
 from lntune.log.records import Record, Role
+from lntune.log.wanted import ALL, Wanted
 from lntune.system import paths
 
 CPU = "cpu"
@@ -109,8 +110,7 @@ def read_log(
     if any(side.word == "compile" for side in contenders):
         roles = (*roles, "bench")  # a final does not measure it
     device = None if options.all_devices else options.device
-    op = wanted.ops[0] if len(wanted.ops) == 1 else None
-    return records.read(options.folders, op, device, roles)
+    return records.read(options.folders, wanted.op, device, roles)
 
 
 def _nothing(result: Result) -> InputError:

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 
 from lntune.device import Device
+from lntune.log.wanted import Wanted
 from lntune.report.bars import curve
 from lntune.report.columns import Column, Table, key
 from lntune.report.history import History, Run, Step, histories, runs
 from lntune.report.output import Output
-from lntune.report.survey import Wanted, measured
+from lntune.report.survey import asked_records
 from lntune.report.surveyed import closing
 from lntune.report.tables import micros, number, ratio_text
 from lntune.words import counted
@@ -23,7 +24,7 @@ STEPS = 10
 
 def of_logs(folders: Sequence[Path], wanted: Wanted, owner: Device | None, again: str) -> Output:
     """How what is asked for went in the logs of some folders, on a device or on all."""
-    groups = measured(folders, wanted, owner, ("final",))
+    groups = asked_records(folders, wanted, owner, ("final",))
     return output({device.slug: (histories(log), runs(log)) for device, log in groups}, again)
 
 

@@ -95,7 +95,7 @@ def overview_table(overviews: Sequence[Overview], title: str = "") -> Table:
     return table
 
 
-def measured(rows: Sequence[Row], title: str, bandwidth: float | None = None) -> list[Table]:
+def result_tables(rows: Sequence[Row], title: str, bandwidth: float | None = None) -> list[Table]:
     """The tables of a command that measures, none of no cases: what these come to, where that is
     shorter, and all of them.
     """

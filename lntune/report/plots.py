@@ -23,10 +23,11 @@ from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, Timing
 from lntune.log.select import served
+from lntune.log.wanted import Wanted
 from lntune.report import panels
 from lntune.report.panels import Point
 from lntune.report.rows import row_of
-from lntune.report.survey import Wanted, measured
+from lntune.report.survey import asked_records
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def of_logs(
     Raises:
         InputError: as `of_records` has it.
     """
-    groups = measured(folders, wanted, owner, ("final",))
+    groups = asked_records(folders, wanted, owner, ("final",))
     of_records([r for _, group in groups for r in served(group, schedules).values()], path)
 
 

@@ -19,11 +19,12 @@ from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.knobs import Value, describe
 from lntune.log.records import Record, Status
+from lntune.log.wanted import Wanted
 from lntune.report import comparisons
 from lntune.report.columns import Column, Table, key
 from lntune.report.frames import Frame
 from lntune.report.rows import Row
-from lntune.report.survey import Wanted, measured, surveys
+from lntune.report.survey import asked_records, surveys
 from lntune.report.tables import cases_table, micros, number
 from lntune.system import paths
 
@@ -94,7 +95,7 @@ def trials(
     are those of `cases`.
     """
     wanted, owner, folders = _asked(op, hidden, dtype, rows, device, log_dir)
-    groups = measured(folders, wanted, owner, ("trial",))
+    groups = asked_records(folders, wanted, owner, ("trial",))
     tried = [_trial(record) for _, group in groups for record in group]
     return Frame(tried, Trial, lambda some: [trials_table(some)])
 
@@ -191,14 +192,7 @@ def _asked(
     log_dir: str | Path | None,
 ) -> tuple[Wanted, Device | None, list[Path]]:
     """What is asked for, whose it is, and where it is looked for."""
-    several = isinstance(dtype, Iterable) and not isinstance(dtype, str)
-    wanted = Wanted(
-        op,
-        (hidden,) if isinstance(hidden, int) else tuple(hidden),
-        tuple(map(str, dtype)) if several else (str(dtype),),
-        (rows,) if isinstance(rows, int) else tuple(rows),
-        device or "",
-    )
+    wanted = Wanted.of(op, hidden, dtype, rows, device or "")
     folders = paths.log_dirs() if log_dir is None else [Path(log_dir)]
     if log_dir is not None and not folders[0].is_dir():
         expected = "a folder of tuning logs, which holds a folder for each device"

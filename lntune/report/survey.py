@@ -4,7 +4,7 @@ missing, stale or disturbed, with the commands that mend it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,49 +12,17 @@ import msgspec
 
 from lntune import backends, ops
 from lntune import device as device_module
-from lntune.case import Case, bucket_of, dtype_name
+from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log import records, select
 from lntune.log.records import Key, Record, Role
+from lntune.log.wanted import Wanted
 from lntune.report.overview import Overview, overviews
 from lntune.report.rows import BEST_COPY, Row, row_of, rows_of, summary
 
 if TYPE_CHECKING:
     from lntune.schedule import Schedule
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """Which cases are asked for; what is empty leaves all through. Numbers of rows stand for their
-    row buckets. `device` is a part of the name of a device's folder.
-    """
-
-    op: str = ""
-    hidden: tuple[int, ...] = ()
-    dtype: tuple[str, ...] = ()
-    rows: tuple[int, ...] = ()
-    device: str = ""
-
-    def __post_init__(self) -> None:
-        if self.op:
-            ops.get(self.op)
-        for dtype in self.dtype:
-            Case("", 1, dtype, 1)  # complains of a dtype that is none
-        msgspec.structs.force_setattr(self, "dtype", tuple(map(dtype_name, self.dtype)))
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether some cases of a device are left out."""
-        return bool(self.op or self.hidden or self.dtype or self.rows)
-
-    def has(self, case: Case) -> bool:
-        """Whether a case is asked for."""
-        return (
-            self.op in ("", case.op)
-            and (not self.hidden or case.hidden in self.hidden)
-            and (not self.dtype or case.dtype in self.dtype)
-            and (not self.rows or case.bucket in map(bucket_of, self.rows))
-        )
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -93,12 +61,12 @@ def surveys(
     """
     return [
         survey(group, wanted, group_owner, schedules, here=owner is not None)
-        for group_owner, group in measured(folders, wanted, owner, ("final", "bench"))
+        for group_owner, group in asked_records(folders, wanted, owner, ("final", "bench"))
         if any(r.role == "final" for r in group)
     ]
 
 
-def measured(
+def asked_records(
     folders: Iterable[Path], wanted: Wanted, owner: Device | None, role: tuple[Role, ...]
 ) -> list[tuple[Device, list[Record]]]:
     """The records of what is asked for, by device, oldest first.
@@ -106,7 +74,7 @@ def measured(
     Raises:
         InputError: no device has a name with that part.
     """
-    read = records.read(folders, wanted.op or None, owner, role)
+    read = records.read(folders, wanted.op, owner, role)
     # Old records of a device may lie in a folder that does not name its model.
     groups = [(owner, read)] if owner else [(g[0].device, g) for g in records.by_device(read)]
     of_name = [(device, group) for device, group in groups if wanted.device in device.slug]
@@ -114,7 +82,7 @@ def measured(
         known = ", ".join(sorted(device.slug for device, _ in groups))
         expected = f"a part of one of {known}"
         raise InputError(got_expected("--device", repr(wanted.device), expected))
-    kept = [(device, [r for r in group if wanted.has(r.case)]) for device, group in of_name]
+    kept = [(device, [r for r in group if wanted.takes(r.case)]) for device, group in of_name]
     return [(device, group) for device, group in kept if group]
 
 
@@ -128,7 +96,7 @@ def survey(
     """What records of one device say of the cases that are asked for."""
     finals = select.served(log, schedules)
     rows = with_roofs(with_compile(rows_of(finals.values(), schedules), log))
-    missing = [case for case in grid(wanted) if Key.of(case) not in finals]
+    missing = missing_of(finals, wanted, device, schedules)
     return Survey(
         device=device.slug,
         name=device.name,
@@ -141,9 +109,19 @@ def survey(
     )
 
 
-def grid(wanted: Wanted) -> list[Case]:
-    """The cases of all operators' default grids that are asked for."""
-    return [case for op in ops.OPS.values() for case in op.grid if wanted.has(case)]
+def missing_of(
+    finals: Container[Key], wanted: Wanted, device: Device, schedules: Mapping[str, Schedule]
+) -> list[Case]:
+    """The cases of the default grids that are asked for, have no final, and that a schedule for
+    such a device is there for.
+    """
+    tunable = {s.op for s in schedules.values() if s.kind == device.kind}
+    return [
+        case
+        for op in ops.OPS.values()
+        for case in (op.grid if op.name in tunable else ())
+        if wanted.takes(case) and Key.of(case) not in finals
+    ]
 
 
 def with_compile(rows: Iterable[Row], log: Iterable[Record]) -> list[Row]:

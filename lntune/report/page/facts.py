@@ -14,10 +14,11 @@ from lntune.case import DTYPES
 from lntune.device import Device
 from lntune.log import select
 from lntune.log.records import Key, Record
+from lntune.log.wanted import Wanted
 from lntune.report.page import trials
 from lntune.report.page.trials import Curve, Distribution, Importance
 from lntune.report.rows import Row
-from lntune.report.survey import Survey, Wanted, survey
+from lntune.report.survey import Survey, survey
 from lntune.schedule import Schedule
 
 MOST = 2000

@@ -22,10 +22,11 @@ from lntune.compare.summary import summarize
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Record, Timing
+from lntune.log.wanted import Wanted
 from lntune.report.comparisons import lines
 from lntune.report.page import axes, cells, charts, compared, heat, packed, trials
 from lntune.report.page.facts import CaseFacts, DeviceFacts, gather
-from lntune.report.survey import Wanted, measured
+from lntune.report.survey import asked_records
 from lntune.report.tables import micros, number, percent
 from lntune.schedule import Schedule
 from lntune.system import scratch
@@ -67,7 +68,7 @@ def of_logs(
     device: Device | None = None,
 ) -> str:
     """The page of what is asked for of folders of logs, of one device where given."""
-    groups = measured(folders, wanted, device, ())
+    groups = asked_records(folders, wanted, device, ())
     return report([gather(of, group, schedules, wanted) for of, group in groups], command)
 
 
