@@ -42,12 +42,23 @@ def picture(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, heigh
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     chrome.get(page.resolve().as_uri())
+    # sections outside of the window are laid out only when they are scrolled to
+    chrome.execute_script(
+        "document.head.append(Object.assign(document.createElement('style'),"
+        " {textContent: 'section {content-visibility: visible !important}'}))"
+    )
     whole = chrome.execute_script("return document.documentElement.scrollHeight")
     clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height or whole), "scale": 1}
     shot = chrome.execute_cdp_cmd(
         "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
     )
     return base64.b64decode(shot["data"])
+
+
+def ready(chrome: webdriver.Chrome) -> float:
+    """Milliseconds from opening the page until its script has run and the browser waits."""
+    script = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+    return float(chrome.execute_script(script))
 
 
 def main() -> None:
@@ -67,7 +78,7 @@ def main() -> None:
                 path.write_bytes(picture(chrome, asked.page, width, scheme, asked.height))
                 small = Image.open(path).convert("RGB").quantize(COLOURS, kmeans=1)
                 small.save(path, optimize=True)
-                print(path, path.stat().st_size)
+                print(f"{path}: {path.stat().st_size} bytes, page ready in {ready(chrome):.0f} ms")
     finally:
         chrome.quit()
 

@@ -358,6 +358,7 @@ def test_names_given_to_a_comparison_do_not_become_markup() -> None:
     """The names of both sides, reasons and commands stay text."""
     hostile = msgspec.structs.replace(
         result(comparison(reason=HOSTILE), missing=(Missing(CASE, HOSTILE, HOSTILE, HOSTILE),)),
+        commands=[HOSTILE],
         a=HOSTILE,
         b=HOSTILE,
     )
@@ -467,9 +468,12 @@ def test_the_script_stays_short() -> None:
 
 def test_a_comparison_says_who_wins() -> None:
     """Counts, ratios, what is missing and the command are on the page."""
-    missing = Missing(Case("layer_norm", 64, "float16", 1), "B", "no record", "lntune tune it")
+    missing = Missing(Case("layer_norm", 64, "float16", 1), "B", "no record")
     cases = [comparison(verdict=v) for v in VERDICTS]
-    text = Reader(write.compare([result(*cases, missing=(missing,))], "lntune compare a b")).text
+    said_so = msgspec.structs.replace(
+        result(*cases, missing=(missing,)), commands=["lntune tune it"]
+    )
+    text = Reader(write.compare([said_so], "lntune compare a b")).text
     for said in (
         "cached_rows",
         f"2.000{cells.TIMES}",

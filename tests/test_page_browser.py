@@ -299,6 +299,7 @@ def test_a_case_is_followed_through_the_charts(browser: Any, pages: dict[str, Pa
     """Choosing a case marks it in the heat map, both charts of limits and its curve."""
     opened(browser, pages["report"])
     script = """const select = document.querySelector("select.follow");
+      select.focus();
       select.value = "5"; select.dispatchEvent(new Event("input", {bubbles: true}));
       return [...document.querySelectorAll("a.on")].map((a) => a.getAttribute("href"))"""
     assert browser.execute_script(script) == ["#case-5"] * 4

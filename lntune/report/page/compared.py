@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lntune.compare.comparison import Comparison
+from lntune.report.rows import geomean
 
 WIDEST = 8.0
 """A chart of ratios shows no more than this many times faster or slower."""
@@ -25,11 +26,17 @@ class Interval(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The cases of an operator and a dtype, and where they stand."""
+    """The cases of an operator and a dtype on a device, and where they stand."""
 
+    device: str
     op: str
     dtype: str
     intervals: list[Interval]
+
+    @property
+    def geomean(self) -> float | None:
+        """The geometric mean of their ratios."""
+        return geomean(i.comparison.ratio for i in self.intervals)
 
 
 class Scale(NamedTuple):
@@ -57,12 +64,12 @@ def scale(cases: Sequence[Comparison]) -> Scale:
 
 
 def groups(cases: Sequence[Comparison], axis: Scale, first: int = 0) -> list[Group]:
-    """The cases by operator and dtype, in the order given; `first` is the number of the first case
-    on the page.
+    """The cases by device, operator and dtype, in the order given; `first` is the number of the
+    first case on the page.
     """
-    found: dict[tuple[str, str], list[Interval]] = {}
+    found: dict[tuple[str, str, str], list[Interval]] = {}
     for number, c in enumerate(cases, first):
         start, end = axis.at(c.low), axis.at(c.high)
         interval = Interval(number, c, axis.at(c.ratio), start, round(end - start, 2))
-        found.setdefault((c.case.op, c.case.dtype), []).append(interval)
-    return [Group(op, dtype, own) for (op, dtype), own in found.items()]
+        found.setdefault((c.device, c.case.op, c.case.dtype), []).append(interval)
+    return [Group(*of, own) for of, own in found.items()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -146,32 +147,47 @@ Cell = list[tuple[dict[str, Value], float]]
 
 def _shares(cells: Sequence[Cell], buckets: Sequence[int]) -> list[Share]:
     """Each knob's share, the largest first; none of too few trials."""
-    by_bucket: dict[int, list[Cell]] = {}
-    for bucket, cell in zip(buckets, cells, strict=True):
-        by_bucket.setdefault(bucket, []).append(cell)
     shares = []
     for knob in dict.fromkeys(name for cell in cells for knobs, _ in cell for name in knobs):
-        overall = _share(cells, knob)
+        parts = [_sums(cell, knob) for cell in cells]
+        overall = _share(parts)
         if overall is None:
             continue
-        within = {b: s for b, own in by_bucket.items() if (s := _share(own, knob)) is not None}
-        shares.append(Share(knob, overall, dict(sorted(within.items()))))
+        by_bucket: dict[int, list[_Sums]] = {}
+        for bucket, part in zip(buckets, parts, strict=True):
+            by_bucket.setdefault(bucket, []).append(part)
+        within = {b: s for b, own in sorted(by_bucket.items()) if (s := _share(own)) is not None}
+        shares.append(Share(knob, overall, within))
     return sorted(shares, key=lambda s: -s.share)
 
 
-def _share(cells: Sequence[Cell], knob: str) -> float | None:
+class _Sums(NamedTuple):
+    """Squares between the values of a knob in a search and in total, and the degrees of freedom
+    between the values and within them.
+    """
+
+    between: float
+    total: float
+    freedom: int
+    left: int
+
+
+def _sums(cell: Cell, knob: str) -> _Sums:
+    levels: dict[object, list[float]] = {}
+    for knobs, log in cell:
+        levels.setdefault(knobs.get(knob), []).append(log)
+    mean = math.fsum(log for _, log in cell) / len(cell)
+    return _Sums(
+        math.fsum(len(v) * (math.fsum(v) / len(v) - mean) ** 2 for v in levels.values()),
+        math.fsum((log - mean) ** 2 for _, log in cell),
+        len(levels) - 1,
+        len(cell) - len(levels),
+    )
+
+
+def _share(parts: Iterable[_Sums]) -> float | None:
     """Epsilon squared of a knob; None of too few trials, or where it was not varied."""
-    between = total = 0.0
-    freedom, left = 0, 0
-    for cell in cells:
-        levels: dict[object, list[float]] = {}
-        for knobs, log in cell:
-            levels.setdefault(knobs.get(knob), []).append(log)
-        mean = math.fsum(log for _, log in cell) / len(cell)
-        total += math.fsum((log - mean) ** 2 for _, log in cell)
-        between += math.fsum(len(v) * (math.fsum(v) / len(v) - mean) ** 2 for v in levels.values())
-        freedom += len(levels) - 1
-        left += len(cell) - len(levels)
+    between, total, freedom, left = map(sum, zip(*parts, strict=True))
     if not freedom or left < ENOUGH or not total:
         return None
     return max(0.0, (between - freedom * (total - between) / left) / total)

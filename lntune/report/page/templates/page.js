@@ -221,12 +221,14 @@ all(".filters").forEach((filters) => {
 // A case followed through the charts.
 all("select.follow").forEach((select) => {
   const article = select.closest("article");
-  all("table.cases tbody a", article).forEach((link) => {
-    const number = numberOf(link.getAttribute("href"));
-    const option = element("option", caseName(data.cases[number].record.case));
-    option.value = number;
-    select.append(option);
-  });
+  const fill = () => {
+    const names = all("table.cases tbody a", article).map((link) => {
+      const number = numberOf(link.getAttribute("href"));
+      return new Option(caseName(data.cases[number].record.case), number);
+    });
+    select.append(...names);
+  };
+  select.addEventListener("focus", fill, { once: true }); // not before somebody asks
   select.addEventListener("input", () => {
     all("a.on", article).forEach((link) => link.classList.remove("on"));
     const output = select.closest(".pick").querySelector("output");
