@@ -127,8 +127,9 @@ def test_what_is_missing_is_said_with_its_command(log: Path) -> None:
     """
     old = msgspec.structs.replace(final().rivals[0], code=Code(0, 1, 1))
     records.append(log, final())
-    records.append(log, final(hidden=64, rivals=()))
-    records.append(log, final(hidden=128, rivals=(old,)))
+    records.append(log, final(hidden=64, dtype="bfloat16", rivals=()))
+    records.append(log, final(hidden=128, dtype="bfloat16", rivals=(old,)))
+    records.append(log, final(hidden=256, rivals=()))
     (result,) = compared(log, "cached_rows", "widened_rows")
     assert [c.case.hidden for c in result.cases] == [1024]
     command = "lntune compare cached_rows widened_rows --measure --op layer_norm --hidden"
@@ -137,21 +138,22 @@ def test_what_is_missing_is_said_with_its_command(log: Path) -> None:
             64,
             "widened_rows",
             "no record that counts holds it",
-            f"{command} 64 --dtype float32 --rows 512 --log-dir {log}",
+            f"{command} 64 --dtype bfloat16 --rows 512 --log-dir {log}",
         ),
         (
             128,
             "widened_rows",
             "was measured only before its code changed",
-            f"{command} 128 --dtype float32 --rows 512 --log-dir {log}",
+            f"{command} 128 --dtype bfloat16 --rows 512 --log-dir {log}",
         ),
+        (256, "widened_rows", "does not fit: float32 rows need no widening", ""),
     ]
-    assert result.commands == [f"{command} 64,128 --dtype float32 --rows 512 --log-dir {log}"]
+    assert result.commands == [f"{command} 64,128 --dtype bfloat16 --rows 512 --log-dir {log}"]
 
 
 def test_nothing_in_common_is_an_error_with_the_command(log: Path) -> None:
     """Where no case has both sides, the error says what measures them."""
-    records.append(log, final(rivals=()))
+    records.append(log, final(dtype="bfloat16", rivals=()))
     with pytest.raises(InputError, match=r"none that cached_rows and widened_rows have .*Run: lnt"):
         compared(log, "cached_rows", "widened_rows")
 

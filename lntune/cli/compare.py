@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lntune import ops
 from lntune.backends import DEFAULT
 from lntune.cli.base import (
     DTYPE,
@@ -17,16 +19,23 @@ from lntune.cli.base import (
     PLOT,
     ROWS,
     WIDE,
+    cases,
     command,
     command_line,
     finish,
     integers,
     names,
+    seconds,
     tell,
     using_logs,
 )
 from lntune.errors import InputError, got_expected, unknown
 from lntune.log.wanted import Wanted
+
+if TYPE_CHECKING:
+    from lntune.case import Case
+    from lntune.compare.run import Options
+    from lntune.compare.sides import Side
 
 SMALLEST = "1%"
 TWO = 2
@@ -65,6 +74,19 @@ def compare(
             )
         ),
     ] = "",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help=(
+                "Measure the sides now, interleaved, and log it: in the sizes given, or in the"
+                " cases of the log, or in the operator's default grid."
+            ),
+        ),
+    ] = False,
+    time_per_case: Annotated[
+        str, typer.Option("--time", help="Time per case, with --measure.")
+    ] = "2s",
     target: Annotated[
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
     ] = DEFAULT,
@@ -86,6 +108,10 @@ def compare(
     schedule in the same rounds, which are then compared round by round. Sides of different runs are
     compared as they are, over eager mode or over a copy, whichever is steadier, and what may have
     happened between the runs is counted into the interval.
+
+    With --measure the sides are built, checked against float64 and timed in the same rounds: of a
+    schedule the best that was measured with the knobs given, else its default knobs. What it logs
+    serves no calls. Ctrl-C ends it with the cases that are done.
 
     The ratio is A / B, above 1 where B is faster. FASTER and SLOWER hold for all cases together but
     for 5 % (Holm), beyond --smallest; SAME lies within it; what other work on the machine disturbed
@@ -121,9 +147,14 @@ def compare(
         },
     )
     options = run.Options(target, log_dir, everywhere, across_devices, _share(smallest))
-    with using_logs(log_dir):
+    length = seconds("--time", time_per_case)
+    with using_logs(log_dir, may_be_new=measure):
         compared = run.parse(sides, options)
-        results = run.compare_sides(compared, wanted, options)
+        asked: list[Case] = []
+        if measure:
+            asked = _asked(compared, op, hidden, dtype, rows, options)
+            _measure(compared, asked, length, options)
+        results = run.compare_sides(compared, wanted, options, asked)
     failing = [line for result in results for line in result.failing(fail_on)] if fail_on else []
     for line in failing:
         tell(f"fails: {line}")
@@ -138,6 +169,31 @@ def compare(
 
     output = dataclasses.replace(report.output(results), page=page)
     finish(output, output_format, wide, ok=not failing)
+
+
+def _asked(
+    compared: Sequence[Side], op: str, hidden: str, dtype: str, rows: str, options: Options
+) -> list[Case]:
+    """The cases to measure: those asked for, or those there are."""
+    from lntune.commands import compare as measuring
+    from lntune.compare.pairs import operators
+
+    asked = names(op) or operators(compared) or [ops.DEFAULT]
+    if hidden or dtype or rows:
+        return [case for name in asked for case in cases(name, hidden, dtype, rows)]
+    return [case for name in asked for case in measuring.cases_of(compared, name, options)]
+
+
+def _measure(compared: Sequence[Side], asked: list[Case], length: float, options: Options) -> None:
+    from lntune.commands import compare as measuring
+    from lntune.report.tables import console
+
+    err = console(stderr=True)
+
+    def on_case(index: int, count: int, case: Case) -> None:
+        err.print(f"[{index + 1}/{count}] {case}", markup=False)
+
+    measuring.measure(compared, asked, length, options, on_case, tell)
 
 
 def _share(text: str) -> float:

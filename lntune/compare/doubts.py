@@ -30,6 +30,8 @@ def obstacle(a: Held, b: Held) -> str:
 
 def noise(a: Held, b: Held) -> str:
     """Why only a large difference between two sides would say something, or the empty string."""
+    if a.record == b.record and a.record.disturbance:
+        return "both were disturbed by other work on the machine"
     for side, held in (("A", a), ("B", b)):
         if held.record.disturbance:
             return f"{side} was disturbed by other work on the machine"

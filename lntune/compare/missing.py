@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lntune.case import Case
 from lntune.compare.comparison import Missing
 from lntune.compare.pairs import Found
-from lntune.compare.sides import Runs, Side
+from lntune.compare.sides import Contender, Runs, Side
 from lntune.log import records, select
 
 Entry = tuple[Side, Found]
@@ -33,11 +33,14 @@ def find(
             for key in sorted(has.held.keys() - own.held.keys())
             if not places or key[0] in places
         ]
-        stale = {case for place, case in lacking if (place, case) in own.stale}
-        for case in dict.fromkeys([*(case for _, case in lacking), *neither]):
-            command = "".join(_commands(measure, [case]))
-            missing.append(Missing(case, side.name, _why(side, case in stale), command))
-            cases.setdefault(measure, []).append(case)
+        for case, key in [*((key[1], key) for key in lacking), *((case, None) for case in neither)]:
+            device = has.held[key][0].record.device if key else None
+            unfit = side.unfit(case, device) if isinstance(side, Contender) and device else ""
+            why = unfit or _why(side, key in own.stale)
+            command = "" if unfit else "".join(_commands(measure, [case]))
+            missing.append(Missing(case, side.name, why, command))
+            if command:
+                cases.setdefault(measure, []).append(case)
     return missing, [c for measure, of in cases.items() for c in _commands(measure, of)]
 
 

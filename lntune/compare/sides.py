@@ -9,16 +9,19 @@ has beside it; or measurements of somewhere else.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from lntune import knobs, schedule
+from lntune.case import Case
 from lntune.compare import sources
+from lntune.device import Device
 from lntune.errors import InputError, LntuneError, UnknownNameError, got_expected, unknown
 from lntune.knobs import Value
 from lntune.log.records import Record, Timing
@@ -82,6 +85,27 @@ class Contender(msgspec.Struct, frozen=True):
     def takes(self, setting: dict[str, Value]) -> bool:
         """Whether a setting of the schedule has the fixed knobs."""
         return all(name in setting and setting[name] == v for name, v in self.knobs.items())
+
+    def default(self, case: Case, device: Device) -> Any:
+        """The schedule's default knobs for a case, but for those that are fixed.
+
+        Raises:
+            ScheduleError: the schedule is a user's and fails.
+        """
+        return dataclasses.replace(schedule.get(self.schedule).untuned(case, device), **self.knobs)
+
+    def unfit(self, case: Case, device: Device) -> str:
+        """Why a schedule does not fit a case, as far as its default knobs tell; empty where it
+        does, and of what is no schedule.
+        """
+        if not self.schedule:
+            return ""
+        try:
+            chosen = schedule.get(self.schedule)
+            reason = chosen.reason_invalid(self.default(case, device), case, device)
+        except LntuneError as e:
+            return str(e)
+        return f"does not fit: {reason}" if reason else ""
 
 
 def _winner(record: Record) -> Held:

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lntune import ops
+from lntune import backends, ops
 from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
-from lntune.errors import LntuneError
+from lntune.device import Device
+from lntune.errors import LntuneError, gist
 from lntune.kernels import direct
 
 
@@ -40,6 +41,40 @@ def bind(
             " direct calls do not take."
         )
     return [functools.partial(_allocating, case, kernel, given) for given in copies]
+
+
+def compiled(
+    case: Case, copies: Sequence[Mapping[str, Any]], device: Device
+) -> tuple[list[Call], str]:
+    """Eager's call (or what the operator has for it) through torch.compile, bound to each of
+    several copies of a case's inputs, with these as arguments: constants would be folded in. And
+    why there is none, on a line, or the empty string: it needs more than is on every machine (a C
+    compiler, Python's headers).
+    """
+    import torch
+
+    op, backend = ops.get(case.op), backends.of(device)
+    make = op.compiled or functools.partial(backend.baseline, device)
+    names = [n for n, v in copies[0].items() if isinstance(v, torch.Tensor)]
+
+    def call(*tensors: Any) -> Any:
+        return make(case, {**copies[0], **dict(zip(names, tensors, strict=True))})()
+
+    torch._dynamo.reset()
+    function = torch.compile(call, dynamic=False, fullgraph=True)
+    calls = [functools.partial(function, *(given[n] for n in names)) for given in copies]
+    return list(calls), refusal(calls[0])
+
+
+def refusal(call: Call) -> str:
+    """Why a contender does not take the case, on a line, or the empty string: some refuse long
+    rows, others the GPU or the machine.
+    """
+    try:
+        call()
+    except Exception as e:  # theirs, of whatever kind
+        return f"{type(e).__name__}: {gist(e)}"
+    return ""
 
 
 def _direct(case: Case, kernel: Kernel, copies: Sequence[Mapping[str, Any]]) -> list[Call] | None:

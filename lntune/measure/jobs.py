@@ -83,7 +83,8 @@ class Try(msgspec.Struct, frozen=True, tag="try"):
 
 class Final(msgspec.Struct, frozen=True, tag="final"):
     """Time finalists for about `seconds` against each other, against `default` (what serves the
-    case where nothing is tuned), eager mode and a copy.
+    case where nothing is tuned), eager mode and a copy; where that is wanted, also against
+    torch.compile, which takes seconds to make.
 
     `retry_seconds` may be spent besides, to measure again what other work on the machine disturbed.
     """
@@ -95,6 +96,7 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     retry_seconds: float = 0.0
     seed: int = 0
     default: Candidate | None = None
+    with_compile: bool = False
 
 
 Job = Open | Build | Check | Try | Final
@@ -105,8 +107,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `timings` has "tuned": what was tried, or of finalists the fastest, whose place among the job's
     candidates is `winner`; in a final also "eager", "copy", and "default" where that is given and
-    works; `rivals` are the finalists that did not win. `errors` and `versus_eager` are those of the
-    same kernel, see records.Record.
+    works, and "compile" where it was wanted and works (`message` says why not); `rivals` are the
+    finalists that did not win. `errors` and `versus_eager` are those of the same kernel, see
+    records.Record.
 
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
     what building took it; `clocks` a GPU's in MHz; `lost` says that the process can do no more: its

@@ -19,7 +19,7 @@ from lntune.errors import LntuneError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Rival, Timing
-from lntune.measure.calls import bind
+from lntune.measure import calls
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
 
 TRIAL_SAMPLES = 16
@@ -165,9 +165,9 @@ def _try(job: Try) -> Outcome:
         return Outcome("run", _brief(e))
     if outcome.status != "ok":
         return outcome
-    calls = bind(job.case, kernel, _inputs(job.case, device), allocate=False)
+    bound = calls.bind(job.case, kernel, _inputs(job.case, device), allocate=False)
     measured = timing.quietest(
-        lambda: backend.measure({"tuned": calls}, device, job.seconds, seed=job.seed),
+        lambda: backend.measure({"tuned": bound}, device, job.seconds, seed=job.seed),
         TRIAL_ATTEMPTS,
     )
     tuned = measured.timings["tuned"]
@@ -186,7 +186,7 @@ def _final(job: Final) -> Outcome:
     case, device, backend = job.case, job.device, backends.of(job.device)
     inputs = _inputs(case, device)
     bound = functools.partial(
-        bind, case, copies=inputs, allocate=True, directly=backend.calls_directly
+        calls.bind, case, copies=inputs, allocate=True, directly=backend.calls_directly
     )
     first = ops.get(case.op).arguments(case)[0].name
     contenders: dict[str, Sequence[Call]] = {
@@ -205,7 +205,12 @@ def _final(job: Final) -> Outcome:
         kernel, _ = _verified(case, device, job.default)
         if kernel is not None:
             contenders["default"] = bound(kernel)
+    left_out = ""
     with torch.inference_mode():
+        if job.with_compile:
+            compiled, why = calls.compiled(case, inputs, device)
+            contenders |= {} if why else {"compile": compiled}
+            left_out = f"torch.compile left out: {why}" if why else ""
         measure = functools.partial(
             backend.measure, contenders, device, job.seconds, rounds=9, seed=job.seed
         )
@@ -224,6 +229,7 @@ def _final(job: Final) -> Outcome:
     ]
     return msgspec.structs.replace(
         verdicts[winner],
+        message=_bounded(left_out),
         winner=winner,
         rivals=tuple(rivals),
         timings=timings,

@@ -22,14 +22,17 @@ _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def output(results: Sequence[Result]) -> Output:
-    """Everything about a comparison: each of `results` against the same side A."""
+def output(results: Sequence[Result], page: Callable[[], str] | None = None) -> Output:
+    """Everything about a comparison: each of `results` against the same side A; `page` makes a page
+    of it.
+    """
     facts = [_facts(result) for result in results]
     return Output(
         facts[0] if len(facts) == 1 else facts,
         tables(results),
         [line for result in results for line in lines(result, alone=len(results) == 1)],
         [record for result in results for record in _records(result)],
+        page,
     )
 
 
@@ -90,15 +93,21 @@ Cells = Callable[[Sequence[Comparison | None]], Cell]
 
 def _figures(results: Sequence[Result], cases: Sequence[Comparison]) -> list[tuple[Column, Cells]]:
     """The columns behind a case's name, and what they hold of its comparisons."""
-    first = [
-        (
-            Column("A us", 3),
-            lambda row: micros(next(c.a.us for c in row if c is not None)),
-        )
-    ]
-    figures: list[tuple[Column, Cells]] = [*first]
+
+    def first(cell: Callable[[Comparison], Cell]) -> Cells:
+        """A cell of what all comparisons of a case have in common."""
+        return lambda row: cell(next(c for c in row if c is not None))
+
+    figures: list[tuple[Column, Cells]] = [(Column("A us", 3), first(lambda c: micros(c.a.us)))]
     for place, letter in zip(range(len(results)), _LETTERS[1:], strict=False):
         figures += [(column, _of(place, cell)) for column, cell in _side(letter, cases)]
+    if any(c.a.of_copy for c in cases):
+        figures.append((Column("A of copy", 6), first(lambda c: percent(c.a.of_copy))))
+    if any(c.a.gbps for c in cases):
+        figures.append((Column("A GB/s", 7), first(lambda c: number(c.a.gbps, 1))))
+    if any(c.bytes for c in cases):
+        intensity = first(lambda c: number(c.flops / c.bytes if c.bytes else None, 2))
+        figures.append((Column("flops/byte", 9), intensity))
     return figures
 
 
@@ -123,19 +132,14 @@ def _side(
         (True, Column("verdict", right=False), lambda c: Text(c.verdict, _STYLES[c.verdict])),
         (any(c.drift for c in cases), Column("eager's A / B", 5), lambda c: number(c.drift, 3)),
         (
-            any(c.a.of_copy or c.b.of_copy for c in cases),
-            Column("A B of copy", 6),
-            lambda c: f"{percent(c.a.of_copy)} {percent(c.b.of_copy)}",
+            any(c.b.of_copy for c in cases),
+            Column(f"{letter} of copy", 6),
+            lambda c: percent(c.b.of_copy),
         ),
         (
-            any(c.a.gbps for c in cases),
-            Column("A B GB/s", 7),
-            lambda c: f"{number(c.a.gbps, 1)} {number(c.b.gbps, 1)}",
-        ),
-        (
-            any(c.bytes for c in cases),
-            Column("flops/byte", 9),
-            lambda c: number(c.flops / c.bytes if c.bytes else None, 2),
+            any(c.b.gbps for c in cases),
+            Column(f"{letter} GB/s", 7),
+            lambda c: number(c.b.gbps, 1),
         ),
         (any(c.reason for c in cases), Column("why", 4, right=False), lambda c: c.reason),
         (

@@ -52,7 +52,7 @@ def tune(
             worker = stack.enter_context(Worker(settings.threads))
             run = Run(settings, worker, observer, summary, ahead)
             run.begin(cases[0], None)
-            _start(worker, settings)
+            start_worker(worker, settings)
             started = time.monotonic() - start
             if settings.seconds is not None:
                 run.end = start + settings.seconds
@@ -84,8 +84,12 @@ def tune(
     return summary
 
 
-def _start(worker: Worker, settings: Settings) -> None:
-    """Have the worker come up, with its device ready."""
+def start_worker(worker: Worker, settings: Settings) -> None:
+    """Have the worker come up, with its device ready.
+
+    Raises:
+        BuildError: it does not come up; ToolchainError: the device cannot be used.
+    """
     worker.start()
     outcome = worker.run(Open(settings.target), START_SECONDS)
     if outcome.status != "ok":

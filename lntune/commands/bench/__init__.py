@@ -197,8 +197,6 @@ def _calls(
     torch.compile needs more than is on every machine (a C compiler, Python's headers): where it
     fails `left_out` says why, and the others are measured.
     """
-    import torch
-
     backend = backends.of(device)
 
     first = ops.get(case.op).arguments(case)[0].name
@@ -208,9 +206,7 @@ def _calls(
         "copy": [given[first].clone for given in copies],
     }
     if with_compile:
-        torch._dynamo.reset()
-        compiled = _compiled(case, copies, device)
-        reason = peers.refusal(compiled[0])
+        compiled, reason = calls.compiled(case, copies, device)
         if not reason:
             contenders["compile"] = compiled
         elif left_out is not None:
@@ -218,30 +214,11 @@ def _calls(
     if backend.has_peers:
         others = [peers.calls(case, given) for given in copies]
         contenders |= {
-            name: [calls[name] for calls in others]
+            name: [bound[name] for bound in others]
             for name, call in others[0].items()
-            if not peers.refusal(call)
+            if not calls.refusal(call)
         }
     return contenders
-
-
-def _compiled(
-    case: Case, copies: Sequence[dict[str, Any]], device: Device
-) -> Sequence[Callable[[], Any]]:
-    """Eager's call (or what the operator has for it) through torch.compile, with the inputs as
-    arguments: constants would be folded in.
-    """
-    import torch
-
-    op, backend = ops.get(case.op), backends.of(device)
-    make = op.compiled or functools.partial(backend.baseline, device)
-    names = [n for n, v in copies[0].items() if isinstance(v, torch.Tensor)]
-
-    def call(*tensors: Any) -> Any:
-        return make(case, {**copies[0], **dict(zip(names, tensors, strict=True))})()
-
-    compiled = torch.compile(call, dynamic=False, fullgraph=True)
-    return [functools.partial(compiled, *(given[n] for n in names)) for given in copies]
 
 
 def _given(

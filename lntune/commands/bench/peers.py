@@ -8,7 +8,6 @@ from typing import Any
 
 from lntune import ops
 from lntune.case import Case
-from lntune.errors import gist
 
 Call = Callable[[], Any]
 
@@ -27,14 +26,3 @@ def calls(case: Case, inputs: Mapping[str, Any]) -> dict[str, Call]:
         except ImportError:  # not installed
             continue
     return contenders
-
-
-def refusal(call: Call) -> str:
-    """Why a contender does not take the case, on a line, or the empty string: some refuse long
-    rows, others the GPU or the machine.
-    """
-    try:
-        call()
-    except Exception as e:  # theirs, of whatever kind
-        return f"{type(e).__name__}: {gist(e)}"
-    return ""
