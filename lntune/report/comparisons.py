@@ -22,17 +22,14 @@ _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def output(results: Sequence[Result], page: Callable[[], str] | None = None) -> Output:
-    """Everything about a comparison: each of `results` against the same side A; `page` makes a page
-    of it.
-    """
+def output(results: Sequence[Result]) -> Output:
+    """Everything about a comparison: each of `results` against the same side A."""
     facts = [_facts(result) for result in results]
     return Output(
         facts[0] if len(facts) == 1 else facts,
         tables(results),
         [line for result in results for line in lines(result, alone=len(results) == 1)],
         [record for result in results for record in _records(result)],
-        page,
     )
 
 
