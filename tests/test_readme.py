@@ -8,16 +8,15 @@ process (which spares starting torch and TVM for each; test_cli.py starts real o
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from shown import BUDGET, LANGUAGES, Block, blocks, commands
 from typer.testing import CliRunner
 
 from lntune.cli import app
@@ -26,63 +25,6 @@ from lntune.log import records
 from lntune.system import paths
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BUDGET = "6s"
-"""Of a tuning run: its process is there after some 4 s, and however late that is the first case
-gets a trial and a final.
-"""
-LANGUAGES = ("bash", "console", "sh", "shell", "python")
-
-
-class Block(NamedTuple):
-    """A fenced block: the line it starts on, its language, its text, and why it is not run (empty:
-    it is).
-    """
-
-    line: int
-    language: str
-    text: str
-    skipped: str
-
-
-def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a Markdown text."""
-    parsed: list[Block] = []
-    lines = text.splitlines()
-    start = None
-    for number, line in enumerate(lines):
-        if not line.lstrip().startswith("```"):
-            continue
-        if start is None:
-            start = number
-            continue
-        above = next((above for above in reversed(lines[:start]) if above.strip()), "")
-        reason = re.fullmatch(r"<!-- not run: (.+) -->", above.strip())
-        parsed.append(
-            Block(
-                start + 1,
-                lines[start].strip()[3:].strip(),
-                "\n".join(lines[start + 1 : number]),
-                reason[1] if reason else "",
-            )
-        )
-        start = None
-    assert start is None, f"the block of line {start} is never closed"
-    return parsed
-
-
-def commands(text: str) -> list[list[str]]:
-    """The arguments of each lntune command in a bash block, with short budgets; continued lines are
-    joined, comments and prompts dropped.
-    """
-    calls = []
-    for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line.strip().removeprefix("$ "), comments=True)
-        if words[:1] == ["lntune"]:
-            short = {"--budget": BUDGET, "--time": "50ms"}
-            calls.append([short.get(before, word) for before, word in itertools.pairwise(words)])
-    return calls
-
-
 SHOWN = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
 RUN = [b for b in SHOWN if b.language in LANGUAGES and not b.skipped]
 
