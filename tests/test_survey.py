@@ -90,7 +90,7 @@ def test_what_is_not_there_cannot_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown dtype 'int8'"):
         Wanted.of(dtypes=["int8"])
     records.append(tmp_path, made()[0])
-    with pytest.raises(InputError, match=f"--device: got 'nothing', .*{DEVICE.slug}"):
+    with pytest.raises(InputError, match=f"device: got 'nothing', .*{DEVICE.slug}"):
         surveys([tmp_path], Wanted(device="nothing"), None, {})
     (found,) = surveys([tmp_path], Wanted(device="made"), None, {})
     assert found.device == DEVICE.slug
@@ -302,7 +302,11 @@ def test_nothing_of_what_is_asked_for(folder: Path) -> None:
     done = run("report", "layer_norm", "--hidden", 77, "--device", "made", "--log-dir", folder)
     assert done.exit_code == 1
     assert "no measurements of what is asked for" in done.stderr
-    assert done.stderr.rstrip().endswith("lntune tune layer_norm --hidden 77")
+    assert "of devices with 'made' in their names" in done.stderr
+    assert done.stderr.rstrip().endswith("Run where it is: lntune tune layer_norm --hidden 77")
+    done = run("report", "--hidden", 77, "--log-dir", folder)
+    assert "of this device" in done.stderr
+    assert done.stderr.rstrip().endswith(" Run: lntune tune layer_norm --hidden 77")
 
 
 def test_a_device_and_a_target_are_one_too_many(folder: Path) -> None:

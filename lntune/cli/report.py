@@ -164,10 +164,12 @@ def _tell_nothing(
     """Say that there is no measurement, and how there will be one."""
     from lntune.report.columns import whole
 
+    is_here = not wanted.device and (owner is None or _is_here(owner))
     whose = "any device" if owner is None else "this device" if target == DEFAULT else target
-    is_here = owner is None or _is_here(owner)
+    if wanted.device:
+        whose = f"devices with {wanted.device!r} in their names"
     run = "Run" if is_here else "Run where it is"
-    where = target if is_here else "cuda"
+    where = target if is_here or wanted.device else "cuda"
     sizes = {
         "--hidden": wanted.hidden,
         "--dtype": wanted.dtypes,

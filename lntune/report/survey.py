@@ -81,7 +81,7 @@ def asked_records(
     if groups and not of_name:
         known = ", ".join(sorted(device.slug for device, _ in groups))
         expected = f"a part of one of {known}"
-        raise InputError(got_expected("--device", repr(wanted.device), expected))
+        raise InputError(got_expected("device", repr(wanted.device), expected))
     kept = [(device, [r for r in group if wanted.takes(r.case)]) for device, group in of_name]
     return [(device, group) for device, group in kept if group]
 

@@ -10,7 +10,7 @@ from lntune.report.columns import Table, whole
 from lntune.report.output import Output
 from lntune.report.overview import overview_table
 from lntune.report.survey import Mend, Survey
-from lntune.report.tables import DISTURBED, STALE, cases_table, result_lines
+from lntune.report.tables import DISTURBED, STALE, cases_table, error_lines, result_lines
 from lntune.words import counted
 
 COMMANDS = 3
@@ -38,7 +38,8 @@ def output(
         ]
         if cases:
             tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
-            tables[-1].notes = [ROOF] if any(row.of_copy for row in one.cases) else []
+            roof = [ROOF] if any(row.of_copy for row in one.cases) else []
+            tables[-1].notes = [*roof, *error_lines(one.cases)]
     facts = [{**msgspec.structs.asdict(one), "again": again} for one in surveys]
     records = [row for one in surveys for row in one.cases]
     return Output(facts, tables, closing(again, cases) if surveys else (), records)

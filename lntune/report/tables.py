@@ -15,6 +15,8 @@ from lntune.words import counted
 
 TWICE = 2
 """What kernels are allowed of eager's own error, beside some roundings."""
+NAMED = 6
+"""Cases that a sentence names; the table has all."""
 ROW_STRIDED = ", row-strided"
 DISTURBED = "disturbed by other work on the machine"
 STALE = "stale, measured before the schedule changed"
@@ -133,7 +135,7 @@ def cases_table(
 def summary_lines(rows: Sequence[Row]) -> list[str]:
     """What the table comes to, in sentences, and what its marks mean."""
     facts = summary(list(rows))
-    lines = result_lines(rows)
+    lines = [*result_lines(rows), *error_lines(rows)]
     if facts["disturbed"]:
         lines.append(f"* {facts['disturbed']} {DISTURBED}: neither times nor ratios hold")
     if facts["stale"]:
@@ -162,20 +164,26 @@ def result_lines(rows: Sequence[Row]) -> list[str]:
             " that serve where nothing is tuned"
         )
     slower = facts["slower_than_eager"]
+    more = f" and {len(slower) - NAMED} more" if len(slower) > NAMED else ""
     if facts["geomean_over_eager"]:
         lines.append(
             "slower than eager nowhere"
             if not slower
-            else f"slower than eager in {len(slower)}: {'; '.join(slower)}"
+            else f"slower than eager in {len(slower)}: {'; '.join(slower[:NAMED])}{more}"
         )
     elif facts["geomean_of_copy"]:
         lines.append(
             f"bandwidth of a copy: geomean {percent(facts['geomean_of_copy'])}, smallest"
             f" {percent(facts['smallest_of_copy'])}"
         )
-    if beyond := sum(r.error is not None and r.error > TWICE for r in rows):
-        lines.append(
-            f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
-            " counts, whose limit is 1"
-        )
     return lines
+
+
+def error_lines(rows: Sequence[Row]) -> list[str]:
+    """What is to be known of errors beside eager mode's, where they look large."""
+    beyond = sum(r.error is not None and r.error > TWICE for r in rows)
+    sentence = (
+        f"error/eager's above {TWICE} in {beyond}: there eager is all but exact; error/allowed"
+        " counts, whose limit is 1"
+    )
+    return [sentence] if beyond else []
