@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from lntune.errors import InputError, got_expected, unknown
+
+if TYPE_CHECKING:
+    from lntune.device import Device
 
 DTYPES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Element types kernels are built for, with their size in bytes."""
@@ -32,6 +37,12 @@ BUCKETS: tuple[tuple[int, int], ...] = (
 TYPICAL_ROWS = (1, 8, 32, 512, 4096, 32_768)
 """For each bucket the number of rows that stands for it: what is tuned by default and what an
 untuned call is planned as.
+"""
+
+MOST_BLOCKS = {"cpu": TYPICAL_ROWS, "gpu": tuple(last for _, last in BUCKETS)}
+"""For each bucket the most blocks of rows that keep sums of their own, by the kind of device: as
+many as typical rows on a CPU, where blocks without a row cost what the others do; as many as there
+may be rows on a GPU, where such blocks end at once and blocks with several rows take as many turns.
 """
 
 
@@ -114,14 +125,14 @@ class Case(msgspec.Struct, frozen=True, order=True):
         """
         return msgspec.structs.replace(self, rows=TYPICAL_ROWS[self.bucket])
 
-    def blocks(self, cores: int) -> int:
-        """Blocks of rows that keep sums of their own from call to call: one for each core, no more
-        than the rows that are typical.
+    def blocks(self, device: Device) -> int:
+        """Blocks of rows that keep sums of their own from call to call on a device: one for each
+        core, and no more than MOST_BLOCKS.
 
         The same for all of a row bucket, so that whoever keeps the sums knows their shape without
         knowing the kernel.
         """
-        return max(1, min(cores, TYPICAL_ROWS[self.bucket]))
+        return max(1, min(device.cores, MOST_BLOCKS[device.kind][self.bucket]))
 
     @property
     def itemsize(self) -> int:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import device, ops
+from lntune import ops
 from lntune.case import Case
+from lntune.device import Device, current
 from lntune.ops.op import STYLES, Op
 from lntune.words import counted
 
@@ -188,7 +189,7 @@ class _Checked:
     kernel: Callable[..., Any]
     fence: int
     place: str
-    cores: int
+    device: Device
 
 
 def _run(checked: _Checked, problem: _Problem) -> tuple[dict[str, Any], str]:
@@ -211,7 +212,7 @@ def _run(checked: _Checked, problem: _Problem) -> tuple[dict[str, Any], str]:
             continue
         dtype, sizes = (
             getattr(torch, arg.dtype),
-            arg.sizes(problem.rows, case.hidden, case.blocks(checked.cores)),
+            arg.sizes(problem.rows, case.hidden, case.blocks(checked.device)),
         )
         if arg.role == "in":
             view, _ = fenced(sizes, dtype, float("nan"), fence, place)
@@ -282,24 +283,24 @@ def verify(
     kernel: Callable[..., Any],
     fence: int = FENCE,
     place: str = "cpu",
-    cores: int | None = None,
+    device: Device | None = None,
     more_rows: Sequence[int] = (),
 ) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input, and where that is right with
     `more_rows`, numbers of rows, on plain random input.
 
     `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
-    that the kernel's tensors are on, "cuda:1". `cores`: those of the lntune device the kernel is
-    for, which decide how many blocks of rows keep sums; None: this machine's CPU. `more_rows` are
+    that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
+    which decides how many blocks of rows keep sums; None: this machine's CPU. `more_rows` are
     what the kernel's backend says (Backend.more_rows).
 
     Raises:
         Exception: whatever the kernel itself raised; the caller records it as a failed run.
     """
     op = ops.get(case.op)
-    cores = device.current().cores if cores is None else cores
+    device = device or current()
     case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
-    checked = _Checked(op, case, kernel, fence, place, cores)
+    checked = _Checked(op, case, kernel, fence, place, device)
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
     message = ""

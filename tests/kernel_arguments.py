@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from lntune import device, ops
+from lntune import ops
 from lntune.case import Case
+from lntune.device import Device, current
 
 
 def inputs(case: Case, rows: int | None = None, style: str = "normal", seed: int = 0) -> Any:
@@ -23,17 +24,17 @@ def arguments(
     rows: int,
     given: Mapping[str, Any] | None = None,
     *,
-    cores: int | None = None,
+    device: Device | None = None,
     place: str = "cpu",
     output: float = torch.nan,
     total: float = 0.0,
 ) -> dict[str, Any]:
     """All arguments of a kernel by name, in its order: inputs, or those `given`; outputs full of
-    `output`, unless given too; sums that are `total` before, for a device of so many cores (this
-    machine's). On PyTorch's device `place`.
+    `output`, unless given too; sums that are `total` before, for a device (this
+    machine's CPU). On PyTorch's device `place`.
     """
     given = inputs(case, rows) if given is None else given
-    blocks = case.blocks(device.current().cores if cores is None else cores)
+    blocks = case.blocks(device or current())
     values: dict[str, Any] = {}
     for a in ops.get(case.op).arguments(case):
         if a.role == "sum" or (a.role == "out" and a.name not in given):

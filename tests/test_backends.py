@@ -265,7 +265,7 @@ def test_a_gpus_rows_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(inputs, "DRAWN_ROWS", 3)
     case = Case("layer_norm_backward", 40, "float32", 8)
-    few = inputs.plain(case, GPU.cores, rows=3)
+    few = inputs.plain(case, GPU, rows=3)
     given = gpu(monkeypatch).inputs(case, GPU)[0]
     for name in ("dy", "x", "mean", "rstd"):
         assert torch.equal(given[name], few[name][[0, 1, 2, 0, 1, 2, 0, 1]]), name
@@ -273,14 +273,14 @@ def test_a_gpus_rows_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sums_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are as many blocks of sums as the device's cores ask for, each copy with zeros of its
+    """There are as many blocks of sums as the device asks for, each copy with zeros of its
     own.
     """
     case = Case("lnlstm_step_backward", 64, "float32", 4096)
     sums = [a.name for a in ops.get(case.op).arguments(case) if a.role == "sum"]
     for backend, device in ((gpu(monkeypatch), GPU), (backends.of(CPU), CPU)):
         given = backend.inputs(case, device)[0]
-        assert {given[name].shape[0] for name in sums} == {case.blocks(device.cores)}
+        assert {given[name].shape[0] for name in sums} == {case.blocks(device)}
         assert not any(given[name].any() for name in sums)
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case, bucket_label, bucket_of
+from lntune import backends
+from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, TYPICAL_ROWS, Case, bucket_label, bucket_of
 from lntune.errors import InputError, UnknownNameError
 
 GOOD: dict[str, Any] = {"op": "layer_norm", "hidden": 768, "dtype": "float32", "rows": 64}
@@ -156,3 +157,17 @@ def test_a_case_on_one_line() -> None:
 def test_itemsize(dtype: str, size: int) -> None:
     """`itemsize` is the bytes of one input element."""
     assert Case(**{**GOOD, "dtype": dtype}).itemsize == size
+
+
+@pytest.mark.parametrize("bucket", range(len(BUCKETS)))
+@pytest.mark.parametrize("target", ["cpu", *(f"{name}:sm_90" for name in ("cuda", "emulated"))])
+def test_blocks_of_sums(target: str, bucket: int) -> None:
+    """As many as the device has cores for, alike in all of a bucket: on a GPU no more than the
+    bucket has rows, so that each row may have a block; on a CPU no more than the typical rows.
+    """
+    of_rows = BUCKETS[bucket][1] if "sm_90" in target else TYPICAL_ROWS[bucket]
+    for cores in (1, 2, 100, 132):
+        device = msgspec.structs.replace(backends.device_of(target), cores=cores)
+        for rows in (*BUCKETS[bucket], TYPICAL_ROWS[bucket]):
+            case = Case("lnlstm_step_backward", 64, "float32", rows)
+            assert case.blocks(device) == min(cores, of_rows)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lntune import check, ops
-from lntune import device as device_module
+from lntune.backends import device_of
 from lntune.case import DTYPES, Case
 from lntune.log.records import Record
 
@@ -498,11 +498,12 @@ def test_sums_are_added_to(how: str) -> None:
     assert verdict.message.startswith(SUMS[how])
 
 
-@pytest.mark.parametrize("cores", [None, 1, 132])
-def test_sums_are_those_of_the_device(cores: int | None) -> None:
-    """There are as many blocks of sums as the kernel's device has cores for, this CPU's unless told
+@pytest.mark.parametrize("target", [None, "cpu", "cuda:sm_90"])
+def test_sums_are_those_of_the_device(target: str | None) -> None:
+    """There are as many blocks of sums as the kernel's device asks for, this CPU unless told
     otherwise.
     """
+    device = device_of(target) if target else None
     plan = ops.get("lnlstm_step_backward")
     case = Case(plan.name, 5, "float32", 512)
     seen: set[int] = set()
@@ -512,8 +513,8 @@ def test_sums_are_those_of_the_device(cores: int | None) -> None:
             v.shape[0] for a, v in zip(plan.arguments(case), values, strict=True) if a.role == "sum"
         )
 
-    check.verify(case, kernel, cores=cores)
-    assert seen == {case.blocks(cores or device_module.current().cores)}
+    check.verify(case, kernel, device=device)
+    assert seen == {case.blocks(device or device_of("cpu"))}
 
 
 def test_tensors_are_where_they_are_asked_for() -> None:

@@ -89,6 +89,19 @@ $L4:
     assert (loop.accesses, loop.shuffles, loop.widest) == (1, 1, 128)
 
 
+@pytest.mark.parametrize("rest", ["STG.E [R4], R3", "MOV R9", "BRA 0x0010"])
+def test_a_loop_whose_condition_stands_behind_it(rest: str) -> None:
+    """A branch back into code that the straight way has jumped over enters a loop, whose end comes
+    to the condition; not where all that the branch skips goes there, too.
+    """
+    text = machine(
+        "BRA 0x0030", "LDG.E R3, [R4]", "SHFL.BFLY R5", "ISETP R1", "@P0 BRA 0x0010", rest, "EXIT"
+    )
+    outside = {"STG.E [R4], R3": (3, 0, 1), "MOV R9": (3, 0, 0), "BRA 0x0010": (1, 0, 0)}
+    inside = (5, 1, 1) if rest == "BRA 0x0010" else (4, 1, 1)
+    assert depths(text) == [outside[rest], inside]
+
+
 def test_both_disassemblers_show_the_same_way() -> None:
     """nvdisasm writes labels where cuobjdump writes addresses."""
     text = """.text.main:

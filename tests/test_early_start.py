@@ -77,7 +77,7 @@ def test_nothing_late_is_read_early(name: str, dtype: str, changed: dict[str, An
     program = program_of(case, name, **{**narrow, **changed})
     assert program.launches[0].waits
     run = emulated.kernel(case, program, "shuffled", pending=LATE[name])
-    verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=DEVICE)
     assert verdict.ok, verdict.message
 
 
@@ -124,7 +124,7 @@ def arguments_of(case: Case) -> list[Any]:
     """A call's arguments, five rows."""
     from kernel_arguments import arguments
 
-    return list(arguments(case, 5, cores=DEVICE.cores).values())
+    return list(arguments(case, 5, device=DEVICE).values())
 
 
 @needs_compiler

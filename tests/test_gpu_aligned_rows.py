@@ -53,7 +53,7 @@ def program_of(case: Case, **changed: Any) -> Program:
 def verdict_of(case: Case, program: Program, more_rows: Any = ()) -> check.Verdict:
     """What the check of every candidate says of it."""
     run = emulated.kernel(case, program, "shuffled")
-    return check.verify(case, run, check.ALIGNED, cores=DEVICE.cores, more_rows=more_rows)
+    return check.verify(case, run, check.ALIGNED, device=DEVICE, more_rows=more_rows)
 
 
 SIZES = [
@@ -150,7 +150,7 @@ def test_rows_are_moved_once_in_wide_accesses(op: str) -> None:
     and nothing twice; but that x of the backward has a row's first element in the place of others'.
     """
     case, rows, width = Case(op, 1003, "bfloat16", 512), 21, 8
-    values, seen = arguments(case, rows, cores=DEVICE.cores), list[Traffic]()
+    values, seen = arguments(case, rows, device=DEVICE), list[Traffic]()
     emulated.kernel(case, program_of(case, threads_per_row=64), seen=seen)(*values.values())
     whole = sum((n + 1) * 1003 // width - -(-n * 1003 // width) for n in range(rows))
     accesses = whole + rows * 1003 - whole * width
@@ -190,7 +190,7 @@ def test_faults_are_rejected(op: str, fault: str, monkeypatch: pytest.MonkeyPatc
     program = compiler.program(case, get(NAMES[op]), setting_of(case, threads_per_row=64), device)
     try:
         run = emulated.kernel(case, program)
-        assert not check.verify(case, run, check.ALIGNED, cores=device.cores).ok
+        assert not check.verify(case, run, check.ALIGNED, device=device).ok
     except emulator.EmulatorError:
         pass
 

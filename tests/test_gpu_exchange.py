@@ -78,7 +78,7 @@ def test_sums_are_right(name: str, dtype: str) -> None:
     """On every style of input, over several rows to a block where blocks loop over them."""
     case = case_of(name, dtype)
     run = emulated.kernel(case, program_of(case, name, "one_barrier"), "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=DEVICE)
     assert verdict.ok, verdict.message
 
 
@@ -103,7 +103,7 @@ def test_the_same_bits_in_every_order(name: str, threads: int) -> None:
         ("one_barrier", "shuffled"),
     ):
         program = program_of(case, name, way, threads_per_row=threads)
-        values = arguments(case, 10, cores=DEVICE.cores)
+        values = arguments(case, 10, device=DEVICE)
         emulated.kernel(case, program, order)(*values.values())
         results.append(written(case, values))
     for other in results[1:]:
@@ -117,7 +117,7 @@ def test_rows_that_share_a_block(name: str) -> None:
     program = program_of(case, name, "one_barrier", threads_per_row=64, rows_per_block=4)
     assert program.launches[0].block == (64, 4, 1)
     run = emulated.kernel(case, program, "backward")
-    verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=DEVICE)
     assert verdict.ok, verdict.message
 
 
@@ -135,7 +135,7 @@ def test_parts_must_lie_in_two_places_by_turns(name: str) -> None:
         program.source,
     )
     assert count
-    values = arguments(case, 10, cores=DEVICE.cores)
+    values = arguments(case, 10, device=DEVICE)
     run = emulated.kernel(case, msgspec.structs.replace(program, source=broken), "shuffled")
     with pytest.raises(RaceError, match="warp_sums"):
         run(*values.values())

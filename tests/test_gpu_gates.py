@@ -17,6 +17,7 @@ from lntune import ops
 from lntune.backends import cuda, device_of
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
+from lntune.backends.emulated.emulator import Traffic
 from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.schedule import get
@@ -70,29 +71,36 @@ def test_only_activations_are_replaced() -> None:
 
 def test_rows_beyond_the_last_are_not_asked_about() -> None:
     """A block's loop ends with its rows, so nothing in it depends on the number of rows: no guard,
-    no row read again.
+    no row read again. Behind it a block asks once whether it had any.
     """
     source = program(BACKWARD).source
     loops = re.findall(r"for \(int64_t \w+ = \(int64_t\)0; \w+ < (.*?); \+\+\w+\)", source)
     assert [loop for loop in loops if "rows" in loop] == [
-        "(((rows + (int64_t)7) - ((int64_t)blockIdx.x)) >> (int64_t)3)"
+        "((((rows + (int64_t)14) - ((int64_t)blockIdx.x)) / (int64_t)15)"
+        " + ((((rows + (int64_t)14) - ((int64_t)blockIdx.x)) % (int64_t)15) >> (int64_t)63))"
     ]
-    body = source.rsplit("main_kernel(", 1)[1].split("{", 1)[1]
-    assert body.count("rows") == 1
+    body = source.rsplit("main_kernel(", 1)[1].split("{", 1)[1].replace(loops[0], "")
+    assert [line.strip() for line in body.splitlines() if "rows" in line and "for" not in line] == [
+        "if (((int64_t)blockIdx.x) < rows) {"
+    ]
 
 
 @pytest.mark.parametrize("where", ["registers", "shared", "global"])
 def test_sums_are_added_to(where: str) -> None:
-    """Every block adds the gradients of its own rows b, b + 8, ... to its row of the sums, and
-    nothing to it where it has none.
+    """Every block adds the gradients of its own rows b, b + 15, ... to its row of the sums; where
+    it has none, it does not even read that.
     """
-    op, blocks = ops.get(BACKWARD.op), BACKWARD.blocks(GPU.cores)
-    kernel = emulated.kernel(BACKWARD, program(BACKWARD, partial_sums=where))
+    op, blocks = ops.get(BACKWARD.op), BACKWARD.blocks(GPU)
+    seen: list[Traffic] = []
+    kernel = emulated.kernel(BACKWARD, program(BACKWARD, partial_sums=where), seen=seen)
     sums = [a.name for a in op.arguments(BACKWARD) if a.role == "sum"]
-    for rows in (1, 7, 8, 9, 24):
+    for rows in (1, 7, 15, 16, 40):
         given = inputs(BACKWARD, rows)
-        values = arguments(BACKWARD, rows, given, cores=GPU.cores, total=2.0)
+        values = arguments(BACKWARD, rows, given, device=GPU, total=2.0)
         kernel(*values.values())
+        for name in sums:
+            read = -(-rows // blocks) if where == "global" else 1
+            assert seen[-1][name].loaded <= read * min(rows, blocks) * values[name][0].nbytes
         for block in range(blocks):
             truth = op.reference(BACKWARD, row_slice(BACKWARD, given, slice(block, None, blocks)))
             for name in sums:

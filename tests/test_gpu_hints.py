@@ -60,7 +60,7 @@ def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
             0 < uses == len(re.findall(rf"__(?:ldcs|stcs)\((?:\(\w+\*\)\()?{pointer}_ptr\b", body))
         )
     verdict = check.verify(
-        case, emulated.kernel(case, program, "shuffled"), check.ALIGNED, cores=UNCACHED.cores
+        case, emulated.kernel(case, program, "shuffled"), check.ALIGNED, device=UNCACHED
     )
     assert verdict.ok, verdict.message
 
@@ -77,9 +77,7 @@ def test_a_row_in_shared_memory(name: str) -> None:
         UNCACHED,
     )
     assert "__ldcs((float4*)(x_ptr" in program.source
-    assert check.verify(
-        case, emulated.kernel(case, program), check.ALIGNED, cores=UNCACHED.cores
-    ).ok
+    assert check.verify(case, emulated.kernel(case, program), check.ALIGNED, device=UNCACHED).ok
 
 
 @needs_compiler

@@ -82,7 +82,7 @@ def assert_right(
 ) -> None:
     """The program passes the check that every candidate of a tuning run has to pass."""
     verdict = check.verify(
-        case, emulated.kernel(case, compiled, order), check.ALIGNED, cores=device.cores
+        case, emulated.kernel(case, compiled, order), check.ALIGNED, device=device
     )
     assert verdict.ok, verdict.message
 
@@ -165,7 +165,7 @@ def test_global_memory_is_read_once(name: str, case: Case) -> None:
     """
     width = get(name).default(case, DEVICE).vector_width
     rows, seen = 32, list[Traffic]()  # a whole number of blocks
-    values = arguments(case, rows, cores=DEVICE.cores)
+    values = arguments(case, rows, device=DEVICE)
     emulated.kernel(case, program(name, case), seen=seen)(*values.values())
     for a in ops.get(case.op).arguments(case):
         if len(a.shape) > 1:
@@ -195,7 +195,7 @@ def test_a_row_does_not_depend_on_the_number_of_rows(name: str, hidden: int) -> 
 
     def outputs(first: int, last: int) -> dict[str, Any]:
         part = row_slice(case, given, slice(first, last))
-        values = arguments(case, last - first, part, cores=DEVICE.cores)
+        values = arguments(case, last - first, part, device=DEVICE)
         run(*values.values())
         rows = by_row(case)
         return {name: out for name, out in written(case, values).items() if name in rows}
@@ -212,7 +212,7 @@ def test_sums_have_the_same_bits_in_every_order(name: str) -> None:
     case = case_of(PLANS[name].op, 96, "float32")
     results = []
     for order in ("forward", "backward", "shuffled"):
-        values = arguments(case, 21, cores=DEVICE.cores)
+        values = arguments(case, 21, device=DEVICE)
         emulated.kernel(case, program(name, case), order)(*values.values())
         results.append(written(case, values))
     for other in results[1:]:
@@ -228,7 +228,7 @@ def test_no_rows_change_nothing(name: str) -> None:
     compiled = program(name, case)
     if all(0 in launch.blocks(0) for launch in compiled.launches):
         return
-    values = arguments(case, 0, cores=DEVICE.cores)
+    values = arguments(case, 0, device=DEVICE)
     emulated.kernel(case, compiled)(*values.values())
     for output, value in written(case, values).items():
         assert not value.count_nonzero(), output

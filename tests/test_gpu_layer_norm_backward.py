@@ -72,7 +72,7 @@ def test_a_weight_in_registers(of: tuple[int, str, str], prefetch: bool) -> None
     changed |= {"weight_storage": "registers", "prefetch": prefetch}
     program = compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), few)
     run = emulated.kernel(case, program, "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=few)
     assert verdict.ok, verdict.message
     values, seen = arguments(case, 21), list[Traffic]()
     emulated.kernel(case, program, seen=seen)(*values.values())
@@ -140,7 +140,7 @@ def test_totals_of_few_and_many_columns(cores: int, parts: int) -> None:
     program = compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), few)
     assert program.launches[1].block[0] == {3: 32, 20: 16, 40: 8}[cores]
     run = emulated.kernel(case, program, "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=few)
     assert verdict.ok, verdict.message
 
 
@@ -158,7 +158,7 @@ def test_totals_in_vectors(cores: int, columns: int) -> None:
     assert program.launches[0].blocks(512)[0] == 16 * cores
     assert program.launches[1].block == (32, columns, 1)
     run = emulated.kernel(case, program, "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=few)
     assert verdict.ok, verdict.message
 
 
@@ -208,7 +208,7 @@ def test_rows_that_share_a_block_are_right(hidden: int, sums: str) -> None:
     assert sums != "registers" or "(int64_t)1 <= rows" not in program.source
     kernel = emulated.kernel(case, program, "shuffled")
     verdict = check.verify(
-        case, kernel, check.ALIGNED, cores=DEVICE.cores, more_rows=row_counts.of(kernel)
+        case, kernel, check.ALIGNED, device=DEVICE, more_rows=row_counts.of(kernel)
     )
     assert verdict.ok, verdict.message
 
@@ -256,9 +256,7 @@ def test_every_number_of_rows_that_share_a_block(hidden: int, per_row: int, vari
     )
     assert PLAN.reason_invalid(setting, case, few) is None
     kernel = emulated.kernel(case, compiler.program(case, PLAN, setting, few), "shuffled")
-    verdict = check.verify(
-        case, kernel, check.ALIGNED, cores=few.cores, more_rows=row_counts.of(kernel)
-    )
+    verdict = check.verify(case, kernel, check.ALIGNED, device=few, more_rows=row_counts.of(kernel))
     assert verdict.ok, verdict.message
 
 
@@ -317,5 +315,5 @@ def test_sums_of_dy_alone(variant: str, storage: str) -> None:
     )
     assert PLAN.reason_invalid(setting, case, few) is None
     run = emulated.kernel(case, compiler.program(case, PLAN, setting, few), "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=few.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=few)
     assert verdict.ok, verdict.message

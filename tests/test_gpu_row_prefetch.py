@@ -55,7 +55,7 @@ def test_rows_loaded_ahead_are_right(shape: tuple[int, int], dtype: str) -> None
     program = program_of(case, threads_per_row=threads)
     assert program.launches[0].blocks(21) == (DEVICE.cores, 1, 1)
     run = emulated.kernel(case, program, "shuffled")
-    verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=DEVICE)
     assert verdict.ok, verdict.message
 
 
@@ -64,7 +64,7 @@ def test_variants(variant: str) -> None:
     """What a sum over rows does not need, and a weight of another dtype, make no difference."""
     case = Case("layer_norm_backward", 100, "float16", 32, variant)
     run = emulated.kernel(case, program_of(case, threads_per_row=32), "backward")
-    verdict = check.verify(case, run, check.ALIGNED, cores=DEVICE.cores)
+    verdict = check.verify(case, run, check.ALIGNED, device=DEVICE)
     assert verdict.ok, verdict.message
 
 

@@ -95,7 +95,7 @@ def on_device(
     case: Case, rows: int, here: Here, given: dict[str, Any] | None = None
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """(the arguments of a kernel on the GPU, its outputs by name)."""
-    values = arguments(case, rows, given, cores=here.device.cores, place=here.name)
+    values = arguments(case, rows, given, device=here.device, place=here.name)
     return list(values.values()), written(case, values)
 
 

@@ -67,7 +67,7 @@ def verdict(case: Case, made: Program, more: bool = True) -> check.Verdict:
     """The check of a program in the emulator, with all rows it takes or the usual ones."""
     kernel = emulated.kernel(case, made)
     rows = backends.of(GPU).more_rows(case, GPU, kernel) if more else ()
-    return check.verify(case, kernel, check.ALIGNED, cores=GPU.cores, more_rows=rows)
+    return check.verify(case, kernel, check.ALIGNED, device=GPU, more_rows=rows)
 
 
 LOOP = re.compile(

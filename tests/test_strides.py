@@ -86,7 +86,7 @@ def test_rows_may_lie_anywhere(name: str, dtype: str, hidden: int) -> None:
         compiler.program(case, PLANS[name], PLANS[name].default(case, SMALL), SMALL, strided=True),
         "shuffled",
     )
-    verdict = check.verify(case, with_spread_rows(case, kernel), check.ALIGNED, cores=SMALL.cores)
+    verdict = check.verify(case, with_spread_rows(case, kernel), check.ALIGNED, device=SMALL)
     assert verdict.ok, verdict.message
 
 
@@ -110,7 +110,7 @@ def test_rows_may_lie_anywhere_on_cpus(name: str, dtype: str, hidden: int) -> No
     kernel = with_spread_rows(
         case, compiler.in_memory(case, plan, setting, CPU, strided=True), step=3
     )
-    verdict = check.verify(case, kernel, check.FENCE, cores=CPU.cores)
+    verdict = check.verify(case, kernel, check.FENCE, device=CPU)
     assert verdict.ok, verdict.message
 
 
@@ -122,9 +122,7 @@ def test_whatever_the_knobs(name: str) -> None:
         kernel = emulated.kernel(
             case, compiler.program(case, PLANS[name], setting, SMALL, strided=True), "backward"
         )
-        verdict = check.verify(
-            case, with_spread_rows(case, kernel), check.ALIGNED, cores=SMALL.cores
-        )
+        verdict = check.verify(case, with_spread_rows(case, kernel), check.ALIGNED, device=SMALL)
         assert verdict.ok, f"{setting}: {verdict.message}"
 
 
@@ -143,7 +141,7 @@ def test_no_more_is_read_and_not_in_narrower_accesses(name: str) -> None:
             seen=seen,
         )
         moved = with_spread_rows(case, kernel) if strided else kernel
-        moved(*arguments(case, rows, cores=DEVICE.cores).values())
+        moved(*arguments(case, rows, device=DEVICE).values())
         accesses.append(
             [
                 {n: (m.loaded, m.stored, m.loads, m.stores, m.widest) for n, m in traffic.items()}

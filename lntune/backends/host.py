@@ -27,7 +27,7 @@ class HostBackend(Backend):
 
     def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
         """See Backend."""
-        return [inputs.plain(case, device.cores, seed)]
+        return [inputs.plain(case, device, seed)]
 
     def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """See Backend."""
@@ -36,7 +36,7 @@ class HostBackend(Backend):
     def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
         """See Backend."""
         more = self.more_rows(case, device, kernel)
-        return check.verify(case, kernel, self.fence, "cpu", device.cores, more)
+        return check.verify(case, kernel, self.fence, "cpu", device, more)
 
     def measure(
         self,

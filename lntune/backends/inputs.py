@@ -10,6 +10,7 @@ from typing import Any
 
 from lntune import ops
 from lntune.case import Case
+from lntune.device import Device
 from lntune.errors import InputError, got_expected
 
 COPIES = 2
@@ -22,9 +23,9 @@ DRAWN_ROWS = 1024
 """Rows that are drawn for a device other than the CPU; they are repeated there."""
 
 
-def plain(case: Case, cores: int, seed: int = 0, rows: int | None = None) -> dict[str, Any]:
+def plain(case: Case, device: Device, seed: int = 0, rows: int | None = None) -> dict[str, Any]:
     """Random normal inputs of a case by name, tensors of the CPU, with as many rows as the case
-    where none are given; sums are zeros, in as many blocks as a device of so many cores asks for.
+    where none are given; sums are zeros, in as many blocks as the device asks for.
     """
     import torch
 
@@ -32,18 +33,18 @@ def plain(case: Case, cores: int, seed: int = 0, rows: int | None = None) -> dic
     named = op.inputs(case, case.rows if rows is None else rows, "normal", seed)
     for a in op.arguments(case):
         if a.role == "sum":
-            named[a.name] = torch.zeros(a.sizes(case.rows, case.hidden, case.blocks(cores)))
+            named[a.name] = torch.zeros(a.sizes(case.rows, case.hidden, case.blocks(device)))
     return named
 
 
-def on_device(case: Case, cores: int, place: str, seed: int = 0) -> dict[str, Any]:
-    """The same on PyTorch's device `place`, made there: DRAWN_ROWS rows at most are drawn by the
-    CPU, which takes a second for a hundred million numbers, and repeated.
+def on_device(case: Case, device: Device, place: str, seed: int = 0) -> dict[str, Any]:
+    """The same on `place`, what the device is to PyTorch, made there: DRAWN_ROWS rows at most are
+    drawn by the CPU, which takes a second for a hundred million numbers, and repeated.
     """
     import torch
 
     drawn = min(case.rows, DRAWN_ROWS)
-    named = plain(case, cores, seed, drawn)
+    named = plain(case, device, seed, drawn)
     by_row = {a.name for a in ops.get(case.op).arguments(case) if a.shape[:1] == ("rows",)}
     rows = torch.arange(case.rows, device=place) % max(drawn, 1)
     return {

@@ -103,7 +103,7 @@ def inspect_case(
     )
     work = _work(case, setting, program, kernels, device)
     predicted = model.predict(
-        parts.of(case, program, kernels, device.multiprocessors),
+        parts.of(case, program, kernels, device),
         ops.get(case.op).bytes(case),
         device,
     )
@@ -114,7 +114,7 @@ def inspect_case(
     if sums:  # so that each block has rows enough to show what one costs
         device = msgspec.structs.replace(device, cores=max(1, few.rows // ROWS_PER_BLOCK))
         program = compiler.program(case, schedule, setting, device, strided)
-    moved = traffic.count(few, program, case.blocks(device.cores))
+    moved = traffic.count(few, program, case.blocks(device))
     between = moved.between / ops.get(case.op).bytes(case)
     # perhaps only by blocks that have none of so few rows, and read the last one again
     if not sums and traffic.repeated(moved.read, moved.written):
@@ -128,7 +128,7 @@ def inspect_case(
         # blocks of rows whose sums have a kernel of their own are on this axis
         rows = few.rows * max(launch.blocks(1)[1] for launch in program.launches)
         moved = traffic.count(
-            msgspec.structs.replace(few, rows=rows), program, case.blocks(fitting.cores)
+            msgspec.structs.replace(few, rows=rows), program, case.blocks(fitting)
         )
     return Inspected(
         case,
@@ -165,7 +165,7 @@ def _work(
         )
         for launch, part in zip(
             program.launches,
-            parts.of(case, program, counted, device.multiprocessors),
+            parts.of(case, program, counted, device),
             strict=True,
         )
     )

@@ -55,7 +55,7 @@ def key_of(
     # Of the cores it matters only how many rows sums have, a row for each block of rows: else a
     # machine with more of them would find nothing.
     backend = backends.of(device)
-    target = {**backend.target(device), "blocks": case.blocks(device.cores)}
+    target = {**backend.target(device), "blocks": case.blocks(device)}
     target.pop("num-cores", None)
     if device.backend:
         target["backend"] = device.backend

@@ -114,7 +114,7 @@ def facts(
         )
         for one in program.launches
     )
-    todo = parts.of(case, program, kernels, device.cores)
+    todo = parts.of(case, program, kernels, device)
     return Facts(kernels, todo, _beyond_default(case, schedule, setting, device))
 
 
@@ -187,7 +187,5 @@ def _emulated(case: Case, schedule: Schedule, setting: Any, device: Device) -> t
     rows = -(-ROWS // at_a_time) * at_a_time
     if rows > MOST_ROWS:
         raise InputError(got_expected("rows to count", rows, f"at most {MOST_ROWS}"))
-    counted = traffic.count(
-        msgspec.structs.replace(short, rows=rows), program, short.blocks(small.cores)
-    )
+    counted = traffic.count(msgspec.structs.replace(short, rows=rows), program, short.blocks(small))
     return traffic.repeated(counted.read, counted.written)

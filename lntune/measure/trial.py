@@ -136,7 +136,7 @@ def _build(job: Build | Check) -> Outcome:
         return Outcome("ok", facts=facts, seconds=seconds)
     try:
         more = backend.more_rows(case, device, kernel)
-        verdict = check.verify(case, kernel, backend.fence, cores=device.cores, more_rows=more)
+        verdict = check.verify(case, kernel, backend.fence, device=device, more_rows=more)
     except Exception as e:
         return Outcome("run", _brief(e), facts=facts, seconds=seconds)
     return msgspec.structs.replace(_judged(verdict), facts=facts, seconds=seconds)

@@ -387,7 +387,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
             )
         elif arg.role == "sum":
             values[arg.name] = torch.zeros(
-                arg.sizes(rows, case.hidden, case.blocks(device.current().cores))
+                arg.sizes(rows, case.hidden, case.blocks(device.current()))
             )
     return {a.name: values[a.name] for a in arguments(case) if a.role != "out"}
 

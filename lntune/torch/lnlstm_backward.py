@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lntune.case import Case
+from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.ops import lnlstm_step_backward as op
 from lntune.ops.lnlstm_step import TENSORS, statistics, tokens_of, variant
@@ -53,8 +54,9 @@ def case_of(
     )
 
 
-def cores(torch_device: torch.device) -> int:
-    """Cores of a device, which decide how many blocks of rows keep sums of their own.
+def device_of(torch_device: torch.device) -> Device:
+    """The device behind one of PyTorch's, which decides how many blocks of rows keep sums of their
+    own.
 
     Raises:
         InputError: kernels do not run there.
@@ -68,14 +70,14 @@ def cores(torch_device: torch.device) -> int:
                 "`lntune doctor` tells which do.",
             )
         )
-    return device.cores
+    return device
 
 
 def zero_sums(case: Case, like: Tensor) -> Sums:
     """What the kernels of `case` add the gradients of gains and biases to: float32, (blocks of
     rows, hidden or 4 * hidden), on the device of `like`.
     """
-    blocks = case.blocks(cores(like.device))
+    blocks = case.blocks(device_of(like.device))
     return {
         a.name: torch.zeros(
             a.sizes(case.rows, case.hidden, blocks), dtype=torch.float32, device=like.device

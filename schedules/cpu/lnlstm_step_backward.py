@@ -46,18 +46,14 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
         )
     if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
         return f"{width} lanes are more than the {case.hidden} elements of a cell"
-    if knobs.together * case.blocks(device.cores) > max(case.rows, 1):
+    if knobs.together * case.blocks(device) > max(case.rows, 1):
         return (
-            f"{case.blocks(device.cores)} blocks of {knobs.together} rows are more than the"
+            f"{case.blocks(device)} blocks of {knobs.together} rows are more than the"
             f" {case.rows} rows"
         )
-    if knobs.parallel and case.blocks(device.cores) == 1:
+    if knobs.parallel and case.blocks(device) == 1:
         return "one block cannot be shared among threads"
-    if (
-        not knobs.parallel
-        and case.blocks(device.cores) > 1
-        and case.rows * case.hidden > SERIAL_LIMIT
-    ):
+    if not knobs.parallel and case.blocks(device) > 1 and case.rows * case.hidden > SERIAL_LIMIT:
         return f"{case.rows} x {case.hidden} elements leave the other threads idle"
     return None
 
@@ -65,7 +61,7 @@ def valid(knobs: Step, case: Case, device: Device) -> str | None:
 def default(case: Case, device: Device) -> Step:
     """Enough accumulators to hide the latency of an add; small work stays on one thread."""
     whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
-    blocks = case.blocks(device.cores)
+    blocks = case.blocks(device)
     return Step(
         together=2 if case.rows >= 2 * blocks else 1,
         lanes=min(2, whole_vectors),
@@ -80,7 +76,7 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
     """
     from tvm import s_tir
 
-    vector, blocks_of_rows = device.vector_bytes // 4, case.blocks(device.cores)
+    vector, blocks_of_rows = device.vector_bytes // 4, case.blocks(device)
     step = knobs.store * vector
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.

@@ -285,7 +285,7 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     from tvm import s_tir
 
     elements = gate_threads.Assignment(case.hidden, knobs.threads_per_row, knobs.vector_width)
-    count = case.blocks(device.cores)
+    count = case.blocks(device)
     in_shared = shared_stages(knobs, case, device)
     arguments = {a.name: a.shape[-1] for a in ops.get(case.op).arguments(case)}
 
@@ -379,6 +379,8 @@ def apply(case: Case, knobs: Knobs, device: Device) -> Any:
     mod = grid_stride.add_to_outputs(mod, stores)
     if knobs.partial_sums == "global":
         mod = grid_stride.sums_of_each_row(mod)
+    else:
+        mod = grid_stride.end_without_rows(mod)
     if knobs.partial_sums == "shared" or knobs.intermediates != "registers":
         mod = thread_private.declare(mod)
     if knobs.intermediates == "shared":
@@ -398,7 +400,7 @@ SCHEDULES = (
         default,
         valid,
         apply,
-        version=2,
+        version=3,
         seeds=seeds,
     ),
 )

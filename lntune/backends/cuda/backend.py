@@ -163,7 +163,7 @@ class CudaBackend(Backend):
 
         count = gpu_timing.copies(ops.get(case.op).bytes(case), device.l2)
         with self._gpu(device).active():
-            first = inputs.on_device(case, device.cores, self.torch_device(device), seed)
+            first = inputs.on_device(case, device, self.torch_device(device), seed)
             return [first] + [
                 {
                     name: value.clone() if isinstance(value, torch.Tensor) else value
@@ -185,7 +185,7 @@ class CudaBackend(Backend):
     def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
         """See Backend."""
         place, more = self.torch_device(device), self.more_rows(case, device, kernel)
-        return check.verify(case, kernel, self.fence, place, device.cores, more)
+        return check.verify(case, kernel, self.fence, place, device, more)
 
     def measure(
         self,

@@ -3,7 +3,8 @@ loops these are. Branches are followed as a block in the midst of the rows follo
 
 That way is the straight one: a branch forward is not taken, so that what it would skip (the guarded
 end of a row) is counted, unless it skips a slow path, which calls a function, or leads to a loop
-that the straight way would pass by. A branch back closes a loop.
+that the straight way would pass by. A branch back closes a loop; one to where the way has not been
+enters a loop whose condition stands behind it, unless the way goes there all the same.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def way(listed: Sequence[Instruction], words: Words) -> list[tuple[Instruction, 
         elif not instruction.predicated:
             back = back or target < number
             number = target
+        elif target < number and _next(listed[number:], words) != instruction.target:
+            beside.append(number)
+            number, back = target, True
         elif target > number and _enters(listed[number:target], target, listed, places, words):
             beside.append(number)
             number = target
@@ -89,6 +93,12 @@ def way(listed: Sequence[Instruction], words: Words) -> list[tuple[Instruction, 
     return [
         (listed[n], sum(first <= at < end for first, end in loops)) for n, at in position.items()
     ]
+
+
+def _next(following: Sequence[Instruction], words: Words) -> int | None:
+    """Where a warp is sent that goes on here, or None where the kernel ends."""
+    ends = words.branch | words.leave
+    return next((i.target for i in following if i.op in ends and not i.predicated), None)
 
 
 def _slow(region: Sequence[Instruction], words: Words) -> bool:

@@ -13,14 +13,17 @@ from lntune.backends.cuda.code import Work
 from lntune.backends.cuda.device_code import Launch, Program
 from lntune.backends.cuda.model import Part
 from lntune.case import DTYPES, Case
+from lntune.device import Device
 
 _MANY = 1 << 20
 """Rows that no kernel has so many blocks for, unless it has blocks for any number of rows."""
 
 
-def of(case: Case, program: Program, kernels: Sequence[Inspection], cores: int) -> tuple[Part, ...]:
+def of(
+    case: Case, program: Program, kernels: Sequence[Inspection], device: Device
+) -> tuple[Part, ...]:
     """The parts of a program's launches, whose kernels have been inspected, for the case's rows on
-    a GPU of so many multiprocessors.
+    a GPU.
 
     Blocks that are as many whatever the rows take these in turns, in the outermost loop of their
     code. Loops within it, or any loops of other kernels, go over a thread's part of a row, as
@@ -29,7 +32,7 @@ def of(case: Case, program: Program, kernels: Sequence[Inspection], cores: int) 
     written: set[str] = set()
     parts = []
     for launch, kernel in zip(program.launches, kernels, strict=True):
-        matrices, moved = _arguments(case, launch, cores)
+        matrices, moved = _arguments(case, launch, device)
         scratch = {
             s.name: math.prod(s.sizes(case.rows)) * s.bytes_of_one
             for s in program.scratch
@@ -59,16 +62,17 @@ def of(case: Case, program: Program, kernels: Sequence[Inspection], cores: int) 
     return tuple(parts)
 
 
-def _arguments(case: Case, launch: Launch, cores: int) -> tuple[list[int], int]:
+def _arguments(case: Case, launch: Launch, device: Device) -> tuple[list[int], int]:
     """Bytes of each matrix that a kernel takes, and of all that it moves: each argument once, sums
-    that are added to twice.
+    that are added to twice, by blocks that have rows.
     """
+    blocks = min(case.blocks(device), case.rows)
     matrices: list[int] = []
     moved = 0
     for a in ops.get(case.op).arguments(case):
         if a.role == "scalar" or a.name not in launch.arguments:
             continue
-        size = DTYPES[a.dtype] * math.prod(a.sizes(case.rows, case.hidden, case.blocks(cores)))
+        size = DTYPES[a.dtype] * math.prod(a.sizes(case.rows, case.hidden, blocks))
         moved += size * (2 if a.role == "sum" else 1)
         if len(a.shape) > 1 and "rows" in a.shape:
             matrices.append(size)

@@ -54,7 +54,7 @@ def described(
     case, device = scheduled.case, scheduled.device
     arguments = ops.get(case.op).arguments(case)
     free = strides.names(arguments) if scheduled.strided else {}
-    blocks = case.blocks(device.cores)
+    blocks = case.blocks(device)
 
     def shape(argument: ops.Arg) -> tuple[str, ...]:
         sizes = zip(argument.shape, argument.sizes(0, case.hidden, blocks), strict=True)

@@ -49,7 +49,7 @@ def arguments(case: Case, given: dict[str, Any], rows: int, device: Device) -> d
     values: dict[str, Any] = {}
     for a in ops.get(case.op).arguments(case):
         if a.role in ("out", "sum"):
-            sizes = a.sizes(rows, case.hidden, case.blocks(device.cores))
+            sizes = a.sizes(rows, case.hidden, case.blocks(device))
             fill = torch.nan if a.role == "out" else 0.0
             values[a.name] = torch.full(sizes, fill, dtype=getattr(torch, a.dtype), device=place)
         else:
@@ -63,7 +63,7 @@ def against_float64(case: Case, kernel: Any, rows: Sequence[int], device: Device
     backend = backends.of(device)
     place = backend.torch_device(device)
     more = sorted({*backend.more_rows(case, device, kernel), *rows})
-    return check.verify(case, kernel, backend.fence, place, device.cores, more)
+    return check.verify(case, kernel, backend.fence, place, device, more)
 
 
 def elsewhere(case: Case, kernel: Any, rows: int, device: Device) -> list[str]:

@@ -162,6 +162,34 @@ def add_to_outputs(mod: Any, copies: Sequence[str]) -> Any:
     return tir.module_with(mod, changed)
 
 
+def end_without_rows(mod: Any) -> Any:
+    """The module whose blocks end after their row loop where they have had no row: what follows it
+    would add zeros to sums in memory.
+
+    Calls right behind the loop are for all blocks, such as the wait for the kernel before; see
+    early_start.py.
+    """
+    import tvm_ffi
+    from tvm import tirx
+
+    rows = tir.rows(mod["main"])
+
+    def is_row_loop(part: Any) -> bool:
+        return isinstance(part, tirx.For) and ROW_LOOP in part.annotations
+
+    def blocks(loop: Any, mutator: Any) -> Any:
+        parts = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else []
+        at = next((i + 1 for i, part in enumerate(parts) if is_row_loop(part)), len(parts))
+        while at < len(parts) and isinstance(parts[at], tirx.Evaluate):
+            at += 1
+        if at == len(parts):
+            return mutator.default_mutate(loop)
+        rest = tirx.IfThenElse(loop.loop_var < rows, tirx.SeqStmt(parts[at:]), None)
+        return tir.loop_with(loop, tirx.SeqStmt([*parts[:at], rest]))
+
+    return tir.module_with(mod, tvm_ffi.structural_mutate(mod["main"].body, [(tirx.For, blocks)]))
+
+
 def move_up(mod: Any, moves: dict[str, str]) -> Any:
     """The module with stages of the row loop moved right behind others, by name, so that what they
     need is not kept longer.
