@@ -69,11 +69,17 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
 
     Raises:
         UnknownNameError: a name that is none of the setting's knobs.
-        InputError: a value that the knob may not take, or none where it is no switch.
+        InputError: a value that the knob may not take, or none where it is no switch; no name, or
+            one that was there before.
     """
     choices, new = values_of(type(setting)), dict[str, Value]()
     for word in words:
         name, given, text = (part.strip() for part in word.partition("="))
+        if not name:
+            expected = "NAME=VALUE, or the name of a switch that is to be on"
+            raise InputError(got_expected("knob", repr(word), expected))
+        if name in new:
+            raise InputError(got_expected("knob", f"{name} twice", "each knob once"))
         if name not in choices:
             raise unknown("knob", name, choices)
         values = {str(value).lower(): value for value in choices[name]}

@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from grids import exhaustive
 from kernel_arguments import arguments
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from lntune import check, schedule
 from lntune.backends import cuda, device_of
-from lntune.backends.cuda import device_code, lowering
+from lntune.backends.cuda import device_code, lowering, model
 from lntune.backends.cuda.device_code import Launch, Program
 from lntune.backends.cuda.program import target as target_of
 from lntune.backends.cuda.sizes import number
@@ -28,6 +29,7 @@ from lntune.cli import app
 from lntune.commands import inspect as inspection
 from lntune.errors import BuildError, UnknownNameError
 from lntune.kernels import compiler
+from lntune.report import inspections
 from lntune.schedule import get
 
 GPU = device_of("cuda:sm_90")
@@ -317,6 +319,46 @@ def test_inspect_refuses_knobs_that_do_not_fit(word: str, said: str) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert said in " ".join(done.output.split())
+
+
+def test_inspect_refuses_vectors_that_strided_rows_cannot_have() -> None:
+    """Row-strided views of an odd size are served element by element; who asks for the kernel of
+    wide vectors is told, and not shown another one.
+    """
+    arguments = ["--hidden", "1003", "--dtype", "bfloat16", "--strided", "--knob", "vector_width=8"]
+    done = CliRunner().invoke(app, ["inspect", "layer_norm", *arguments])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "got vector_width=8, expected knobs that fit layer_norm 4096x1003 bfloat16" in said
+    assert "vectors of row-strided views divide a row" in said
+
+
+@needs_compiler
+def test_inspect_names_the_kernels_of_a_program() -> None:
+    """Each by what it writes; they are counted, the column of spills says what the closing line
+    does, and 80 columns have room for the knobs and the model.
+    """
+    case = Case("layer_norm_backward", 64, "float32", 512)
+    plan = get("shared_row_backward")
+    found = inspection.inspect_case(case, plan, plan.default(case, GPU), GPU)
+    assert [work.writes for work in found.work] == [("dx",), ("dgamma", "dbeta")]
+    table = inspections.table([found])
+    at = [column.name for column in table.columns].index
+    assert [row[at("writes")].plain for row in table.rows] == ["dx", "dgamma, dbeta"]
+    assert inspections.lines([found])[-1].startswith("2 kernels, no problems")
+    narrow = "\n".join(line.plain for line in table.lines(80))
+    assert "threads_per_row=" in narrow
+    assert model.NOTE in narrow.split("not shown")[0]
+    changed = {"threads_per_row": 32, "rows_per_block": 1, "partial_sums": "separate_kernel"}
+    own_kernel = dataclasses.replace(plan.default(case, GPU), **changed)
+    (sums, *_) = inspection.inspect_case(case, plan, own_kernel, GPU).work
+    assert sums.writes == ()
+    first, second = found.kernels
+    spilling = msgspec.structs.replace(first.resources, spill_store_bytes=8, spill_load_bytes=12)
+    first = msgspec.structs.replace(first, resources=spilling)
+    bad = msgspec.structs.replace(found, kernels=(first, second))
+    assert inspections.table([bad]).rows[0][at("spill")].plain == "12"
+    assert inspections.lines([bad])[-1].endswith("spills 12 bytes")
 
 
 @needs_compiler

@@ -41,7 +41,7 @@ def marked(plan: Schedule, case: Case, device: Device = UNCACHED, **values: Any)
 
 @pytest.mark.parametrize(
     ("name", "dtype", "hidden"),
-    product(tuple(PLANS), ("float32", "float16", "bfloat16"), (1000, 1023, 128, 96)),
+    product(tuple(PLANS), ("float32", "float16", "bfloat16"), (1000, 1004, 1023, 128, 96)),
 )
 def test_marked_kernels_are_right(name: str, dtype: str, hidden: int) -> None:
     """Wide accesses, single elements and several rows to a block: every load and store of a matrix
@@ -93,7 +93,7 @@ def test_accesses_stay_as_wide(dtype: str, arch: str) -> None:
     others, and nothing spills.
     """
     plan = get("shared_row")
-    for hidden in (1024, 1023):
+    for hidden in (1024, 1004, 1023):
         case, inspections = Case("layer_norm", hidden, dtype, 512), []
         for setting in (plan.default(case, UNCACHED), marked(plan, case)):
             program = compiler.program(

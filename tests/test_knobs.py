@@ -60,12 +60,12 @@ def test_a_default_must_be_a_value() -> None:
         ((), Knobs()),
         (("lanes=8", "mode=tile"), Knobs(lanes=8, mode="tile")),
         (("parallel=false",), Knobs(parallel=False)),
-        (("parallel=False", "parallel"), Knobs()),
+        (("parallel",), Knobs()),
         (("mode = Split ",), Knobs(mode="split")),
     ],
 )
 def test_words_change_a_setting(words: tuple[str, ...], expected: Knobs) -> None:
-    """Knobs are given as tables write them; the last word counts, and what is not named stays."""
+    """Knobs are given as tables write them, and what is not named stays."""
     assert knobs.changed(Knobs(), words) == expected
 
 
@@ -80,6 +80,21 @@ def test_a_word_that_is_no_value_is_refused(word: str) -> None:
         knobs.changed(Knobs(), [word])
     with pytest.raises(UnknownNameError, match=r"'lane'\. Did you mean 'lanes'"):
         knobs.changed(Knobs(), ["lane=4"])
+
+
+@pytest.mark.parametrize("word", ["", "=4", " = "])
+def test_a_word_without_a_name_is_refused(word: str) -> None:
+    """The message shows the word and says what words look like."""
+    with pytest.raises(InputError, match=rf"knob: got '{word}', expected NAME=VALUE, or the name"):
+        knobs.changed(Knobs(), ["lanes=8", word])
+
+
+@pytest.mark.parametrize("words", [("lanes=8", "lanes=8"), ("parallel=False", "parallel")])
+def test_a_knob_that_is_given_twice_is_refused(words: tuple[str, ...]) -> None:
+    """Nobody has to guess which of the two counts."""
+    name = words[0].partition("=")[0]
+    with pytest.raises(InputError, match=f"knob: got {name} twice, expected each knob once"):
+        knobs.changed(Knobs(), words)
 
 
 def test_every_setting_once() -> None:

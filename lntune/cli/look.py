@@ -216,7 +216,8 @@ def inspect(
     for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
         setting = knobs.changed(chosen.untuned(case, gpu), knob or ())
-        if why := chosen.reason_invalid(setting, case, gpu) if knob else None:
+        why = knob and inspection.reason_invalid(case, chosen, setting, gpu, strided)
+        if why:
             asked = f"knobs that fit {case} on {gpu.isa} ({why})"
             defaults = f"The others are {knobs.describe(chosen.untuned(case, gpu))}."
             raise InputError(got_expected("--knob", ", ".join(knob or ()), asked, defaults))

@@ -31,7 +31,8 @@ ROWS_PER_BLOCK = 4
 
 
 class RowWork(msgspec.Struct, frozen=True):
-    """What one kernel does for the case's rows. `blocks` fill the multiprocessors `waves` times;
+    """What one kernel does for the case's rows. It writes the outputs `writes`, or partial sums for
+    a kernel behind it where these are none. `blocks` fill the multiprocessors `waves` times;
     each takes `turns` groups of rows (one row, or those that share a block). `instructions` and
     `barriers` are what a warp goes through for a group, `accesses` the loads and stores of global
     memory among them, counted in the same code as the widths; `elements` of a row are a thread's.
@@ -44,6 +45,7 @@ class RowWork(msgspec.Struct, frozen=True):
     blocks: int
     waves: float
     turns: int
+    writes: tuple[str, ...] = ()
 
 
 class Inspected(msgspec.Struct, frozen=True):
@@ -94,8 +96,7 @@ def inspect_case(
             " is for CPUs."
         )
     if strided:
-        width = int(knobs.to_dict(setting).get("vector_width", 1))
-        setting = narrowed(setting, schedule, case, device, width, strided) or setting
+        setting = _for_strided(case, schedule, setting, device)
     program = compiler.program(case, schedule, setting, device, strided)
     kernels = tuple(
         cuda.inspect_kernel(program.source, device.isa, one.threads, one.shared, one.kernel)
@@ -146,6 +147,25 @@ def inspect_case(
     )
 
 
+def reason_invalid(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool
+) -> str | None:
+    """Why there is no kernel with exactly these knobs, or None."""
+    if why := schedule.reason_invalid(setting, case, device):
+        return why
+    if strided and _for_strided(case, schedule, setting, device) != setting:
+        return "vectors of row-strided views divide a row"
+    return None
+
+
+def _for_strided(case: Case, schedule: Schedule, setting: Any, device: Device) -> Any:
+    """The knobs with which row-strided matrices are served in place of these: vectors have to
+    divide a row.
+    """
+    width = int(knobs.to_dict(setting).get("vector_width", 1))
+    return narrowed(setting, schedule, case, device, width, strided=True) or setting
+
+
 def _work(
     case: Case, setting: Any, program: Program, kernels: Sequence[Inspection], device: Device
 ) -> tuple[RowWork, ...]:
@@ -153,6 +173,7 @@ def _work(
     counted = [msgspec.structs.replace(kernel, depths=kernel.code.depths) for kernel in kernels]
     per_row = int(knobs.to_dict(setting).get("threads_per_row", 1))
     arguments = {a.name for a in ops.get(case.op).arguments(case) if "rows" in a.shape}
+    outputs = [a.name for a in ops.get(case.op).arguments(case) if a.role in ("out", "sum")]
     return tuple(
         RowWork(
             round(part.turn.slots),
@@ -162,6 +183,7 @@ def _work(
             part.blocks,
             round(part.waves(device.multiprocessors), 2) if part.resident else 0.0,
             part.turns,
+            tuple(name for name in outputs if name in launch.arguments),
         )
         for launch, part in zip(
             program.launches,

@@ -28,21 +28,23 @@ def times(moved: dict[str, float]) -> str:
 
 
 def table(inspected: Sequence[Inspected]) -> Table:
-    """A row for each kernel."""
+    """A row for each kernel, which is told by what it writes where a program has several."""
+    several = any(len(program.kernels) > 1 for program in inspected)
     columns = [
         *key("op", "dtype", "arch"),
         Column("hidden"),
+        *([Column("writes", right=False)] if several else []),
         Column("registers"),
         Column("spill"),
-        Column("stack", 2),
-        Column("shared", 4),
-        Column("occupancy", 1),
+        Column("stack", 3),
+        Column("shared", 5),
+        Column("occupancy", 2),
         Column("loads", 6, False),
         Column("stores", 7, False),
         Column("read", 8, False),
         Column("written", 9, False),
-        Column("beyond least", 3),
-        Column("between", 5),
+        Column("beyond least", 4),
+        Column("between", 12),
         Column("elements", 11),
         Column("accesses", 12),
         Column("instructions", 13),
@@ -50,8 +52,8 @@ def table(inspected: Sequence[Inspected]) -> Table:
         Column("divergent", 15),
         Column("blocks", 16),
         Column("waves", 17),
-        Column(NOTE, 18),
-        Column("schedule and knobs", 10, False),
+        Column(NOTE, 1),
+        Column("schedule and knobs", 10, False, shared=True),
     ]
     rows = Table("compiled, not run on a device", columns)
     for program in inspected:
@@ -60,7 +62,7 @@ def table(inspected: Sequence[Inspected]) -> Table:
             r = k.resources
             used = (
                 r.registers,
-                r.spill_store_bytes + r.spill_load_bytes,
+                r.spilled_bytes,
                 r.stack_bytes,
                 r.shared_bytes + k.dynamic_shared,
             )
@@ -74,7 +76,9 @@ def table(inspected: Sequence[Inspected]) -> Table:
                 f"{100 * program.extra:.1f}%",
                 f"{100 * program.between:.1f}%" if program.between else "-",
             )
-            case = program.case.op, program.case.dtype, program.arch, str(program.case.hidden)
+            case = [program.case.op, program.case.dtype, program.arch, str(program.case.hidden)]
+            if several:
+                case.append(", ".join(work.writes) if work and work.writes else "partial sums")
             what = plan_text(program.schedule, program.knobs, program.strided)
             passed = _passed(k, work)
             share = _model(program) if not number else "-"
@@ -134,4 +138,5 @@ def lines(inspected: Sequence[Inspected]) -> list[str]:
         if program.problems
     ]
     none = "no problems: no spills, no stack, nothing moved twice"
-    return [*text, *(bad or [f"{counted(len(inspected), 'kernel')}, {none}"])]
+    number = sum(len(program.kernels) for program in inspected)
+    return [*text, *(bad or [f"{counted(number, 'kernel')}, {none}"])]

@@ -61,7 +61,7 @@ class Inspection(msgspec.Struct, frozen=True):
         """
         used = self.resources
         sentences = []
-        if spilled := max(used.spill_store_bytes, used.spill_load_bytes):
+        if spilled := used.spilled_bytes:
             sentences.append(f"spills {spilled} bytes")
         if used.stack_bytes:
             sentences.append(f"has a stack frame of {used.stack_bytes} bytes")

@@ -27,6 +27,11 @@ class Resources(msgspec.Struct, frozen=True):
     constant_bytes: int | None = None
     barriers: int = 0
 
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes that are spilled: what is stored is loaded again, once or more often."""
+        return max(self.spill_store_bytes, self.spill_load_bytes)
+
 
 _ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
 _FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")

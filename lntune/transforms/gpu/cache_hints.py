@@ -22,6 +22,25 @@ ATTRIBUTE = "lntune_cache_hints"
 hints.
 """
 
+_OF_STRUCTS = "lntune"
+"""What the names of hints begin with for TVM's own structs of four two-byte elements, which CUDA
+has no such loads and stores of; see SOURCE.
+"""
+_STRUCTS = ("half4*", "nv_bfloat164*")
+SOURCE = f"""#ifdef __CUDACC__
+template <typename V> __device__ __forceinline__ V {_OF_STRUCTS}__ldcs(V* address) {{
+  uint2 bits = __ldcs((uint2*)address);
+  return *(V*)&bits;
+}}
+template <typename V> __device__ __forceinline__ void {_OF_STRUCTS}__stcs(V* address, V value) {{
+  __stcs((uint2*)address, *(uint2*)&value);
+}}
+#else
+#define {_OF_STRUCTS}__ldcs __ldcs
+#define {_OF_STRUCTS}__stcs __stcs
+#endif
+"""
+
 _KERNEL = re.compile(r"__global__ void [^{;]*\{.*?^\}$", re.DOTALL | re.MULTILINE)
 
 
@@ -70,7 +89,7 @@ def apply(source: str, parameters: tuple[str, ...]) -> str:
                 f"no access to {name} was found in the kernel, to give it a cache hint"
             )
         source = hinted
-    return source
+    return SOURCE + source if f"{_OF_STRUCTS}__" in source else source
 
 
 def _with_hints(kernel: str, pointer: str) -> str:
@@ -81,6 +100,7 @@ def _with_hints(kernel: str, pointer: str) -> str:
     parts, copied = [kernel[:body]], body
     for start, end, address in _accesses(kernel, pointer, body):
         parts.append(kernel[copied:start])
+        prefix = _OF_STRUCTS if address.startswith(tuple(f"({kind})" for kind in _STRUCTS)) else ""
         line_start = kernel.rfind("\n", 0, start) + 1
         stored = (
             re.match(r" = (.*);$", kernel[end : kernel.index("\n", end)])
@@ -88,10 +108,10 @@ def _with_hints(kernel: str, pointer: str) -> str:
             else None
         )
         if stored:
-            parts.append(f"__stcs({address}, {stored[1]});")
+            parts.append(f"{prefix}__stcs({address}, {stored[1]});")
             copied = end + stored.end()
         else:
-            parts.append(f"__ldcs({address})")
+            parts.append(f"{prefix}__ldcs({address})")
             copied = end
     return "".join([*parts, kernel[copied:]])
 
