@@ -34,6 +34,7 @@ from lntune.report.output import Output, print_table
 from lntune.report.overview import overviews
 from lntune.report.rows import BEST_COPY, SAME_ROUNDS, geomean, row_of
 from lntune.report.survey import Survey, survey, surveys
+from lntune.report.tables import BAR
 from lntune.versions import Code
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,6 +90,9 @@ def test_what_is_not_there_cannot_be_asked_for(tmp_path: Path) -> None:
         Wanted.of("layr_norm")
     with pytest.raises(UnknownNameError, match="unknown dtype 'int8'"):
         Wanted.of(dtypes=["int8"])
+    for sizes in ({"rows": 0}, {"rows": [1, -3]}, {"hidden": 0}, {"hidden": 1 << 20}):
+        with pytest.raises(InputError, match=f"{next(iter(sizes))}: got"):
+            Wanted.of(**sizes)  # type: ignore[arg-type]
     records.append(tmp_path, made()[0])
     with pytest.raises(InputError, match=f"device: got 'nothing', .*{DEVICE.slug}"):
         surveys([tmp_path], Wanted(device="nothing"), None, {})
@@ -250,6 +254,12 @@ def test_without_cases_the_summary_says_how_to_see_them() -> None:
     without = shown(surveyed.output([of()], "lntune report", cases=False), 80)
     assert "lntune report --cases" in without and "eager us" not in without
     assert "--cases" not in shown(surveyed.output([of()], "lntune report"), 80)
+
+
+def test_a_bar_is_beside_others_of_its_operator() -> None:
+    """The longest bar is that of each operator's fastest case, whatever another's gains are."""
+    text = shown(surveyed.output([of()], "lntune report"), 80)
+    assert len(re.findall(f"█{{{BAR}}} ", text)) == 2
 
 
 def test_knobs_stand_below_their_case() -> None:

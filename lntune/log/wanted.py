@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lntune import ops as operators
 from lntune.case import Case, bucket_of
+from lntune.errors import InputError, got_expected
 
 
 class Wanted(NamedTuple):
@@ -34,15 +35,19 @@ class Wanted(NamedTuple):
 
         Raises:
             UnknownNameError: there is no such operator or dtype.
-            InputError: no kernel is built for that dtype.
+            InputError: no kernel is built for that dtype or hidden size, or there are no rows.
         """
         single = isinstance(dtypes, str) or not isinstance(dtypes, Iterable)
         names = [str(one) for one in ((dtypes,) if single else dtypes)]
+        sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        counts = (rows,) if isinstance(rows, int) else tuple(rows)
+        if any(count < 1 for count in counts):
+            raise InputError(got_expected("rows", min(counts), "numbers of rows from 1 on"))
         return cls(
             tuple(operators.get(op).name for op in ((ops,) if isinstance(ops, str) else ops) if op),
-            (hidden,) if isinstance(hidden, int) else tuple(hidden),
+            tuple(Case("", size, "float32", 1).hidden for size in sizes),
             tuple(Case("", 1, name, 1).dtype for name in names if name),
-            (rows,) if isinstance(rows, int) else tuple(rows),
+            counts,
             device,
         )
 
