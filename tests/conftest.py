@@ -43,7 +43,8 @@ LONGEST = """
 others have nothing left to do.
 """
 QUICK = """
-    bench_log_speed bench_plots bench_summary capture case check columns cuda_headers device
+    bench_log_speed bench_plots bench_summary capture case check columns compare compare_measure
+    compare_report compare_sides compare_statistics cuda_headers device finals
     disturbance doctor errors failures gpu_pass_run grids interrupts kills knobs layers line_lengths
     locks log_dir lowering page paths patience plots records report schedule scratch search_budget
     timing toolchain words

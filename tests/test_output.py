@@ -190,7 +190,7 @@ def test_a_format_that_a_command_has_not_is_refused(asked: tuple[str, ...], mess
 
 
 PRINTS = {"base.py": {"finish", "print_json", "tell", "_version", "_invoke"},
-          "look.py": {"show"}, "measure.py": {"demo"}}  # fmt: skip
+          "look.py": {"show", "_diff"}, "measure.py": {"demo"}}  # fmt: skip
 """Functions of the command line that print by themselves: the door, errors, a version, a kernel's
 code, and a tour that says what it does.
 """

@@ -4,6 +4,8 @@ machine.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Annotated, Any
 
 import msgspec
@@ -27,7 +29,9 @@ from lntune.cli.base import (
     names,
     print_json,
     some,
+    using_logs,
 )
+from lntune.compare.run import Options
 from lntune.errors import InputError, got_expected, unknown
 
 
@@ -100,6 +104,14 @@ def show(
         str,
         typer.Option(help="This schedule with its default knobs, instead of what serves the call."),
     ] = "",
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="What differs in the code of A and B: schedules, with knobs"
+            " (cached_rows:lanes=4,unroll=2) or without, default, tuned.",
+        ),
+    ] = None,
     target: Annotated[
         str,
         typer.Option(
@@ -116,7 +128,9 @@ def show(
 ) -> None:
     """Print the kernel that serves a call: definition, scheduled loops, source or assembly.
 
-    With --json the text is whole.
+    With --json the text is whole. --diff shows two schedules or settings side by side where both
+    fit the terminal, else as a unified diff; a schedule's knobs that are not given are the best
+    that were measured, else the default ones.
     """
     from lntune import schedule as schedules
     from lntune.backends import device_of
@@ -129,6 +143,11 @@ def show(
         raise InputError(got_expected("--rows", rows, "1 or more", remedy))
     case = Case(op, hidden, dtype, rows, ops.get(op).check_variant(variant))
     device = device_of(target)
+    if diff:
+        if schedule:
+            raise InputError(got_expected("--schedule", f"{schedule} beside --diff", "one of them"))
+        _diff(*diff, case, form, Options(target, log_dir), as_json, full)
+        return
     if schedule:
         chosen = schedules.get(schedule, op, device.kind)
         if chosen.kind != device.kind:
@@ -152,6 +171,28 @@ def show(
         print_json({**facts, "form": form, "text": text})
     else:
         print(text if full else compiler.without_prelude(text))
+
+
+def _diff(
+    a: str, b: str, case: Case, form: str, options: Options, as_json: bool, full: bool
+) -> None:
+    """Print what differs in the code of two sides."""
+    from lntune.commands import show as showing
+    from lntune.kernels import compiler
+    from lntune.report import diffs
+
+    with using_logs(options.log_dir):
+        one, other = (showing.code(name, case, options, form) for name in (a, b))
+    names = f"{a} ({knobs.describe(one.knobs)})", f"{b} ({knobs.describe(other.knobs)})"
+    if as_json:
+        difference = diffs.unified(one.text, other.text, names)
+        print_json({"case": case, "form": form, "a": one, "b": other, "diff": difference})
+        return
+    texts = [c.text if full else compiler.without_prelude(c.text) for c in (one, other)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    beside = diffs.side_by_side(texts[0], texts[1], names, width)
+    lines = diffs.unified(texts[0], texts[1], names) if beside is None else beside
+    print("\n".join(lines) if texts[0] != texts[1] else f"{names[0]} and {names[1]} are the same")
 
 
 @command("Registers, spills, occupancy and traffic of a GPU's kernels")

@@ -31,8 +31,8 @@ OnCase = Callable[[int, int, Case], None]
 OnFailure = Callable[[str], None]
 
 
-class _Unfit(Exception):
-    """A side cannot be measured in a case; why, as the rest of a sentence."""
+class UnfitSideError(InputError):
+    """A side cannot be had in a case, and why."""
 
 
 class Plan(NamedTuple):
@@ -87,7 +87,7 @@ def measure(
     settings = Settings(log_dir=options.log_dir, device=options.device)
     check_settings(settings, cases)
     journal = Journal(settings)
-    known = _by_case(options, {case.op for case in cases})
+    known = by_case(options, {case.op for case in cases})
     try:
         with Worker(settings.threads) as worker:
             start_worker(worker, settings)
@@ -95,7 +95,7 @@ def measure(
                 on_case(index, len(cases), case)
                 try:
                     plan = _plan(compared, case, settings.target, known, journal)
-                except _Unfit as e:
+                except UnfitSideError as e:
                     on_failure(f"{case}: {e}")
                     continue
                 for failure in _measure(worker, journal, case, plan, seconds, settings):
@@ -104,7 +104,7 @@ def measure(
         on_failure("interrupted; compared is what is in the log")
 
 
-def _by_case(options: Options, operators: set[str]) -> dict[records.Key, list[Record]]:
+def by_case(options: Options, operators: set[str]) -> dict[records.Key, list[Record]]:
     """What was measured of each case, oldest first."""
     known: dict[records.Key, list[Record]] = {}
     for op in operators:
@@ -127,29 +127,29 @@ def _plan(
     candidates: list[Candidate] = []
     for side in sides:
         if side.schedule:
-            candidates.append(_candidate(side, case, device, known.get(records.Key.of(case), ())))
+            candidates.append(candidate(side, case, device, known.get(records.Key.of(case), ())))
         elif side.word == "tuned":
             winner = journal.previous_winner(case)
             if winner is None:
-                raise _Unfit("nothing is tuned; lntune tune does it")
+                raise UnfitSideError("nothing is tuned; lntune tune does it")
             candidates.append(winner)
         elif side.word == "default" and default is None:
-            raise _Unfit("no schedule's default knobs fit")
+            raise UnfitSideError("no schedule's default knobs fit")
     if not candidates:
         if default is None:
-            raise _Unfit("no schedule fits, and one is measured beside eager mode")
+            raise UnfitSideError("no schedule fits, and one is measured beside eager mode")
         candidates.append(default)
     compiled = any(side.word == "compile" for side in sides)
     return Plan(tuple(dict.fromkeys(candidates)), default, compiled)
 
 
-def _candidate(side: Contender, case: Case, device: Device, known: Sequence[Record]) -> Candidate:
+def candidate(side: Contender, case: Case, device: Device, known: Sequence[Record]) -> Candidate:
     """The best of a schedule that was measured with the knobs of a side and still fits, in a final
     or comparison if possible; else its default knobs with those.
     """
     chosen = schedule.get(side.schedule)
     if chosen.op != case.op:
-        raise _Unfit(f"{side.schedule} is of {chosen.op}")
+        raise UnfitSideError(f"{side.schedule} is of {chosen.op}")
     finals = [r for r in known if r.role in ("final", "comparison")]
     settings: list[Any] = []
     for held in (_latest(side, finals), _fastest(side, known)):
@@ -161,8 +161,8 @@ def _candidate(side: Contender, case: Case, device: Device, known: Sequence[Reco
             if reason is None:
                 return Candidate.of(side.schedule, setting)
     except ScheduleError as e:
-        raise _Unfit(str(e)) from e
-    raise _Unfit(f"{side.name} does not fit: {reason}")
+        raise UnfitSideError(str(e)) from e
+    raise UnfitSideError(f"{side.name} does not fit: {reason}")
 
 
 def _latest(side: Contender, finals: Sequence[Record]) -> Held | None:
