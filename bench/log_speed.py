@@ -4,10 +4,10 @@
     python bench/log_speed.py --make FOLDER [--records 100000] [--seed 0]   # only such a log
 
 The logs are made up: this machine's CPU, all operators and dtypes, trials of 16 samples, one record
-in fourteen a final of 200 rounds of four contenders, of which a few are disturbed. Measured are
-reading them and choosing what serves each case, in this process, and the commands, their start
-included. Ways are taken in turns; "decoding all" is msgspec with records' whole type on lines that
-are in memory already, which tells how fast the machine was meanwhile.
+in fourteen a final of 200 rounds of four contenders and two rivals, of which a few are disturbed.
+Measured are reading them and choosing what serves each case, in this process, and the commands,
+their start included. Ways are taken in turns; "decoding all" is msgspec with records' whole type on
+lines that are in memory already, which tells how fast the machine was meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lntune import device, ops, schedule
 from lntune.case import DTYPES, Case
 from lntune.knobs import enumerate_space, to_dict
 from lntune.log import records, select
-from lntune.log.records import Record, Setting, Timing
+from lntune.log.records import Record, Rival, Setting, Timing
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.schedule import Schedule
 from lntune.system import toolchain
@@ -48,6 +48,8 @@ SETTINGS = 32
 """Settings of knobs that are tried of a case and schedule, again and again."""
 CONTENDERS = {"tuned": 1.0, "default": 1.1, "eager": 1.7, "copy": 0.7}
 """Of a final, with how long they take beside the first."""
+RIVALS = {"rival 1": 1.02, "rival 2": 1.05}
+"""The other finalists."""
 BEGUN = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
 
@@ -69,6 +71,7 @@ def made_records(count: int, seed: int) -> Iterator[Record]:
             failed = not final and random.random() < FAILED
             busy = bool(final and random.random() < DISTURBED)
             timings = {} if failed else _timings(random, us, final)
+            others = [timings.pop(name) for name in RIVALS if name in timings]
             yield Record(
                 role="final" if final else "trial",
                 case=case,
@@ -84,6 +87,7 @@ def made_records(count: int, seed: int) -> Iterator[Record]:
                 versus_eager={} if failed else {"y": 1.0},
                 busy=busy,
                 default=Setting(one.name, knobs[0]) if final else None,
+                rivals=tuple(Rival(one.name, knobs[0], timing, one.code) for timing in others),
                 versions=versions,
                 run=f"{seed:04x}{run:08x}",
                 time=(BEGUN + datetime.timedelta(seconds=made)).isoformat(timespec="milliseconds"),
@@ -113,7 +117,7 @@ def _settings(one: Schedule, case: Case) -> list[dict[str, Any]]:
 
 def _timings(random: numpy.random.Generator, us: float, final: bool) -> dict[str, Timing]:
     """Log-normal samples; of a final they rise and fall together, as rounds do."""
-    names = CONTENDERS if final else {"tuned": 1.0}
+    names = {**CONTENDERS, **RIVALS} if final else {"tuned": 1.0}
     count = FINAL_SAMPLES if final else TRIAL_SAMPLES
     rounds = random.normal(0, 0.03, count)
     scatter = random.normal(0, 0.02, (len(names), count))

@@ -5,7 +5,8 @@
 
 The first has speedups of layer norm and its backward over hidden sizes, as `lntune bench --plot`
 draws them. The second has the time of an LSTM's step and of its backward over batches, and of
-training iterations over sequences where bench/lnlstm_training.py has measured several.
+training iterations over sequences where bench/lnlstm_training.py has measured several, on whatever
+CPU.
 """
 
 from __future__ import annotations
@@ -109,20 +110,27 @@ def legend(figure: Figure, lines: Sequence[Line], title: str, at: str) -> None:
     figure.legend(handles, names, title=title, loc=f"outside right {at}", frameon=False)
 
 
-def draw_speedups(folder: Path, path: Path) -> None:
+def draw_speedups(results: Path, path: Path) -> None:
     """Layer norm and its backward over hidden sizes."""
-    records = records_of(folder, "layer_norm", "layer_norm_backward")
+    records = records_of(results / CPU, "layer_norm", "layer_norm_backward")
     plots.of_records(records, path, bandwidth=False)
 
 
-def draw_scaling(folder: Path, path: Path) -> None:
+def draw_scaling(results: Path, path: Path) -> None:
     """LSTMs over batches and sequences."""
-    forward, backward = (records_of(folder, f"lnlstm_step{end}") for end in ("", "_backward"))
-    scaling = folder / "lnlstm_scaling.json"
-    facts = json.loads(scaling.read_text()) if scaling.is_file() else None
-    theirs = "PyTorch: the better of eager mode and torch.compile"
+    forward, backward = (
+        records_of(results / CPU, f"lnlstm_step{end}") for end in ("", "_backward")
+    )
+    notes = plots.provenance([*forward, *backward])
+    notes.append("medians; PyTorch: the better of eager mode and torch.compile")
+    measured = sorted(results.glob("*/lnlstm_scaling.json"))
+    facts = json.loads(measured[0].read_text()) if measured else None
     if facts:
-        theirs += "; in training, of eager modules and TorchScript"
+        layers, input_ = (facts["settings"][name] for name in ("layers", "input"))
+        notes.append(
+            f"training: {layers} layer, {input_} features, {facts['name']}, {facts['time'][:10]};"
+            " PyTorch: the better of eager modules and TorchScript"
+        )
     with plots.own_style():
         columns = 2 + bool(facts)
         figure = Figure(figsize=(3.2 * columns + 1, 5.2), layout="constrained")
@@ -137,9 +145,8 @@ def draw_scaling(folder: Path, path: Path) -> None:
                 draw_times(line[2], lines, title, "sequence", "ms an iteration")
         legend(figure, steps(forward, DTYPES[0]), "steps", "upper")
         if facts:
-            legend(figure, iterations(facts["results"], DTYPES[0]), "iterations", "lower")
+            legend(figure, iterations(facts["results"], DTYPES[0]), "training", "lower")
         figure.suptitle("How long LSTMs with layer normalization take", fontsize=10)
-        notes = [*plots.provenance([*forward, *backward]), f"medians; {theirs}"]
         plots.write(figure, path, notes)
 
 
@@ -154,7 +161,7 @@ def changed(results: Path = RESULTS) -> list[str]:
     names = []
     with tempfile.TemporaryDirectory() as folder:
         for name, draw in PLOTS.items():
-            draw(results / CPU, Path(folder) / name)
+            draw(results, Path(folder) / name)
             old = results / name
             if not old.is_file() or old.read_bytes() != (Path(folder) / name).read_bytes():
                 names.append(name)
@@ -165,7 +172,7 @@ def main() -> int:
     """Draw the plots, or say which would change; exit code 1 where one would."""
     if sys.argv[1:] == ["--write"]:
         for name, draw in PLOTS.items():
-            draw(RESULTS / CPU, RESULTS / name)
+            draw(RESULTS, RESULTS / name)
         return 0
     names = changed()
     print("\n".join(f"{name} would change" for name in names) or "all are as they would be drawn")

@@ -32,7 +32,7 @@ def test_the_readme_shows_them(script: ModuleType) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_drawn_of_the_results(script: ModuleType, tmp_path: Path, name: str) -> None:
     """What is written in a committed plot is what is written in one drawn now."""
-    script.PLOTS[name](script.RESULTS / script.CPU, tmp_path / name)
+    script.PLOTS[name](script.RESULTS, tmp_path / name)
     assert words(tmp_path / name) == words(script.RESULTS / name)
     assert {"hidden 512", "rows"} & set(words(tmp_path / name))
 
@@ -42,7 +42,7 @@ def test_what_changed_is_said(script: ModuleType, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(script.RESULTS / script.CPU, results / script.CPU)
     for name, draw in script.PLOTS.items():
-        draw(results / script.CPU, results / name)
+        draw(results, results / name)
     assert script.changed(results) == []
     path = results / script.CPU / "layer_norm.json"
     facts = json.loads(path.read_text())
@@ -77,11 +77,20 @@ def test_iterations_of_several_sizes(script: ModuleType) -> None:
 def test_how_training_scales_is_drawn_where_it_was_measured(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    """With lnlstm_scaling.json beside the steps there is a panel of iterations for each dtype."""
-    shutil.copytree(script.RESULTS / script.CPU, tmp_path / "cpu")
+    """With lnlstm_scaling.json of any CPU there is a panel of iterations for each dtype, and its
+    CPU is named.
+    """
+    shutil.copytree(script.RESULTS / script.CPU, tmp_path / script.CPU)
     results = [iteration(s, b, dtype=d) for d in script.DTYPES for s in (10, 100) for b in (1, 77)]
-    facts = {"settings": {"hidden": 256}, "results": results}
-    (tmp_path / "cpu" / "lnlstm_scaling.json").write_text(json.dumps(facts))
-    script.draw_scaling(tmp_path / "cpu", tmp_path / "a.svg")
+    facts = {
+        "settings": {"hidden": 256, "layers": 1, "input": 5},
+        "name": "another-cpu",
+        "time": "2026-01-02T03:04:05",
+        "results": results,
+    }
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "lnlstm_scaling.json").write_text(json.dumps(facts))
+    script.draw_scaling(tmp_path, tmp_path / "a.svg")
     drawn = words(tmp_path / "a.svg")
     assert {"training iteration, hidden 256, bfloat16", "batch 77", "sequence"} <= set(drawn)
+    assert "another-cpu, 2026-01-02" in "".join(drawn)
