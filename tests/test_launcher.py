@@ -46,7 +46,7 @@ def test_every_schedule_goes_through_the_launcher(fake_gpu: FakeGpu, name: str) 
         case,
         cache.kernel(case, plan, plan.default(case, device), device),
         check.ALIGNED,
-        cores=device.cores,
+        device=device,
     )
     assert verdict.ok, verdict.message
 
