@@ -108,7 +108,8 @@ def test_csv_has_figures_as_they_are() -> None:
 
 def test_what_is_more_than_words_is_json_in_a_cell() -> None:
     """A list of anything else than words and numbers is one cell, of JSON."""
-    assert output.flat({"a": [{"b": 1}], "c": [1, 2.5]}) == {"a": '[{"b":1}]', "c": "1 2.5"}
+    given = {"a": [{"b": 1}], "c": [1, 2.5], "d": ("x y", "z"), "e": []}
+    assert output.flat(given) == {"a": '[{"b":1}]', "c": "1 2.5", "d": '["x y","z"]', "e": ""}
 
 
 def test_json_has_the_facts() -> None:

@@ -73,10 +73,11 @@ class Run(msgspec.Struct, frozen=True):
 def histories(log: Iterable[Record]) -> list[History]:
     """The histories of all cases in records of one device, given oldest first."""
     groups = list(measured(log).values())
+    finals = [[_final(record) for record in group] for group in groups]
     changes = [
         (number, before, after, change)
         for number, group in enumerate(groups)
-        for before, after, change in _changes(group)
+        for before, after, change in _changes(group, finals[number])
     ]
     adjusted = statistics.holm([change.beyond(statistics.SMALLEST) for *_, change in changes])
     steps: dict[int, list[Step]] = {}
@@ -95,7 +96,7 @@ def histories(log: Iterable[Record]) -> list[History]:
             device=group[-1].device.slug,
             case=group[-1].case,
             bucket=bucket_label(group[-1].case.bucket),
-            finals=[_final(record) for record in group],
+            finals=finals[number],
             steps=steps.get(number, []),
         )
         for number, group in enumerate(groups)
@@ -117,24 +118,23 @@ def runs(log: Iterable[Record]) -> list[Run]:
     return found
 
 
-def _changes(group: Sequence[Record]) -> list[tuple[Record, Record, Estimate]]:
+def _changes(
+    group: Sequence[Record], finals: Sequence[Final]
+) -> list[tuple[Record, Record, Estimate]]:
     """Measurements in a row that nothing disturbed, with how many times as fast the second is."""
-    if len(group) == 1:
-        return []
-    quiet = [(r, e) for r in group if not r.disturbance and (e := _over_eager(r))]
+    ratios = [(r, _over_eager(r)) for r, f in zip(group, finals, strict=True) if f.over_eager]
     return [
         (before, after, statistics.difference(later, earlier))
-        for (before, earlier), (after, later) in itertools.pairwise(quiet)
+        for (before, earlier), (after, later) in itertools.pairwise(ratios)
     ]
 
 
-def _over_eager(record: Record) -> Estimate | None:
-    eager, tuned = record.timings.get("eager"), record.timings.get("tuned")
-    if not eager or not tuned or not eager.samples_us or not tuned.samples_us:
-        return None
-    same_rounds = len(eager.samples_us) == len(tuned.samples_us)
-    ratio = statistics.paired if same_rounds else statistics.unpaired
-    return ratio(eager.samples_us, tuned.samples_us)
+def _over_eager(record: Record) -> Estimate:
+    """How many times as fast as eager mode; of samples that are gone nothing is certain."""
+    eager, tuned = (record.timings[name].samples_us for name in ("eager", "tuned"))
+    if not eager or not tuned:
+        return Estimate(0.0)
+    return (statistics.paired if len(eager) == len(tuned) else statistics.unpaired)(eager, tuned)
 
 
 def _final(record: Record) -> Final:

@@ -134,8 +134,9 @@ def _leaves(name: str, value: Any) -> Iterable[tuple[str, Any]]:
         for key, inner in value.items():
             yield from _leaves(f"{name}.{key}" if name else str(key), inner)
     elif isinstance(value, list | tuple):
-        plain = all(isinstance(one, str | int | float) for one in value)
-        yield name, " ".join(map(str, value)) if plain else msgspec.json.encode(value).decode()
+        words = [str(one) for one in value if isinstance(one, str | int | float)]
+        plain = len(words) == len(value) and not any(" " in word for word in words)
+        yield name, " ".join(words) if plain else msgspec.json.encode(value).decode()
     else:
         yield name, value
 
