@@ -113,13 +113,15 @@ def test_the_page_from_beginning_to_end(
     done = [run(block, my_schedules) for block in BLOCKS]
     shown = "\n".join(done)
     assert "T.parallel" in shown
+    assert {"--- plain", "+++ cached_rows"} <= {line.split(" (")[0] for line in shown.splitlines()}
     log = records.read([tmp_path / "my_logs"])
     first, second = [r for r in log if r.role == "final"]
     for final in (first, second):
         measured = {final.schedule, *(rival.schedule for rival in final.rivals)}
         assert measured == {"plain", "cached_rows"}
     assert {r.status for r in log} == {"ok"}
-    assert shown.count("A plain, B cached_rows") == 2
+    assert shown.count("A plain, B cached_rows") == 3
+    assert [r.role for r in log if r.time > second.time] == ["comparison"]
     assert second.schedule in done[-1] or "eager" in done[-1]
 
 
