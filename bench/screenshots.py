@@ -9,6 +9,7 @@ writes FOLDER/<page>_<width>_<scheme>.png. It needs Chromium with its driver, an
 from __future__ import annotations
 
 import argparse
+import base64
 import shutil
 from pathlib import Path
 
@@ -33,26 +34,26 @@ def browser() -> webdriver.Chrome:
 
 def picture(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, height: int) -> bytes:
     """The page at a width and in a scheme as a PNG, from its top to `height` (0: to its end)."""
-    import base64
-
     chrome.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
     chrome.get(page.resolve().as_uri())
-    # sections outside of the window are laid out only when they are scrolled to
+    # sections outside of the window would be laid out only when they are scrolled to
     chrome.execute_script(
         "document.head.append(Object.assign(document.createElement('style'),"
         " {textContent: 'section {content-visibility: visible !important}'}))"
     )
     whole = chrome.execute_script("return document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height or whole), "scale": 1}
-    shot = chrome.execute_cdp_cmd(
-        "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+    sizes["height"] = min(whole, height or whole)
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+    # two frames later it is on the screen
+    chrome.execute_async_script(
+        "requestAnimationFrame(() => requestAnimationFrame(arguments[arguments.length - 1]))"
     )
-    return base64.b64decode(shot["data"])
+    return base64.b64decode(chrome.get_screenshot_as_base64())
 
 
 def ready(chrome: webdriver.Chrome) -> float:
