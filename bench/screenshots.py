@@ -8,11 +8,14 @@ writes FOLDER/<page>_<width>_<scheme>.png. It needs Chromium with its driver, an
 
 from __future__ import annotations
 
-import argparse
 import base64
+import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 from selenium import webdriver
 
@@ -62,27 +65,30 @@ def ready(chrome: webdriver.Chrome) -> float:
     return float(chrome.execute_script(script))
 
 
-def main() -> None:
-    """Take the pictures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("page", type=Path, help="the HTML file")
-    parser.add_argument("folder", type=Path, help="where the pictures go")
-    parser.add_argument("--height", type=int, default=0, help="cut off there; 0: the whole page")
-    parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
-    asked = parser.parse_args()
-    asked.folder.mkdir(parents=True, exist_ok=True)
+def take(page: Path, folder: Path, widths: Iterable[int], height: int = 0) -> None:
+    """Put pictures of a page into a folder; say how large they are and how soon it was ready."""
+    folder.mkdir(parents=True, exist_ok=True)
     chrome = browser()
     try:
-        for width in map(int, asked.widths.split(",")):
+        for width in widths:
             for scheme in SCHEMES:
-                path = asked.folder / f"{asked.page.stem}_{width}_{scheme}.png"
-                path.write_bytes(picture(chrome, asked.page, width, scheme, asked.height))
-                small = Image.open(path).convert("RGB").quantize(COLOURS, kmeans=1)
-                small.save(path, optimize=True)
+                path = folder / f"{page.stem}_{width}_{scheme}.png"
+                shot = Image.open(io.BytesIO(picture(chrome, page, width, scheme, height)))
+                shot.convert("RGB").quantize(COLOURS, kmeans=1).save(path, optimize=True)
                 print(f"{path}: {path.stat().st_size} bytes, page ready in {ready(chrome):.0f} ms")
     finally:
         chrome.quit()
 
 
+def main(
+    page: Annotated[Path, typer.Argument(help="The HTML file.")],
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")],
+    height: Annotated[int, typer.Option(help="Cut off there; 0: the whole page.")] = 0,
+    widths: Annotated[str, typer.Option(help="In pixels.")] = ",".join(map(str, WIDTHS)),
+) -> None:
+    """Take pictures of a page at several widths, in light and in dark."""
+    take(page, folder, map(int, widths.split(",")), height)
+
+
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -5,6 +5,7 @@ sort and filter, figures are said where the pointer is, records open, and nothin
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for dtype in ("float32", "bfloat16")
         for hidden in (512, 1024, 1536, 2048)
     ]
+    cases.append(comparison(Case("layer_norm", 96, "float32", 1), "UNSURE", low=0.0, high=math.inf))
     missing = Missing(Case("layer_norm", 64, "float16", 1), "B", "no record", "lntune tune " * 20)
     texts = {
         "report": write.report([device], "lntune report --html report.html"),
@@ -266,6 +268,9 @@ def test_ratios_are_said_where_the_pointer_is(browser: Any, pages: dict[str, Pat
     hover(browser, all_of(browser, ".ratio b")[2])
     tip = one_of(browser, "#tip").text
     assert "2.000" in tip and "A 100 µs" in tip and "B 50.00 µs" in tip
+    hover(browser, one_of(browser, f"a.ratio[href='#case-{len(column(browser, 0)) - 1}'] b"))
+    assert "0.000 to unbounded" in one_of(browser, "#tip").text
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -39,33 +39,34 @@ function summary(number) {
   const one = data.cases[number];
   return (one.record ? reported(one) : compared(one)).join("\n");
 }
+const figure = (value) => (value == null ? "unbounded" : value.toFixed(3));
 function compared(c) {
-  const lines = [caseName(c.case)];
-  lines.push(`${c.verdict}: ${c.ratio.toFixed(3)}× (${c.low.toFixed(3)} to ${c.high.toFixed(3)})`);
-  for (const side of ["a", "b"])
-    lines.push(`${side.toUpperCase()} ${us(c[side].us)}  ${setting(c[side])}`);
-  lines.push(`compared ${c.method}` + (c.drift ? `, drift ${c.drift.toFixed(3)}` : ""));
-  if (c.reason) lines.push(c.reason);
-  return lines;
+  return [
+    caseName(c.case),
+    `${c.verdict}: ${figure(c.ratio)}× (${figure(c.low)} to ${figure(c.high)})`,
+    ...["a", "b"].map((s) => `${s.toUpperCase()} ${us(c[s].us)}  ${setting(c[s])}`),
+    `compared ${c.method}` + (c.drift ? `, drift ${figure(c.drift)}` : ""),
+    c.reason,
+  ].filter(Boolean);
 }
+const said = (...parts) => parts.filter(Boolean).join(", ");
 function reported({ record: r, figures: f }) {
-  const lines = [caseName(r.case)];
-  lines.push(Object.entries(r.timings).map(([k, t]) => `${k} ${us(t.median_us)}`).join(", "));
-  const ratios = [];
-  if (f.speedup) ratios.push(times(f.speedup) + " over eager");
-  if (f.over_compile) ratios.push(times(f.over_compile) + " over torch.compile");
-  if (f.over_default) ratios.push(times(f.over_default) + " over default knobs");
-  if (ratios.length) lines.push(ratios.join(", "));
-  const rates = [];
-  if (f.gbps) rates.push(f.gbps.toFixed(1) + " GB/s");
-  if (f.of_copy) rates.push((100 * f.of_copy).toFixed(0) + "% of a copy");
-  if (f.gflops) rates.push(f.gflops.toFixed(1) + " GFLOP/s");
-  if (rates.length) lines.push(rates.join(", "));
-  lines.push(setting(r));
-  if (f.trials) lines.push(`${f.trials} trials` + (f.found ? `, best at ${f.found}` : ""));
-  if (f.disturbed) lines.push("disturbed: " + f.disturbed);
-  if (f.stale) lines.push("stale: the schedule has changed since");
-  return lines;
+  return [
+    caseName(r.case),
+    Object.entries(r.timings).map(([k, t]) => `${k} ${us(t.median_us)}`).join(", "),
+    said(
+      f.speedup && times(f.speedup) + " over eager",
+      f.over_compile && times(f.over_compile) + " over torch.compile",
+      f.over_default && times(f.over_default) + " over default knobs"),
+    said(
+      f.gbps && f.gbps.toFixed(1) + " GB/s",
+      f.of_copy && (100 * f.of_copy).toFixed(0) + "% of a copy",
+      f.gflops && f.gflops.toFixed(1) + " GFLOP/s"),
+    setting(r),
+    said(f.trials && `${f.trials} trials`, f.found && `best at ${f.found}`),
+    f.disturbed && "disturbed: " + f.disturbed,
+    f.stale && "stale: the schedule has changed since",
+  ].filter(Boolean);
 }
 
 // Exact figures where the pointer is; thin lines count from a few pixels away.
@@ -81,7 +82,7 @@ function markAt(x, y) {
 }
 function tell(link, x, y) {
   const number = link ? numberOf(link.getAttribute("href")) : -1;
-  tip.hidden = number < 0 || link.closest("table.cases") !== null;
+  tip.hidden = number < 0;
   if (tip.hidden) return;
   tip.textContent = summary(number);
   const box = tip.getBoundingClientRect();
@@ -111,9 +112,7 @@ function element(name, text, className) {
   if (className) made.className = className;
   return made;
 }
-function whole(number) {
-  const { device, record } = data.cases[number];
-  if (!record) return data.cases[number];
+function whole({ device, record }) {
   const versions = data.versions[record.versions];
   return { ...record, device: data.devices[device], ...(versions && { versions }) };
 }
@@ -125,24 +124,18 @@ function open(row, number) {
   const below = element("tr", "", "record");
   const cell = below.appendChild(element("td"));
   cell.colSpan = row.cells.length;
-  cell.append(...details(number));
+  cell.append(element("p", summary(number).split("\n").slice(1).join("\n"), "lines"));
+  const one = data.cases[number];
+  if (one.record) {
+    const { op, hidden, dtype, rows } = one.record.case;
+    const why = `lntune why ${op} --hidden ${hidden} --dtype ${dtype} --rows ${rows}`;
+    cell.appendChild(element("p", "Which record serves, and why: ")).append(element("code", why));
+  }
+  const fields = Object.entries(one.record ? whole(one) : one).map(
+    ([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
+  cell.append(element("pre", `{${fields.join(",\n ")}}`));
   row.classList.add("open");
   row.after(below);
-}
-function details(number) {
-  const text = element("p", summary(number).split("\n").slice(1).join("\n"));
-  text.style.whiteSpace = "pre-line";
-  const fields = Object.entries(whole(number)).map(
-    ([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
-  const made = [text, element("pre", `{${fields.join(",\n ")}}`)];
-  if (data.cases[number].record) {
-    const c = data.cases[number].record.case;
-    const why = `lntune why ${c.op} --hidden ${c.hidden} --dtype ${c.dtype} --rows ${c.rows}`;
-    const again = element("p", "Which record serves, and why: ");
-    again.append(element("code", why));
-    made.splice(1, 0, again);
-  }
-  return made;
 }
 function toggle(row, number, opened = !row.classList.contains("open")) {
   close(row);
