@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 
-from lntune.cli import bringup, compare, look, measure, report  # each registers its commands
+from lntune.cli import bench, bringup, compare, look, measure, report  # each registers its commands
 from lntune.cli.base import app
 
-__all__ = ["app", "bringup", "compare", "look", "main", "measure", "report"]
+__all__ = ["app", "bench", "bringup", "compare", "look", "main", "measure", "report"]
 
 
 def main() -> None:
