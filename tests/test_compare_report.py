@@ -227,7 +227,7 @@ def test_the_command(files: tuple[Path, Path]) -> None:
 
 def test_formats_of_the_command(files: tuple[Path, Path]) -> None:
     """JSON has the facts, verdicts and summary; CSV a line a case, with its sides' names; Markdown
-    the sentences first.
+    a headline, the sentences, and the table folded away.
     """
     facts = json.loads(run(*files, "--json").stdout)
     assert facts["verdicts"] == {"FASTER": 1, "SLOWER": 1, "SAME": 0, "UNSURE": 0}
@@ -239,7 +239,12 @@ def test_formats_of_the_command(files: tuple[Path, Path]) -> None:
     rows = list(csv.DictReader(io.StringIO(run(*files, "--format", "csv").stdout)))
     assert [row["verdict"] for row in rows] == ["FASTER", "SLOWER"]
     assert {row["side_b"] for row in rows} == {str(files[1])}
-    assert run(*files, "--format", "markdown").stdout.startswith("- 2 cases: 1 FASTER")
+    text = run(*files, "--format", "markdown").stdout
+    assert (
+        text.startswith("**") and "FASTER in 1 and SLOWER in 1 of 2 cases" in text.splitlines()[0]
+    )
+    assert "\n- 2 cases: 1 FASTER, 1 SLOWER" in text
+    assert text.index("\n<details>\n\n<summary>") < text.index("| 64 |") < text.index("</details>")
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1%", "100%", "nan"])

@@ -30,7 +30,15 @@ def output(results: Sequence[Result]) -> Output:
         tables(results),
         [line for result in results for line in lines(result, alone=len(results) == 1)],
         [record for result in results for record in _records(result)],
+        headline="; ".join(map(_headline, results)),
     )
+
+
+def _headline(result: Result) -> str:
+    """A comparison in a sentence."""
+    counts, cases = result.counts(), counted(len(result.cases), "case")
+    won = f"FASTER in {counts['FASTER']} and SLOWER in {counts['SLOWER']} of {cases}"
+    return f"{result.b} against {result.a}: {won}, geomean {summarize(result).geomean:.3f}"
 
 
 def _facts(result: Result) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from html import escape as html_escape
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
@@ -33,7 +34,8 @@ class Output:
 
     `facts` are for machines (structs, or what JSON has); `tables`, each with its own notes, and the
     sentences `lines` for people; `records` for spreadsheets: all of one kind, one a row. `page`
-    makes an HTML page of it, where there is one.
+    makes an HTML page of it, where there is one. With a `headline` Markdown begins with that, and
+    has its tables folded away, as a pull request wants it.
     """
 
     facts: Any
@@ -41,6 +43,7 @@ class Output:
     lines: Sequence[Line] = ()
     records: Sequence[Any] = ()
     page: Callable[[], str] | None = None
+    headline: str = ""
 
 
 def print_table(output: Output, out: Console) -> None:
@@ -152,14 +155,21 @@ def _value(value: Any) -> Any:
 
 def markdown(output: Output) -> str:
     """Sentences first, then each table with its notes before it, as GitHub shows them."""
-    blocks = [_bullets(line if isinstance(line, str) else _joined(line) for line in output.lines)]
+    blocks = [f"**{_escaped(output.headline)}**" if output.headline else ""]
+    blocks.append(
+        _bullets(line if isinstance(line, str) else _joined(line) for line in output.lines)
+    )
     for table in output.tables:
-        blocks += [f"**{_escaped(table.title)}**" if table.title else "", _bullets(table.notes)]
+        title = _escaped(table.title)
+        if output.headline:
+            blocks += ["<details>", f"<summary>{html_escape(table.title)}</summary>"]
+        blocks += [f"**{title}**" if title and not output.headline else "", _bullets(table.notes)]
         shown = table.undrawn()
         names = [_escaped(table.columns[i].name) for i in shown]
         rules = ["--:" if table.columns[i].right else "---" for i in shown]
         cells = [[_escaped(row[i].plain) for i in shown] for row in table.rows]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in (names, rules, *cells)))
+        blocks.append("</details>" if output.headline else "")
     return "\n\n".join(block for block in blocks if block)
 
 
