@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes the figures of the README on this machine: bench/run.sh [OUT]. About 25 minutes, mostly
+# Takes the figures of the README on this machine: bench/run.sh [OUT]. About 35 minutes, mostly
 # torch.compile's compiling. LNTUNE names the command to run (lntune), PYTHON the interpreter that
 # has it (python), with the packages of lntune[bench].
 set -euo pipefail
@@ -45,5 +45,7 @@ bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 \
 bench lnlstm_step lnlstm_step --hidden $steps --rows 1,32,128 "${both[@]}"
 bench lnlstm_step_backward lnlstm_step_backward --hidden $steps --rows 1,32,128 "${both[@]}"
 $python bench/lnlstm_training.py --output "$out"
+$python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,8,32,128 --hidden 256 --layers 1 \
+  --chunks "" --seconds 4 --output "$out"
 $python bench/transformer.py --output "$out"
 $python bench/digits.py --output "$out"

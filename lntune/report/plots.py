@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lntune import ops
+from lntune.case import Case
 from lntune.compare import statistics
 from lntune.compare.comparison import Result
 from lntune.device import Device
@@ -91,7 +92,7 @@ def of_records(records: Sequence[Record], path: Path, bandwidth: bool = True) ->
         left_out = len(records) - len(sound)
         notes = [
             *provenance(records),
-            "bars: 95 % intervals of the median ratio within rounds"
+            "bars: 95 % intervals of the median ratio within rounds, hollow where there are too few"
             + (f"; left out: {left_out} disturbed" if left_out else ""),
         ]
         write(figure, path, notes)
@@ -124,13 +125,9 @@ def of_comparison(result: Result, path: Path) -> None:
     check(path)
     device = _one(c.device for c in result.cases)
     points = [
-        Point(c.case, c.ratio, c.low, c.high, c.verdict in ("FASTER", "SLOWER"))
+        _point(c.case, c.ratio, c.low, c.high, c.verdict in ("FASTER", "SLOWER"))
         for c in result.cases
-        if 0 < c.low <= c.high < math.inf
     ]
-    if not points:
-        got = "no case of which a ratio is known"
-        raise InputError(got_expected("--plot", got, "cases that both sides have"))
     with own_style():
         figure = _grid(
             points, f"{result.b}: how many times as fast as {result.a}", None, result.smallest
@@ -265,8 +262,14 @@ def speedup(record: Record) -> Point | None:
     estimate = (statistics.paired if same_rounds else statistics.unpaired)(
         slow.samples_us, tuned.samples_us
     )
-    low, high = estimate.interval() if math.isfinite(estimate.error) else (estimate.ratio,) * 2
-    return Point(record.case, estimate.ratio, low, high)
+    return _point(record.case, estimate.ratio, *estimate.interval())
+
+
+def _point(case: Case, ratio: float, low: float, high: float, sure: bool = True) -> Point:
+    """A ratio with its interval; without one, and not sure, where it has no end."""
+    if 0 < low <= high < math.inf:
+        return Point(case, ratio, low, high, sure)
+    return Point(case, ratio, ratio, ratio, sure=False)
 
 
 def _rival(record: Record) -> Timing | None:
