@@ -31,7 +31,10 @@ from typer.testing import CliRunner, Result
 from lntune import device, ops
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cli.base import ORDER, cases, integers, seconds
+from lntune.cli.base import (
+    ORDER,
+)
+from lntune.cli.parse import cases, integers, seconds
 from lntune.commands import check as verification
 from lntune.device import Device
 from lntune.errors import InputError

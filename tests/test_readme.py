@@ -20,7 +20,7 @@ from shown import BUDGET, LANGUAGES, Block, blocks, commands
 from typer.testing import CliRunner
 
 from lntune.cli import app
-from lntune.cli.base import cases
+from lntune.cli.parse import cases
 from lntune.log import records
 from lntune.system import paths
 

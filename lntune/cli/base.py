@@ -1,11 +1,10 @@
-"""What all commands share: the application, common options, and how text becomes cases."""
+"""What all commands share: the application, common options, how they print and fail."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -18,8 +17,8 @@ import msgspec
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lntune import __version__, ops
-from lntune.case import Case
+from lntune import __version__
+from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
 from lntune.system import interrupts, paths
 
@@ -304,78 +303,6 @@ def finish(output: Output, output_format: str, wide: bool = False, ok: bool = Tr
         print(printed.encode(encoding, "backslashreplace").decode(encoding))
     if not ok:
         raise typer.Exit(1)
-
-
-def integers(name: str, text: str) -> list[int]:
-    """The numbers of a text such as "1,64,4096"; none of an empty one."""
-    parts = names(text)
-    try:
-        if text and not parts:
-            raise ValueError
-        return [int(part.replace("_", "")) for part in parts]
-    except ValueError:
-        remedy = f"For example {name} 768,1024."
-        raise InputError(
-            got_expected(name, repr(text), "integers separated by commas", remedy)
-        ) from None
-
-
-def names(text: str) -> list[str]:
-    """The words of a text such as "float32,bfloat16"."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def some(name: str, text: str) -> str:
-    """The text, which is to have one word at least."""
-    if not names(text):
-        expected = "one word or more, separated by commas"
-        remedy = f"Leave {name} out for its default."
-        raise InputError(got_expected(name, repr(text), expected, remedy))
-    return text
-
-
-LONGEST = 20 * 24 * 3600
-"""Seconds; systems wait no longer than some 24 days."""
-_UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_DURATION = re.compile(
-    rf"(?:{_NUMBER} *h)? *(?:{_NUMBER} *m(?:in)?)? *(?:{_NUMBER} *s)? *(?:{_NUMBER} *ms)?"
-)
-
-
-def seconds(name: str, text: str) -> float:
-    """The seconds of a text such as "90", "300ms", "90s", "1.5m", "1m30s" or "1h"."""
-    plain = text.strip()
-    match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
-    parts = zip(match.groups(), _UNITS.values(), strict=True) if match else ()
-    total = sum(float(part) * unit for part, unit in parts if part)
-    if not 0 < total <= LONGEST:
-        expected = "a duration above 0 such as 90s, 1m30s, 10m or 1h"
-        limit = f"{LONGEST // 3600} h at most"
-        raise InputError(got_expected(name, repr(text), f"{expected}, of {limit}"))
-    return total
-
-
-def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
-    """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed
-    or replaced along each axis that was given.
-    """
-    default_cases = ops.get(op).grid
-    grids = {
-        "default": tuple(dict.fromkeys(c.hidden for c in default_cases)),
-        "paper": ops.PAPER_HIDDEN,
-    }
-    if grid not in grids:
-        raise unknown("grid", grid, grids)
-    if not (hidden or dtype or rows) and grid == "default":
-        return list(default_cases)
-    sizes = integers("--hidden", hidden) or list(grids[grid])
-    types = names(dtype) or list(dict.fromkeys(c.dtype for c in default_cases))
-    counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in default_cases))
-    if any(count < 1 for count in counts):
-        remedy = "An empty batch needs no kernel."
-        raise InputError(got_expected("--rows", repr(rows), "numbers of rows from 1 on", remedy))
-    return list(dict.fromkeys(Case(op, h, t, r) for h in sizes for t in types for r in counts))
 
 
 def draw(plot: Path | None, measured: Sequence[Record]) -> None:

@@ -23,14 +23,13 @@ from lntune.cli.base import (
     SEED,
     TARGET,
     WIDE,
-    cases,
     command,
     dispatching,
     draw,
     finish,
-    seconds,
     tell,
 )
+from lntune.cli.parse import cases, seconds
 from lntune.errors import InputError, got_expected
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from lntune.cli.base import (
     WIDE,
     command,
     finish,
-    names,
-    seconds,
     using_logs,
 )
+from lntune.cli.parse import names, seconds
 
 
 @command("All a new device needs in minutes: checks, tuning, a benchmark")

@@ -19,16 +19,13 @@ from lntune.cli.base import (
     PLOT,
     ROWS,
     WIDE,
-    cases,
     command,
     command_line,
     finish,
-    integers,
-    names,
-    seconds,
     tell,
     using_logs,
 )
+from lntune.cli.parse import cases, integers, names, seconds
 from lntune.errors import InputError, got_expected, unknown
 from lntune.log.wanted import Wanted
 

@@ -25,12 +25,10 @@ from lntune.cli.base import (
     command,
     dispatching,
     finish,
-    integers,
-    names,
     print_json,
-    some,
     using_logs,
 )
+from lntune.cli.parse import integers, names, some
 from lntune.compare.run import Options
 from lntune.errors import InputError, got_expected, unknown
 

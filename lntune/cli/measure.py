@@ -21,16 +21,13 @@ from lntune.cli.base import (
     SEED,
     TARGET,
     WIDE,
-    cases,
     command,
     dispatching,
     finish,
-    names,
     print_json,
-    seconds,
-    some,
     using_logs,
 )
+from lntune.cli.parse import cases, names, seconds, some
 from lntune.errors import InputError, got_expected
 from lntune.search import SEARCHES
 from lntune.words import counted

@@ -25,11 +25,10 @@ from lntune.cli.base import (
     command,
     command_line,
     finish,
-    integers,
-    names,
     tell,
     using_logs,
 )
+from lntune.cli.parse import integers, names
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log import records
