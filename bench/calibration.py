@@ -30,11 +30,16 @@ import msgspec
 import numpy
 from scipy.signal import lfilter
 
+from lntune.case import Case
 from lntune.compare import statistics
+from lntune.compare.judge import compare_records
+from lntune.compare.sides import Runs
 from lntune.compare.statistics import Estimate
-from lntune.log.records import Record
+from lntune.device import Device
+from lntune.log.records import Record, Timing
 from lntune.report.columns import Column, Table, key
-from lntune.report.tables import console, percent, show
+from lntune.report.output import Output, print_table
+from lntune.report.tables import console, percent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +56,9 @@ FAMILIES = 200
 ROUNDS = (30, 100, 300, 1000)
 OWN = (0.0, 0.01, 0.02)
 """How much a side is slowed down by phases that the other does not have."""
+MOVED = (0.0, 0.05, 0.2)
+PLACED = (0.002, 0.01, 0.02)
+DEVICE = Device("cpu", "made up", "x86-64-v4", 2)
 LEAST_ROUNDS = 9
 SECONDS = 1.0
 BLOCK = 10
@@ -123,16 +131,56 @@ def simulated_pairs(rounds: int, own: float, seed: int = 0) -> Outcome:
     return _families(kind, "paired", rounds, family, seed)
 
 
+def simulated_runs(moved: float, placed: float, seed: int = 0) -> Outcome:
+    """Families of comparisons between two runs: `moved` is how far the whole machine's speed lies
+    apart, and half as much that of a case; `placed` how far each contender's does, whose memory
+    lies elsewhere in every process.
+    """
+    rounds = 300
+
+    def run(rng: numpy.random.Generator, faster: float) -> list[Record]:
+        speed, records = rng.normal(0, moved), []
+        for number in range(CASES):
+            shared = phases(rng, rounds, PHASE) + speed + rng.normal(0, moved / 2)
+            timings = {}
+            for name, log in (("tuned", -math.log1p(faster)), ("eager", 0.7), ("copy", -0.5)):
+                times = samples(rng, shared, 0.0, log + rng.normal(0, placed))
+                timings[name] = Timing(tuple(times.tolist()), float(numpy.median(times)))
+            case = Case("layer_norm", 64 * (number + 1), "float32", 512)
+            records.append(
+                Record(
+                    case=case,
+                    device=DEVICE,
+                    threads=1,
+                    schedule="cached_rows",
+                    knobs={},
+                    status="ok",
+                    timings=timings,
+                    busy=False,
+                )
+            )
+        return records
+
+    def family(rng: numpy.random.Generator, faster: float) -> list[str]:
+        sides = Runs("A", run(rng, 0.0)), Runs("B", run(rng, faster))
+        (result,) = compare_records(sides)
+        return [c.verdict for c in result.cases]
+
+    kind = f"simulated, machine moved {percent(moved)}, contenders {placed:.1%}"
+    return _families(kind, "two runs", rounds, family, seed, FAMILIES // 5)
+
+
 def _families(
     kind: str,
     sides: str,
     rounds: int,
     family: Callable[[numpy.random.Generator, float], list[str]],
     seed: int,
+    families: int = FAMILIES,
 ) -> Outcome:
     rng = numpy.random.default_rng(seed)
-    same = [family(rng, 0.0) for _ in range(FAMILIES)]
-    return Outcome(kind, sides, rounds, same, [family(rng, FASTER) for _ in range(FAMILIES // 4)])
+    same = [family(rng, 0.0) for _ in range(families)]
+    return Outcome(kind, sides, rounds, same, [family(rng, FASTER) for _ in range(families // 4)])
 
 
 def resampled(records: Sequence[Record], kind: str, seed: int = 0) -> Outcome:
@@ -292,10 +340,11 @@ def main() -> None:
         record(given.record, given.time, given.every)
         return
     outcomes = [simulated_pairs(rounds, own) for own in OWN for rounds in ROUNDS]
+    outcomes += [simulated_runs(moved, placed) for moved in MOVED for placed in PLACED]
     outcomes += recorded(given.files)
-    show(console(), table(outcomes))
+    facts = {"cases": [o.facts for o in outcomes]}
+    print_table(Output(facts, [table(outcomes)]), console())
     if given.output:
-        facts = {"cases": [o.facts for o in outcomes]}
         given.output.write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
 
 

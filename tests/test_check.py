@@ -15,6 +15,7 @@ import torch
 from lntune import check, ops
 from lntune.backends import device_of
 from lntune.case import DTYPES, Case
+from lntune.check import problems
 from lntune.log.records import Record
 
 OP = ops.get("layer_norm")
@@ -399,22 +400,23 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
     assert "finite where" in check.verify(case, kernel_of(case, compute)).message
 
 
-def test_arguments_are_misaligned_and_contiguous() -> None:
-    """Kernels are checked on contiguous tensors whose addresses are multiples of one element
-    only.
+@pytest.mark.parametrize("fence", [check.FENCE, check.ALIGNED])
+def test_arguments_are_contiguous_and_lie_as_kernels_have_to_take_them(fence: int) -> None:
+    """Kernels are checked on contiguous tensors; inputs and outputs are both aligned to 64 bytes in
+    some problems and, unless a kernel may ask for more, to one element only in others, in all four
+    ways.
     """
-    case, seen = case_of("bfloat16"), []
+    case, seen = case_of("bfloat16"), set()
 
     def kernel(*values: Any) -> None:
-        seen.extend(v for v in values if isinstance(v, torch.Tensor))
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        assert all(v.is_contiguous() for v in tensors)
+        seen.add((tensors[0].data_ptr() % 64 == 0, tensors[3].data_ptr() % 64 == 0))
+        assert all(v.data_ptr() % 64 in (0, 67 * v.element_size() % 64) for v in tensors)
 
-    check.verify(case, kernel)
-    assert all(v.is_contiguous() for v in seen)
-    assert all(
-        v.data_ptr() % (2 * v.element_size()) == v.element_size()
-        for v in seen
-        if v.numel() > 1 or v.ndim > 1
-    )
+    check.verify(case, kernel, fence)
+    ways = [(a, b) for a in (True, False) for b in (True, False)]
+    assert seen == ({*ways} if fence == check.FENCE else {(True, True)})
 
 
 def test_what_a_kernel_raises_comes_through() -> None:
@@ -444,11 +446,11 @@ def test_errors_are_in_units_of_the_tolerance() -> None:
     case = case_of()
     (problem,) = (
         p
-        for p in check._problems("layer_norm", 100, "float32", case.variant)
+        for p in problems.of_styles("layer_norm", 100, "float32", case.variant)
         if p.style == "normal" and p.rows > 1
     )
     largest = max(
-        p.tolerance["y"] for p in check._problems("layer_norm", 100, "float32", case.variant)
+        p.tolerance["y"] for p in problems.of_styles("layer_norm", 100, "float32", case.variant)
     )
     verdict = check.verify(case, kernel_of(case, off_by(-3 * largest, "y")))
     assert not verdict.ok

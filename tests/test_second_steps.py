@@ -20,6 +20,7 @@ from lntune.backends.cuda import launcher
 from lntune.backends.cuda.device_code import Program
 from lntune.backends.emulated import calls as emulated
 from lntune.case import Case
+from lntune.check import problems
 from lntune.commands import bench
 from lntune.commands.check import check_cases
 from lntune.device import Device
@@ -263,17 +264,17 @@ def test_problems_of_many_rows_are_kept_within_bounds(monkeypatch: pytest.Monkey
     """The truth is computed once for a case and a number of rows; the oldest makes room."""
     check.forget()
     case = msgspec.structs.replace(BACKWARD, variant="weight+dx+dgamma+dbeta")
-    first = check._of_rows(case, 40, "cpu")
-    assert check._of_rows(case, 40, "cpu") is first
-    monkeypatch.setattr(check, "KEPT_BYTES", int(2.5 * first.bytes))
-    second = check._of_rows(case, 41, "cpu")
-    assert check._of_rows(case, 40, "cpu") is first  # used last
-    check._of_rows(case, 42, "cpu")
-    assert check._of_rows(case, 40, "cpu") is first
-    assert check._of_rows(case, 41, "cpu") is not second
+    first = problems.of_rows(case, 40, "cpu")
+    assert problems.of_rows(case, 40, "cpu") is first
+    monkeypatch.setattr(problems, "KEPT_BYTES", int(2.5 * first.bytes))
+    second = problems.of_rows(case, 41, "cpu")
+    assert problems.of_rows(case, 40, "cpu") is first  # used last
+    problems.of_rows(case, 42, "cpu")
+    assert problems.of_rows(case, 40, "cpu") is first
+    assert problems.of_rows(case, 41, "cpu") is not second
     assert first.bytes > 40 * 64 * (2 * 4 + 8)
     check.forget()
-    assert check._of_rows(case, 40, "cpu") is not first
+    assert problems.of_rows(case, 40, "cpu") is not first
     check.forget()
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from lntune.case import Case
 from lntune.errors import unknown
 from lntune.ops.dtypes import widen
-from lntune.ops.op import STYLES, Arg, Op, RowSum, Tensors, Tolerance
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance, eps_of, styled
 
 NAME = "row_scale"
 
@@ -59,23 +59,11 @@ def define(case: Case, row_sum: RowSum) -> Any:
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """x of the style, and eps = 1e-5."""
+    """x of the style, and eps."""
     import torch
 
-    x = torch.randn(rows, case.hidden, generator=torch.Generator().manual_seed(seed))
-    if style == "shifted":
-        x = x + 100
-    elif style == "constant":
-        x = x[:, :1].expand(rows, case.hidden) * 100
-    elif style == "nonfinite":
-        x[::2, 0] = float("nan")
-    elif style == "tiny":
-        x = x * 1e-37
-    elif style == "huge":
-        x = x * (1e3 if case.dtype == "float16" else 1e15)
-    elif style != "normal":
-        raise unknown("input style", style, STYLES)
-    return {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
+    x = styled(case.dtype, rows, case.hidden, style, torch.Generator().manual_seed(seed))
+    return {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": eps_of(style)}
 
 
 def _formula(x: Any, eps: float) -> Any:

@@ -280,8 +280,18 @@ class Backend(abc.ABC):
         return ()
 
     @abc.abstractmethod
-    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
-        """Check a kernel on the device with all rows that it takes, see check.verify."""
+    def verify(
+        self, case: Case, device: Device, kernel: Kernel, thoroughly: bool = False
+    ) -> Verdict:
+        """Check a kernel on the device with all rows that it takes, see check.verify; `thoroughly`
+        what is to serve calls.
+        """
+
+    def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
+        """What is wrong with a kernel on the very inputs that it is to be timed on, empty where
+        nothing is: for a device on which `verify` does not go through as many rows.
+        """
+        return ""
 
     @abc.abstractmethod
     def measure(

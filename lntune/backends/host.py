@@ -33,7 +33,9 @@ class HostBackend(Backend):
         """See Backend."""
         return ops.get(case.op).baseline(case, given)
 
-    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
+    def verify(
+        self, case: Case, device: Device, kernel: Kernel, thoroughly: bool = False
+    ) -> Verdict:
         """See Backend."""
         more = self.more_rows(case, device, kernel)
         return check.verify(case, kernel, self.fence, "cpu", device, more)

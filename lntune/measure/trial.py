@@ -252,10 +252,18 @@ def _rival(case: Case, candidate: Candidate, timing: Timing, verdict: Outcome) -
 
 def _verified(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel | None, Outcome]:
     """A built kernel that is right, or None, and the outcome of its check."""
+    import torch
+
     kernel = _kernel(case, device, candidate)
     if isinstance(kernel, Outcome):
         return None, kernel
-    outcome = _judged(backends.of(device).verify(case, device, kernel))
+    backend = backends.of(device)
+    outcome = _judged(backend.verify(case, device, kernel, thoroughly=True))
+    if outcome.status == "ok":
+        with torch.inference_mode():
+            wrong = backend.compare(case, device, kernel, _inputs(case, device)[0])
+        if wrong:
+            outcome = Outcome("wrong", wrong)
     return (kernel if outcome.status == "ok" else None), outcome
 
 

@@ -13,10 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lntune.case import DTYPES, Case
-from lntune.errors import unknown
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
-from lntune.ops.op import Arg, Op, Priority, RowSum, Tensors, Term, Tolerance
+from lntune.ops.op import (
+    Arg,
+    Op,
+    Priority,
+    RowSum,
+    Tensors,
+    Term,
+    Tolerance,
+    affine_vector,
+    eps_of,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,37 +143,19 @@ def define(
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """x of the given style (see ops.op.STYLES), affine vectors around 1 and 0, and eps = 1e-5."""
+    """x of the given style (see ops.op.STYLES), affine vectors around 1 and 0, and eps."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, case.hidden, generator=generator)
-    if style == "shifted":
-        # A mean far above sigma, yet with sigma still a few units in the last place: 1e4 + 1e-2
-        # would be a constant in float16.
-        x = x * 1e-2 + 1e4 if case.dtype == "float32" else x + 100
-    elif style == "constant":
-        x = x[:, :1].expand(rows, case.hidden) * 100
-    elif style == "nonfinite":
-        specials = torch.tensor([float("inf"), float("-inf"), float("nan")])
-        for row in range(0, rows, 2):  # the rows between must stay untouched by their neighbours
-            x[row, (row * 7) % case.hidden] = specials[(row // 2) % 3]
-    elif style == "tiny":
-        x = x * 1e-37
-    elif style == "huge":
-        # Squared and summed these stay finite in float32; float16 ends at 65504.
-        x = x * (1e3 if case.dtype == "float16" else 1e15)
-    elif style != "normal":
-        raise unknown(
-            "input style", style, ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
-        )
-    values: dict[str, Any] = {"x": x.contiguous().to(getattr(torch, case.dtype)), "eps": 1e-5}
+    x = styled(case.dtype, rows, case.hidden, style, generator)
+    values: dict[str, Any] = {
+        "x": x.contiguous().to(getattr(torch, case.dtype)),
+        "eps": eps_of(style),
+    }
     for arg in arguments(case):
         if arg.name in ("weight", "bias"):
-            vector = torch.randn(case.hidden, generator=generator) * 0.5 + (
-                1.0 if arg.name == "weight" else 0.0
-            )
-            values[arg.name] = vector.to(getattr(torch, arg.dtype))
+            around = 1.0 if arg.name == "weight" else 0.0
+            values[arg.name] = affine_vector(case.hidden, around, arg.dtype, style, generator)
     return values
 
 

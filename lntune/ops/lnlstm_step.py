@@ -24,11 +24,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune.case import DTYPES, Case
-from lntune.errors import unknown
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
-from lntune.ops.op import STYLES, Arg, Op, Priority, RowSum, Tensors, Tolerance
+from lntune.ops.op import (
+    Arg,
+    Op,
+    Priority,
+    RowSum,
+    Tensors,
+    Tolerance,
+    affine_vector,
+    eps_of,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,53 +193,25 @@ def define(case: Case, row_sum: RowSum) -> Any:
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     """Gates of the given style (see ops.op.STYLES), a plain random cell, vectors around 1 and 0,
-    eps = 1e-5.
+    and eps.
     """
     import torch
 
-    if style not in STYLES:
-        raise unknown("input style", style, STYLES)
     generator = torch.Generator().manual_seed(seed)
-
-    def gates() -> torch.Tensor:
-        x = torch.randn(rows, 4 * case.hidden, generator=generator)
-        if style == "shifted":
-            return x * 1e-2 + 1e4 if case.dtype == "float32" else x + 100
-        if style == "constant":
-            return x[:, :1].expand(-1, 4 * case.hidden) * 100
-        if style == "nonfinite":
-            # the rows between must stay untouched by their neighbours
-            for row in range(0, rows, 2):
-                x[row, (row * 7) % (4 * case.hidden)] = (float("inf"), float("-inf"), float("nan"))[
-                    (row // 2) % 3
-                ]
-            return x
-        return (
-            x
-            * {"normal": 1.0, "tiny": 1e-37, "huge": 1e3 if case.dtype == "float16" else 1e15}[
-                style
-            ]
-        )
-
+    dtype, gates = getattr(torch, case.dtype), 4 * case.hidden
+    x_style = style if "raw" in tokens_of(case) else "normal"
     values: dict[str, Any] = {
-        "gates_x": (
-            gates()
-            if "raw" in tokens_of(case)
-            else torch.randn(rows, 4 * case.hidden, generator=generator)
-        ),
-        "eps": 1e-5,
+        "gates_x": styled(case.dtype, rows, gates, x_style, generator),
+        "gates_h": styled(case.dtype, rows, gates, style, generator),
+        "c": torch.randn(rows, case.hidden, generator=generator),
     }
-    values |= {"gates_h": gates(), "c": torch.randn(rows, case.hidden, generator=generator)}
+    values = {name: matrix.contiguous().to(dtype) for name, matrix in values.items()}
     for arg in arguments(case):
         if len(arg.shape) == 1:
             around = 1.0 if arg.name.startswith("weight") else 0.0
-            values[arg.name] = (
-                torch.randn(arg.sizes(rows, case.hidden), generator=generator) * 0.5 + around
-            )
-    return {
-        name: t.contiguous().to(getattr(torch, case.dtype)) if name != "eps" else t
-        for name, t in values.items()
-    }
+            (size,) = arg.sizes(rows, case.hidden)
+            values[arg.name] = affine_vector(size, around, case.dtype, style, generator)
+    return {**values, "eps": eps_of(style)}
 
 
 def formula(

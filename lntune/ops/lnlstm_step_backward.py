@@ -37,7 +37,7 @@ from lntune.ops import lnlstm_step
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of, widen
 from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, variant
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance, same_sizes
+from lntune.ops.op import DEFAULT_EPS, Arg, Op, RowSum, Tensors, Tolerance, same_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -493,7 +493,9 @@ def baseline(case: Case, given: Tensors) -> Callable[[], Any]:
             name: given[name].detach().clone().requires_grad_() for name in names
         }
         every: dict[str, Any] = {name: leaves.get(name) for name in lnlstm_step.TENSORS}
-        outputs = lnlstm_step.formula(**every, eps=1e-5, carried="carried" in tokens_of(case))
+        outputs = lnlstm_step.formula(
+            **every, eps=DEFAULT_EPS, carried="carried" in tokens_of(case)
+        )
         grads = tuple(given[name].clone() for name in ("dh", "dc_new"))
 
     def backward() -> Any:

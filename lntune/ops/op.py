@@ -4,6 +4,7 @@ kernels may be off, which cases are tuned first, and where its PyTorch call is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -182,7 +183,64 @@ def same_sizes(op: str, cases: Sequence[Case]) -> tuple[Case, ...]:
     return tuple(msgspec.structs.replace(case, op=op) for case in cases)
 
 
-STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge")
+STYLES = ("normal", "shifted", "constant", "nonfinite", "tiny", "huge", "special")
 """Adversarial inputs: plain random; a mean far above sigma (1e4 and 1e-2 in float32); constant
 rows; rows with Inf and NaN; values near the smallest normal number; values whose squares come near
-the largest."""
+the largest; infinities in the first and last columns, affine vectors that are large, zero and
+denormal, and a sigma at which another eps shows.
+"""
+DEFAULT_EPS, SPECIAL_EPS = 1e-5, 1e-3
+"""What is added to the variance: PyTorch's default, and in the style "special"."""
+
+
+def eps_of(style: str) -> float:
+    """What is added to the variance in a style of input."""
+    return SPECIAL_EPS if style == "special" else DEFAULT_EPS
+
+
+def styled(dtype: str, rows: int, size: int, style: str, generator: torch.Generator) -> Any:
+    """A float32 matrix of rows of a style, for kernels that take it in a dtype.
+
+    Raises:
+        UnknownNameError: there is no such style.
+    """
+    import torch
+
+    x = torch.randn(rows, size, generator=generator)
+    match style:
+        case "normal":
+            return x
+        case "shifted":
+            # A mean far above sigma, yet with sigma still a few units in the last place: 1e4 + 1e-2
+            # would be a constant in float16.
+            return x * 1e-2 + 1e4 if dtype == "float32" else x + 100
+        case "constant":
+            return (x[:, :1] * 100).expand(rows, size)
+        case "nonfinite":
+            specials = math.inf, -math.inf, math.nan
+            for row in range(0, rows, 2):  # the rows between must stay untouched by neighbours
+                x[row, (row * 7) % size] = specials[(row // 2) % 3]
+            return x
+        case "tiny":
+            return x * (2.0**-20 if dtype == "float16" else 1e-37)
+        case "huge":
+            # Squared and summed these stay finite in float32; float16 ends at 65504.
+            return x * (1e3 if dtype == "float16" else 1e15)
+        case "special":
+            x = x * 0.03
+            x[1::4, -1], x[2::4, 0], x[3::4, -1] = math.inf, -math.inf, math.nan
+            return x
+    raise unknown("input style", style, STYLES)
+
+
+def affine_vector(size: int, around: float, dtype: str, style: str, generator: Any) -> Any:
+    """A vector around 1 or 0 to multiply or add, for a style of input, in its dtype."""
+    import torch
+
+    vector = (torch.randn(size, generator=generator) * 0.5 + around).to(getattr(torch, dtype))
+    if style == "tiny" and not around:
+        return vector * 0  # what is added to tiny numbers would be all that is seen
+    if style == "special":
+        special = (8.0, -6.0, 0.0, torch.finfo(vector.dtype).tiny / 4)[: size - 1]
+        vector[: len(special)] = torch.tensor(special)
+    return vector

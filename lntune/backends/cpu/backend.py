@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,21 @@ from lntune import check, timing
 from lntune.backends.backend import Kernel, Scheduled
 from lntune.backends.cpu import llvm, runtime
 from lntune.backends.host import HostBackend
+from lntune.case import Case
 from lntune.device import Device
 from lntune.system import toolchain
 from lntune.system.sealed import Facts
 
 _COPIED = 1 << 30
 """Bytes of the tensor that `copy_bandwidth` copies, at most; twice that is moved."""
+FEW_ROWS = (2, 3, 4, 6, 7, check.SEVERAL)
+"""Rows a kernel is checked with besides: every remainder of the rows that are worked on side by
+side, and several for each thread.
+"""
+MANY_ROWS = (260, 1029)
+"""Rows beside those of the case for what is to serve calls: more than a byte counts, and many."""
+MOST_ELEMENTS = 1 << 21
+"""Of a row count that is checked against float64."""
 _SHARE = 16
 """At most this fraction of the free memory is copied."""
 
@@ -62,6 +71,24 @@ class Cpu(HostBackend):
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend."""
         return llvm.show(scheduled.module, scheduled.device, form)
+
+    def more_rows(self, case: Case, device: Device, kernel: Kernel) -> tuple[int, ...]:
+        """See Backend."""
+        return FEW_ROWS
+
+    def verify(
+        self, case: Case, device: Device, kernel: Kernel, thoroughly: bool = False
+    ) -> check.Verdict:
+        """See Backend."""
+        rows: tuple[int, ...] = FEW_ROWS
+        if thoroughly:
+            fitting = [n for n in (*MANY_ROWS, case.rows) if n * case.hidden <= MOST_ELEMENTS]
+            rows = tuple(dict.fromkeys((*FEW_ROWS, *fitting)))
+        return check.verify(case, kernel, self.fence, "cpu", device, rows, thoroughly)
+
+    def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
+        """See Backend."""
+        return check.compare_with_eager(case, kernel, given, device)
 
     def ensure_compiler(self) -> None:
         """See Backend. What LLVM has compiled is linked by a C++ compiler."""

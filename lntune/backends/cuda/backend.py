@@ -182,7 +182,9 @@ class CudaBackend(Backend):
         """See Backend: what its blocks of threads do from their second step over the rows on."""
         return row_counts.of(kernel)
 
-    def verify(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
+    def verify(
+        self, case: Case, device: Device, kernel: Kernel, thoroughly: bool = False
+    ) -> Verdict:
         """See Backend."""
         place, more = self.torch_device(device), self.more_rows(case, device, kernel)
         return check.verify(case, kernel, self.fence, place, device, more)

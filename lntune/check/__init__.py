@@ -1,0 +1,300 @@
+"""Whether a kernel computes the right thing: its outputs are compared with float64 mathematics, on
+inputs chosen to break it.
+
+Tensors lie between guards, inputs between NaNs or large numbers, aligned in some problems and one
+element off any alignment in others, so a read or a write outside a buffer shows. The tolerance of
+each output is the operator's own (see ops.op.Tolerance). A kernel may be right on few rows and
+wrong on others, or from the second step of a loop on: its backend names the numbers of rows that
+reach it (Backend.more_rows). What serves calls is also checked `thoroughly`: on one thread, call
+after call, and for what it leaves behind in the process (`lntune/check/traces.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lntune import ops
+from lntune.case import Case
+from lntune.check import beside_eager, problems, traces
+from lntune.check.beside_eager import compare_with_eager
+from lntune.check.memory import ALIGNED, FENCE, guarded
+from lntune.check.problems import KEPT_BYTES, ROWS, SEVERAL, Problem, largest
+from lntune.device import Device, current
+from lntune.ops.op import Op
+from lntune.words import counted
+
+if TYPE_CHECKING:
+    from lntune.check.memory import Guarded
+
+__all__ = [
+    "ALIGNED",
+    "FENCE",
+    "KEPT_BYTES",
+    "ROWS",
+    "SEVERAL",
+    "Verdict",
+    "compare_with_eager",
+    "forget",
+    "guarded",
+    "verify",
+]
+
+LARGE = 1e4
+"""Around inputs in every other problem: what is read there and is a NaN may be lost in a maximum,
+what is large shows in every sum.
+"""
+CALLS = 12
+"""Calls of a thorough check, whose outputs have to be the same."""
+
+
+def forget() -> None:
+    """Give back the memory of problems that are kept."""
+    problems.forget()
+    beside_eager.forget()
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Outcome of a check. `errors`: largest error per output as a share of its tolerance (1 is the
+    limit); `versus_eager`: largest error per output divided by eager's own on plain random inputs.
+    `message` is empty when everything is right.
+    """
+
+    message: str
+    errors: dict[str, float]
+    versus_eager: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """True when every output is within its tolerance."""
+        return not self.message
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A kernel to be checked, and where its tensors are to be: the arguments of `verify`."""
+
+    op: Op
+    case: Case
+    kernel: Callable[..., Any]
+    fence: int
+    place: str
+    device: Device
+    growth: traces.Growth = field(default_factory=traces.Growth)
+    flushed: bool = field(default_factory=traces.flushes)
+
+
+def _layout(checked: _Checked, number: int) -> tuple[float, int, int]:
+    """(what is around inputs, the fence of inputs, that of outputs) in a problem: all ways of being
+    aligned come in turn, where a kernel has to take them.
+    """
+    fill = float("nan") if number % 2 == 0 else LARGE
+    given = checked.fence if number % 4 in (0, 1) else ALIGNED
+    return fill, given, checked.fence if number % 4 in (0, 2) else ALIGNED
+
+
+def _arguments(
+    checked: _Checked, problem: Problem, number: int
+) -> tuple[list[Any], dict[str, Guarded]]:
+    """A kernel's arguments in order, and its tensors by name. Sums begin with small whole
+    numbers.
+    """
+    import torch
+
+    fill, given, outputs = _layout(checked, number)
+    values: list[Any] = []
+    tensors: dict[str, Guarded] = {}
+    for arg in checked.op.arguments(checked.case):
+        if arg.role == "scalar":
+            values.append(problem.given[arg.name])
+            continue
+        dtype, sizes = (
+            getattr(torch, arg.dtype),
+            arg.sizes(problem.rows, checked.case.hidden, checked.case.blocks(checked.device)),
+        )
+        if arg.role == "in":
+            tensor = guarded(sizes, dtype, fill, given, checked.place)
+            tensor.view.copy_(problem.given[arg.name])
+        else:
+            tensor = guarded(sizes, dtype, None, outputs, checked.place)
+        if arg.role == "sum":
+            tensor.view.copy_(torch.arange(tensor.view.numel()).view(sizes) % 7 - 3)
+        tensors[arg.name] = tensor
+        values.append(tensor.view)
+    return values, tensors
+
+
+def _run(checked: _Checked, problem: Problem, number: int) -> tuple[dict[str, Any], str]:
+    """The kernel's outputs where the problem's truth is, and what it did to memory that is not its
+    own (empty: nothing). Of a sum the kernel's part is what is given.
+    """
+    import torch
+
+    values, tensors = _arguments(checked, problem, number)
+    roles = {a.name: a.role for a in checked.op.arguments(checked.case)}
+    before = {n: t.view.clone() for n, t in tensors.items() if roles[n] in ("in", "sum")}
+    kept = ""
+    if checked.place == "cpu":
+        kept = checked.growth.call(checked.kernel, *values)
+    else:  # the first launch makes all of the GPU's context
+        checked.kernel(*values)
+    outputs: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if roles[name] == "sum":
+            outputs[name] = (tensor.view.double() - before[name]).sum(0)
+        elif roles[name] == "out":
+            outputs[name] = tensor.view
+    # waits for a GPU, whose errors show here
+    outputs = {name: out.to(problem.truth[name].device) for name, out in outputs.items()}
+    if kept:
+        return outputs, kept
+    if broken := [name for name, tensor in tensors.items() if tensor.broken]:
+        return outputs, f"wrote outside {', '.join(broken)}"
+    changed = [
+        name
+        for name, held in before.items()
+        if roles[name] == "in"
+        and not torch.equal(tensors[name].view.view(torch.uint8), held.view(torch.uint8))
+    ]
+    return outputs, f"changed its input {', '.join(changed)}" if changed else ""
+
+
+def _wrong_kinds(out: Any, problem: Problem, name: str) -> str:
+    """What is said of elements that are NaN, infinite or finite where they should not be."""
+    if problem.kinds[name] is None:
+        wrong = out.numel() - int(out.isfinite().sum())
+    else:
+        kind = problems.kinds(out)
+        eager, truth = problem.kinds[name]
+        # Where float32 overflows and float64 does not, either may be right; and a NaN says no less
+        # than an infinity, which it is in algorithms that take infinities from each other.
+        same = (kind == eager) | (kind == truth) | (kind == problems.NAN)
+        wrong = int((~same | ((kind == 0) != (eager == 0))).sum())
+    if not wrong:
+        return ""
+    which = "or the other way round, or of another kind of infinity or NaN"
+    return f"{name}: {counted(wrong, 'element')} finite where eager has none, {which}"
+
+
+def _judge(
+    checked: _Checked, problem: Problem, number: int
+) -> tuple[str, dict[str, float], dict[str, float]]:
+    """Run a kernel on a problem: (what is wrong first, errors as shares of the tolerances, errors
+    divided by eager's where the input is plain random). `number`: which of the ways its tensors
+    lie.
+    """
+    at = f"{problem.style} inputs, {counted(problem.rows, 'row')}"
+    outputs, memory = _run(checked, problem, number)
+    message = f"{memory} ({at})" if memory else ""
+    errors: dict[str, float] = {}
+    versus: dict[str, float] = {}
+    for name, out in outputs.items():
+        finite = problem.finite[name]
+        if (wrong := _wrong_kinds(out, problem, name)) and not message:
+            message = f"{wrong} ({at})"
+        both = finite & out.isfinite() & problem.truth[name].isfinite()
+        error = largest(out.double() - problem.truth[name], both)
+        tolerance = problem.tolerance[name]
+        # JSON has no infinity
+        share = error / tolerance if tolerance else (0.0 if error == 0 else sys.float_info.max)
+        errors[name] = share
+        if share > 1 and not message:
+            allowed = f"{share:.3g} times what is allowed, {tolerance:.3g}"
+            message = (
+                f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is"
+                f" {problem.eager_error[name]:.3g})"
+            )
+        if problem.style == "normal" and problem.eager_error[name]:
+            versus[name] = error / problem.eager_error[name]
+    return message, errors, versus
+
+
+def verify(
+    case: Case,
+    kernel: Callable[..., Any],
+    fence: int = FENCE,
+    place: str = "cpu",
+    device: Device | None = None,
+    more_rows: Sequence[int] = (),
+    thoroughly: bool = False,
+) -> Verdict:
+    """Check a kernel of `case` (any rows) on every style of input, and where that is right with
+    `more_rows`, numbers of rows, on plain random input; `thoroughly`, on a CPU: also on one thread,
+    and call after call.
+
+    `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
+    that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
+    which decides how many blocks of rows keep sums; None: this machine's CPU. `more_rows` are
+    what the kernel's backend says (Backend.more_rows).
+
+    Raises:
+        Exception: whatever the kernel itself raised; the caller records it as a failed run.
+    """
+    op = ops.get(case.op)
+    device = device or current()
+    case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
+    checked = _Checked(op, case, kernel, fence, place, device)
+    errors: dict[str, float] = {}
+    versus: dict[str, float] = {}
+    message = ""
+    styles = problems.of_styles(case.op, case.hidden, case.dtype, case.variant)
+    for number, problem in enumerate(styles):
+        said, shares, ratios = _judge(checked, problem, number)
+        message = message or said
+        if said.startswith(traces.KEEPS):
+            break
+        errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
+        for name, ratio in ratios.items():
+            versus[name] = max(versus.get(name, 0.0), ratio)
+    for number, rows in enumerate(more_rows):
+        if message:
+            break  # wrong already, and these take the longest
+        problem = problems.of_rows(case, rows, place)
+        message, shares, _ = _judge(checked, problem, number)
+        errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
+    if thoroughly and not message:
+        message = _again(checked)
+    if not checked.flushed and traces.restored_denormals():
+        message = "left the processor flushing denormal numbers to zero"
+    return Verdict(message, errors, versus)
+
+
+def _again(checked: _Checked) -> str:
+    """What is wrong with a kernel on one thread, or when it is called again and again."""
+    import torch
+
+    case = checked.case
+    problem = problems.of_rows(case, SEVERAL, checked.place)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        message, _, _ = _judge(checked, problem, 0)
+    finally:
+        torch.set_num_threads(threads)
+    if message:
+        return f"{message} on one thread"
+    roles = {a.name: a.role for a in checked.op.arguments(case)}
+    first: dict[str, Any] = {}
+    numbers = itertools.count(1)
+
+    def call() -> str:
+        """One call, whose outputs hold other numbers before: what is added to them shows."""
+        values, tensors = _arguments(checked, problem, 1)
+        outputs = {n: t.view for n, t in tensors.items() if roles[n] in ("out", "sum")}
+        number = next(numbers)
+        for name, out in outputs.items():
+            if roles[name] == "out":
+                out.fill_(float(number))
+        checked.kernel(*values)
+        for name, out in outputs.items():
+            same = first.setdefault(name, out)
+            if not torch.equal(same.view(torch.uint8), out.view(torch.uint8)):
+                return f"{name}: another result when it is called again with the same inputs"
+        return ""
+
+    return traces.watch(call, CALLS)

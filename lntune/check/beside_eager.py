@@ -1,0 +1,72 @@
+"""A kernel's outputs beside eager mode's, on as many rows as it is timed and served with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from lntune import ops
+from lntune.case import Case
+from lntune.check import problems
+from lntune.check.problems import ROWS, largest
+from lntune.device import Device
+from lntune.ops.op import Arg, Op
+from lntune.words import counted
+
+COARSE = 4.0
+"""Times a tolerance that are allowed of many rows: of more numbers the largest error is larger."""
+_latest: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+"""Of the latest inputs what eager mode makes of them: many candidates are compared with that."""
+
+
+def forget() -> None:
+    """Give back the memory of what is kept."""
+    _latest.clear()
+
+
+def _expected(op: Op, case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What eager mode makes of inputs."""
+    if not _latest or _latest[0][0] is not given:
+        _latest[:] = [(given, op.eager(case, given))]
+    return _latest[0][1]
+
+
+def compare_with_eager(
+    case: Case, kernel: Callable[..., Any], given: Mapping[str, Any], device: Device
+) -> str:
+    """What is wrong with a kernel on a case's inputs on the CPU, however large: its outputs next
+    to eager mode's; empty where nothing is. What float64 would show was looked for on fewer rows:
+    here it is rows that are left out or mixed up.
+    """
+    import torch
+
+    op = ops.get(case.op)
+    case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
+    styles = problems.of_styles(case.op, case.hidden, case.dtype, case.variant)
+    usual = next(p for p in styles if p.style == "normal" and p.rows == ROWS[-1])
+    values: list[Any] = []
+    outputs: dict[Arg, Any] = {}
+    for arg in op.arguments(case):
+        if arg.role in ("in", "scalar"):
+            values.append(given[arg.name])
+            continue
+        sizes = arg.sizes(case.rows, case.hidden, case.blocks(device))
+        start = 0.0 if arg.role == "sum" else math.nan
+        outputs[arg] = torch.full(sizes, start, dtype=getattr(torch, arg.dtype))
+        values.append(outputs[arg])
+    kernel(*values)
+    expected = _expected(op, case, given)
+    for arg, written in outputs.items():
+        name, out = arg.name, written.sum(0) if arg.role == "sum" else written
+        allowed = COARSE * (usual.tolerance[name] + usual.eager_error[name])
+        allowed *= 1.0 if "rows" in arg.shape else math.sqrt(max(1.0, case.rows / ROWS[-1]))
+        error = largest(out.float() - expected[name].float())
+        if not bool(out.isfinite().all()) or error > allowed:
+            return (
+                f"{name}: {error:.3g} from eager's, {allowed:.3g} is allowed, or not finite (the"
+                f" inputs that are timed, {counted(case.rows, 'row')})"
+            )
+    return ""

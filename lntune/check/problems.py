@@ -1,0 +1,148 @@
+"""What kernels are checked on: inputs chosen to break them, with the outputs in float64, what eager
+mode makes of them, and how far a kernel may be off.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lntune import ops
+from lntune.case import Case
+from lntune.ops.op import STYLES, Op
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = (1, 21)
+"""Row counts checked with every style: a single row; and an odd number to be shared unevenly among
+threads.
+"""
+SEVERAL = 67
+"""Rows of which every thread has several, and not as many."""
+KEPT_BYTES = 1 << 30
+"""Bytes of problems beyond these that are kept: those of 2,117 rows of 16,384 elements take 0.8 GB
+and a second or two of a CPU, and many candidates of a case are checked with the same rows.
+"""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Named inputs of a style and a number of rows, and of each output the float64 `truth`, what
+    is finite in eager mode and what kind the rest is of (`kinds`, None where all is finite), the
+    largest absolute error allowed (`tolerance`), and eager's own.
+    """
+
+    style: str
+    rows: int
+    given: dict[str, Any]
+    truth: dict[str, Any]
+    finite: dict[str, Any]
+    kinds: dict[str, Any]
+    tolerance: dict[str, float]
+    eager_error: dict[str, float]
+
+    @property
+    def bytes(self) -> int:
+        """What its tensors take."""
+        every = [*self.given.values(), *self.truth.values(), *self.finite.values()]
+        return sum(v.nbytes for v in every if hasattr(v, "nbytes"))
+
+
+def largest(values: torch.Tensor, where: torch.Tensor | None = None) -> float:
+    """The largest magnitude among finite values, or where a mask says so; 0 of none."""
+    import torch
+
+    if values.numel() and (where is None or bool(where.all())):
+        # without copies, where all are finite
+        largest = float(torch.linalg.vector_norm(values, math.inf))
+        if math.isfinite(largest):
+            return largest
+    values = values[where] if where is not None else values[values.isfinite()]
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+NAN = 1
+
+
+def kinds(values: torch.Tensor) -> torch.Tensor:
+    """What each element is: 0 a number, NAN, 2 infinity, 3 minus infinity."""
+    import torch
+
+    kind = values.isnan().to(torch.uint8)
+    return kind.add_(values.isposinf(), alpha=2).add_(values.isneginf(), alpha=3)
+
+
+def _problem(op: Op, case: Case, style: str, rows: int, seed: int, place: str = "cpu") -> Problem:
+    """Inputs, float64 truth, eager's errors and the tolerances, on PyTorch's device `place`.
+
+    Eager is that of the CPU everywhere, so that a kernel is held to the same on every device.
+    """
+    import torch
+
+    given = op.inputs(case, rows, style, seed)
+    eager = {name: value.to(place) for name, value in op.eager(case, given).items()}
+    given = {n: v.to(place) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+    truth = op.reference(case, given)
+    finite, kind, allowed, eager_error = {}, {}, {}, {}
+    for arg in op.arguments(case):
+        if arg.role not in ("out", "sum"):
+            continue
+        name = arg.name
+        finite[name] = eager[name].isfinite()
+        all_finite = bool(finite[name].all())
+        kind[name] = None if all_finite else (kinds(eager[name]), kinds(truth[name]))
+        both = finite[name] & truth[name].isfinite()
+        eager_error[name] = largest(eager[name].double() - truth[name], both)
+        tolerance = op.tolerance(case, name)
+        of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
+        # of tiny inputs an output may be tiny: what is 0 instead would be within any other scale
+        least = 0.0 if style == "tiny" else tolerance.least
+        scale = max(least, *(largest({**truth, **given}[tensor].double()) for tensor in of))
+        if arg.role == "sum" and rows > ROWS[-1]:  # to which each row adds a rounding
+            scale *= 2 * math.sqrt(rows / ROWS[-1])
+        allowed[name] = tolerance.times * eager_error[name] + tolerance.floor * scale
+    return Problem(style, rows, given, truth, finite, kind, allowed, eager_error)
+
+
+# cases come one after another, and a long row's problems take 200 MB
+@functools.lru_cache(maxsize=2)
+def of_styles(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[Problem, ...]:
+    """The problems that every kernel is checked on; the same for every candidate of a case."""
+    op = ops.get(op_name)
+    return tuple(
+        _problem(op, Case(op_name, hidden, dtype, rows, variant), style, rows, seed)
+        for seed, (style, rows) in enumerate(
+            (s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1
+        )
+    )
+
+
+_kept: dict[tuple[str, int, str, str, int, str], Problem] = {}
+
+
+def of_rows(case: Case, rows: int, place: str) -> Problem:
+    """A problem of so many rows, plain random, on the device; the latest ones are kept as far as
+    KEPT_BYTES go.
+    """
+    key = (case.op, case.hidden, case.dtype, case.variant, rows, place)
+    problem = _kept.pop(key, None)
+    if problem is None:
+        held = msgspec.structs.replace(case, rows=rows)
+        problem = _problem(ops.get(case.op), held, "normal", rows, rows, place)
+        # of few numbers eager's own error is a matter of luck
+        (usual,) = (p for p in of_styles(*key[:4]) if p.style == "normal" and p.rows == ROWS[-1])
+        allowed = {n: max(t, usual.tolerance[n]) for n, t in problem.tolerance.items()}
+        problem = msgspec.structs.replace(problem, tolerance=allowed)
+    _kept[key] = problem
+    while len(_kept) > 1 and sum(p.bytes for p in _kept.values()) > KEPT_BYTES:
+        del _kept[next(iter(_kept))]
+    return problem
+
+
+def forget() -> None:
+    """Give back the memory of problems that are kept."""
+    _kept.clear()
+    of_styles.cache_clear()

@@ -1,0 +1,400 @@
+"""Deliberately wrong kernels, each wrong in a way that a check of two row counts on one kind of
+memory lets through: none is accepted as what serves calls.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lntune import backends, ops
+from lntune import device as device_module
+from lntune.case import Case
+from lntune.check import Verdict
+
+DEVICE = device_module.current()
+Named = dict[str, Any]
+Harm = Callable[[Named], None]
+"""Done to the arguments, by name, of a kernel that has been right."""
+CASES = {
+    "layer_norm": Case("layer_norm", 96, "float32", 2000, "weight+bias+stats"),
+    "layer_norm_backward": Case(
+        "layer_norm_backward", 96, "float32", 2000, "weight+dx+dgamma+dbeta"
+    ),
+    "lnlstm_step": Case("lnlstm_step", 32, "float32", 300, "raw+bias+bias_c+stats"),
+    "lnlstm_step_backward": Case("lnlstm_step_backward", 32, "float32", 300, "raw+bias+bias_c"),
+}
+MAIN = {"layer_norm": "y", "layer_norm_backward": "dx", "lnlstm_step": "h"}
+"""An output of rows; of the backward of the step it is the first."""
+
+
+def right(op: str, named: Named) -> None:
+    """An operator's float64 reference, rounded once, in the place of a kernel."""
+    case = CASES[op]
+    given = {n: v for n, v in named.items()}
+    with torch.inference_mode(False):
+        plain = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+        made = ops.get(op).reference(case, plain)
+    for arg in ops.get(op).arguments(case):
+        if arg.role == "out":
+            named[arg.name].copy_(made[arg.name].reshape(named[arg.name].shape))
+        elif arg.role == "sum":
+            named[arg.name][0].add_(made[arg.name].reshape(named[arg.name][0].shape))
+
+
+def kernel_of(op: str, harm: Harm, before: Harm = lambda _: None) -> Callable[..., None]:
+    """A right kernel that does harm, when it is done or before it begins."""
+    names = [a.name for a in ops.get(op).arguments(CASES[op])]
+
+    def kernel(*values: Any) -> None:
+        named = dict(zip(names, values, strict=True))
+        before(named)
+        right(op, named)
+        harm(named)
+
+    return kernel
+
+
+def judged(op: str, kernel: Callable[..., None]) -> Verdict:
+    """What the check of what is to serve calls says."""
+    return backends.of(DEVICE).verify(CASES[op], DEVICE, kernel, thoroughly=True)
+
+
+def main_of(op: str) -> str:
+    """The name of an output of rows."""
+    arguments = ops.get(op).arguments(CASES[op])
+    return MAIN.get(op) or next(a.name for a in arguments if a.role == "out")
+
+
+def inputs_of(op: str) -> list[str]:
+    """The names of the tensors that are read."""
+    return [a.name for a in ops.get(op).arguments(CASES[op]) if a.role == "in"]
+
+
+def around(tensor: Any, elements: int) -> Any:
+    """A flat view of a tensor and of as many elements before and behind it."""
+    start = tensor.storage_offset() - elements
+    return tensor.as_strided((tensor.numel() + 2 * elements,), (1,), start)
+
+
+# --- rows
+
+
+def from_row(first: int) -> Callable[[Any], None]:
+    """Nothing right from a row on."""
+
+    def harm(out: Any) -> None:
+        out[first:] = 0
+
+    return harm
+
+
+def where(rows: Callable[[int], bool], wrong: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrong for some numbers of rows."""
+
+    def harm(out: Any) -> None:
+        if rows(out.shape[0]):
+            wrong(out)
+
+    return harm
+
+
+def last_row(out: Any) -> None:
+    """The last row is left out."""
+    out[-1] = 0
+
+
+def index_of_a_byte(out: Any) -> None:
+    """Rows are counted in eight bits."""
+    out[256:] = out[: max(0, out.shape[0] - 256)].clone() * 1.5
+
+
+ROWS: dict[str, Callable[[Any], None]] = {
+    "wrong from row 21 on": from_row(21),
+    "wrong from row 64 on": from_row(64),
+    "wrong from row 1000 on": from_row(1000),
+    "rows counted in a byte": index_of_a_byte,
+    "the last of 4 n + 3 rows left out": where(lambda n: n % 4 == 3, last_row),
+    "the last of 4 n + 2 rows left out": where(lambda n: n % 4 == 2, last_row),
+    "the last of an even number of rows left out": where(lambda n: n % 2 == 0, last_row),
+    "the last of three rows left out": where(lambda n: n == 3, last_row),
+    "a second row like the first": where(lambda n: n > 1, lambda out: out[1].copy_(out[0])),
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("op", CASES)
+def test_rows_that_are_wrong(op: str, how: str) -> None:
+    """What is wrong for some rows, or numbers of rows, is rejected; for every operator."""
+    if "1000" in how and CASES[op].rows < 1000:
+        pytest.skip("the case has fewer rows")
+    name = main_of(op)
+    verdict = judged(op, kernel_of(op, lambda named: ROWS[how](named[name])))
+    assert not verdict.ok
+    assert name in verdict.message
+
+
+@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("first", [21, 1000])
+def test_inputs_changed_far_down(op: str, first: int) -> None:
+    """An input that is changed from a row on is seen."""
+    if CASES[op].rows < first:
+        pytest.skip("the case has fewer rows")
+
+    def harm(named: Named) -> None:
+        named[inputs_of(op)[0]][first:] += 1
+
+    assert "changed its input" in judged(op, kernel_of(op, harm)).message
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("name", ["aligned output", "misaligned output", "aligned input"])
+def test_alignment(op: str, name: str) -> None:
+    """A kernel that is wrong only when an output, or an input, is aligned to 64 bytes, or only when
+    it is not.
+    """
+    seen = inputs_of(op)[0] if name == "aligned input" else main_of(op)
+    aligned = name != "misaligned output"
+
+    def harm(named: Named) -> None:
+        if (named[seen].data_ptr() % 64 == 0) == aligned:
+            named[main_of(op)] *= 1.5
+
+    assert not judged(op, kernel_of(op, harm)).ok
+
+
+@pytest.mark.parametrize("distance", [1, 70, 900])
+@pytest.mark.parametrize("side", ["before", "behind"])
+@pytest.mark.parametrize("op", CASES)
+def test_writes_outside(op: str, side: str, distance: int) -> None:
+    """A write before or behind any tensor, near or far, is seen; inputs' surroundings too."""
+    for arg in ops.get(op).arguments(CASES[op]):
+        if arg.role == "scalar":
+            continue
+
+        def harm(named: Named, name: str = arg.name) -> None:
+            wide = around(named[name], distance)
+            wide[0 if side == "before" else -1] = 3.0
+
+        assert f"wrote outside {arg.name}" in judged(op, kernel_of(op, harm)).message
+
+
+@pytest.mark.parametrize("distance", [1, 70])
+@pytest.mark.parametrize("side", [0, -1])
+def test_reads_outside(side: int, distance: int) -> None:
+    """A value read outside an input is seen, also when it only counts if it is the largest: there a
+    NaN is lost, and a large number is not.
+    """
+    for name in inputs_of("layer_norm"):
+
+        def harm(named: Named, name: str = name) -> None:
+            stray = around(named[name], distance)[side].float()
+            named["y"][:1] += torch.fmax(stray, torch.tensor(0.0)) * 1e-3
+
+        assert not judged("layer_norm", kernel_of("layer_norm", harm)).ok
+
+
+# --- values
+
+
+def with_eps(eps: float) -> Harm:
+    """Another eps than the one given."""
+
+    def before(named: Named) -> None:
+        named["eps"] = eps
+
+    return before
+
+
+def clamped(limit: float) -> Harm:
+    """Weights beyond a limit are cut off."""
+
+    def before(named: Named) -> None:
+        named["weight"] = named["weight"].clamp(-limit, limit)
+
+    return before
+
+
+def without(element: float, instead: float) -> Harm:
+    """What is not finite in x is taken for a number."""
+
+    def before(named: Named) -> None:
+        x = named["x"]
+        same = x.isnan() if math.isnan(element) else x == element
+        named["x"] = torch.where(same, torch.tensor(instead), x)
+
+    return before
+
+
+def last_column(named: Named) -> None:
+    """An infinity in the last column is taken for 0."""
+    named["x"] = named["x"].clone()
+    named["x"][:, -1] = named["x"][:, -1].nan_to_num(0.0, 0.0, 0.0)
+
+
+def denormals(named: Named) -> None:
+    """Numbers below the normal ones are 0."""
+    for name in ("x", "weight"):
+        tiny = named[name].abs() < 1e-35
+        named[name] = torch.where(tiny, torch.tensor(0.0), named[name])
+
+
+VALUES: dict[str, Harm] = {
+    "eps of 1e-5, whatever is given": with_eps(1e-5),
+    "eps of 1e-6, whatever is given": with_eps(1e-6),
+    "eps of 0": with_eps(0.0),
+    "weights beyond 4 cut off": clamped(4.0),
+    "infinity taken for the largest number": without(math.inf, 3e38),
+    "minus infinity taken for 0": without(-math.inf, 0.0),
+    "NaN taken for 0": without(math.nan, 0.0),
+    "infinity in the last column taken for 0": last_column,
+    "tiny numbers taken for 0": denormals,
+}
+
+
+@pytest.mark.parametrize("how", VALUES)
+def test_values_that_are_not_taken_as_they_are(how: str) -> None:
+    """Inputs that are replaced before they are used are seen."""
+    assert not judged("layer_norm", kernel_of("layer_norm", lambda _: None, VALUES[how])).ok
+
+
+def test_infinity_in_place_of_nan() -> None:
+    """A NaN that comes out as an infinity is seen."""
+
+    def harm(named: Named) -> None:
+        named["y"].copy_(torch.where(named["y"].isnan(), torch.tensor(math.inf), named["y"]))
+
+    assert "another kind" in judged("layer_norm", kernel_of("layer_norm", harm)).message
+
+
+# --- state
+
+
+def adding() -> Callable[..., None]:
+    """A kernel that adds to what its output holds, unless that is no number."""
+    names = [a.name for a in ops.get("layer_norm").arguments(CASES["layer_norm"])]
+
+    def kernel(*values: Any) -> None:
+        named = dict(zip(names, values, strict=True))
+        held = named["y"].nan_to_num(0.0).clone()
+        right("layer_norm", named)
+        named["y"] += held
+
+    return kernel
+
+
+def now_and_then(calls: int) -> Harm:
+    """Wrong once in so many calls."""
+    count = [0]
+
+    def harm(named: Named) -> None:
+        count[0] += 1
+        if count[0] % calls == 0:
+            named["y"][0, 0] += 1
+
+    return harm
+
+
+def flush(_: Named) -> None:
+    """The processor is left flushing denormal numbers to zero."""
+    torch.set_flush_denormal(True)
+
+
+def leak(megabytes: int) -> Harm:
+    """Memory is kept at every call."""
+    kept: list[Any] = []
+
+    def harm(_: Named) -> None:
+        kept.append(torch.ones(megabytes << 18))
+
+    return harm
+
+
+def fork(_: Named) -> None:
+    """A child is left behind."""
+    if (child := os.fork()) == 0:
+        time.sleep(20)
+        os._exit(0)
+    CHILDREN.append(child)
+
+
+CHILDREN: list[int] = []
+
+
+def start_thread(_: Named) -> None:
+    """A thread is started at every call."""
+    threading.Thread(target=STOP.wait, daemon=True).start()
+
+
+STOP = threading.Event()
+
+
+def start_timer(_: Named) -> None:
+    """A timer is left running."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1000)
+
+
+def on_one_thread(named: Named) -> None:
+    """Wrong where there is one thread alone."""
+    if torch.get_num_threads() == 1:
+        named["y"] *= 1.5
+
+
+def race(named: Named) -> None:
+    """A mean that threads share: now and then a row has that of another."""
+    if time.perf_counter_ns() // 1000 % 3 == 0:
+        named["y"][0] = named["y"][-1]
+
+
+STATES: dict[str, tuple[Callable[[], Harm], str]] = {
+    "wrong once in 7 calls": (lambda: now_and_then(7), ""),
+    "denormal numbers flushed from now on": (lambda: flush, "denormal"),
+    "1 MB kept at every call": (lambda: leak(1), "keeps memory"),
+    "300 MB kept at every call": (lambda: leak(300), "keeps memory"),
+    "a child left behind": (lambda: fork, "process"),
+    "a thread at every call": (lambda: start_thread, "threads"),
+    "a timer left running": (lambda: start_timer, "timer"),
+    "wrong on one thread": (lambda: on_one_thread, "one thread"),
+    "a race": (lambda: race, ""),
+}
+
+
+@pytest.mark.parametrize("how", STATES)
+def test_what_is_left_behind(how: str) -> None:
+    """What only shows on one thread, after several calls, or in the process, is seen."""
+    make, said = STATES[how]
+    STOP.clear()
+    try:
+        verdict = judged("layer_norm", kernel_of("layer_norm", make()))
+    finally:
+        torch.set_flush_denormal(False)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        STOP.set()
+        while CHILDREN:
+            os.kill(CHILDREN[-1], signal.SIGKILL)
+            os.waitpid(CHILDREN.pop(), 0)
+    assert not verdict.ok
+    assert said in verdict.message
+
+
+def test_what_is_added_to_an_output() -> None:
+    """An output that is added to what was there is seen, also where what was there is no number."""
+    assert not judged("layer_norm", adding()).ok
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_right_one_is_accepted(op: str) -> None:
+    """The kernels above without their harm are right."""
+    verdict = judged(op, kernel_of(op, lambda _: None))
+    assert verdict.ok, verdict.message
