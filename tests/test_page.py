@@ -282,6 +282,18 @@ def test_one_case_has_its_charts() -> None:
         assert plot is not None and inside(plot)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 10**9])
+@pytest.mark.parametrize("us", [0.0, -1.0, 5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("name", ["tuned", "copy"])
+def test_times_that_make_no_sense_spoil_nothing(name: str, us: float, rows: int) -> None:
+    """An edited log has its page, and the other cases their points, whatever times it holds."""
+    odd = record(Case("layer_norm", 64, "float32", rows), times={**TIMES, name: us})
+    (device,) = gathered(record(), odd, *search([us, 1.0, us]))
+    plot = charts.roofline(device, 0)
+    assert plot is not None and inside(plot)
+    assert len(data_of(write.report([device], COMMAND))["cases"]) == 2
+
+
 def test_without_a_copy_there_is_no_roof() -> None:
     """The roofline is drawn of points alone where no copy was measured."""
     (device,) = gathered(record(times={"tuned": 50.0, "eager": 100.0}))
@@ -429,9 +441,9 @@ def test_pages_stay_small(count: int) -> None:
 
 
 def test_trials_add_next_to_nothing() -> None:
-    """A page of a hundred times as many trials is hardly longer."""
+    """A page of hundreds of times as many trials is hardly longer."""
     few = page_of(record(), *search([60.0, 50.0]))
-    lots = page_of(record(), *search([60.0, 50.0, *([70.0] * 5000)]))
+    lots = page_of(record(), *search([60.0, 50.0, *([70.0] * 1000)]))
     assert len(lots) < len(few) + 500
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 WIDTH, HEIGHT, LOW_HEIGHT = 460, 320, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 24, 32, 40
 """Room for labels around the area of a chart."""
+_SMALLEST, _LARGEST = 1e-12, 1e15
 _MANY = 7
 """Labels beyond which an axis is crowded."""
 
@@ -90,6 +91,11 @@ class Plot(NamedTuple):
     labels: list[Label]
 
 
+def drawn(value: float | None) -> TypeGuard[float]:
+    """Whether a value has a place on a logarithmic axis; what an edited log may hold has none."""
+    return value is not None and _SMALLEST < value < _LARGEST
+
+
 def around(values: Sequence[float], base: float) -> tuple[float, float]:
     """The powers of a base between which positive values lie, at least one apart."""
     low = base ** math.floor(math.log(min(values), base) + 1e-9)
@@ -118,7 +124,8 @@ def round_values(low: float, high: float) -> list[float]:
 
 def _round(low: float, high: float) -> list[float]:
     first, last = (math.floor(math.log10(v)) for v in (low, high))
-    return [float(f"{digit}e{e}") for e in range(first, last + 1) for digit in (1, 2, 5)]
+    # one more at the lower end: a logarithm is not exact
+    return [float(f"{digit}e{e}") for e in range(first - 1, last + 1) for digit in (1, 2, 5)]
 
 
 def plain(value: float) -> str:

@@ -16,6 +16,7 @@ from lntune.report.page.axes import (
     Plot,
     around,
     bytes_text,
+    drawn,
     plain,
     powers,
     round_ends,
@@ -54,7 +55,7 @@ def roofline(facts: DeviceFacts, first: int) -> Plot | None:
     points = [
         (c.intensity, c.gflops, c, n)
         for n, c in enumerate(facts.cases, first)
-        if c.intensity and c.gflops
+        if c.intensity and drawn(c.gflops)
     ]
     if not points:
         return None
@@ -81,7 +82,7 @@ def roofline(facts: DeviceFacts, first: int) -> Plot | None:
 
 def _roofs(facts: DeviceFacts) -> dict[str, float]:
     """The bandwidth in GB/s of the copy of most bytes, and of the quickest if that is another."""
-    copies = [c.copy for c in facts.cases if c.copy]
+    copies = [c.copy for c in facts.cases if c.copy and drawn(c.copy[1])]
     if not copies:
         return {}
     size, large = max(copies)
@@ -122,13 +123,13 @@ def bandwidth(facts: DeviceFacts, first: int) -> Plot | None:
     points = [
         (float(c.row.bytes), c.row.gbps, c, n)
         for n, c in enumerate(facts.cases, first)
-        if c.row.bytes and c.row.gbps
+        if c.row.bytes and drawn(c.row.gbps)
     ]
     if not points:
         return None
     sizes: dict[int, list[float]] = {}
     for c in facts.cases:
-        if c.copy:
+        if c.copy and drawn(c.copy[1]):
             sizes.setdefault(round(2 * math.log2(c.copy[0])), []).append(c.copy[1])
     copies = [(2 ** (half / 2), sorted(v)[len(v) // 2]) for half, v in sorted(sizes.items())]
     xs = around([x for x, *_ in points] + [x for x, _ in copies], 16)

@@ -195,4 +195,5 @@ def _share(parts: Iterable[_Sums]) -> float | None:
 
 def _us(trial: Record) -> float | None:
     """The time of a trial that went well, in microseconds."""
-    return (trial.median() or None) if trial.status == "ok" else None
+    us = trial.median() if trial.status == "ok" else None
+    return us if us and us > 0 else None
