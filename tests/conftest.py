@@ -37,7 +37,8 @@ LONGEST = """
     bringup tune_gpu gpu_kernels kernel_options on_gpu_torch runtime lnlstm readme versions
     kernels tune worker build gpu_pass strides torch_compile on_gpu_kernels killed_commands
     gpu_exchange layer_norm_backward gpu_gates gpu_layer_norm_backward lstm prebuild
-    lnlstm_sequence opinfo cli on_gpu_processes wheel second_steps lstm_tracing toy_operator
+    lnlstm_sequence opinfo tutorial cli on_gpu_processes wheel second_steps lstm_tracing
+    toy_operator
 """
 """Files that take longest, begun first: a long one begun last keeps one process busy while the
 others have nothing left to do.
