@@ -353,3 +353,9 @@ def test_in_python(log: Path, tmp_path: Path) -> None:
     assert compare.compare(file, "eager", log_dir=log).cases[0].method == "paired"
     with pytest.raises(UnknownNameError):
         compare.compare("cached", "eager", log_dir=log)
+
+
+def test_an_empty_log_says_what_fills_it(log: Path) -> None:
+    """Where nothing was measured at all, tuning is what measures most of it."""
+    with pytest.raises(InputError, match="Run: lntune tune --log-dir"):
+        compared(log, "eager", "tuned")

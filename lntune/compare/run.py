@@ -93,7 +93,7 @@ def compare_sides(
         options.text,
     )
     if not any(result.cases for result in results):
-        raise _nothing(results[0])
+        raise _nothing(results[0], compared, options)
     return results
 
 
@@ -113,7 +113,7 @@ def read_log(
     return records.read(options.folders, wanted.op, device, roles)
 
 
-def _nothing(result: Result) -> InputError:
+def _nothing(result: Result, compared: Sequence[Side], options: Options) -> InputError:
     """The error that says that two sides have no case in common."""
     has = {
         name: [m.case for m in result.missing if m.side == other]
@@ -123,6 +123,8 @@ def _nothing(result: Result) -> InputError:
     remedy = "; ".join(parts) + "." if parts and not result.commands else ""
     if result.commands:
         remedy = f"Run: {'; '.join(result.commands)}"
+    elif not result.missing and all(isinstance(side, Contender) for side in compared):
+        remedy = f"Run: lntune tune{options.text}"
     got = f"none that {result.a} and {result.b} have in common"
     return InputError(got_expected("cases", got, "some", remedy))
 

@@ -10,6 +10,7 @@ import msgspec
 
 from lntune import ops, timing
 from lntune.case import DTYPES, Case, bucket_label
+from lntune.compare import figures
 from lntune.knobs import describe
 from lntune.log import select
 from lntune.log.records import Record, Timing
@@ -110,7 +111,7 @@ def row_of(record: Record, stale: bool = False) -> Row:
     better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
     op = ops.OPS.get(case.op)
     moved = op.bytes(case) if op else None
-    of_copy = _of_copy(case, pairwise(copy, tuned))
+    of_copy = figures.of_copy(case, pairwise(copy, tuned))
     return Row(
         op=case.op,
         device=record.device.slug,
@@ -150,20 +151,6 @@ def _copied(case: Case) -> int:
     """The bytes that the copy which is measured beside a case reads and writes."""
     first = next(a for a in ops.get(case.op).arguments(case) if len(a.shape) > 1)
     return 2 * DTYPES[first.dtype] * math.prod(first.sizes(case.rows, case.hidden))
-
-
-def _of_copy(case: Case, faster: float | None) -> float | None:
-    """The bandwidth of an op as a share of a copy's, from how many times faster it is than a copy
-    of one of its tensors.
-    """
-    if faster is None or case.op not in ops.OPS:
-        return faster
-    sizes = [
-        math.prod(a.sizes(1, case.hidden))
-        for a in ops.get(case.op).arguments(case)
-        if len(a.shape) > 1
-    ]
-    return faster * sum(sizes) / (2 * sizes[0])  # the first is what is copied, in and out
 
 
 def rows_of(
