@@ -87,6 +87,7 @@ class _Checked:
     device: Device
     growth: traces.Growth = field(default_factory=traces.Growth)
     flushed: bool = field(default_factory=traces.flushes)
+    before: traces.State = field(default_factory=traces.state)
 
 
 def _layout(checked: _Checked, number: int) -> tuple[float, int, int]:
@@ -297,4 +298,4 @@ def _again(checked: _Checked) -> str:
                 return f"{name}: another result when it is called again with the same inputs"
         return ""
 
-    return traces.watch(call, CALLS)
+    return traces.watch(call, CALLS, checked.before)

@@ -43,7 +43,7 @@ def allocated() -> int:
     return int(sizes[_Allocated.MAPPED] + sizes[_Allocated.USED])
 
 
-class _State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True):
     """What can be seen of a process: resident bytes, those from the C library's allocator, threads,
     children, timers that run.
     """
@@ -78,7 +78,8 @@ class Growth:
         return f"{KEEPS}: {self._bytes >> 20} MB by now" if self._bytes > AT_ONCE else ""
 
 
-def _state() -> _State:
+def state() -> State:
+    """What can be seen of this process now."""
     status = Path("/proc/self/status")
     fields = (
         dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -92,7 +93,7 @@ def _state() -> _State:
         except OSError:  # the thread is gone
             continue
     timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-    return _State(
+    return State(
         resident(),
         allocated(),
         int(fields.get("Threads", "0")),
@@ -123,28 +124,27 @@ def restored_denormals() -> bool:
     return True
 
 
-def watch(call: Callable[[], str], calls: int) -> str:
+def watch(call: Callable[[], str], calls: int, before: State) -> str:
     """Call a kernel so often, and say what is wrong: what `call` says, or what the process has that
-    it had not after the first calls; empty where nothing is.
+    it had not `before`, or after the first calls; empty where nothing is.
     """
-    before = _state()
-    settled: _State | None = None
+    settled: State | None = None
     for number in range(calls):
         if message := call():
             return message
-        state = _state()
-        if more := state.children - before.children:
+        now = state()
+        if more := now.children - before.children:
             return (
                 f"left {len(more)} processes behind" if len(more) > 1 else "left a process behind"
             )
-        if state.timers > before.timers:
+        if now.timers > before.timers:
             return "left a timer running"
         if number == SETTLED:
-            settled = state
+            settled = now
         elif settled is not None:
-            if state.threads > settled.threads + 1:
+            if now.threads > settled.threads + 1:
                 return "starts threads at every call"
-            held, grown = state.held - settled.held, state.bytes - settled.bytes
+            held, grown = now.held - settled.held, now.bytes - settled.bytes
             if held > HELD or grown > GROWTH:
                 megabytes = max(held, grown) >> 20
                 return f"{KEEPS}: {megabytes} MB more after {number - SETTLED} calls"
