@@ -139,6 +139,15 @@ def test_what_is_said(finals: list[Record], tmp_path: Path) -> None:
         assert word in text, word
 
 
+def test_operators_are_in_their_order(finals: list[Record], tmp_path: Path) -> None:
+    """That of `lntune ops`, and behind them what is not known any more."""
+    gone = [msgspec.structs.replace(r, case=Case("gone", 256, "float32", 1)) for r in finals[:1]]
+    plots.of_records([*gone, *reversed(finals)], tmp_path / "a.svg")
+    text = words(tmp_path / "a.svg")
+    places = [text.index(f"{op}, float32") for op in ("layer_norm", "lnlstm_step", "gone")]
+    assert places == sorted(places)
+
+
 def test_the_rival_is_the_better_one(finals: list[Record]) -> None:
     """Of eager mode and torch.compile, in each case; a copy where neither was measured."""
     record = finals[0]

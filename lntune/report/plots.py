@@ -220,7 +220,8 @@ def _grid(
     """
     from matplotlib.figure import Figure
 
-    operators = sorted({p.case.op for p in points}, key=[*ops.OPS].index)
+    there = {p.case.op for p in points}
+    operators = [op for op in ops.OPS if op in there] + sorted(there - ops.OPS.keys())
     dtypes = sorted({p.case.dtype for p in points}, key=list(panels.DTYPE_LOOKS).index)
     columns = len(dtypes) + bool(beside)
     size = (max(6.0, 3.3 * columns), 2.3 * len(operators) + 1.3)
