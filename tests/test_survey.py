@@ -329,6 +329,17 @@ def test_a_device_and_a_target_are_one_too_many(folder: Path) -> None:
     assert done.exit_code == 2 and DEVICE.slug in done.stderr
 
 
+@pytest.mark.parametrize(
+    "beside", [["--html", "page.html"], ["--plot", "a.svg"], ["--format", "html"]]
+)
+def test_a_history_has_no_page(beside: list[str], folder: Path, tmp_path: Path) -> None:
+    """What draws one state of a log is refused beside --history, and no file is written."""
+    asked = [str(tmp_path / word) if "." in word else word for word in beside]
+    done = run("report", "--history", "--device", "made", "--log-dir", folder, *asked)
+    assert done.exit_code == 2 and "--history: got a p" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 class Terminal(io.StringIO):
     """A standard output that says it is a terminal."""
 
