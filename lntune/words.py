@@ -8,3 +8,10 @@ def counted(count: int, noun: str, many: str = "") -> str:
     is not the noun and an s.
     """
     return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def trials(made: int, earlier: int) -> str:
+    """How many trials a run has made, and how many earlier runs have spared it: "3 trials", "3
+    trials and 12 of earlier runs".
+    """
+    return counted(made, "trial") + (f" and {earlier} of earlier runs" if earlier else "")

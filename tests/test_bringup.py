@@ -10,6 +10,7 @@ import os
 import signal
 import time
 import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -452,7 +453,7 @@ def tuned(
     def fake(cases: list[Case], asked: Any, observer: Any) -> Any:
         calls.append(list(cases))
         clock[0] += min(asked.seconds, takes * len(cases))
-        return types.SimpleNamespace(finals=[], trials=0, interrupted=False)
+        return types.SimpleNamespace(finals=[], trials=0, earlier=Counter(), interrupted=False)
 
     monkeypatch.setattr(bringup, "tune", fake)
     run = bringup._Bringup(

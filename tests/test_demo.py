@@ -54,7 +54,9 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     # a slow machine has time for both
     monkeypatch.setattr(
-        demo, "Settings", lambda seconds: tune.Settings(seconds=100 * seconds, trials=4)
+        demo,
+        "Settings",
+        lambda seconds, again: tune.Settings(seconds=100 * seconds, trials=4, again=again),
     )
     monkeypatch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)
     with warnings.catch_warnings():  # a tour does not warn of what it does itself

@@ -10,12 +10,24 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from fake_worker import (
+    FakeWorker,
+    Job,
+    always_ok,
+    candidates,
+    cost_of,
+    fake,
+    final_outcome,
+    finals,
+    settings,
+    tried,
+)
 
 from lntune import device as device_module
 from lntune import schedule, search, tune
@@ -36,6 +48,8 @@ from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop, run, times
 from lntune.versions import Code
 
+__all__ = ["fake"]
+
 FAULTY = Path(__file__).parent / "faulty"
 CASE = Case("layer_norm", 64, "float32", 8)
 OTHER = Case("layer_norm", 100, "bfloat16", 4)
@@ -55,102 +69,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def logged(tmp_path: Path, role: str = "trial") -> list[Record]:
     """The records of the test's log, by role."""
     return [r for r in records.read([tmp_path / "log"]) if r.role == role]
-
-
-Job = Try | Final
-"""What a run on a CPU asks of its worker."""
-
-Answer = Callable[[Job], Outcome]
-
-
-class FakeWorker:
-    """Answers jobs by `answer` in place of a process; keeps them in `jobs`."""
-
-    jobs: list[Job]
-    answer: Answer
-
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> FakeWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    stop = start
-
-    def run(self, job: Job, timeout: float) -> Outcome:
-        """What `answer` says; the device is always ready."""
-        if isinstance(job, Open):
-            return Outcome("ok")
-        type(self).jobs.append(job)
-        return type(self).answer(job)
-
-
-def tried(fake: type[FakeWorker]) -> list[Candidate]:
-    """What was tried, in order."""
-    return [job.candidate for job in fake.jobs if isinstance(job, Try)]
-
-
-def finals(fake: type[FakeWorker]) -> list[Final]:
-    """The finals, in order."""
-    return [job for job in fake.jobs if isinstance(job, Final)]
-
-
-def candidates(job: Job) -> tuple[Candidate, ...]:
-    """What a job measures, but for the default of a final."""
-    return job.candidates if isinstance(job, Final) else (job.candidate,)
-
-
-def cost_of(candidate: Candidate) -> float:
-    """A made-up time in microseconds that depends on the knobs alone."""
-    return 10 + sum(
-        (i + 1) * len(f"{name}{value}")
-        + (len(value) if isinstance(value, str) else int(value)) * (i + 3)
-        for i, (name, value) in enumerate(candidate.items)
-    )
-
-
-def always_ok(job: Job) -> Outcome:
-    """Everything works."""
-    if isinstance(job, Try):
-        return Outcome(
-            "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidate))}, {"y": 0.5}, {"y": 1.0}
-        )
-    costs = [cost_of(c) for c in job.candidates]
-    return final_outcome(job, costs.index(min(costs)))
-
-
-def final_outcome(job: Final, winner: int) -> Outcome:
-    """A final that this finalist has won."""
-    timings = {"tuned": Timing((1.0,), cost_of(job.candidates[winner]))}
-    timings |= {
-        name: Timing((1.0,), 50.0)
-        for name in ("default", "eager", "copy")
-        if name != "default" or job.default
-    }
-    return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=winner)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    """A worker of the test's own in place of the real one; everything works unless the test says
-    otherwise.
-    """
-    worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(always_ok)})
-    monkeypatch.setattr(loop, "Worker", worker)
-    return worker
-
-
-def settings(*schedules: str, **fields: Any) -> Settings:
-    """Settings for the schedules named; exhaustive and without a time limit unless asked
-    otherwise.
-    """
-    return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
 
 
 @pytest.fixture
@@ -290,7 +208,7 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
     """
     (before,) = tune.tune([CASE], settings("cached_rows")).finals
     fake.jobs.clear()
-    tune.tune([CASE], settings("cached_rows", trials=1))
+    tune.tune([CASE], settings("cached_rows", trials=1, again=True))
     assert len(tried(fake)) == 2 and tried(fake)[1].knobs == before.knobs
     assert before.knobs in [c.knobs for c in candidates(fake.jobs[-1])]
     for changes in (
@@ -303,7 +221,7 @@ def test_what_a_case_had_competes_again(tmp_path: Path, fake: type[FakeWorker]) 
         tune.tune([CASE], settings("cached_rows", trials=1, log_dir=other))
         assert len(tried(fake)) == 1
     fake.jobs.clear()
-    tune.tune([CASE], settings("cached_rows"))
+    tune.tune([CASE], settings("cached_rows", again=True))
     assert [c.knobs for c in tried(fake)].count(before.knobs) == 1
 
 
@@ -358,7 +276,7 @@ def test_broken_default_knobs_do_not_spoil_the_final(fake: type[FakeWorker]) -> 
     )
     for chosen in (("plain", "cached_rows"), ("plain",)):
         fake.jobs.clear()
-        (final,) = tune.tune([CASE], settings(*chosen)).finals
+        (final,) = tune.tune([CASE], settings(*chosen, again=True)).finals
         assert final.status == "ok" and "default" not in final.timings and final.default is None
         assert any(job.default for job in finals(fake)) == (chosen == ("plain",))
 
@@ -394,7 +312,7 @@ def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
         and job.seconds + job.retry_seconds <= 40.0 * times.FINAL_SHARE
     )
     fake.jobs.clear()
-    tune.tune([CASE], settings("plain", seconds=0.5, trials=1))
+    tune.tune([CASE], settings("plain", seconds=0.5, trials=1, again=True))
     assert [job.retry_seconds for job in finals(fake)] == [0.0]
 
 
@@ -411,7 +329,7 @@ def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None
         trials[0].knobs == Candidate.of("plain", plain.default(CASE, device_module.current())).knobs
     )
     fake.jobs.clear()
-    (final,) = tune.tune([CASE], settings("plain", "cached_rows", search=name)).finals
+    (final,) = tune.tune([CASE], settings("plain", "cached_rows", search=name, again=True)).finals
     spaces = [
         Candidate.of(n, k)
         for n in ("plain", "cached_rows")
@@ -429,7 +347,7 @@ def test_the_seed_decides_what_is_tried(name: str, fake: type[FakeWorker]) -> No
         fake.jobs.clear()
         tune.tune(
             [Case("layer_norm", 1024, "bfloat16", 512)],
-            settings("cached_rows", search=name, trials=12, seed=seed),
+            settings("cached_rows", search=name, trials=12, seed=seed, again=True),
         )
         return tried(fake)
 
@@ -934,7 +852,7 @@ def test_knobs_that_are_tried_last(
     assert best <= {2}
     if not trials:
         fake.jobs.clear()
-        tune.tune([CASE], settings("limited", trials=1))
+        tune.tune([CASE], settings("limited", trials=1, again=True))
         assert tried(fake)[-1].knobs == {"size": 2, "most": 96}
 
 

@@ -55,7 +55,7 @@ def tune(
         ),
     ] = "60s",
     trials: Annotated[
-        int | None, typer.Option(help="At most this many candidates per case.")
+        int | None, typer.Option(help="At most this many new candidates per case.")
     ] = None,
     search: Annotated[
         str,
@@ -72,6 +72,16 @@ def tune(
             )
         ),
     ] = "30s",
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help=(
+                "Measure also what earlier runs have tried, failures too (a crash, a hang): after"
+                " a change of the machine that the log does not know of."
+            ),
+        ),
+    ] = False,
     target: TARGET = DEFAULT,
     dry_run: Annotated[
         bool,
@@ -95,6 +105,10 @@ def tune(
     before it is timed, and logged at once. With a budget too small for anything the first case has
     one trial and a short final all the same, and the output says so.
 
+    Trials that the log has of the same case, schedule, device, threads and versions are not made
+    again, failed ones included, but count: killed at any moment, the same command goes on where it
+    was, and a second run tries what the first did not. Finalists are always measured anew.
+
     Ctrl-C ends with what was found: the best candidate of the case in hand is measured once more,
     shortly, and is its winner; a second Ctrl-C ends at once. Exit code 0 when at least one case was
     tuned, 1 when none was. SIGTERM and SIGHUP do the same with exit code 143 and 129.
@@ -106,7 +120,7 @@ def tune(
     """
     from lntune.backends import device_of
     from lntune.report.columns import whole
-    from lntune.report.failures import lines
+    from lntune.report.failures import by_kind, lines
     from lntune.report.output import Output
     from lntune.report.overview import result_tables
     from lntune.report.progress import TuningProgress
@@ -124,6 +138,7 @@ def tune(
         log_dir=log_dir,
         timeout=seconds("--timeout", timeout),
         device=device_of(target),
+        again=again,
     )
     if dry_run:
         _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, output_format)
@@ -135,6 +150,8 @@ def tune(
     facts = {
         "trials": summary.trials,
         "statuses": dict(summary.statuses),
+        "earlier_trials": summary.earlier.total(),
+        "earlier_statuses": dict(summary.earlier),
         "seconds": round(summary.seconds, 2),
         "verified_trials_per_second": pace and round(pace, 2),
         "interrupted": summary.interrupted,
@@ -144,12 +161,13 @@ def tune(
         "notes": summary.notes,
         "cases": table,
     }
-    kinds = [f"{count} {kind}" for kind, count in sorted(summary.statuses.items())]
-    statuses = ", ".join(kinds) or "none"
+    statuses = by_kind(summary.statuses) or "none"
     speed = "" if pace is None else f", {pace:.1f} verified trials a second"
     interrupted = " (interrupted)" if summary.interrupted else ""
     trials_made = f"{counted(summary.trials, 'trial')} ({statuses})"
     counts = f"{trials_made} in {summary.seconds:.0f} s{speed}"
+    if summary.earlier:
+        counts += f", beside {summary.earlier.total()} of earlier runs ({by_kind(summary.earlier)})"
     text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
     text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
     text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]

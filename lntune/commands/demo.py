@@ -79,7 +79,7 @@ def run(
         " every candidate is checked, then timed.",
     )
     with TuningProgress(out) as progress:
-        summary = tune(grid, Settings(seconds=seconds), progress)
+        summary = tune(grid, Settings(seconds=seconds, again=True), progress)
     if summary.interrupted or not summary.finals:
         say(out, "interrupted" if summary.interrupted else f"nothing was tuned: {summary.untuned}")
         return Tour(summary.trials, [], [], str(summary.log_dir))

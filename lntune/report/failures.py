@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
@@ -55,3 +56,8 @@ def lines(reasons: list[Reason]) -> list[str]:
     sentences = [sentence(reason) for reason in reasons[:SHOWN]]
     others = sum(reason.count for reason in reasons[SHOWN:])
     return [*sentences, f"{others} for other reasons, see the log"] if others else sentences
+
+
+def by_kind(counts: Mapping[Status, int]) -> str:
+    """How many trials ended how: "9 ok, 3 compile"."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

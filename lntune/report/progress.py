@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lntune.report.columns import say
 from lntune.report.tables import micros
-from lntune.words import counted
+from lntune.words import trials
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -105,7 +105,7 @@ class TuningProgress(_Shown):
     # What matters less comes later: a terminal too narrow for the line cuts off its end.
     def _line(self, p: Progress) -> str:
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        state, best, knobs, left = counted(p.trials, "trial"), "", "", ""
+        state, best, knobs, left = trials(p.trials, p.earlier), "", "", ""
         if p.phase == "final":
             state = "measuring the finalists again"
         if p.best_us < math.inf:
@@ -128,7 +128,7 @@ class TuningProgress(_Shown):
         if tuned and default:
             parts.append(f"without tuning {micros(default)} us ({default / tuned:.2f}x)")
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
-        return ", ".join(parts) + f"; {counted(p.trials, 'trial')}{failures}"
+        return ", ".join(parts) + f"; {trials(p.trials, p.earlier)}{failures}"
 
 
 class StepProgress(_Shown):

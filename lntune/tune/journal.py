@@ -1,16 +1,22 @@
-"""What a tuning run writes to the tuning log, and what it reads there: what won a case before."""
+"""What a tuning run writes to the tuning log, and what it reads there: what was tried of a case
+before, and what won it.
+"""
 
 from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Mapping
+from pathlib import Path
 
 from lntune import schedule
 from lntune.case import Case
+from lntune.errors import LogError
 from lntune.log import records, select
 from lntune.log.records import Record, Role, Setting
 from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.system import paths, toolchain
+from lntune.tune.earlier import Earlier, candidate_of
 from lntune.tune.settings import Settings
 
 
@@ -24,7 +30,11 @@ class Journal:
         self.threads = settings.threads or torch.get_num_threads()
         self.folder = settings.log_dir or paths.log_dir()
         self._folders = [self.folder] if settings.log_dir else paths.log_dirs()
+        self._earlier = (
+            None if settings.again else Earlier(self._folders, self.device, self.threads)
+        )
         self._run = uuid.uuid4().hex[:12]
+        self._written: set[Path] = set()
         self._finals: dict[str, dict[records.Key, Record]] = {}
 
     def record(
@@ -37,6 +47,9 @@ class Journal:
     ) -> Record:
         """Log what came of a candidate; in a final `default` is what the contender of that name
         was.
+
+        Raises:
+            LogError: the log cannot be written, or what this run has written is gone.
         """
         record = Record(
             role=role,
@@ -52,8 +65,22 @@ class Journal:
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             **record_fields(outcome),
         )
+        path = records.log_path(self.folder, self.device, case.op)
+        if path in self._written and not path.exists():
+            raise LogError(
+                f"the tuning log {path} was written to and is there no more: it was removed, or its"
+                " file system went away. Bring it back and give the same command again, which goes"
+                " on from what is in it, or choose another folder with --log-dir."
+            )
         records.append(self.folder, record)
+        self._written.add(path)
         return record
+
+    def tried(self, case: Case) -> Mapping[Candidate, Record]:
+        """The trials of earlier runs that need not be made again, by candidate; none where all are
+        to be.
+        """
+        return self._earlier.trials(case) if self._earlier else {}
 
     def previous_winner(self, case: Case) -> Candidate | None:
         """The winner of the case's latest final in the log, of this device and of its schedule as
@@ -66,4 +93,4 @@ class Journal:
                 r for r in finals if r.schedule in schedules and not select.stale(r, schedules)
             )
         record = self._finals[case.op].get(records.Key.of(case))
-        return None if record is None else Candidate.of_record(record)
+        return None if record is None else candidate_of(record)

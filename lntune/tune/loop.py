@@ -18,6 +18,7 @@ from lntune.tune.ahead import Ahead
 from lntune.tune.run import Run
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
+from lntune.words import counted
 
 
 def tune(
@@ -78,6 +79,12 @@ def tune(
                     break
             if settings.seconds is not None and not summary.interrupted:
                 summary.notes += times.too_short(settings.seconds, started)
+            if summary.exhausted:
+                summary.notes.append(
+                    "nothing was left to try in"
+                    f" {counted(summary.exhausted, 'case')}: earlier runs have tried every"
+                    " candidate (--again tries them again), and the best were measured once more"
+                )
     except KeyboardInterrupt:  # not in a search, or a second one
         summary.interrupted = True
     summary.seconds = time.monotonic() - start

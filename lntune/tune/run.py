@@ -9,7 +9,7 @@ import functools
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lntune import knobs, schedule, search
@@ -77,9 +77,14 @@ class Run:
         if self.ahead:
             self.ahead.begin(
                 case,
-                self.candidates(case),
-                (following, list(self.candidates(following))) if following else None,
+                self.untried(case),
+                (following, self.untried(following)) if following else None,
             )
+
+    def untried(self, case: Case) -> list[Candidate]:
+        """The candidates of which earlier runs have not told everything."""
+        tried = self.journal.tried(case)
+        return [c for c in self.candidates(case) if c not in tried]
 
     def untuned(self, case: Case) -> Candidate | None:
         """What serves the case where nothing is tuned, whichever schedules are tuned; None where
@@ -141,8 +146,8 @@ class Run:
             return None
         self.begin(case, following)
         end = None if seconds is None else time.monotonic() + seconds
-        costs: dict[Candidate, float] = {}
         failures = Failures()
+        costs = self.known(case, candidates, failures, progress)
         try:
             self.search(case, candidates, costs, failures, progress, seconds)
         except _TimeOver:
@@ -171,6 +176,25 @@ class Run:
             )
         return final
 
+    def known(
+        self, case: Case, candidates: Candidates, failures: Failures, progress: Progress
+    ) -> dict[Candidate, float]:
+        """What candidates cost that earlier runs have tried, in microseconds, infinite for what
+        failed then.
+        """
+        costs: dict[Candidate, float] = {}
+        for candidate, record in self.journal.tried(case).items():
+            if candidate in candidates:
+                costs[candidate] = _cost(record)
+                self.summary.earlier[record.status] += 1
+                if record.status != "ok":
+                    failures.add(record.status, record.message)
+                _note_best(progress, candidate, costs[candidate])
+        progress.earlier = len(costs)
+        if costs:
+            self.observer(progress)
+        return costs
+
     def search(
         self,
         case: Case,
@@ -181,8 +205,10 @@ class Run:
         seconds: float | None,
     ) -> None:
         """Try candidates until the time or the trials are over; what each costs, in microseconds,
-        and why it failed is noted at once.
+        and why it failed is noted at once. Those that have `costs` already come for nothing: the
+        search goes the way that earlier runs went, and on from there.
         """
+        earlier = dict(costs)
 
         def reserve() -> float:
             """What is to be left when the next trial begins: time for it and for the final. A case
@@ -191,18 +217,20 @@ class Run:
             if not progress.trials or seconds is None:
                 return -math.inf
             schedules = len({c.schedule for c in costs})
-            count = finals.most(progress.trials, schedules)
+            count = finals.most(len(costs), schedules)
             final = self.times.final(count, progress.best_us)
             return max(seconds * times.FINAL_SHARE, final) + self.times.trial
 
         budget = Budget(seconds, self.settings.trials, reserve=reserve)
 
         def evaluate(candidate: Candidate) -> float:
+            if candidate in earlier:
+                return earlier[candidate]
             outcome = self.refusal(case, candidate, candidate in candidates.defaults)
             if outcome is None:
                 outcome = self.trial(case, candidate)
                 budget.count()  # what was refused has cost no time of the device
-            cost = outcome.timings["tuned"].median_us if outcome.status == "ok" else math.inf
+            cost = _cost(outcome)
             with interrupts.held():
                 self.journal.record(case, candidate, outcome)
                 costs[candidate] = cost
@@ -216,17 +244,13 @@ class Run:
                     self.summary.pairs.append(
                         ranking.pair(facts, case, candidate, self.device, cost)
                     )
-                if cost < progress.best_us:
-                    progress.best_us, progress.best = (
-                        cost,
-                        f"{candidate.schedule} {knobs.describe(candidate.knobs)}",
-                    )
+                _note_best(progress, candidate, cost)
             self.observer(progress)
             return cost
 
         space = Space(tuple(candidates), candidates.neighbours, seeds=tuple(candidates.seeds))
         if self.ahead:
-            space = replace(space, choose=functools.partial(self.ahead.choose, case))
+            space = replace(space, choose=functools.partial(_choose, self.ahead, case, earlier))
         defaults = [c.resolved(case.op)[1] for c in candidates.defaults]
         budget.part = FIRST_PART if any(any(knobs.refined(k)) for k in defaults) else 1.0
         search.get(self.settings.strategy)(
@@ -237,7 +261,7 @@ class Run:
         best = min(working, key=lambda c: costs[c], default=None)
         refined = candidates.refined(best) if best else []
         if self.ahead:
-            self.ahead.also(case, refined)
+            self.ahead.also(case, [c for c in refined if c not in earlier])
         for candidate in refined:
             if budget.spent:
                 break
@@ -245,6 +269,8 @@ class Run:
         winner = self.journal.previous_winner(case)
         if winner is not None and winner in candidates and winner not in costs:
             evaluate(winner)  # no case is tuned to something slower than what it had
+        if earlier and not progress.trials and all(c in earlier for c in candidates):
+            self.summary.exhausted += 1
 
     def trial(self, case: Case, candidate: Candidate) -> Outcome:
         """Build, check and time a candidate; not logged."""
@@ -331,3 +357,27 @@ class Run:
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         self.observer(progress)
         return record
+
+
+def _cost(tried: Outcome | Record) -> float:
+    """The microseconds that a candidate took; infinite where it failed."""
+    return tried.timings["tuned"].median_us if tried.status == "ok" else math.inf
+
+
+def _note_best(progress: Progress, candidate: Candidate, cost: float) -> None:
+    """Note a candidate that is better than all before."""
+    if cost < progress.best_us:
+        progress.best_us = cost
+        progress.best = f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+
+
+def _choose(
+    ahead: Ahead,
+    case: Case,
+    known: Mapping[Candidate, float],
+    preferred: Sequence[Candidate],
+    others: Sequence[Candidate],
+) -> Candidate:
+    """What a search tries next: something known, for which nothing is built, else what is ready."""
+    free = next((c for c in (*preferred, *others) if c in known), None)
+    return free or ahead.choose(case, preferred, others)

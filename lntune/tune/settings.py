@@ -23,7 +23,7 @@ TRIAL_TIMEOUT = 30.0
 @dataclass(frozen=True)
 class Settings:
     """What a user may choose. `seconds` and `trials` bound the whole run and each case's search;
-    None is no bound.
+    None is no bound. `again`: what earlier runs have tried is tried again.
 
     `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry
     run. `search` is a name in search.SEARCHES, the empty string for what suits the device.
@@ -38,6 +38,7 @@ class Settings:
     threads: int | None = None
     timeout: float = TRIAL_TIMEOUT
     device: Device | None = None
+    again: bool = False
 
     @property
     def target(self) -> Device:

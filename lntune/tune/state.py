@@ -20,12 +20,16 @@ Phase = Literal["search", "final", "done"]
 
 @dataclass
 class Progress:
-    """What is known at a moment of the run; handed to the observer after every measurement."""
+    """What is known at a moment of the run; handed to the observer after every measurement.
+    `trials` are those of this run, `earlier` those that earlier runs have left nothing to find out
+    about; the best is that of both.
+    """
 
     case: Case
     index: int
     cases: int
     trials: int = 0
+    earlier: int = 0
     failures: Counter[Status] = field(default_factory=Counter)
     best_us: float = math.inf
     best: str = ""
@@ -43,11 +47,15 @@ Observer = Callable[[Progress], None]
 class Summary:
     """What a run did: the finals it wrote, trials by status, why candidates failed (the commonest
     reason first), seconds, whether it was interrupted, which cases have no final and why, and what
-    else is to be said of it. `pairs` are a GPU's candidates with times measured and predicted.
+    else is to be said of it. `earlier` are the trials of earlier runs that were not made again, by
+    status; in `exhausted` cases they left nothing to try. `pairs` are a GPU's candidates with times
+    measured and predicted.
     """
 
     finals: list[Record] = field(default_factory=list)
     statuses: Counter[Status] = field(default_factory=Counter)
+    earlier: Counter[Status] = field(default_factory=Counter)
+    exhausted: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     untuned: dict[str, str] = field(default_factory=dict)
@@ -58,5 +66,5 @@ class Summary:
 
     @property
     def trials(self) -> int:
-        """Candidates tried, whatever came of them."""
+        """Candidates that this run has tried, whatever came of them."""
         return sum(self.statuses.values())

@@ -36,7 +36,7 @@ from lntune.system import paths, toolchain
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT, tune
 from lntune.tune import Settings as TuneSettings
 from lntune.tune.builders import Builders, Key, default_count
-from lntune.words import counted
+from lntune.words import counted, trials
 
 SHARES = {"smoke": 0.25, "verify": 0.1, "bench": 0.2}
 """Parts of the budget: what the smoke check may take at most, and what is kept for verifying and
@@ -295,7 +295,7 @@ class _Bringup:
             outcome.write_pairs(tuning.pairs, self.settings.output)
         return (
             f"{len(tuning.finals)} of {counted(len(cases), 'case')} in"
-            f" {counted(tuning.trials, 'trial')}"
+            f" {trials(tuning.trials, tuning.earlier.total())}"
         )
 
     def verify(self, helper: Helper) -> str:

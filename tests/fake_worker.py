@@ -1,0 +1,109 @@
+"""A worker that answers a tuning run's jobs by a function, in place of a process, for tests of what
+runs try, log and choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lntune.log.records import Timing
+from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
+from lntune.tune import Settings, loop
+
+Job = Try | Final
+"""What a run on a CPU asks of its worker."""
+
+Answer = Callable[[Job], Outcome]
+
+
+class FakeWorker:
+    """Answers jobs by `answer` in place of a process; keeps them in `jobs`."""
+
+    jobs: list[Job]
+    answer: Answer
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    stop = start
+
+    def run(self, job: Job, timeout: float) -> Outcome:
+        """What `answer` says; the device is always ready."""
+        if isinstance(job, Open):
+            return Outcome("ok")
+        type(self).jobs.append(job)
+        return type(self).answer(job)
+
+
+def tried(fake: type[FakeWorker]) -> list[Candidate]:
+    """What was tried, in order."""
+    return [job.candidate for job in fake.jobs if isinstance(job, Try)]
+
+
+def finals(fake: type[FakeWorker]) -> list[Final]:
+    """The finals, in order."""
+    return [job for job in fake.jobs if isinstance(job, Final)]
+
+
+def candidates(job: Job) -> tuple[Candidate, ...]:
+    """What a job measures, but for the default of a final."""
+    return job.candidates if isinstance(job, Final) else (job.candidate,)
+
+
+def cost_of(candidate: Candidate) -> float:
+    """A made-up time in microseconds that depends on the knobs alone."""
+    return 10 + sum(
+        (i + 1) * len(f"{name}{value}")
+        + (len(value) if isinstance(value, str) else int(value)) * (i + 3)
+        for i, (name, value) in enumerate(candidate.items)
+    )
+
+
+def always_ok(job: Job) -> Outcome:
+    """Everything works."""
+    if isinstance(job, Try):
+        return Outcome(
+            "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidate))}, {"y": 0.5}, {"y": 1.0}
+        )
+    costs = [cost_of(c) for c in job.candidates]
+    return final_outcome(job, costs.index(min(costs)))
+
+
+def final_outcome(job: Final, winner: int) -> Outcome:
+    """A final that this finalist has won."""
+    timings = {"tuned": Timing((1.0,), cost_of(job.candidates[winner]))}
+    timings |= {
+        name: Timing((1.0,), 50.0)
+        for name in ("default", "eager", "copy")
+        if name != "default" or job.default
+    }
+    return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=winner)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    """A worker of the test's own in place of the real one; everything works unless the test says
+    otherwise.
+    """
+    worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(always_ok)})
+    monkeypatch.setattr(loop, "Worker", worker)
+    return worker
+
+
+def settings(*schedules: str, **fields: Any) -> Settings:
+    """Settings for the schedules named; exhaustive and without a time limit unless asked
+    otherwise.
+    """
+    return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
