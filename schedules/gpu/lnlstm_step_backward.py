@@ -6,9 +6,11 @@ inputs and stay in registers with what is computed of them, as do the thread's o
 over rows, which it adds to its block's row of them once, after its last row: no atomics, and the
 same bits at every call.
 
-There is a block to a multiprocessor, so what registers do not hold goes to shared memory: first the
-sums, then the gates after their activations. Rows too long even for that go through all stages
-vector by vector, and what is not kept is loaded, and computed, again.
+There are as many blocks as rows that a call of the bucket may have, each with a multiprocessor to
+itself as far as these go; blocks without a row leave the sums as they are. What registers do not
+hold goes to shared memory: first the sums, then the gates after their activations. Rows too long
+even for that go through all stages vector by vector, and what is not kept is loaded, and computed,
+again.
 
 Left out: a limit to a thread's registers (`max_registers` of the other schedules), since no further
 block would come of it; two blocks to a row, as in lnlstm_step.py.

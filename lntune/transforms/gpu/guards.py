@@ -119,8 +119,8 @@ def once_a_row(mod: Any) -> Any:
 
     Rows that share a block are not all there in its last turn. What stores and adds up elements of
     one is guarded element by element otherwise, sums by a choice between what is added and zero:
-    layer norm's backward of 1024 float32, four rows to a block of 128 threads, has 1,568
-    instructions a turn with all of these and 477 with one.
+    layer norm's backward of 1024 float32, four rows to a block of 128 threads, has 806 instructions
+    a turn with all of these and 433 with one, in machine code for sm_90.
 
     Raises:
         RuntimeError: an annotated loop asks for no row, or for a row of its own turns.
