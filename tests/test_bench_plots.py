@@ -43,7 +43,6 @@ def test_what_changed_is_said(script: ModuleType, tmp_path: Path) -> None:
     shutil.copytree(script.RESULTS / script.CPU, results / script.CPU)
     for name, draw in script.PLOTS.items():
         draw(results, results / name)
-    assert script.changed(results) == []
     path = results / script.CPU / "layer_norm.json"
     facts = json.loads(path.read_text())
     for record in facts["records"]:
