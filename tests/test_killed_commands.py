@@ -24,6 +24,7 @@ from grids import exhaustive
 
 from lntune.log import records
 from lntune.log.records import Record
+from lntune.measure.jobs import Candidate
 
 pytestmark = [
     pytest.mark.slow,
@@ -244,8 +245,62 @@ def test_killed_at_any_moment(name: str, place: Place) -> None:
     assert json.loads(facts)
     assert [r for r in place.records() if r in before] == before
     assert any(r.role == "final" and r.status == "ok" for r in place.records())
+    if name == "tune":  # a bringup's smoke check is made again
+        assert repeated(place.records()) == []
     assert place.ended() == {} and place.left() == []
     print(*ways, sep="\n")
+
+
+def repeated(logged: list[Record]) -> list[Record]:
+    """Trials that were made though an earlier one of the same, undisturbed, is in the log."""
+    made, twice = set(), []
+    for record in logged:
+        if record.role == "trial":
+            one = (record.case, Candidate.of_record(record))
+            twice += [record] if one in made else []
+            made |= set() if record.disturbance else {one}
+    return twice
+
+
+WHEN: dict[str, Callable[[Place], bool]] = {
+    "starting": lambda place: len(place.alive()) > 1,
+    "searching": lambda place: logs_have(place, 1),
+    "in the final": lambda place: logs_have(place, 2),
+}
+
+
+def logs_have(place: Place, trials: int) -> bool:
+    """So many trials are logged, whole or not."""
+    return any(f.read_bytes().count(b'"trial"') >= trials for f in place.logs.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("when", ["searching", *map(exhaustive, ("starting", "in the final"))])
+def test_a_tuner_that_is_killed(when: str, place: Place) -> None:
+    """kill -9 of the tuner alone, while its worker starts, between trials or in the final: the
+    worker and all it started end, nothing but the log is left, and the same command goes on from
+    it, with the trials that were logged and without making one of them again.
+    """
+    run = place.start("tune")
+    until = time.monotonic() + 300
+    while not WHEN[when](place):
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    assert place.ended() == {} and place.left() == []
+    before = place.records()
+    assert not any(r.role == "final" for r in before)
+    known = {Candidate.of_record(r) for r in before if not r.disturbance}
+    last = place.start("tune")
+    said, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors
+    facts = json.loads(said)
+    assert facts["earlier_trials"] == len(known) and facts["trials"] == 2
+    now = place.records()
+    assert now[: len(before)] == before and repeated(now) == []
+    assert [r.role for r in now[len(before) :]] == ["trial", "trial", "final"]
+    assert place.ended() == {} and place.left() == []
 
 
 def tuning(place: Place, _: list[str]) -> bool:
