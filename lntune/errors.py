@@ -28,6 +28,10 @@ class BuildError(LntuneError, RuntimeError):
     """A kernel could not be compiled, linked or stored."""
 
 
+class StoreError(BuildError):
+    """What was built cannot be kept: the cache's folder cannot be written, or the disk is full."""
+
+
 class ToolchainError(BuildError):
     """The machine lacks something building needs: a C++ compiler or a matching TVM."""
 

@@ -33,6 +33,7 @@ def test_all_share_the_base(cls: type[Exception]) -> None:
         (errors.LogError, OSError),
         (errors.BuildError, RuntimeError),
         (errors.ToolchainError, errors.BuildError),
+        (errors.StoreError, errors.BuildError),
         (errors.ScheduleError, RuntimeError),
         (errors.NotTunedError, LookupError),
     ],

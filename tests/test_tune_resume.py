@@ -24,9 +24,10 @@ from lntune import schedule, search, tune
 from lntune.backends.cuda import launcher
 from lntune.case import Case
 from lntune.cli import app
-from lntune.errors import LogError
+from lntune.errors import BuildError, LogError, StoreError, ToolchainError
 from lntune.log import records
 from lntune.log.records import LogWarning, Record, Timing
+from lntune.measure import trial
 from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.tune import loop
 from lntune.versions import Code
@@ -320,6 +321,31 @@ def test_a_folder_that_vanishes(log_dir: Path, fake: type[FakeWorker], tmp_path:
     fake.answer = staticmethod(always_ok)
     summary = tune.tune([CASE], settings("plain"))
     assert (summary.trials, summary.earlier.total()) == (PLAIN - 2, 2)
+
+
+@pytest.mark.parametrize("error", [StoreError, ToolchainError])
+def test_a_machine_that_can_build_no_more(
+    error: type[BuildError],
+    log_dir: Path,
+    fake: type[FakeWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the cache's disk is full or the compiler is gone in the middle of a run, it ends with
+    an error that says so and blames no candidate: mended, the same command tries what is left.
+    """
+
+    def fail(*_: object) -> None:
+        raise error("there is no room")
+
+    monkeypatch.setattr(trial.compiler, "in_memory", fail)
+    fake.answer = staticmethod(
+        lambda job: trial.run(job) if len(tried(fake)) == 3 else always_ok(job)
+    )
+    with pytest.raises(BuildError, match="nothing can be built any more: there is no room"):
+        tune.tune([CASE], settings("plain"))
+    assert [r.status for r in records.read([log_dir])] == ["ok", "ok"]
+    fake.answer = staticmethod(always_ok)
+    assert tune.tune([CASE], settings("plain")).statuses == {"ok": PLAIN - 2}
 
 
 def test_what_is_said_of_earlier_runs(

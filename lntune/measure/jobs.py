@@ -112,8 +112,9 @@ class Outcome(msgspec.Struct, frozen=True):
     records.Record.
 
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
-    what building took it; `clocks` a GPU's in MHz; `lost` says that the process can do no more: its
-    GPU's context is broken.
+    what building took it; `clocks` a GPU's in MHz; `blameless` says that the machine kept it from
+    being built (a full disk), not anything about the candidate; `lost` says that the process can do
+    no more: its GPU's context is broken.
     """
 
     status: Status
@@ -127,6 +128,7 @@ class Outcome(msgspec.Struct, frozen=True):
     clocks: tuple[int, ...] = ()
     facts: Facts | None = None
     seconds: float = 0.0
+    blameless: bool = False
     lost: bool = False
 
 

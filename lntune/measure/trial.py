@@ -15,7 +15,7 @@ from lntune import backends, check, ops, timing
 from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LntuneError, UnfitError, gist
+from lntune.errors import LntuneError, StoreError, ToolchainError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Rival, Timing
@@ -101,7 +101,8 @@ def _not_built(error: Exception, facts: Facts | None = None) -> Outcome:
     """What came of a candidate of which no kernel could be made."""
     if isinstance(error, UnfitError):
         return Outcome("invalid", error.reason)
-    return Outcome("compile", _brief(error), facts=facts)
+    blameless = isinstance(error, StoreError | ToolchainError)
+    return Outcome("compile", _brief(error), facts=facts, blameless=blameless)
 
 
 def _build(job: Build | Check) -> Outcome:

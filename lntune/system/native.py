@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from lntune.errors import BuildError
+from lntune.errors import BuildError, StoreError
 from lntune.system import paths, scratch, sealed, toolchain
 from lntune.system.sealed import DamagedError
 
@@ -130,14 +130,14 @@ def atomic(path: Path) -> Iterator[Path]:
     """A file of the cache, made as `scratch.whole` has it.
 
     Raises:
-        BuildError: the folder cannot be written or the disk is full.
+        StoreError: the folder cannot be written or the disk is full.
     """
     try:
         with scratch.whole(path) as temporary:
             yield temporary
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise BuildError(
+        raise StoreError(
             f"cannot store {path}: {e.strerror or e}."
             f" {'Free some space, or choose' if full else 'Choose'}"
             " another cache folder with LNTUNE_CACHE_DIR."

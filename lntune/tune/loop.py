@@ -37,7 +37,8 @@ def tune(
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
         LogError: the log cannot be written; what was measured before is in it.
-        BuildError: the worker process does not start, or nothing can be built; ToolchainError: the
+        BuildError: the worker process does not start, or nothing can be built, be it that the disk
+            is full: what was measured before is in the log; ToolchainError: the
             GPU cannot be used.
     """
     settings = settings or Settings()

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from lntune import knobs, schedule, search
 from lntune.case import Case
+from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
 from lntune.log import select
 from lntune.log.records import Record
@@ -226,10 +227,7 @@ class Run:
         def evaluate(candidate: Candidate) -> float:
             if candidate in earlier:
                 return earlier[candidate]
-            outcome = self.refusal(case, candidate, candidate in candidates.defaults)
-            if outcome is None:
-                outcome = self.trial(case, candidate)
-                budget.count()  # what was refused has cost no time of the device
+            outcome = self.outcome(case, candidate, candidate in candidates.defaults, budget)
             cost = _cost(outcome)
             with interrupts.held():
                 self.journal.record(case, candidate, outcome)
@@ -271,6 +269,22 @@ class Run:
             evaluate(winner)  # no case is tuned to something slower than what it had
         if earlier and not progress.trials and all(c in earlier for c in candidates):
             self.summary.exhausted += 1
+
+    def outcome(
+        self, case: Case, candidate: Candidate, is_default: bool, budget: Budget
+    ) -> Outcome:
+        """What comes of a candidate, which is counted where it takes time of the device.
+
+        Raises:
+            BuildError: the machine can build none any more.
+        """
+        outcome = self.refusal(case, candidate, is_default)
+        if outcome is None:
+            outcome = self.trial(case, candidate)
+            budget.count()
+        if outcome.blameless:
+            raise BuildError(f"nothing can be built any more: {outcome.message}")
+        return outcome
 
     def trial(self, case: Case, candidate: Candidate) -> Outcome:
         """Build, check and time a candidate; not logged."""
