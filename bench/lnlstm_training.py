@@ -3,7 +3,7 @@ can be written in PyTorch today.
 
     python bench/lnlstm_training.py [--dtype float32,bfloat16] [--sequence 100] [--batch 32]
                                    [--hidden 512] [--output FOLDER]
-    python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,8,32,128 --hidden 256 --layers 1
+    python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,32,128 --hidden 256 --layers 1
                                    --chunks "" --seconds 4 --output FOLDER    # how it scales
 
 An iteration is: gradients set to None, forward, loss = mean of the squared output, backward to all

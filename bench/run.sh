@@ -45,7 +45,7 @@ bench layer_norm_training layer_norm --training --hidden 256,768,1024,4096 \
 bench lnlstm_step lnlstm_step --hidden $steps --rows 1,32,128 "${both[@]}"
 bench lnlstm_step_backward lnlstm_step_backward --hidden $steps --rows 1,32,128 "${both[@]}"
 $python bench/lnlstm_training.py --output "$out"
-$python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,8,32,128 --hidden 256 --layers 1 \
+$python bench/lnlstm_training.py --sequence 10,50,200 --batch 1,32,128 --hidden 256 --layers 1 \
   --chunks "" --seconds 4 --output "$out"
 $python bench/transformer.py --output "$out"
 $python bench/digits.py --output "$out"
