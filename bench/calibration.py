@@ -1,6 +1,6 @@
 """How often the verdicts of `lntune compare` are wrong, and how often they find what is there.
 
-    python bench/calibration.py                       # simulated samples
+    python bench/calibration.py                       # simulated, and what is shipped
     python bench/calibration.py --record FILE         # measures kernels against themselves
     python bench/calibration.py FILE [FILE ...]       # simulated, and what was recorded
 
@@ -9,7 +9,8 @@ In an A/A run both sides are the same kernel, so every FASTER or SLOWER is wrong
 * simulated: samples with heavy tails, phases that slow everyone or one side down, and between runs
   a drift; where the sides differ, B is 3 % faster.
 * resampled: blocks of consecutive rounds of what was recorded, drawn again, with and without 3 %.
-* recorded: what was measured, within a process and, for each two files, between their processes.
+* recorded: what was measured, within a process and, for each two files, between their processes;
+  and the kernels that two of the shipped runs of tuning and of benchmarks have in common.
 
 A family is all cases that are compared at once; it is wrong when one of its verdicts is. What the
 table comes to is also written as JSON, with --output.
@@ -36,7 +37,7 @@ from lntune.compare.judge import compare_records
 from lntune.compare.sides import Runs
 from lntune.compare.statistics import Estimate
 from lntune.device import Device
-from lntune.log.records import Record, Timing
+from lntune.log.records import Record, Timing, read_file
 from lntune.report.columns import Column, Table, key
 from lntune.report.output import Output, print_table
 from lntune.report.tables import console, percent
@@ -59,7 +60,7 @@ OWN = (0.0, 0.01, 0.02)
 MOVED = (0.0, 0.05, 0.2)
 PLACED = (0.002, 0.01, 0.02)
 DEVICE = Device("cpu", "made up", "x86-64-v4", 2)
-LEAST_ROUNDS = 9
+LEAST_ROUNDS, LEAST_CASES = 9, 12
 SECONDS = 1.0
 BLOCK = 10
 """Rounds that are drawn together, so that neighbours stay alike."""
@@ -288,6 +289,33 @@ def recorded(files: Sequence[Path]) -> list[Outcome]:
     return outcomes
 
 
+def shipped() -> Outcome:
+    """Each two of the shipped runs that have kernels in common, with LEAST_CASES at least."""
+    runs: dict[str, dict[Case, Record]] = {}
+    for path in sorted((ROOT / "tuning_logs").glob("*/*.jsonl")):
+        for record in read_file(path, "final"):
+            runs.setdefault(f"{path.parent.name} {record.run}", {})[record.case] = record
+    for path in sorted((ROOT / "bench" / "results").glob("*/l*.json")):
+        measured = msgspec.convert(
+            msgspec.json.decode(path.read_bytes()).get("records", []), list[Record]
+        )
+        runs[str(path)] = {r.case: r for r in measured if r.role == "bench"}
+    families = []
+    for one, other in itertools.combinations(runs.values(), 2):
+        same = [c for c in one if c in other and _same_kernel(one[c], other[c])]
+        if len(same) >= LEAST_CASES:
+            sides = (Runs(name, [run[c] for c in same]) for name, run in (("A", one), ("B", other)))
+            (result,) = compare_records(tuple(sides), across_devices=True)
+            families.append([c.verdict for c in result.cases])
+    return Outcome("recorded, shipped runs of one kernel", "two runs", 0, families, [])
+
+
+def _same_kernel(a: Record, b: Record) -> bool:
+    """Whether two records hold, undisturbed, one schedule with the same knobs."""
+    measured = all(r.status == "ok" and not r.disturbance for r in (a, b))
+    return measured and (a.schedule, a.knobs) == (b.schedule, b.knobs)
+
+
 class _File(msgspec.Struct):
     records: list[Record]
 
@@ -341,7 +369,7 @@ def main() -> None:
         return
     outcomes = [simulated_pairs(rounds, own) for own in OWN for rounds in ROUNDS]
     outcomes += [simulated_runs(moved, placed) for moved in MOVED for placed in PLACED]
-    outcomes += recorded(given.files)
+    outcomes += [shipped(), *recorded(given.files)]
     facts = {"cases": [o.facts for o in outcomes]}
     print_table(Output(facts, [table(outcomes)]), console())
     if given.output:

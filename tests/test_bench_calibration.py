@@ -67,6 +67,15 @@ def test_what_is_the_same_is_not_called_different(script: ModuleType) -> None:
     assert script.simulated_runs(0.05, 0.01).facts["wrong"] == 0
 
 
+def test_kernels_of_shipped_runs(script: ModuleType) -> None:
+    """There are kernels that two of the shipped runs have in common, and none is called faster or
+    slower than itself.
+    """
+    facts = script.shipped().facts
+    assert facts["families"] >= 5
+    assert facts["wrong"] == 0
+
+
 def test_a_difference_where_there_should_be_none_shows(script: ModuleType) -> None:
     """Recorded sides that are not the same kernel count as wrong verdicts: the figures do not come
     from the script's own expectations.
@@ -97,6 +106,7 @@ def test_the_table_and_the_figures(
     kinds = [row["kind"] for row in json.loads(output.read_text())["cases"]]
     assert [kind.split(",")[0] for kind in kinds] == [
         *("simulated", "simulated"),
+        "recorded",
         *("resampled from morning", "recorded", "resampled from evening", "recorded"),
         "recorded",
     ]

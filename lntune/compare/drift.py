@@ -26,8 +26,8 @@ shipped logs: what is assumed where there are few cases, and counts as much as o
 MOST_FREEDOM = 8.0
 """Some cases move much farther than a normal distribution has it, the farthest of 40 three to five
 times as far as two thirds of them: Student's distribution with so many degrees of freedom does so.
-With it, none of 246 kernels that were measured in two runs of the shipped logs and benchmarks is
-called faster or slower than itself.
+With it, no kernel that two of the shipped runs have in common is called faster or slower than
+itself (`python bench/calibration.py`).
 """
 _LEFT_OUT = 10
 """One in so many cases is left out of what the others do, however far it moved."""
