@@ -29,7 +29,6 @@ class Progress:
     index: int
     cases: int
     trials: int = 0
-    earlier: int = 0
     failures: Counter[Status] = field(default_factory=Counter)
     best_us: float = math.inf
     best: str = ""
@@ -38,6 +37,7 @@ class Progress:
     deadline: float | None = None
     """When the whole run's budget ends, on time.monotonic's clock."""
     final: Record | None = None
+    earlier: int = 0
 
 
 Observer = Callable[[Progress], None]
@@ -54,8 +54,6 @@ class Summary:
 
     finals: list[Record] = field(default_factory=list)
     statuses: Counter[Status] = field(default_factory=Counter)
-    earlier: Counter[Status] = field(default_factory=Counter)
-    exhausted: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     untuned: dict[str, str] = field(default_factory=dict)
@@ -63,6 +61,8 @@ class Summary:
     failures: Failures = field(default_factory=Failures)
     notes: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    earlier: Counter[Status] = field(default_factory=Counter)
+    exhausted: int = 0
 
     @property
     def trials(self) -> int:
