@@ -182,3 +182,13 @@ def ratio(slow: Timing, fast: Timing) -> float:
     """
     pairs = list(zip(slow.samples_us, fast.samples_us, strict=False))
     return statistics.median(a / b for a, b in pairs) if pairs else slow.median_us / fast.median_us
+
+
+def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
+    """How many times faster `fast` is: the median over rounds of the ratio within a round, which a
+    drifting clock leaves alone; the ratio of medians where the rounds do not match.
+    """
+    if slow is None or fast is None or not fast.median_us:
+        return None
+    same_rounds = len(slow.samples_us) == len(fast.samples_us)
+    return ratio(slow, fast) if same_rounds else slow.median_us / fast.median_us

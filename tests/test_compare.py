@@ -16,6 +16,7 @@ from lntune.compare.comparison import Comparison, Result
 from lntune.compare.sides import Contender, Runs
 from lntune.errors import InputError
 from lntune.log.records import Record
+from lntune.report.rows import row_of
 
 EAGER = samples(100, seed=50)
 COPY = samples(40, seed=51)
@@ -283,3 +284,12 @@ def test_failing() -> None:
     assert not mild.failing("slower") and len(mild.failing("unsure")) == 1
     same = compare([record()], [record()])
     assert same.failing("slower") == same.failing("unsure") == []
+
+
+def test_shares_of_a_copy_are_those_of_reports() -> None:
+    """A side's share of a copy's bandwidth is the one that a report has of the same record: of the
+    ratios within rounds, not of the medians.
+    """
+    own = record(timings={"tuned": timing(10.0, 20.0, 80.0), "copy": timing(10.0, 30.0, 40.0)})
+    share = compare([own], [own]).cases[0].a.of_copy
+    assert share == row_of(own).of_copy != pytest.approx(30 / 20)

@@ -325,6 +325,10 @@ def test_logs_of_a_revision(log: Path) -> None:
     assert round(found.median() or 0) == 50
     (result,) = compared(log, "rev:first", str(log))
     assert times(result)[0][:2] == (50, 10)
+    # the log still holds what the revision has, which is not what is tuned now
+    for names in (("rev:first", "tuned"), ("tuned", "rev:first")):
+        (result,) = compared(log, *names)
+        assert sorted(times(result)[0][:2]) == [10, 50]
     for name, message in (
         ("none", "expected a revision of"),
         ("empty", "a revision without the folder logs"),

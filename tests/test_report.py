@@ -21,7 +21,7 @@ from lntune.device import Device
 from lntune.log.records import Record, Timing
 from lntune.report.columns import WIDE
 from lntune.report.output import Output, print_table
-from lntune.report.rows import geomean, pairwise, row_of, rows_of, spread, summary
+from lntune.report.rows import geomean, row_of, rows_of, spread, summary
 from lntune.report.tables import (
     cases_table,
     console,
@@ -32,6 +32,7 @@ from lntune.report.tables import (
     summary_lines,
 )
 from lntune.report.verdicts import verdict_lines, verdict_table
+from lntune.timing import pairwise
 
 GOLDEN = Path(__file__).parent / "golden"
 HERE = Device("cpu", "Some CPU", "x86-64-v3", 4)

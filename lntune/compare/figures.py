@@ -8,6 +8,7 @@ from lntune import ops
 from lntune.case import Case
 from lntune.compare.comparison import Measurement
 from lntune.compare.sides import Held
+from lntune.timing import pairwise
 
 
 def least(case: Case) -> tuple[int, int]:
@@ -38,15 +39,15 @@ def measurement(case: Case, held: Held) -> Measurement:
     """One side of a case with its figures."""
     record, us = held.record, held.timing.median_us
     moved, flops = least(case)
-    copy = record.median("copy")
-    if held.timing is record.timings.get("copy"):  # which does not do what the operator does
+    copy = record.timings.get("copy")
+    if held.timing is copy:  # which does not do what the operator does
         moved, flops, copy = 0, 0, None
     return Measurement(
         us=us,
         schedule=held.schedule,
         knobs=held.knobs,
         gbps=moved / us / 1e3 if moved and us else None,
-        of_copy=of_copy(case, copy / us if copy and us else None),
+        of_copy=of_copy(case, pairwise(copy, held.timing)),
         gflops=flops / us / 1e3 if flops and us else None,
         run=record.run,
         time=record.time,

@@ -97,7 +97,7 @@ def compare_records(
 def _begin(a: Found, b: Found, places: Places) -> tuple[list[_Case], list[Between]]:
     """What can be said of each case by itself, and of what happened between runs."""
     both = sorted(a.held.keys() & b.held.keys())
-    chosen = {key: choose(a.held[key], b.held[key]) for key in both}
+    chosen = {key: choose(a, b, key) for key in both}
     noises = {key: doubts.noise(*pair) for key, pair in chosen.items()}
     moves = {
         key: Moves(_move(one, other, "eager"), _move(one, other, "copy"))

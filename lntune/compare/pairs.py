@@ -59,19 +59,20 @@ class Places:
 
 class Found(NamedTuple):
     """What there is of a side: by device and case, oldest first; where only something stale is
-    there; on which devices.
+    there; on which devices; whether it is of a run, not out of the log.
     """
 
     name: str
     held: dict[Key, list[Held]]
     stale: set[Key]
     devices: list[Device]
+    of_run: bool
 
 
 def find(side: Side, log: Sequence[Record], wanted: Wanted, places: Places) -> Found:
     """What there is of a side: of a contender in the log, of runs in their own records."""
     records = side.records if isinstance(side, Runs) else log
-    found = Found(side.name, {}, set(), [])
+    found = Found(side.name, {}, set(), [], isinstance(side, Runs))
     devices: dict[Device, None] = {}
     for record in records:
         if record.status != "ok" or not wanted.takes(record.case):
@@ -90,13 +91,17 @@ def find(side: Side, log: Sequence[Record], wanted: Wanted, places: Places) -> F
     return found
 
 
-def choose(of_a: Sequence[Held], of_b: Sequence[Held]) -> tuple[Held, Held]:
+def choose(a: Found, b: Found, key: Key) -> tuple[Held, Held]:
     """The measurements of a case to compare: the latest undisturbed record that holds both sides
     (which may have been read twice); where none does, that of each.
     """
+    of_a, of_b = a.held[key], b.held[key]
     in_b = {_name(held.record): held for held in of_b}
     both = [(held, in_b[_name(held.record)]) for held in of_a if _name(held.record) in in_b]
     both = [(one, other) for one, other in both if one.record == other.record]
+    if a.of_run or b.of_run:
+        # a log also holds what an old run measured, which says nothing of what came after it
+        both = [(one, other) for one, other in both if one.timing != other.timing]
     if both:
         record = preferred([one.record for one, _ in both])
         return next(pair for pair in both if pair[0].record is record)

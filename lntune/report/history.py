@@ -18,7 +18,7 @@ from lntune.compare import statistics
 from lntune.compare.statistics import ERROR, Estimate
 from lntune.knobs import describe
 from lntune.log.records import Record, measured
-from lntune.report.rows import pairwise
+from lntune.timing import pairwise
 
 
 class Final(msgspec.Struct, frozen=True):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lntune import ops, timing
+from lntune import ops
 from lntune.case import DTYPES, Case, bucket_label
 from lntune.compare import figures
 from lntune.knobs import describe
 from lntune.log import select
 from lntune.log.records import Record, Timing
+from lntune.timing import pairwise
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -77,16 +78,6 @@ class Row(msgspec.Struct, frozen=True):
 
 SAME_ROUNDS, BEST_COPY = "copy in the same rounds", "best copy of the log"
 """"roof" of a row."""
-
-
-def pairwise(slow: Timing | None, fast: Timing | None) -> float | None:
-    """How many times faster `fast` is: the median over rounds of the ratio within a round, which a
-    drifting clock leaves alone; the ratio of medians where the rounds do not match.
-    """
-    if slow is None or fast is None or not fast.median_us:
-        return None
-    same_rounds = len(slow.samples_us) == len(fast.samples_us)
-    return timing.ratio(slow, fast) if same_rounds else slow.median_us / fast.median_us
 
 
 def spread(measured: Timing | None) -> float | None:

@@ -9,8 +9,9 @@ import msgspec
 
 from lntune.log.records import Record
 from lntune.report.columns import KEY, Column, Table, key
-from lntune.report.rows import geomean, pairwise
+from lntune.report.rows import geomean
 from lntune.report.tables import micros, ratio_text
+from lntune.timing import pairwise
 from lntune.words import counted
 
 FEW, MANY = 8, 512
