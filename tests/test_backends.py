@@ -125,10 +125,14 @@ def test_devices_of_two_backends_are_different() -> None:
 
 
 def test_options_of_commands() -> None:
-    """Commands are for the CPU unless they are told otherwise."""
+    """Commands are for the CPU unless they are told otherwise; a device that a newer version knows
+    has none.
+    """
     assert device_of(DEFAULT) == CPU
     assert backends.option(CPU) == ""
     assert backends.option(GPU) == " --target cuda"
+    assert backends.option(msgspec.structs.replace(CPU, kind="npu")) == ""
+    assert backends.option(msgspec.structs.replace(CPU, backend="later")) == ""
 
 
 # --- the emulated GPU

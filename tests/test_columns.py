@@ -592,3 +592,21 @@ def test_a_long_path_in_a_block() -> None:
     terminal = Console(file=out, width=40, force_terminal=True, color_system=None)
     print_table(Output(None, [table]), terminal)
     assert path in out.getvalue()
+
+
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b31m", "\r", "\x00", "\u202e", "\n"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_of_a_log_do_nothing_to_a_terminal(sign: str, terminal: bool) -> None:
+    """What moves a cursor, colours or turns text around is spelled out, in cells, titles and
+    sentences, and breaks no line.
+    """
+    name = f"evil{sign}name"
+    table = Table(name, [Column("case"), Column("us")])
+    table.add(name, "1.00")
+    file = io.StringIO()
+    out = Console(file=file, force_terminal=terminal, width=WIDE, color_system=None)
+    print_table(Output(None, [table], [("lead: ", name)]), out)
+    printed = file.getvalue()
+    assert printed.count("\n") == 4  # the title, the head, a row and a sentence
+    assert sign == "\n" or sign not in printed
+    assert printed.count(repr(name)[1:-1]) == 3

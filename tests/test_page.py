@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import statistics
 from html.parser import HTMLParser
@@ -553,6 +554,27 @@ def test_a_page_is_saved_whole(tmp_path: Path) -> None:
     write.save(path, f"<p>{cells.TIMES}")
     assert path.read_text(encoding="utf-8") == f"<p>{cells.TIMES}"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    """A pipe, as a device such as /dev/stdout, gets the page and stays what it is; so does a link,
+    whose file gets it. A folder is refused.
+    """
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link.html", tmp_path / "file.html"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write.save(pipe, "a page")
+        assert os.read(reader, 100) == b"a page"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    write.save(link, "a page")
+    assert link.is_symlink()
+    assert file.read_text() == "a page"
+    with pytest.raises(InputError, match="--html: got .*expected a file that can be written"):
+        write.save(tmp_path, "a page")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -79,8 +79,10 @@ def best() -> tuple[Device, str]:
 
 def option(device: Device) -> str:
     """What to add to a command that is for a device of this machine: nothing for the CPU, which all
-    commands are for unless they are told otherwise.
+    commands are for unless they are told otherwise, and for a device of a kind that is not known.
     """
+    if (device.backend or _FIRST.get(device.kind)) not in BACKENDS:
+        return ""
     target = of(device).option
     return "" if target == DEFAULT else f" --target {target}"
 

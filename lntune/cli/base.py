@@ -177,7 +177,8 @@ class _Command(TyperCommand):
                 traceback.print_exc()
             message, code = _message(e)
             if ctx.params.get("as_json"):
-                print_json({"error": message, "kind": type(e).__name__})
+                with contextlib.suppress(OSError):  # where that is what went wrong
+                    print_json({"error": message, "kind": type(e).__name__})
             tell(f"lntune: {message}")
             raise typer.Exit(code) from None
 

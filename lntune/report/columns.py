@@ -77,7 +77,7 @@ class Table:
         """One more row; an empty cell is a dash."""
         assert len(cells) == len(self.columns)
         filled = [cell or "-" for cell in cells]
-        self.rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in filled])
+        self.rows.append([c if isinstance(c, Text) else Text(visible(c)) for c in filled])
 
     def undrawn(self) -> list[int]:
         """The places of the columns but for bars."""
@@ -90,7 +90,7 @@ class Table:
     def lines(self, width: int) -> list[Text]:
         """The table for a terminal of that many columns."""
         shown, shared, omitted = self._fit(width)
-        title = ", ".join(part for part in (self.title, *shared) if part)
+        title = visible(", ".join(part for part in (self.title, *shared) if part))
         lines = [Text(title, style="bold")] if title else []
         grid = self._width(shown) <= width
         lines += self._grid(shown, width) if grid else self._blocks(shown, width)
@@ -196,6 +196,16 @@ class Table:
         return lines
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """A text on one line that does nothing to a terminal: names in a log may be anybody's, and hold
+    escape sequences.
+    """
+    return _CONTROLS.sub(lambda sign: repr(sign[0])[1:-1], text)
+
+
 _UNBROKEN = "\u00a0"
 """In place of a space: no line ends there."""
 _COMMAND = re.compile(r"(?:(?<=Run: )|(?<=; ))lntune [^;()]*[^;()\s]")
@@ -214,14 +224,14 @@ def say(out: Console, text: str) -> None:
     """
     for line in text.splitlines() or [""]:
         indent = line[: len(line) - len(line.lstrip())]
-        _lines(out, Text(indent), line.lstrip(), f"{indent}  ")
+        _lines(out, Text(indent), visible(line.lstrip()), f"{indent}  ")
 
 
 def hanging(out: Console, lead: Cell, text: str) -> None:
     """Print a sentence behind a lead; on a terminal its further lines stand below its first word,
     where the lead leaves room for that.
     """
-    first = Text(lead) if isinstance(lead, str) else lead
+    first, text = Text(visible(lead)) if isinstance(lead, str) else lead, visible(text)
     if first.cell_len > out.width // 2:
         say(out, first.plain + text)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,13 +215,17 @@ def _environment() -> Environment:
 
 
 def save(path: Path, page: str) -> None:
-    """Put a page into a file, whole or not at all.
+    """Put a page into a file, whole or not at all; what is there and is no file, such as
+    /dev/stdout or a pipe, is written to and stays what it is.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
-        with scratch.whole(path) as temporary:
+        if path.exists() and not path.is_file():
+            path.write_text(page, encoding="utf-8")
+            return
+        with scratch.whole(Path(os.path.realpath(path))) as temporary:
             temporary.write_text(page, encoding="utf-8")
     except OSError as e:
         expected, reason = "a file that can be written", f"{e.strerror or e}."
