@@ -523,6 +523,19 @@ def test_groups_have_the_numbers_of_their_cases() -> None:
     assert (other.dtype, [i.number for i in other.intervals]) == ("bfloat16", [8])
 
 
+def test_ratios_beyond_the_axis_are_arrows_with_their_figure() -> None:
+    """A ratio past either end of the axis is no point at it: an arrow with the ratio stands there,
+    and a sentence says so where there is one.
+    """
+    far, near = comparison(ratio=32.2, low=30.0, high=34.0), comparison(ratio=8.0, high=8.1)
+    slow = comparison(ratio=0.05, low=0.04, high=0.06)
+    (group,) = compared.groups([far, near, slow], compared.Scale(compared.WIDEST))
+    assert [i.beyond for i in group.intervals] == ["right", "", "left"]
+    text = Reader(write.compare([result(far)], "lntune compare a b")).text
+    assert "Arrows lie beyond the axis" in text and f"32.2{cells.TIMES}" in text
+    assert "Arrows" not in Reader(write.compare([result(near)], "lntune compare a b")).text
+
+
 def test_three_sides_share_a_page() -> None:
     """Each side has its part against the first, and cases are numbered on."""
     third = msgspec.structs.replace(result(comparison(), comparison()), b="default")

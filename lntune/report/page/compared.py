@@ -16,13 +16,16 @@ _TICKS = (1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
 class Interval(NamedTuple):
-    """A case's place in a chart of ratios, in percent of its width: the ratio, and its interval."""
+    """A case's place in a chart of ratios, in percent of its width: the ratio, and its interval;
+    `beyond` is "right" or "left" where the ratio lies past that end of the axis.
+    """
 
     number: int
     comparison: Comparison
     at: float
     start: float
     width: float
+    beyond: str
 
 
 class Group(NamedTuple):
@@ -49,6 +52,10 @@ class Scale(NamedTuple):
         share = math.log(max(ratio, 1e-9)) / math.log(self.limit)
         return round(50 + 50 * max(-1.0, min(1.0, share)), 2)
 
+    def beyond(self, ratio: float) -> str:
+        """Past which end of the chart a ratio lies; empty where it is on it."""
+        return "right" if ratio > self.limit else "left" if ratio < 1 / self.limit else ""
+
     def ticks(self) -> list[tuple[float, str]]:
         """Places and labels: 1, the end, and one between."""
         inner = [t for t in _TICKS if t < self.limit and 25 < self.at(t) - 50 < 40]  # noqa: PLR2004
@@ -70,6 +77,7 @@ def groups(cases: Sequence[Comparison], axis: Scale, first: int = 0) -> list[Gro
     found: dict[tuple[str, str, str], list[Interval]] = {}
     for number, c in enumerate(cases, first):
         start, end = axis.at(c.low), axis.at(c.high)
-        interval = Interval(number, c, axis.at(c.ratio), start, round(end - start, 2))
+        width, beyond = round(end - start, 2), axis.beyond(c.ratio)
+        interval = Interval(number, c, axis.at(c.ratio), start, width, beyond)
         found.setdefault((c.device, c.case.op, c.case.dtype), []).append(interval)
     return [Group(*of, own) for of, own in found.items()]
