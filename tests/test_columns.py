@@ -610,3 +610,10 @@ def test_names_of_a_log_do_nothing_to_a_terminal(sign: str, terminal: bool) -> N
     assert printed.count("\n") == 4  # the title, the head, a row and a sentence
     assert sign == "\n" or sign not in printed
     assert printed.count(repr(name)[1:-1]) == 3
+
+
+def test_a_name_of_several_columns_that_are_left_out_is_said_once() -> None:
+    """What is left out is named once, however many columns have that name."""
+    named = Table("", [Column("a"), *(Column("interval", 1) for _ in range(3))])
+    named.add("1", "2", "3", "4")
+    assert named.lines(10)[-1].plain.startswith("not shown for want of width: interval; ")

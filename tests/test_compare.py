@@ -233,7 +233,7 @@ def test_cases_only_one_side_has_are_named() -> None:
     result = compare([record(64), record(128)], [record(128), record(256)])
     assert [c.case.hidden for c in result.cases] == [128]
     missing = [(m.side, m.case.hidden, m.why, m.command) for m in result.missing]
-    assert missing == [("A", 256, "is not in it", ""), ("B", 64, "is not in it", "")]
+    assert missing == [("A", 256, "not in it", ""), ("B", 64, "not in it", "")]
     assert not compare([record(64)], [record(128)]).cases
 
 

@@ -137,8 +137,19 @@ def test_sentences() -> None:
         " uncertain",
         "FASTER and SLOWER: by more than 1 %, with an error of 5 % for all 5 cases together (Holm)",
         "doubtful in 1: B was disturbed",
-        "not of other (no record holds it) in 1: layer_norm 1x4096 float32",
+        "other is missing in 1 case (no record holds it): layer_norm 1x4096 float32",
         "to measure what is missing: lntune\u00a0tune",
+    ]
+
+
+def test_sides_without_a_case_in_common() -> None:
+    """A side that has no case in common says so, without a mean; several commands are one
+    sentence.
+    """
+    text = report.lines(result(commands=["lntune tune a", "lntune tune b"]), alone=False)
+    assert text == [
+        "other against one: no case that both have",
+        "to measure what is missing: lntune\u00a0tune\u00a0a; lntune\u00a0tune\u00a0b",
     ]
 
 

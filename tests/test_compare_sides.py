@@ -137,13 +137,13 @@ def test_what_is_missing_is_said_with_its_command(log: Path) -> None:
         (
             64,
             "widened_rows",
-            "no record that counts holds it",
+            "not measured",
             f"{command} 64 --dtype bfloat16 --rows 512 --log-dir {log}",
         ),
         (
             128,
             "widened_rows",
-            "was measured only before its code changed",
+            "measured only before its code changed",
             f"{command} 128 --dtype bfloat16 --rows 512 --log-dir {log}",
         ),
         (256, "widened_rows", "does not fit: float32 rows need no widening", ""),

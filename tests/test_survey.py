@@ -300,7 +300,9 @@ def test_filters_of_the_command(folder: Path) -> None:
 
 def test_the_command_it_names_prints_the_same(folder: Path) -> None:
     """The closing line's command, with its options, prints the very same again."""
-    done = run("report", "layer_norm", "--rows", "1", "--device", "made", "--log-dir", folder)
+    asked = ("--rows", "1", "--device", "made", "--log-dir", folder, "--knobs", "--cases")
+    done = run("report", "layer_norm", *asked)
+    assert "--cases --knobs" in done.stdout
     (command,) = re.findall(r"printed again by (lntune report .*), every", done.stdout)
     assert run(*command.split()[1:]).stdout == done.stdout
 

@@ -123,6 +123,8 @@ def report(
             "--target": "" if target == DEFAULT else target,
             "--log-dir": str(log_dir or ""),
             "--history": history,
+            "--cases": every_case,
+            "--knobs": knobs,
         },
     )
     with using_logs(log_dir):

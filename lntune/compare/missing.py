@@ -46,8 +46,8 @@ def find(
 
 def _why(side: Side, stale: bool) -> str:
     if stale:
-        return "was measured only before its code changed"
-    return "is not in it" if isinstance(side, Runs) else "no record that counts holds it"
+        return "measured only before its code changed"
+    return "not in it" if isinstance(side, Runs) else "not measured"
 
 
 def _measure(side: Side, a: Side, b: Side, options: str) -> tuple[str, str]:

@@ -95,7 +95,8 @@ class Table:
         grid = self._width(shown) <= width
         lines += self._grid(shown, width) if grid else self._blocks(shown, width)
         if omitted:
-            names = ", ".join(self.columns[i].name for i in omitted if not self.columns[i].drawn)
+            named = (self.columns[i].name for i in omitted if not self.columns[i].drawn)
+            names = ", ".join(dict.fromkeys(named))
             note = f"not shown for want of width: {names}; --wide or a pipe shows all"
             lines += [Text(note, style="dim")] if names else []
         return lines

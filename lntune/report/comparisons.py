@@ -163,10 +163,10 @@ def lines(result: Result, alone: bool = True) -> list[str]:
     """What a comparison comes to, in sentences; with its sides' names where it is not alone."""
     facts = summarize(result)
     counts = result.counts()
-    verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v]) or "none"
-    mean = f"; geomean A / B {facts.geomean:.3f}" if result.cases else ""
+    verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+    of_all = f"{counted(len(result.cases), 'case')}: {verdicts}; geomean A / B {facts.geomean:.3f}"
     names = "" if alone else f"{result.b} against {result.a}: "
-    text = [f"{names}{counted(len(result.cases), 'case')}: {verdicts}{mean}"]
+    text = [f"{names}{of_all if result.cases else 'no case that both have'}"]
     if len(facts.groups) > 1:
         text += [_of_group(group) for group in facts.groups]
     text += [_of_turn(turn) for turn in facts.turns]
@@ -219,7 +219,7 @@ def _of_drift(between: Between, named: bool) -> str:
     }
     way = ways[between.method] + (", case by case" if between.by_case else "")
     on = f" on {between.device}" if named else ""
-    moved = " and ".join(took) or "neither has eager mode or a copy"
+    moved = " and ".join(took) or "no case that nothing disturbed has eager mode or a copy in both"
     return f"different runs{on}: {moved}; {way}, which leaves {100 * between.error:.1f} % uncertain"
 
 
@@ -231,5 +231,6 @@ def _of_missing(result: Result) -> list[str]:
     text = []
     for (side, why), names in found.items():
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
-        text.append(f"not of {side} ({why}) in {len(names)}: {listed}")
-    return text + [f"to measure what is missing: {whole(command)}" for command in result.commands]
+        text.append(f"{side} is missing in {counted(len(names), 'case')} ({why}): {listed}")
+    commands = "; ".join(map(whole, result.commands))
+    return text + ([f"to measure what is missing: {commands}"] if commands else [])
