@@ -586,7 +586,7 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     write.save(link, "a page")
     assert link.is_symlink()
     assert file.read_text() == "a page"
-    with pytest.raises(InputError, match="--html: got .*expected a file that can be written"):
+    with pytest.raises(InputError, match=r"--html: got .*expected a file that can be written"):
         write.save(tmp_path, "a page")
 
 

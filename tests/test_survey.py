@@ -34,7 +34,7 @@ from lntune.report.output import Output, print_table
 from lntune.report.overview import overviews
 from lntune.report.rows import BEST_COPY, SAME_ROUNDS, geomean, row_of
 from lntune.report.survey import Survey, survey, surveys
-from lntune.report.tables import BAR
+from lntune.report.tables import BAR, micros
 from lntune.versions import Code
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -402,6 +402,20 @@ def test_a_disturbed_measurement_makes_no_step() -> None:
     assert history.finals[1].over_eager is None
     (step,) = history.steps
     assert step.after == log[2].time
+
+
+def test_the_last_time_of_a_history_is_of_its_last_ratio() -> None:
+    """A time that other work disturbed does not stand beside the ratio of the measurement before
+    it.
+    """
+    log = [r for r in made() if r.case == BETTER]
+    tuned = msgspec.structs.replace(log[-1].timings["tuned"], median_us=28_010.0)
+    busy = {**log[-1].timings, "tuned": tuned}
+    log[-1] = msgspec.structs.replace(log[-1], busy=True, timings=busy)
+    table = histories.histories_table(follow(log), "")
+    (row,) = table.rows
+    cells = {c.name: cell.plain for c, cell in zip(table.columns, row, strict=True)}
+    assert cells["last us"] == micros(log[-2].median()) and "28010" not in cells.values()
 
 
 def test_a_slower_machine_is_no_step() -> None:

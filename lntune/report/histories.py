@@ -85,6 +85,7 @@ def histories_table(cases: Sequence[History], title: str) -> Table:
         if len(h.finals) > 1:
             ratios = [f.over_eager for f in h.finals]
             known = [ratio for ratio in ratios if ratio is not None]
+            certain = [f for f in h.finals if f.over_eager is not None] or h.finals
             table.add(
                 h.case.op,
                 h.case.dtype,
@@ -94,7 +95,7 @@ def histories_table(cases: Sequence[History], title: str) -> Table:
                 ratio_text(known[0] if known else None),
                 ratio_text(known[-1] if known else None),
                 curve(known) if known else "",
-                micros(h.finals[-1].tuned_us),
+                micros(certain[-1].tuned_us),
                 str(len(h.steps) or "-"),
                 " ".join(number(ratio) for ratio in ratios),
             )

@@ -17,6 +17,10 @@ COMMANDS = 3
 """Commands that are shown of those that mend something; the facts have all."""
 MEDIANS = "medians; everyone allocates its output at every call"
 
+RATIOS = (
+    "over eager: the median of the ratios within rounds, which a change of the clock between rounds"
+    " leaves alone; not the ratio of the medians"
+)
 ROOF = (
     "of copy: the bandwidth of what has to be moved, as a share of what PyTorch's copy of the first"
     " input reaches in the same rounds: memory's roof, as far as a copy tells"
@@ -38,8 +42,9 @@ def output(
         ]
         if cases:
             tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
+            ratios = [RATIOS] if any(row.speedup for row in one.cases) else []
             roof = [ROOF] if any(row.of_copy for row in one.cases) else []
-            tables[-1].notes = [*roof, *error_lines(one.cases)]
+            tables[-1].notes = [*ratios, *roof, *error_lines(one.cases)]
     facts = [{**msgspec.structs.asdict(one), "again": again} for one in surveys]
     records = [row for one in surveys for row in one.cases]
     return Output(facts, tables, closing(again, cases) if surveys else (), records)
