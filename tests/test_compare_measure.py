@@ -92,6 +92,17 @@ def default(name: str, **knobs: Any) -> Candidate:
     return Candidate(name, tuple({**setting.knobs, **knobs}.items()))
 
 
+def test_a_disturbed_measurement_says_what_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measurement that other work disturbed is logged, and it is said that a quiet one of the
+    same sides is compared in its place.
+    """
+    worker(monkeypatch, lambda job: msgspec.structs.replace(answered(job), busy=True))
+    (said,) = measure(tmp_path, "cached_rows", "eager")
+    assert said == f"{CASE}: {measuring.DISTURBED}" and len(logged(tmp_path)) == 1
+
+
 def test_sides_are_measured_together_and_compared(tmp_path: Path, jobs: list[Final]) -> None:
     """Two schedules, eager mode and torch.compile are one measurement, of default knobs where
     nothing is known better; the log then answers by itself.

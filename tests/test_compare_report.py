@@ -135,7 +135,8 @@ def test_sentences() -> None:
         "different runs: eager mode took 1.25 times as long in A's and a copy took 0.90 times as"
         " long in A's; times are compared over eager mode's, case by case, which leaves 3.0 %"
         " uncertain",
-        "FASTER and SLOWER: by more than 1 %, with an error of 5 % for all 5 cases together (Holm)",
+        "FASTER and SLOWER: by more than 1 %, with an error of 5 % for all 5 cases together (Holm);"
+        " intervals are of each case alone",
         "doubtful in 1: B was disturbed",
         "other is missing in 1 case (no record holds it): layer_norm 1x4096 float32",
         "to measure what is missing: lntune\u00a0tune",

@@ -26,6 +26,10 @@ COMPILING = 180.0
 """Seconds that torch.compile may take beside measuring."""
 SHORT = 0.1
 """Seconds of measuring by which those are found that a comparison fails with."""
+DISTURBED = (
+    "disturbed by other work on the machine; where the log has a measurement of the same sides that"
+    " nothing disturbed, that one is compared"
+)
 
 OnCase = Callable[[int, int, Case], None]
 OnFailure = Callable[[str], None]
@@ -189,8 +193,8 @@ def _measure(
     seconds: float,
     settings: Settings,
 ) -> list[str]:
-    """Measure and log a case; what failed, in words. Where the whole fails, each candidate is
-    measured alone to find which.
+    """Measure and log a case; what failed or was disturbed, in words. Where the whole fails, each
+    candidate is measured alone to find which.
     """
 
     def attempt(candidates: tuple[Candidate, ...], plan: Plan, seconds: float) -> Outcome:
@@ -212,8 +216,9 @@ def _measure(
         with interrupts.held():
             default = plan.default if "default" in outcome.timings else None
             winner = plan.candidates[outcome.winner]
-            journal.record(case, winner, outcome, "comparison", default)
-        return [outcome.message] if outcome.message else []
+            logged = journal.record(case, winner, outcome, "comparison", default)
+        said = [outcome.message] if outcome.message else []
+        return said + ([DISTURBED] if logged.disturbance else [])
     failures = []
     bare = Plan((), None, with_compile=False)
     for candidate in plan.candidates:

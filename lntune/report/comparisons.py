@@ -178,7 +178,8 @@ def lines(result: Result, alone: bool = True) -> list[str]:
     tested = sum(not c.reason for c in result.cases)
     if tested:
         family = (
-            f" for all {counted(tested, 'case')} together ({result.correction})"
+            f" for all {counted(tested, 'case')} together ({result.correction}); intervals are of"
+            " each case alone"
             if tested > 1
             else ""
         )
