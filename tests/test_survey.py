@@ -253,7 +253,15 @@ def test_without_cases_the_summary_says_how_to_see_them() -> None:
     """The summary alone has no line for a case, and names the command that has them."""
     without = shown(surveyed.output([of()], "lntune report", cases=False), 80)
     assert "lntune report --cases" in without and "eager us" not in without
-    assert "--cases" not in shown(surveyed.output([of()], "lntune report"), 80)
+    both = shown(surveyed.output([of()], "lntune report"), 80)
+    assert "--cases" not in both and both.count("\nof copy: ") == without.count("\nof copy: ") == 1
+
+
+def test_bars_of_nothing_are_left_out() -> None:
+    """Where no case has a speedup there is no column of bars for it."""
+    disturbed = [msgspec.structs.replace(r, busy=True) for r in made()[:1]]
+    text = shown(surveyed.output([of(log=disturbed)], "lntune report"), 80)
+    assert "over eager" in text and "up to" not in text
 
 
 def test_a_bar_is_beside_others_of_its_operator() -> None:

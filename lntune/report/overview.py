@@ -79,7 +79,7 @@ def overview_table(overviews: Sequence[Overview], title: str = "") -> Table:
         (Column("over compile", 5), lambda o: ratio_text(o.over_compile)),
         (Column("over untuned", 4), lambda o: ratio_text(o.over_default)),
         (Column("of copy", 1), lambda o: percent(o.of_copy)),
-        (Column("smallest", 6), lambda o: percent(o.smallest_of_copy)),
+        (Column("smallest of copy", 6), lambda o: percent(o.smallest_of_copy)),
         (Column("missing"), lambda o: str(o.missing or "-")),
         (Column("stale"), lambda o: str(o.stale or "-")),
         (Column("disturbed", 7), lambda o: str(o.disturbed or "-")),

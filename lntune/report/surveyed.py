@@ -40,11 +40,13 @@ def output(
             *result_lines(one.cases),
             *(mend_line(mend, one.here) for mend in one.mend),
         ]
+        roof = [ROOF] if any(row.of_copy for row in one.cases) else []
         if cases:
             tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
             ratios = [RATIOS] if any(row.speedup for row in one.cases) else []
-            roof = [ROOF] if any(row.of_copy for row in one.cases) else []
             tables[-1].notes = [*ratios, *roof, *error_lines(one.cases)]
+        else:
+            tables[-1].notes += roof
     facts = [{**msgspec.structs.asdict(one), "again": again} for one in surveys]
     records = [row for one in surveys for row in one.cases]
     return Output(facts, tables, closing(again, cases) if surveys else (), records)

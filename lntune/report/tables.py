@@ -103,7 +103,7 @@ def cases_table(
         ),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
         (
-            eager,
+            any(r.speedup for r in rows),
             Column(longest, 3, right=False, drawn=True),
             lambda r: bar(r.speedup, most[r.op], BAR),
         ),
