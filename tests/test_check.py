@@ -419,6 +419,21 @@ def test_arguments_are_contiguous_and_lie_as_kernels_have_to_take_them(fence: in
     assert seen == ({*ways} if fence == check.FENCE else {(True, True)})
 
 
+@pytest.mark.parametrize("name", ops.OPS)
+def test_a_tolerance_is_at_the_scale_of_what_is_right(name: str) -> None:
+    """What stands in an output's or a sum's place before does not decide how far a kernel may be
+    off: in every style and variant a tolerance is at least its floor at the scale of the truth.
+    """
+    op = ops.get(name)
+    for variant in op.variants:
+        case = Case(name, 8, "float32", 21, variant)
+        for problem in problems.of_styles(name, 8, "float32", variant):
+            for output, truth in problem.truth.items():
+                rule = op.tolerance(case, output)
+                if output in ((rule.of,) if isinstance(rule.of, str) else rule.of):
+                    assert problem.tolerance[output] >= rule.floor * problems.largest(truth)
+
+
 def test_what_a_kernel_raises_comes_through() -> None:
     """An exception of the kernel is the caller's to record."""
 

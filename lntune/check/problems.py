@@ -100,7 +100,7 @@ def _problem(op: Op, case: Case, style: str, rows: int, seed: int, place: str = 
         of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
         # of tiny inputs an output may be tiny: what is 0 instead would be within any other scale
         least = 0.0 if style == "tiny" else tolerance.least
-        scale = max(least, *(largest({**truth, **given}[tensor].double()) for tensor in of))
+        scale = max(least, *(largest({**given, **truth}[tensor].double()) for tensor in of))
         if arg.role == "sum" and rows > ROWS[-1]:  # to which each row adds a rounding
             scale *= 2 * math.sqrt(rows / ROWS[-1])
         allowed[name] = tolerance.times * eager_error[name] + tolerance.floor * scale

@@ -207,7 +207,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     }
     values = {name: matrix.contiguous().to(dtype) for name, matrix in values.items()}
     for arg in arguments(case):
-        if len(arg.shape) == 1:
+        if arg.role == "in" and len(arg.shape) == 1:
             around = 1.0 if arg.name.startswith("weight") else 0.0
             (size,) = arg.sizes(rows, case.hidden)
             values[arg.name] = affine_vector(size, around, case.dtype, style, generator)
