@@ -403,20 +403,34 @@ def test_a_read_outside_is_caught(argument: str, side: int) -> None:
 @pytest.mark.parametrize("fence", [check.FENCE, check.ALIGNED])
 def test_arguments_are_contiguous_and_lie_as_kernels_have_to_take_them(fence: int) -> None:
     """Kernels are checked on contiguous tensors; inputs and outputs are both aligned to 64 bytes in
-    some problems and, unless a kernel may ask for more, to one element only in others, in all four
-    ways.
+    some problems and, unless a kernel may ask for more, to 16 or to one element only in others, in
+    all ways.
     """
     case, seen = case_of("bfloat16"), set()
 
     def kernel(*values: Any) -> None:
         tensors = [v for v in values if isinstance(v, torch.Tensor)]
         assert all(v.is_contiguous() for v in tensors)
-        seen.add((tensors[0].data_ptr() % 64 == 0, tensors[3].data_ptr() % 64 == 0))
-        assert all(v.data_ptr() % 64 in (0, 67 * v.element_size() % 64) for v in tensors)
+        off = 67 * tensors[0].element_size() % 64
+        places = [v.data_ptr() % 64 for v in (tensors[0], tensors[3])]
+        assert {v.data_ptr() % 64 for v in tensors} <= {0, 16, *(67 * s % 64 for s in (2, 4))}
+        seen.add(tuple({0: "64", 16: "16", off: "1"}[place] for place in places))
 
     check.verify(case, kernel, fence)
-    ways = [(a, b) for a in (True, False) for b in (True, False)]
-    assert seen == ({*ways} if fence == check.FENCE else {(True, True)})
+    ways = {(a, b) for aligned in ("64", "16") for a in (aligned, "1") for b in (aligned, "1")}
+    assert seen == (ways if fence == check.FENCE else {("64", "64")})
+
+
+def test_inputs_are_not_all_aligned_alike() -> None:
+    """In some problems the first input is aligned and others are not, and the other way round."""
+    seen = set()
+
+    def kernel(*values: Any) -> None:
+        x, weight = (v for v in values[:2])
+        seen.add((x.data_ptr() % 16 == 0, weight.data_ptr() % 16 == 0))
+
+    check.verify(case_of("float32"), kernel)
+    assert seen >= {(True, False), (False, True)}
 
 
 @pytest.mark.parametrize("name", ops.OPS)
@@ -428,10 +442,11 @@ def test_a_tolerance_is_at_the_scale_of_what_is_right(name: str) -> None:
     for variant in op.variants:
         case = Case(name, 8, "float32", 21, variant)
         for problem in problems.of_styles(name, 8, "float32", variant):
-            for output, truth in problem.truth.items():
+            for output, allowed in problem.tolerance.items():
                 rule = op.tolerance(case, output)
                 if output in ((rule.of,) if isinstance(rule.of, str) else rule.of):
-                    assert problem.tolerance[output] >= rule.floor * problems.largest(truth)
+                    least = rule.floor * problems.largest(problem.truth[output])
+                    assert allowed >= least
 
 
 def test_what_a_kernel_raises_comes_through() -> None:

@@ -142,6 +142,49 @@ def test_rows_that_are_wrong(op: str, how: str) -> None:
     assert name in verdict.message
 
 
+@pytest.mark.parametrize("rows", [*range(2, 17), 260])
+def test_a_number_of_rows(rows: int) -> None:
+    """A kernel whose last row is wrong for one remainder of sixteen is rejected."""
+
+    def harm(named: Named) -> None:
+        if named["y"].shape[0] % 16 == rows % 16:
+            named["y"][-1] = 0
+
+    assert not judged("layer_norm", kernel_of("layer_norm", harm)).ok
+
+
+def of_many(harm: Harm) -> Harm:
+    """Done where there are many rows."""
+
+    def harm_of_many(named: Named) -> None:
+        if named["x"].shape[0] > 100:
+            harm(named)
+
+    return harm_of_many
+
+
+def one_pass(named: Named) -> None:
+    """The variance as the mean square without the square of the mean."""
+    x = named["x"]
+    mean = x.mean(1, keepdim=True)
+    variance = (x * x).mean(1, keepdim=True) - mean * mean
+    xhat = (x - mean) * torch.rsqrt(variance.clamp(min=0) + named["eps"])
+    named["y"].copy_(xhat * named["weight"] + named["bias"])
+
+
+@pytest.mark.parametrize("how", ["one pass", "another eps", "NaN taken for 0"])
+def test_many_rows_by_another_way(how: str) -> None:
+    """Code of its own for many rows is held to what that for few rows is."""
+    before: Harm = {
+        "one pass": lambda _: None,
+        "another eps": with_eps(1e-5),
+        "NaN taken for 0": without(math.nan, 0.0),
+    }[how]
+    harm: Harm = one_pass if how == "one pass" else lambda _: None
+    kernel = kernel_of("layer_norm", of_many(harm), of_many(before))
+    assert not judged("layer_norm", kernel).ok
+
+
 @pytest.mark.parametrize("op", CASES)
 @pytest.mark.parametrize("first", [21, 1000])
 def test_inputs_changed_far_down(op: str, first: int) -> None:
@@ -159,16 +202,28 @@ def test_inputs_changed_far_down(op: str, first: int) -> None:
 
 
 @pytest.mark.parametrize("op", CASES)
-@pytest.mark.parametrize("name", ["aligned output", "misaligned output", "aligned input"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aligned output",
+        "misaligned output",
+        "aligned input",
+        "output aligned to 16",
+        "input aligned to 16",
+    ],
+)
 def test_alignment(op: str, name: str) -> None:
-    """A kernel that is wrong only when an output, or an input, is aligned to 64 bytes, or only when
-    it is not.
+    """A kernel that is wrong only when an output, or an input, is aligned to 64 bytes, or to 16 and
+    no more, or only when it is not.
     """
-    seen = inputs_of(op)[0] if name == "aligned input" else main_of(op)
-    aligned = name != "misaligned output"
+    seen = inputs_of(op)[0] if "input" in name else main_of(op)
 
     def harm(named: Named) -> None:
-        if (named[seen].data_ptr() % 64 == 0) == aligned:
+        if "16" in name:
+            wrong = named[seen].data_ptr() % 64 == 16
+        else:
+            wrong = (named[seen].data_ptr() % 64 == 0) == ("misaligned" not in name)
+        if wrong:
             named[main_of(op)] *= 1.5
 
     assert not judged(op, kernel_of(op, harm)).ok
@@ -311,12 +366,12 @@ def flush(_: Named) -> None:
     torch.set_flush_denormal(True)
 
 
-def leak(megabytes: int) -> Harm:
+def leak(megabytes: float) -> Harm:
     """Memory is kept at every call."""
     kept: list[Any] = []
 
     def harm(_: Named) -> None:
-        kept.append(torch.ones(megabytes << 18))
+        kept.append(torch.ones(int(megabytes * 2**18)))
 
     return harm
 
@@ -359,6 +414,8 @@ def race(named: Named) -> None:
 
 STATES: dict[str, tuple[Callable[[], Harm], str]] = {
     "wrong once in 7 calls": (lambda: now_and_then(7), ""),
+    "wrong once in 100 calls": (lambda: now_and_then(100), ""),
+    "64 KB kept at every call": (lambda: leak(1 / 16), "keeps memory"),
     "denormal numbers flushed from now on": (lambda: flush, "denormal"),
     "1 MB kept at every call": (lambda: leak(1), "keeps memory"),
     "300 MB kept at every call": (lambda: leak(300), "keeps memory"),

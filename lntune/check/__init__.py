@@ -26,7 +26,7 @@ from lntune.check.beside_eager import compare_with_eager
 from lntune.check.memory import ALIGNED, FENCE, guarded
 from lntune.check.problems import KEPT_BYTES, ROWS, SEVERAL, Problem, largest
 from lntune.device import Device, current
-from lntune.ops.op import Op
+from lntune.ops.op import Arg, Op
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -49,8 +49,18 @@ LARGE = 1e4
 """Around inputs in every other problem: what is read there and is a NaN may be lost in a maximum,
 what is large shows in every sum.
 """
-CALLS = 12
-"""Calls of a thorough check, whose outputs have to be the same."""
+HALF_ALIGNED = 16
+"""Bytes behind a boundary at which a tensor is aligned for some accesses and not for wider ones, as
+one is that begins with a later row of another.
+"""
+HARD = ("shifted", "special")
+"""Styles that a thorough check has of many rows, too, for which a schedule may have other code than
+for few: means far above sigma; infinities, NaNs, another eps, weights large, zero and denormal.
+"""
+CALLS, MOST_CALLS, CALLED = 12, 200, 1 << 26
+"""Calls of a thorough check, whose outputs have to be the same: the fewest, the most, and of how
+many bytes in all there are more than the fewest.
+"""
 
 
 def forget() -> None:
@@ -90,13 +100,18 @@ class _Checked:
     before: traces.State = field(default_factory=traces.state)
 
 
-def _layout(checked: _Checked, number: int) -> tuple[float, int, int]:
-    """(what is around inputs, the fence of inputs, that of outputs) in a problem: all ways of being
-    aligned come in turn, where a kernel has to take them.
+def _fence(checked: _Checked, number: int, arg: Arg, first: bool) -> int:
+    """How many elements behind a boundary an argument of a problem lies: all ways of being aligned
+    come in turn, where a kernel has to take them. In every other four problems what is aligned is
+    so to 16 bytes alone, and the `first` input otherwise than the others.
     """
-    fill = float("nan") if number % 2 == 0 else LARGE
-    given = checked.fence if number % 4 in (0, 1) else ALIGNED
-    return fill, given, checked.fence if number % 4 in (0, 2) else ALIGNED
+    off = number % 4 in ((0, 1) if arg.role == "in" else (0, 2))
+    other = checked.fence == FENCE and number // 4 % 2 == 1
+    if other and arg.role == "in" and not first:
+        off = not off
+    if off:
+        return checked.fence
+    return ALIGNED + (HALF_ALIGNED // (4 if arg.dtype == "float32" else 2) if other else 0)
 
 
 def _arguments(
@@ -107,7 +122,7 @@ def _arguments(
     """
     import torch
 
-    fill, given, outputs = _layout(checked, number)
+    fill = float("nan") if number % 2 == 0 else LARGE
     values: list[Any] = []
     tensors: dict[str, Guarded] = {}
     for arg in checked.op.arguments(checked.case):
@@ -118,11 +133,12 @@ def _arguments(
             getattr(torch, arg.dtype),
             arg.sizes(problem.rows, checked.case.hidden, checked.case.blocks(checked.device)),
         )
+        fence = _fence(checked, number, arg, first=not values)
         if arg.role == "in":
-            tensor = guarded(sizes, dtype, fill, given, checked.place)
+            tensor = guarded(sizes, dtype, fill, fence, checked.place)
             tensor.view.copy_(problem.given[arg.name])
         else:
-            tensor = guarded(sizes, dtype, None, outputs, checked.place)
+            tensor = guarded(sizes, dtype, None, fence, checked.place)
         if arg.role == "sum":
             tensor.view.copy_(torch.arange(tensor.view.numel()).view(sizes) % 7 - 3)
         tensors[arg.name] = tensor
@@ -225,8 +241,8 @@ def verify(
     thoroughly: bool = False,
 ) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input, and where that is right with
-    `more_rows`, numbers of rows, on plain random input; `thoroughly`, on a CPU: also on one thread,
-    and call after call.
+    `more_rows`, numbers of rows, on plain random input; `thoroughly`, on a CPU: also on many rows
+    of the styles in HARD, on one thread, and call after call.
 
     `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
     that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
@@ -258,6 +274,12 @@ def verify(
         problem = problems.of_rows(case, rows, place)
         message, shares, _ = _judge(checked, problem, number)
         errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
+    if thoroughly and more_rows:
+        many = min((n for n in more_rows if n > SEVERAL), default=max(more_rows))
+        for number, style in enumerate(HARD):
+            if not message:
+                problem = problems.of_rows(case, many, place, style)
+                message, _, _ = _judge(checked, problem, number)
     if thoroughly and not message:
         message = _again(checked)
     if not checked.flushed and traces.restored_denormals():
@@ -298,4 +320,5 @@ def _again(checked: _Checked) -> str:
                 return f"{name}: another result when it is called again with the same inputs"
         return ""
 
-    return traces.watch(call, CALLS, checked.before)
+    calls = min(MOST_CALLS, max(CALLS, CALLED // problem.bytes))
+    return traces.watch(call, calls, checked.before)

@@ -120,20 +120,20 @@ def of_styles(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[Prob
     )
 
 
-_kept: dict[tuple[str, int, str, str, int, str], Problem] = {}
+_kept: dict[tuple[str, int, str, str, int, str, str], Problem] = {}
 
 
-def of_rows(case: Case, rows: int, place: str) -> Problem:
-    """A problem of so many rows, plain random, on the device; the latest ones are kept as far as
-    KEPT_BYTES go.
+def of_rows(case: Case, rows: int, place: str, style: str = "normal") -> Problem:
+    """A problem of so many rows, on the device; the latest ones are kept as far as KEPT_BYTES
+    go.
     """
-    key = (case.op, case.hidden, case.dtype, case.variant, rows, place)
+    key = (case.op, case.hidden, case.dtype, case.variant, rows, place, style)
     problem = _kept.pop(key, None)
     if problem is None:
         held = msgspec.structs.replace(case, rows=rows)
-        problem = _problem(ops.get(case.op), held, "normal", rows, rows, place)
+        problem = _problem(ops.get(case.op), held, style, rows, rows, place)
         # of few numbers eager's own error is a matter of luck
-        (usual,) = (p for p in of_styles(*key[:4]) if p.style == "normal" and p.rows == ROWS[-1])
+        (usual,) = (p for p in of_styles(*key[:4]) if p.style == style and p.rows == ROWS[-1])
         allowed = {n: max(t, usual.tolerance[n]) for n, t in problem.tolerance.items()}
         problem = msgspec.structs.replace(problem, tolerance=allowed)
     _kept[key] = problem

@@ -23,8 +23,10 @@ FEW_ROWS = (2, 3, 4, 6, 7, check.SEVERAL)
 """Rows a kernel is checked with besides: every remainder of the rows that are worked on side by
 side, and several for each thread.
 """
-MANY_ROWS = (260, 1029)
-"""Rows beside those of the case for what is to serve calls: more than a byte counts, and many."""
+MANY_ROWS = (5, *range(8, 17), 260, 1029)
+"""Rows beside those of the case for what is to serve calls: every remainder of sixteen, more than a
+byte counts, and many.
+"""
 MOST_ELEMENTS = 1 << 21
 """Of a row count that is checked against float64."""
 _SHARE = 16
