@@ -125,9 +125,10 @@ def test_sentences() -> None:
         result(*cases, missing=[missing], commands=["lntune tune"], between=[between])
     )
     assert text == [
-        "6 cases: 2 FASTER, 2 SLOWER, 1 SAME, 1 UNSURE; geomean A / B 0.992",
+        "6 cases: 2 FASTER, 2 SLOWER, 1 SAME, 1 UNSURE; geomean A / B 0.990 in the 5 that are not"
+        " doubtful",
         "layer_norm float32: geomean 0.990 in 5 cases, 2 FASTER, 2 SLOWER, 1 SAME",
-        "layer_norm bfloat16: geomean 1.000 in 1 case, 1 UNSURE",
+        "layer_norm bfloat16: 1 case, 1 UNSURE",
         "layer_norm: other from hidden 512 on in float32, one below",
         "other gains most: 1.20x in layer_norm 512x1024 float32, 1.10x in layer_norm 512x512"
         " float32",
@@ -141,6 +142,19 @@ def test_sentences() -> None:
         "other is missing in 1 case (no record holds it): layer_norm 1x4096 float32",
         "to measure what is missing: lntune\u00a0tune",
     ]
+
+
+def test_doubtful_ratios_are_in_no_mean() -> None:
+    """What other work disturbed, which may be off by a factor of hundreds, is in no mean; of such
+    cases alone there is none. The end of an interval that says nothing is short.
+    """
+    far = comparison(64, 0.006, verdict="UNSURE", reason="B was disturbed", high=1e28)
+    assert summarize(result(far, comparison(128, 1.5))).geomean == pytest.approx(1.5)
+    alone = result(far)
+    assert summarize(alone).geomean is None
+    output = report.output([alone])
+    assert "geomean" not in report.lines(alone)[0] + str(output.headline)
+    assert ".. >10000 " in shown([alone], 120)
 
 
 def test_sides_without_a_case_in_common() -> None:

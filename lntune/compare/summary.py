@@ -22,14 +22,14 @@ Axis = Literal["hidden", "rows"]
 
 
 class Group(msgspec.Struct, frozen=True):
-    """The cases of an operator and dtype: the geometric mean of their ratios A / B, and how many
-    have each verdict.
+    """The cases of an operator and dtype: the geometric mean of their ratios A / B, of those that
+    are not doubtful (None where all are), and how many have each verdict.
     """
 
     op: str
     dtype: str
     cases: int
-    geomean: float
+    geomean: float | None
     verdicts: dict[Verdict, int]
 
 
@@ -50,10 +50,11 @@ class Turn(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """What a comparison comes to. `gains` are the cases in which B is fastest beside A, and
     `losses` those in which it is slowest, the largest first, of those that are decided; `only` has
-    how many cases each side has alone.
+    how many cases each side has alone. The mean is of the cases that are not doubtful, None where
+    all are.
     """
 
-    geomean: float
+    geomean: float | None
     groups: list[Group]
     turns: list[Turn]
     gains: list[Comparison]
@@ -68,7 +69,7 @@ def summarize(result: Result) -> Summary:
         grouped.setdefault((c.case.op, c.case.dtype), []).append(c)
     decided = [c for c in result.cases if c.verdict in ("FASTER", "SLOWER")]
     return Summary(
-        geomean=_geomean(c.ratio for c in result.cases),
+        geomean=geomean(result.cases),
         groups=[_group(*key, cases) for key, cases in grouped.items()],
         turns=[turn for key, cases in grouped.items() for turn in _turns(result, *key, cases)],
         gains=_largest(c for c in decided if c.verdict == "FASTER"),
@@ -80,14 +81,15 @@ def summarize(result: Result) -> Summary:
     )
 
 
-def _geomean(ratios: Iterable[float]) -> float:
-    logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+def geomean(cases: Iterable[Comparison]) -> float | None:
+    """The geometric mean of the ratios that are not doubtful; None where all are."""
+    logs = [math.log(c.ratio) for c in cases if not c.reason]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _group(op: str, dtype: str, cases: Sequence[Comparison]) -> Group:
     counts = {verdict: sum(c.verdict == verdict for c in cases) for verdict in VERDICTS}
-    return Group(op, dtype, len(cases), _geomean(c.ratio for c in cases), counts)
+    return Group(op, dtype, len(cases), geomean(cases), counts)
 
 
 def _largest(cases: Iterable[Comparison]) -> list[Comparison]:

@@ -19,6 +19,7 @@ from lntune.report.tables import micros, number, percent
 from lntune.words import counted
 
 _STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
+_FAR = 10_000
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -38,7 +39,9 @@ def _headline(result: Result) -> str:
     """A comparison in a sentence."""
     counts, cases = result.counts(), counted(len(result.cases), "case")
     won = f"FASTER in {counts['FASTER']} and SLOWER in {counts['SLOWER']} of {cases}"
-    return f"{result.b} against {result.a}: {won}, geomean {summarize(result).geomean:.3f}"
+    mean = summarize(result).geomean
+    of_all = "" if mean is None else f", geomean {mean:.3f}"
+    return f"{result.b} against {result.a}: {won}{of_all}"
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _side(
     columns: list[tuple[bool, Column, Callable[[Comparison], Cell]]] = [
         (True, Column(f"{letter} us", 3), lambda c: micros(c.b.us)),
         (True, Column(f"A / {letter}"), lambda c: f"{c.ratio:.3f}"),
-        (True, Column("95 % interval", 2), lambda c: f"{c.low:.3f} .. {c.high:.3f}"),
+        (True, Column("95 % interval", 2), lambda c: f"{_bound(c.low)} .. {_bound(c.high)}"),
         (True, Column("verdict", right=False), lambda c: Text(c.verdict, _STYLES[c.verdict])),
         (any(c.drift for c in cases), Column("eager's A / B", 5), lambda c: number(c.drift, 3)),
         (
@@ -156,6 +159,11 @@ def _side(
     return [(column, cell) for shown, column, cell in columns if shown]
 
 
+def _bound(ratio: float) -> str:
+    """An end of an interval; of some that say nothing the figures would fill a line."""
+    return f"{ratio:.3f}" if ratio < _FAR else f">{_FAR}"
+
+
 # --- sentences
 
 
@@ -164,7 +172,11 @@ def lines(result: Result, alone: bool = True) -> list[str]:
     facts = summarize(result)
     counts = result.counts()
     verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
-    of_all = f"{counted(len(result.cases), 'case')}: {verdicts}; geomean A / B {facts.geomean:.3f}"
+    of_all = f"{counted(len(result.cases), 'case')}: {verdicts}"
+    if facts.geomean is not None:
+        sure = sum(not c.reason for c in result.cases)
+        of = f" in the {sure} that are not doubtful" if sure < len(result.cases) else ""
+        of_all += f"; geomean A / B {facts.geomean:.3f}{of}"
     names = "" if alone else f"{result.b} against {result.a}: "
     text = [f"{names}{of_all if result.cases else 'no case that both have'}"]
     if len(facts.groups) > 1:
@@ -192,10 +204,8 @@ def lines(result: Result, alone: bool = True) -> list[str]:
 
 def _of_group(group: Group) -> str:
     verdicts = ", ".join(f"{n} {v}" for v, n in group.verdicts.items() if n)
-    return (
-        f"{group.op} {group.dtype}: geomean {group.geomean:.3f} in"
-        f" {counted(group.cases, 'case')}, {verdicts}"
-    )
+    mean = "" if group.geomean is None else f"geomean {group.geomean:.3f} in "
+    return f"{group.op} {group.dtype}: {mean}{counted(group.cases, 'case')}, {verdicts}"
 
 
 def _of_turn(turn: Turn) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lntune.compare.comparison import Comparison
-from lntune.report.rows import geomean
+from lntune.compare.summary import geomean
 
 WIDEST = 8.0
 """A chart of ratios shows no more than this many times faster or slower."""
@@ -38,8 +38,8 @@ class Group(NamedTuple):
 
     @property
     def geomean(self) -> float | None:
-        """The geometric mean of their ratios."""
-        return geomean(i.comparison.ratio for i in self.intervals)
+        """The geometric mean of their ratios, of those that are not doubtful."""
+        return geomean(i.comparison for i in self.intervals)
 
 
 class Scale(NamedTuple):
