@@ -612,7 +612,7 @@ def test_report_writes_a_page(tmp_path: Path, log_dir: Path) -> None:
     done = CliRunner().invoke(app, [*asked, "--html", str(path)])
     assert done.exit_code == 0, done.output
     page = path.read_text(encoding="utf-8")
-    assert "tuned us" in done.stdout and f"wrote {path}" in done.stderr
+    assert "tuned us" in done.stdout and f"The page is in {path}." in done.stderr
     command = f"lntune {' '.join(asked[:3])} --log-dir {log_dir} --html {path}"
     assert command in Reader(page).text
     printed = CliRunner().invoke(app, [*asked, "--format", "html"]).stdout

@@ -149,7 +149,7 @@ def report(
             from lntune.report.page.write import save
 
             save(html, page())
-            tell(f"wrote {html}")
+            tell(f"The page is in {html}.")
         if plot and output.records:
             plots.of_logs(folders, schedules, plot, wanted, owner)
             tell(f"The plot is in {plot}.")
