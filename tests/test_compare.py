@@ -63,6 +63,15 @@ def test_the_same_measurement_is_the_same() -> None:
         assert (comparison.verdict, comparison.ratio, comparison.method) == ("SAME", 1, "paired")
 
 
+@pytest.mark.parametrize("contender", ["eager", "copy"])
+@pytest.mark.parametrize("us", [-100.0, 0.0])
+def test_times_that_make_no_sense_say_nothing_of_a_drift(contender: str, us: float) -> None:
+    """A contender whose time is 0 or below tells nothing of what happened between runs."""
+    timings = {"tuned": samples(50), "eager": EAGER, "copy": COPY, contender: timing(*[us] * 60)}
+    comparison = compare([record()], [record(run="later", timings=timings)]).cases[0]
+    assert comparison.ratio == pytest.approx(1, rel=0.1)
+
+
 def test_noise_is_unsure() -> None:
     """Where samples scatter by more than they differ nothing is claimed."""
     noisy = {"tuned": samples(105, 0.3, 9, seed=1), "eager": EAGER, "copy": COPY}

@@ -696,6 +696,19 @@ def test_an_interrupt_while_the_worker_starts(
     assert tune.tune([CASE], settings("plain")).interrupted
 
 
+def test_an_interrupt_before_anything_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
+) -> None:
+    """Ctrl-C before there is a worker: the summary names the log all the same."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "Worker", interrupted)
+    summary = tune.tune([CASE], settings("plain", log_dir=tmp_path))
+    assert (summary.interrupted, summary.log_dir) == (True, tmp_path)
+
+
 def test_a_failing_log_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: type[FakeWorker]
 ) -> None:

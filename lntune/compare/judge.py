@@ -118,7 +118,7 @@ def _begin(a: Found, b: Found, places: Places) -> tuple[list[_Case], list[Betwee
 def _move(a: Held, b: Held, contender: str) -> float | None:
     """The logarithm of A / B of a contender that both records have."""
     one, other = a.record.median(contender), b.record.median(contender)
-    return math.log(one / other) if one and other else None
+    return math.log(one / other) if one and other and min(one, other) > 0 else None
 
 
 def _case(

@@ -13,6 +13,7 @@ from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.measure.jobs import Open
 from lntune.measure.worker import START_SECONDS, Worker
+from lntune.system import paths
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.run import Run
@@ -44,7 +45,7 @@ def tune(
     settings = settings or Settings()
     check_settings(settings, cases)
     start = time.monotonic()
-    summary = Summary()
+    summary = Summary(log_dir=settings.log_dir or paths.log_dir())
     builds_ahead = backends.of(settings.target).builds_ahead
     try:
         with contextlib.ExitStack() as stack:

@@ -60,7 +60,6 @@ class Run:
         self.end = math.inf
         """When the run's time is over, on time.monotonic's clock."""
         self._candidates: dict[Case, Candidates] = {}
-        summary.log_dir = self.journal.folder
 
     def candidates(self, case: Case) -> Candidates:
         """What there is to try. Kept for the next case, which is begun early: to list thousands
