@@ -552,7 +552,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     done = process(ONCE, LNTUNE_CACHE_DIR=str(tmp_path / "file" / "cache"))
     assert done.returncode == 0, done.stderr
     assert (
-        done.stdout.startswith("1 ['BuildError', 'BuildError'] ")
+        done.stdout.startswith("1 ['StoreError', 'StoreError'] ")
         and "LNTUNE_CACHE_DIR" in done.stdout
     )
 
