@@ -363,3 +363,18 @@ def test_an_empty_log_says_what_fills_it(log: Path) -> None:
     """Where nothing was measured at all, tuning is what measures most of it."""
     with pytest.raises(InputError, match="Run: lntune tune --log-dir"):
         compared(log, "eager", "tuned")
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    """What is neither a file nor a folder is refused, instead of being read without end."""
+    pipe = tmp_path / "before.json"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"before\.json: got a device or a pipe"):
+        sources.load(pipe)
+
+
+@pytest.mark.parametrize("smallest", [-0.01, 1.0, float("nan")])
+def test_a_smallest_difference_that_makes_no_sense(smallest: float) -> None:
+    """From Python, too, the smallest difference that matters is a share."""
+    with pytest.raises(InputError, match="smallest"):
+        compare.compare("default", "eager", smallest=smallest)

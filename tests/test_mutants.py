@@ -450,6 +450,24 @@ def test_what_is_added_to_an_output() -> None:
     assert not judged("layer_norm", adding()).ok
 
 
+@pytest.mark.parametrize(("hidden", "rows", "first"), [(4096, 512, 1100), (512, 4096, 4200)])
+def test_wrong_on_more_rows_than_are_timed(hidden: int, rows: int, first: int) -> None:
+    """A record serves more rows than it is measured with, so what is wrong there is seen."""
+    case, backend = Case("layer_norm", hidden, "float32", rows), backends.of(DEVICE)
+
+    def kernel(x: Any, weight: Any, bias: Any, eps: float, y: Any) -> None:
+        y.copy_(torch.nn.functional.layer_norm(x, (hidden,), weight, bias, eps))
+        y[first:] = 0
+
+    names = [a.name for a in ops.get("layer_norm").arguments(case)]
+
+    def called(*values: Any) -> None:
+        kernel(**dict(zip(names, values, strict=True)))
+
+    (given,) = backend.inputs(case, DEVICE)
+    assert "y: " in backend.compare(case, DEVICE, called, given)
+
+
 @pytest.mark.parametrize("op", CASES)
 def test_a_right_one_is_accepted(op: str) -> None:
     """The kernels above without their harm are right."""

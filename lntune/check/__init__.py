@@ -156,7 +156,7 @@ def _run(checked: _Checked, problem: Problem, number: int) -> tuple[dict[str, An
     roles = {a.name: a.role for a in checked.op.arguments(checked.case)}
     before = {n: t.view.clone() for n, t in tensors.items() if roles[n] in ("in", "sum")}
     kept = ""
-    if checked.place == "cpu":
+    if all(tensor.view.is_cpu for tensor in tensors.values()):
         kept = checked.growth.call(checked.kernel, *values)
     else:  # the first launch makes all of the GPU's context
         checked.kernel(*values)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lntune.compare import run
 from lntune.compare.comparison import Result
 from lntune.compare.statistics import SMALLEST
+from lntune.errors import InputError, got_expected
 from lntune.log.wanted import Wanted
 
 
@@ -37,10 +38,13 @@ def compare(
 
     Raises:
         UnknownNameError: a side names nothing.
+        InputError: `smallest` is no share.
         InputError: a side cannot be compared, or there is no case that both have.
         LogError: a file cannot be read.
     """
     wanted = Wanted.of(op, hidden, dtype, rows)
+    if not 0 <= smallest < 1:
+        raise InputError(got_expected("smallest", smallest, "a share from 0 on and below 1"))
     folder = None if log_dir is None else Path(log_dir)
     options = run.Options(target=target, log_dir=folder, smallest=smallest)
     (result,) = run.compare_sides(run.parse((a, b), options), wanted, options)

@@ -37,6 +37,8 @@ def load(path: Path) -> list[Record]:
         InputError: neither, or nothing was measured there.
         LogError: it cannot be read.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(got_expected(str(path), "a device or a pipe", EXPECTED))
     try:
         logs = path.is_dir() or path.suffix == ".jsonl"
         measured = _finals(path) if logs else _benchmarks(path)
