@@ -61,7 +61,8 @@ MOVED = (0.0, 0.05, 0.2)
 PLACED = (0.002, 0.01, 0.02)
 DEVICE = Device("cpu", "made up", "x86-64-v4", 2)
 LEAST_ROUNDS, LEAST_CASES = 9, 12
-SECONDS = 1.0
+SECONDS = 6.0
+"""A case, as `lntune compare --measure` has it."""
 BLOCK = 10
 """Rounds that are drawn together, so that neighbours stay alike."""
 SCATTER, TAIL, TAILED = 0.03, 0.6, 0.06
