@@ -35,6 +35,8 @@ MOST_ELEMENTS = 1 << 21
 """Of a row count that is checked against float64."""
 COMPARED_ELEMENTS, BEYOND = 1 << 23, 101
 """Elements of what is compared with eager mode beside a case's own, and rows beyond those."""
+MOST_ROWS = 2048
+"""Of more the largest error is of a row that is next to constant."""
 _SHARE = 16
 """At most this fraction of the free memory is copied."""
 
@@ -149,7 +151,7 @@ class Cpu(HostBackend):
 def more_than(case: Case) -> int:
     """More rows than a case has, as far as it does not take long to try them."""
     beyond = case.rows + case.rows // 8 + BEYOND
-    usual = COMPARED_ELEMENTS // case.hidden + BEYOND
+    usual = min(MOST_ROWS, COMPARED_ELEMENTS // case.hidden) + BEYOND
     return max(usual, beyond if beyond * case.hidden <= 4 * COMPARED_ELEMENTS else 0)
 
 
