@@ -11,7 +11,7 @@ import msgspec
 from lntune import ops
 from lntune.case import Case
 from lntune.check import problems
-from lntune.check.problems import ROWS, largest
+from lntune.check.problems import largest
 from lntune.device import Device
 from lntune.ops.op import Arg, Op
 from lntune.words import counted
@@ -48,8 +48,7 @@ def compare_with_eager(
 
     op = ops.get(case.op)
     case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
-    styles = problems.of_styles(case.op, case.hidden, case.dtype, case.variant)
-    usual = next(p for p in styles if p.style == "normal" and p.rows == ROWS[-1])
+    usual = problems.usual(case)
     values: list[Any] = []
     outputs: dict[Arg, Any] = {}
     for arg in op.arguments(case):
