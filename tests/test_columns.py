@@ -109,7 +109,7 @@ def kernel(arch: str) -> Inspection:
 def the_compared(sides: int = 1) -> Table:
     """A comparison of some sides with the first, with a verdict that an interval cannot give."""
     a, b = (
-        Measurement(us, name, {"lanes": lanes}, 12.3, 0.98, 4.5)
+        Measurement(us, name, {"lanes": lanes}, 12.3, 0.98, 4.5, 7.25)
         for us, name, lanes in ((12_345.6, "cached_rows", 4), (7_654.3, "widened_rows", 8))
     )
     compared = [

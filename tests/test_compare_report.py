@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 
 from lntune.case import Case
 from lntune.cli import app
+from lntune.compare import figures
 from lntune.compare.comparison import Between, Comparison, Measurement, Missing, Result
 from lntune.compare.differences import differences
+from lntune.compare.sides import Contender
 from lntune.compare.statistics import Verdict
 from lntune.compare.summary import Turn, summarize
+from lntune.log.records import Rival
 from lntune.report import comparisons as report
 
 
@@ -278,3 +281,19 @@ def test_the_smallest_difference_is_a_share(text: str, files: tuple[Path, Path])
     """What is no share from 0 up to 1 is refused."""
     done = run(*files, "--smallest", text)
     assert done.exit_code == 2 and "expected a share such as 3% or 0.03" in done.stderr
+
+
+def test_instructions_where_they_are_known() -> None:
+    """A column for each side that has them, and none where no side has: of CPUs."""
+    other = Rival("widened_rows", {"lanes": 8}, samples(40), instructions=5.25)
+    known = record(rivals=(other,), instructions=9.5)
+    sides = [Contender(name, schedule=name) for name in ("cached_rows", "widened_rows")]
+    held = [side.held(known) for side in sides]
+    measured = [figures.measurement(known.case, one) for one in held if one is not None]
+    assert [m.instructions for m in measured] == [9.5, 5.25]
+    a, b = measured
+    compared = msgspec.structs.replace(comparison(64, 2.0), a=a, b=b)
+    names = [column.name for column in report.tables([result(compared)])[0].columns]
+    assert {"A instr./element", "B instr./element"} <= set(names)
+    names = [column.name for column in report.tables([result(comparison(64, 2.0))])[0].columns]
+    assert not any("instr" in name for name in names)

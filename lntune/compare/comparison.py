@@ -24,7 +24,8 @@ times in different runs; by how much faster than eager mode, or than a copy, eac
 class Measurement(msgspec.Struct, frozen=True):
     """One side of a case: median in microseconds, what was measured (`schedule` is empty of eager
     mode and torch.compile), its bandwidth in GB/s and as a share of a copy's in the same rounds,
-    and its billions of operations a second. `run` and `time` are those of the record it is from.
+    its billions of operations a second, and the instructions that threads issue for an element of a
+    row, where building it has told them. `run` and `time` are those of the record it is from.
     """
 
     us: float
@@ -33,6 +34,7 @@ class Measurement(msgspec.Struct, frozen=True):
     gbps: float | None = None
     of_copy: float | None = None
     gflops: float | None = None
+    instructions: float | None = None
     run: str = ""
     time: str = ""
 

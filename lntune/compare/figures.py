@@ -49,6 +49,7 @@ def measurement(case: Case, held: Held) -> Measurement:
         gbps=moved / us / 1e3 if moved and us else None,
         of_copy=of_copy(case, pairwise(copy, held.timing)),
         gflops=flops / us / 1e3 if flops and us else None,
+        instructions=held.instructions,
         run=record.run,
         time=record.time,
     )

@@ -39,13 +39,16 @@ _REVISION = "rev:"
 
 
 class Held(NamedTuple):
-    """What a record holds of a side. `schedule` is empty of PyTorch's own."""
+    """What a record holds of a side. `schedule` is empty of PyTorch's own; `instructions` are for
+    an element of a row, where they are known.
+    """
 
     record: Record
     timing: Timing
     schedule: str = ""
     knobs: dict[str, Value] = {}  # noqa: RUF012 (never changed)
     code: Code = Code()
+    instructions: float | None = None
 
     @property
     def stale(self) -> bool:
@@ -109,12 +112,15 @@ class Contender(msgspec.Struct, frozen=True):
 
 
 def _winner(record: Record) -> Held:
-    return Held(record, record.timings["tuned"], record.schedule, record.knobs, record.code)
+    r = record
+    return Held(r, r.timings["tuned"], r.schedule, r.knobs, r.code, r.instructions)
 
 
 def _tried(record: Record) -> list[Held]:
     """The schedules that a record holds, each with its knobs."""
-    rivals = [Held(record, r.timing, r.schedule, r.knobs, r.code) for r in record.rivals]
+    rivals = [
+        Held(record, r.timing, r.schedule, r.knobs, r.code, r.instructions) for r in record.rivals
+    ]
     return [_winner(record), *rivals] if "tuned" in record.timings else rivals
 
 

@@ -59,6 +59,16 @@ class Facts(msgspec.Struct, frozen=True):
         """What keeps a candidate from being measured."""
         return (*(problem for kernel in self.kernels for problem in kernel.problems), *self.moved)
 
+    def instructions(self, case: Case) -> float:
+        """Instructions that threads issue for an element of a row, in all kernels together, by the
+        way that the model takes through their code.
+        """
+        issued = (
+            (part.once.slots + part.turns * part.turn.slots) * part.blocks * part.threads
+            for part in self.parts
+        )
+        return sum(issued) / (case.rows * case.hidden)
+
 
 def shortened(case: Case, schedule: Schedule, setting: Any, device: Device) -> Case:
     """The case with the shortest row that the knobs fit and that ends as raggedly as the case's

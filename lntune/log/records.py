@@ -93,7 +93,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 class Rival(msgspec.Struct, frozen=True):
     """A finalist that did not win; its samples are of the same rounds as those of the record that
-    it is in. `errors` and `versus_eager` are like the record's.
+    it is in. `errors`, `versus_eager` and `instructions` are like the record's.
     """
 
     schedule: str
@@ -102,6 +102,7 @@ class Rival(msgspec.Struct, frozen=True):
     code: Code = Code()
     errors: dict[str, float] = {}
     versus_eager: dict[str, float] = {}
+    instructions: float | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +113,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     output, the largest error against float64 as a share of the tolerance (1 is the limit);
     `versus_eager` the largest error on plain random inputs divided by eager's own. `busy` is True
     when other work disturbed the measurement, False when it did not, None when that is not known.
-    `clocks` are a GPU's in MHz before, in and after the measurement.
+    `clocks` are a GPU's in MHz before, in and after the measurement. `instructions` are those that
+    threads issue for an element of a row, read off the compiled code; None where they are not known
+    (on CPUs, and of kernels that were not built ahead).
     """
 
     schema: int = SCHEMA
@@ -132,6 +135,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     default: Setting | None = None
     rivals: tuple[Rival, ...] = ()
     clocks: tuple[int, ...] = ()
+    instructions: float | None = None
     versions: dict[str, str] = {}
     run: str = ""
     time: str = ""

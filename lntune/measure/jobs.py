@@ -33,6 +33,11 @@ class Candidate(msgspec.Struct, frozen=True):
         """The candidate that was measured."""
         return cls(record.schedule, tuple(record.knobs.items()))
 
+    @classmethod
+    def of_rival(cls, rival: Rival) -> Candidate:
+        """The candidate that a finalist was."""
+        return cls(rival.schedule, tuple(rival.knobs.items()))
+
     @property
     def knobs(self) -> dict[str, knobs.Value]:
         """The knobs as a dictionary, as the log has them."""
@@ -114,7 +119,7 @@ class Outcome(msgspec.Struct, frozen=True):
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
     what building took it; `clocks` a GPU's in MHz; `blameless` says that the machine kept it from
     being built (a full disk), not anything about the candidate; `lost` says that the process can do
-    no more: its GPU's context is broken.
+    no more: its GPU's context is broken. `instructions` are as in records.Record.
     """
 
     status: Status
@@ -130,6 +135,7 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     blameless: bool = False
     lost: bool = False
+    instructions: float | None = None
 
 
 def record_fields(source: Outcome | Record) -> dict[str, Any]:
@@ -138,6 +144,6 @@ def record_fields(source: Outcome | Record) -> dict[str, Any]:
         name: getattr(source, name)
         for name in (
             *("status", "message", "timings", "errors", "versus_eager"),
-            *("busy", "rivals", "clocks"),
+            *("busy", "rivals", "clocks", "instructions"),
         )
     }

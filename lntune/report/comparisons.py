@@ -113,6 +113,9 @@ def _figures(results: Sequence[Result], cases: Sequence[Comparison]) -> list[tup
         figures.append((Column("A of copy", 6), first(lambda c: percent(c.a.of_copy))))
     if any(c.a.gbps for c in cases):
         figures.append((Column("A GB/s", 7), first(lambda c: number(c.a.gbps, 1))))
+    if any(c.a.instructions for c in cases):
+        a_code = first(lambda c: number(c.a.instructions, 1))
+        figures.append((Column("A instr./element", 10), a_code))
     if any(c.bytes for c in cases):
         intensity = first(lambda c: number(c.flops / c.bytes if c.bytes else None, 2))
         figures.append((Column("flops/byte", 9), intensity))
@@ -148,6 +151,11 @@ def _side(
             any(c.b.gbps for c in cases),
             Column(f"{letter} GB/s", 7),
             lambda c: number(c.b.gbps, 1),
+        ),
+        (
+            any(c.b.instructions for c in cases),
+            Column(f"{letter} instr./element", 10),
+            lambda c: number(c.b.instructions, 1),
         ),
         (any(c.reason for c in cases), Column("why", 4, right=False), lambda c: c.reason),
         (

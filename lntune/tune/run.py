@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from lntune import knobs, schedule, search
 from lntune.case import Case
 from lntune.errors import BuildError
@@ -134,6 +136,21 @@ class Run:
         """What building a candidate ahead has told of it; None where nothing is built ahead."""
         return self.ahead.outcome(case, candidate).facts if self.ahead else None
 
+    def counted(self, case: Case, candidate: Candidate, outcome: Outcome) -> Outcome:
+        """What came of a candidate that works, with the instructions of its kernels and of its
+        rivals', where building ahead has told them.
+        """
+
+        def instructions(of: Candidate) -> float | None:
+            facts = self.facts(case, of)
+            return None if facts is None else facts.instructions(case)
+
+        rivals = tuple(
+            msgspec.structs.replace(r, instructions=instructions(Candidate.of_rival(r)))
+            for r in outcome.rivals
+        )
+        return msgspec.structs.replace(outcome, instructions=instructions(candidate), rivals=rivals)
+
     def tune(
         self, case: Case, progress: Progress, seconds: float | None, following: Case | None = None
     ) -> Record | None:
@@ -228,6 +245,8 @@ class Run:
                 return earlier[candidate]
             outcome = self.outcome(case, candidate, candidate in candidates.defaults, budget)
             cost = _cost(outcome)
+            if self.ahead and cost < math.inf:
+                outcome = self.counted(case, candidate, outcome)
             with interrupts.held():
                 self.journal.record(case, candidate, outcome)
                 costs[candidate] = cost
@@ -363,6 +382,8 @@ class Run:
     ) -> Record:
         assert outcome.winner is not None
         winner = finalists[outcome.winner]
+        if self.ahead:
+            outcome = self.counted(case, winner, outcome)
         with interrupts.held():
             default = default if "default" in outcome.timings else None
             record = self.journal.record(case, winner, outcome, "final", default)
