@@ -24,7 +24,14 @@ import msgspec
 from lntune.log import disturbance
 from lntune.log.records import Timing
 
-SAMPLE_SECONDS = 3e-4
+SAMPLE_SECONDS, MOST_CALLS = 3e-4, 4096
+"""How long a sample is to be, and of how many calls it is at most."""
+TURN_SECONDS = 0.02
+"""A call that takes longer than this does so itself: no turn of a scheduler is as long."""
+ALIKE = 1.5
+"""How many times as long as the quickest of them contenders take whose samples have the same number
+of calls.
+"""
 BUSY_SHARE = 0.15
 """Share of the machine's cores that others may use before a measurement is marked busy."""
 
@@ -94,21 +101,40 @@ def disturbed(timings: Mapping[str, Timing], others: float | None) -> bool | Non
     return True if shown else None if others is None else False
 
 
-def _calls_per_sample(function: Callable[[], Any]) -> int:
-    """How many calls make one sample; the calls made to find out warm the contender up."""
+def _timed(function: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - start
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    """What a call takes, by the quickest of few samples: one that waits for a turn of the scheduler
+    is not a long one. The calls made to find out warm the contender up.
+    """
     calls = 1
     while True:
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        elapsed = time.perf_counter() - start
-        if elapsed >= SAMPLE_SECONDS or calls >= 4096:  # noqa: PLR2004
-            return (
-                calls
-                if elapsed < 2 * SAMPLE_SECONDS
-                else max(1, int(calls * SAMPLE_SECONDS / elapsed))
-            )
-        calls = max(calls * 2, int(calls * SAMPLE_SECONDS / max(elapsed, 1e-9)))
+        elapsed = _timed(function, calls)
+        for _ in range(2):
+            if elapsed >= SAMPLE_SECONDS and (calls > 1 or elapsed < TURN_SECONDS):
+                elapsed = min(elapsed, _timed(function, calls))
+        if elapsed >= SAMPLE_SECONDS or calls >= MOST_CALLS:
+            return elapsed / calls
+        calls = min(MOST_CALLS, max(calls * 2, int(calls * SAMPLE_SECONDS / max(elapsed, 1e-9))))
+
+
+def _calls_per_sample(seconds: Mapping[str, float]) -> dict[str, int]:
+    """How many calls make a sample of each contender, by the seconds of a call. Those that take
+    ALIKE times have the same number: the first calls of a sample are slower than the later ones,
+    and a long sample is more often disturbed, which would be taken for a difference of kernels.
+    """
+    counts: dict[str, int] = {}
+    quickest = 0.0
+    for name in sorted(seconds, key=lambda name: seconds[name]):
+        if not counts or seconds[name] > ALIKE * quickest:
+            quickest = seconds[name]
+        counts[name] = max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(quickest, 1e-9))))
+    return counts
 
 
 def measure(
@@ -117,10 +143,11 @@ def measure(
     """Time the contenders for about `seconds` in all, at least `rounds` rounds."""
     order = random.Random(seed)
     names = list(contenders)
-    calls = {}
+    each = {}
     for name in names:
         contenders[name]()  # the first call may load, build or fault pages in
-        calls[name] = _calls_per_sample(contenders[name])
+        each[name] = _seconds(contenders[name])
+    calls = _calls_per_sample(each)
     samples: dict[str, list[float]] = {name: [] for name in names}
     contention = Contention()
     collecting = gc.isenabled()
@@ -133,10 +160,7 @@ def measure(
             for name in names:
                 function, count = contenders[name], calls[name]
                 function()
-                start = time.perf_counter()
-                for _ in range(count):
-                    function()
-                samples[name].append((time.perf_counter() - start) / count * 1e6)
+                samples[name].append(_timed(function, count) / count * 1e6)
             done += 1
     finally:
         if collecting:

@@ -114,9 +114,41 @@ def test_a_sample_is_long_against_the_clock(clock: Clock, seconds: float) -> Non
     """Short functions are called until a sample takes about SAMPLE_SECONDS, or often enough; a long
     one once.
     """
-    calls = timing._calls_per_sample(clock.contender("f", seconds))
+    each = timing._seconds(clock.contender("f", seconds))
+    calls = timing._calls_per_sample({"f": each})["f"]
     assert calls >= min(4096, timing.SAMPLE_SECONDS / seconds / 2)
     assert calls == 1 or calls * seconds <= 2.01 * timing.SAMPLE_SECONDS
+
+
+@pytest.mark.parametrize("disturbed", [(1,), (2,), (5,), (1, 2), (4, 9), (1, 3, 5, 7)])
+def test_a_turn_of_the_scheduler_is_no_long_call(clock: Clock, disturbed: tuple[int, ...]) -> None:
+    """Some calls that wait while it is found out how long a call takes change nothing."""
+    made = iter(range(1_000_000))
+
+    def waiting() -> float:
+        return 8e-3 if next(made) in disturbed else 1e-5
+
+    assert timing._seconds(clock.contender("f", waiting)) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "groups"),
+    [
+        ({"a": 1e-5, "b": 1.4e-5}, [{"a", "b"}]),
+        ({"a": 1e-5, "b": 1.6e-5}, [{"a"}, {"b"}]),
+        ({"b": 1.45e-5, "a": 1e-5, "eager": 3e-5, "copy": 2e-5}, [{"a", "b"}, {"eager", "copy"}]),
+        ({"a": 1.0, "b": 1e-9}, [{"a"}, {"b"}]),
+    ],
+)
+def test_contenders_that_are_alike_have_samples_alike(
+    seconds: dict[str, float], groups: list[set[str]]
+) -> None:
+    """Their samples have the same number of calls; those of others have as many as make them as
+    long.
+    """
+    counts = timing._calls_per_sample(seconds)
+    found = {count: {n for n, c in counts.items() if c == count} for count in counts.values()}
+    assert sorted(found.values(), key=sorted) == sorted(groups, key=sorted)
 
 
 def test_measuring_stops_when_the_time_is_over(clock: Clock) -> None:
@@ -137,7 +169,7 @@ def test_the_collector_is_left_as_it_was(clock: Clock, enabled: bool, fails: boo
     states: list[bool] = []
 
     def contender() -> None:
-        # longer than a sample: one call warms up, one finds that out, the others are samples
+        # longer than a sample: one call warms up, three find that out, the others are samples
         clock.now += 1e-3
         states.append(gc.isenabled())
         if fails and len(states) == 5:
@@ -154,7 +186,7 @@ def test_the_collector_is_left_as_it_was(clock: Clock, enabled: bool, fails: boo
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
-    assert not any(states[2:])
+    assert not any(states[4:])
 
 
 @pytest.mark.parametrize(
