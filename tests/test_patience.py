@@ -108,11 +108,17 @@ def test_nothing_is_made_up(tmp_path: Path) -> None:
 class _Slow(Worker):
     """A worker whose child answers after a time, without importing anything."""
 
-    program = (
-        "import sys, time; out = open(int(sys.argv[1]), 'wb', buffering=0);"
-        " out.write(b'ready\\n')\nfor line in sys.stdin.buffer: out.write(b'taken\\n');"
-        " time.sleep(float(line)); out.write(b'done\\n')"
-    )
+    program = """
+import sys, time
+sys.path[:] = sys.argv[3:]
+from lntune.measure import frames
+answers = int(sys.argv[1])
+frames.send(answers, frames.packed(frames.receive(0)[0], frames.READY))
+while (job := frames.receive(0)) is not None:
+    frames.send(answers, frames.packed(job[0], frames.TAKEN))
+    time.sleep(float(job[1]))
+    frames.send(answers, frames.packed(job[0], frames.ANSWER, b"done"))
+"""
 
 
 def starved(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> list[float]:

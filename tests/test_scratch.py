@@ -169,10 +169,11 @@ with Busy() as worker:
 COMPILES = """
 import os, pathlib, subprocess, sys
 sys.path[:] = sys.argv[3:]
+from lntune.measure import frames
 from lntune.system import scratch
 with scratch.whole(pathlib.Path(os.environ["CACHE"], "kernel.so")):
     compiler = subprocess.Popen(["sleep", "600"])
-    os.write(int(sys.argv[1]), b"ready\\n")
+    frames.send(int(sys.argv[1]), frames.packed(frames.receive(0)[0], frames.READY))
     compiler.wait()
 """
 ITSELF = """

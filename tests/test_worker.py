@@ -29,7 +29,7 @@ from lntune.errors import BuildError
 from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Try
 from lntune.measure.worker import Worker
 
-FAULTY = Path(__file__).parent / "faulty"
+FAULTY, HOSTILE = (Path(__file__).parent / name for name in ("faulty", "hostile"))
 CASE = Case("layer_norm", 64, "float32", 8)
 
 
@@ -43,7 +43,7 @@ def job(name: str, case: Case = CASE, **knobs: object) -> Try:
 def faulty_schedules() -> Iterator[None]:
     """The schedules of tests/faulty are found, here and in the workers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
+        patch.setenv("LNTUNE_SCHEDULES", f"{FAULTY}{os.pathsep}{HOSTILE}")
         schedule._load.cache_clear()
         yield
     schedule._load.cache_clear()
@@ -112,6 +112,8 @@ def test_a_good_candidate(worker: Worker) -> None:
         # what it said last on its standard error
         exhaustive(("exits", "run", "(exit code 3): out of luck")),
         ("hangs", "timeout", "2.0 s"),
+        exhaustive(("kills_its_parent", "run", "SIGSYS: it sent a signal to a process")),
+        ("writes_everywhere", "run", "wrote on descriptors that are not its own"),
     ],
 )
 def test_a_candidate_that_kills_its_worker(
@@ -304,7 +306,7 @@ class Lost(Worker):
 
     program = (
         "import sys; sys.path[:] = sys.argv[3:]; import msgspec; from lntune.measure.jobs import"
-        " Outcome; from lntune.measure.worker import serve; serve(int(sys.argv[1]),"
+        " Outcome; from lntune.measure.serving import serve; serve(int(sys.argv[1]),"
         " int(sys.argv[2]), lambda line: msgspec.json.encode(Outcome('run', 'CUDA error',"
         " lost=True)))"
     )

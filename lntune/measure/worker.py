@@ -1,50 +1,66 @@
 """A process that runs trials, and is replaced when one kills it.
 
-Candidates are generated code: one may crash, hang or eat the stack. Jobs go to a child as JSON
-lines and outcomes come back on a pipe of their own, so nothing a kernel prints can be taken for an
-answer. A child that dies or overruns its time is killed with everything it started, its job is
-recorded as what it was, and the next job gets a fresh child. So does a child that says it is of no
-more use: an illegal access breaks a GPU's context for as long as its process lives.
+Candidates are generated code: one may crash, hang, eat the stack or the memory, write where it has
+no business, or end processes. Jobs go to a child and outcomes come back on pipes of their own, as
+messages that nothing a kernel prints can be taken for (`frames`); the child gives up what it does
+not need (`confined`), and what it takes of the machine is watched (`excess`). A child that dies,
+overruns its time, takes too much or answers with anything else is killed with everything it
+started, its job is recorded as what it was, and the next job gets a fresh child. So does a child
+that says it is of no more use: an illegal access breaks a GPU's context for as long as its process
+lives.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from lntune.errors import BuildError
+from lntune.measure import frames
 from lntune.measure.jobs import Job, Outcome
-from lntune.system import patience, scratch
+from lntune.system import excess, patience, processes, scratch
+from lntune.system.excess import Excess
 from lntune.system.patience import Starvation
 
 START_SECONDS = 180.0
 """A cold import of TVM and PyTorch right after installation compiles their byte code first."""
-_READY, _TAKEN = b"ready", b"taken"
+CLOSING_SECONDS = 5.0
+"""A child that closes its end of the pipe is about to end; one that has not done so by then lives
+on without.
+"""
+_LAST_WORDS = 1 << 12
+"""Bytes of what the child wrote to its standard error that are kept."""
 # The child imports from where this process does, and not first from the current folder as -m would.
 _START = (
-    "import sys; sys.path[:] = sys.argv[3:]; from lntune.measure.worker import main;"
+    "import sys; sys.path[:] = sys.argv[3:]; from lntune.measure.serving import main;"
     " main(int(sys.argv[1]), int(sys.argv[2]))"
 )
+
+
+class _End(NamedTuple):
+    """Why there is no answer: the child `died`, `late` it has not come, the child `wrote` something
+    else, or it `took` more than the machine has.
+    """
+
+    kind: Literal["died", "late", "wrote", "took"]
+    detail: str = ""
 
 
 class Worker:
     """A child process, started when first needed. Use as a context manager; not for several threads
     at once.
 
-    A subclass may have other work done in its child: its `program` calls `serve` with a function of
-    its own.
+    A subclass may have other work done in its child: its `program` calls `serving.serve` with a
+    function of its own.
     """
 
     program = _START
@@ -52,11 +68,11 @@ class Worker:
     def __init__(self, threads: int | None = None) -> None:
         self._threads = threads
         self._process: subprocess.Popen[bytes] | None = None
-        self._requests: Any = None
-        self._answers = -1
+        self._requests = self._answers = self._errors = -1
+        self._reader = frames.Reader(b"")
+        self._last_words = b""
         self._scratch: scratch.Scratch
-        self._errors: Any = None
-        self._buffer = b""
+        self._started = 0.0
         self.restarts = 0
 
     def __enter__(self) -> Worker:
@@ -78,23 +94,24 @@ class Worker:
         """
         if self._process is not None:
             return
-        read_end, write_end = os.pipe()
         self._scratch = scratch.Scratch()
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 (not a pipe: nobody reads it while a job runs, and a full one blocks)
+        theirs, ours = list[int](), list[int]()
         try:
+            for reads in (True, False, False):
+                ends = os.pipe()
+                theirs.append(ends[0] if reads else ends[1])
+                ours.append(ends[1] if reads else ends[0])
+            requests, answers, errors = theirs
+            self._started = time.time()
             self._process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-c",
-                    self.program,
-                    str(write_end),
-                    str(self._threads or 0),
-                    *sys.path,
+                    *(sys.executable, "-c", self.program),
+                    *(str(answers), str(self._threads or 0), *sys.path),
                 ],
-                stdin=subprocess.PIPE,
+                stdin=requests,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                pass_fds=(write_end,),
+                pass_fds=(answers,),
                 env=self._scratch.environment,
                 # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it
                 # started
@@ -102,28 +119,31 @@ class Worker:
             )
             self._scratch.serves(self._process.pid)
         except OSError as e:
-            os.close(read_end)
-            errors.close()
+            for descriptor in ours:
+                os.close(descriptor)
             self._scratch.remove()
             raise BuildError(
                 f"the worker process did not start: {sys.executable!r}: {e.strerror or e}."
             ) from e
         finally:
-            os.close(write_end)
-        self._requests, self._answers, self._errors, self._buffer = (
-            self._process.stdin,
-            read_end,
-            errors,
-            b"",
-        )
+            for descriptor in theirs:
+                os.close(descriptor)
+        self._requests, self._answers, self._errors = ours
+        for descriptor in ours:
+            os.set_blocking(descriptor, False)
+        self._last_words = b""
         with self._stopped_on_interrupt():
-            line = self._line(START_SECONDS)
-        if line != _READY:
-            detail = self._last_error()
+            until = time.monotonic() + START_SECONDS
+            number = frames.new_number()
+            self._reader = frames.Reader(number)
+            gone = self._send(frames.packed(number, frames.JOB), until)
+            answer = gone or self._receive(frames.READY, until)
+        if isinstance(answer, _End):
+            detail = self._last_error() or answer.detail
             code = self.stop()
             raise BuildError(
                 "the worker process did not start:"
-                f" {detail or ('no answer' if line is None else _cause(code))}."
+                f" {detail or ('no answer' if answer.kind == 'late' else _cause(code))}."
             )
 
     def run(self, job: Job, timeout: float) -> Outcome:
@@ -144,7 +164,7 @@ class Worker:
 
     def answer(self, job: Any, timeout: float, patient: bool = False) -> bytes | Outcome:
         """The child's answer to a job of whatever kind it serves, as JSON; an Outcome that says how
-        it died or overran its time.
+        it died, overran its time or did what it must not.
 
         `patient`: the time is to find what hangs, so a child that others keep from computing gets
         more of it, see `patience`.
@@ -153,19 +173,19 @@ class Worker:
             BuildError: no child came up to do it.
         """
         start = time.monotonic()
-        accepted, line = self._ask(job, timeout, patient)
-        if not accepted and line == b"":  # died before it had the job, which is not the job's fault
+        accepted, answer = self._ask(job, timeout, patient)
+        if isinstance(answer, _End) and not accepted and answer.kind in ("died", "wrote"):
+            # before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
             start = time.monotonic()
-            accepted, line = self._ask(job, timeout, patient)
-        if line:
-            return line
-        timed_out = line is None
-        last_error = "" if timed_out else self._last_error()
+            accepted, answer = self._ask(job, timeout, patient)
+        if not isinstance(answer, _End):
+            return answer
+        last_error = self._last_error() if answer.kind == "died" else ""
         code = self.stop()
         self.restarts += 1
-        if timed_out:
+        if answer.kind == "late":
             seconds = time.monotonic() - start
             more = (
                 f", nor within {seconds:.1f} s while others used the machine"
@@ -173,36 +193,54 @@ class Worker:
                 else ""
             )
             return Outcome("timeout", f"no answer within {timeout:.1f} s{more}; killed")
+        if answer.kind == "took":
+            return Outcome("run", f"the candidate {answer.detail}; killed")
+        if answer.kind == "wrote":
+            return Outcome(
+                "run",
+                "the candidate wrote on descriptors that are not its own:"
+                f" its process gave {answer.detail}; killed",
+            )
+        if code in (None, frames.UNHEARD):
+            return Outcome("run", "the candidate closed descriptors that are not its own; killed")
         return Outcome(
             "run", f"the worker died ({_cause(code)})" + (f": {last_error}" if last_error else "")
         )
 
-    def _ask(self, job: Any, timeout: float, patient: bool) -> tuple[bool, bytes | None]:
-        """(the child has taken the job, its answer); for the answer see `_line`."""
+    def _ask(self, job: Any, timeout: float, patient: bool) -> tuple[bool, bytes | _End]:
+        """(the child has taken the job, its answer)."""
         self.start()
         assert self._process is not None
         start, starvation = time.monotonic(), Starvation(self._process.pid) if patient else None
+        number = frames.new_number()
         with self._stopped_on_interrupt():
-            self._clear_errors()
-            try:
-                self._requests.write(msgspec.json.encode(job) + b"\n")
-                self._requests.flush()
-            except BrokenPipeError:
-                return False, b""
-            line = self._line(timeout)
-            if line is None and starvation is not None and starvation.starved(timeout):
-                line = self._line(timeout * (patience.MOST - 1))
-            if line != _TAKEN:
-                return False, line
-            line = self._line(start + timeout - time.monotonic())
+            self._listen(0.0)  # what was left of the job before
+            if self._reader.waiting:
+                return False, _End("wrote")
+            self._last_words, self._reader = b"", frames.Reader(number)
+            watched = Excess(self._process.pid, self._scratch.folder)
+            message = frames.packed(number, frames.JOB, msgspec.json.encode(job))
+            gone = self._send(message, start + timeout)
+            taken = gone or self._receive(frames.TAKEN, start + timeout)
+            late = isinstance(taken, _End) and taken.kind == "late" and not gone
+            if late and starvation is not None and starvation.starved(timeout):
+                taken = self._receive(frames.TAKEN, start + timeout * patience.MOST)
+            if isinstance(taken, _End):
+                return False, taken
+            answer = self._receive(frames.ANSWER, start + timeout, watched)
             while (
-                line is None
+                isinstance(answer, _End)
+                and answer.kind == "late"
                 and starvation is not None
                 and time.monotonic() < start + timeout * patience.MOST
                 and starvation.starved(timeout)
             ):
-                line = self._line(timeout / 4)
-            return True, line
+                answer = self._receive(frames.ANSWER, time.monotonic() + timeout / 4, watched)
+            if isinstance(answer, bytes):
+                self._listen(0.0)
+                if waiting := self._reader.waiting:
+                    answer = _End("wrote", f"more than an answer: {frames.shown(waiting)}")
+            return True, answer
 
     @contextlib.contextmanager
     def _stopped_on_interrupt(self) -> Iterator[None]:
@@ -217,19 +255,21 @@ class Worker:
 
     def stop(self) -> int | None:
         """End the child and everything it started; returns its exit code, None when there was no
-        child.
+        child, or it lived.
         """
         if self._process is None:
             return None
-        code = self._process.poll()
+        code, pid = self._process.poll(), self._process.pid
+        folder = self._scratch.folder
+        shared = processes.shared_files([pid, *processes.marked(folder)]) if code is None else set()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         self._process.wait()
-        for stream in (self._requests, self._errors):
-            with contextlib.suppress(OSError):
-                stream.close()
-        os.close(self._answers)
+        for descriptor in (self._requests, self._answers, self._errors):
+            os.close(descriptor)
         self._process = None
+        processes.end_marked(folder)  # what has left its group
+        processes.remove_shared(pid, shared, self._started)
         self._scratch.remove()  # what a compiler that was killed has left in it
         return code
 
@@ -239,103 +279,97 @@ class Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _line(self, timeout: float) -> bytes | None:
-        """The next line of the child; empty when it died, None when the time is over."""
-        end = time.monotonic() + timeout
-        ready = select.poll()  # select.select refuses descriptors above 1023
-        ready.register(self._answers, select.POLLIN)
-        while b"\n" not in self._buffer:
-            remaining = end - time.monotonic()
-            if remaining <= 0:
-                return None
-            if not ready.poll(remaining * 1e3):
-                return None
-            chunk = os.read(self._answers, 1 << 16)
-            if not chunk:
+    def _send(self, message: bytes, until: float) -> _End | None:
+        """Give the child a message; None when all of it is in the pipe."""
+        room = select.poll()  # select.select refuses descriptors above 1023
+        room.register(self._requests, select.POLLOUT)
+        while message:
+            try:
+                message = message[os.write(self._requests, message) :]
+            except BlockingIOError:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return _End("late")
+                room.poll(left * 1e3)
+            except BrokenPipeError:
+                return _End("died")
+        return None
+
+    def _receive(self, word: bytes, until: float, watched: Excess | None = None) -> bytes | _End:
+        """The content of the next message, which has to be this word, or why there is none by then
+        (on time.monotonic's clock). Looks now and then whether the child lives, and what it takes
+        where it is `watched`.
+        """
+        assert self._process is not None
+        gone, listened = False, False
+        while True:
+            try:
+                message = self._reader.message()
+            except frames.GarbledError as e:
+                return _End("wrote", str(e))
+            if message is not None:
+                return message[1] if message[0] == word else _End("wrote", "another answer")
+            if gone:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    assert self._process is not None
-                    self._process.wait(timeout=5)
-                return b""
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+                    self._process.wait(timeout=CLOSING_SECONDS)
+                return _End("died")
+            if listened and watched and (too_much := watched.found()):
+                return _End("took", too_much)
+            left = until - time.monotonic()
+            if left <= 0:
+                return _End("late")
+            # what it has started may hold the other end of the pipe when it has died
+            dead = self._process.poll() is not None
+            gone = not self._listen(0.0 if dead else min(left, excess.TICK)) or dead
+            listened = True
+
+    def _listen(self, seconds: float) -> bool:
+        """Take what comes of the child within so many seconds, its last words too; False when it
+        has closed its end of the answers.
+        """
+        ready = select.poll()
+        for descriptor in (self._answers, self._errors):
+            ready.register(descriptor, select.POLLIN)
+        until = time.monotonic() + seconds
+        while events := ready.poll(max(0.0, until - time.monotonic()) * 1e3):
+            for descriptor, _ in events:
+                try:
+                    piece = os.read(descriptor, 1 << 16)
+                except BlockingIOError:
+                    continue
+                if descriptor == self._answers:
+                    self._reader.feed(piece)
+                    return bool(piece)
+                if piece:
+                    self._last_words = (self._last_words + piece)[-_LAST_WORDS:]
+                else:
+                    ready.unregister(descriptor)
+            if time.monotonic() >= until:  # it may write its last words for ever
+                break
+        return True
 
     def _last_error(self) -> str:
         """The last line the child wrote to its standard error."""
-        descriptor = self._errors.fileno()
-        text = os.pread(descriptor, 1 << 12, max(0, os.fstat(descriptor).st_size - (1 << 12)))
-        lines = text.decode(errors="replace").strip().splitlines()
+        with contextlib.suppress(BlockingIOError):  # nothing more has come
+            for _ in range(4):  # more than a pipe holds
+                self._last_words = (self._last_words + os.read(self._errors, 1 << 16))[
+                    -_LAST_WORDS:
+                ]
+        lines = self._last_words.decode(errors="replace").strip().splitlines()
         return lines[-1][:500] if lines else ""
-
-    def _clear_errors(self) -> None:
-        """Empty the child's standard error; it shares the position in the file."""
-        os.ftruncate(self._errors.fileno(), 0)
-        os.lseek(self._errors.fileno(), 0, os.SEEK_SET)
 
 
 def _cause(code: int | None) -> str:
     """An exit code in words: "SIGSEGV", "exit code 3"."""
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}: {_MEANING[name]}" if name in _MEANING else name
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it dies; elsewhere the closed pipe
-    ends it after its job.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _lines() -> Iterator[bytes]:
-    while line := sys.stdin.buffer.readline():
-        yield line
-
-
-def main(answers: int, threads: int) -> None:
-    """The child of a tuning run: reads jobs, writes outcomes."""
-    from lntune.measure import trial
-
-    jobs = msgspec.json.Decoder(Job)
-    serve(answers, threads, lambda line: msgspec.json.encode(trial.run(jobs.decode(line))))
-
-
-def _ready_to_build() -> None:
-    """Everything imported and compiled that building and calling kernels takes."""
-    from lntune.backends.cpu import runtime
-    from lntune.kernels import compiler, direct
-
-    compiler.warm_up()
-    runtime.ensure_library()
-    direct.ensure_library()
-
-
-def serve(
-    answers: int,
-    threads: int,
-    do: Callable[[bytes], bytes],
-    ready: Callable[[], None] = _ready_to_build,
-) -> None:
-    """A child's life: with everything imported, `ready` to it, it reads jobs, one a line, and
-    writes what `do` makes of each.
-    """
-    _die_with_parent()
-    # while what is made stays: collections among the imports' hundreds of thousands of objects take
-    # a fifth of their time
-    gc.disable()
-    import torch
-
-    from lntune.system.heap import kept_heap
-
-    if threads:
-        torch.set_num_threads(threads)
-    ready()
-    gc.freeze()
-    gc.enable()
-    with open(answers, "wb", buffering=0) as out, kept_heap():
-        out.write(_READY + b"\n")
-        for line in _lines():
-            out.write(_TAKEN + b"\n")
-            out.write(do(line) + b"\n")
+_MEANING = {
+    "SIGSYS": "it sent a signal to a process that is not its own",
+    "SIGKILL": "from outside, as the system does when memory runs out",
+    "SIGXFSZ": "it wrote a file without end",
+}
+"""What signals say of a process that died of them, where their name does not."""

@@ -38,13 +38,20 @@ _UNNAMED = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.\d+(\.\w+)?")
 _TIDIER = """
 while read -r group; do [ -z "$group" ] || last=$group; done
 [ -z "$last" ] || kill -9 "-$last"
+for again in 1 2; do
+  for process in $(grep -lsF -- "TMPDIR=$0" /proc/[0-9]*/environ); do
+    process=${process#/proc/}
+    kill -9 "${process%/environ}"
+  done
+done
 for link in "$0"/also-*; do
   file=$(readlink "$link") && rm -f -- "${file%.*}".*
 done
 rm -rf -- "$0"
 """
 """Waits until nobody holds the other end of its standard input, on which it is told of process
-groups, ends the last of these, and removes its folder and the files that go with it.
+groups, ends the last of these and what has left it (see `processes`), and removes its folder and
+the files that go with it.
 """
 
 
@@ -76,6 +83,11 @@ class Scratch:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # what is sent to this process's group is not for it
             )
+
+    @property
+    def folder(self) -> str:
+        """The folder, empty where none could be made."""
+        return self._folder
 
     def serves(self, group: int) -> None:
         """The child leads this process group, which is to end when this process is killed."""

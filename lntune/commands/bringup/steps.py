@@ -18,7 +18,7 @@ from lntune.commands.check import Result
 from lntune.device import Device
 from lntune.errors import gist
 from lntune.log.records import Record
-from lntune.measure import worker
+from lntune.measure import serving, worker
 from lntune.measure.jobs import Open, Outcome, Try
 
 COPY_SECONDS = 0.5
@@ -169,4 +169,4 @@ def main(answers: int, threads: int) -> None:
         step: Any = msgspec.json.decode(line, type=Step)
         return msgspec.json.encode(perform(step))
 
-    worker.serve(answers, threads, do)
+    serving.serve(answers, threads, do)

@@ -20,7 +20,7 @@ from lntune.commands.gpu_pass.jobs import (
     Sequence,
 )
 from lntune.errors import LntuneError, gist
-from lntune.measure import worker
+from lntune.measure import serving
 
 
 def perform(job: Job) -> Answer:
@@ -81,7 +81,7 @@ def main(answers: int) -> None:
     def do(line: bytes) -> bytes:
         return msgspec.json.encode(perform(jobs.decode(line)))
 
-    worker.serve(answers, 0, do, _ready)
+    serving.serve(answers, 0, do, _ready)
 
 
 def _ready() -> None:
