@@ -37,7 +37,8 @@ class Scheduled:
     """A kernel as a schedule has made it, on the way to code.
 
     `module` is TVM's IRModule; `strided` says that it is for matrices whose rows may lie anywhere;
-    `program` is what the backend lowered it to, where that was asked for already.
+    `program` is what the backend lowered it to, where that was asked for already; one that is not
+    `checked` may take its arguments on trust, where that is quicker to compile.
     """
 
     case: Case
@@ -47,6 +48,7 @@ class Scheduled:
     module: Any
     strided: bool = False
     program: Any = None
+    checked: bool = True
 
 
 class Backend(abc.ABC):

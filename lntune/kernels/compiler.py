@@ -112,15 +112,21 @@ def lowered(case: Case, schedule: Schedule, setting: Any, device: Device) -> Sch
 
 
 def in_memory(
-    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+    case: Case,
+    schedule: Schedule,
+    setting: Any,
+    device: Device,
+    strided: bool = False,
+    checked: bool = True,
 ) -> Kernel:
-    """A kernel compiled into this process without touching the disk; `strided` is as in scheduled.
+    """A kernel compiled into this process without touching the disk; `strided` is as in scheduled,
+    `checked` as in Scheduled.
 
     Raises:
         ScheduleError, BuildError: as program.
     """
     one = _scheduled(case, schedule, setting, device, strided)
-    return backends.of(device).in_memory(one)
+    return backends.of(device).in_memory(dataclasses.replace(one, checked=checked))
 
 
 def stand_in(case: Case, schedule: Schedule, setting: Any, device: Device) -> Kernel:

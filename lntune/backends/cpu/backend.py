@@ -14,7 +14,7 @@ import lntune.device
 from lntune import check, timing
 from lntune.backends import inputs
 from lntune.backends.backend import Kernel, Scheduled
-from lntune.backends.cpu import llvm, runtime
+from lntune.backends.cpu import llvm, runtime, signature
 from lntune.backends.host import HostBackend
 from lntune.case import Case
 from lntune.device import Device
@@ -78,7 +78,9 @@ class Cpu(HostBackend):
 
     def in_memory(self, scheduled: Scheduled) -> Kernel:
         """See Backend."""
-        return llvm.in_memory(scheduled.module, scheduled.device)
+        module, device = scheduled.module, scheduled.device
+        checked = scheduled.checked or not signature.is_of(module, scheduled.case, device)
+        return llvm.in_memory(module, device, checked)
 
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend."""

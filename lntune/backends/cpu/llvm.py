@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lntune.backends.backend import TVM
-from lntune.backends.cpu import runtime
+from lntune.backends.cpu import lowering, runtime
 from lntune.device import Device
 from lntune.errors import BuildError, gist
 from lntune.system import toolchain
@@ -29,13 +29,15 @@ def target(device: Device) -> dict[str, Any]:
     return target
 
 
-def _compile(module: Any, device: Device) -> Any:
-    """TVM's executable of a scheduled IRModule."""
+def _compile(module: Any, device: Device, checked: bool = True) -> Any:
+    """TVM's executable of a scheduled IRModule, whose arguments are `checked` or not."""
     import tvm
 
     try:
         with TVM:
-            executable = tvm.compile(module, target=tvm.target.Target(target(device)))
+            goal = tvm.target.Target(target(device))
+            lowered = lowering.lower(module, goal, checked)
+            executable = generate(lowered, goal)
     except Exception as e:
         raise BuildError(f"TVM failed to compile: {type(e).__name__}: {gist(e)}") from e
     if (parameter := streaming.requested(module)) is None:
@@ -45,17 +47,29 @@ def _compile(module: Any, device: Device) -> Any:
         return tvm.runtime.Executable(streamed)
 
 
-def in_memory(module: Any, device: Device) -> Callable[..., None]:
-    """A kernel compiled into this process without touching the disk: a tvm_ffi.Function.
+def generate(lowered: Any, goal: Any) -> Any:
+    """TVM's executable of what `lowering.lower` made for a tvm.target.Target."""
+    import tvm
 
-    Raises:
-        BuildError: TVM cannot compile it.
-    """
-    executable = _compile(module, device)
+    return tvm.runtime.Executable(tvm.get_global_func("target.build.llvm")(lowered, goal))
+
+
+def function_of(executable: Any) -> Callable[..., None]:
+    """The kernel of an executable: a tvm_ffi.Function."""
     with TVM, runtime.own_symbols():
         function = executable["main"]
     runtime._keep.append(executable)
     return function  # type: ignore[no-any-return]
+
+
+def in_memory(module: Any, device: Device, checked: bool = True) -> Callable[..., None]:
+    """A kernel compiled into this process without touching the disk: a tvm_ffi.Function, whose
+    arguments are `checked` or not.
+
+    Raises:
+        BuildError: TVM cannot compile it.
+    """
+    return function_of(_compile(module, device, checked))
 
 
 def _link(output: str, objects: list[str], options: Sequence[str] = ()) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from lntune.transforms import tir
+
+SMALLEST = 2
+"""Bytes of the smallest element of any dtype here."""
 
 
 def element_aligned(func: Any) -> Any:
@@ -11,22 +15,29 @@ def element_aligned(func: Any) -> Any:
 
     By default TVM promises LLVM 64-byte alignment of every argument and checks nothing; a view that
     starts elsewhere then dies of an aligned vector move. Unaligned moves of aligned data cost
-    nothing on any CPU of the last ten years. TVM has no call for this, so the field is set in its
-    JSON form.
+    nothing on any CPU of the last ten years.
     """
-    import tvm
-    from tvm_ffi import serialization
+    from tvm import tirx
 
-    graph = json.loads(tvm.ir.save_json(func))
-    nodes = graph["nodes"]
-    params = nodes[nodes[graph["root_index"]]["data"]["params"]]["data"]
-    changed = 0
-    for param in params:
-        kind = nodes[nodes[param]["data"]["ty"]]
-        if kind["type"] == "tirx.BufferType":
-            kind["data"]["data_alignment"] = 2  # the smallest element of any dtype here
-            changed += 1
-    if not changed:
-        raise RuntimeError("the JSON form of a PrimFunc changed: no buffer parameter found in it")
-    # tvm.ir.load_json does the same eight times slower
-    return serialization.from_json_graph_str(json.dumps(graph))
+    lowered = {
+        param: tirx.decl_buffer(
+            param.shape,
+            param.dtype,
+            name=param.name,
+            strides=param.strides,
+            elem_offset=param.elem_offset,
+            data_alignment=SMALLEST,
+            offset_factor=param.offset_factor,
+            layout=param.layout,
+        )
+        for param in func.params
+        if hasattr(param.ty, "data_alignment")
+    }
+    if not lowered:
+        raise RuntimeError("a kernel without tensors")
+    return tirx.PrimFunc(
+        [lowered.get(param, param) for param in func.params],
+        tir.with_variables(func.body, lowered),
+        ret_type=func.ret_type,
+        attrs=func.attrs,
+    )

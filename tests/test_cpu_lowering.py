@@ -1,0 +1,159 @@
+"""Passes from scheduled modules to what LLVM compiles on CPUs: the same code as from all that TVM's
+own pipeline does; and kernels of trials, which take their arguments on trust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import code_digests
+import pytest
+from knob_samples import sample
+
+from lntune import check, device, ops, schedule
+from lntune.backends.backend import Scheduled
+from lntune.backends.cpu import llvm, lowering, signature
+from lntune.backends.cpu.backend import BACKEND
+from lntune.case import Case
+from lntune.device import Device
+from lntune.kernels import compiler
+from lntune.measure import trial
+from lntune.measure.jobs import Candidate, Try
+from lntune.schedule import Schedule
+
+PLANS = {name: s for name, s in schedule.all_schedules().items() if s.kind == "cpu"}
+HERE, OTHER = code_digests.DEVICES["cpu"]
+NORM = Case("layer_norm", 100, "float32", 32)
+STEP = 24
+"""Hidden elements of an LSTM's step, of which each statement takes TVM's own pipeline a while."""
+SOME = {"lnlstm_step": 3, "lnlstm_step_backward": 2}
+"""Kernels that are compared of a case, where not one with each value of each knob."""
+
+
+def goal_of(machine: Device) -> Any:
+    """TVM's target."""
+    import tvm
+
+    return tvm.target.Target(llvm.target(machine))
+
+
+def by_default(module: Any, machine: Device) -> Any:
+    """lowering.lower by TVM's own pipeline, whole."""
+    import tvm
+
+    goal = goal_of(machine)
+    pipeline, host_passes, _ = tvm.tirx.get_default_tir_pipeline(goal)
+    return host_passes()(pipeline(tvm.tirx.transform.BindTarget(goal.with_host(goal))(module)))
+
+
+def settings() -> list[Any]:
+    """(schedule, case, device) of every schedule, with tails of every width and without."""
+    parameters = []
+    for name, plan in PLANS.items():
+        for hidden, dtype, rows, machine in (
+            (STEP if "lstm" in plan.op else 1000, "bfloat16", 512, HERE),
+            (16 if "lstm" in plan.op else 256, "float32", 32, OTHER),
+        ):
+            case = Case(plan.op, hidden, dtype, rows)
+            if plan.space(case, machine):
+                parameters.append(pytest.param(plan, case, machine, id=f"{name}-{case}"))
+    return parameters
+
+
+@pytest.mark.parametrize(("plan", "case", "machine"), settings())
+def test_code_is_that_of_the_whole_pipeline(plan: Schedule, case: Case, machine: Device) -> None:
+    """What is left out changes nothing, whatever the knobs: what LLVM is given is the same to the
+    letter.
+    """
+    some = SOME.get(plan.op) if machine is HERE else 1
+    for setting in sample(plan, case, machine)[:some]:
+        module = compiler.scheduled(case, plan, setting, machine)
+        assert lowering._is_plain(module), setting
+        ours = lowering.lower(module, goal_of(machine))
+        assert str(ours.script()) == str(by_default(module, machine).script()), setting
+
+
+def scheduled(setting: Any = None) -> Any:
+    """The module of layer norm's first schedule."""
+    here, plan = device.current(), PLANS["cached_rows"]
+    return compiler.scheduled(NORM, plan, setting or plan.default(NORM, here), here)
+
+
+def test_rows_that_are_left_over_make_conditions() -> None:
+    """Kernels with and without conditions are both among those compared."""
+    import tvm
+
+    plan, case = PLANS["cached_rows"], Case("layer_norm", 256, "float32", 32)
+    default = plan.default(case, HERE)
+    found = set()
+    for together in (1, 2):
+        setting = dataclasses.replace(default, together=together)
+        module = compiler.scheduled(case, plan, setting, HERE)
+        loops = tvm.transform.Sequential(lowering._to_loops())(module)
+        found.add(lowering._has_conditions(loops))
+    assert found == {False, True}
+
+
+def test_what_was_left_out_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module with an annotation goes through TVM's own pipeline, and computes the same."""
+    from tvm import s_tir
+
+    sch = s_tir.Schedule(scheduled())
+    block = sch.get_child_blocks(sch.get_sblock("root"))[0]
+    sch.annotate(sch.get_loops(block)[-1], "pragma_unroll_explicit", 1)
+    assert not lowering._is_plain(sch.mod)
+    monkeypatch.setattr(lowering, "_to_loops", lambda: pytest.fail("our own passes"))
+    assert check.verify(NORM, llvm.in_memory(sch.mod, device.current())).ok
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_signatures_of_schedules(name: str) -> None:
+    """Every schedule's kernels take what their operator says, in the first variant and the last, so
+    that trials need not check it; and not what another case has.
+    """
+    plan = PLANS[name]
+    every = ops.get(plan.op).variants
+    for variant in dict.fromkeys((every[0], every[-1])):
+        case = Case(plan.op, 48, "bfloat16", 32, variant)
+        module = compiler.scheduled(case, plan, plan.default(case, HERE), HERE)
+        assert signature.is_of(module, case, HERE)
+        assert not signature.is_of(module, Case(plan.op, 47, "bfloat16", 32, variant), HERE)
+        assert not signature.is_of(module, Case(plan.op, 48, "float16", 32, variant), HERE)
+
+
+def test_a_kernel_that_takes_something_else_checks_it() -> None:
+    """One for other numbers of elements, which a trial must not be killed by, refuses them."""
+    here, plan = device.current(), PLANS["cached_rows"]
+    other = Case("layer_norm", 101, "float32", 32)
+    module = compiler.scheduled(other, plan, plan.default(other, here), here)
+    kernel = BACKEND.in_memory(
+        Scheduled(NORM, plan, plan.default(NORM, here), here, module, checked=False)
+    )
+    with pytest.raises(Exception, match="101"):
+        check.verify(NORM, kernel)
+
+
+def test_kernels_of_trials_take_their_arguments_on_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody else's do: what a trial measures is the same code but for that."""
+    plan, here = PLANS["cached_rows"], device.current()
+    asked: list[bool] = []
+    real = lowering.lower
+
+    def lower(module: Any, goal: Any, asserts: bool = True) -> Any:
+        asked.append(asserts)
+        return real(module, goal, asserts)
+
+    monkeypatch.setattr(lowering, "lower", lower)
+    candidate = Candidate.of(plan.name, plan.default(NORM, here))
+    assert trial.run(Try(NORM, here, candidate, 0.001)).status == "ok"
+    compiler.in_memory(NORM, plan, plan.default(NORM, here), here)
+    assert asked == [False, True]
+    goal = goal_of(here)
+    checked, trusting = (
+        str(llvm.generate(real(scheduled(), goal, asserts), goal).mod.inspect_source())
+        for asserts in (True, False)
+    )
+    assert "TypeError" in checked and "TypeError" not in trusting
+    body = "__tvm_parallel_lambda" if "__tvm_parallel_lambda" in checked else "main_compute_"
+    assert (body in trusting) == (body in checked)
