@@ -157,3 +157,22 @@ def test_kernels_of_trials_take_their_arguments_on_trust(monkeypatch: pytest.Mon
     assert "TypeError" in checked and "TypeError" not in trusting
     body = "__tvm_parallel_lambda" if "__tvm_parallel_lambda" in checked else "main_compute_"
     assert (body in trusting) == (body in checked)
+
+
+def test_types_are_still_checked() -> None:
+    """TVM's schedules refuse arguments of other types, with its own message, call after call."""
+    from tvm import s_tir
+
+    sch = s_tir.Schedule(scheduled())
+    loop = sch.get_loops(sch.get_child_blocks(sch.get_sblock("root"))[0])[0]
+    for _ in range(2):
+        with pytest.raises(TypeError, match="loop"):
+            sch.unroll("rows")
+    sch.unroll(loop)
+
+
+def test_what_cannot_be_a_key_is_asked_anew() -> None:
+    """A list is no key; what is one is asked once."""
+    asked: list[Any] = []
+    count = compiler.remembered(lambda given: asked.append(given) or len(asked))
+    assert [count("a"), count("a"), count(["b"]), count(["b"])] == [1, 1, 2, 3]

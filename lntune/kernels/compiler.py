@@ -7,8 +7,9 @@ What a kind of device makes of a scheduled kernel is its backend's business.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,8 +42,35 @@ def _tvm() -> Any:
     except Exception as e:  # half an installation, a library of the system that is missing
         why = f"{type(e).__name__}: {gist(e)}"
         raise ToolchainError(f"TVM cannot be imported: {why}. Install apache-tvm again.") from e
-
+    _remember_types()
     return tvm
+
+
+@functools.cache
+def _remember_types() -> None:
+    """Have TVM remember what the annotations of a schedule's methods mean, which it finds out anew
+    at each call: a quarter of what scheduling takes. Arguments are checked as before.
+    """
+    from tvm.s_tir.schedule import _type_checker as checker
+
+    for name in ("_dispatcher", "_type2str"):
+        function = getattr(checker, name, None)
+        if function is not None:  # else another release, where it is slow at worst
+            setattr(checker, name, remembered(function))
+
+
+def remembered(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of one argument whose answers are kept, but for arguments that cannot be keys."""
+    kept = functools.cache(function)
+
+    @functools.wraps(function)
+    def ask(argument: Any) -> Any:
+        try:
+            return kept(argument)
+        except TypeError:
+            return function(argument)
+
+    return ask
 
 
 def warm_up() -> None:

@@ -161,8 +161,11 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
             sch.reorder(b, group, k, side)
             elements.append(k)
         else:
+            # of stages the predicates are dropped in the end, and would take most of the time here
             b, group, side = sch.split(
-                sch.get_loops(block)[0], [knobs.blocks, None, knobs.together]
+                sch.get_loops(block)[0],
+                [knobs.blocks, None, knobs.together],
+                disable_predication=name != "dx",
             )
             if name == "dx":
                 k = sch.get_loops(block)[3]

@@ -100,8 +100,12 @@ def apply(case: Case, knobs: Step, device: Device) -> Any:
             sch.reorder(b, group, k, side)
             elements[name.removeprefix("sums_")].append(k)
         else:
-            _, _, side = sch.split(sch.get_loops(block)[0], [blocks_of_rows, None, knobs.together])
-            if name in outputs:
+            # of stages the predicates are dropped in the end, and would take most of the time here
+            by_block = [blocks_of_rows, None, knobs.together]
+            guarded = name in outputs
+            loop = sch.get_loops(block)[0]
+            _, _, side = sch.split(loop, by_block, disable_predication=not guarded)
+            if guarded:
                 k = sch.get_loops(block)[3]
                 sch.reorder(k, side)
                 elements[outputs[name]].append(k)
