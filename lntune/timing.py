@@ -15,7 +15,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import msgspec
 
 from lntune.log import disturbance
 from lntune.log.records import Timing
+from lntune.system.surroundings import SHORTEST, Notice, Surroundings
 
 SAMPLE_SECONDS, MOST_CALLS = 3e-4, 4096
 """How long a sample is to be, and of how many calls it is at most."""
@@ -35,6 +36,12 @@ of calls.
 BUSY_SHARE = 0.15
 """Share of the machine's cores that others may use before a measurement is marked busy."""
 
+BEHIND = 1.15
+"""A candidate whose quickest sample takes so many times the best one's median is not the best, nor
+was the machine merely slow for a moment.
+"""
+CLOSE, MORE_SECONDS = 1.03, 2
+"""Whose median is within this of the best one's gets so many times as long."""
 ATTEMPTS = 3
 """How often something is measured, at most, until others leave the machine alone."""
 
@@ -43,8 +50,9 @@ class Measured(msgspec.Struct, frozen=True):
     """Timings by contender; `others` is the share of all cores that other processes (or the
     hypervisor) used meanwhile, None where the system does not say or the time was too short; `busy`
     when that is too much to trust or the samples themselves show a disturbance, None when neither
-    can be said. Of a GPU also `clocks`, in MHz before, in and after the measurement, and the
-    contenders that were not recorded as a graph though they are short, `uncaptured`.
+    can be said; `noticed` is what the system told, in words. Of a GPU also `clocks`, in MHz before,
+    in and after the measurement, and the contenders that were not recorded as a graph though they
+    are short, `uncaptured`.
     """
 
     timings: dict[str, Timing]
@@ -52,6 +60,7 @@ class Measured(msgspec.Struct, frozen=True):
     busy: bool | None
     clocks: tuple[int, ...] = ()
     uncaptured: tuple[str, ...] = ()
+    noticed: tuple[str, ...] = ()
 
 
 class Contention:
@@ -88,11 +97,13 @@ class Contention:
         return min(1.0, max(0.0, (busy - mine) / (wall * (os.cpu_count() or 1))))
 
 
-def disturbed(timings: Mapping[str, Timing], others: float | None) -> bool | None:
+def disturbed(
+    timings: Mapping[str, Timing], others: float | None, notices: Sequence[Notice] = ()
+) -> bool | None:
     """Whether timings cannot be trusted, given the share of the device that others used, where that
-    is known; None when nothing is.
+    is known, and what the system told; None when nothing is known.
     """
-    if others is not None and others > BUSY_SHARE:
+    if (others is not None and others > BUSY_SHARE) or any(n.disturbs for n in notices):
         return True
     shown = disturbance.why(
         {name: t.samples_us for name, t in timings.items()},
@@ -137,10 +148,45 @@ def _calls_per_sample(seconds: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
+Enough = Callable[[Mapping[str, Sequence[float]], float], bool]
+"""Takes the samples so far by contender, and the seconds that they took; says whether to end."""
+
+
+def within(seconds: float) -> Enough:
+    """Samples for so many seconds."""
+    return lambda _, passed: passed >= seconds
+
+
+def race(seconds: float, best_us: float | None) -> Enough:
+    """Samples of one contender among many that are measured one after another, of which the best so
+    far takes `best_us` (None: there is none): few of one that is far behind, whose quickest sample
+    says so, and MORE_SECONDS times as long as `seconds` of one that may be the best.
+    """
+    if best_us is None:
+        return within(seconds)
+
+    def enough(samples: Mapping[str, Sequence[float]], passed: float) -> bool:
+        (taken,) = samples.values()
+        if min(taken) > BEHIND * best_us:
+            return True
+        if passed < seconds:
+            return False
+        return passed >= MORE_SECONDS * seconds or statistics.median(taken) > CLOSE * best_us
+
+    return enough
+
+
 def measure(
-    contenders: Mapping[str, Callable[[], Any]], seconds: float, rounds: int = 5, seed: int = 0
+    contenders: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    rounds: int = 5,
+    seed: int = 0,
+    enough: Enough | None = None,
 ) -> Measured:
-    """Time the contenders for about `seconds` in all, at least `rounds` rounds."""
+    """Time the contenders for about `seconds` in all, at least `rounds` rounds; after these until
+    `enough` says so, where that is given.
+    """
+    enough = enough or within(seconds)
     order = random.Random(seed)
     names = list(contenders)
     each = {}
@@ -149,13 +195,13 @@ def measure(
         each[name] = _seconds(contenders[name])
     calls = _calls_per_sample(each)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    contention = Contention()
+    contention, surroundings = Contention(), Surroundings() if seconds >= SHORTEST else None
     collecting = gc.isenabled()
     gc.disable()
     try:
-        end = time.perf_counter() + seconds
+        start = time.perf_counter()
         done = 0
-        while done < rounds or time.perf_counter() < end:
+        while done < rounds or not enough(samples, time.perf_counter() - start):
             order.shuffle(names)
             for name in names:
                 function, count = contenders[name], calls[name]
@@ -170,7 +216,9 @@ def measure(
         name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4))
         for name, values in samples.items()
     }
-    return Measured(timings, others, disturbed(timings, others))
+    notices = surroundings.noticed() if surroundings else []
+    busy = disturbed(timings, others, notices)
+    return Measured(timings, others, busy, noticed=tuple(n.text for n in notices))
 
 
 def quietest(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lntune.log.records import Timing
-from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
+from lntune.log.records import Rival, Timing
+from lntune.measure.jobs import Candidate, Final, Heat, Open, Outcome, Try
 from lntune.tune import Settings, loop
 
 Job = Try | Final
@@ -40,9 +40,14 @@ class FakeWorker:
     stop = start
 
     def run(self, job: Job, timeout: float) -> Outcome:
-        """What `answer` says; the device is always ready."""
+        """What `answer` says; the device is always ready, and a race ends as it must."""
         if isinstance(job, Open):
             return Outcome("ok")
+        if isinstance(job, Heat):
+            places = range(len(job.candidates))
+            return Outcome(
+                "ok", order=tuple(sorted(places, key=lambda i: cost_of(job.candidates[i])))
+            )
         type(self).jobs.append(job)
         return type(self).answer(job)
 
@@ -82,14 +87,24 @@ def always_ok(job: Job) -> Outcome:
 
 
 def final_outcome(job: Final, winner: int) -> Outcome:
-    """A final that this finalist has won."""
-    timings = {"tuned": Timing((1.0,), cost_of(job.candidates[winner]))}
-    timings |= {
-        name: Timing((1.0,), 50.0)
+    """A final that this finalist has won; others take as long as they do, and no less than it."""
+    us = cost_of(job.candidates[winner])
+    timings = {"tuned": took(us)} | {
+        name: took(50.0)
         for name in ("default", "eager", "copy")
         if name != "default" or job.default
     }
-    return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=winner)
+    rivals = tuple(
+        Rival(c.schedule, c.knobs, took(max(cost_of(c), 1.1 * us)))
+        for i, c in enumerate(job.candidates)
+        if i != winner
+    )
+    return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=winner, rivals=rivals)
+
+
+def took(us: float) -> Timing:
+    """Samples that all are the same."""
+    return Timing((us,) * 9, us)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lntune.system.surroundings import Notice
+
 broken: list[str] = []
 """What an imagined GPU's context was broken by; every later wait says so, as CUDA does."""
 
@@ -43,6 +45,10 @@ class HostGpu:
     def clock(self) -> int | None:
         """An imagined clock."""
         return 1980
+
+    def limits(self) -> tuple[Notice, ...]:
+        """Nothing."""
+        return ()
 
     def others(self) -> float | None:
         """Nobody else."""

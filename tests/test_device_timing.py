@@ -27,6 +27,7 @@ from lntune.backends.cuda.timing import (
     measure,
 )
 from lntune.system import toolchain
+from lntune.system.surroundings import Notice
 
 LAUNCH = 5e-6
 """What a call from Python costs this GPU: it waits for it."""
@@ -46,6 +47,7 @@ class Machine:
         self.waits = 0
         self.shares: list[float | None] = [0.0, 0.0]
         self.clocks = iter([1200, 1980, 1950])
+        self.slowed: tuple[Notice, ...] = ()
         self.in_use = False
 
     @contextlib.contextmanager
@@ -109,6 +111,10 @@ class Machine:
     def clock(self) -> int | None:
         """The next of `clocks`."""
         return next(self.clocks, None)
+
+    def limits(self) -> tuple[Notice, ...]:
+        """`slowed`."""
+        return self.slowed
 
     def others(self) -> float | None:
         """The next of `shares`."""

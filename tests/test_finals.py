@@ -26,7 +26,8 @@ def test_the_best_of_every_schedule_is_measured_again() -> None:
     the default.
     """
     costs = tried(plain=[9, 4, 3, 1, 2], slow=[80, 70], slower=[math.inf, 700])
-    chosen = finals.choose(costs, DEFAULT)
+    before = next(c for c in costs if costs[c] == 1)
+    chosen = finals.choose(costs, DEFAULT, before)
     assert [(c.schedule, costs[c]) for c in chosen] == [
         ("plain", 1),
         ("slow", 70),
@@ -35,17 +36,51 @@ def test_the_best_of_every_schedule_is_measured_again() -> None:
         ("plain", 2),
         ("plain", 3),
     ]
-    assert len(chosen) == finals.most(trials=9, schedules=3)
+    assert len(chosen) < finals.most(trials=9, schedules=3)
 
 
 @pytest.mark.parametrize("default", [None, DEFAULT, Candidate("other", ())])
 def test_nothing_is_measured_twice_or_though_it_failed(default: Candidate | None) -> None:
-    """What failed is not in the final, a candidate is so once, and a default that was not tried is
-    another matter (it is measured, and cannot win).
+    """What failed is not in the final, also where it served until now, a candidate is so once, and
+    a default that was not tried is another matter (it is measured, and cannot win).
     """
     costs = tried(plain=[1, 2, math.inf], broken=[math.inf])
-    assert [costs[c] for c in finals.choose(costs, default)] == [1, 2]
-    assert finals.choose(tried(broken=[math.inf]), None) == []
+    for before in (DEFAULT, *(c for c in costs if costs[c] == math.inf)):
+        assert [costs[c] for c in finals.choose(costs, default, before)] == [1, 2]
+    assert finals.choose(tried(broken=[math.inf]), DEFAULT, DEFAULT) == []
+
+
+def test_what_served_until_now_is_in_the_final() -> None:
+    """The winner of before competes again, unless its trial has shown that it is far behind, or it
+    is of a schedule that is not tuned.
+    """
+    costs = tried(plain=[1.0, 1.01, 1.02, 1.09, 1.3], slow=[2.0])
+    near, behind = (next(c for c in costs if costs[c] == us) for us in (1.09, 1.3))
+    chosen = finals.choose(costs, DEFAULT, near)
+    assert near in chosen and len(chosen) == finals.most(trials=6, schedules=2) - 1
+    for before in (behind, Candidate("other", ())):
+        assert finals.choose(costs, DEFAULT, before) == finals.choose(costs, DEFAULT)
+
+
+def test_who_races_before_the_final() -> None:
+    """The best eight of those that took little more than the fastest; nobody where these are in the
+    final anyway.
+    """
+    costs = tried(plain=[1.0 + i / 100 for i in range(12)], slow=[1.2, math.inf])
+    assert [costs[c] for c in finals.heat(costs)] == pytest.approx([1 + i / 100 for i in range(8)])
+    assert finals.heat(tried(plain=[1.0, 1.05, 1.09, 1.2])) == []
+    assert finals.heat(tried(broken=[math.inf] * 5)) == finals.heat({}) == []
+
+
+def test_what_a_race_says_counts() -> None:
+    """The costs of those that raced are dealt out in the order in which they came in; those of the
+    others stay.
+    """
+    costs = tried(plain=[1.0, 1.02, 1.04, 1.06, 3.0])
+    entrants = finals.heat(costs)
+    raced = finals.raced(costs, entrants, (3, 0, 1, 2))
+    assert [raced[c] for c in costs] == [1.02, 1.04, 1.06, 1.0, 3.0]
+    assert finals.choose(raced, None)[0] == entrants[3]
 
 
 def test_the_fastest_is_left_out_last() -> None:

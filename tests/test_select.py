@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 import pytest
@@ -22,7 +22,8 @@ from lntune.case import TYPICAL_ROWS, Case
 from lntune.device import Device
 from lntune.errors import InputError, NotTunedError, UnknownNameError
 from lntune.log import records
-from lntune.log.records import Record, Timing
+from lntune.log.decision import Advantage, Certainty, Decision
+from lntune.log.records import Record, Setting, Timing
 from lntune.log.select import Choice, Tier, select, served, tune_commands
 from lntune.system import paths
 from lntune.torch import dispatch
@@ -569,3 +570,44 @@ def test_each_record_is_asked_about_once() -> None:
     assert len(asked) == 2
     assert choice.record == log[1]
     assert "of yesterday; passed over for an older one" in choice.steps[0]
+
+
+def test_default_knobs_serve_where_they_were_faster() -> None:
+    """A final of other schedules in which the default knobs were faster, by more than the margin or
+    with certainty, sends the call to these, where they can be used; a tie goes to what was tuned.
+    """
+    name, plan = next(iter(schedules().items()))
+    default = Setting(name, knobs.to_dict(plan.untuned(CASE.typical, HERE)))
+    other = next(n for n in schedules() if n != name)
+    own = knobs.to_dict(schedules()[other].untuned(CASE.typical, HERE))
+
+    def measured(us: float, verdict: str = "UNSURE", **changes: Any) -> Record:
+        timings = {n: Timing((t,), t) for n, t in (("tuned", 1.0), ("eager", 2.0), ("default", us))}
+        over = Advantage(us, None, None, cast(Certainty, verdict))
+        decision = Decision("alone", "time", over_default=over)
+        values = {"timings": timings, "schedule": other, "knobs": own, "decision": decision}
+        return final(**{**values, "code": schedules()[other].code, "default": default, **changes})
+
+    for record in (measured(0.97), measured(0.985, "SLOWER"), measured(0.97, decision=None)):
+        choice = choose(record)
+        assert (choice.tier, choice.schedule, choice.knobs) == ("exact", name, default.knobs)
+        assert choice.measured and "the default knobs were faster" in choice.steps[-2]
+    gone = Setting("gone", {})
+    for record in (measured(0.985), measured(1.2), measured(0.97, default=gone)):
+        assert choose(record).schedule == other
+    slow = {n: Timing((t,), t) for n, t in (("tuned", 3.0), ("eager", 2.0), ("default", 2.5))}
+    assert choose(measured(2.5, timings=slow)).tier == "eager"
+
+
+def test_the_time_of_what_serves(log_dir: Path) -> None:
+    """Where the default knobs serve in the place of what was tuned, their time is what is told."""
+    name, plan = next(iter(schedules().items()))
+    default = Setting(name, knobs.to_dict(plan.untuned(CASE.typical, HERE)))
+    other = next(n for n in schedules() if n != name)
+    own = knobs.to_dict(schedules()[other].untuned(CASE.typical, HERE))
+    timings = {n: Timing((t,), t) for n, t in (("tuned", 1.0), ("eager", 2.0), ("default", 0.9))}
+    code = schedules()[other].code
+    record = final(timings=timings, schedule=other, knobs=own, code=code, default=default)
+    records.append(log_dir, record)
+    told = lntune.explain("layer_norm", HIDDEN, "float32", CASE.rows)
+    assert (told.schedule, told.tuned_us) == (name, 0.9)

@@ -26,6 +26,7 @@ from fake_worker import (
     final_outcome,
     finals,
     settings,
+    took,
     tried,
 )
 
@@ -42,7 +43,7 @@ from lntune.errors import (
     UnknownNameError,
 )
 from lntune.log import records
-from lntune.log.records import Record, Timing
+from lntune.log.records import Record, Rival, Timing
 from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
 from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop, run, times
@@ -161,11 +162,17 @@ def test_a_run_among_broken_schedules(tmp_path: Path, brief: float) -> None:
 
 
 def test_a_finalist_that_fails_now(tmp_path: Path, brief: float) -> None:
-    """A candidate that worked in its trial and kills the final is found out, logged, and the others
-    are measured without it.
+    """A candidate that worked in its trial, of a run before, and kills the final is found out,
+    logged, and the others are measured without it.
     """
-    summary = tune.tune([CASE], settings("fickle", "plain", trials=2, timeout=20.0, seconds=brief))
+    chosen = settings("fickle", "plain", trials=2, timeout=20.0, seconds=brief)
+    summary = tune.tune([CASE], chosen)
     assert summary.statuses == {"ok": 2}
+    (tmp_path / "log" / device_module.current().slug / "layer_norm.jsonl").write_text(
+        "".join(msgspec.json.encode(trial).decode() + "\n" for trial in logged(tmp_path, "trial"))
+    )
+    summary = tune.tune([CASE], chosen)
+    assert summary.statuses == {} and summary.earlier == {"ok": 2}
     assert {(r.schedule, r.status) for r in logged(tmp_path, "final")} == {
         ("fickle", "run"),
         ("plain", "ok"),
@@ -852,10 +859,13 @@ def test_knobs_that_are_tried_last(
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(tmp_path))
 
     def answer(job: Job) -> Outcome:
-        one = candidates(job)[0].knobs
-        cost = 100.0 - one["size"] % 3 - one["most"]
-        timings = {"tuned": Timing((1.0,), cost), "eager": Timing((1.0,), 50.0)}
-        return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=0)
+        costs = [100.0 - c.knobs["size"] % 3 - c.knobs["most"] for c in candidates(job)]
+        timings = {"tuned": took(costs[0]), "eager": took(50.0)}
+        rivals = tuple(
+            Rival(c.schedule, c.knobs, took(us))
+            for c, us in zip(candidates(job)[1:], costs[1:], strict=True)
+        )
+        return Outcome("ok", "", timings, {"y": 0.5}, {"y": 1.0}, winner=0, rivals=rivals)
 
     fake.answer = staticmethod(answer)
     tune.tune([CASE], settings("limited", trials=trials))

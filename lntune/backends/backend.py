@@ -14,15 +14,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
+from lntune.log.records import Timing
 from lntune.schedule import Schedule
 from lntune.system.sealed import Facts
-from lntune.timing import Measured
+from lntune.timing import Enough, Measured
 
 TVM = threading.RLock()
 """Held by who asks TVM for anything: its compiler is for one thread at a time."""
@@ -86,6 +87,10 @@ class Backend(abc.ABC):
     """A stored kernel may have code for several architectures."""
     has_peers: ClassVar[bool] = False
     """Others have kernels for it that the benchmark times too (`Op.peers`)."""
+    beside: ClassVar[Literal["", "cold", "warm"]] = ""
+    """The cache that a final is measured with beside that of `measure`: the other one; empty where
+    times say nothing.
+    """
     fence: ClassVar[int]
     """Bytes of guard around the tensors of a check, see check.verify."""
     case_seconds: ClassVar[float]
@@ -303,10 +308,30 @@ class Backend(abc.ABC):
         seconds: float,
         rounds: int = 5,
         seed: int = 0,
+        enough: Enough | None = None,
     ) -> Measured:
         """Time contenders, each a call bound to every copy of `inputs`, interleaved, for about
-        `seconds` in all.
+        `seconds` in all; where `enough` is given, until that says so.
         """
+
+    def inputs_beside(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+        """The same inputs in as many copies as `measure_beside` takes; none where `beside` is empty
+        or `measure` has that cache already.
+        """
+        return []
+
+    def measure_beside(
+        self,
+        contenders: Mapping[str, Sequence[Call]],
+        case: Case,
+        device: Device,
+        seconds: float,
+        seed: int = 0,
+    ) -> dict[str, Timing]:
+        """Time contenders with the cache that `beside` names, each a call bound to every copy of
+        `inputs_beside`, for about `seconds` in all; nothing where that is too short.
+        """
+        return {}
 
     @abc.abstractmethod
     def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:

@@ -13,7 +13,7 @@ from lntune.backends.backend import Backend, Call, Kernel
 from lntune.case import Case
 from lntune.check import Verdict
 from lntune.device import Device
-from lntune.timing import Measured
+from lntune.timing import Enough, Measured
 
 
 class HostBackend(Backend):
@@ -47,7 +47,8 @@ class HostBackend(Backend):
         seconds: float,
         rounds: int = 5,
         seed: int = 0,
+        enough: Enough | None = None,
     ) -> Measured:
         """See Backend."""
         first = {name: calls[0] for name, calls in contenders.items()}
-        return timing.measure(first, seconds, rounds, seed)
+        return timing.measure(first, seconds, rounds, seed, enough)

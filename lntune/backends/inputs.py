@@ -37,6 +37,16 @@ def plain(case: Case, device: Device, seed: int = 0, rows: int | None = None) ->
     return named
 
 
+def copied(named: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs in memory of their own."""
+    import torch
+
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in named.items()
+    }
+
+
 def on_device(case: Case, device: Device, place: str, seed: int = 0) -> dict[str, Any]:
     """The same on `place`, what the device is to PyTorch, made there: DRAWN_ROWS rows at most are
     drawn by the CPU, which takes a second for a hundred million numbers, and repeated.

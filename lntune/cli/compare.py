@@ -97,6 +97,10 @@ def compare(
     across_devices: Annotated[
         bool, typer.Option("--across-devices", help="Compare measurements of different devices.")
     ] = False,
+    cold: Annotated[
+        bool,
+        typer.Option("--cold", help="What was measured with a cold cache; with --measure, both."),
+    ] = False,
     log_dir: LOG_DIR = None,
     plot: PLOT = None,
     wide: WIDE = False,
@@ -143,11 +147,12 @@ def compare(
             "--target": target if target != DEFAULT else "",
             "--all-devices": everywhere,
             "--across-devices": across_devices,
+            "--cold": cold,
             "--log-dir": str(log_dir or ""),
             "--format": "html",
         },
     )
-    options = run.Options(target, log_dir, everywhere, across_devices, _share(smallest))
+    options = run.Options(target, log_dir, everywhere, across_devices, _share(smallest), cold)
     length = seconds("--time", time_per_case)
     with using_logs(log_dir, may_be_new=measure):
         compared = run.parse(sides, options)

@@ -69,6 +69,13 @@ def report(
     knobs: Annotated[
         bool, typer.Option("--knobs", help="The knobs of each case, on a line below it.")
     ] = False,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold",
+            help="Figures of a cold cache, of the cases that were measured with one, too.",
+        ),
+    ] = False,
     history: Annotated[
         bool,
         typer.Option(
@@ -105,6 +112,8 @@ def report(
     if history and (html or plot or output_format == "html"):
         beside = f"{'a plot' if plot else 'a page'} beside it"
         raise InputError(got_expected("--history", beside, "one of the two"))
+    if cold and (history or html or plot or output_format == "html"):
+        raise InputError(got_expected("--cold", "a history, page or plot beside it", "a table"))
     if plot:
         plots.check(plot)
     wanted = Wanted.of(
@@ -125,6 +134,7 @@ def report(
             "--history": history,
             "--cases": every_case,
             "--knobs": knobs,
+            "--cold": cold,
         },
     )
     with using_logs(log_dir):
@@ -133,11 +143,11 @@ def report(
         if history:
             output = histories.of_logs(folders, wanted, owner, again)
         else:
-            found = surveys(folders, wanted, owner, schedules)
+            found = surveys(folders, wanted, owner, schedules, cold)
             few = sum(len(one.cases) for one in found) <= MANY
             asked = every_case or knobs or wanted.narrowed or output_format != "table"
             shown = asked or few or not sys.stdout.isatty()
-            output = surveyed.output(found, again, shown, knobs)
+            output = surveyed.output(found, again, shown, knobs, cold)
 
         def page() -> str:
             from lntune.report.page import write

@@ -18,7 +18,7 @@ from lntune.log.records import Record
 from lntune.measure.jobs import Candidate, Final, Outcome
 from lntune.measure.worker import Worker
 from lntune.system import interrupts
-from lntune.tune import Settings, check_settings
+from lntune.tune import Settings, check_settings, times
 from lntune.tune.journal import Journal
 from lntune.tune.loop import start_worker
 
@@ -102,7 +102,8 @@ def measure(
                 except UnfitSideError as e:
                     on_failure(f"{case}: {e}")
                     continue
-                for failure in _measure(worker, journal, case, plan, seconds, settings):
+                share = times.BESIDE_SHARE if options.cold else 0.0
+                for failure in _measure(worker, journal, case, plan, seconds, settings, share):
                     on_failure(f"{case}: {failure}")
     except KeyboardInterrupt:
         on_failure("interrupted; compared is what is in the log")
@@ -192,9 +193,11 @@ def _measure(
     plan: Plan,
     seconds: float,
     settings: Settings,
+    beside: float,
 ) -> list[str]:
     """Measure and log a case; what failed or was disturbed, in words. Where the whole fails, each
-    candidate is measured alone to find which.
+    candidate is measured alone to find which. `beside` is the share of time that is spent besides
+    on the other cache.
     """
 
     def attempt(candidates: tuple[Candidate, ...], plan: Plan, seconds: float) -> Outcome:
@@ -206,6 +209,7 @@ def _measure(
             retry_seconds=seconds,
             default=plan.default,
             with_compile=plan.with_compile,
+            beside_seconds=seconds * beside,
         )
         allowed = settings.timeout + 8 * seconds + (COMPILING if plan.with_compile else 0)
         return worker.run(job, allowed)

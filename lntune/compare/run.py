@@ -16,7 +16,7 @@ from lntune.compare.sides import Contender, Side
 from lntune.compare.statistics import SMALLEST
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
-from lntune.log import records
+from lntune.log import caches, records
 from lntune.log.records import Record, Role
 from lntune.log.wanted import ALL, Wanted
 from lntune.system import paths
@@ -27,7 +27,8 @@ CPU = "cpu"
 class Options(msgspec.Struct, frozen=True):
     """Where contenders are looked up: in the logs of a folder (None: wherever logs are), for the
     device of a target or `all_devices`. `across_devices` compares measurements of different
-    devices; a difference below `smallest`, as a share, does not matter.
+    devices; a difference below `smallest`, as a share, does not matter. `cold`:
+    compared is what was measured with a cold cache.
     """
 
     target: str = CPU
@@ -35,6 +36,7 @@ class Options(msgspec.Struct, frozen=True):
     all_devices: bool = False
     across_devices: bool = False
     smallest: float = SMALLEST
+    cold: bool = False
 
     @property
     def device(self) -> Device:
@@ -83,6 +85,8 @@ def compare_sides(
             devices or operators.
     """
     wanted = wanted._replace(ops=wanted.ops or operators(compared))
+    if options.cold:
+        compared = [_cold(side) for side in compared]
     results = judge.compare_records(
         compared,
         read_log(compared, wanted, options),
@@ -110,7 +114,16 @@ def read_log(
     if any(side.word == "compile" for side in contenders):
         roles = (*roles, "bench")  # a final does not measure it
     device = None if options.all_devices else options.device
-    return records.read(options.folders, wanted.op, device, roles)
+    read = records.read(options.folders, wanted.op, device, roles)
+    return [*filter(None, map(caches.cold, read))] if options.cold else read
+
+
+def _cold(side: Side) -> Side:
+    """A side with what was measured with a cold cache; of a contender that is in the log."""
+    if isinstance(side, Contender):
+        return side
+    found = [*filter(None, map(caches.cold, side.records))]
+    return msgspec.structs.replace(side, records=found)
 
 
 def _nothing(result: Result, compared: Sequence[Side], options: Options) -> InputError:

@@ -25,9 +25,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
+
+from lntune.log.decision import Certainty
 
 ERROR = 0.05
 """Of a family of comparisons, the chance that any is called FASTER or SLOWER and is not."""
@@ -44,7 +46,7 @@ QUICKEST_US = 1e-4
 """What records are rounded to."""
 CORRECTION = "Holm"
 
-Verdict = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
+Verdict = Certainty
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
@@ -92,15 +94,16 @@ class Drift(msgspec.Struct, frozen=True):
     freedom: float = math.inf
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """A / B of samples that were taken in the same rounds, in their order.
+def paired(a: Sequence[float], b: Sequence[float], batches: int = BATCHES) -> Estimate:
+    """A / B of samples that were taken in the same rounds, in their order; fewer batches are for
+    few samples, so that each has a median.
 
     Raises:
         ValueError: there are not as many on both sides.
     """
     if len(a) != len(b):
         raise ValueError(f"paired: got {len(a)} and {len(b)} samples, expected as many of both")
-    return _estimate(_logs(a) - _logs(b))
+    return _estimate(_logs(a) - _logs(b), batches)
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], drift: Drift | None = None) -> Estimate:
@@ -158,14 +161,16 @@ def _logs(samples: Sequence[float]) -> Any:
     return numpy.log(numpy.maximum(numpy.asarray(samples, dtype=float), QUICKEST_US))
 
 
-def _estimate(values: Any) -> Estimate:
-    """The median of logarithms, in the order in which they were measured."""
+def _estimate(values: Any, most: int = BATCHES) -> Estimate:
+    """The median of logarithms, in the order in which they were measured, with the error that so
+    many batches tell at most.
+    """
     import numpy
 
     median = float(numpy.median(values))
     if len(values) < SAMPLES:
         return Estimate(median)
-    batches = min(BATCHES, len(values))
+    batches = min(most, len(values))
     # whole batches: what is over is left out of the error, and is in the median
     size = len(values) // batches
     middles = numpy.median(values[: batches * size].reshape(batches, size), axis=1)

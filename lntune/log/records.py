@@ -24,6 +24,7 @@ from lntune.device import Device
 from lntune.errors import LogError
 from lntune.knobs import Value
 from lntune.log import disturbance
+from lntune.log.decision import Decision
 from lntune.system import callers, locks
 from lntune.versions import Code, of_hash
 
@@ -93,7 +94,8 @@ class Setting(msgspec.Struct, frozen=True):
 
 class Rival(msgspec.Struct, frozen=True):
     """A finalist that did not win; its samples are of the same rounds as those of the record that
-    it is in. `errors`, `versus_eager` and `instructions` are like the record's.
+    it is in. `errors`, `versus_eager` and `instructions` are like the record's, `cold` and `warm`
+    what its mappings of these names would hold of it.
     """
 
     schedule: str
@@ -103,6 +105,8 @@ class Rival(msgspec.Struct, frozen=True):
     errors: dict[str, float] = {}
     versus_eager: dict[str, float] = {}
     instructions: float | None = None
+    cold: Timing | None = None
+    warm: Timing | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `clocks` are a GPU's in MHz before, in and after the measurement. `instructions` are those that
     threads issue for an element of a row, read off the compiled code; None where they are not known
     (on CPUs, and of kernels that were not built ahead).
+
+    A final's `timings` are of a warm cache on CPUs, and `cold` has the same contenders with inputs
+    and outputs that no cache holds; on GPUs they are of a cold one, and `warm` has the others. A
+    timing there without samples is that of `timings`: the case is beyond the cache. `decision` says
+    how certain the winner is. `noticed` is what the system told of the time of the measurement: of
+    stolen time, quotas, heat and clocks, in words.
     """
 
     schema: int = SCHEMA
@@ -136,6 +146,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     rivals: tuple[Rival, ...] = ()
     clocks: tuple[int, ...] = ()
     instructions: float | None = None
+    cold: dict[str, Timing] = {}
+    warm: dict[str, Timing] = {}
+    decision: Decision | None = None
+    noticed: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     run: str = ""
     time: str = ""
@@ -167,7 +181,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         hold; empty when nothing does.
         """
         if self.busy:
-            return "others used the machine"
+            return "; ".join(self.noticed) or "others used the machine"
         return disturbance.why(
             {n: t.samples_us for n, t in self.timings.items()},
             {n: t.median_us for n, t in self.timings.items()},

@@ -2,7 +2,7 @@
 
 exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the
 schedule's default knobs -> eager mode. Records of another device never serve. A record in which
-eager won sends the call to eager: dispatch is honest.
+eager or the default knobs won sends the call to these: dispatch is honest.
 
 Of several finals of one case that one serves which comes first in this order (`choose_final`):
 knobs that can be used today before those that cannot; measured in quiet, or not known otherwise,
@@ -21,7 +21,7 @@ from lntune import knobs as knobs_module
 from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.errors import ScheduleError
-from lntune.log.records import Key, Record, measured
+from lntune.log.records import Key, Record, Setting, measured
 from lntune.schedule import Schedule
 
 Tier = Literal["exact", "bucket", "near", "default", "eager"]
@@ -32,7 +32,9 @@ faster.
 NEAR_OCTAVES = 1.0
 """How far a hidden size may be from the one a record was measured at: a factor of two."""
 MARGIN = 1.02
-"""Eager takes over only when it measured faster by more than this; ties go to the tuned kernel."""
+"""Eager mode, and the default knobs where others were tuned, take over when they measured faster by
+more than this, or by less and with certainty (see records.Decision); ties go to the tuned kernel.
+"""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -290,17 +292,36 @@ def _from_group(
         return None, [*steps, f"{_label(best)} {reason}"]
     doubts = "; the schedule's code has changed since, measure again" if old else ""
     doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
-    tuned, eager = best.median(), best.median("eager")
-    if tuned and eager and tuned > eager * MARGIN:
+    served, tuned, eager = Setting(best.schedule, best.knobs), best.median(), best.median("eager")
+    slower = _slower(best, "eager")
+    if (
+        _slower(best, "default")
+        and best.default
+        and not _unusable(best.default, case, device, schedules, faults)
+    ):
+        steps.append(f"{_label(best)}: the default knobs were faster than {best.schedule}")
+        served, tuned = best.default, best.median("default")
+        slower = bool(tuned and eager and tuned > eager * MARGIN)
+    if tuned and eager and slower:
         steps.append(
             f"{_label(best)}: eager was faster, {eager:.2f} us against {tuned:.2f} us{doubts}"
         )
         return Choice("eager", record=best, stale=old), steps
     speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
     steps.append(
-        f"{_label(best)}: {best.schedule} {knobs_module.describe(best.knobs)}{speed}{doubts}"
+        f"{_label(best)}: {served.schedule} {knobs_module.describe(served.knobs)}{speed}{doubts}"
     )
-    return Choice(tier, best.schedule, dict(best.knobs), best, stale=old), steps
+    return Choice(tier, served.schedule, dict(served.knobs), best, stale=old), steps
+
+
+def _slower(record: Record, contender: Literal["eager", "default"]) -> bool:
+    """Whether the best finalist was slower than a contender: by more than MARGIN or certainly."""
+    tuned, other = record.median(), record.median(contender)
+    if tuned and other and tuned > other * MARGIN:
+        return True
+    decision = record.decision
+    over = decision and (decision.over_eager if contender == "eager" else decision.over_default)
+    return over is not None and over.verdict == "SLOWER"
 
 
 def _judged(
@@ -316,14 +337,14 @@ def _judged(
 
 
 def _unusable(
-    record: Record,
+    record: Record | Setting,
     case: Case,
     device: Device,
     schedules: Mapping[str, Schedule],
     faults: dict[str, str] | None = None,
 ) -> str:
-    """Why a record's knobs cannot serve a case today, as the rest of a sentence; empty when they
-    can.
+    """Why a record's knobs, or others, cannot serve a case today, as the rest of a sentence; empty
+    when they can.
     """
     schedule = schedules.get(record.schedule)
     if schedule is None or schedule.op != case.op:

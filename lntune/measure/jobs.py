@@ -77,11 +77,27 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
 
 
 class Try(msgspec.Struct, frozen=True, tag="try"):
-    """Build a kernel, check its outputs, and time it for about `seconds`."""
+    """Build a kernel, check its outputs, and time it for about `seconds`; where `best_us` says what
+    the best of the case so far took, shorter when it is far behind and longer when it may be the
+    best, see timing.race.
+    """
 
     case: Case
     device: Device
     candidate: Candidate
+    seconds: float
+    seed: int = 0
+    best_us: float | None = None
+
+
+class Heat(msgspec.Struct, frozen=True, tag="heat"):
+    """Time candidates that were tried, and are right, against each other for about `seconds`, with
+    their outputs given: all of them for a part of the time, the better half for another, and so on.
+    """
+
+    case: Case
+    device: Device
+    candidates: tuple[Candidate, ...]
     seconds: float
     seed: int = 0
 
@@ -89,7 +105,8 @@ class Try(msgspec.Struct, frozen=True, tag="try"):
 class Final(msgspec.Struct, frozen=True, tag="final"):
     """Time finalists for about `seconds` against each other, against `default` (what serves the
     case where nothing is tuned), eager mode and a copy; where that is wanted, also against
-    torch.compile, which takes seconds to make.
+    torch.compile, which takes seconds to make. For about `beside_seconds` more with the other cache
+    (see Backend.beside).
 
     `retry_seconds` may be spent besides, to measure again what other work on the machine disturbed.
     """
@@ -102,9 +119,10 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     seed: int = 0
     default: Candidate | None = None
     with_compile: bool = False
+    beside_seconds: float = 0.0
 
 
-Job = Open | Build | Check | Try | Final
+Job = Open | Build | Check | Try | Heat | Final
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -114,7 +132,8 @@ class Outcome(msgspec.Struct, frozen=True):
     candidates is `winner`; in a final also "eager", "copy", and "default" where that is given and
     works, and "compile" where it was wanted and works (`message` says why not); `rivals` are the
     finalists that did not win. `errors` and `versus_eager` are those of the same kernel, see
-    records.Record.
+    records.Record, as are `cold`, `warm` and `noticed`. `order` are the places of a heat's
+    candidates, the best first.
 
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
     what building took it; `clocks` a GPU's in MHz; `blameless` says that the machine kept it from
@@ -136,6 +155,10 @@ class Outcome(msgspec.Struct, frozen=True):
     blameless: bool = False
     lost: bool = False
     instructions: float | None = None
+    cold: dict[str, Timing] = {}
+    warm: dict[str, Timing] = {}
+    noticed: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 def record_fields(source: Outcome | Record) -> dict[str, Any]:
@@ -144,6 +167,6 @@ def record_fields(source: Outcome | Record) -> dict[str, Any]:
         name: getattr(source, name)
         for name in (
             *("status", "message", "timings", "errors", "versus_eager"),
-            *("busy", "rivals", "clocks", "instructions"),
+            *("busy", "rivals", "clocks", "instructions", "cold", "warm", "noticed"),
         )
     }

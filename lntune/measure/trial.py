@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,8 @@ from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
 from lntune.log.records import Rival, Timing
 from lntune.measure import calls
-from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Outcome, Try
+from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Outcome, Try
+from lntune.measure.kept import Kept
 
 TRIAL_SAMPLES = 16
 """Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps
@@ -30,8 +31,10 @@ TRIAL_ATTEMPTS = 2
 """How often a disturbed trial is measured; a final, which decides what serves calls,
 timing.ATTEMPTS times.
 """
+HEAT_ROUNDS = 5
 _MESSAGE = 500
 """Characters of a message that are kept; the log has a line for every trial."""
+_kept = Kept()
 
 
 def run(job: Job) -> Outcome:
@@ -47,6 +50,8 @@ def run(job: Job) -> Outcome:
                 return _build(job)
             case Try():
                 outcome = _try(job)
+            case Heat():
+                outcome = _heat(job)
             case Final():
                 outcome = _final(job)
     except Exception as e:
@@ -85,8 +90,11 @@ def _kernel(
     case: Case, device: Device, candidate: Candidate, checked: bool = True
 ) -> Kernel | Outcome:
     """The built kernel, or the outcome that says why there is none; from the cache where it was
-    built ahead. `checked` is as in backend.Scheduled.
+    built ahead, and one that is not `checked` (as in backend.Scheduled) as it was tried where it
+    was among the best.
     """
+    if not checked and (kernel := _kept.get(case, device, candidate)) is not None:
+        return kernel
     try:
         schedule, setting = candidate.resolved(case.op)
     except Exception as e:  # the class of the knobs may be a user's
@@ -171,15 +179,50 @@ def _try(job: Try) -> Outcome:
     if outcome.status != "ok":
         return outcome
     bound = calls.bind(job.case, kernel, _inputs(job.case, device), allocate=False)
+    enough = timing.race(job.seconds, job.best_us)
     measured = timing.quietest(
-        lambda: backend.measure({"tuned": bound}, device, job.seconds, seed=job.seed),
+        lambda: backend.measure(
+            {"tuned": bound}, device, job.seconds, seed=job.seed, enough=enough
+        ),
         TRIAL_ATTEMPTS,
     )
     tuned = measured.timings["tuned"]
+    if not backend.builds_ahead:
+        _kept.add(job.case, device, job.candidate, kernel, tuned.median_us)
     timings = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
     return msgspec.structs.replace(
-        outcome, timings=timings, busy=measured.busy, clocks=measured.clocks
+        outcome,
+        timings=timings,
+        busy=measured.busy,
+        clocks=measured.clocks,
+        noticed=measured.noticed,
     )
+
+
+def _heat(job: Heat) -> Outcome:
+    """Candidates against each other, in parts of which each has half as many as the one before.
+    Their order: by how far they came, then by their median in the last part that they were in.
+    """
+    case, device, backend = job.case, job.device, backends.of(job.device)
+    bound: dict[str, Sequence[Call]] = {}
+    for i, candidate in enumerate(job.candidates):
+        kernel = _kernel(case, device, candidate, checked=False)
+        if isinstance(kernel, Outcome):
+            return kernel
+        bound[str(i)] = calls.bind(case, kernel, _inputs(case, device), allocate=False)
+    order: list[str] = []
+    racing = list(bound)
+    parts = max(1, (len(racing) - 1).bit_length())
+    for part in range(parts):
+        contenders = {name: bound[name] for name in racing}
+        measured = backend.measure(
+            contenders, device, job.seconds / parts, HEAT_ROUNDS, job.seed + part
+        )
+        racing.sort(key=lambda name: measured.timings[name].median_us)
+        ahead = (len(racing) + 1) // 2 if part < parts - 1 else 0
+        order = [*racing[ahead:], *order]
+        racing = racing[:ahead]
+    return Outcome("ok", order=tuple(int(name) for name in order))
 
 
 def _final(job: Final) -> Outcome:
@@ -189,28 +232,21 @@ def _final(job: Final) -> Outcome:
     import torch
 
     case, device, backend = job.case, job.device, backends.of(job.device)
-    inputs = _inputs(case, device)
-    bound = functools.partial(
-        calls.bind, case, copies=inputs, allocate=True, directly=backend.calls_directly
-    )
-    first = ops.get(case.op).arguments(case)[0].name
-    contenders: dict[str, Sequence[Call]] = {
-        "eager": [backend.baseline(device, case, given) for given in inputs],
-        "copy": [given[first].clone for given in inputs],
-    }
     verdicts: list[Outcome] = []
     names = [f"finalist {i}" for i in range(len(job.candidates))]
+    kernels: dict[str, Kernel] = {}
     for name, candidate in zip(names, job.candidates, strict=True):
-        kernel, verdict = _verified(case, device, candidate)
+        kernel, verdict = _verified(case, device, candidate, job.seed)
         if kernel is None:
             return verdict
         verdicts.append(verdict)
-        contenders[name] = bound(kernel)
+        kernels[name] = kernel
     if job.default is not None and job.default not in job.candidates:
-        kernel, _ = _verified(case, device, job.default)
+        kernel, _ = _verified(case, device, job.default, job.seed)
         if kernel is not None:
-            contenders["default"] = bound(kernel)
-    left_out = ""
+            kernels["default"] = kernel
+    inputs, left_out = _inputs(case, device, job.seed), ""
+    contenders = _contenders(case, device, kernels, inputs)
     with torch.inference_mode():
         if job.with_compile:
             compiled, why = calls.compiled(case, inputs, device)
@@ -221,14 +257,13 @@ def _final(job: Final) -> Outcome:
         )
         # it decides what serves calls
         measured = timing.quietest(measure, seconds=job.seconds + job.retry_seconds)
-    finalists = [measured.timings[name] for name in names]
-    winner = min(range(len(finalists)), key=lambda i: finalists[i].median_us)
-    timings = {"tuned": finalists[winner]}
-    timings |= {name: t for name, t in measured.timings.items() if name not in names}
+    beside = _beside(job, kernels, measured.timings)
+    winner = min(range(len(names)), key=lambda i: measured.timings[names[i]].median_us)
+    places = {"tuned": names[winner]} | {n: n for n in measured.timings if n not in names}
     if job.default in job.candidates:
-        timings["default"] = finalists[job.candidates.index(job.default)]
+        places["default"] = names[job.candidates.index(job.default)]
     rivals = [
-        _rival(case, candidate, finalists[i], verdicts[i])
+        _rival(case, candidate, verdicts[i], names[i], measured.timings, {backend.beside: beside})
         for i, candidate in enumerate(job.candidates)
         if i != winner
     ]
@@ -237,25 +272,74 @@ def _final(job: Final) -> Outcome:
         message=_bounded(left_out),
         winner=winner,
         rivals=tuple(rivals),
-        timings=timings,
+        timings={name: measured.timings[of] for name, of in places.items()},
         busy=measured.busy,
         clocks=measured.clocks,
+        noticed=measured.noticed,
+        **{backend.beside: {n: beside[of] for n, of in places.items() if of in beside}}
+        if beside
+        else {},
     )
 
 
-def _rival(case: Case, candidate: Candidate, timing: Timing, verdict: Outcome) -> Rival:
+def _contenders(
+    case: Case, device: Device, kernels: Mapping[str, Kernel], inputs: Sequence[dict[str, Any]]
+) -> dict[str, Sequence[Call]]:
+    """Kernels, eager and a copy as they are called from Python, bound to copies of the inputs."""
+    backend = backends.of(device)
+    first = ops.get(case.op).arguments(case)[0].name
+    contenders: dict[str, Sequence[Call]] = {
+        "eager": [backend.baseline(device, case, given) for given in inputs],
+        "copy": [given[first].clone for given in inputs],
+    }
+    for name, kernel in kernels.items():
+        contenders[name] = calls.bind(case, kernel, inputs, True, backend.calls_directly)
+    return contenders
+
+
+def _beside(
+    job: Final, kernels: Mapping[str, Kernel], timings: Mapping[str, Timing]
+) -> dict[str, Timing]:
+    """A final's contenders, but for torch.compile, with the cache that `timings` are not of; where
+    the case leaves only one, their medians.
+    """
+    import torch
+
+    backend, case, device = backends.of(job.device), job.case, job.device
+    if not backend.beside or not job.beside_seconds:
+        return {}
+    inputs = backend.inputs_beside(case, device, job.seed)
+    if not inputs:
+        return {name: Timing((), timing.median_us) for name, timing in timings.items()}
+    contenders = _contenders(case, device, kernels, inputs)
+    with torch.inference_mode():
+        return backend.measure_beside(contenders, case, device, job.beside_seconds, job.seed)
+
+
+def _rival(
+    case: Case,
+    candidate: Candidate,
+    verdict: Outcome,
+    name: str,
+    timings: Mapping[str, Timing],
+    beside: Mapping[str, Mapping[str, Timing]],
+) -> Rival:
     """A finalist that did not win."""
     return Rival(
         candidate.schedule,
         candidate.knobs,
-        timing,
+        timings[name],
         candidate.resolved(case.op)[0].code,
         verdict.errors,
         verdict.versus_eager,
+        cold=beside.get("cold", {}).get(name),
+        warm=beside.get("warm", {}).get(name),
     )
 
 
-def _verified(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel | None, Outcome]:
+def _verified(
+    case: Case, device: Device, candidate: Candidate, seed: int
+) -> tuple[Kernel | None, Outcome]:
     """A built kernel that is right, or None, and the outcome of its check."""
     import torch
 
@@ -266,7 +350,7 @@ def _verified(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel 
     outcome = _judged(backend.verify(case, device, kernel, thoroughly=True))
     if outcome.status == "ok":
         with torch.inference_mode():
-            wrong = backend.compare(case, device, kernel, _inputs(case, device)[0])
+            wrong = backend.compare(case, device, kernel, _inputs(case, device, seed)[0])
         if wrong:
             outcome = Outcome("wrong", wrong)
     return (kernel if outcome.status == "ok" else None), outcome
@@ -274,6 +358,8 @@ def _verified(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel 
 
 # kept for one case: to make them takes longer than a trial when the case is large
 @functools.lru_cache(maxsize=1)
-def _inputs(case: Case, device: Device) -> list[dict[str, Any]]:
-    """Plain random inputs of a case on a device; contenders share them and none writes to them."""
-    return backends.of(device).inputs(case, device)
+def _inputs(case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+    """Plain random inputs of a case on a device, those of trials where no seed is given; contenders
+    share them and none writes to them.
+    """
+    return backends.of(device).inputs(case, device, seed)

@@ -29,6 +29,11 @@ class Row(msgspec.Struct, frozen=True):
     inputs made to break kernels as a share of what is allowed there, `spread` = distance between
     the quartiles over the median.
 
+    `winner` says how certain the kernel is the best of its final ("better", "tied", "likely",
+    "alone", the empty string where that was not told), `over_runner_up` how many times as fast it
+    is as the runner-up, between `over_runner_up_low` and `..._high` but for 5 %, and `decided_by`
+    what decided, see records.Decision.
+
     `bytes` and `flops` are the least that the case takes, `copy_gbps` is the bandwidth of a copy of
     its first tensor, `of_roof` the share of what memory lets through: of `roof`, a copy in the same
     rounds or, where a record has none, the best of the log. `over_compile` = torch.compile / tuned,
@@ -69,6 +74,11 @@ class Row(msgspec.Struct, frozen=True):
     of_roof: float | None = None
     roof: str = ""
     run: str = ""
+    winner: str = ""
+    decided_by: str = ""
+    over_runner_up: float | None = None
+    over_runner_up_low: float | None = None
+    over_runner_up_high: float | None = None
 
     @property
     def case(self) -> Case:
@@ -102,6 +112,8 @@ def row_of(record: Record, stale: bool = False) -> Row:
     better = min(eager, compiled, key=lambda t: t.median_us) if eager and compiled else None
     op = ops.OPS.get(case.op)
     moved = op.bytes(case) if op else None
+    decision = None if disturbed else record.decision
+    over_runner_up = decision.over_runner_up if decision else None
     of_copy = figures.of_copy(case, pairwise(copy, tuned))
     return Row(
         op=case.op,
@@ -135,6 +147,11 @@ def row_of(record: Record, stale: bool = False) -> Row:
         of_roof=of_copy if op else None,
         roof=SAME_ROUNDS if op and of_copy is not None else "",
         run=record.run,
+        winner=decision.verdict if decision else "",
+        decided_by=decision.by if decision else "",
+        over_runner_up=over_runner_up.ratio if over_runner_up else None,
+        over_runner_up_low=over_runner_up.low if over_runner_up else None,
+        over_runner_up_high=over_runner_up.high if over_runner_up else None,
     )
 
 

@@ -15,7 +15,7 @@ from lntune import device as device_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
-from lntune.log import records, select
+from lntune.log import caches, records, select
 from lntune.log.records import Key, Record, Role
 from lntune.log.wanted import Wanted
 from lntune.report.overview import Overview, overviews
@@ -55,12 +55,14 @@ def surveys(
     wanted: Wanted,
     owner: Device | None,
     schedules: Mapping[str, Schedule],
+    cold: bool = False,
 ) -> list[Survey]:
     """What the logs in some folders say of a device, or of every one where `owner` is None: those
-    that have a case that is asked for. `schedules` are those of today.
+    that have a case that is asked for. `schedules` are those of today; `cold`: of the cases that
+    were also measured with a cold cache, with those figures.
     """
     return [
-        survey(group, wanted, group_owner, schedules, here=owner is not None)
+        survey(group, wanted, group_owner, schedules, here=owner is not None, cold=cold)
         for group_owner, group in asked_records(folders, wanted, owner, ("final", "bench"))
         if any(r.role == "final" for r in group)
     ]
@@ -92,10 +94,15 @@ def survey(
     device: Device,
     schedules: Mapping[str, Schedule],
     here: bool = True,
+    cold: bool = False,
 ) -> Survey:
-    """What records of one device say of the cases that are asked for."""
+    """What records of one device say of the cases that are asked for, see `surveys`."""
     finals = select.served(log, schedules)
-    rows = with_roofs(with_compile(rows_of(finals.values(), schedules), log))
+    if cold:
+        found = rows_of(filter(None, map(caches.cold, finals.values())), schedules)
+    else:
+        found = with_compile(rows_of(finals.values(), schedules), log)
+    rows = with_roofs(found)
     missing = missing_of(finals, wanted, device, schedules)
     return Survey(
         device=device.slug,

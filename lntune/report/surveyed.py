@@ -16,6 +16,7 @@ from lntune.words import counted
 COMMANDS = 3
 """Commands that are shown of those that mend something; the facts have all."""
 MEDIANS = "medians; everyone allocates its output at every call"
+COLD = ", with nothing of it in a cache"
 
 RATIOS = (
     "over eager: the median of the ratios within rounds, which a change of the clock between rounds"
@@ -28,11 +29,16 @@ ROOF = (
 
 
 def output(
-    surveys: Sequence[Survey], again: str, cases: bool = True, knobs_below: bool = False
+    surveys: Sequence[Survey],
+    again: str,
+    cases: bool = True,
+    knobs_below: bool = False,
+    cold: bool = False,
 ) -> Output:
     """What was found of some devices; `again` is the command that prints it again, `cases`: with a
-    line for each.
+    line for each; `cold`: the figures are of a cold cache.
     """
+    title = f"{MEDIANS}{COLD if cold else ''}"
     tables: list[Table] = []
     for one in surveys:
         tables.append(overview_table(one.operators, one.device))
@@ -42,7 +48,7 @@ def output(
         ]
         roof = [ROOF] if any(row.of_copy for row in one.cases) else []
         if cases:
-            tables.append(cases_table(one.cases, MEDIANS, details=True, knobs_below=knobs_below))
+            tables.append(cases_table(one.cases, title, details=True, knobs_below=knobs_below))
             ratios = [RATIOS] if any(row.speedup for row in one.cases) else []
             tables[-1].notes = [*ratios, *roof, *error_lines(one.cases)]
         else:

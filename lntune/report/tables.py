@@ -60,6 +60,11 @@ def ratio_text(value: float | None) -> Text:
     return Text(number(value, 2, "x"), style=style)
 
 
+def winner_text(winner: str, over_runner_up: float | None) -> str:
+    """How certain a winner is, and how many times as fast as the runner-up."""
+    return f"{winner} {number(over_runner_up, 2, 'x')}" if over_runner_up else winner or "-"
+
+
 BAR = 14
 """Characters of the longest bar."""
 
@@ -120,6 +125,11 @@ def cases_table(
         (True, Column("error/allowed", 6), lambda r: number(r.of_allowed, 2)),
         (True, Column("error/eager's", 9), lambda r: number(r.error, 2)),
         (default, Column("over untuned", 7), lambda r: ratio_text(r.over_default)),
+        (
+            details and any(r.winner for r in rows),
+            Column("winner", 8, right=False),
+            lambda r: winner_text(r.winner, r.over_runner_up),
+        ),
         (details, Column("spread", 10), lambda r: percent(r.spread)),
         (
             details,

@@ -10,7 +10,7 @@ from lntune import knobs as knobs_module
 from lntune import ops
 from lntune.backends import DEFAULT, device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
-from lntune.log.select import Tier
+from lntune.log.select import Choice, Tier
 from lntune.torch import dispatch
 from lntune.torch.support import NO_ROWS, size_support
 
@@ -127,8 +127,22 @@ def explain(
         schedule=choice.schedule,
         knobs=choice.knobs,
         steps=choice.steps,
-        tuned_us=record.median() if record else None,
+        tuned_us=_served_us(choice),
         eager_us=record.median("eager") if record else None,
         stale=choice.stale,
         disturbed=bool(record and record.disturbance),
     )
+
+
+def _served_us(choice: Choice) -> float | None:
+    """What the kernel that serves a case took in the record that says so, in microseconds; where
+    eager mode does, the best kernel.
+    """
+    record = choice.record
+    if record is None:
+        return None
+    own = choice.tier == "eager" or (choice.schedule, choice.knobs) == (
+        record.schedule,
+        record.knobs,
+    )
+    return record.median("tuned" if own else "default")

@@ -5,26 +5,60 @@ chosen among them, and by them the log can tell its schedules apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lntune.measure.jobs import Candidate
 
 FASTEST = 3
+MOST_IN_HEAT, NEAR = 8, 1.1
+"""Candidates that are timed against each other before the final: so many at most, which took this
+times what the fastest did at most. Trials are made one after another, and the machine is not as
+fast at all times.
+"""
 
 
-def choose(costs: Mapping[Candidate, float], default: Candidate | None) -> list[Candidate]:
-    """The fastest, the best of each other schedule, `default` where it was tried, and the next of
-    the FASTEST: in this order, so that what comes last is what to leave out where time is short.
-    `costs` are infinite for what failed.
+def heat(costs: Mapping[Candidate, float]) -> list[Candidate]:
+    """Who comes to the final by racing the others, the fastest in its trial first; nobody where all
+    that are near come to it anyway.
+    """
+    best = min(costs.values(), default=math.inf)
+    near = [c for c, cost in costs.items() if cost < math.inf and cost <= NEAR * best]
+    entrants = sorted(near, key=lambda c: costs[c])[:MOST_IN_HEAT]
+    return entrants if len(entrants) > FASTEST else []
+
+
+def raced(
+    costs: Mapping[Candidate, float], entrants: Sequence[Candidate], order: Sequence[int]
+) -> dict[Candidate, float]:
+    """The costs after a race: the same ones, those of the entrants dealt out in the order in which
+    they came in.
+    """
+    dealt = sorted(costs[c] for c in entrants)
+    return {**costs, **dict(zip((entrants[i] for i in order), dealt, strict=True))}
+
+
+def choose(
+    costs: Mapping[Candidate, float],
+    default: Candidate | None,
+    before: Candidate | None = None,
+) -> list[Candidate]:
+    """The fastest, the best of each other schedule, `default` where it was tried, `before`, which
+    has served until now, where it was tried and is near, and the next of the FASTEST: in this
+    order, so that what comes last is what to leave out where time is short. `costs` are infinite
+    for what failed.
     """
     working = sorted((c for c, cost in costs.items() if cost < math.inf), key=lambda c: costs[c])
     best: dict[str, Candidate] = {}
     for candidate in working:
         best.setdefault(candidate.schedule, candidate)
-    defaults = [default] if default is not None and default in costs else []
-    return list(dict.fromkeys((*best.values(), *defaults, *working[:FASTEST])))
+    if not working:
+        return []
+    kept = [default] if default is not None and costs.get(default, math.inf) < math.inf else []
+    if before is not None and costs.get(before, math.inf) <= NEAR * costs[working[0]]:
+        kept.append(before)
+    return list(dict.fromkeys((*best.values(), *kept, *working[:FASTEST])))
 
 
 def most(trials: int, schedules: int) -> int:
     """How many there are at most after so many trials of so many schedules."""
-    return min(trials, FASTEST + schedules - 1) + 1
+    return min(trials, FASTEST + schedules - 1) + 2

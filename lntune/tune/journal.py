@@ -13,6 +13,7 @@ from lntune import schedule
 from lntune.case import Case
 from lntune.errors import LogError
 from lntune.log import records, select
+from lntune.log.decision import Decision
 from lntune.log.records import Record, Role, Setting
 from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.system import paths, toolchain
@@ -44,9 +45,10 @@ class Journal:
         outcome: Outcome,
         role: Role = "trial",
         default: Candidate | None = None,
+        decision: Decision | None = None,
     ) -> Record:
         """Log what came of a candidate; in a final `default` is what the contender of that name
-        was.
+        was, and `decision` how certain the winner is.
 
         Raises:
             LogError: the log cannot be written, or what this run has written is gone.
@@ -60,6 +62,7 @@ class Journal:
             code=schedule.get(candidate.schedule).code,
             knobs=candidate.knobs,
             default=None if default is None else Setting(default.schedule, default.knobs),
+            decision=decision,
             versions=toolchain.versions(),
             run=self._run,
             time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),

@@ -20,7 +20,7 @@ from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
 from lntune.log import select
 from lntune.log.records import Record
-from lntune.measure.jobs import Candidate, Final, Outcome, Try
+from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
 from lntune.search import Budget, Space
@@ -30,6 +30,7 @@ from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
 from lntune.tune.settings import Settings
+from lntune.tune.settling import Settling
 from lntune.tune.state import Observer, Progress, Summary
 from lntune.tune.times import TRIAL_SECONDS, Times
 
@@ -62,6 +63,7 @@ class Run:
         self.end = math.inf
         """When the run's time is over, on time.monotonic's clock."""
         self._candidates: dict[Case, Candidates] = {}
+        self._best_us: dict[Case, float] = {}
 
     def candidates(self, case: Case) -> Candidates:
         """What there is to try. Kept for the next case, which is begun early: to list thousands
@@ -96,26 +98,6 @@ class Run:
             case.typical, self.device, schedule.for_op(case.op, self.device.kind)
         )
         return Candidate.of(default.schedule, default.setting) if default.schedule else None
-
-    def attempt(
-        self,
-        case: Case,
-        finalists: Sequence[Candidate],
-        default: Candidate | None,
-        seconds: float,
-        retry_seconds: float = 0.0,
-    ) -> Outcome:
-        """Measure finalists against each other, see jobs.Final; not logged."""
-        job = Final(
-            case,
-            self.device,
-            tuple(finalists),
-            seconds,
-            retry_seconds,
-            seed=self.settings.seed + 1,
-            default=default,
-        )
-        return self.worker.run(job, self.settings.timeout + 4 * seconds + retry_seconds)
 
     def refusal(self, case: Case, candidate: Candidate, is_default: bool) -> Outcome | None:
         """Why a candidate that was built ahead is not measured, as what is logged of it; None when
@@ -174,8 +156,9 @@ class Run:
         default = self.untuned(case)
         if default is not None and costs.get(default, 0.0) == math.inf:
             default = None  # it does not work
+        settling = Settling(self, case, default, progress)
         try:
-            final = self.settle(case, costs, default, progress, end, seconds)
+            final = settling.settle(costs, end, seconds)
         except KeyboardInterrupt:
             if self.summary.interrupted:
                 raise  # the second one ends the run at once
@@ -183,7 +166,7 @@ class Run:
             if self.summary.finals and self.summary.finals[-1].case == case:
                 return self.summary.finals[-1]
             best = dict(sorted(costs.items(), key=lambda tried: tried[1])[:1])
-            final = self.settle(case, best, default, progress, end, seconds)
+            final = settling.settle(best, end, seconds)
         if final is None and self.summary.interrupted and not costs:
             self.summary.untuned[str(case)] = "interrupted before its first trial was over"
         elif final is None:
@@ -306,13 +289,17 @@ class Run:
 
     def trial(self, case: Case, candidate: Candidate) -> Outcome:
         """Build, check and time a candidate; not logged."""
-        job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed)
+        # of this run: since an earlier one the machine may have changed
+        best_us = self._best_us.get(case)
+        job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed, best_us)
         start = time.monotonic()
         allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - start))
         outcome = self.worker.run(job, allowed)
         if outcome.status == "timeout" and allowed < self.settings.timeout:
             raise _TimeOver  # which is not the candidate's fault, so it is not logged
         self.times.tried(time.monotonic() - start)
+        if (cost := _cost(outcome)) < math.inf:
+            self._best_us[case] = min(cost, self._best_us.get(case, math.inf))
         return outcome
 
     def interrupt(self) -> None:
@@ -320,77 +307,6 @@ class Run:
         self.summary.interrupted = True
         if self.ahead:
             self.ahead.close()
-
-    def settle(
-        self,
-        case: Case,
-        costs: dict[Candidate, float],
-        default: Candidate | None,
-        progress: Progress,
-        end: float | None,
-        seconds: float | None,
-    ) -> Record | None:
-        """Measure the best candidates again, the best of each schedule among them, on fresh samples
-        against eager and `default`, and log the winner.
-
-        The case has `seconds`, until `end`; no limit where None. `default` serves the case where
-        nothing is tuned. It is among the candidates, unless only other schedules are tuned. When
-        the measurement fails, each finalist is measured alone to find those that it fails with,
-        which are logged. Interrupted runs have short finals. None when no candidate is left.
-        """
-        start = time.monotonic()
-        finalists = finals.choose(costs, default)
-        progress.phase = "final"
-        self.observer(progress)
-        best_us = min(costs.values(), default=math.inf)
-        remaining = None if end is None else end - start
-        while (
-            remaining is not None
-            and len(finalists) > 1
-            and self.times.final(len(finalists), best_us) > remaining
-        ):
-            finalists.pop()  # there is no time to build and check so many again
-        fixed = self.times.fixed(len(finalists), best_us)
-        share, retry = times.final_seconds(
-            None if seconds is None else seconds * times.FINAL_SHARE, remaining, fixed
-        )
-        if self.summary.interrupted:
-            share, retry = min(share, times.LEAST_FINAL), 0.0
-        while finalists:
-            outcome = self.attempt(case, finalists, default, share, retry)
-            if outcome.status == "ok":
-                self.times.finished(fixed, time.monotonic() - start - share)
-                return self._winner(case, finalists, outcome, progress, default)
-            alone = {c: self.attempt(case, [c], None, share / len(finalists)) for c in finalists}
-            for candidate, failed in alone.items():
-                if failed.status != "ok":
-                    self.journal.record(case, candidate, failed, role="final")
-            sound = [c for c in finalists if alone[c].status == "ok"]
-            # the best; or each works, but not together
-            if len(sound) == 1 or (sound == finalists and default is None):
-                return self._winner(case, sound[:1], alone[sound[0]], progress)
-            finalists, default = sound, None
-        return None
-
-    def _winner(
-        self,
-        case: Case,
-        finalists: Sequence[Candidate],
-        outcome: Outcome,
-        progress: Progress,
-        default: Candidate | None = None,
-    ) -> Record:
-        assert outcome.winner is not None
-        winner = finalists[outcome.winner]
-        if self.ahead:
-            outcome = self.counted(case, winner, outcome)
-        with interrupts.held():
-            default = default if "default" in outcome.timings else None
-            record = self.journal.record(case, winner, outcome, "final", default)
-            self.summary.finals.append(record)
-        progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
-        self.observer(progress)
-        return record
 
 
 def _cost(tried: Outcome | Record) -> float:

@@ -18,6 +18,12 @@ LEAST_FINAL, MOST_FINAL, FINAL_WITHOUT_LIMIT = 0.3, 2.0, 1.0
 SHORT_FINAL.
 """
 SHORT_FINAL = 0.1
+BESIDE_SHARE = 1 / 3
+"""What a final takes besides to measure with the other cache, as a share of its measuring."""
+HEAT_SHARE, LEAST_HEAT, MOST_HEAT = 0.15, 0.06, 0.4
+"""Part of the time kept for the final that is spent on racing before it, and seconds of that."""
+HEAT_CALLS = 200
+"""Calls of all together in a race at least."""
 OTHERS = 2
 """Contenders of a final beside candidates: eager and a copy."""
 CALLS = 30
@@ -74,15 +80,27 @@ class Times:
 def final_seconds(
     reserved: float | None, remaining: float | None, fixed: float
 ) -> tuple[float, float]:
-    """(seconds of measuring in a final, seconds to measure it again where other work disturbs it);
-    `reserved` is the time that a case keeps for its final, `remaining` what there is of it, None
-    where there is no limit.
+    """(seconds of measuring in a final, but for BESIDE_SHARE, seconds to measure it again where
+    other work disturbs it); `reserved` is the time that a case keeps for its final, `remaining`
+    what there is of it, None where there is no limit.
     """
     if reserved is None or remaining is None:
         return FINAL_WITHOUT_LIMIT, 2 * FINAL_WITHOUT_LIMIT
     available = remaining - fixed
-    seconds = max(SHORT_FINAL, min(MOST_FINAL, max(LEAST_FINAL, 0.6 * reserved), available))
-    return seconds, max(0.0, min(reserved, available) - seconds)
+    whole = 1 + BESIDE_SHARE
+    seconds = max(SHORT_FINAL, min(MOST_FINAL, max(LEAST_FINAL, 0.6 * reserved), available / whole))
+    return seconds, max(0.0, min(reserved, available) - whole * seconds)
+
+
+def heat_seconds(reserved: float | None, spare: float | None, best_us: float) -> float:
+    """Seconds of racing before a final, 0 where there is no time for it; `spare` is what there is
+    beyond what the final takes at least, None where there is no limit.
+    """
+    seconds = MOST_HEAT
+    if reserved is not None and spare is not None:
+        seconds = min(MOST_HEAT, HEAT_SHARE * reserved, spare)
+    enough = seconds >= LEAST_HEAT and HEAT_CALLS * best_us * 1e-6 <= seconds
+    return seconds if enough else 0.0
 
 
 def estimate(

@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 
 import lntune.device
-from lntune import check, timing
+from lntune import check, ops, timing
 from lntune.backends import inputs
-from lntune.backends.backend import Kernel, Scheduled
-from lntune.backends.cpu import llvm, runtime, signature
+from lntune.backends.backend import Call, Kernel, Scheduled
+from lntune.backends.cpu import cold, llvm, runtime, signature
 from lntune.backends.host import HostBackend
 from lntune.case import Case
 from lntune.device import Device
+from lntune.log.records import Timing
 from lntune.system import toolchain
 from lntune.system.sealed import Facts
 
@@ -52,6 +53,7 @@ class Cpu(HostBackend):
     outputs_on_heap = True
     calls_directly = True
     node = True
+    beside = "cold"
     fence = check.FENCE
     case_seconds = 4.0
     option = "cpu"
@@ -111,6 +113,24 @@ class Cpu(HostBackend):
             return ""
         more = msgspec.structs.replace(case, rows=rows)
         return check.compare_with_eager(more, kernel, _plain(more, device), device)
+
+    def inputs_beside(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+        """See Backend, and cold.py beside this file."""
+        first = inputs.plain(case, device, seed)
+        count = cold.copies(ops.get(case.op).bytes(case), self.last_cache(device))
+        return [inputs.copied(first) for _ in range(count + 1)] if count else []
+
+    def measure_beside(
+        self,
+        contenders: Mapping[str, Sequence[Call]],
+        case: Case,
+        device: Device,
+        seconds: float,
+        seed: int = 0,
+    ) -> dict[str, Timing]:
+        """See Backend, and cold.py beside this file."""
+        size, last_cache = ops.get(case.op).bytes(case), self.last_cache(device)
+        return cold.measure(contenders, seconds, size, last_cache, seed)
 
     def ensure_compiler(self) -> None:
         """See Backend. What LLVM has compiled is linked by a C++ compiler."""

@@ -21,8 +21,9 @@ from lntune.case import Case
 from lntune.check import Verdict
 from lntune.device import Device
 from lntune.errors import LntuneError, ToolchainError, gist
+from lntune.log.records import Timing
 from lntune.system.sealed import Facts
-from lntune.timing import Measured
+from lntune.timing import Enough, Measured
 
 
 class CudaBackend(Backend):
@@ -38,6 +39,7 @@ class CudaBackend(Backend):
     graphs = True
     aligned = True
     has_peers = True
+    beside = "warm"
     inspects = True
     multi_arch = True
     fence = check.ALIGNED
@@ -159,18 +161,10 @@ class CudaBackend(Backend):
 
     def inputs(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
         """See Backend: so many copies that calls in turn find none in the L2 cache."""
-        import torch
-
         count = gpu_timing.copies(ops.get(case.op).bytes(case), device.l2)
         with self._gpu(device).active():
             first = inputs.on_device(case, device, self.torch_device(device), seed)
-            return [first] + [
-                {
-                    name: value.clone() if isinstance(value, torch.Tensor) else value
-                    for name, value in first.items()
-                }
-                for _ in range(count - 1)
-            ]
+            return [first, *(inputs.copied(first) for _ in range(count - 1))]
 
     def baseline(self, device: Device, case: Case, given: Mapping[str, Any]) -> Call:
         """See Backend."""
@@ -196,9 +190,28 @@ class CudaBackend(Backend):
         seconds: float,
         rounds: int = 5,
         seed: int = 0,
+        enough: Enough | None = None,
     ) -> Measured:
         """See Backend, and timing.py beside this file."""
-        return gpu_timing.measure(contenders, seconds, self._gpu(device), rounds, seed)
+        return gpu_timing.measure(contenders, seconds, self._gpu(device), rounds, seed, enough)
+
+    def inputs_beside(self, case: Case, device: Device, seed: int = 0) -> list[dict[str, Any]]:
+        """See Backend: one copy, where several keep the cache cold."""
+        if gpu_timing.copies(ops.get(case.op).bytes(case), device.l2) == 1:
+            return []
+        with self._gpu(device).active():
+            return [inputs.on_device(case, device, self.torch_device(device), seed)]
+
+    def measure_beside(
+        self,
+        contenders: Mapping[str, Sequence[Call]],
+        case: Case,
+        device: Device,
+        seconds: float,
+        seed: int = 0,
+    ) -> dict[str, Timing]:
+        """See Backend."""
+        return dict(self.measure(contenders, device, seconds, seed=seed).timings)
 
     def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
         """See Backend."""

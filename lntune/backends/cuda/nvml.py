@@ -9,11 +9,21 @@ import functools
 import os
 from typing import Any
 
+from lntune.system.surroundings import Notice
+
 LIBRARY = "libnvidia-ml.so.1"
 # From nvml.h.
 _SM_CLOCK = 1
 _NOT_FOUND, _TOO_SMALL = 6, 7
 _ROOM = 64
+_REASONS = {
+    0x04: Notice("the GPU kept within its power limit", False),
+    0x08: Notice("the GPU's hardware slowed it", True),
+    0x20: Notice("the GPU's driver slowed it for heat", True),
+    0x40: Notice("the GPU's hardware slowed it for heat", True),
+    0x80: Notice("the GPU's power supply slowed it", True),
+}
+"""Why clocks are lower than asked for, by bit (nvmlClocksThrottleReason...)."""
 
 
 class _Process(ctypes.Structure):
@@ -44,6 +54,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "nvmlInit_v2": (),
     "nvmlDeviceGetHandleByUUID": (ctypes.c_char_p, ctypes.POINTER(_DEVICE)),
     "nvmlDeviceGetClockInfo": (_DEVICE, ctypes.c_int, _COUNT),
+    "nvmlDeviceGetCurrentClocksThrottleReasons": (_DEVICE, ctypes.POINTER(ctypes.c_ulonglong)),
     "nvmlDeviceGetComputeRunningProcesses_v3": (_DEVICE, _COUNT, ctypes.POINTER(_Process)),
     "nvmlDeviceGetProcessUtilization": (_DEVICE, ctypes.POINTER(_Used), _COUNT, ctypes.c_ulonglong),
 }
@@ -92,6 +103,14 @@ class Nvml:
             if self._call("nvmlDeviceGetClockInfo", _SM_CLOCK, ctypes.byref(clock)) == 0
             else None
         )
+
+    def limits(self) -> tuple[Notice, ...]:
+        """What keeps the clocks down now; nothing where that is not known."""
+        reasons = ctypes.c_ulonglong()
+        name = "nvmlDeviceGetCurrentClocksThrottleReasons"
+        if self._call(name, ctypes.byref(reasons)) != 0:
+            return ()
+        return tuple(notice for bit, notice in _REASONS.items() if reasons.value & bit)
 
     def _processes(self) -> set[int] | None:
         """Ids of the processes that compute on it."""

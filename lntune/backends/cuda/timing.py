@@ -29,7 +29,8 @@ from typing import Any, Protocol
 from lntune.backends.cuda.capture import record
 from lntune.backends.cuda.nvml import Nvml
 from lntune.log.records import Timing
-from lntune.timing import Measured, disturbed
+from lntune.system.surroundings import Notice, clock_changed
+from lntune.timing import Enough, Measured, disturbed, within
 
 Call = Callable[[], Any]
 
@@ -73,6 +74,9 @@ class Gpu(Protocol):
 
     def clock(self) -> int | None:
         """MHz the multiprocessors run at now, None where that is not known."""
+
+    def limits(self) -> tuple[Notice, ...]:
+        """What keeps the clocks down now; nothing where that is not known."""
 
     def others(self) -> float | None:
         """Share of the multiprocessors' time that other processes used since the last question;
@@ -131,6 +135,10 @@ class Cuda:
     def clock(self) -> int | None:
         """See Gpu."""
         return self._nvml.clock()
+
+    def limits(self) -> tuple[Notice, ...]:
+        """See Gpu."""
+        return self._nvml.limits()
 
     def others(self) -> float | None:
         """See Gpu."""
@@ -219,8 +227,10 @@ def measure(
     gpu: Gpu,
     rounds: int = 5,
     seed: int = 0,
+    enough: Enough | None = None,
 ) -> Measured:
-    """Time the contenders on a GPU for about `seconds` in all, at least `rounds` rounds.
+    """Time the contenders on a GPU for about `seconds` in all, at least `rounds` rounds; after
+    these until `enough` says so, where that is given.
 
     A contender is the same call bound to each copy of its inputs (see `copies`), to be called in
     turn.
@@ -229,15 +239,15 @@ def measure(
         Exception: whatever a contender, or the GPU on its behalf, raises.
     """
     with gpu.active():
-        return _measured(contenders, seconds, gpu, rounds, random.Random(seed))
+        return _measured(contenders, gpu, rounds, random.Random(seed), enough or within(seconds))
 
 
 def _measured(
     contenders: Mapping[str, Sequence[Call]],
-    seconds: float,
     gpu: Gpu,
     rounds: int,
     order: random.Random,
+    enough: Enough,
 ) -> Measured:
     names = list(contenders)
     prepared = {name: _Prepared(gpu, contenders[name]) for name in names}
@@ -245,9 +255,9 @@ def _measured(
     gpu.others()
     clocks = [gpu.clock()]
     with _not_collecting():
-        end = time.perf_counter() + seconds
+        start = time.perf_counter()
         done = 0
-        while done < rounds or time.perf_counter() < end:
+        while done < rounds or not enough(samples, time.perf_counter() - start):
             order.shuffle(names)
             for name in names:
                 samples[name].append(prepared[name].sample())
@@ -256,6 +266,9 @@ def _measured(
                 clocks.append(gpu.clock())  # warm by now
     clocks.append(gpu.clock())
     others = gpu.others()
+    # the first clock is of a GPU that may have slept
+    known = [c for c in clocks[1:] if c]
+    notices = [*(clock_changed(known[0], known[-1]) if known else ()), *gpu.limits()]
     timings = {
         name: Timing(tuple(round(v, 4) for v in values), round(statistics.median(values), 4))
         for name, values in samples.items()
@@ -263,9 +276,10 @@ def _measured(
     return Measured(
         timings,
         others,
-        disturbed(timings, others),
+        disturbed(timings, others, notices),
         tuple(c for c in clocks if c is not None),
         tuple(sorted(name for name, p in prepared.items() if not p.captured and not p.long)),
+        tuple(n.text for n in notices),
     )
 
 

@@ -1,0 +1,29 @@
+"""Records as they are of a cold cache."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lntune.log.records import Record, Timing
+
+
+def cold(record: Record) -> Record | None:
+    """The record with what it has of a cold cache in the place of `timings` and of its rivals';
+    None where it has nothing of that. A GPU's timings are that already.
+    """
+    if record.device.kind == "gpu":
+        return record
+    if not record.cold:
+        return None
+    timings = {name: _or_same(t, record.timings.get(name)) for name, t in record.cold.items()}
+    rivals = tuple(
+        msgspec.structs.replace(r, timing=_or_same(r.cold, r.timing))
+        for r in record.rivals
+        if r.cold
+    )
+    return msgspec.structs.replace(record, timings=timings, rivals=rivals)
+
+
+def _or_same(timing: Timing, other: Timing | None) -> Timing:
+    """A timing, or where it has no samples the one that it stands for."""
+    return timing if timing.samples_us or other is None else other
