@@ -572,42 +572,48 @@ def test_each_record_is_asked_about_once() -> None:
     assert "of yesterday; passed over for an older one" in choice.steps[0]
 
 
+LOW = at(dtype="bfloat16")
+"""A case that several schedules fit."""
+
+
 def test_default_knobs_serve_where_they_were_faster() -> None:
     """A final of other schedules in which the default knobs were faster, by more than the margin or
     with certainty, sends the call to these, where they can be used; a tie goes to what was tuned.
     """
     name, plan = next(iter(schedules().items()))
-    default = Setting(name, knobs.to_dict(plan.untuned(CASE.typical, HERE)))
+    default = Setting(name, knobs.to_dict(plan.untuned(LOW.typical, HERE)))
     other = next(n for n in schedules() if n != name)
-    own = knobs.to_dict(schedules()[other].untuned(CASE.typical, HERE))
+    own = knobs.to_dict(schedules()[other].untuned(LOW.typical, HERE))
 
     def measured(us: float, verdict: str = "UNSURE", **changes: Any) -> Record:
         timings = {n: Timing((t,), t) for n, t in (("tuned", 1.0), ("eager", 2.0), ("default", us))}
         over = Advantage(us, None, None, cast(Certainty, verdict))
         decision = Decision("alone", "time", over_default=over)
         values = {"timings": timings, "schedule": other, "knobs": own, "decision": decision}
-        return final(**{**values, "code": schedules()[other].code, "default": default, **changes})
+        return final(
+            LOW, **{**values, "code": schedules()[other].code, "default": default, **changes}
+        )
 
     for record in (measured(0.97), measured(0.985, "SLOWER"), measured(0.97, decision=None)):
-        choice = choose(record)
+        choice = choose(record, case=LOW)
         assert (choice.tier, choice.schedule, choice.knobs) == ("exact", name, default.knobs)
         assert choice.measured and "the default knobs were faster" in choice.steps[-2]
     gone = Setting("gone", {})
     for record in (measured(0.985), measured(1.2), measured(0.97, default=gone)):
-        assert choose(record).schedule == other
+        assert choose(record, case=LOW).schedule == other
     slow = {n: Timing((t,), t) for n, t in (("tuned", 3.0), ("eager", 2.0), ("default", 2.5))}
-    assert choose(measured(2.5, timings=slow)).tier == "eager"
+    assert choose(measured(2.5, timings=slow), case=LOW).tier == "eager"
 
 
 def test_the_time_of_what_serves(log_dir: Path) -> None:
     """Where the default knobs serve in the place of what was tuned, their time is what is told."""
     name, plan = next(iter(schedules().items()))
-    default = Setting(name, knobs.to_dict(plan.untuned(CASE.typical, HERE)))
+    default = Setting(name, knobs.to_dict(plan.untuned(LOW.typical, HERE)))
     other = next(n for n in schedules() if n != name)
-    own = knobs.to_dict(schedules()[other].untuned(CASE.typical, HERE))
+    own = knobs.to_dict(schedules()[other].untuned(LOW.typical, HERE))
     timings = {n: Timing((t,), t) for n, t in (("tuned", 1.0), ("eager", 2.0), ("default", 0.9))}
     code = schedules()[other].code
-    record = final(timings=timings, schedule=other, knobs=own, code=code, default=default)
+    record = final(LOW, timings=timings, schedule=other, knobs=own, code=code, default=default)
     records.append(log_dir, record)
-    told = lntune.explain("layer_norm", HIDDEN, "float32", CASE.rows)
+    told = lntune.explain("layer_norm", HIDDEN, LOW.dtype, LOW.rows)
     assert (told.schedule, told.tuned_us) == (name, 0.9)

@@ -165,12 +165,12 @@ def report(
             tell(f"The plot is in {plot}.")
         if not output.records:
             output = Output(output.facts, (), _failed(folders, wanted, owner))
-            _tell_nothing(wanted, owner, target, folders)
+            _tell_nothing(wanted, owner, target, folders, cold)
     finish(dataclasses.replace(output, page=page), output_format, wide, ok=bool(output.records))
 
 
 def _tell_nothing(
-    wanted: Wanted, owner: Device | None, target: str, folders: Sequence[Path]
+    wanted: Wanted, owner: Device | None, target: str, folders: Sequence[Path], cold: bool
 ) -> None:
     """Say that there is no measurement, and how there will be one."""
     from lntune.report.columns import whole
@@ -188,7 +188,9 @@ def _tell_nothing(
         "--target": () if where == DEFAULT else (where,),
     }
     options = "".join(f" {name} {','.join(map(str, v))}" for name, v in sizes.items() if v)
-    what = " of what is asked for" if wanted.narrowed else ""
+    what = (" with a cold cache" if cold else "") + (
+        " of what is asked for" if wanted.narrowed else ""
+    )
     tell(
         f"no measurements{what} of {whose} in {', '.join(map(whole, folders))}."
         f" {run}: lntune tune {wanted.op or ops.DEFAULT}{options}"

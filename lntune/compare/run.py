@@ -139,6 +139,7 @@ def _nothing(result: Result, compared: Sequence[Side], options: Options) -> Inpu
     elif not result.missing and all(isinstance(side, Contender) for side in compared):
         remedy = f"Run: lntune tune{options.text}"
     got = f"none that {result.a} and {result.b} have in common"
+    got += " with a cold cache" if options.cold else ""
     return InputError(got_expected("cases", got, "some", remedy))
 
 

@@ -38,6 +38,8 @@ COLD_SMALLEST = 0.03
 
 LEAST_BATCHES = 5
 """Of samples that are few."""
+FARTHEST = 1e3
+"""A ratio that may lie so high is not known at all."""
 
 
 class Choice(NamedTuple):
@@ -194,7 +196,7 @@ def advantage(other: Timing, winner: Timing) -> Advantage:
     """How many times as fast a winner is as another contender of the same rounds."""
     estimate = _paired(other, winner)
     low, high = estimate.interval()
-    known = math.isfinite(estimate.error)
+    known = math.isfinite(estimate.error) and high < FARTHEST
     (verdict,) = statistics.verdicts([estimate])
     return Advantage(
         round(estimate.ratio, 5),
