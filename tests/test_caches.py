@@ -44,7 +44,7 @@ def test_a_record_of_a_cold_cache() -> None:
 def test_what_has_no_cold_timings() -> None:
     """A record of before has none, and one of a GPU is of a cold cache as it is."""
     assert caches.cold(record()) is None
-    gpu = record(device=Device("gpu", "Some GPU", "sm_90", 132, backend="cuda"))
+    gpu = record(device=Device("gpu", "Some GPU", "sm_90", 132, backend="cuda"), warm=COLD)
     assert caches.cold(gpu) is gpu
 
 

@@ -187,7 +187,7 @@ def test_the_time_a_run_would_take(
     for plan in summary.plans:
         assert plan.measured == plan.candidates
         assert plan.seconds == pytest.approx(
-            plan.measured * each + 4 * backends.of(GPU).trial_overhead + 1.0, abs=0.1
+            plan.measured * each + 4 * backends.of(GPU).trial_overhead + 4 / 3, abs=0.1
         )
     if seconds is None:
         assert [p.within for p in summary.plans] == [p.measured for p in summary.plans]
@@ -195,7 +195,7 @@ def test_the_time_a_run_would_take(
     elif each < 1:
         assert [p.within for p in summary.plans] == [
             pytest.approx((30 - 9) / each, abs=2),
-            pytest.approx((60 - 21 - 2.6) * 0.7 / each, abs=2),
+            pytest.approx((60 - 21 - 3.27) * 0.7 / each, abs=2),
         ]
     else:
         assert [p.within for p in summary.plans] == [1, 1]
@@ -234,9 +234,9 @@ def test_the_start_of_the_process_that_measures(
         and "7.0 s for the start" in summary.assumption
     )
     assert [p.seconds for p in summary.plans] == [
-        pytest.approx(2 * 1.0 + 3 * 0.96 + 1.0, abs=0.1)
+        pytest.approx(2 * 1.0 + 3 * 0.96 + 4 / 3, abs=0.1)
     ] * 4
-    assert summary.run_seconds == pytest.approx(7 + 4 * 5.88, abs=0.1)
+    assert summary.run_seconds == pytest.approx(7 + 4 * 6.21, abs=0.1)
     assert [p.within for p in summary.plans] == [
         1,
         1,

@@ -36,7 +36,7 @@ def test_the_best_of_every_schedule_is_measured_again() -> None:
         ("plain", 2),
         ("plain", 3),
     ]
-    assert len(chosen) < finals.most(trials=9, schedules=3)
+    assert len(chosen) == finals.most(trials=9, schedules=3)
 
 
 @pytest.mark.parametrize("default", [None, DEFAULT, Candidate("other", ())])
@@ -56,8 +56,7 @@ def test_what_served_until_now_is_in_the_final() -> None:
     """
     costs = tried(plain=[1.0, 1.01, 1.02, 1.09, 1.3], slow=[2.0])
     near, behind = (next(c for c in costs if costs[c] == us) for us in (1.09, 1.3))
-    chosen = finals.choose(costs, DEFAULT, near)
-    assert near in chosen and len(chosen) == finals.most(trials=6, schedules=2) - 1
+    assert near in finals.choose(costs, DEFAULT, near)
     for before in (behind, Candidate("other", ())):
         assert finals.choose(costs, DEFAULT, before) == finals.choose(costs, DEFAULT)
 

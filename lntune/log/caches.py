@@ -9,9 +9,10 @@ from lntune.log.records import Record, Timing
 
 def cold(record: Record) -> Record | None:
     """The record with what it has of a cold cache in the place of `timings` and of its rivals';
-    None where it has nothing of that. A GPU's timings are that already.
+    None where it has nothing of that. Where it has those of a warm one besides, as on GPUs,
+    `timings` are that already.
     """
-    if record.device.kind == "gpu":
+    if record.warm:
         return record
     if not record.cold:
         return None

@@ -135,7 +135,7 @@ def estimate(
     measuring, _ = final_seconds(
         None if seconds is None else seconds * FINAL_SHARE, remaining, fixed
     )
-    return trials, trials * trial_seconds + fixed + measuring
+    return trials, trials * trial_seconds + fixed + measuring * (1 + BESIDE_SHARE)
 
 
 def too_short(seconds: float, started: float) -> list[str]:
