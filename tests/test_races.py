@@ -72,7 +72,7 @@ def heats(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
 def takes(us: Sequence[float]) -> Callable[..., Any]:
     """In the place of trial._kernel: the kernel of a candidate says how long it takes."""
-    return lambda _case, _device, candidate: lambda: us[candidate.knobs["number"]]
+    return lambda _case, _device, candidate, checked: lambda: us[candidate.knobs["number"]]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_heat_of_which_one_cannot_be_built(
 ) -> None:
     """It says so, and nothing is measured."""
     failed = Outcome("compile", "no")
-    monkeypatch.setattr(trial, "_kernel", lambda *_: failed)
+    monkeypatch.setattr(trial, "_kernel", lambda *_, **__: failed)
     assert trial.run(Heat(CASE, HERE, numbered(4), 0.3)) == failed
     assert heats == []
 
