@@ -90,8 +90,8 @@ def test_rows_that_are_left_over_make_conditions() -> None:
     for together in (1, 2):
         setting = dataclasses.replace(default, together=together)
         module = compiler.scheduled(case, plan, setting, HERE)
-        loops = tvm.transform.Sequential(lowering._to_loops())(module)
-        found.add(lowering._has_conditions(loops))
+        blocks = tvm.transform.Sequential(lowering._to_blocks())(module)
+        found.add(lowering._has_conditions(blocks))
     assert found == {False, True}
 
 
@@ -103,7 +103,7 @@ def test_what_was_left_out_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch
     block = sch.get_child_blocks(sch.get_sblock("root"))[0]
     sch.annotate(sch.get_loops(block)[-1], "pragma_unroll_explicit", 1)
     assert not lowering._is_plain(sch.mod)
-    monkeypatch.setattr(lowering, "_to_loops", lambda: pytest.fail("our own passes"))
+    monkeypatch.setattr(lowering, "_to_blocks", lambda: pytest.fail("our own passes"))
     assert check.verify(NORM, llvm.in_memory(sch.mod, device.current())).ok
 
 

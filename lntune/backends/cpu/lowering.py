@@ -5,9 +5,9 @@ them is the same to the letter (tests/test_cpu_lowering.py), in half of the time
 Most of it goes into thousands of unrolled statements that are simplified again and again, so that
 less of this is done:
 
-- Conditions are taken out of loops only where there are any, and what is left is not simplified and
-  rid of empty statements there and then: that comes behind unrolling anyhow, and nothing of ours
-  has empty statements.
+- Statements are simplified early, and conditions taken out of loops, only where there are any; and
+  what is left then is not simplified and rid of empty statements there and then: that comes behind
+  unrolling anyhow, and nothing of ours has empty statements.
 - Split patterns are not brought into a normal form, which changes nothing.
 - Passes for GPUs, and for what is asked for by annotation, are left out.
 
@@ -30,8 +30,9 @@ def lower(module: Any, target: Any, asserts: bool = True) -> Any:
     sequential = tvm.ir.transform.Sequential
     bound = t.BindTarget(target.with_host(target))(module)
     if _is_plain(bound):
-        mod = sequential(_to_loops())(bound)
-        mod = sequential(_to_functions(_has_conditions(mod)))(mod)
+        mod = sequential(_to_blocks())(bound)
+        conditions = _has_conditions(mod)
+        mod = sequential([*_to_loops(conditions), *_to_functions(conditions)])(mod)
         finalize = [t.LowerTVMBuiltin(), t.LowerIntrin()]
     else:
         pipeline, host_passes, _ = tvm.tirx.get_default_tir_pipeline(target)
@@ -39,18 +40,26 @@ def lower(module: Any, target: Any, asserts: bool = True) -> Any:
     return sequential([*finalize] if asserts else [t.SkipAssert(), *finalize])(mod)
 
 
-def _to_loops() -> list[Any]:
-    """The passes from blocks to loops over flat buffers."""
+def _to_blocks() -> list[Any]:
+    """The passes from scheduled blocks to those whose axes are expressions of the loops."""
     from tvm.s_tir import transform as s
-    from tvm.tirx import transform as t
 
     return [
         s.CanonicalizeLoop(),
         s.LowerInitBlock(),
         s.PlanAndUpdateBufferAllocationLocation(),
         s.ConvertBlocksToOpaque(),
+    ]
+
+
+def _to_loops(conditions: bool) -> list[Any]:
+    """The passes from blocks to loops over flat buffers, where there are `conditions` or none."""
+    from tvm.s_tir import transform as s
+    from tvm.tirx import transform as t
+
+    return [
         s.CompactBufferAllocation(),
-        s.StmtSimplify(),
+        *([s.StmtSimplify()] if conditions else []),
         s.AnnotateIrregularLoop(),
         s.LowerOpaqueBlock(),
         t.FlattenBuffer(),
@@ -116,11 +125,19 @@ def _is_plain(module: Any) -> bool:
 
 
 def _has_conditions(module: Any) -> bool:
-    """Whether there is an `if` in a module."""
+    """Whether there is an `if` in a module, or a block that is not always there."""
     import tvm_ffi
     from tvm import tirx
+    from tvm.s_tir import SBlockRealize
 
     found: list[Any] = []
+
+    def block(one: Any) -> None:
+        if not (isinstance(one.predicate, tirx.IntImm) and int(one.predicate)):
+            found.append(one)
+
     for function in module.functions.values():
-        tvm_ffi.structural_walk(function.body, [(tirx.IfThenElse, found.append)])
+        tvm_ffi.structural_walk(
+            function.body, [(tirx.IfThenElse, found.append), (SBlockRealize, block)]
+        )
     return bool(found)
