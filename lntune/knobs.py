@@ -18,6 +18,8 @@ from typing import Any
 from lntune.errors import InputError, got_expected, unknown
 
 Value = int | bool | str
+_SHOWN = 80
+"""Characters of a text that a message shows."""
 Valid = Callable[[Any], str | None]
 """Takes knobs, returns why they do not fit, or None."""
 
@@ -34,6 +36,31 @@ def knob(
         raise InputError(got_expected("default", default, f"one of {values}"))
     metadata = {"values": values, "doc": doc, "last": last, "searched": searched}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def open_knob(default: str, refuses: Callable[[str], str | None], doc: str) -> Any:
+    """A dataclass field that is a knob of more values than can be listed: a text that `refuses` has
+    nothing against, which it says by None. Nothing but its default is in a space; a schedule whose
+    settings have others proposes them.
+    """
+    if reason := refuses(default):
+        raise InputError(got_expected("default", repr(default), reason))
+    metadata = {"values": (default,), "doc": doc, "searched": False, "refuses": refuses}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _refusals(cls: type) -> dict[str, Callable[[str], str | None]]:
+    """The open knobs, with what says why they do not take a text."""
+    return {
+        f.name: f.metadata["refuses"] for f in dataclasses.fields(cls) if "refuses" in f.metadata
+    }
+
+
+def _check_open(name: str, value: Any, refuses: Callable[[str], str | None]) -> None:
+    reason = refuses(value) if isinstance(value, str) else "expected a text"
+    if reason:
+        shown = repr(value) if len(repr(value)) <= _SHOWN else repr(value)[:_SHOWN] + "..."
+        raise InputError(f"knob {name}: got {shown}, {reason}.")
 
 
 def values_of(cls: type) -> dict[str, tuple[Value, ...]]:
@@ -53,10 +80,13 @@ def from_dict(cls: type, given: Mapping[str, Any]) -> Any:
         UnknownNameError: a name that is not a knob of `cls`.
         InputError: a value the knob may not take.
     """
-    choices = values_of(cls)
+    choices, refusals = values_of(cls), _refusals(cls)
     for name, value in given.items():
         if name not in choices:
             raise unknown(f"{cls.__name__} knob", name, choices)
+        if name in refusals:
+            _check_open(name, value, refusals[name])
+            continue
         # 1, True and 1.0 are equal, but not the same knob
         if not any(type(value) is type(v) and value == v for v in choices[name]):
             raise InputError(got_expected(f"knob {name}", repr(value), f"one of {choices[name]}"))
@@ -73,6 +103,7 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
             one that was there before.
     """
     choices, new = values_of(type(setting)), dict[str, Value]()
+    refusals = _refusals(type(setting))
     for word in words:
         name, given, text = (part.strip() for part in word.partition("="))
         if not name:
@@ -82,6 +113,10 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
             raise InputError(got_expected("knob", f"{name} twice", "each knob once"))
         if name not in choices:
             raise unknown("knob", name, choices)
+        if name in refusals:
+            _check_open(name, text, refusals[name])
+            new[name] = text
+            continue
         values = {str(value).lower(): value for value in choices[name]}
         text = text.lower() if given else str(True).lower()
         if text not in values:
@@ -114,8 +149,9 @@ def _kept(cls: type) -> list[Any]:
 
 
 def unrefined(setting: Any) -> Any:
-    """The setting with the defaults of knobs that are tried last, as a space has it."""
-    return dataclasses.replace(setting, **{f.name: f.default for f in _last(type(setting))})
+    """The setting with the defaults of knobs that are tried last or open, as a space has it."""
+    kept = [f for f in _kept(type(setting)) if f.metadata.get("last") or "refuses" in f.metadata]
+    return dataclasses.replace(setting, **{f.name: f.default for f in kept})
 
 
 def refined(setting: Any) -> Iterator[Any]:

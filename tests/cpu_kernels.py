@@ -18,7 +18,7 @@ from lntune.kernels import compiler
 from lntune.schedule import all_schedules, get
 
 DEVICE = device_module.current()
-PLANS = {name: s for name, s in all_schedules().items() if s.kind == DEVICE.kind}
+PLANS = {name: s for name, s in all_schedules().items() if s.kind == DEVICE.kind and not s.propose}
 LAYER_NORMS = [name for name, s in PLANS.items() if s.op == "layer_norm"]
 
 # Below a vector; primes; exactly one vector and several; a tail of every width (100 = 64 + 32 + 4,

@@ -127,6 +127,8 @@ def untuned(
     """
     steps: list[str] = []
     for schedule in schedules.values():
+        if schedule.propose is not None:
+            continue
         try:
             setting = schedule.untuned(case, device)
             unfit = schedule.reason_invalid(setting, case, device)

@@ -32,6 +32,7 @@ __all__ = [
     "for_op",
     "get",
     "left_out",
+    "listing",
     "load_file",
     "resolve",
 ]
@@ -175,6 +176,13 @@ def for_op(op: str, kind: str) -> dict[str, Schedule]:
     """The schedules of one operator for one kind of device, the shipped default first."""
     fitting = [s for s in all_schedules().values() if s.op == op and s.kind == kind]
     return {s.name: s for s in sorted(fitting, key=lambda s: not s.shipped)}
+
+
+def listing(op: str, kind: str) -> dict[str, Schedule]:
+    """Those of for_op that are tuned where none is named, and whose default knobs serve what is not
+    tuned.
+    """
+    return {name: s for name, s in for_op(op, kind).items() if s.propose is None}
 
 
 def get(name: str, op: str | None = None, kind: str | None = None) -> Schedule:

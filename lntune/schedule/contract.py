@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from lntune import knobs
 from lntune.case import Case
@@ -14,6 +14,25 @@ from lntune.device import Device
 from lntune.errors import ScheduleError
 from lntune.system import paths
 from lntune.versions import Code
+
+
+class Told(NamedTuple):
+    """What came of knobs: microseconds a call, infinite where they failed."""
+
+    setting: Any
+    microseconds: float
+
+
+class Proposals(Protocol):
+    """A search of a schedule's own. `note` is said of it at the end of a run."""
+
+    note: str
+
+    def ask(self) -> Sequence[Any]:
+        """Some knobs to try next, none of them twice; none at the end."""
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """What came of knobs, of these and of what earlier runs have tried."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,10 @@ class Schedule:
     seeds: Callable[[Case, Device], Sequence[Any]] = field(default=lambda *_: (), compare=False)
     """(case, device) -> knobs to be tried first beside the default ones, the most promising first;
     those that do not fit are passed over.
+    """
+    propose: Callable[[Case, Device, int], Proposals] | None = field(default=None, compare=False)
+    """(case, device, seed) -> what proposes knobs, where there are too many to list. Such a
+    schedule is tuned only where it is named, and serves no call that nothing is tuned for.
     """
     path: Path = field(default=Path(), compare=False)
     code: Code = field(default=Code(), compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,16 @@ class Budget:
     def spent(self) -> bool:
         """True when no further trial may start. A trial in flight is not cut short by this."""
         return self.fraction >= self.part
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until it is spent; infinite where time is no limit."""
+        if self._seconds is None:
+            return math.inf
+        seconds = self._seconds - self._reserve()
+        if not math.isfinite(seconds):
+            return self._seconds
+        return max(0.0, seconds * self.part - (self._clock() - self._start))
 
     @property
     def fraction(self) -> float:

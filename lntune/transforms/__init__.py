@@ -2,5 +2,5 @@
 their own.
 
 tir: statements with a part replaced. strides: kernels for tensors with a distance between their
-rows.
+rows. metaschedule: the design space and the search of TVM's own tuner.
 """

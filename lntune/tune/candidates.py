@@ -17,10 +17,12 @@ from lntune.schedule import Schedule
 
 
 def to_tune(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
-    """The schedules to tune for a case; those named, where some are."""
+    """The schedules to tune for a case; those named, where some are, else those that list their
+    knobs.
+    """
     if only:
         return [schedules.get(name, case.op, device.kind) for name in only]
-    return list(schedules.for_op(case.op, device.kind).values())
+    return list(schedules.listing(case.op, device.kind).values())
 
 
 def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
@@ -34,7 +36,8 @@ def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any
 
 class Candidates:
     """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid,
-    `seeds`, which their schedules want tried next, and `rest`.
+    `seeds`, which their schedules want tried next, and `rest`. Those that
+    are `proposing` their knobs have no more than their default ones here.
 
     On a GPU, where the next ones are built ahead, the rest is ordered by steps away from the
     default knobs, which are a good guess already; elsewhere as the values of the knobs are written.
@@ -44,6 +47,8 @@ class Candidates:
         self.defaults: list[Candidate] = []
         self.seeds: list[Candidate] = []
         self.rest: list[Candidate] = []
+        self.proposing: list[Schedule] = []
+        self._listing = 0
         self._case, self._device = case, device
         distances: dict[Candidate, int] = {}
         for schedule in to_tune(case, device, only):
@@ -54,6 +59,10 @@ class Candidates:
                 if only or schedule.shipped:
                     raise
                 continue  # left out, as `check_settings` has said
+            if schedule.propose is None:
+                self._listing += 1
+            else:
+                self.proposing.append(schedule)
             for setting in settings:
                 candidate = Candidate.of(schedule.name, setting)
                 distances[candidate] = steps(default, setting)
@@ -65,6 +74,14 @@ class Candidates:
             # stable: as written among those equally far
             self.rest.sort(key=lambda c: distances[c])
         self._all = dict.fromkeys((*self.defaults, *self.seeds, *self.rest))
+
+    @property
+    def listed_share(self) -> float:
+        """The part of a case's budget for schedules that list their knobs: each schedule has the
+        same; all of it where there are no others, and where there are only others, for their
+        default knobs.
+        """
+        return self._listing / (self._listing + len(self.proposing)) if self._listing else 1.0
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self._all)

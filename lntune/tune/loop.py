@@ -54,6 +54,7 @@ def tune(
                 stack.enter_context(ahead)
             worker = stack.enter_context(Worker(settings.threads))
             run = Run(settings, worker, observer, summary, ahead)
+            stack.enter_context(run.proposer)
             run.begin(cases[0], None)
             start_worker(worker, settings)
             started = time.monotonic() - start

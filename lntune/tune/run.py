@@ -23,9 +23,9 @@ from lntune.log.records import Record
 from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
-from lntune.search import Budget, Space
+from lntune.search import Budget, Evaluate, Space
 from lntune.system import interrupts
-from lntune.tune import finals, ranking, times
+from lntune.tune import finals, proposals, ranking, times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
@@ -58,6 +58,7 @@ class Run:
         self.settings, self.worker, self.ahead = settings, worker, ahead
         self.observer, self.summary = observer, summary
         self.device = settings.target
+        self.proposer = proposals.Proposer(1)
         self.journal = Journal(settings)
         self.times = Times()
         self.end = math.inf
@@ -251,10 +252,12 @@ class Run:
         if self.ahead:
             space = replace(space, choose=functools.partial(_choose, self.ahead, case, earlier))
         defaults = [c.resolved(case.op)[1] for c in candidates.defaults]
-        budget.part = FIRST_PART if any(any(knobs.refined(k)) for k in defaults) else 1.0
+        whole = FIRST_PART if any(any(knobs.refined(k)) for k in defaults) else 1.0
+        budget.part = whole * candidates.listed_share
         search.get(self.settings.strategy)(
             space, evaluate, budget, random.Random(self.settings.seed)
         )
+        self.proposed(case, candidates, evaluate, budget, costs, whole)
         budget.part = 1.0
         working = [c for c in costs if costs[c] < math.inf]
         best = min(working, key=lambda c: costs[c], default=None)
@@ -270,6 +273,29 @@ class Run:
             evaluate(winner)  # no case is tuned to something slower than what it had
         if earlier and not progress.trials and all(c in earlier for c in candidates):
             self.summary.exhausted += 1
+
+    def proposed(
+        self,
+        case: Case,
+        candidates: Candidates,
+        evaluate: Evaluate,
+        budget: Budget,
+        costs: Mapping[Candidate, float],
+        whole: float,
+    ) -> None:
+        """Try what schedules propose that do not list their knobs, each for an equal part of what
+        is left of the `whole` of the budget.
+        """
+        for number, proposing in enumerate(candidates.proposing):
+            left = whole - budget.fraction
+            budget.part = whole - left * (1 - 1 / (len(candidates.proposing) - number))
+            course = proposals.Course(
+                self.proposer, case, self.device, proposing.name, self.settings.seed
+            )
+            try:
+                course.search(evaluate, budget, dict(costs))
+            finally:
+                self.summary.notes.append(f"{case}: {course}")
 
     def outcome(
         self, case: Case, candidate: Candidate, is_default: bool, budget: Budget
