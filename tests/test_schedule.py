@@ -490,7 +490,7 @@ def test_near_misses() -> None:
         match=r"unknown layer_norm schedule 'widend_rows'. Did you mean 'widened_rows'",
     ):
         schedule.get("widend_rows", "layer_norm")
-    for kind, names in (("cpu", "cached_rows, widened_rows"), ("gpu", "shared_row")):
+    for kind, names in (("cpu", "cached_rows, metaschedule, widened_rows"), ("gpu", "shared_row")):
         with pytest.raises(UnknownNameError) as caught:
             schedule.get("cached_row", "layer_norm", kind)
         assert str(caught.value).endswith(f"Known: {names}."), "those of the device at hand alone"

@@ -5,6 +5,7 @@ checks and times them as it does others, in the place of TVM's builder and runne
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -59,7 +60,8 @@ class Search:
         else:
             self._model = ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1)
         numpy.random.set_state(state)
-        drawn = random.Random(seed).sample(range(len(space)), min(SKETCHES, len(space)))
+        order = random.Random(seed).sample(range(len(space)), len(space))
+        drawn = list(itertools.islice(filter(space.fits, order), SKETCHES))
         self._context.pre_tuning(
             _ENDLESS,
             BATCH,

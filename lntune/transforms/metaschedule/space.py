@@ -107,6 +107,7 @@ class Space:
         more = {} if blocks is None else {"blocks": blocks, "contiguous": True}
         self.definition = ops.get(case.op).define(case, _row_sum(sums, device), **more)
         self.cores = device.cores
+        self._shared = blocks is not None
         self.twin = _kept(_twin(self.definition, case.typical.rows), kept)
         ms = meta_schedule()
         # LLVM's rules are those of every CPU: what TVM has besides for some is for integers
@@ -140,6 +141,19 @@ class Space:
             self._sketches[number] = schedule
             self._numbers[_instructions(schedule.trace.simplified(True))] = number
         return self._sketches[number]
+
+    def fits(self, number: int) -> bool:
+        """Whether a sketch can be done to any number of rows, as far as decisions do not matter:
+        not where it sums rows in parts of a fixed number.
+        """
+        if not self._shared:
+            return True
+        choice = self.choice(self.sketch(number).trace)
+        try:
+            self.module(choice)
+        except UnfitError:
+            return False
+        return choice is not None
 
     def tuning(self, strategy: Any, seed: int) -> Any:
         """A tuning context of TVM's for the twin, with a search strategy or none."""
@@ -253,12 +267,17 @@ def of(
 def _any_rows(trace: Any, tiled: set[Any]) -> Any:
     """The trace with some tiles that are not sampled: their loops are split by the inner extents
     that were chosen, into as many parts as it takes.
+
+    Raises:
+        ValueError: the last part, which may be short, is summed by itself: TVM forgets then that it
+            is short.
     """
     from tvm.s_tir.schedule import Instruction, Trace
 
     if not tiled:
         return trace
     extents: dict[Any, Any] = {}
+    parts: set[Any] = set()
     instructions = []
     for one in trace.insts:
         if one in tiled:
@@ -267,7 +286,11 @@ def _any_rows(trace: Any, tiled: set[Any]) -> Any:
             continue
         if str(one.kind.name) == "Split":
             inputs = [extents.get(given, given) for given in one.inputs]
+            if any(given in extents for given in one.inputs):
+                parts.update(one.outputs)
             one = Instruction(one.kind, inputs, one.attrs, one.outputs)  # noqa: PLW2901
+        if str(one.kind.name) == "RFactor" and one.inputs[0] in parts:
+            raise ValueError("rows are summed in parts of a fixed number")
         instructions.append(one)
     return Trace(instructions, {k: v for k, v in trace.decisions.items() if k not in tiled})
 
