@@ -135,15 +135,41 @@ def test_the_best_kernels_are_kept() -> None:
 
 
 def test_a_trial_that_is_far_behind_is_short() -> None:
-    """Beside a best candidate that takes next to nothing a trial has the fewest samples, and its
-    record is sound; the same without one has all that the log keeps.
+    """Beside a best candidate that takes a tenth of the time a trial has the fewest samples, and
+    what comes of it is sound; the same without one has all that the log keeps.
     """
     job = Try(CASE, HERE, SETTINGS[0], 0.04)
-    long, short = trial.run(job), trial.run(msgspec.structs.replace(job, best_us=1e-3))
+    long = trial.run(job)
+    best_us = min(long.timings["tuned"].samples_us) / 10
+    short = trial.run(msgspec.structs.replace(job, best_us=best_us))
     assert (long.status, short.status) == ("ok", "ok")
     assert len(long.timings["tuned"].samples_us) == trial.TRIAL_SAMPLES
     assert len(short.timings["tuned"].samples_us) == 5
     assert short.errors == long.errors and short.timings["tuned"].median_us > 0
+
+
+def test_a_trial_that_cannot_be_so_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes a hundred times as long as the best has waited for the machine: it is measured
+    again, and where that is so again, it counts as disturbed and will be tried anew.
+    """
+    measured: list[float] = []
+    backend = type(backends.of(HERE))
+
+    def measure(*_: Any, **__: Any) -> Measured:
+        us = measured.pop(0)
+        return Measured({"tuned": Timing((us,) * 5, us)}, None, None)
+
+    monkeypatch.setattr(backend, "measure", measure)
+    job = Try(CASE, HERE, SETTINGS[0], 0.01, best_us=5.0)
+    for taken, us, busy in (
+        ([501, 5.1], 5.1, None),
+        ([8000, 7990], 7990, True),
+        ([499], 499, None),
+    ):
+        measured[:] = taken
+        outcome = trial.run(job)
+        assert (outcome.timings["tuned"].median_us, outcome.busy) == (us, busy)
+        assert not measured
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.measure.jobs import Build, Candidate, Check, Final, Job, Open, Try
+from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Try
 from lntune.measure.worker import Worker
 
 FAULTY, HOSTILE = (Path(__file__).parent / name for name in ("faulty", "hostile"))
@@ -192,7 +192,8 @@ def test_jobs_cross_as_they_are(kind: type) -> None:
         Open: (here,),
         Build: (CASE, here, candidate),
         Check: (CASE, here, candidate),
-        Try: (CASE, here, candidate, 0.5, 3),
+        Try: (CASE, here, candidate, 0.5, 3, 7.5),
+        Heat: (CASE, here, (candidate,), 0.5, 3),
         Final: (CASE, here, (candidate,), 0.5, 0.25, 3, candidate),
     }
     asked = kind(*contents[kind])

@@ -18,10 +18,12 @@ from lntune.device import Device
 from lntune.errors import LntuneError, StoreError, ToolchainError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
+from lntune.log import disturbance
 from lntune.log.records import Rival, Timing
 from lntune.measure import calls
 from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Outcome, Try
 from lntune.measure.kept import Kept
+from lntune.timing import Measured
 
 TRIAL_SAMPLES = 16
 """Samples of a trial that the log keeps, of a hundred or so; the median is of all. A final keeps
@@ -180,12 +182,15 @@ def _try(job: Try) -> Outcome:
         return outcome
     bound = calls.bind(job.case, kernel, _inputs(job.case, device), allocate=False)
     enough = timing.race(job.seconds, job.best_us)
-    measured = timing.quietest(
-        lambda: backend.measure(
-            {"tuned": bound}, device, job.seconds, seed=job.seed, enough=enough
-        ),
-        TRIAL_ATTEMPTS,
-    )
+
+    def measure() -> Measured:
+        taken = backend.measure({"tuned": bound}, device, job.seconds, seed=job.seed, enough=enough)
+        us = taken.timings["tuned"].median_us
+        # no knobs are so much slower than others
+        apart = job.best_us is not None and us > disturbance.APART * job.best_us
+        return msgspec.structs.replace(taken, busy=True) if apart else taken
+
+    measured = timing.quietest(measure, TRIAL_ATTEMPTS)
     tuned = measured.timings["tuned"]
     if not backend.builds_ahead:
         _kept.add(job.case, device, job.candidate, kernel, tuned.median_us)

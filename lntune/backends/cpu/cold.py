@@ -96,7 +96,12 @@ def measure(
     if count * size < replaced:
         block = torch.zeros(replaced // 4, dtype=torch.int32)
     turns = _Turns(count, None if block is None else block.sum)
-    calls = {name: min(count, _calls(contenders[name])) for name in names}
+    calls: dict[str, int] = {}
+    for name in names:
+        found = _calls(contenders[name], begun + seconds)
+        if not found:
+            return {}
+        calls[name] = min(count, found)
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
@@ -122,10 +127,14 @@ def measure(
     }
 
 
-def _calls(bound: Sequence[Call]) -> int:
-    """How many calls make one sample; their first calls, which may load or build, are made here."""
+def _calls(bound: Sequence[Call], end: float) -> int:
+    """How many calls make one sample; their first calls, which may load or build, are made here. 0
+    where that takes until `end`.
+    """
     for call in bound:
         call()
+        if time.perf_counter() > end:
+            return 0
     start = time.perf_counter()
     for call in bound[:MOST_CALLS]:
         call()
