@@ -71,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
                 made.touch(("block", part), LAST // 2)
 
     monkeypatch.setattr(cold, "time", made)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Block())
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: Block())
     return made
 
 

@@ -61,16 +61,20 @@ class _Turns:
     def __init__(self, count: int, replace: Callable[[], Any] | None) -> None:
         self._count, self._replace = count, replace
         self._next = count  # begins cold
+        self.begun = 0
+        """Turns so far."""
         self.held: list[Any] = [None] * count
 
     def take(self, calls: int) -> list[int]:
         """The next copies, so many, one after another; where the cache has to be replaced between
         turns, the last ones are passed over where they are too few.
         """
-        if self._replace is not None and self._next + calls > self._count:
-            self._next = 0
-            self._replace()
-        first = self._next
+        if self._next + calls > self._count:
+            self.begun += 1
+            if self._replace is not None:
+                self._next = 0
+                self._replace()
+        first = self._next % self._count
         self._next = first + calls
         return [i % self._count for i in range(first, self._next)]
 
@@ -94,19 +98,15 @@ def measure(
     replaced = to_replace(last_cache)
     block = None
     if count * size < replaced:
-        block = torch.zeros(replaced // 4, dtype=torch.int32)
+        # ones: zeros may be pages that are not there yet; float32, whose sum is as fast as memory
+        block = torch.ones(replaced // 4)
     turns = _Turns(count, None if block is None else block.sum)
-    calls: dict[str, int] = {}
-    for name in names:
-        found = _calls(contenders[name], begun + seconds)
-        if not found:
-            return {}
-        calls[name] = min(count, found)
+    calls = {name: min(count, _calls(contenders[name][0])) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        done, started = 0, time.perf_counter()
+        done, started, warming = 0, time.perf_counter(), True
         while True:
             order.shuffle(names)
             for name in names:
@@ -114,6 +114,10 @@ def measure(
             done += 1
             now = time.perf_counter()
             each = (now - started) / done
+            if warming and turns.begun > 1:
+                # outputs of the first turn came from pages that were not there yet
+                samples = {name: [] for name in names}
+                done, started, warming = 0, now, False
             if done < LEAST_ROUNDS and now - begun + (LEAST_ROUNDS - done) * each > seconds:
                 return {}
             if done >= LEAST_ROUNDS and now - begun + each > seconds:
@@ -127,19 +131,14 @@ def measure(
     }
 
 
-def _calls(bound: Sequence[Call], end: float) -> int:
-    """How many calls make one sample; their first calls, which may load or build, are made here. 0
-    where that takes until `end`.
-    """
-    for call in bound:
+def _calls(call: Call) -> int:
+    """How many calls make one sample, by the quickest of few."""
+    taken = []
+    for _ in range(4):  # the first may load or build
+        start = time.perf_counter()
         call()
-        if time.perf_counter() > end:
-            return 0
-    start = time.perf_counter()
-    for call in bound[:MOST_CALLS]:
-        call()
-    each = (time.perf_counter() - start) / min(len(bound), MOST_CALLS)
-    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(each, 1e-9))))
+        taken.append(time.perf_counter() - start)
+    return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(min(taken), 1e-9))))
 
 
 def _sample(bound: Sequence[Call], turns: _Turns, calls: int) -> float:
