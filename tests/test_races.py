@@ -175,7 +175,7 @@ def test_a_trial_that_cannot_be_so_slow(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="module")
 def final() -> Outcome:
     """A final of two candidates with both caches."""
-    job = Final(CASE, HERE, tuple(SETTINGS[:3:2]), 0.05, default=SETTINGS[0], beside_seconds=2.0)
+    job = Final(CASE, HERE, tuple(SETTINGS[:3:2]), 0.05, default=SETTINGS[0], beside_seconds=5.0)
     return trial.run(job)
 
 
@@ -197,7 +197,7 @@ def test_a_case_beyond_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     only their medians are repeated.
     """
     monkeypatch.setattr(type(backends.of(HERE)), "last_cache", lambda *_: 100)
-    job = Final(CASE, HERE, (SETTINGS[0],), 0.02, beside_seconds=0.1)
+    job = Final(CASE, HERE, (SETTINGS[0],), 0.02, beside_seconds=10.0)
     outcome = trial.run(job)
     assert {n: t.median_us for n, t in outcome.cold.items()} == {
         n: t.median_us for n, t in outcome.timings.items()
@@ -206,9 +206,12 @@ def test_a_case_beyond_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_time_for_the_other_cache() -> None:
-    """A final that is to measure one cache has no timings of the other."""
-    outcome = trial.run(Final(CASE, HERE, (SETTINGS[0],), 0.02))
-    assert (outcome.cold, outcome.warm) == ({}, {})
+    """A final that is to measure one cache has no timings of the other, nor has one with no time
+    for a few calls of each.
+    """
+    for seconds in (0.0, 1e-6):
+        outcome = trial.run(Final(CASE, HERE, (SETTINGS[0],), 0.02, beside_seconds=seconds))
+        assert outcome.status == "ok" and (outcome.cold, outcome.warm) == ({}, {})
 
 
 def test_finals_are_on_fresh_data(monkeypatch: pytest.MonkeyPatch) -> None:
