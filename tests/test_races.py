@@ -175,7 +175,7 @@ def test_a_trial_that_cannot_be_so_slow(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="module")
 def final() -> Outcome:
     """A final of two candidates with both caches."""
-    job = Final(CASE, HERE, tuple(SETTINGS[:3:2]), 0.05, default=SETTINGS[0], beside_seconds=5.0)
+    job = Final(CASE, HERE, tuple(SETTINGS[:3:2]), 0.05, default=SETTINGS[0], beside_seconds=2.0)
     return trial.run(job)
 
 

@@ -35,8 +35,8 @@ timing.ATTEMPTS times.
 """
 HEAT_ROUNDS = 5
 BESIDE_CALLS = 12
-"""Calls that measuring with the other cache makes of each contender at least: where there is no time
-for them it is left out.
+"""Calls that measuring with the other cache makes of each contender at least: where there is no
+time for them it is left out.
 """
 _MESSAGE = 500
 """Characters of a message that are kept; the log has a line for every trial."""
