@@ -76,6 +76,11 @@ class Device(msgspec.Struct, frozen=True):
         return _VECTOR_BYTES.get(self.isa, 16)
 
     @property
+    def vector_registers(self) -> int:
+        """Vector registers of a core that code may name."""
+        return 32 if self.isa in ("x86-64-v4", "aarch64", "arm64") else 16
+
+    @property
     def slug(self) -> str:
         """Folder name of this device's logs: "amd-epyc-f25m17s1-x86-64-v4-2c"."""
         words = re.sub(r"\((?:r|tm|c)\)|\bcpu\b|@.*", " ", self.name.lower())

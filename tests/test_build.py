@@ -145,13 +145,14 @@ def test_vectors_are_as_wide_as_the_machine(name: str, dtype: str, isa: str) -> 
 @pytest.mark.parametrize("name", PLANS)
 def test_arguments_are_not_taken_to_be_aligned(name: str) -> None:
     """No move of assembly demands an address that is a multiple of a vector for what a caller
-    passes: in LLVM IR every access to an argument is aligned to no more than an element.
+    passes: in LLVM IR every access to an argument is aligned to no more than an element, or a pair
+    of them, which no move of a vector demands.
     """
     case = Case(PLANS[name].op, 1024, "bfloat16", 512)
     text = shown(PLANS[name], case, FIXED, "source")
-    globals_ = re.findall(r"(?:load|store) <\d+ x (?:i16|bfloat|half)>.*?, align (\d+)", text)
+    globals_ = re.findall(r"(?:load|store) <\d+ x (?:i16|i32|bfloat|half)>.*?, align (\d+)", text)
     assert globals_
-    assert {int(a) for a in globals_} <= {2}
+    assert {int(a) for a in globals_} <= {2, 4}
 
 
 @pytest.mark.parametrize(("name", "form"), product(tuple(PLANS), compiler.FORMS))

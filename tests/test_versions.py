@@ -182,15 +182,15 @@ def in_a_schedule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
 
 
 def in_an_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Schedule:
-    """Layer norm of one element more than a row has."""
+    """Layer norm of two elements more than a row has."""
     from lntune.ops import layer_norm
 
     op = ops.get("layer_norm")
     define: Callable[..., Any] = layer_norm.define
     another = dataclasses.replace(
         op,
-        define=lambda case, *args: define(
-            msgspec.structs.replace(case, hidden=case.hidden + 1), *args
+        define=lambda case, *args, **options: define(
+            msgspec.structs.replace(case, hidden=case.hidden + 2), *args, **options
         ),
     )
     real = ops.get

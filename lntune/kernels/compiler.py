@@ -97,9 +97,9 @@ def scheduled(
     _tvm()
     try:
         with TVM:
-            module = schedule.apply(case, setting, device)
             if not strided:
-                return module
+                return schedule.apply(case, setting, device)
+            module = schedule.apply(case, schedule.apart(setting), device)
             widest = backends.of(device).widest(setting, case)
             return strides.free_rows(module, ops.get(case.op).arguments(case), widest)
     except LntuneError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lntune.case import DTYPES, Case
-from lntune.ops.dtypes import widen
+from lntune.ops.dtypes import element, paired_placeholder, round_pair
 from lntune.ops.moments import normalize
 from lntune.ops.op import (
     Arg,
@@ -90,50 +90,79 @@ def define(
     together: int = 1,
     columns: int = 0,
     inside: Term | None = None,
+    pairs: bool = False,
+    sample: int = 0,
 ) -> Any:
     """The TE definition, ready for schedules that work on `together` rows side by side; rows and
     vectors have `columns` elements where these are more than the case's, for schedules that put
     the case's own in their place. `inside` says which those are; others of x are zeros.
 
-    Stages, in order: x32, weight32 and bias32 (widened inputs), the sums, the scalars of a row, the
-    outputs. All stages but the outputs have rows padded to a multiple of `together`, the last row
-    repeated, so that none of them needs a condition. A schedule inlines the widening stages or
-    keeps them (a row widened once, an affine widened once per call).
+    With `pairs` a column of rows and vectors in bfloat16 is two elements side by side, taken as one
+    uint32 (see dtypes.widen_pair), for schedules that give the parameters their own dtype back.
+    `sample` is as in `normalize`.
+
+    Stages, in order: x32, weight32 and bias32 (widened inputs; with pairs also x321, weight321 and
+    bias321, of second elements), the sums, the scalars of a row, the outputs. All stages but the
+    outputs have rows padded to a multiple of `together`, the last row repeated, so that none of
+    them needs a condition. A schedule inlines the widening stages or keeps them (a row widened
+    once, an affine widened once per call).
     """
     from tvm import te, tirx
 
-    hidden, side = tirx.IntImm("int64", columns or case.hidden), tirx.IntImm("int64", together)
+    width = 2 if pairs else 1
+    hidden = tirx.IntImm("int64", (columns or case.hidden) // width)
+    side = tirx.IntImm("int64", together)
     rows = te.var("rows", "int64")
     padded = (rows + (side - 1)) // side * side if together > 1 else rows
     sizes = {"rows": rows, "hidden": hidden}
     f32 = "float32"
-    args: dict[str, Any] = {}
-    for arg in arguments(case):
-        if arg.role == "in":
-            args[arg.name] = te.placeholder(
-                tuple(sizes[axis] for axis in arg.shape), arg.dtype, name=arg.name
-            )
+    args = {
+        arg.name: paired_placeholder(arg, sizes, pairs)
+        for arg in arguments(case)
+        if arg.role == "in"
+    }
     eps = te.var("eps", f32)
 
-    def load(i: Any, k: Any) -> Any:
-        row = tirx.min(i, rows - 1) if together > 1 else i
-        return widen(args["x"][row, k])
+    def x_of(number: int) -> Any:
+        def load(i: Any, k: Any) -> Any:
+            row = tirx.min(i, rows - 1) if together > 1 else i
+            return element(args["x"], (row, k), number, pairs)
 
-    def per_element(name: str) -> Any:
-        return te.compute((hidden,), lambda k: widen(args[name][k]), name=f"{name}32")
+        return te.compute((padded, hidden), load, name=f"x32{number or ''}")
 
-    x32 = te.compute((padded, hidden), load, name="x32")
-    affine = {name: per_element(name) for name in ("weight", "bias") if name in args}
+    def affine_of(name: str, number: int) -> Any:
+        called = f"{name}32{number or ''}"
+        return te.compute(
+            (hidden,), lambda k: element(args[name], (k,), number, pairs), name=called
+        )
 
-    row = normalize(row_sum, padded, case.hidden, lambda i, k: x32[i, k], eps, inside=inside)
+    def at(stage: Any) -> Term:
+        return lambda i, k: stage[i, k]
+
+    numbers = range(width)
+    xs = tuple(at(x_of(number)) for number in numbers)
+    affine = {
+        name: [affine_of(name, number) for number in numbers]
+        for name in ("weight", "bias")
+        if name in args
+    }
+
+    row = normalize(row_sum, padded, case.hidden, xs, eps, inside=inside, sample=sample)
+
+    def scaled(i: Any, k: Any, number: int) -> Any:
+        value = row.values[number](i, k)
+        if "weight" in affine:
+            value = value * affine["weight"][number][k]
+        if "bias" in affine:
+            value = value + affine["bias"][number][k]
+        return value
 
     def normalized(i: Any, k: Any) -> Any:
-        value = row.value(i, k)
-        if "weight" in affine:
-            value = value * affine["weight"][k]
-        if "bias" in affine:
-            value = value + affine["bias"][k]
-        return value.astype(case.dtype)
+        values = [scaled(i, k, number) for number in numbers]
+        if not pairs:
+            return values[0].astype(case.dtype)
+        mixed = any(arg.dtype == f32 for arg in arguments(case) if arg.role == "in")
+        return round_pair(values[0], values[1], any_nan=mixed)
 
     named = {**args, "eps": eps, "y": te.compute((rows, hidden), normalized, name="y")}
     if any(arg.name == "mean" for arg in arguments(case)):

@@ -22,11 +22,11 @@ import msgspec
 
 from lntune.case import DTYPES, Case
 from lntune.ops import layer_norm
-from lntune.ops.dtypes import sum_of, widen
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Tolerance, same_sizes
+from lntune.ops.dtypes import element, paired_placeholder, round_pair, sum_of
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Term, Tolerance, same_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -111,6 +111,7 @@ def define(
     contiguous: bool = False,
     columns: int = 0,
     first_column: Callable[[Any], Any] | None = None,
+    pairs: bool = False,
 ) -> Any:
     """The TE definition for schedules that sum dgamma and dbeta in `blocks` blocks, which work on
     groups of `together` rows.
@@ -124,117 +125,200 @@ def define(
     Rows and the weight have `columns` elements where these are more than the case's, for schedules
     that put the case's own in their place (others of dy and the weight are zeros); `first_column`
     is then the first of the case's in a block's partial sums.
+
+    With `pairs` a column of rows and vectors in bfloat16 is two elements side by side, taken as one
+    uint32 (see dtypes.widen_pair), for schedules that give the parameters their own dtype back;
+    there is a stage more, its name ending in 1, for second elements (dy321, dgamma_sum1).
     """
     from tvm import te, tirx
 
     def i64(value: int) -> Any:
         return tirx.IntImm("int64", value)
 
-    hidden, stride = i64(columns or case.hidden), blocks * together
+    width = 2 if pairs else 1
+    hidden, stride = i64((columns or case.hidden) // width), blocks * together
     rows = te.var("rows", "int64")
     steps = (rows + i64(stride - 1)) // i64(stride) if stride > 1 else rows
     padded = steps * i64(stride) if stride > 1 else rows
-    sizes = {"rows": rows, "hidden": hidden}
     f32 = "float32"
-    args: dict[str, Any] = {
-        a.name: te.placeholder(tuple(sizes[axis] for axis in a.shape), a.dtype, name=a.name)
+    args = {
+        a.name: paired_placeholder(a, {"rows": rows, "hidden": hidden}, pairs)
         for a in arguments(case)
         if a.role == "in"
     }
     wanted = {a.name: a.dtype for a in arguments(case) if a.role == "out"}
+    numbers = range(width)
 
     def row(i: Any) -> Any:
         return tirx.min(i, rows - 1) if stride > 1 else i
 
-    def widened(name: str) -> Any:
+    def widened(name: str, number: int) -> Any:
         return te.compute(
-            (padded, hidden), lambda i, k: widen(args[name][row(i), k]), name=f"{name}32"
+            (padded, hidden),
+            lambda i, k: element(args[name], (row(i), k), number, pairs),
+            name=f"{name}32{number or ''}",
         )
 
-    dy = widened("dy")
-    x = widened("x") if "x" in args else dy  # dbeta alone needs no x
-    weight = (
-        te.compute((hidden,), lambda k: widen(args["weight"][k]), name="weight32")
-        if "weight" in args
-        else None
-    )
+    def widened_weight(number: int) -> Any:
+        return te.compute(
+            (hidden,),
+            lambda k: element(args["weight"], (k,), number, pairs),
+            name=f"weight32{number or ''}",
+        )
 
-    def xhat(i: Any, k: Any) -> Any:
-        return (x[i, k] - args["mean"][row(i)]) * args["rstd"][row(i)]
+    dy = [widened("dy", number) for number in numbers]
+    # dbeta alone needs no x
+    x = [widened("x", number) for number in numbers] if "x" in args else dy
+    weight = [widened_weight(number) for number in numbers] if "weight" in args else None
 
-    def g(i: Any, k: Any) -> Any:
-        return dy[i, k] if weight is None else dy[i, k] * weight[k]
+    def deviation(number: int) -> Term:
+        return lambda i, k: x[number][i, k] - args["mean"][row(i)]
+
+    def xhat(number: int) -> Term:
+        return lambda i, k: deviation(number)(i, k) * args["rstd"][row(i)]
+
+    def g(number: int) -> Term:
+        return lambda i, k: (
+            dy[number][i, k] if weight is None else dy[number][i, k] * weight[number][k]
+        )
+
+    def product(one: Term, other: Term) -> Term:
+        return lambda i, k: one(i, k) * other(i, k)
 
     gradients: dict[str, Any] = {}
     if "dx" in wanted:
         n = tirx.const(float(case.hidden), f32)
-        sum_g, sum_gx = row_sum(padded, case.hidden, (g, lambda i, k: g(i, k) * xhat(i, k)), "row")
+        # With pairs rstd is a factor of the sum, not of its terms: one operation less for each.
+        factor = deviation if pairs else xhat
+        sum_g, sum_gx = row_sum(
+            padded,
+            case.hidden // width,
+            (*map(g, numbers), *(product(g(number), factor(number)) for number in numbers)),
+            "row",
+        )
         c1 = te.compute((padded,), lambda i: sum_g(i) / n, name="c1")
-        c2 = te.compute((padded,), lambda i: sum_gx(i) / n, name="c2")
+        c2 = te.compute(
+            (padded,),
+            lambda i: sum_gx(i) * args["rstd"][row(i)] / n if pairs else sum_gx(i) / n,
+            name="c2",
+        )
         # of rows that share a block, the same element as in the row's sums: it is loaded once
         shared = together > 1 and not contiguous
+
+        def dx(i: Any, k: Any, number: int) -> Any:
+            return (g(number)(i, k) - c1[i] - xhat(number)(i, k) * c2[i]) * args["rstd"][
+                row(i) if shared else i
+            ]
+
+        mixed = "weight" in args and str(args["weight"].dtype) == f32
         gradients["dx"] = te.compute(
             (rows, hidden),
             lambda i, k: (
-                (g(i, k) - c1[i] - xhat(i, k) * c2[i]) * args["rstd"][row(i) if shared else i]
-            ).astype(case.dtype),
+                round_pair(dx(i, k, 0), dx(i, k, 1), any_nan=mixed)
+                if pairs
+                else dx(i, k, 0).astype(case.dtype)
+            ),
             name="dx",
         )
 
-    terms = {"dgamma": lambda i, k: dy[i, k] * xhat(i, k), "dbeta": lambda i, k: dy[i, k]}
-    summed = [name for name in terms if name in wanted]
+    def dgamma(number: int) -> Term:
+        return product(lambda i, k: dy[number][i, k], xhat(number))
+
+    def dbeta(number: int) -> Term:
+        return lambda i, k: dy[number][i, k]
+
+    summed = {
+        name: [term(number) for number in numbers]
+        for name, term in (("dgamma", dgamma), ("dbeta", dbeta))
+        if name in wanted
+    }
     if summed:
-        t, side = (
-            te.reduce_axis((0, steps), name="step"),
-            te.reduce_axis((0, i64(together)), name="side"),
-        )
-
-        def partial(b: Any, k: Any) -> Any:
-            group = b * steps + t if contiguous else t * i64(blocks) + b
-            i = group * i64(together) + side
-            values = tuple(terms[name](i, k) for name in summed)
-            if stride > 1:
-                values = tuple(
-                    tirx.Select(i < rows, value, tirx.const(0.0, f32)) for value in values
-                )
-            return add(values if len(summed) > 1 else values[0], axis=[t, side])
-
-        # Both in one stage: the totals of one must not come between the partial sums of both.
-        add = sum_of(len(summed))
-        parts = te.compute((i64(blocks), hidden), partial, name="blocks")
-        for name, part in zip(summed, parts if len(summed) > 1 else [parts], strict=True):
-            gradients[name] = _total(name, part, (blocks, case.hidden), wanted[name], first_column)
+        terms = [term for of_name in summed.values() for term in of_name]
+        parts = _partial_sums(terms, rows, (steps, hidden), (blocks, together), contiguous)
+        for place, name in enumerate(summed):
+            own = parts[place * width : (place + 1) * width]
+            sizes = (blocks, case.hidden // width)
+            gradients[name] = _total(name, own, sizes, wanted[name], first_column)
     return te.create_prim_func([{**args, **gradients}[a.name] for a in arguments(case)])
+
+
+def _partial_sums(
+    terms: Sequence[Term],
+    rows: Any,
+    sizes: tuple[Any, Any],
+    shared: tuple[int, int],
+    contiguous: bool,
+) -> list[Any]:
+    """The sums over rows of each block, of `sizes` (groups of a block, columns), where rows are
+    `shared` among (blocks, rows of a group). All in one stage: the totals of one must not come
+    between the partial sums of others.
+    """
+    from tvm import te, tirx
+
+    def i64(value: int) -> Any:
+        return tirx.IntImm("int64", value)
+
+    (steps, columns), (blocks, together) = sizes, shared
+    t, side = (
+        te.reduce_axis((0, steps), name="step"),
+        te.reduce_axis((0, i64(together)), name="side"),
+    )
+    add = sum_of(len(terms))
+
+    def partial(b: Any, k: Any) -> Any:
+        group = b * steps + t if contiguous else t * i64(blocks) + b
+        i = group * i64(together) + side
+        values = tuple(term(i, k) for term in terms)
+        if blocks * together > 1:
+            values = tuple(
+                tirx.Select(i < rows, value, tirx.const(0.0, "float32")) for value in values
+            )
+        return add(values if len(terms) > 1 else values[0], axis=[t, side])
+
+    parts = te.compute((i64(blocks), columns), partial, name="blocks")
+    return list(parts) if len(terms) > 1 else [parts]
 
 
 def _total(
     name: str,
-    part: Any,
+    parts: Sequence[Any],
     sizes: tuple[int, int],
     dtype: str,
     first_column: Callable[[Any], Any] | None,
 ) -> Any:
-    """The sum of all blocks' partial sums, of `sizes` (blocks, hidden), rounded once where it is
-    not kept in float32.
+    """The sum of all blocks' partial sums, of `sizes` (blocks, columns), rounded once where it is
+    not kept in float32; `parts` are those of the elements of a column.
     """
     from tvm import te, tirx
 
-    blocks, hidden = sizes
+    blocks, columns = sizes
 
     def column(block: Any, k: Any) -> Any:
         return k if first_column is None else k + first_column(block)
 
-    block = te.reduce_axis((0, tirx.IntImm("int64", blocks)), name="block")
-    whole = te.compute(
-        (tirx.IntImm("int64", hidden),),
-        lambda k: te.sum(part[block, column(block, k)], axis=block),
-        name=name if dtype == "float32" else f"{name}_sum",
-    )
-    return (
-        whole
-        if dtype == "float32"
-        else te.compute(whole.shape, lambda k: whole[k].astype(dtype), name=name)
-    )
+    def whole(part: Any, called: str) -> Any:
+        block = te.reduce_axis((0, tirx.IntImm("int64", blocks)), name="block")
+        return te.compute(
+            (tirx.IntImm("int64", columns),),
+            lambda k: te.sum(part[block, column(block, k)], axis=block),
+            name=called,
+        )
+
+    if len(parts) == 1:
+        total = whole(parts[0], name if dtype == "float32" else f"{name}_sum")
+        return (
+            total
+            if dtype == "float32"
+            else te.compute(total.shape, lambda k: total[k].astype(dtype), name=name)
+        )
+    first, second = whole(parts[0], f"{name}_sum"), whole(parts[1], f"{name}_sum1")
+    if dtype == "float32":
+        return te.compute(
+            (tirx.IntImm("int64", 2 * columns),),
+            lambda k: tirx.Select(k % 2 < 1, first[k // 2], second[k // 2]),
+            name=name,
+        )
+    return te.compute(first.shape, lambda k: round_pair(first[k], second[k]), name=name)
 
 
 def _forward(case: Case) -> Case:

@@ -65,6 +65,8 @@ class Schedule:
     """(case, device, seed) -> what proposes knobs, where there are too many to list. Such a
     schedule is tuned only where it is named, and serves no call that nothing is tuned for.
     """
+    apart: Callable[[Any], Any] = field(default=lambda setting: setting, compare=False)
+    """knobs -> those nearest to them that take matrices whose rows lie anywhere in memory."""
     path: Path = field(default=Path(), compare=False)
     code: Code = field(default=Code(), compare=False)
     """What tells the code it makes from that of other versions; filled in by the loader."""

@@ -4,12 +4,19 @@
 next to each other, their prefetchers take lines away from one another, which can cost several times
 the kernel's time); a block reads each of its rows of dy and x from memory once, sums them in vector
 lanes, and while they are in the L1 cache writes dx and adds to its own partial sums of dgamma and
-dbeta. The partial sums of all blocks are added at the end, in order. Several
-rows side by side share the loads of weight and the read-modify-write of the partial sums.
+dbeta. The partial sums of all blocks are added at the end, in order. Several rows side by side
+share the loads of weight and the read-modify-write of the partial sums.
+
+What bfloat16 costs is arithmetic. With `pairs` it takes 21 operations on vectors for a vector of
+float32 in place of 37 (two rows side by side; bench/bfloat16_operations.py counts them): no element
+leaves its lane to be widened or rounded, rstd is a factor of a row's sum instead of its terms, and
+groups whose rows are all there have code without guards, in which dx and the partial sums widen
+each element once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +25,15 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.knobs import knob
 from lntune.schedule import Schedule
-from lntune.transforms.cpu import alignment, prefetch, row_sums, streaming, vectors
+from lntune.transforms.cpu import (
+    alignment,
+    pairs,
+    prefetch,
+    row_sums,
+    streaming,
+    vectors,
+    whole_groups,
+)
 
 SERIAL_LIMIT = 1 << 16
 """Elements above which one thread is never worth trying."""
@@ -26,6 +41,8 @@ PARALLEL_ELEMENTS = 1 << 13
 """Elements above which all threads are the better guess."""
 UNKNOWN_L3 = 32 << 20
 """Bytes of the last level of cache assumed where the system does not say."""
+PAIRED_REGISTERS = 32
+"""Vector registers without which two rows of pairs side by side do not fit."""
 REGISTERS = 8
 """Accumulators of the sums that fit the registers beside what is loaded; there are two sums."""
 
@@ -50,6 +67,7 @@ class Blocks:
         ("plain", "claimed", "streamed"),
         "dx stored as it comes, to cache lines claimed while a row is summed, or past the cache",
     )
+    pairs: bool = knob(False, (False, True), "two bfloat16 in each lane of a vector, not one")
 
 
 def _outputs(case: Case) -> list[str]:
@@ -65,11 +83,17 @@ def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
     """What the schedule refuses."""
     vector = device.vector_bytes // 4
     width = max(knobs.lanes, knobs.store) * vector
-    if max(knobs.lanes, knobs.store) > 1 and width > case.hidden:
-        return f"{width} lanes are more than the {case.hidden} elements of a row"
+    if knobs.pairs and case.dtype != "bfloat16":
+        return f"{case.dtype} is not widened in pairs"
+    if knobs.pairs and case.hidden % 2:
+        return f"a row of {case.hidden} elements is not whole pairs"
+    columns = case.hidden // (2 if knobs.pairs else 1)
+    if max(knobs.lanes, knobs.store) > 1 and width > columns:
+        what = "pairs" if knobs.pairs else "elements"
+        return f"{width} lanes are more than the {columns} {what} of a row"
     if knobs.blocks * knobs.together > max(case.rows, 1):
         return f"{knobs.blocks} blocks of {knobs.together} rows are more than the {case.rows} rows"
-    if knobs.together * knobs.lanes > REGISTERS:
+    if knobs.together * knobs.lanes * (2 if knobs.pairs else 1) > REGISTERS:
         return f"{knobs.together} rows of {knobs.lanes} accumulators do not fit the registers"
     if knobs.blocks > 1 and device.cores == 1:
         return "one core has no use for blocks"
@@ -83,7 +107,7 @@ def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
         if knobs.prefetch or knobs.write != "plain" or knobs.lanes > 1:
             return "without dx no row is summed, and nothing is written"
         return None
-    if (knobs.prefetch or knobs.write == "claimed") and case.hidden < 2 * knobs.lanes * vector:
+    if (knobs.prefetch or knobs.write == "claimed") and columns < 2 * knobs.lanes * vector:
         return "a row is too short to fetch another beside it"
     if knobs.write == "streamed" and knobs.blocks == 1:
         return "only the launcher of parallel loops orders streamed stores"
@@ -97,7 +121,9 @@ def valid(knobs: Blocks, case: Case, device: Device) -> str | None:
 
 def default(case: Case, device: Device) -> Blocks:
     """As many blocks as cores, and what hides latency without spilling registers."""
-    whole_vectors = vectors.floor_power(max(1, case.hidden * 4 // device.vector_bytes))
+    in_pairs = case.dtype == "bfloat16" and case.hidden % 2 == 0
+    columns = case.hidden // (2 if in_pairs else 1)
+    whole_vectors = vectors.floor_power(max(1, columns * 4 // device.vector_bytes))
     elements = case.rows * case.hidden
     parallel = device.cores > 1 and case.rows > 1 and elements > PARALLEL_ELEMENTS
     blocks = (
@@ -105,11 +131,12 @@ def default(case: Case, device: Device) -> Blocks:
         if parallel
         else 1
     )
-    together = 2 if case.rows >= 2 * blocks and case.rows > 1 else 1
+    fits = not in_pairs or device.vector_registers >= PAIRED_REGISTERS
+    together = 2 if fits and case.rows >= 2 * blocks and case.rows > 1 else 1
     if "dx" not in _outputs(case):
-        return Blocks(blocks=blocks, together=together, lanes=1, store=1, prefetch=0, write="plain")
-    lanes = min(2, whole_vectors)
-    ahead = case.hidden >= 2 * lanes * device.vector_bytes // 4
+        return Blocks(blocks, together, lanes=1, store=1, prefetch=0, pairs=in_pairs)
+    lanes = min(1 if in_pairs else 2, whole_vectors)
+    ahead = columns >= 2 * lanes * device.vector_bytes // 4
     write = "streamed" if blocks > 1 and beyond_cache(case, device) else "plain"
     return Blocks(
         blocks=blocks,
@@ -118,7 +145,13 @@ def default(case: Case, device: Device) -> Blocks:
         store=min(2, whole_vectors),
         prefetch=int(ahead and case.rows > 1),
         write=write,
+        pairs=in_pairs,
     )
+
+
+def apart(knobs: Blocks) -> Blocks:
+    """For rows that need not begin where a pair does."""
+    return dataclasses.replace(knobs, pairs=False) if knobs.pairs else knobs
 
 
 def apply(case: Case, knobs: Blocks, device: Device) -> Any:
@@ -128,30 +161,34 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
     from tvm import s_tir
 
     vector = device.vector_bytes // 4
-    step = knobs.store * vector
+    step, width = knobs.store * vector, 2 if knobs.pairs else 1
+
+    given = ops.get(case.op).arguments(case)
 
     # 1. The definition, summed in lanes; arguments at any address an element may have.
     definition = ops.get(case.op).define(
         case,
-        row_sums.staged_sum(knobs.lanes * vector),
+        row_sums.staged_sum(knobs.lanes * vector, width),
         knobs.together,
         knobs.blocks,
         contiguous=True,
+        pairs=knobs.pairs,
     )
     sch = s_tir.Schedule(alignment.element_aligned(definition))
     blocks = {sch.get(b).name_hint: b for b in sch.get_child_blocks(sch.get_sblock("root"))}
 
-    # 2. What is widened on the fly disappears.
-    for name in ("dy32", "x32", "weight32"):
-        if name in blocks:
+    # 2. What is widened on the fly disappears; a float32 weight is taken apart for pairs once.
+    weight_apart = knobs.pairs and any(a.name == "weight" and a.dtype == "float32" for a in given)
+    for name in list(blocks):
+        if name.startswith("weight32") and weight_apart:
+            sch.annotate(sch.get_loops(blocks.pop(name))[0], vectors.VECTORS, step)
+        elif name.startswith(("dy32", "x32", "weight32")):
             sch.compute_inline(blocks.pop(name))
 
     # 3. Rows as block x group x row of the group; dx and the partial sums in one loop over the
     # elements of the rows side by side, and that in one loop with all stages over rows.
     totals = {
-        name: blocks.pop(name)
-        for name in ("dgamma", "dgamma_sum", "dbeta", "dbeta_sum")
-        if name in blocks
+        name: blocks.pop(name) for name in list(blocks) if name.startswith(("dgamma", "dbeta"))
     }
     per_row = {name: block for name, block in blocks.items() if name not in ("dx", "blocks")}
     elements, group_loops = [], []
@@ -199,7 +236,10 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
         )
 
     # 6. What the blocks come to.
-    for block in totals.values():
+    woven = [a.name for a in given if knobs.pairs and a.dtype == "float32"]
+    for name, block in totals.items():
+        if name in woven:  # of first and second elements: no vectors of either
+            continue
         k, *block_loop = sch.get_loops(block)
         sch.annotate(k, vectors.VECTORS, step)
         if block_loop:
@@ -211,17 +251,23 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
             )
 
     # 7. Guards that only dx needs; rows fetched while others are summed.
-    names = [a.name for a in ops.get(case.op).arguments(case)]
+    names = [a.name for a in given]
+    itemsize = case.itemsize * width
     fetches = [
-        prefetch.Prefetch(names.index(name), knobs.prefetch, False, case.itemsize)
+        prefetch.Prefetch(names.index(name), knobs.prefetch, False, itemsize)
         for name in ("dy", "x")
         if knobs.prefetch
     ]
     if knobs.write == "claimed":
-        fetches.append(prefetch.Prefetch(names.index("dx"), 0, True, case.itemsize))
-    mod = vectors.split_vectors(vectors.drop_predicates(sch.mod, ("dx",)))
+        fetches.append(prefetch.Prefetch(names.index("dx"), 0, True, itemsize))
+    mod = vectors.drop_predicates(sch.mod, ("dx",))
+    if knobs.pairs:
+        mod = whole_groups.without_guards(mod, knobs.together)
+    mod = vectors.split_vectors(mod)
     if fetches:
         mod = prefetch.prefetch_rows(mod, fetches, knobs.together, shared=True)
+    if knobs.pairs:
+        mod = pairs.as_elements(mod, given)
 
     # 8. A dx too large for the cache is written without being read first.
     return streaming.request(mod, "dx") if knobs.write == "streamed" else mod
@@ -229,6 +275,14 @@ def apply(case: Case, knobs: Blocks, device: Device) -> Any:
 
 SCHEDULES = (
     Schedule(
-        "blocked_rows", "layer_norm_backward", "cpu", Blocks, default, valid, apply, version=2
+        "blocked_rows",
+        "layer_norm_backward",
+        "cpu",
+        Blocks,
+        default,
+        valid,
+        apply,
+        version=2,
+        apart=apart,
     ),
 )

@@ -27,16 +27,16 @@ def chains(hidden: int, lanes: int) -> tuple[int, int, int]:
     return width, chunks, groups // chunks
 
 
-def staged_sum(lanes: int) -> RowSum:
+def staged_sum(lanes: int, terms: int = 1) -> RowSum:
     """A row sum in `lanes` parallel accumulators, halved stage by stage; the RowSum of CPU
-    schedules.
+    schedules. So many `terms` in a row have one total.
 
     Stage `{name}_lanes` sums whole groups, of all expressions in one loop; `{name}{j}_tree{w}` adds
-    the halves of the j-th, and with them the part of the tail that has just this width. Long rows
-    are summed in chunks that `{name}_folded` adds up (`{name}_rest` has the groups the chunks leave
-    over): the error of a sum grows with the length of its chain, and for equal numbers it grows in
-    one direction. One chain of dependent adds would be latency-bound; a single horizontal step
-    after it would be `lanes` dependent adds again.
+    the halves of the j-th total, and with them the part of the tail that has just this width. Long
+    rows are summed in chunks that `{name}_folded` adds up (`{name}_rest` has the groups the chunks
+    leave over): the error of a sum grows with the length of its chain, and for equal numbers it
+    grows in one direction. One chain of dependent adds would be latency-bound; a single horizontal
+    step after it would be `lanes` dependent adds again.
     """
 
     def row_sum(rows: Any, hidden: int, expressions: Sequence[Term], name: str) -> list[Total]:
@@ -97,12 +97,14 @@ def staged_sum(lanes: int) -> RowSum:
             else []
         )
 
-        def halved(f: Term, before: list[Any], half: int, label: str) -> Any:
+        def halved(added: Sequence[Term], before: list[Any], half: int, label: str) -> Any:
             def body(i: Any, lane: Any) -> Any:
                 value = before[0][i, lane] + before[0][i, lane + i64(half)]
                 for extra in before[1:]:
                     value = value + (extra[i, lane] + extra[i, lane + i64(half)])
-                return value + f(i, lane + i64(tail[half])) if half in tail else value
+                for f in added if half in tail else ():
+                    value = value + f(i, lane + i64(tail[half]))
+                return value
 
             return te.compute((rows, i64(half)), body, name=f"{label}_tree{half}")
 
@@ -110,10 +112,11 @@ def staged_sum(lanes: int) -> RowSum:
             return lambda i: sum((v[i, i64(0)] for v in values[1:]), values[0][i, i64(0)])
 
         totals = []
-        for index, f in enumerate(expressions):
-            values, half = [tensors[index] for tensors in (sums, rest) if tensors], width // 2
+        for index in range(len(expressions) // terms):
+            own = slice(index * terms, (index + 1) * terms)
+            values, half = [one for tensors in (sums, rest) for one in tensors[own]], width // 2
             while half:
-                values = [halved(f, values, half, f"{name}{index}")]
+                values = [halved(expressions[own], values, half, f"{name}{index}")]
                 half //= 2
             totals.append(total_of(values))
         return totals
