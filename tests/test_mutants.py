@@ -4,9 +4,12 @@ memory lets through: none is accepted as what serves calls.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,11 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from grids import thinned
 
 from lntune import backends, ops
 from lntune import device as device_module
 from lntune.case import Case
-from lntune.check import Verdict
+from lntune.check import Verdict, surroundings
 
 DEVICE = device_module.current()
 Named = dict[str, Any]
@@ -36,9 +40,9 @@ MAIN = {"layer_norm": "y", "layer_norm_backward": "dx", "lnlstm_step": "h"}
 """An output of rows; of the backward of the step it is the first."""
 
 
-def right(op: str, named: Named) -> None:
+def right(op: str, named: Named, case: Case | None = None) -> None:
     """An operator's float64 reference, rounded once, in the place of a kernel."""
-    case = CASES[op]
+    case = case or CASES[op]
     given = {n: v for n, v in named.items()}
     with torch.inference_mode(False):
         plain = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in given.items()}
@@ -50,14 +54,16 @@ def right(op: str, named: Named) -> None:
             named[arg.name][0].add_(made[arg.name].reshape(named[arg.name][0].shape))
 
 
-def kernel_of(op: str, harm: Harm, before: Harm = lambda _: None) -> Callable[..., None]:
+def kernel_of(
+    op: str, harm: Harm, before: Harm = lambda _: None, case: Case | None = None
+) -> Callable[..., None]:
     """A right kernel that does harm, when it is done or before it begins."""
-    names = [a.name for a in ops.get(op).arguments(CASES[op])]
+    names = [a.name for a in ops.get(op).arguments(case or CASES[op])]
 
     def kernel(*values: Any) -> None:
         named = dict(zip(names, values, strict=True))
         before(named)
-        right(op, named)
+        right(op, named, case)
         harm(named)
 
     return kernel
@@ -153,6 +159,32 @@ def test_a_number_of_rows(rows: int) -> None:
     assert not judged("layer_norm", kernel_of("layer_norm", harm)).ok
 
 
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("op", CASES)
+def test_what_is_left_over_by_wide_blocks(op: str, block: int) -> None:
+    """A kernel that leaves out the last row where its blocks lack one is rejected, of outputs with
+    rows; the same of sums over rows.
+    """
+    name = main_of(op)
+
+    def harm(named: Named) -> None:
+        if named[name].shape[0] % block == block - 1:
+            last_row(named[name])
+
+    assert name in judged(op, kernel_of(op, harm)).message
+
+
+@pytest.mark.parametrize("left", [1, 17, 31])
+def test_rows_that_are_not_summed(left: int) -> None:
+    """A sum over rows that lacks the last row where blocks of 32 have some left is rejected."""
+
+    def harm(named: Named) -> None:
+        if named["x"].shape[0] % 32 == left:
+            named["dbeta"] -= named["dy"][-1]
+
+    assert "dbeta" in judged("layer_norm_backward", kernel_of("layer_norm_backward", harm)).message
+
+
 def of_many(harm: Harm) -> Harm:
     """Done where there are many rows."""
 
@@ -227,6 +259,46 @@ def test_alignment(op: str, name: str) -> None:
             named[main_of(op)] *= 1.5
 
     assert not judged(op, kernel_of(op, harm)).ok
+
+
+def moved() -> list[Any]:
+    """(operator, tensor, bytes off): in every run each offset and each tensor of some operator."""
+    every = [
+        (op, arg.name, off)
+        for op in CASES
+        for arg in ops.get(op).arguments(CASES[op])
+        if arg.role != "scalar"
+        for off in (4, 8, 16, 32, 48)
+    ]
+    return thinned(every, 9)
+
+
+@pytest.mark.parametrize(("op", "name", "off"), moved())
+def test_each_tensor_off_a_boundary(op: str, name: str, off: int) -> None:
+    """A kernel that is wrong only where one of its tensors, whichever, is so many bytes off a
+    boundary while others are aligned is rejected.
+    """
+    names = [a.name for a in ops.get(op).arguments(CASES[op]) if a.role != "scalar"]
+
+    def harm(named: Named) -> None:
+        places = {n: named[n].data_ptr() % 64 for n in names}
+        if places.pop(name) == off and not any(places.values()):
+            named[main_of(op)] *= 1.5
+
+    assert not judged(op, kernel_of(op, harm)).ok
+
+
+@pytest.mark.parametrize("name", ["x", "y", "bias"])
+def test_the_only_aligned_tensor(name: str) -> None:
+    """A kernel that is wrong only where a single tensor is aligned is rejected."""
+    names = [a.name for a in ops.get("layer_norm").arguments(CASES["layer_norm"])]
+
+    def harm(named: Named) -> None:
+        aligned = [n for n in names if n != "eps" and named[n].data_ptr() % 64 == 0]
+        if aligned == [name]:
+            named["y"] *= 1.5
+
+    assert not judged("layer_norm", kernel_of("layer_norm", harm)).ok
 
 
 @pytest.mark.parametrize("distance", [1, 70, 900])
@@ -324,6 +396,98 @@ def test_values_that_are_not_taken_as_they_are(how: str) -> None:
     assert not judged("layer_norm", kernel_of("layer_norm", lambda _: None, VALUES[how])).ok
 
 
+def taken(name: str, change: Callable[[Any], Any]) -> Harm:
+    """An input is changed before it is used."""
+
+    def before(named: Named) -> None:
+        named[name] = change(named[name].clone())
+
+    return before
+
+
+def without_nan(values: Any) -> Any:
+    """NaN is 0."""
+    return values.nan_to_num(0.0, math.inf, -math.inf)
+
+
+def without_infinity(values: Any) -> Any:
+    """Infinities are the largest numbers."""
+    return values.nan_to_num(math.nan)
+
+
+def without_last_nan(values: Any) -> Any:
+    """NaN in the last column is 0."""
+    values[..., -1] = without_nan(values[..., -1])
+    return values
+
+
+def cut_at(limit: float) -> Callable[[Any], Any]:
+    """Beyond a limit there is nothing."""
+    return lambda values: values.clamp(-limit, limit)
+
+
+def without_denormals(values: Any) -> Any:
+    """Denormal numbers are 0."""
+    return values.where(~(values.abs() < torch.finfo(values.dtype).tiny), 0.0)
+
+
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "NaN": without_nan,
+    "last NaN": without_last_nan,
+    "infinity": without_infinity,
+    "9": cut_at(9.0),
+    "1000": cut_at(1000.0),
+}
+
+
+def takings() -> list[Any]:
+    """(operator, input, how): in every run each way of taking each operator's inputs, and every
+    input once.
+    """
+    every = [
+        (op, arg.name, how)
+        for op in CASES
+        for arg in ops.get(op).arguments(CASES[op])
+        if arg.role == "in"
+        for how in TAKEN
+        if not (how == "1000" and (op.startswith("lnlstm") or arg.name == "x"))
+        and not (how == "last NaN" and arg.shape == ("rows",))
+        # a sigmoid, or tanh, is the same of both
+        and not (how == "infinity" and op.startswith("lnlstm") and len(arg.shape) == 1)
+    ]
+    return thinned(every, 4)
+
+
+@pytest.mark.parametrize(("op", "name", "how"), takings())
+def test_each_input_is_taken_as_it_is(op: str, name: str, how: str) -> None:
+    """A NaN, an infinity or a large number in any input alone, of any operator, that is taken for
+    another is seen.
+    """
+    verdict = judged(op, kernel_of(op, lambda _: None, taken(name, TAKEN[how])))
+    assert not verdict.ok
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in CASES for name in ops.get(op).linear]
+)
+def test_denormals_are_not_flushed(op: str, name: str) -> None:
+    """Denormal numbers in an input that outputs shrink with are not taken for 0."""
+    kernel = kernel_of(op, lambda _: None, taken(name, without_denormals))
+    assert f"tiny {name}" in judged(op, kernel).message
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["gates_x", "c"])
+def test_large_inputs_of_a_step_without_its_own_norm(name: str, dtype: str) -> None:
+    """gates_x that come normalized, and the cell, are taken as they are, however large."""
+    case = Case("lnlstm_step", 32, dtype, 64, "bias+bias_c")
+    for how in ("NaN", "infinity", "9"):
+        if name == "gates_x" and (how == "infinity" or (how == "9" and dtype != "float32")):
+            continue  # the sigmoid is the same within what is allowed
+        kernel = kernel_of(case.op, lambda _: None, taken(name, TAKEN[how]), case)
+        assert not backends.of(DEVICE).verify(case, DEVICE, kernel, thoroughly=True).ok
+
+
 def test_infinity_in_place_of_nan() -> None:
     """A NaN that comes out as an infinity is seen."""
 
@@ -412,6 +576,122 @@ def race(named: Named) -> None:
         named["y"][0] = named["y"][-1]
 
 
+def remembering(*names: str) -> Harm:
+    """What is made of inputs is kept by their addresses, as they were when first seen."""
+    kept: dict[Any, Any] = {}
+
+    def before(named: Named) -> None:
+        for name in names:
+            tensor = named[name]
+            key = name, tensor.data_ptr(), tuple(tensor.shape)
+            named[name] = kept.setdefault(key, tensor.clone())
+
+    return before
+
+
+def remembering_eps() -> Harm:
+    """The eps of the first call is used in all."""
+    kept: list[float] = []
+
+    def before(named: Named) -> None:
+        kept.append(named["eps"])
+        named["eps"] = kept[0]
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    thinned(
+        [(op, a.name) for op in CASES for a in ops.get(op).arguments(CASES[op]) if a.role == "in"],
+        3,
+    ),
+)
+def test_what_is_remembered_by_address(op: str, name: str) -> None:
+    """Other contents at the same address are seen, in every input of every operator."""
+    assert not judged(op, kernel_of(op, lambda _: None, remembering(name))).ok
+
+
+def test_an_eps_that_is_remembered() -> None:
+    """Another eps in a later call is seen."""
+    assert not judged("layer_norm", kernel_of("layer_norm", lambda _: None, remembering_eps())).ok
+
+
+def round_up(_: Named) -> None:
+    """The processor is left rounding upwards."""
+    ctypes.CDLL(None).fesetround(0x800 if platform.machine() == "x86_64" else 0x400000)
+
+
+def other_affinity(_: Named) -> None:
+    """This thread is bound to one processor."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def other_handler(_: Named) -> None:
+    """A signal is handled otherwise, by way of the C library."""
+    ctypes.CDLL(None).signal(signal.SIGUSR2, ctypes.c_void_p(1))
+
+
+def block_a_signal(_: Named) -> None:
+    """A signal is blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
+
+def open_a_file(_: Named) -> None:
+    """A file is left open."""
+    os.open(os.devnull, os.O_RDONLY)
+
+
+def set_variable(_: Named) -> None:
+    """An environment variable is set, by way of the C library."""
+    ctypes.CDLL(None).setenv(b"LNTUNE_TEST_LEFT", b"1", 1)
+
+
+def start_one_thread() -> Harm:
+    """A single thread is started, once, and runs on."""
+    started: list[threading.Thread] = []
+
+    def harm(_: Named) -> None:
+        if not started:
+            started.append(threading.Thread(target=STOP.wait, daemon=True))
+            started[0].start()
+
+    return harm
+
+
+CHANGES: dict[str, tuple[Callable[[], Harm], str]] = {
+    "numbers rounded upwards": (lambda: round_up, "rounded"),
+    "fewer threads": (lambda: lambda _: torch.set_num_threads(1), "threads"),
+    "one processor": (lambda: other_affinity, "processors"),
+    "a signal ignored": (lambda: other_handler, "User defined signal 2"),
+    "a signal blocked": (lambda: block_a_signal, "signals"),
+    "a file left open": (lambda: open_a_file, "left a file open"),
+    "another working folder": (lambda: lambda _: os.chdir("/"), "working folder"),
+    "another umask": (lambda: lambda _: os.umask(0o077), "umask"),
+    "an environment variable": (lambda: set_variable, "LNTUNE_TEST_LEFT"),
+    "a thread left running": (start_one_thread, "thread running"),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs what Linux says of a process")
+def test_what_is_changed_in_the_process(how: str) -> None:
+    """What a kernel changes in its process beside its memory is seen, and put back where that can
+    be.
+    """
+    if how == "one processor" and len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("there is one processor alone")
+    make, said = CHANGES[how]
+    before = surroundings.seen()
+    STOP.clear()
+    try:
+        message = judged("layer_norm", kernel_of("layer_norm", make())).message
+    finally:
+        STOP.set()
+    assert said in message
+    assert not surroundings.changed(before, surroundings.seen())
+
+
 STATES: dict[str, tuple[Callable[[], Harm], str]] = {
     "wrong once in 7 calls": (lambda: now_and_then(7), ""),
     "wrong once in 100 calls": (lambda: now_and_then(100), ""),
@@ -420,7 +700,7 @@ STATES: dict[str, tuple[Callable[[], Harm], str]] = {
     "1 MB kept at every call": (lambda: leak(1), "keeps memory"),
     "300 MB kept at every call": (lambda: leak(300), "keeps memory"),
     "a child left behind": (lambda: fork, "process"),
-    "a thread at every call": (lambda: start_thread, "threads"),
+    "a thread at every call": (lambda: start_thread, "thread"),
     "a timer left running": (lambda: start_timer, "timer"),
     "wrong on one thread": (lambda: on_one_thread, "one thread"),
     "a race": (lambda: race, ""),

@@ -12,7 +12,6 @@ after call, and for what it leaves behind in the process (`lntune/check/traces.p
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,13 @@ import msgspec
 
 from lntune import ops
 from lntune.case import Case
-from lntune.check import beside_eager, problems, traces
+from lntune.check import beside_eager, judging, places, problems, rows, surroundings, traces, values
 from lntune.check.beside_eager import compare_with_eager
 from lntune.check.memory import ALIGNED, FENCE, guarded
-from lntune.check.problems import KEPT_BYTES, ROWS, SEVERAL, Problem, largest
+from lntune.check.problems import KEPT_BYTES, ROWS, SEVERAL, Problem
+from lntune.check.stage import Subject
 from lntune.device import Device, current
 from lntune.ops.op import Arg, Op
-from lntune.words import counted
 
 if TYPE_CHECKING:
     from lntune.check.memory import Guarded
@@ -97,6 +96,7 @@ class _Checked:
     device: Device
     growth: traces.Growth = field(default_factory=traces.Growth)
     flushed: bool = field(default_factory=traces.flushes)
+    rounds_otherwise: bool = field(default_factory=traces.rounds_otherwise)
     before: traces.State = field(default_factory=traces.state)
 
 
@@ -181,23 +181,6 @@ def _run(checked: _Checked, problem: Problem, number: int) -> tuple[dict[str, An
     return outputs, f"changed its input {', '.join(changed)}" if changed else ""
 
 
-def _wrong_kinds(out: Any, problem: Problem, name: str) -> str:
-    """What is said of elements that are NaN, infinite or finite where they should not be."""
-    if problem.kinds[name] is None:
-        wrong = out.numel() - int(out.isfinite().sum())
-    else:
-        kind = problems.kinds(out)
-        eager, truth = problem.kinds[name]
-        # Where float32 overflows and float64 does not, either may be right; and a NaN says no less
-        # than an infinity, which it is in algorithms that take infinities from each other.
-        same = (kind == eager) | (kind == truth) | (kind == problems.NAN)
-        wrong = int((~same | ((kind == 0) != (eager == 0))).sum())
-    if not wrong:
-        return ""
-    which = "or the other way round, or of another kind of infinity or NaN"
-    return f"{name}: {counted(wrong, 'element')} finite where eager has none, {which}"
-
-
 def _judge(
     checked: _Checked, problem: Problem, number: int
 ) -> tuple[str, dict[str, float], dict[str, float]]:
@@ -205,30 +188,9 @@ def _judge(
     divided by eager's where the input is plain random). `number`: which of the ways its tensors
     lie.
     """
-    at = f"{problem.style} inputs, {counted(problem.rows, 'row')}"
     outputs, memory = _run(checked, problem, number)
-    message = f"{memory} ({at})" if memory else ""
-    errors: dict[str, float] = {}
-    versus: dict[str, float] = {}
-    for name, out in outputs.items():
-        finite = problem.finite[name]
-        if (wrong := _wrong_kinds(out, problem, name)) and not message:
-            message = f"{wrong} ({at})"
-        both = finite & out.isfinite() & problem.truth[name].isfinite()
-        error = largest(out.double() - problem.truth[name], both)
-        tolerance = problem.tolerance[name]
-        # JSON has no infinity
-        share = error / tolerance if tolerance else (0.0 if error == 0 else sys.float_info.max)
-        errors[name] = share
-        if share > 1 and not message:
-            allowed = f"{share:.3g} times what is allowed, {tolerance:.3g}"
-            message = (
-                f"{name}: error {error:.3g} is {allowed} ({at}; eager's own error is"
-                f" {problem.eager_error[name]:.3g})"
-            )
-        if problem.style == "normal" and problem.eager_error[name]:
-            versus[name] = error / problem.eager_error[name]
-    return message, errors, versus
+    message, errors, versus = judging.judge(outputs, problem)
+    return f"{memory} ({judging.at(problem)})" if memory else message, errors, versus
 
 
 def verify(
@@ -239,10 +201,13 @@ def verify(
     device: Device | None = None,
     more_rows: Sequence[int] = (),
     thoroughly: bool = False,
+    every_row: int = 0,
 ) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input, and where that is right with
-    `more_rows`, numbers of rows, on plain random input; `thoroughly`, on a CPU: also on many rows
-    of the styles in HARD, on one thread, and call after call.
+    `more_rows`, numbers of rows, on plain random input. `thoroughly`: also on many rows of the
+    styles in HARD, on special values in each input alone, with each tensor aligned otherwise than
+    the others, with every number of rows up to `every_row`, and, on a CPU, on one thread, call
+    after call, and for what it leaves changed in the process.
 
     `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
     that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
@@ -256,6 +221,7 @@ def verify(
     device = device or current()
     case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
     checked = _Checked(op, case, kernel, fence, place, device)
+    around = surroundings.seen() if thoroughly and place == "cpu" else None
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
     message = ""
@@ -268,10 +234,10 @@ def verify(
         errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
         for name, ratio in ratios.items():
             versus[name] = max(versus.get(name, 0.0), ratio)
-    for number, rows in enumerate(more_rows):
+    for number, count in enumerate(more_rows):
         if message:
             break  # wrong already, and these take the longest
-        problem = problems.of_rows(case, rows, place)
+        problem = problems.of_rows(case, count, place)
         message, shares, _ = _judge(checked, problem, number)
         errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
     if thoroughly and more_rows:
@@ -280,11 +246,42 @@ def verify(
             if not message:
                 problem = problems.of_rows(case, many, place, style)
                 message, _, _ = _judge(checked, problem, number)
+    if around is not None:  # and once more at the end
+        message = message or _left(checked, around)
     if thoroughly and not message:
-        message = _again(checked)
+        message = _more(checked, every_row)
+    if around is not None:
+        message = message or _left(checked, around)
+        if surroundings.changed(around, surroundings.seen()):
+            surroundings.restore(around)
     if not checked.flushed and traces.restored_denormals():
         message = "left the processor flushing denormal numbers to zero"
+    if not checked.rounds_otherwise and traces.rounds_otherwise():
+        message = "left the processor rounding otherwise than to the nearest number"
+        surroundings.round_to_nearest()
     return Verdict(message, errors, versus)
+
+
+def _left(checked: _Checked, around: dict[str, Any]) -> str:
+    """What a process is left with that was otherwise before; empty where nothing is."""
+    if said := surroundings.changed(around, surroundings.seen()):
+        return said
+    now = traces.state()
+    if said := traces.left(checked.before, now):
+        return said
+    return "left a thread running" if now.threads > checked.before.threads else ""
+
+
+def _more(checked: _Checked, every_row: int) -> str:
+    """What else is looked at in a thorough check, and is wrong: special values in each input,
+    every number of rows, every alignment of each tensor, and what comes of many calls.
+    """
+    c = checked
+    subject = Subject(c.case, c.kernel, c.fence, c.place, c.device)
+    message = places.wrong(subject) or values.wrong(subject)
+    if not message and every_row:
+        message = rows.wrong(subject, every_row)
+    return message or _again(checked)
 
 
 def _again(checked: _Checked) -> str:
@@ -292,6 +289,8 @@ def _again(checked: _Checked) -> str:
     import torch
 
     case = checked.case
+    if checked.place != "cpu":
+        return ""
     problem = problems.of_rows(case, SEVERAL, checked.place)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ FENCE = 67  # elements behind a boundary; odd, so that a tensor is aligned to on
 ALIGNED = 64  # the same where kernels ask for whole accesses of 16 bytes, as a GPU's do
 GUARD = 1024
 """Elements on either side, beside a row: what a wrong index hits first."""
-_POISON = 0xFF
+POISON = 0xFF
 """A byte of a NaN in every dtype: an element that is never written shows, whatever belongs
 there.
 """
@@ -55,7 +55,7 @@ def guarded(
     start = room + fence
     whole = torch.empty(start + count + room, dtype=dtype, device=place)
     if fill is None:
-        whole.view(torch.uint8).fill_(_POISON)
+        whole.view(torch.uint8).fill_(POISON)
     else:
         whole.fill_(fill)
     edges = tuple(part.view(torch.uint8) for part in (whole[:start], whole[start + count :]))

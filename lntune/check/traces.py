@@ -124,6 +124,25 @@ def restored_denormals() -> bool:
     return True
 
 
+def rounds_otherwise() -> bool:
+    """Whether arithmetic of this thread, or of PyTorch's others, rounds to other than the nearest
+    number: upwards, downwards or to zero.
+    """
+    import torch
+
+    ones = torch.ones(1 << 17)  # so many that all threads have some
+    return bool(((ones + 2.0**-26 != 1) | (ones - 2.0**-26 != 1)).any())
+
+
+def left(before: State, now: State) -> str:
+    """What goes on in a process that did not before; empty where nothing does. Threads do not
+    count.
+    """
+    if more := now.children - before.children:
+        return f"left {len(more)} processes behind" if len(more) > 1 else "left a process behind"
+    return "left a timer running" if now.timers > before.timers else ""
+
+
 def watch(call: Callable[[], str], calls: int, before: State) -> str:
     """Call a kernel so often, and say what is wrong: what `call` says, or what the process has that
     it had not `before`, or after the first calls; empty where nothing is.
@@ -133,12 +152,8 @@ def watch(call: Callable[[], str], calls: int, before: State) -> str:
         if message := call():
             return message
         now = state()
-        if more := now.children - before.children:
-            return (
-                f"left {len(more)} processes behind" if len(more) > 1 else "left a process behind"
-            )
-        if now.timers > before.timers:
-            return "left a timer running"
+        if message := left(before, now):
+            return message
         if number == SETTLED:
             settled = now
         elif settled is not None:

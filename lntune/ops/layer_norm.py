@@ -325,6 +325,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    linear={"weight": ("bias",), "bias": ("weight",)},
     grid=GRID,
     binding="lntune.torch.layer_norm",
     more_cases={"gpu": GPU_CASES},

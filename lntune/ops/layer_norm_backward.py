@@ -495,6 +495,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    linear={"dy": (), "weight": ()},
     grid=GRID,
     binding="lntune.torch.layer_norm_backward",
     gpu_baseline=gpu_baseline,

@@ -364,6 +364,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    linear={"weight_c": ("bias_c",), "bias_c": ("weight_c",)},
     grid=GRID,
     binding="lntune.torch.lnlstm",
     more_cases={"gpu": GPU_CASES},

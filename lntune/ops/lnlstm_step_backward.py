@@ -577,6 +577,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    linear={"dh": ("dc_new",), "dc_new": ("dh",)},
     grid=GRID,
     binding="lntune.torch.lnlstm_backward",
     more_cases={"gpu": same_sizes(NAME, lnlstm_step.GPU_CASES)},

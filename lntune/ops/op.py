@@ -135,6 +135,10 @@ class Op:
     """The module with its PyTorch call, such as "lntune.torch.layer_norm". Its function
     `bound_call(case, inputs)` is the public call bound to named inputs: what a benchmark times.
     """
+    linear: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Inputs that outputs shrink with, as a gradient's do, and the inputs that have to be 0 for it:
+    they are checked with denormal numbers.
+    """
     version: int = 1
     """Raised when the code that kernels have from `define` changes."""
     gpu_baseline: Callable[[Case, Tensors], Callable[[], Any]] | None = None

@@ -28,9 +28,9 @@ FEW_ROWS = (2, 3, 4, 6, 7, check.SEVERAL)
 """Rows a kernel is checked with besides: every remainder of the rows that are worked on side by
 side, and several for each thread.
 """
-MANY_ROWS = (5, *range(8, 17), 260, 1029)
-"""Rows beside those of the case for what is to serve calls: every remainder of sixteen, more than a
-byte counts, and many.
+MANY_ROWS = (260, 1029)
+"""Rows beside those of the case for what is to serve calls, and all that check.rows goes through:
+more than a byte counts, and many.
 """
 MOST_ELEMENTS = 1 << 21
 """Of a row count that is checked against float64."""
@@ -97,10 +97,12 @@ class Cpu(HostBackend):
     ) -> check.Verdict:
         """See Backend."""
         rows: tuple[int, ...] = FEW_ROWS
+        every = 0
         if thoroughly:
+            every = check.rows.up_to(case.hidden)
             fitting = [n for n in (*MANY_ROWS, case.rows) if n * case.hidden <= MOST_ELEMENTS]
             rows = tuple(dict.fromkeys((*FEW_ROWS, *fitting)))
-        return check.verify(case, kernel, self.fence, "cpu", device, rows, thoroughly)
+        return check.verify(case, kernel, self.fence, "cpu", device, rows, thoroughly, every)
 
     def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
         """See Backend. Records serve more rows than they are timed with, which are tried, too."""
