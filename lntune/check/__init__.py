@@ -202,12 +202,13 @@ def verify(
     more_rows: Sequence[int] = (),
     thoroughly: bool = False,
     every_row: int = 0,
+    in_process: bool = False,
 ) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input, and where that is right with
     `more_rows`, numbers of rows, on plain random input. `thoroughly`: also on many rows of the
     styles in HARD, on special values in each input alone, with each tensor aligned otherwise than
-    the others, with every number of rows up to `every_row`, and, on a CPU, on one thread, call
-    after call, and for what it leaves changed in the process.
+    the others, and with every number of rows up to `every_row`; `in_process`, for kernels that this
+    process runs itself: also on one thread, call after call, and for what they leave changed.
 
     `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
     that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
@@ -221,7 +222,7 @@ def verify(
     device = device or current()
     case = msgspec.structs.replace(case, variant=op.check_variant(case.variant))
     checked = _Checked(op, case, kernel, fence, place, device)
-    around = surroundings.seen() if thoroughly and place == "cpu" else None
+    around = surroundings.seen() if in_process else None
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
     message = ""
@@ -250,6 +251,8 @@ def verify(
         message = message or _left(checked, around)
     if thoroughly and not message:
         message = _more(checked, every_row)
+    if in_process and not message:
+        message = _again(checked)
     if around is not None:
         message = message or _left(checked, around)
         if surroundings.changed(around, surroundings.seen()):
@@ -274,14 +277,14 @@ def _left(checked: _Checked, around: dict[str, Any]) -> str:
 
 def _more(checked: _Checked, every_row: int) -> str:
     """What else is looked at in a thorough check, and is wrong: special values in each input,
-    every number of rows, every alignment of each tensor, and what comes of many calls.
+    every number of rows, every alignment of each tensor.
     """
     c = checked
     subject = Subject(c.case, c.kernel, c.fence, c.place, c.device)
     message = places.wrong(subject) or values.wrong(subject)
     if not message and every_row:
         message = rows.wrong(subject, every_row)
-    return message or _again(checked)
+    return message
 
 
 def _again(checked: _Checked) -> str:
@@ -289,8 +292,6 @@ def _again(checked: _Checked) -> str:
     import torch
 
     case = checked.case
-    if checked.place != "cpu":
-        return ""
     problem = problems.of_rows(case, SEVERAL, checked.place)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune import ops
+from lntune.case import Case
 from lntune.check import problems
 from lntune.check.judging import judge
 from lntune.check.memory import POISON
@@ -28,12 +29,23 @@ MOST = 2 * REMAINDERS - 1
 """The same behind one block at least."""
 MOST_ELEMENTS = 1 << 22
 """Of all calls up to MOST rows, beyond which there are REMAINDERS."""
+MANY, MOST_OF_MANY = (260, 1029), 1 << 21
+"""Rows that are more than a byte counts, and many; and the elements that a number of rows may have
+to be checked against float64.
+"""
 _SUMS = "sums over every number of rows"
 
 
 def up_to(hidden: int) -> int:
     """How many rows there are at most in a case of that hidden size."""
     return MOST if MOST * (MOST + 1) // 2 * hidden <= MOST_ELEMENTS else REMAINDERS
+
+
+def many(case: Case) -> tuple[int, ...]:
+    """The large numbers of rows that what is to serve a case is checked with: MANY and the case's
+    own, as far as it does not take long.
+    """
+    return tuple(n for n in (*MANY, case.rows) if n * case.hidden <= MOST_OF_MANY)
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from lntune import backends, check, ops
 from lntune import device as device_module
+from lntune.backends.backend import Kernel
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log import records
@@ -43,6 +44,19 @@ def tuned_cases(op: str, device: Device | None = None) -> list[Case]:
         records.read(paths.log_dirs(), op, device or device_module.current(), role="final")
     )
     return sorted(r.case for r in finals.values()) or list(grid)
+
+
+def _verdict(case: Case, device: Device, kernel: Kernel) -> check.Verdict:
+    """What the gate says that finalists pass: the thorough check, and on as many rows as the case
+    has what eager mode makes of them.
+    """
+    backend = backends.of(device)
+    verdict = backend.verify(case, device, kernel, thoroughly=True)
+    if not verdict.ok:
+        return verdict
+    given = backend.inputs(case, device)[0]
+    wrong = backend.compare(case, device, kernel, given)
+    return msgspec.structs.replace(verdict, message=wrong)
 
 
 def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
@@ -82,7 +96,7 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
                     )
                     continue
                 try:
-                    verdict = backend.verify(asked, device, kernel)
+                    verdict = _verdict(asked, device, kernel)
                 except Exception as e:
                     verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
                 results.append(

@@ -28,12 +28,6 @@ FEW_ROWS = (2, 3, 4, 6, 7, check.SEVERAL)
 """Rows a kernel is checked with besides: every remainder of the rows that are worked on side by
 side, and several for each thread.
 """
-MANY_ROWS = (260, 1029)
-"""Rows beside those of the case for what is to serve calls, and all that check.rows goes through:
-more than a byte counts, and many.
-"""
-MOST_ELEMENTS = 1 << 21
-"""Of a row count that is checked against float64."""
 COMPARED_ELEMENTS, BEYOND = 1 << 23, 101
 """Elements of what is compared with eager mode beside a case's own, and rows beyond those."""
 MOST_ROWS = 2048
@@ -100,9 +94,10 @@ class Cpu(HostBackend):
         every = 0
         if thoroughly:
             every = check.rows.up_to(case.hidden)
-            fitting = [n for n in (*MANY_ROWS, case.rows) if n * case.hidden <= MOST_ELEMENTS]
-            rows = tuple(dict.fromkeys((*FEW_ROWS, *fitting)))
-        return check.verify(case, kernel, self.fence, "cpu", device, rows, thoroughly, every)
+            rows = tuple(dict.fromkeys((*FEW_ROWS, *check.rows.many(case))))
+        return check.verify(
+            case, kernel, self.fence, "cpu", device, rows, thoroughly, every, in_process=thoroughly
+        )
 
     def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
         """See Backend. Records serve more rows than they are timed with, which are tried, too."""

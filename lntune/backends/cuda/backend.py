@@ -180,8 +180,10 @@ class CudaBackend(Backend):
         self, case: Case, device: Device, kernel: Kernel, thoroughly: bool = False
     ) -> Verdict:
         """See Backend."""
-        place, more = self.torch_device(device), self.more_rows(case, device, kernel)
-        return check.verify(case, kernel, self.fence, place, device, more)
+        place, more, every = self.torch_device(device), self.more_rows(case, device, kernel), 0
+        if thoroughly:
+            more, every = row_counts.thorough(case, kernel)
+        return check.verify(case, kernel, self.fence, place, device, more, thoroughly, every)
 
     def measure(
         self,

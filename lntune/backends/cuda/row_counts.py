@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from lntune import check
 from lntune.backends.cuda.device_code import Launch
 from lntune.backends.cuda.sizes import number
+from lntune.case import Case
 
 REST = 5
 """Rows beyond two steps of all blocks."""
@@ -37,6 +38,14 @@ def of(kernel: Callable[..., Any]) -> tuple[int, ...]:
     not know its launches.
     """
     return reaching(getattr(kernel, _ATTRIBUTE, ()))
+
+
+def thorough(case: Case, kernel: Callable[..., Any]) -> tuple[tuple[int, ...], int]:
+    """(the row counts, the last of those that are all gone through) of what is to serve a case:
+    beside what its launches say, many rows and every remainder of a block.
+    """
+    more = {*of(kernel), *check.rows.many(case)} - set(check.ROWS)
+    return tuple(sorted(more)), check.rows.REMAINDERS
 
 
 def reaching(launches: Sequence[Launch]) -> tuple[int, ...]:
