@@ -59,10 +59,10 @@ class Candidates:
                 if only or schedule.shipped:
                     raise
                 continue  # left out, as `check_settings` has said
-            if schedule.propose is None:
-                self._listing += 1
-            else:
+            if schedule.propose is not None:
                 self.proposing.append(schedule)
+            elif settings:
+                self._listing += 1
             for setting in settings:
                 candidate = Candidate.of(schedule.name, setting)
                 distances[candidate] = steps(default, setting)

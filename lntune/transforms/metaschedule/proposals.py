@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lntune.transforms.metaschedule import space as spaces
@@ -135,23 +135,34 @@ class Search:
 
 
 class Turns:
-    """Searches of several spaces by turns, a batch each; what one proposes is a text for the
-    settings of a schedule, with the name of its space.
+    """Searches of several spaces by turns, a batch each, by the names of the spaces; a space is
+    made when its first turn comes, since that takes seconds.
     """
 
-    def __init__(self, all_spaces: Mapping[str, Space], seed: int) -> None:
-        self._searches = {name: Search(space, seed) for name, space in all_spaces.items()}
-        self._left = list(self._searches)
+    def __init__(self, all_spaces: Mapping[str, Callable[[], Space]], seed: int) -> None:
+        self._spaces, self._seed = all_spaces, seed
+        self._searches: dict[str, Search] = {}
+        self._told: list[tuple[str, Choice, float]] = []
+        self._left = list(all_spaces)
 
     def ask(self) -> list[tuple[str, Choice]]:
         """The next batch, as (space, choice); empty when all searches are at their end."""
         while self._left:
             name = self._left.pop(0)
+            if name not in self._searches:
+                self._searches[name] = Search(self._spaces[name](), self._seed)
+            of_others = []
+            for told in self._told:
+                if told[0] in self._searches:
+                    self._searches[told[0]].tell(*told[1:])
+                else:
+                    of_others.append(told)
+            self._told = of_others
             if batch := self._searches[name].ask():
                 self._left.append(name)
                 return [(name, choice) for choice in batch]
         return []
 
     def tell(self, name: str, choice: Choice, seconds: float) -> None:
-        """What a kernel took, see Search.tell."""
-        self._searches[name].tell(choice, seconds)
+        """What a kernel took, see Search.tell; handed on when its search is there."""
+        self._told.append((name, choice, seconds))
