@@ -4,9 +4,9 @@ Two ways to read a row three times (sum, squares, output):
 
 * `cached_rows` reads it from memory and then twice from the L1 or L2 cache, widening low precision
   each time. What bfloat16 costs is arithmetic: with `pairs` it takes 13 operations on vectors for
-  a vector of float32 in place of 20, of which 2.6 in place of 10 are shifts and shuffles, for which
-  there are half as many units (bench/bfloat16_operations.py counts them): no element leaves its
-  lane to be widened or rounded, and with `sample` most of the first pass is left out;
+  a vector of float32 in place of 20, of which 2.6 in place of 9.5 are shifts and shuffles, for
+  which there are half as many units (bench/bfloat16_operations.py counts them): no element leaves
+  its lane to be widened or rounded, and with `sample` most of the first pass is left out;
 * `widened_rows` widens it once into a float32 row on the stack of the task, and the affine vectors
   once per call.
 

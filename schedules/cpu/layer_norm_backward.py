@@ -7,11 +7,11 @@ lanes, and while they are in the L1 cache writes dx and adds to its own partial 
 dbeta. The partial sums of all blocks are added at the end, in order. Several rows side by side
 share the loads of weight and the read-modify-write of the partial sums.
 
-What bfloat16 costs is arithmetic. With `pairs` it takes 21 operations on vectors for a vector of
-float32 in place of 37 (two rows side by side; bench/bfloat16_operations.py counts them): no element
-leaves its lane to be widened or rounded, rstd is a factor of a row's sum instead of its terms, and
-groups whose rows are all there have code without guards, in which dx and the partial sums widen
-each element once.
+What bfloat16 costs is arithmetic. With `pairs` it takes 22 operations on vectors for a vector of
+float32 in place of 32 (one row at a time, AVX-512; bench/bfloat16_operations.py counts them): no
+element leaves its lane to be widened or rounded, rstd is a factor of a row's sum instead of its
+terms, and groups whose rows are all there have code without guards, in which dx and the partial
+sums widen each element once.
 """
 
 from __future__ import annotations
