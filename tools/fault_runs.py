@@ -420,7 +420,7 @@ def _schedules(path: Path) -> list[str]:
     """The names of a file's schedules."""
     from lntune.schedule import load_file
 
-    return [one.name for one in load_file(path)]
+    return [one.name for one in load_file(path, path.parent.name)]
 
 
 def _ways(faults: Faults) -> str:
