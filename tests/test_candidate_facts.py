@@ -59,6 +59,10 @@ def test_the_facts_of_a_good_candidate() -> None:
     assert part.blocks * knobs().rows_per_block == CASE.rows
     assert details.problems == ()
     assert 0 < ranking.score(details, CASE, DEVICE) <= 1
+    # an addition for each of two sums, a subtraction, and a product with the weight at least
+    assert 4 < details.instructions(CASE) < 40
+    few = msgspec.structs.replace(CASE, rows=1024)
+    assert facts(few, PLAN, knobs(), DEVICE).instructions(few) == details.instructions(CASE)
 
 
 @needs_compiler
