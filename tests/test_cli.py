@@ -62,6 +62,7 @@ COMMANDS = (
     "inspect",
     "demo",
     "bringup",
+    "search-study",
 )
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -170,7 +171,10 @@ def test_every_command_explains_itself(command: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"],
+    [
+        *("tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"),
+        "search-study",
+    ],
 )
 def test_tables_can_be_had_whole(command: str) -> None:
     """Every command that prints a table can print all of its columns."""
@@ -208,6 +212,7 @@ def test_version() -> None:
         ("check", "--log-dir", "{log}"),
         ("bench", *TINY, "--no-compile", "--time", "20ms", "--log-dir", "{log}"),
         ("compare", "{log}", "{log}"),
+        ("search-study", "--seeds", "1", "--search", "exhaustive"),
         ("doctor",),
     ],
     ids=lambda a: a[0],
@@ -238,6 +243,9 @@ def test_json_parses(
         ),
         (("show", "layer_norm", "--hidden", 64, "--variant", "weigth"), "Did you mean 'weight'?"),
         (("tune", "--search", "locl"), "unknown search 'locl'. Did you mean 'local'?"),
+        (("search-study", "--strategy", "locl"), "unknown search 'locl'. Did you mean 'local'?"),
+        (("search-study", "--seeds", "0"), "--seeds: got 0, expected 1 or more"),
+        (("search-study", "nowhere"), "LOG: got nowhere, which is not there"),
         (("tune", "--dtype", "floa32"), "unknown dtype 'floa32'. Did you mean 'float32'?"),
         (
             ("tune", "layer_norm_backward", "--schedule", "cached_row"),

@@ -26,6 +26,7 @@ from lntune.commands.build import Built
 from lntune.commands.check import Result as Checked
 from lntune.commands.doctor import Finding
 from lntune.commands.inspect import Inspected
+from lntune.commands.search_study import Result as Studied
 from lntune.compare.comparison import Comparison, Measurement, Result
 from lntune.device import Device
 from lntune.report import (
@@ -40,6 +41,7 @@ from lntune.report import (
     inspections,
     overview,
     queries,
+    studies,
     tables,
     training,
     verdicts,
@@ -135,6 +137,21 @@ def the_compared(sides: int = 1) -> Table:
     )
     results = [Result("cached_rows", f"widened_rows:lanes={n}", compared) for n in range(sides)]
     return comparisons.tables(results)[0]
+
+
+def the_studies() -> Table:
+    """Two searches on each of two cases, one of them without anything that works."""
+    shares: dict[str, float | None] = {"5": 0.2345, "10": None, "20": 0.1, "50": 0.0}
+    return studies.table(
+        [
+            Studied(
+                case, "amd-epyc-f25m17s1-x86-64-v4-2c", name, name != "local", 12_000, 200,
+                1.2345, shares, shares, 123.0, None, 0.1025, False,
+            )
+            for case in CASES
+            for name in ("local", "evolutionary")
+        ]
+    )  # fmt: skip
 
 
 def the_dry_runs() -> Table:
@@ -287,6 +304,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "bench --training": the_steps,
     "build": the_builds,
     "check": the_verdicts,
+    "search-study": the_studies,
     "compare": the_compared,
     "compare of several": lambda: the_compared(3),
     "inspect": lambda: inspections.table(
@@ -404,6 +422,7 @@ def test_all_tables_are_tried_here() -> None:
         comparisons.table,
         inspections.table,
         dry_runs.table,
+        studies.table,
     )
     others = (overview.overview_table, histories.runs_table, histories.histories_table)
     others += (queries.trials_table,)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import gc
 
-from lntune.cli import bench, bringup, compare, look, measure, report  # each registers its commands
+from lntune.cli import (  # each registers its commands
+    bench,
+    bringup,
+    compare,
+    look,
+    measure,
+    report,
+    search,
+)
 from lntune.cli.base import app
 
-__all__ = ["app", "bench", "bringup", "compare", "look", "main", "measure", "report"]
+__all__ = ["app", "bench", "bringup", "compare", "look", "main", "measure", "report", "search"]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ORDER = [
     *("demo", "tune", "report", "why", "compare", "bench", "check"),
-    *("show", "inspect", "build", "bringup", "doctor", "ops"),
+    *("show", "inspect", "build", "bringup", "search-study", "doctor", "ops"),
 ]
 
 

@@ -59,7 +59,12 @@ def tune(
     ] = None,
     search: Annotated[
         str,
-        typer.Option(help=f"{', '.join(SEARCHES)}; by default local on a CPU, ranked on a GPU."),
+        typer.Option(
+            "--search",
+            "--strategy",
+            help=f"{', '.join(SEARCHES)} (optuna needs `pip install 'lntune[search]'`); by default"
+            " bayesian on a CPU, ranked on a GPU. See `lntune search-study`.",
+        ),
     ] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
     seed: SEED = 0,

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 
 from lntune.errors import unknown
-from lntune.search import exhaustive, local, random_order, ranked
+from lntune.search import bayesian, evolutionary, exhaustive, local, random_order, ranked, tpe
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -23,6 +23,9 @@ SEARCHES: dict[str, Search] = {
     "random": random_order.search,
     "local": local.search,
     "ranked": ranked.search,
+    "evolutionary": evolutionary.search,
+    "bayesian": bayesian.search,
+    "optuna": tpe.search,
 }
 
 
@@ -33,4 +36,21 @@ def get(name: str) -> Search:
     return SEARCHES[name]
 
 
-__all__ = ["SEARCHES", "Budget", "Evaluate", "Search", "Space", "get"]
+def usable() -> list[str]:
+    """The searches whose packages are installed."""
+    return [name for name in SEARCHES if name != "optuna" or tpe.installed()]
+
+
+def ensure_usable(name: str) -> None:
+    """Complain where a search cannot be used here.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        ToolchainError: it needs a package that is not installed.
+    """
+    get(name)
+    if name not in usable():
+        tpe.available()
+
+
+__all__ = ["SEARCHES", "Budget", "Evaluate", "Search", "Space", "ensure_usable", "get", "usable"]

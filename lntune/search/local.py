@@ -18,8 +18,8 @@ from lntune.search.space import Space
 
 
 def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random) -> None:
-    """Climbs from the default until no untried neighbour is better, then again from a random
-    untried candidate, and so on.
+    """Climbs from the default, or a seed that is better, until no untried neighbour is better, then
+    again from a random untried candidate, and so on.
 
     A candidate is tried once; neighbours tried on an earlier climb are passed over, since their
     surroundings have had their turn. Untried candidates that no climb reaches become starts
@@ -27,18 +27,22 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     """
     # a dictionary, not a set: its order does not depend on the hash seed
     untried = dict.fromkeys(space.candidates)
-    if not untried:
-        return
-    start = next(iter(untried))
-    while not budget.spent:
-        _climb(start, untried, space, evaluate, budget, rng=rng)
-        if not untried:
-            return
-        start = rng.choice(list(untried))
+    starts = space.first()
+    while untried and not budget.spent:
+        costs = {}
+        for start in starts:
+            if budget.spent:
+                return
+            del untried[start]
+            costs[start] = evaluate(start)
+        best = min(costs, key=lambda c: costs[c])
+        _climb(best, costs[best], untried, space, evaluate, budget, rng=rng)
+        starts = [rng.choice(list(untried))] if untried else []
 
 
 def _climb(
     current: Any,
+    cost: float,
     untried: dict[Any, None],
     space: Space,
     evaluate: Evaluate,
@@ -46,9 +50,7 @@ def _climb(
     *,
     rng: random.Random,
 ) -> None:
-    """One ascent from `current`, which is untried; takes what it tries out of `untried`."""
-    del untried[current]
-    cost = evaluate(current)
+    """One ascent from `current`, which has that cost; takes what it tries out of `untried`."""
     improved = True
     while improved:
         improved = False

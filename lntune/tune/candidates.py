@@ -4,7 +4,7 @@ which they deserve to be tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lntune import backends, knobs
@@ -14,6 +14,7 @@ from lntune.device import Device
 from lntune.errors import LntuneError, ScheduleError
 from lntune.measure.jobs import Candidate
 from lntune.schedule import Schedule
+from lntune.search import Space
 
 
 def to_tune(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedule]:
@@ -50,8 +51,9 @@ class Candidates:
         self.proposing: list[Schedule] = []
         self._listing = 0
         self._case, self._device = case, device
+        self._schedules = to_tune(case, device, only)
         distances: dict[Candidate, int] = {}
-        for schedule in to_tune(case, device, only):
+        for schedule in self._schedules:
             try:
                 default, settings = space(schedule, case, device)
                 wanted = schedule.first(case, device)
@@ -111,6 +113,19 @@ class Candidates:
         others = (c for c in self.defaults if c.schedule != candidate.schedule)
         return [c for c in (*moved, *others) if c in self._all]
 
+    def as_space(self, seeds: Iterable[Candidate] = ()) -> Space:
+        """The candidates as a search sees them; `seeds` are known to be promising beside those of
+        the schedules.
+        """
+        values = {s.name: knobs.values_of(s.knobs) for s in self._schedules}
+        return Space(
+            tuple(self),
+            self.neighbours,
+            seeds=tuple(dict.fromkeys((*self.seeds, *seeds))),
+            knobs=known_knobs,
+            scales={name: listed for of in values.values() for name, listed in of.items()},
+        )
+
     def refined(self, candidate: Candidate) -> list[Candidate]:
         """The candidates that differ from one in knobs that are tried last, when it is known to be
         the best.
@@ -118,6 +133,11 @@ class Candidates:
         schedule, setting = candidate.resolved(self._case.op)
         found = schedule.refined(setting, self._case, self._device)
         return [Candidate.of(schedule.name, k) for k in found]
+
+
+def known_knobs(candidate: Candidate) -> dict[str, Any]:
+    """The knobs of a candidate as searches learn from them, its schedule among them."""
+    return {"schedule": candidate.schedule, **candidate.knobs}
 
 
 def steps(one: Any, other: Any) -> int:

@@ -77,6 +77,8 @@ class Journal:
             )
         records.append(self.folder, record)
         self._written.add(path)
+        if case.op in self._finals and record.role == "final" and record.status == "ok":
+            self._finals[case.op][record.key] = record
         return record
 
     def tried(self, case: Case) -> Mapping[Candidate, Record]:
@@ -89,11 +91,17 @@ class Journal:
         """The winner of the case's latest final in the log, of this device and of its schedule as
         it is.
         """
-        if case.op not in self._finals:
-            finals = records.read(self._folders, case.op, self.device, role="final")
-            schedules = schedule.for_op(case.op, self.device.kind)
-            self._finals[case.op] = records.finals(
+        record = self.finals(case.op).get(records.Key.of(case))
+        return None if record is None else candidate_of(record)
+
+    def finals(self, op: str) -> Mapping[records.Key, Record]:
+        """The final that counts of each case of an operator, of this device and of schedules as
+        they are; those of this run, too.
+        """
+        if op not in self._finals:
+            finals = records.read(self._folders, op, self.device, role="final")
+            schedules = schedule.for_op(op, self.device.kind)
+            self._finals[op] = records.finals(
                 r for r in finals if r.schedule in schedules and not select.stale(r, schedules)
             )
-        record = self._finals[case.op].get(records.Key.of(case))
-        return None if record is None else candidate_of(record)
+        return self._finals[op]

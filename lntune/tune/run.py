@@ -23,9 +23,9 @@ from lntune.log.records import Record
 from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
-from lntune.search import Budget, Evaluate, Space
+from lntune.search import Budget, Evaluate
 from lntune.system import interrupts
-from lntune.tune import finals, proposals, ranking, times
+from lntune.tune import finals, nearby, proposals, ranking, times
 from lntune.tune.ahead import Ahead
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
@@ -248,7 +248,7 @@ class Run:
             self.observer(progress)
             return cost
 
-        space = Space(tuple(candidates), candidates.neighbours, seeds=tuple(candidates.seeds))
+        space = candidates.as_space(nearby.winners(self.journal.finals(case.op), case, candidates))
         if self.ahead:
             space = replace(space, choose=functools.partial(_choose, self.ahead, case, earlier))
         defaults = [c.resolved(case.op)[1] for c in candidates.defaults]

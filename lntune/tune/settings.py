@@ -70,7 +70,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
     ):
         if value is not None and not value > 0:
             raise InputError(got_expected(name, value, "more than 0"))
-    search.get(settings.strategy)
+    search.ensure_usable(settings.strategy)
     device, broken = settings.target, set[str]()
     for case in cases:
         ops.get(case.op).check_variant(case.variant)

@@ -44,6 +44,7 @@ class Cpu(HostBackend):
     name = "cpu"
     kind = "cpu"
     suffix = "so"
+    search = "bayesian"
     outputs_on_heap = True
     calls_directly = True
     node = True
