@@ -221,19 +221,22 @@ def committed() -> list[search_study.Table]:
 
 def test_committed_tables_are_small() -> None:
     """They are thinned and have few samples."""
-    files = [p for p in COMMITTED.glob(f"*/{search_study.FOLDER}/*.jsonl")]
+    files = list(COMMITTED.glob(f"*/{search_study.FOLDER}/*.jsonl"))
     assert sum(p.stat().st_size for p in files) < 1_500_000
 
 
 def test_the_default_search_finds_the_best_in_time(
     committed: Sequence[search_study.Table],
 ) -> None:
-    """On every committed table the default search is within 5 % of the best after a tenth of the
-    trials, by the median over a few seeds.
+    """On every committed table the default search is within 5 % of the best after 20 trials, by the
+    median over a few seeds; and after a tenth of the trials where these are more than ten.
     """
     results = search_study.study(committed, [DEFAULT], seeds=5)
-    late = {str(r.case): r.trials_to_near for r in results if not r.near_in_time}
-    assert not late
+    assert len({r.case.op for r in results}) == 4
+    for r in results:
+        after = r.regret["20"]
+        assert after is not None and after <= search_study.NEAR, str(r.case)
+        assert r.near_in_time or r.candidates < 100, str(r.case)
 
 
 DEFAULT = "bayesian"
