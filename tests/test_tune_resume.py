@@ -334,7 +334,7 @@ def test_a_machine_that_can_build_no_more(
     an error that says so and blames no candidate: mended, the same command tries what is left.
     """
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error("there is no room")
 
     monkeypatch.setattr(trial.compiler, "in_memory", fail)
