@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lntune.torch.conversion import convert as convert
     from lntune.torch.conversion import revert as revert
     from lntune.torch.explanation import explain as explain
+    from lntune.torch.first_check import WrongKernelWarning as WrongKernelWarning
     from lntune.torch.layer_norm import layer_norm as layer_norm
     from lntune.torch.layer_norm import layer_norm_forward as layer_norm_forward
     from lntune.torch.layer_norm_backward import layer_norm_backward as layer_norm_backward
@@ -44,6 +45,7 @@ _HOME = {
     "LntuneError": "lntune.errors",
     "NotTunedError": "lntune.errors",
     "UntunedWarning": "lntune.torch.untuned",
+    "WrongKernelWarning": "lntune.torch.first_check",
     "conversion": "lntune.torch.conversion",
     "convert": "lntune.torch.conversion",
     "explain": "lntune.torch.explanation",
@@ -64,6 +66,7 @@ __all__ = [
     "LntuneError",
     "NotTunedError",
     "UntunedWarning",
+    "WrongKernelWarning",
     "__version__",
     "conversion",
     "convert",

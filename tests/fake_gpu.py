@@ -280,6 +280,8 @@ def fake_gpu(
     """
     machine = FakeGpu()
     machine.install(monkeypatch.setattr)
+    # the emulator takes seconds for the rows of a first check
+    monkeypatch.setenv("LNTUNE_CHECK", "0")
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(SITE)
     monkeypatch.setenv(

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lntune.case import Case
-from lntune.check import Verdict
+from lntune.check import Verdict, short
+from lntune.check.short import Shortly
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log.records import Timing
@@ -93,6 +94,8 @@ class Backend(abc.ABC):
     """
     fence: ClassVar[int]
     """Bytes of guard around the tensors of a check, see check.verify."""
+    short_elements: ClassVar[int] = short.MOST_ELEMENTS
+    """Elements of a matrix of the problem with most rows of a short check."""
     case_seconds: ClassVar[float]
     """What a case gets at least of a budget: some ten trials and the final, in seconds. Where there
     is less, the first cases get it and the last ones nothing.
@@ -293,6 +296,31 @@ class Backend(abc.ABC):
         """Check a kernel on the device with all rows that it takes, see check.verify; `thoroughly`
         what is to serve calls.
         """
+
+    def verify_shortly(
+        self, case: Case, device: Device, kernel: Kernel, strided: bool = False
+    ) -> Shortly:
+        """Check a kernel that is about to serve calls in some tens of milliseconds, see
+        short.shortly; `strided` is one for matrices whose rows lie apart.
+
+        Raises:
+            MissingMemoryError: there is too little memory to tell.
+        """
+        more = self.more_rows(case, device, kernel)
+        rows = short.rows_within(more, short.width_of(case), self.short_elements)
+        return short.shortly(
+            case, kernel, self.fence, self.torch_device(device), device, rows, strided
+        )
+
+    def machine(self, device: Device) -> Facts:
+        """What a kernel that was found right on a device of this machine rests on beside versions
+        of packages: the device's model, and its driver. Nothing where the device is not here.
+        """
+        return {}
+
+    def recording(self) -> bool:
+        """True while what this thread asks of a device is recorded as a graph, and not done."""
+        return False
 
     def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
         """What is wrong with a kernel on the very inputs that it is to be timed on, empty where

@@ -157,6 +157,16 @@ def _moved(op: Op, case: Case, given: dict[str, Any], truth: dict[str, Any]) -> 
     return most
 
 
+_EVERY = tuple((s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1)
+
+
+def of_style(case: Case, style: str, rows: int, place: str = "cpu") -> Problem:
+    """One problem that is not kept; where it is of ROWS, that which every kernel is checked on."""
+    seed = _EVERY.index((style, rows)) if (style, rows) in _EVERY else rows
+    held = msgspec.structs.replace(case, rows=rows)
+    return _problem(ops.get(case.op), held, style, rows, seed, place)
+
+
 # cases come one after another, and a long row's problems take 200 MB
 @functools.lru_cache(maxsize=2)
 def of_styles(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[Problem, ...]:
@@ -164,9 +174,7 @@ def of_styles(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[Prob
     op = ops.get(op_name)
     return tuple(
         _problem(op, Case(op_name, hidden, dtype, rows, variant), style, rows, seed)
-        for seed, (style, rows) in enumerate(
-            (s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1
-        )
+        for seed, (style, rows) in enumerate(_EVERY)
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,17 +15,19 @@ from lntune import backends, knobs, ops, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError
-from lntune.kernels import cache, direct
+from lntune.kernels import cache, direct, verdicts
 from lntune.log.select import Tier
+from lntune.schedule import Schedule
 from lntune.torch import devices as placed
-from lntune.torch import dispatch, layer_norm_node
+from lntune.torch import dispatch, first_check, layer_norm_node
 from lntune.torch.vector_width import narrowed
 
 
 class Built(msgspec.Struct, frozen=True):
     """One kernel, its rows being those that stand for their bucket. `status` is "built", "there"
     (it lay in the cache), "eager" (eager mode serves the case) or "failed", with the reason in
-    `message`; `path` is the file, empty where there is none.
+    `message`; `path` is the file, empty where there is none. `checked`: it was found right on this
+    machine, now or before, and the calls that it serves need not do that.
     """
 
     case: Case
@@ -39,6 +41,7 @@ class Built(msgspec.Struct, frozen=True):
     path: str = ""
     bytes: int = 0
     message: str = ""
+    checked: bool = False
 
 
 def kernels(cases: Sequence[Case]) -> list[Case]:
@@ -57,7 +60,8 @@ def build_case(
     case: Case, device: Device, archs: tuple[str, ...] = (), strided: bool = False
 ) -> Built:
     """Build what serves a case on a device, by the tuning logs as they are, unless it is in the
-    cache.
+    cache, and check it where the device is here. One that is wrong fails, and what would serve in
+    its place is not built.
 
     `archs` are architectures whose code a GPU's file holds beside that of the device's own;
     `strided`: the kernel for matrices whose rows lie apart, instead of the one for contiguous rows.
@@ -85,11 +89,31 @@ def build_chosen(chosen: Built, device: Device, archs: tuple[str, ...] = ()) -> 
         cached = cache.built(case, plan, setting, device, archs, strided)
         path = cache.prepare(case, plan, setting, device, archs, strided)
         size = path.stat().st_size
+        checked = _checked(case, plan, setting, device, strided)
     except Exception as e:
         return msgspec.structs.replace(chosen, message=_reason(e))
     return msgspec.structs.replace(
-        chosen, status="there" if cached else "built", path=str(path), bytes=size
+        chosen,
+        status="there" if cached else "built",
+        path=str(path),
+        bytes=size,
+        checked=checked,
     )
+
+
+def _checked(case: Case, plan: Schedule, setting: Any, device: Device, strided: bool) -> bool:
+    """Check a kernel as its first call would; false where its device is not here.
+
+    Raises:
+        WrongKernelError: it is wrong.
+    """
+    if not verdicts.enabled() or not backends.of(device).machine(device):
+        return False
+    try:
+        first_check.kernel(case, plan, setting, device, strided)
+    except first_check.UncheckedError:  # its first call does
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

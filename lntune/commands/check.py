@@ -17,7 +17,7 @@ from lntune.device import Device
 from lntune.log import records
 from lntune.log.select import Tier
 from lntune.system import paths
-from lntune.torch import devices, dispatch
+from lntune.torch import devices, dispatch, first_check
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -61,7 +61,8 @@ def _verdict(case: Case, device: Device, kernel: Kernel) -> check.Verdict:
 
 def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
     """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded
-    for PyTorch, with and without saved statistics.
+    for PyTorch, with and without saved statistics. What an earlier check found is not believed, and
+    what this one finds is kept for calls.
 
     Raises:
         InputError: the GPU is not here.
@@ -74,7 +75,11 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
     dispatch.reload()
     results: list[Result] = []
     reason = ""  # of the last kernel that could not be had; what many share is said once
-    with warnings.catch_warnings(record=True) as caught, devices.serving(device):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        devices.serving(device),
+        first_check.anew(),
+    ):
         warnings.simplefilter("always", dispatch.UntunedWarning)
         for case in cases:
             for variant in ops.get(case.op).called(case.variant):
@@ -99,6 +104,8 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
                     verdict = _verdict(asked, device, kernel)
                 except Exception as e:
                     verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
+                if not verdict.ok:
+                    first_check.refuse(asked, choice, device, verdict.message)
                 results.append(
                     Result(
                         asked,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,8 +18,13 @@ from lntune.device import Device
 from lntune.errors import BuildError, ScheduleError
 from lntune.schedule import Schedule
 from lntune.system import native, paths, sealed, sources, toolchain
-from lntune.system.sealed import DamagedError
+from lntune.system.sealed import DamagedError, ForeignError
 from lntune.versions import Code
+
+_KEY = "key"
+"""The fact that says what a file was built for."""
+_ATTEMPTS = 3
+"""Loads of a file that others replace meanwhile."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -93,7 +97,7 @@ def _tools(backend: Backend) -> sealed.Facts:
     return backend.tools() | ({"apache-tvm": tvm} if tvm != toolchain.MISSING else {})
 
 
-def _outdated(facts: sealed.Facts, schedule: Schedule, backend: Backend) -> bool:
+def outdated(facts: sealed.Facts, schedule: Schedule, backend: Backend) -> bool:
     """True for a kernel that was built by other tools than this machine has, or of code that was
     edited since without a new version, where this machine has all that it takes to build it anew.
     """
@@ -129,7 +133,7 @@ def _holds(path: Path, schedule: Schedule, backend: Backend, archs: tuple[str, .
         facts = sealed.read(path).facts
     except (DamagedError, OSError):
         return False
-    if _outdated(facts, schedule, backend):
+    if outdated(facts, schedule, backend):
         return False
     return not archs or backend.architectures(path) >= set(archs)
 
@@ -163,8 +167,9 @@ def prepare(
         with contextlib.suppress(OSError):
             try:
                 sealed.read(path)
+                _ensure_own(path, key)
             except DamagedError as e:
-                sealed.put_aside(path, str(e))
+                sealed.put_aside(path, str(e), isinstance(e, ForeignError))
     if not _holds(path, schedule, backend, archs):
         _build(key, case, schedule, setting, device, archs, strided, path, scheduled)
     return path
@@ -188,21 +193,37 @@ def _build(
     facts = {
         **_tools(backends.of(device)),
         **sources.stamp(schedule.path),
-        "key": msgspec.json.encode(key, order="sorted").decode(),
+        _KEY: _encoded(key),
     }
     compiler.to_file(case, schedule, setting, device, path, strided, facts, archs, scheduled)
+
+
+class Loaded(NamedTuple):
+    """A kernel, the file it is of, and that file's digest."""
+
+    kernel: Kernel
+    path: Path
+    digest: str
 
 
 def kernel(
     case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
 ) -> Kernel:
+    """The kernel of `loaded`; arguments and errors are the same."""
+    return loaded(case, schedule, setting, device, strided).kernel
+
+
+def loaded(
+    case: Case, schedule: Schedule, setting: Any, device: Device, strided: bool = False
+) -> Loaded:
     """The kernel for a case, from the cache or built now and put there: a function of tensors in
     the operator's order.
 
     `strided`: one that reads matrices whose rows lie anywhere; others want them one behind the
-    other. A cached file's digest is checked before it is loaded. One that is damaged is put aside,
-    which is said, and built again; so is one of another TVM or CUDA compiler than those that are
-    here, and serves where that fails.
+    other. A cached file's digest is checked before it is loaded, and that it was built for this
+    very case, schedule, knobs and target. One that is damaged or another's is put aside, which is
+    said, and built again; so is one of another TVM or CUDA compiler than those that are here, and
+    serves where that fails.
 
     Raises:
         BuildError: it is not cached and cannot be built or stored, or no GPU is here that runs it.
@@ -217,9 +238,36 @@ def kernel(
     def make() -> None:
         _build(key, case, schedule, setting, device, (), strided, path)
 
+    def load() -> tuple[str, Kernel]:
+        _ensure_own(path, key)
+        return sealed.digest(path), backend.load(path)
+
     if not _is_current(path, schedule, backend, make):
         make()
-    return native.fetch(path, functools.partial(backend.load, path), make)
+    for _ in range(_ATTEMPTS):
+        digest, function = native.fetch(path, load, make)
+        try:
+            if sealed.digest(path) == digest:
+                break
+        except (DamagedError, OSError):  # the cache was emptied meanwhile
+            break
+    return Loaded(function, path, digest)
+
+
+def _ensure_own(path: Path, key: Key) -> None:
+    """Complain where a file says that it was built for something else than its name stands for.
+
+    Raises:
+        ForeignError: it does.
+        DamagedError: there is no such file, or nothing is said.
+    """
+    said = sealed.facts(path).get(_KEY)
+    if said is not None and said != _encoded(key):
+        raise ForeignError(f"{path} is the kernel of something else: {said}")
+
+
+def _encoded(key: Key) -> str:
+    return msgspec.json.encode(key, order="sorted").decode()
 
 
 def _is_current(path: Path, schedule: Schedule, backend: Backend, make: Callable[[], None]) -> bool:
@@ -227,10 +275,10 @@ def _is_current(path: Path, schedule: Schedule, backend: Backend, make: Callable
     other code, is made anew before, where that succeeds.
     """
     try:
-        outdated = _outdated(sealed.facts(path), schedule, backend)
+        old = outdated(sealed.facts(path), schedule, backend)
     except DamagedError:
         return path.is_file()
-    if outdated:
+    if old:
         with contextlib.suppress(BuildError, ScheduleError):
             make()
     return True

@@ -42,7 +42,8 @@ class Choice(msgspec.Struct, frozen=True):
 
     `steps` tells how it came to it, one sentence each; `record` is the measurement it rests on,
     `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
-    when they were asked, what they did.
+    when they were asked, what they did, and `wrong` of which schedules a kernel that would have
+    come first was found wrong.
     """
 
     tier: Tier
@@ -52,6 +53,7 @@ class Choice(msgspec.Struct, frozen=True):
     steps: tuple[str, ...] = ()
     stale: bool = False
     faults: dict[str, str] = {}
+    wrong: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:

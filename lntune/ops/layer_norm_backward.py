@@ -23,7 +23,7 @@ import msgspec
 from lntune.case import DTYPES, Case
 from lntune.ops import layer_norm
 from lntune.ops.dtypes import element, paired_placeholder, round_pair, sum_of
-from lntune.ops.op import Arg, Op, RowSum, Tensors, Term, Tolerance, same_sizes
+from lntune.ops.op import Arg, Op, RowSum, Tensors, Term, Tolerance, drawn, same_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -346,7 +346,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed + 1)
     values = {
         **forward_inputs,
-        "dy": torch.randn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype)),
+        "dy": drawn(rows, case.hidden, generator=generator).to(getattr(torch, case.dtype)),
     }
     values |= {name: stats[name].float() for name in ("mean", "rstd")}
     return {a.name: values[a.name] for a in arguments(case) if a.role == "in"}

@@ -35,6 +35,7 @@ from lntune.ops.op import (
     Tensors,
     Tolerance,
     affine_vector,
+    drawn,
     eps_of,
     styled,
 )
@@ -203,7 +204,7 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "gates_x": styled(case.dtype, rows, gates, x_style, generator),
         "gates_h": styled(case.dtype, rows, gates, style, generator),
-        "c": torch.randn(rows, case.hidden, generator=generator),
+        "c": drawn(rows, case.hidden, generator=generator),
     }
     values = {name: matrix.contiguous().to(dtype) for name, matrix in values.items()}
     for arg in arguments(case):

@@ -37,7 +37,7 @@ from lntune.ops import lnlstm_step
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of, widen
 from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, variant
-from lntune.ops.op import DEFAULT_EPS, Arg, Op, RowSum, Tensors, Tolerance, same_sizes
+from lntune.ops.op import DEFAULT_EPS, Arg, Op, RowSum, Tensors, Tolerance, drawn, same_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -382,12 +382,12 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
     }
     for arg in arguments(case):
         if arg.name in ("dh", "dc_new"):
-            values[arg.name] = torch.randn(rows, case.hidden, generator=generator).to(
+            values[arg.name] = drawn(rows, case.hidden, generator=generator).to(
                 getattr(torch, case.dtype)
             )
         elif arg.role == "sum":
             values[arg.name] = torch.zeros(
-                arg.sizes(rows, case.hidden, case.blocks(device.current()))
+                arg.sizes(rows, case.hidden, case.blocks(device.current())), dtype=torch.float32
             )
     return {a.name: values[a.name] for a in arguments(case) if a.role != "out"}
 

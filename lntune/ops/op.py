@@ -202,15 +202,20 @@ def eps_of(style: str) -> float:
     return SPECIAL_EPS if style == "special" else DEFAULT_EPS
 
 
+def drawn(*sizes: int, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers in float32 on the CPU, whatever PyTorch's defaults are."""
+    import torch
+
+    return torch.randn(sizes, generator=generator, dtype=torch.float32, device="cpu")
+
+
 def styled(dtype: str, rows: int, size: int, style: str, generator: torch.Generator) -> Any:
     """A float32 matrix of rows of a style, for kernels that take it in a dtype.
 
     Raises:
         UnknownNameError: there is no such style.
     """
-    import torch
-
-    x = torch.randn(rows, size, generator=generator)
+    x = drawn(rows, size, generator=generator)
     match style:
         case "normal":
             return x
@@ -241,7 +246,7 @@ def affine_vector(size: int, around: float, dtype: str, style: str, generator: A
     """A vector around 1 or 0 to multiply or add, for a style of input, in its dtype."""
     import torch
 
-    vector = (torch.randn(size, generator=generator) * 0.5 + around).to(getattr(torch, dtype))
+    vector = (drawn(size, generator=generator) * 0.5 + around).to(getattr(torch, dtype))
     if style == "tiny" and not around:
         return vector * 0  # what is added to tiny numbers would be all that is seen
     if style == "special":

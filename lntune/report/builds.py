@@ -53,6 +53,16 @@ def lines(kernels: Sequence[Built], folder: Path | None) -> list[str]:
     before = f"{count['there']} {'was' if count['there'] == 1 else 'were'} there"
     eager = f", {count['eager']} left to eager mode" if count["eager"] else ""
     text = [f"{counted(count['built'], 'kernel')} built, {before}{eager}"]
+    there = count["built"] + count["there"]
+    if checked := sum(kernel.checked for kernel in kernels):
+        which = "all" if checked == there else str(checked)
+        text[0] += f"; {which} checked on this machine"
+    if there > checked:
+        rest = "they" if there - checked > 1 else "it"
+        text.append(
+            f"{there - checked} not checked: {rest} will be before a first call on each kind of"
+            " machine, in some tens of milliseconds"
+        )
     if folder:
         text.append(
             f"in {whole(folder)}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of"

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from lntune.errors import BuildError, StoreError
 from lntune.system import paths, scratch, sealed, toolchain
-from lntune.system.sealed import DamagedError
+from lntune.system.sealed import DamagedError, ForeignError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
 Loaded = TypeVar("Loaded")
@@ -107,7 +107,7 @@ def fetch(path: Path, load: Callable[[], Loaded], make: Callable[[], object]) ->
     try:
         return load()
     except DamagedError as e:
-        sealed.put_aside(path, str(e))
+        sealed.put_aside(path, str(e), isinstance(e, ForeignError))
         make()
     except OSError as refused:
         try:

@@ -34,6 +34,10 @@ class DamagedError(BuildError):
     """A file in the cache is not what was put there."""
 
 
+class ForeignError(DamagedError):
+    """A file in the cache is whole, and was made for something else than its name stands for."""
+
+
 class DamagedWarning(UserWarning):
     """A file in the cache was damaged; it was put aside."""
 
@@ -83,6 +87,26 @@ def read(path: Path) -> Sealed:
     )
 
 
+def digest(path: Path) -> str:
+    """The digest at the end of a sealed file; not checked.
+
+    Raises:
+        DamagedError: there is no such file, or none is in it.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-_END.size, os.SEEK_END)
+            stored: bytes
+            _, stored, mark = _END.unpack(file.read())
+    except FileNotFoundError as e:
+        raise DamagedError(f"{path} is not there.") from e
+    except (OSError, struct.error) as e:
+        raise DamagedError(f"{path} is damaged: {e}") from e
+    if mark != _MARK:
+        raise DamagedError(f"{path} is damaged: it is cut short, or was overwritten.")
+    return stored.hex()
+
+
 def facts(path: Path) -> Facts:
     """The facts of a sealed file alone, at no more than the cost of reading these; not checked.
 
@@ -125,11 +149,14 @@ def loaded(path: Path, load: Callable[[], Loaded]) -> Loaded:
     return content
 
 
-def put_aside(path: Path, reason: str) -> None:
-    """Rename a damaged file to NAME.damaged, so that nobody loads it, and warn of it."""
+def put_aside(path: Path, reason: str, whole: bool = False) -> None:
+    """Rename a damaged file to NAME.damaged, so that nobody loads it, and warn of it; `whole`: it
+    is none by its digest.
+    """
     with contextlib.suppress(DamagedError, OSError):
-        read(path)
-        return  # another process has put a new one in its place
+        if not whole:
+            read(path)
+            return  # another process has put a new one in its place
     aside = path.with_name(f"{path.name}.damaged")
     try:
         path.replace(aside)

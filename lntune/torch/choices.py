@@ -4,21 +4,25 @@ once for each device, operator, hidden size, dtype and row bucket, and remembere
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from lntune import device as device_module
+from lntune import knobs as knobs_module
 from lntune import schedule as schedule_module
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LogError
+from lntune.errors import LntuneError, LogError
 from lntune.log import records
 from lntune.log.records import LogWarning, Record
 from lntune.log.select import Choice, select
-from lntune.schedule import ScheduleWarning
+from lntune.schedule import Schedule, ScheduleWarning
 from lntune.system import callers, paths
-from lntune.torch import untuned
+from lntune.torch import first_check, untuned
 from lntune.torch.reloading import LOCK, on_reload
 
 _log = logging.getLogger("lntune")
@@ -54,15 +58,61 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
         for name, s in schedule_module.for_op(case.op, device.kind).items()
         if name not in failed
     }
-    choice = select(case, device, _records[device, case.op], usable)
+    refused: list[tuple[str, dict[str, Any], str]] = []
+    while True:
+        offered = {name: _refusing(s, refused) for name, s in usable.items()}
+        choice = select(case, device, _records[device, case.op], offered)
+        one = _known_wrong(case, choice, device)
+        if one is None:
+            break
+        if one in refused:  # its `valid` is not asked, or its defaults are others each time
+            del usable[choice.schedule]
+        refused.append(one)
     faults = {**failed, **choice.faults}
     steps = (*(f"left out: {fault}" for fault in failed.values()), *choice.steps)
-    _choices[device, case] = msgspec.structs.replace(choice, steps=steps, faults=faults)
+    wrong = tuple(f"{name}: {reason}" for name, _, reason in refused)
+    _choices[device, case] = msgspec.structs.replace(
+        choice, steps=steps, faults=faults, wrong=wrong
+    )
     _log.debug("%s on %s: %s", untuned.name(case), device.name, "; ".join(steps))
     for name, fault in faults.items():
         if name not in _warned:
             _warned.add(name)
             callers.warn(f"left out: {fault}", ScheduleWarning)
+
+
+def _refusing(schedule: Schedule, refused: Sequence[tuple[str, dict[str, Any], str]]) -> Schedule:
+    """The schedule, to which knobs do not fit whose kernels are wrong."""
+    wrong = [(knobs, reason) for name, knobs, reason in refused if name == schedule.name]
+    if not wrong:
+        return schedule
+
+    def valid(setting: Any, case: Case, device: Device) -> str | None:
+        known = knobs_module.to_dict(setting)
+        for knobs, reason in wrong:
+            if knobs == known:
+                return reason
+        return schedule.valid(setting, case, device)
+
+    return dataclasses.replace(schedule, valid=valid)
+
+
+def _known_wrong(
+    case: Case, choice: Choice, device: Device
+) -> tuple[str, dict[str, Any], str] | None:
+    """The schedule, the knobs and what is wrong with their kernel, where a check has found it
+    wrong; None where nothing is known against a choice.
+    """
+    if choice.tier == "eager":
+        return None
+    try:
+        schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
+        message = first_check.against(case, schedule, setting, device)
+    except LntuneError:  # getting the kernel says it
+        return None
+    if not message:
+        return None
+    return schedule.name, knobs_module.to_dict(setting), f"its kernel is wrong: {message}"
 
 
 def _read(op: str, device: Device) -> list[Record]:

@@ -18,15 +18,20 @@ from lntune import schedule as schedule_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, NotTunedError, ScheduleError
-from lntune.kernels import cache
 from lntune.log.records import LogWarning
 from lntune.log.select import Choice, Tier
 from lntune.schedule import Schedule, ScheduleWarning
 from lntune.system import callers, paths
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
-from lntune.torch import devices, untuned
+from lntune.torch import apart, devices, first_check, untuned
 from lntune.torch.choices import choose, decide
+from lntune.torch.first_check import (
+    RecordingError,
+    UncheckedError,
+    WrongKernelError,
+    WrongKernelWarning,
+)
 from lntune.torch.reloading import LOCK, is_strict, kernels_changed, on_reload, reload, strict
 from lntune.torch.untuned import UntunedWarning
 from lntune.torch.vector_width import narrowed
@@ -53,6 +58,7 @@ FILTERED_WARNINGS = (
     DamagedWarning,
     paths.CacheWarning,
     ScheduleWarning,
+    WrongKernelWarning,
 )
 """Warnings that are errors where the user's filters say so, and then reach the user."""
 NO_KERNEL = "has no kernel, eager mode serves it"
@@ -97,7 +103,7 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
         LntuneError: in strict mode, when the kernel cannot be built.
     """
     device = devices.of_tensors(tensors)
-    if device is None:
+    if device is None or apart.here():  # a check, whose eager mode a user may have replaced by ours
         return None
     key = device, case.typical, devices.layout(device, tensors, case.hidden)
     with LOCK:
@@ -146,6 +152,12 @@ def _obtain_or_warn(device: Device, case: Case, layout: devices.Layout) -> Kerne
     try:
         with later.trying():
             kernel = _obtain(*key)
+    except RecordingError as e:
+        if is_strict():
+            raise
+        _retries[key] = Later()  # at the next call
+        _warn_once(("recording",), f"{untuned.name(case)} is served by eager mode: {e}")
+        return None
     except (NotTunedError, *FILTERED_WARNINGS):
         raise
     except Exception as e:
@@ -153,7 +165,7 @@ def _obtain_or_warn(device: Device, case: Case, layout: devices.Layout) -> Kerne
             if isinstance(e, LntuneError):
                 raise
             raise BuildError(f"{untuned.name(case)} has no kernel: {type(e).__name__}: {e}") from e
-        passing, fault = passes(e), root(e)
+        passing, fault = passes(e) or isinstance(e, UncheckedError), root(e)
         if passing:
             _retries[key] = later
         # Once for all cases that have it: their files differ in their names.
@@ -162,17 +174,18 @@ def _obtain_or_warn(device: Device, case: Case, layout: devices.Layout) -> Kerne
             if isinstance(fault, OSError) and fault.errno
             else (type(fault), str(fault))
         )
-        if identity not in _warned:
-            _warned.add(identity)
-            reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
-            retry = " It is tried again later." if passing else ""
-            callers.warn(
-                f"{untuned.name(case)} {NO_KERNEL}: {reason}{retry}",
-                UntunedWarning,
-            )
+        reason = str(e) if isinstance(e, LntuneError) else f"{type(e).__name__}: {e}"
+        retry = " It is tried again later." if passing else ""
+        _warn_once(identity, f"{untuned.name(case)} {NO_KERNEL}: {reason}{retry}")
         return None
     _retries.pop(key, None)
     return kernel
+
+
+def _warn_once(identity: tuple[object, ...], message: str) -> None:
+    if identity not in _warned:
+        _warned.add(identity)
+        callers.warn(message, UntunedWarning)
 
 
 def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None:
@@ -181,6 +194,8 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     """
     choice = choose(case, device)
     if is_strict():
+        if choice.wrong:
+            raise WrongKernelError(f"{untuned.name(case)}: {choice.wrong[0]}")
         for reason in (
             *choice.faults.values(),
             *(one.reason for one in schedule_module.left_out() if one.op in ("", case.op)),
@@ -198,6 +213,15 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
         if is_strict():
             raise
         decide(case, device, {**choice.faults, schedule.name: str(e)})
+    except WrongKernelError:  # was said
+        if is_strict():
+            raise
+        if layout != devices.Layout():  # what serves other calls may be right
+            return None
+        decide(case, device, choice.faults)
+        again = choose(case, device)
+        if (again.schedule, again.knobs) == (choice.schedule, choice.knobs):
+            return None
     return _obtain(device, case, layout)
 
 
@@ -225,14 +249,17 @@ def _step_down(device: Device, case: Case, choice: Choice) -> None:
 def _built(
     case: Case, schedule: Schedule, setting: Any, device: Device, layout: devices.Layout
 ) -> Kernel:
-    """The kernel for tensors of a layout."""
+    """The kernel for tensors of a layout, checked."""
     try:
-        return cache.kernel(case, schedule, setting, device, layout.strided)
+        return first_check.kernel(case, schedule, setting, device, layout.strided)
+    except RecordingError:
+        raise
     except LntuneError:
         if not layout.strided:
             raise
     # Where nothing can be built, the kernel for contiguous rows may be in the cache.
-    return functools.partial(_with_copies, cache.kernel(case, schedule, setting, device))
+    plain = first_check.kernel(case, schedule, setting, device)
+    return functools.partial(_with_copies, plain)
 
 
 def _with_copies(kernel: Kernel, *values: Any) -> None:

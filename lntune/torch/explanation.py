@@ -11,7 +11,7 @@ from lntune import ops
 from lntune.backends import DEFAULT, device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
 from lntune.log.select import Choice, Tier
-from lntune.torch import dispatch
+from lntune.torch import dispatch, first_check
 from lntune.torch.support import NO_ROWS, size_support
 
 SERVED_BY: dict[Tier, str] = {
@@ -114,6 +114,7 @@ def explain(
     case = Case(op, hidden, dtype, rows)
     choice = dispatch.choose(case, device)
     record = choice.record
+    known = first_check.state(case, choice, device)
     return Explanation(
         case={
             "op": op,
@@ -126,7 +127,7 @@ def explain(
         tier=choice.tier,
         schedule=choice.schedule,
         knobs=choice.knobs,
-        steps=choice.steps,
+        steps=(*choice.steps, *([f"its kernel: {known}"] if known else [])),
         tuned_us=_served_us(choice),
         eager_us=record.median("eager") if record else None,
         stale=choice.stale,

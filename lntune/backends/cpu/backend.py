@@ -46,6 +46,7 @@ class Cpu(HostBackend):
     suffix = "so"
     search = "bayesian"
     outputs_on_heap = True
+    short_elements = check.SEVERAL << 10
     calls_directly = True
     node = True
     beside = "cold"
@@ -99,6 +100,12 @@ class Cpu(HostBackend):
         return check.verify(
             case, kernel, self.fence, "cpu", device, rows, thoroughly, every, in_process=thoroughly
         )
+
+    def machine(self, device: Device) -> Facts:
+        """See Backend."""
+        if device != lntune.device.current():
+            return {}
+        return {"cpu": device.name, "isa": device.isa}
 
     def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
         """See Backend. Records serve more rows than they are timed with, which are tried, too."""

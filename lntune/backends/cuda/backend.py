@@ -43,6 +43,7 @@ class CudaBackend(Backend):
     inspects = True
     multi_arch = True
     fence = check.ALIGNED
+    short_elements = 1 << 22
     case_seconds = 6.0
     trial_overhead = 0.15
     """Loading a kernel, checking it and finding out how to time it. Assumed: not measured yet."""
@@ -184,6 +185,18 @@ class CudaBackend(Backend):
         if thoroughly:
             more, every = row_counts.thorough(case, kernel)
         return check.verify(case, kernel, self.fence, place, device, more, thoroughly, every)
+
+    def machine(self, device: Device) -> Facts:
+        """See Backend."""
+        if launcher.ordinal_of(device) is None:
+            return {}
+        return {"gpu": device.name, "isa": device.isa, "driver": driver.release()}
+
+    def recording(self) -> bool:
+        """See Backend."""
+        import torch
+
+        return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
     def measure(
         self,

@@ -6,10 +6,13 @@ CUDA in the child, so nothing opens it while modules are imported.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from lntune.architectures import ARCHITECTURES, Architecture
@@ -24,6 +27,7 @@ CPU, CUDA = 1, 2
 """DLPack's device types."""
 # CUdevice_attribute, from cuda.h
 _MULTIPROCESSORS, _L2, _MAJOR, _MINOR, _SHARED = 16, 38, 75, 76, 97
+_KERNEL_MODULE = re.compile(r"Kernel Module\D*?(\d[\d.]+)")
 _lock = threading.RLock()
 
 
@@ -194,6 +198,16 @@ def opened() -> Driver:
             if driver.fault is not None:
                 later.failed(time.monotonic() - begun)
         return driver
+
+
+def release() -> str:
+    """The driver's own release where the system tells it, such as "550.54.15", and the CUDA release
+    that it is for.
+    """
+    with contextlib.suppress(OSError):
+        if found := _KERNEL_MODULE.search(Path("/proc/driver/nvidia/version").read_text()):
+            return f"{found[1]} (CUDA {opened().release})"
+    return f"CUDA {opened().release}"
 
 
 def missing() -> str:

@@ -38,6 +38,7 @@ class Emulated(HostBackend):
     aligned = True
     inspects = True
     fence = check.ALIGNED
+    short_elements = 1 << 13
     case_seconds = 4.0
 
     @property
@@ -82,6 +83,10 @@ class Emulated(HostBackend):
     def more_rows(self, case: Case, device: Device, kernel: Kernel) -> tuple[int, ...]:
         """See Backend: as on a GPU."""
         return row_counts.of(kernel)
+
+    def machine(self, device: Device) -> Facts:
+        """See Backend."""
+        return {"emulated": device.isa}
 
     def show(self, scheduled: Scheduled, form: str) -> str:
         """See Backend. There is no assembly: it is C++ that the CPU runs."""

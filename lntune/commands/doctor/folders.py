@@ -9,9 +9,10 @@ import time
 import warnings
 from pathlib import Path
 
-from lntune import backends
+from lntune import backends, device
 from lntune.backends import BACKENDS
 from lntune.commands.doctor.finding import SHOWN, Finding, looked
+from lntune.kernels import verdicts
 from lntune.system import native, paths, sealed
 from lntune.system.sealed import DamagedError
 from lntune.words import counted
@@ -23,6 +24,7 @@ def examine() -> list[Finding]:
         *looked("tuning log", _log),
         *looked("kernel cache", _cache),
         *looked("built kernels", _built),
+        *looked("kernel checks", _checks),
     ]
 
 
@@ -94,3 +96,36 @@ def _built() -> Finding:
             remedy,
         )
     return Finding("built kernels", "ok", detail)
+
+
+def _checks() -> Finding:
+    """What the first checks of kernels have found here, and what they took."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", paths.CacheWarning)
+        folder = paths.cached("kernels")
+    here = verdicts.environment(device.current())
+    found = [one for one in verdicts.every(folder) if one.environment == here]
+    if not verdicts.enabled():
+        return Finding(
+            "kernel checks",
+            "warn",
+            "switched off",
+            "Unset LNTUNE_CHECK: kernels serve that nobody has checked on this machine.",
+        )
+    if not found:
+        return Finding("kernel checks", "ok", "none yet; a kernel's first call makes one")
+    times = [one.seconds for one in found]
+    detail = (
+        f"{counted(len(found), 'kernel')} checked before a first call, in"
+        f" {1e3 * statistics.median(times):.0f} ms each, {sum(times):.1f} s in all"
+    )
+    wrong = [one for one in found if not one.ok]
+    if not wrong:
+        return Finding("kernel checks", "ok", detail)
+    reasons = "; ".join(f"{one.case}, {one.kernel}: {one.message}" for one in wrong[:SHOWN])
+    return Finding(
+        "kernel checks",
+        "warn",
+        f"{detail}; {len(wrong)} wrong and not used: {reasons}",
+        "Run lntune check to check them anew; the next choice serves meanwhile.",
+    )

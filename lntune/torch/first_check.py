@@ -1,0 +1,219 @@
+"""A kernel is checked before it serves its first call on a machine: whatever was tuned, what serves
+may be built for another variant, row bucket or hidden size than was tried, or elsewhere.
+
+The check takes some tens of milliseconds, once for each kernel and environment: its verdict is kept
+beside the kernel (`lntune/kernels/verdicts.py`). A kernel that fails is put aside, which is said,
+and the next choice serves. `LNTUNE_CHECK=0` in the environment leaves all of this out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from lntune import backends
+from lntune import knobs as knobs_module
+from lntune import schedule as schedule_module
+from lntune.backends.backend import Kernel
+from lntune.case import Case
+from lntune.check.short import Shortly
+from lntune.device import Device
+from lntune.errors import BuildError, LntuneError
+from lntune.kernels import cache, verdicts
+from lntune.kernels.cache import Loaded
+from lntune.kernels.verdicts import Checked
+from lntune.log.select import Choice
+from lntune.schedule import Schedule
+from lntune.system import callers, sealed
+from lntune.system.sealed import DamagedError
+from lntune.torch import apart, untuned
+from lntune.torch.reloading import on_reload
+
+_log = logging.getLogger("lntune")
+_said: set[tuple[str, ...]] = set()
+_anew: list[set[str]] = []
+"""While verdicts are made anew: the kernels whose verdict was."""
+
+
+class WrongKernelWarning(UserWarning):
+    """A kernel was found wrong before it served a call, and does not serve: the next choice
+    does.
+    """
+
+
+class WrongKernelError(BuildError):
+    """A kernel was found wrong, and is not used."""
+
+
+class UncheckedError(BuildError):
+    """A kernel cannot be checked at the moment, and is not used before it was."""
+
+
+class RecordingError(UncheckedError):
+    """A kernel cannot be checked while a CUDA graph is recorded."""
+
+
+@on_reload
+def _forget() -> None:
+    _said.clear()
+
+
+def against(case: Case, schedule: Schedule, setting: object, device: Device) -> str:
+    """Why the kernel for contiguous rows of a choice does not serve, as an earlier check found, and
+    says once; empty where nothing is known against it.
+    """
+    if not verdicts.enabled() or not _believed(cache.path_of(case, schedule, setting, device)):
+        return ""
+    message = verdicts.against(case, schedule, setting, device)
+    if message:
+        say(case, _name(schedule, setting), f"{message}; it was put aside when that was found")
+    return message
+
+
+def _believed(path: Path) -> bool:
+    """False for a kernel that is to be checked anew, and was not yet."""
+    return not _anew or str(path) in _anew[-1]
+
+
+def kernel(
+    case: Case, schedule: Schedule, setting: object, device: Device, strided: bool = False
+) -> Kernel:
+    """The kernel of `cache.kernel`, which was found right here; checked now if it was not yet.
+
+    Raises:
+        WrongKernelError: it is wrong, now or when it was checked before.
+        UncheckedError: it cannot be checked at the moment: while a graph is recorded, or for want
+            of memory.
+        BuildError, ScheduleError: as cache.kernel.
+    """
+    asked = case, schedule, setting, device, strided
+    here = verdicts.environment(device) if verdicts.enabled() else {}
+    if not here:
+        return cache.kernel(*asked)
+    path = cache.path_of(*asked)
+    if not _believed(path):
+        _anew[-1].add(str(path))
+        verdicts.clear(path, here)
+    name = _name(schedule, setting)
+    if message := verdicts.against(*asked):
+        say(case, name, f"{message}; it was put aside when that was found")
+        raise WrongKernelError(_wrong(case, name, message))
+    found = verdicts.of(path, here)
+    if (found is None or not found.ok) and backends.of(device).recording():
+        raise RecordingError(
+            f"the kernel {name} was not checked yet, which cannot be done while a CUDA graph is"
+            " recorded: call it once before"
+        )
+    loaded = cache.loaded(*asked)
+    if found is None or found.digest != loaded.digest:
+        found = _check(loaded, case, schedule, name, device, strided, here)
+    if not found.ok:
+        raise WrongKernelError(_wrong(case, name, found.message))
+    return loaded.kernel
+
+
+def _check(
+    loaded: Loaded,
+    case: Case,
+    schedule: Schedule,
+    name: str,
+    device: Device,
+    strided: bool,
+    here: dict[str, str],
+) -> Checked:
+    """Check a kernel that was loaded, and keep what comes of it."""
+    backend = backends.of(device)
+
+    def check() -> Shortly:
+        return backend.verify_shortly(case, device, loaded.kernel, strided)
+
+    try:
+        outcome = apart.run(check)
+    except Exception as e:
+        raise UncheckedError(f"the kernel {name} cannot be checked: {e}") from e
+    facts: dict[str, str] = {}
+    with contextlib.suppress(DamagedError):
+        facts = sealed.facts(loaded.path)
+    found = Checked(
+        f"{case.typical}{' strided' if strided else ''}",
+        name,
+        loaded.digest,
+        not outcome.message,
+        outcome.message,
+        outcome.seconds,
+        here,
+        facts,
+    )
+    became = verdicts.note(loaded.path, found)
+    state = "right" if found.ok else f"wrong: {found.message}; {became}"
+    _log.debug("%s, %s: checked in %.0f ms, %s", case, name, 1e3 * found.seconds, state)
+    if not found.ok:
+        say(case, name, f"{found.message}; {became}")
+    return found
+
+
+def refuse(case: Case, choice: Choice, device: Device, message: str) -> None:
+    """Keep the kernel of a choice, which a more thorough check has found wrong, from serving."""
+    here = verdicts.environment(device) if verdicts.enabled() else {}
+    with contextlib.suppress(LntuneError):
+        schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
+        path = cache.path_of(case, schedule, setting, device)
+        if here and (found := verdicts.of(path, here)) is not None:
+            wrong = msgspec.structs.replace(found, ok=False, message=message)
+            say(case, _name(schedule, setting), f"{message}; {verdicts.note(path, wrong)}")
+
+
+def state(case: Case, choice: Choice, device: Device) -> str:
+    """What is known of the kernel of a choice on this machine, as a sentence's rest; empty where
+    it is eager mode that serves, or the device is not here.
+    """
+    here = verdicts.environment(device) if verdicts.enabled() else {}
+    if not here or choice.tier == "eager":
+        return ""
+    try:
+        schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
+        found = verdicts.of(cache.path_of(case, schedule, setting, device), here)
+    except LntuneError:
+        return ""
+    if found is None:
+        return "not checked on this machine yet; its first call does that"
+    return f"found right on this machine, in {1e3 * found.seconds:.0f} ms" if found.ok else ""
+
+
+def _name(schedule: Schedule, setting: object) -> str:
+    return f"{schedule.name} ({knobs_module.describe(knobs_module.to_dict(setting))})"
+
+
+def _wrong(case: Case, name: str, message: str) -> str:
+    return f"{untuned.name(case)}: the kernel {name} is wrong: {message}. {_remedy(case)}"
+
+
+def _remedy(case: Case) -> str:
+    sizes = f"--hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
+    return f"To check it anew: lntune check {case.op} {sizes}"
+
+
+def say(case: Case, name: str, reason: str) -> None:
+    """Warn, once until lntune.reload(), of a kernel that is wrong."""
+    key = (untuned.name(case), case.variant, name)
+    if key not in _said:
+        _said.add(key)
+        callers.warn(
+            f"{untuned.name(case)}: the kernel {name} is wrong, and the next choice serves:"
+            f" {reason}. {_remedy(case)}",
+            WrongKernelWarning,
+        )
+
+
+@contextlib.contextmanager
+def anew() -> Iterator[None]:
+    """In the block every kernel is checked once more, also one that was found wrong before."""
+    _anew.append(set())
+    try:
+        yield
+    finally:
+        _anew.pop()
