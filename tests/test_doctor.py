@@ -90,6 +90,7 @@ def test_a_sound_machine() -> None:
         "tuning log",
         "kernel cache",
         "built kernels",
+        "kernel checks",
         "schedules",
         "tuned cases",
         "stale records",

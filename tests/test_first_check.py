@@ -20,14 +20,14 @@ import pytest
 import torch
 from test_broken_schedules import forget, won
 from torch.nn import functional
-from typer.testing import CliRunner
 
 import lntune
 from lntune import backends, check, device, schedule
 from lntune.case import Case
 from lntune.check import short
-from lntune.cli import app
 from lntune.commands import build
+from lntune.commands import check as check_command
+from lntune.commands.doctor import folders, looked
 from lntune.kernels import cache, compiler, verdicts
 from lntune.system import paths, scratch, sealed
 from lntune.torch import apart, dispatch, first_check
@@ -421,7 +421,9 @@ def test_a_call_that_is_compiled(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     assert len(made) == 1
 
 
-def test_while_a_graph_is_recorded(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_a_graph_is_recorded(
+    own_cache: Path, log_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was not checked does not serve a recording: eager mode does, which is said; after it the
     kernel is checked, and later recordings have it.
     """
@@ -565,13 +567,11 @@ def test_build_and_check_keep_verdicts(
     with pytest.warns(WrongKernelWarning):
         built = build.build_case(CASE, HERE)
     assert built.status == "failed" and "mine (scale=1) is wrong" in built.message
-    command = ["check", "layer_norm", "--hidden", "48", "--rows", "8"]
     another_process()
-    count = builds.count("mine Knobs(scale=1)")
-    done = CliRunner().invoke(app, command)
-    assert builds.count("mine Knobs(scale=1)") > count, done.output
-    doctor = CliRunner().invoke(app, ["doctor", "--json"])
-    assert "wrong and not used" in doctor.stdout
+    (result,) = check_command.check_cases([CASE])
+    assert builds.count("mine Knobs(scale=1)") == 2 and result.schedule == "cached_rows"
+    (finding,) = looked("kernel checks", folders._checks)
+    assert finding.status == "warn" and "1 wrong and not used: " in finding.detail
 
 
 def test_a_thorough_check_refuses(own_cache: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import backends
+from lntune import backends, ops
 from lntune import knobs as knobs_module
 from lntune import schedule as schedule_module
 from lntune.backends.backend import Kernel
@@ -66,6 +66,7 @@ def against(case: Case, schedule: Schedule, setting: object, device: Device) -> 
     """Why the kernel for contiguous rows of a choice does not serve, as an earlier check found, and
     says once; empty where nothing is known against it.
     """
+    case = _named(case)
     if not verdicts.enabled() or not _believed(cache.path_of(case, schedule, setting, device)):
         return ""
     message = verdicts.against(case, schedule, setting, device)
@@ -90,6 +91,7 @@ def kernel(
             of memory.
         BuildError, ScheduleError: as cache.kernel.
     """
+    case = _named(case)
     asked = case, schedule, setting, device, strided
     here = verdicts.environment(device) if verdicts.enabled() else {}
     if not here:
@@ -158,6 +160,7 @@ def _check(
 
 def refuse(case: Case, choice: Choice, device: Device, message: str) -> None:
     """Keep the kernel of a choice, which a more thorough check has found wrong, from serving."""
+    case = _named(case)
     here = verdicts.environment(device) if verdicts.enabled() else {}
     with contextlib.suppress(LntuneError):
         schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
@@ -171,6 +174,7 @@ def state(case: Case, choice: Choice, device: Device) -> str:
     """What is known of the kernel of a choice on this machine, as a sentence's rest; empty where
     it is eager mode that serves, or the device is not here.
     """
+    case = _named(case)
     here = verdicts.environment(device) if verdicts.enabled() else {}
     if not here or choice.tier == "eager":
         return ""
@@ -182,6 +186,11 @@ def state(case: Case, choice: Choice, device: Device) -> str:
     if found is None:
         return "not checked on this machine yet; its first call does that"
     return f"found right on this machine, in {1e3 * found.seconds:.0f} ms" if found.ok else ""
+
+
+def _named(case: Case) -> Case:
+    """The case with its variant by name."""
+    return msgspec.structs.replace(case, variant=ops.get(case.op).check_variant(case.variant))
 
 
 def _name(schedule: Schedule, setting: object) -> str:

@@ -105,7 +105,7 @@ class Cpu(HostBackend):
         """See Backend."""
         if device != lntune.device.current():
             return {}
-        return {"cpu": device.name, "isa": device.isa}
+        return {"cpu": f"{device.name} {device.model}".strip(), "isa": device.isa}
 
     def compare(self, case: Case, device: Device, kernel: Kernel, given: Mapping[str, Any]) -> str:
         """See Backend. Records serve more rows than they are timed with, which are tried, too."""
