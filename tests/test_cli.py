@@ -249,7 +249,7 @@ def test_json_parses(
         (("tune", "--dtype", "floa32"), "unknown dtype 'floa32'. Did you mean 'float32'?"),
         (
             ("tune", "layer_norm_backward", "--schedule", "cached_row"),
-            "Did you mean 'blocked_rows'? Known: blocked_rows.",
+            "Did you mean 'blocked_rows'? Known: blocked_rows, metaschedule_backward.",
         ),
         (
             (
