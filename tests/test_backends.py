@@ -31,6 +31,7 @@ from lntune.log import records
 from lntune.log.select import select
 from lntune.measure import calls as calls_module
 from lntune.torch import devices as torch_devices
+from lntune.torch import first_check
 from lntune.tune import Settings, times
 from lntune.tune import tune as run_tuner
 
@@ -337,7 +338,7 @@ def test_what_is_checked_and_benchmarked_is_the_devices_own(
         return by_eager(case)
 
     request.addfinalizer(lambda: (backends.serve(), lntune.reload()))
-    monkeypatch.setattr(cache, "kernel", kernel)
+    monkeypatch.setattr(first_check, "kernel", kernel)
     other = EMULATED if device == CPU else None
     backends.serve(other)
     lntune.reload()

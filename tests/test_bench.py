@@ -231,7 +231,7 @@ def test_where_eager_serves_there_is_no_kernel_to_time(monkeypatch: pytest.Monke
 def test_a_wrong_kernel_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is measured and found wrong is recorded as wrong, with the reason."""
     monkeypatch.setattr(
-        check, "verify", lambda case, kernel, *_: Verdict("y: too far off", {"y": 3.0}, {})
+        check, "verify", lambda case, kernel, *_, **__: Verdict("y: too far off", {"y": 3.0}, {})
     )
     record = bench.run([CASE], 0.01, with_compile=False).records[0]
     assert (record.status, record.message, record.errors) == ("wrong", "y: too far off", {"y": 3.0})

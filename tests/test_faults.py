@@ -27,14 +27,14 @@ from lntune.backends import cuda
 from lntune.backends.cuda import driver, locate
 from lntune.case import Case
 from lntune.errors import BuildError, LntuneError, LogError
-from lntune.kernels import cache, direct
+from lntune.kernels import direct
 from lntune.kernels.direct import Table
 from lntune.log import records
 from lntune.log.records import LogWarning, Record, Timing
 from lntune.log.select import Choice
 from lntune.system import later, native, paths, sources, toolchain
 from lntune.system.sealed import DamagedWarning
-from lntune.torch import choices, devices, dispatch, layer_norm_node
+from lntune.torch import choices, devices, dispatch, first_check, layer_norm_node
 from lntune.torch.direct_calls import Direct
 
 X = torch.randn(8, 48)
@@ -85,7 +85,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 # What goes wrong, and where: each of these lies between a call and its kernel.
 PLACES = [
-    (cache, "kernel"),
+    (first_check, "kernel"),
     (records, "read"),
     (schedule, "for_op"),
     (choices, "select"),
@@ -127,7 +127,7 @@ def test_whatever_goes_wrong(
 def test_an_interrupt_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a kernel is built ends the program, and the next call begins anew."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cache, "kernel", raising(KeyboardInterrupt()))
+        patch.setattr(first_check, "kernel", raising(KeyboardInterrupt()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call()
@@ -154,7 +154,7 @@ def test_without_direct_calls(error: Exception, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_error_of_the_users_filters_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who makes lntune's warnings errors gets them."""
-    monkeypatch.setattr(cache, "kernel", raising(DamagedWarning("a file was damaged")))
+    monkeypatch.setattr(first_check, "kernel", raising(DamagedWarning("a file was damaged")))
     with warnings.catch_warnings(), pytest.raises(DamagedWarning):
         warnings.simplefilter("ignore")
         call()
@@ -200,7 +200,7 @@ def test_what_may_pass_is_tried_again(
             raise BuildError(f"cannot store it: {e}") from e
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "kernel", fails)
+        patch.setattr(first_check, "kernel", fails)
         with pytest.warns(
             lntune.UntunedWarning, match="cannot store it: .* It is tried again later"
         ):
@@ -230,7 +230,7 @@ def test_what_does_not_pass_is_not_tried_again(
         raise BuildError("TVM failed to compile")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "kernel", fails)
+        patch.setattr(first_check, "kernel", fails)
         with pytest.warns(lntune.UntunedWarning, match="TVM failed to compile$"):
             call()
         clock.now += 1e6

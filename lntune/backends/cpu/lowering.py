@@ -7,7 +7,8 @@ less of this is done:
 
 - Statements are simplified early, and conditions taken out of loops, only where there are any; and
   what is left then is not simplified and rid of empty statements there and then: that comes behind
-  unrolling anyhow, and nothing of ours has empty statements.
+  unrolling anyhow, and nothing of ours has empty statements (those of TVM's own sketches go in
+  LLVM).
 - Split patterns are not brought into a normal form, which changes nothing.
 - Passes for GPUs, and for what is asked for by annotation, are left out.
 
