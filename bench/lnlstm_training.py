@@ -50,14 +50,13 @@ from torch.profiler import profile as torch_profile
 
 import lntune
 from lntune import device, timing
-from lntune.kernels import cache as artifact
 from lntune.log.records import Timing
 from lntune.report.columns import WIDE, Column, Table, key
 from lntune.report.rows import spread
 from lntune.report.tables import percent
 from lntune.system import toolchain
 from lntune.system.heap import kept_heap
-from lntune.torch import dispatch, layer_norm_node, products
+from lntune.torch import dispatch, first_check, layer_norm_node, products
 from lntune.torch.direct_calls import Direct
 
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in
@@ -438,9 +437,9 @@ class _TimedKernel:
 @contextlib.contextmanager
 def timed_kernels() -> Iterator[_Kernels]:
     """In the block every call of a kernel is timed, direct or not: all kernels are obtained again,
-    and come from artifact.kernel.
+    and come from first_check.kernel.
     """
-    kernels, obtain, remember = _Kernels(), artifact.kernel, Direct.remember
+    kernels, obtain, remember = _Kernels(), first_check.kernel, Direct.remember
     node = layer_norm_node.ready, layer_norm_node.compile_once
 
     def remember_timed(self: Direct, *arguments: Any, **options: Any) -> None:
@@ -449,14 +448,14 @@ def timed_kernels() -> Iterator[_Kernels]:
             self.call = kernels.timed(self._table.call, direct=True)
 
     try:
-        artifact.kernel = lambda *arguments: _TimedKernel(obtain(*arguments), kernels)
+        first_check.kernel = lambda *arguments: _TimedKernel(obtain(*arguments), kernels)
         Direct.remember = remember_timed
         # C++ that calls kernels past Python
         layer_norm_node.ready = layer_norm_node.compile_once = lambda: False
         dispatch.reload()
         yield kernels
     finally:
-        artifact.kernel, Direct.remember = obtain, remember
+        first_check.kernel, Direct.remember = obtain, remember
         layer_norm_node.ready, layer_norm_node.compile_once = node
         dispatch.reload()
 
