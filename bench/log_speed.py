@@ -23,17 +23,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import keeping
 import msgspec
 import numpy
 import typer
-from rich.console import Console
 
 from lntune import device, ops, schedule
 from lntune.case import DTYPES, Case
 from lntune.knobs import enumerate_space, to_dict
 from lntune.log import records, select
 from lntune.log.records import Record, Rival, Setting, Timing
-from lntune.report.columns import WIDE, Column, Table, key
+from lntune.report.columns import Column, Table, key
 from lntune.schedule import Schedule
 from lntune.system import toolchain
 
@@ -229,8 +229,7 @@ def main(
     if make_at is not None:
         make(make_at, count, seed)
         return
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    screen.print(f"{device.current().slug}, {device.current().cores} cores")
+    screen = keeping.screen()
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / name for name in ("a", "b")]
         for number, log in enumerate(logs):
@@ -240,18 +239,10 @@ def main(
     screen.print(table(rows, count, megabytes))
     if output is not None:
         facts = {
-            "device": device.current(),
-            "name": device.current().slug,
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {"records": count, "rounds": rounds, "seed": seed, "megabytes": megabytes},
             "results": rows,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "log_speed.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "log_speed.txt").write_text(screen.export_text())
+        keeping.keep(output, "log_speed", screen, facts)
 
 
 if __name__ == "__main__":

@@ -12,27 +12,24 @@ the full trials.
 
 from __future__ import annotations
 
-import datetime
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import keeping
 import msgspec
 import typer
-from rich.console import Console
 
 from lntune import device, ops
 from lntune.case import Case
 from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.measure.trial import TRIAL_SAMPLES
 from lntune.measure.worker import Worker
-from lntune.report.columns import WIDE, Column, Table, key
-from lntune.system import toolchain
+from lntune.report.columns import Column, Table, key
 from lntune.tune import TRIAL_SECONDS, TRIAL_TIMEOUT
 from lntune.tune.candidates import Candidates
 
@@ -151,9 +148,7 @@ def main(
     ] = None,
 ) -> None:
     """Trials a second with racing and without."""
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    here = device.current()
-    screen.print(f"{here.slug}, {here.cores} cores")
+    screen = keeping.screen()
     with Worker() as one, Worker() as other:
         one.start()
         other.start()
@@ -161,18 +156,10 @@ def main(
     screen.print(table(rows))
     if output is not None:
         facts = {
-            "device": here,
-            "name": here.slug,
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {"candidates": count, "seed": seed},
             "results": rows,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "racing.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "racing.txt").write_text(screen.export_text())
+        keeping.keep(output, "racing", screen, facts)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ timing. A pass is counted without those inside it, on the last candidate of each
 
 from __future__ import annotations
 
-import datetime
 import random
 import statistics
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import keeping
 import msgspec
 import typer
-from rich.console import Console
 
 from lntune import backends, check, device, ops
 from lntune.backends.cpu import llvm, lowering
@@ -32,8 +30,7 @@ from lntune.kernels import compiler
 from lntune.measure import calls
 from lntune.measure.jobs import Candidate, Try
 from lntune.measure.worker import Worker
-from lntune.report.columns import WIDE, Column, Table, key
-from lntune.system import toolchain
+from lntune.report.columns import Column, Table, key
 from lntune.system.heap import kept_heap
 from lntune.tune.candidates import Candidates
 from lntune.tune.loop import start_worker
@@ -214,8 +211,7 @@ def main(
     """Trials a second, and their parts."""
     names = [ops.get(name).name for name in op.split(",")]
     cases = [Case(name, *size) for name in names for size in SIZES[name]]
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    screen.print(f"{device.current().slug}, {device.current().cores} cores")
+    screen = keeping.screen()
     rows = measure(cases, candidates, seed)
     screen.print(table(rows))
     screen.print(passes_table(rows))
@@ -223,19 +219,11 @@ def main(
         screen.print(f"{name}: {rate:.1f} verified trials a second")
     if output is not None:
         facts = {
-            "device": device.current(),
-            "name": device.current().slug,
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {"candidates": candidates, "seed": seed},
             "rates": rates(rows),
             "results": rows,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "trial_speed.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "trial_speed.txt").write_text(screen.export_text())
+        keeping.keep(output, "trial_speed", screen, facts)
 
 
 if __name__ == "__main__":

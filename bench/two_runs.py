@@ -12,16 +12,14 @@ search than the one that is used where none is named.
 
 from __future__ import annotations
 
-import datetime
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import keeping
 import msgspec
 import typer
-from rich.console import Console
 
 from lntune import device, ops, schedule, tune
 from lntune.case import Case
@@ -31,9 +29,8 @@ from lntune.log import records, select
 from lntune.log.records import Timing
 from lntune.measure.jobs import Candidate, Final, Outcome
 from lntune.measure.worker import Worker
-from lntune.report.columns import WIDE, Column, Table
+from lntune.report.columns import Column, Table
 from lntune.report.tables import micros
-from lntune.system import toolchain
 from lntune.words import counted
 
 BAR = 0.95
@@ -211,9 +208,7 @@ def main(
     ] = None,
 ) -> None:
     """Two independent tuning runs, and how near each other their choices are."""
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    here, cases = device.current(), thinned(count)
-    screen.print(f"{here.slug}, {here.cores} cores")
+    screen, cases = keeping.screen(), thinned(count)
     with tempfile.TemporaryDirectory() as folder:
         chosen = []
         for run in range(2):
@@ -237,10 +232,6 @@ def main(
         screen.print(line)
     if output is not None:
         facts = {
-            "device": here,
-            "name": here.slug,
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {
                 "cases": count,
                 "budget": budget,
@@ -253,11 +244,7 @@ def main(
             "same": sum(r.same for r in rows),
             "results": rows,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "two_runs.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "two_runs.txt").write_text(screen.export_text())
+        keeping.keep(output, "two_runs", screen, facts)
 
 
 if __name__ == "__main__":
