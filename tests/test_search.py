@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usable_searches import USABLE
 
 from lntune import knobs, search
 from lntune.errors import ToolchainError, UnknownNameError
 from lntune.knobs import knob
 from lntune.search import SEARCHES, Budget, Space, evolutionary, tpe
 
-USABLE = [name for name in SEARCHES if name != "optuna" or tpe.installed()]
 without_optuna = pytest.mark.skipif(
     not tpe.installed(), reason='needs optuna: pip install "lntune[search]"'
 )

@@ -29,6 +29,7 @@ from fake_worker import (
     took,
     tried,
 )
+from usable_searches import USABLE
 
 from lntune import device as device_module
 from lntune import schedule, search, tune
@@ -45,7 +46,6 @@ from lntune.errors import (
 from lntune.log import records
 from lntune.log.records import Record, Rival, Timing
 from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
-from lntune.search import tpe
 from lntune.system import toolchain
 from lntune.tune import Progress, Settings, loop, run, times
 from lntune.versions import Code
@@ -319,7 +319,7 @@ def test_a_final_has_time_to_be_measured_again(fake: type[FakeWorker]) -> None:
     assert [job.retry_seconds for job in finals(fake)] == [0.0]
 
 
-@pytest.mark.parametrize("name", [n for n in search.SEARCHES if n != "optuna" or tpe.installed()])
+@pytest.mark.parametrize("name", USABLE)
 def test_every_search(name: str, tmp_path: Path, fake: type[FakeWorker]) -> None:
     """Every search starts with the default knobs, tries each candidate at most once, keeps to its
     number of trials, finds the optimum when it may try everything, and reaches every schedule.

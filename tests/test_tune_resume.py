@@ -19,8 +19,9 @@ import pytest
 from fake_gpu import FakeGpu
 from fake_worker import FakeWorker, Job, always_ok, cost_of, fake, finals, settings, tried
 from typer.testing import CliRunner
+from usable_searches import USABLE
 
-from lntune import schedule, search, tune
+from lntune import schedule, tune
 from lntune.backends.cuda import launcher
 from lntune.case import Case
 from lntune.cli import app
@@ -29,7 +30,6 @@ from lntune.log import records
 from lntune.log.records import LogWarning, Record, Timing
 from lntune.measure import trial
 from lntune.measure.jobs import Candidate, Outcome, Try
-from lntune.search import tpe
 from lntune.tune import loop
 from lntune.versions import Code
 
@@ -81,7 +81,7 @@ def rewrite(log_dir: Path, change: Callable[[Record], Record]) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 7])
-@pytest.mark.parametrize("name", [n for n in search.SEARCHES if n != "optuna" or tpe.installed()])
+@pytest.mark.parametrize("name", USABLE)
 def test_a_killed_run_goes_on(
     name: str, at: int, tmp_path: Path, log_dir: Path, fake: type[FakeWorker]
 ) -> None:
