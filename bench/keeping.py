@@ -35,4 +35,4 @@ def keep(folder: Path, name: str, printed: Console, facts: dict[str, Any]) -> No
     folder.mkdir(parents=True, exist_ok=True)
     encoded = msgspec.json.encode(known | facts)
     (folder / f"{name}.json").write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
-    (folder / f"{name}.txt").write_text(printed.export_text())
+    (folder / f"{name}.txt").write_text(printed.export_text(clear=False))

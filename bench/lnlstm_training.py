@@ -23,7 +23,6 @@ float64.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import itertools
 import json
@@ -42,6 +41,7 @@ from unittest import mock
 import msgspec
 import torch
 import typer
+from keeping import keep
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
@@ -767,22 +767,14 @@ def main(
             sized = msgspec.structs.replace(settings, sequence=steps, batch=rows)
             outcomes.append(run(sized, name))
             show(screen, sized, outcomes[-1])
-    if output is not None:
-        facts = {
-            "device": device.current(),
-            "name": device.current().slug,
-            "threads": torch.get_num_threads(),
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "settings": settings,
-            "results": outcomes,
-        }
-        output.mkdir(parents=True, exist_ok=True)
-        name = "lnlstm_training" if len(sizes) == 1 else "lnlstm_scaling"
-        (output / f"{name}.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / f"{name}.txt").write_text(screen.export_text())
+            if output is not None:  # after each: what was measured outlives what ends the rest
+                facts = {
+                    "threads": torch.get_num_threads(),
+                    "settings": settings,
+                    "results": outcomes,
+                }
+                several = len(sizes) > 1
+                keep(output, "lnlstm_scaling" if several else "lnlstm_training", screen, facts)
 
 
 if __name__ == "__main__":

@@ -239,8 +239,11 @@ def test_without_sizes_the_cases_of_the_log_are_measured(tmp_path: Path, jobs: l
 
 @pytest.mark.slow
 def test_a_real_measurement(tmp_path: Path) -> None:
-    """Two schedules, built, checked and timed in the same rounds, beside everything else."""
-    assert not measure(tmp_path, "cached_rows", "widened_rows")
+    """Two schedules, built, checked and timed in the same rounds, beside everything else. Others
+    may work on the machine meanwhile, which is said.
+    """
+    failures = measure(tmp_path, "cached_rows", "widened_rows")
+    assert all(": disturbed by other work on the machine;" in said for said in failures)
     (entry,) = logged(tmp_path)
     assert set(entry.timings) == {"tuned", "eager", "copy", "default"}
     assert {entry.schedule, *(r.schedule for r in entry.rivals)} == {"cached_rows", "widened_rows"}
