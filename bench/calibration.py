@@ -31,11 +31,11 @@ import msgspec
 import numpy
 from scipy.signal import lfilter
 
+from lntune import certainty
 from lntune.case import Case
-from lntune.compare import statistics
+from lntune.certainty import Estimate
 from lntune.compare.judge import compare_records
 from lntune.compare.sides import Runs
-from lntune.compare.statistics import Estimate
 from lntune.device import Device
 from lntune.log.records import Record, Timing, read_file
 from lntune.report.columns import Column, Table, key
@@ -126,8 +126,8 @@ def simulated_pairs(rounds: int, own: float, seed: int = 0) -> Outcome:
         for _ in range(CASES):
             shared = phases(rng, rounds, PHASE)
             a = samples(rng, shared, own, math.log1p(faster))
-            estimates.append(statistics.paired(a, samples(rng, shared, own, 0.0)))
-        return list(statistics.verdicts(estimates))
+            estimates.append(certainty.paired(a, samples(rng, shared, own, 0.0)))
+        return list(certainty.verdicts(estimates))
 
     kind = "simulated" if not own else f"simulated, phases of a side's own {percent(own)}"
     return _families(kind, "paired", rounds, family, seed)
@@ -201,8 +201,8 @@ def resampled(records: Sequence[Record], kind: str, seed: int = 0) -> Outcome:
             starts = rng.integers(0, max(1, len(logs) - BLOCK + 1), -(-len(logs) // BLOCK))
             drawn = numpy.concatenate([logs[s : s + BLOCK] for s in starts])[: len(logs)]
             ones = numpy.ones(len(drawn))
-            estimates.append(statistics.paired(numpy.exp(drawn + math.log1p(faster)), ones))
-        return list(statistics.verdicts(estimates))
+            estimates.append(certainty.paired(numpy.exp(drawn + math.log1p(faster)), ones))
+        return list(certainty.verdicts(estimates))
 
     rounds = int(numpy.median([len(logs) for logs in ratios]))
     return _families(kind, "paired", rounds, family, seed)
@@ -266,7 +266,7 @@ def record(path: Path, seconds: float, every: int = 1) -> None:
 def paired_in(records: Sequence[Record]) -> list[Estimate]:
     """The same kernel against itself, in the rounds of one process."""
     return [
-        statistics.paired(r.timings["tuned"].samples_us, r.timings["again"].samples_us)
+        certainty.paired(r.timings["tuned"].samples_us, r.timings["again"].samples_us)
         for r in records
     ]
 
@@ -280,7 +280,7 @@ def recorded(files: Sequence[Path]) -> list[Outcome]:
     for name, records in runs.items():
         rounds = int(numpy.median([len(r.timings["tuned"].samples_us) for r in records]))
         outcomes.append(resampled(records, f"resampled from {name}"))
-        found = list(statistics.verdicts(paired_in(records)))
+        found = list(certainty.verdicts(paired_in(records)))
         outcomes.append(Outcome(f"recorded, {name}", "paired", rounds, [found], []))
     for one, other in itertools.combinations(files, 2):
         result = compare(str(one), str(other))

@@ -21,9 +21,8 @@ import keeping
 import msgspec
 import typer
 
-from lntune import device, ops, schedule, tune
+from lntune import certainty, device, ops, schedule, tune
 from lntune.case import Case
-from lntune.compare import statistics
 from lntune.knobs import describe
 from lntune.log import records, select
 from lntune.log.records import Timing
@@ -121,7 +120,7 @@ def compared(case: Case, first: Chosen, second: Chosen, outcome: Outcome | None)
     if outcome.status != "ok":
         return msgspec.structs.replace(row, failed=f"{outcome.status}: {outcome.message}")
     a, b = (_timing(chosen, outcome) for chosen in (first, second))
-    estimate = statistics.paired(a.samples_us, b.samples_us)
+    estimate = certainty.paired(a.samples_us, b.samples_us)
     low, high = estimate.interval()
     return msgspec.structs.replace(
         row,

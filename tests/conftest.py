@@ -44,10 +44,10 @@ LONGEST = """
 others have nothing left to do.
 """
 QUICK = """
-    bars bench_log_speed bench_plots bench_summary caches capture case check cold columns compare
-    compare_measure compare_report compare_sides compare_statistics cuda_headers decide device
-    disturbance doctor errors failures finals gpu_pass_run grids hostile interrupts kills knobs
-    layers line_lengths locks log_dir lowering output page paths patience plots records report
+    bars bench_log_speed bench_plots bench_summary caches capture case certainty check cold columns
+    compare compare_measure compare_report compare_sides cuda_headers decide device disturbance
+    doctor errors failures finals gpu_pass_run grids hostile interrupts kills knobs layers
+    line_lengths locks log_dir lowering output page paths patience plots records report
     report_queries schedule scratch search_budget surroundings survey timing toolchain words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two

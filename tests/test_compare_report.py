@@ -16,12 +16,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lntune.case import Case
+from lntune.certainty import Verdict
 from lntune.cli import app
 from lntune.compare import figures
 from lntune.compare.comparison import Between, Comparison, Measurement, Missing, Result
 from lntune.compare.differences import differences
 from lntune.compare.sides import Contender
-from lntune.compare.statistics import Verdict
 from lntune.compare.summary import Turn, summarize
 from lntune.log.records import Rival
 from lntune.report import comparisons as report

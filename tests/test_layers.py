@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("errors", "words"),
     ("system",),
-    ("architectures", "device", "versions", "case", "knobs"),
+    ("architectures", "certainty", "device", "versions", "case", "knobs"),
     ("ops", "search"),
     ("schedule", "transforms"),
     ("log",),

@@ -32,9 +32,9 @@ from typer.testing import CliRunner
 
 from lntune import ops, schedule
 from lntune.case import Case
+from lntune.certainty import VERDICTS
 from lntune.cli import app
 from lntune.compare.comparison import Missing
-from lntune.compare.statistics import VERDICTS
 from lntune.errors import InputError
 from lntune.log.records import Record, append, by_device
 from lntune.log.wanted import Wanted

@@ -16,8 +16,8 @@ from page_logs import CPU, comparison, knob_trials, many, result
 
 from lntune import ops, schedule
 from lntune.case import Case
+from lntune.certainty import VERDICTS
 from lntune.compare.comparison import Missing
-from lntune.compare.statistics import VERDICTS
 from lntune.log.wanted import Wanted
 from lntune.report.page import facts, write
 

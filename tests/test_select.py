@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 import lntune
 from lntune import device, knobs, schedule
 from lntune.case import TYPICAL_ROWS, Case
+from lntune.certainty import Verdict
 from lntune.device import Device
 from lntune.errors import InputError, NotTunedError, UnknownNameError
 from lntune.log import records
-from lntune.log.decision import Advantage, Certainty, Decision
+from lntune.log.decision import Advantage, Decision
 from lntune.log.records import Record, Setting, Timing
 from lntune.log.select import Choice, Tier, select, served, tune_commands
 from lntune.system import paths
@@ -587,7 +588,7 @@ def test_default_knobs_serve_where_they_were_faster() -> None:
 
     def measured(us: float, verdict: str = "UNSURE", **changes: Any) -> Record:
         timings = {n: Timing((t,), t) for n, t in (("tuned", 1.0), ("eager", 2.0), ("default", us))}
-        over = Advantage(us, None, None, cast(Certainty, verdict))
+        over = Advantage(us, None, None, cast(Verdict, verdict))
         decision = Decision("alone", "time", over_default=over)
         values = {"timings": timings, "schedule": other, "knobs": own, "decision": decision}
         return final(

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lntune.certainty import SMALLEST
 from lntune.compare import run
 from lntune.compare.comparison import Result
-from lntune.compare.statistics import SMALLEST
 from lntune.errors import InputError, got_expected
 from lntune.log.wanted import Wanted
 

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from lntune.case import Case
-from lntune.compare.statistics import CORRECTION, SMALLEST, VERDICTS, Verdict
+from lntune.certainty import CORRECTION, SMALLEST, VERDICTS, Verdict
 from lntune.knobs import Value
 
 LARGE = 3.0

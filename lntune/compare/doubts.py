@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lntune.certainty import SAMPLES, Estimate, Verdict
 from lntune.compare.comparison import LARGE
 from lntune.compare.sides import Held
-from lntune.compare.statistics import SAMPLES, Estimate, Verdict
 from lntune.words import counted
 
 _WAYS = (

@@ -16,8 +16,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lntune.certainty import Drift
 from lntune.compare.comparison import Between, Method
-from lntune.compare.statistics import Drift
 
 PRIOR = 0.05
 """So far what eager mode and a copy did lies apart in many cases of two runs on one machine, in the

@@ -9,12 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from lntune.case import Case
-from lntune.compare import doubts, drift, figures, missing
-from lntune.compare.comparison import Between, Comparison, Method, Result
-from lntune.compare.drift import Moves
-from lntune.compare.pairs import Found, Key, Places, choose, find
-from lntune.compare.sides import Held, Side
-from lntune.compare.statistics import (
+from lntune.certainty import (
     SMALLEST,
     Drift,
     Estimate,
@@ -25,6 +20,11 @@ from lntune.compare.statistics import (
     unpaired,
     verdicts,
 )
+from lntune.compare import doubts, drift, figures, missing
+from lntune.compare.comparison import Between, Comparison, Method, Result
+from lntune.compare.drift import Moves
+from lntune.compare.pairs import Found, Key, Places, choose, find
+from lntune.compare.sides import Held, Side
 from lntune.log.records import Record, Timing
 from lntune.log.wanted import ALL, Wanted
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 
 from lntune.case import Case
+from lntune.certainty import SMALLEST
 from lntune.compare import judge, sides
 from lntune.compare.comparison import Result
 from lntune.compare.pairs import operators
 from lntune.compare.sides import Contender, Side
-from lntune.compare.statistics import SMALLEST
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.log import caches, records

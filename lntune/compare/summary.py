@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from lntune.certainty import VERDICTS, Verdict
 from lntune.compare.comparison import Comparison, Result
-from lntune.compare.statistics import VERDICTS, Verdict
 
 LISTED = 3
 """Of the largest differences."""

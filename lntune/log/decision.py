@@ -6,10 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Certainty = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
-"""Of a ratio: certainly beyond the smallest difference that matters, certainly within it, or
-neither. compare/statistics.py says when.
-"""
+from lntune.certainty import Verdict
 
 
 class Advantage(msgspec.Struct, frozen=True):
@@ -21,7 +18,7 @@ class Advantage(msgspec.Struct, frozen=True):
     ratio: float
     low: float | None
     high: float | None
-    verdict: Certainty
+    verdict: Verdict
 
 
 class Decision(msgspec.Struct, frozen=True):

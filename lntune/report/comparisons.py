@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from rich.text import Text
 
+from lntune.certainty import ERROR, VERDICTS
 from lntune.compare.comparison import Between, Comparison, Result
 from lntune.compare.differences import differences
-from lntune.compare.statistics import ERROR, VERDICTS
 from lntune.compare.summary import Group, Turn, summarize
 from lntune.report.columns import Cell, Column, Table, key, whole
 from lntune.report.output import Output

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from lntune import certainty
 from lntune.case import Case, bucket_label
-from lntune.compare import statistics
-from lntune.compare.statistics import ERROR, Estimate
+from lntune.certainty import ERROR, Estimate
 from lntune.knobs import describe
 from lntune.log.records import Record, measured
 from lntune.timing import pairwise
@@ -79,7 +79,7 @@ def histories(log: Iterable[Record]) -> list[History]:
         for number, group in enumerate(groups)
         for before, after, change in _changes(group, finals[number])
     ]
-    adjusted = statistics.holm([change.beyond(statistics.SMALLEST) for *_, change in changes])
+    adjusted = certainty.holm([change.beyond(certainty.SMALLEST) for *_, change in changes])
     steps: dict[int, list[Step]] = {}
     for (number, before, after, change), p in zip(changes, adjusted, strict=True):
         if p <= ERROR:
@@ -124,7 +124,7 @@ def _changes(
     """Measurements in a row that nothing disturbed, with how many times as fast the second is."""
     ratios = [(r, _over_eager(r)) for r, f in zip(group, finals, strict=True) if f.over_eager]
     return [
-        (before, after, statistics.difference(later, earlier))
+        (before, after, certainty.difference(later, earlier))
         for (before, earlier), (after, later) in itertools.pairwise(ratios)
     ]
 
@@ -134,7 +134,7 @@ def _over_eager(record: Record) -> Estimate:
     eager, tuned = (record.timings[name].samples_us for name in ("eager", "tuned"))
     if not eager or not tuned:
         return Estimate(0.0)
-    return (statistics.paired if len(eager) == len(tuned) else statistics.unpaired)(eager, tuned)
+    return (certainty.paired if len(eager) == len(tuned) else certainty.unpaired)(eager, tuned)
 
 
 def _final(record: Record) -> Final:

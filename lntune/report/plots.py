@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lntune import ops
+from lntune import certainty, ops
 from lntune.case import Case
-from lntune.compare import statistics
 from lntune.compare.comparison import Result
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
@@ -135,7 +134,7 @@ def of_comparison(result: Result, path: Path) -> None:
         dates = sorted({m.time[:10] for c in result.cases for m in (c.a, c.b) if m.time})
         notes = [
             f"{device}; measured {_span(dates)}",
-            f"bars: 95 % intervals; filled: FASTER or SLOWER at an error of {statistics.ERROR:.0%}",
+            f"bars: 95 % intervals; filled: FASTER or SLOWER at an error of {certainty.ERROR:.0%}",
             f"for all cases ({result.correction}); grey: within {result.smallest:.0%} of 1",
         ]
         write(figure, path, notes)
@@ -260,7 +259,7 @@ def speedup(record: Record) -> Point | None:
     if tuned is None or slow is None or not tuned.samples_us or not slow.samples_us:
         return None
     same_rounds = len(tuned.samples_us) == len(slow.samples_us)
-    estimate = (statistics.paired if same_rounds else statistics.unpaired)(
+    estimate = (certainty.paired if same_rounds else certainty.unpaired)(
         slow.samples_us, tuned.samples_us
     )
     return _point(record.case, estimate.ratio, *estimate.interval())

@@ -12,9 +12,9 @@ from lntune import device as device_module
 from lntune import schedule
 from lntune.backends import DEFAULT
 from lntune.case import bucket_label
+from lntune.certainty import SMALLEST
 from lntune.compare import compare as compare_sides
 from lntune.compare.comparison import Comparison
-from lntune.compare.statistics import SMALLEST
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
 from lntune.knobs import Value, describe

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from lntune import knobs, schedule
+from lntune import certainty, knobs, schedule
 from lntune.case import Case
-from lntune.compare import statistics
-from lntune.compare.statistics import Estimate
+from lntune.certainty import Estimate
 from lntune.device import Device
 from lntune.errors import LntuneError
 from lntune.log.decision import Advantage, Decision
@@ -67,7 +66,7 @@ def choose(
     fastest = min(places, key=lambda i: timings[i].median_us)
     others = [i for i in places if i != fastest]
     estimates = [_paired(timings[i], timings[fastest]) for i in others]
-    certain = statistics.verdicts(estimates) if estimates else []
+    certain = certainty.verdicts(estimates) if estimates else []
     tied = [fastest] + [
         i
         for i, estimate, verdict in zip(others, estimates, certain, strict=True)
@@ -93,7 +92,7 @@ def _sturdy(tied: Sequence[int], cold: Sequence[Timing | None]) -> list[int]:
     fastest = min(measured, key=lambda i: measured[i].median_us)
     others = [i for i in tied if i != fastest]
     estimates = [_paired(measured[i], measured[fastest]) for i in others]
-    certain = statistics.verdicts(estimates, COLD_SMALLEST) if others else []
+    certain = certainty.verdicts(estimates, COLD_SMALLEST) if others else []
     slower = {i for i, verdict in zip(others, certain, strict=True) if verdict == "FASTER"}
     return [i for i in tied if i not in slower]
 
@@ -197,7 +196,7 @@ def advantage(other: Timing, winner: Timing) -> Advantage:
     estimate = _paired(other, winner)
     low, high = estimate.interval()
     known = math.isfinite(estimate.error) and high < FARTHEST
-    (verdict,) = statistics.verdicts([estimate])
+    (verdict,) = certainty.verdicts([estimate])
     return Advantage(
         round(estimate.ratio, 5),
         round(low, 5) if known else None,
@@ -211,6 +210,6 @@ def _paired(a: Timing, b: Timing) -> Estimate:
     count = len(a.samples_us)
     if count and count == len(b.samples_us):
         # an interrupted sample alone in its batch would make all uncertain
-        batches = max(LEAST_BATCHES, min(statistics.BATCHES, count // 3))
-        return statistics.paired(a.samples_us, b.samples_us, batches)
+        batches = max(LEAST_BATCHES, min(certainty.BATCHES, count // 3))
+        return certainty.paired(a.samples_us, b.samples_us, batches)
     return Estimate(math.log(max(a.median_us, 1e-4) / max(b.median_us, 1e-4)))

@@ -167,5 +167,5 @@ SCHEDULES = (
         apply,
         version=2,
         seeds=seeds,
-    ),  # fmt: skip
+    ),
 )

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune.compare import statistics
-from lntune.compare.statistics import Drift, Estimate, paired, unpaired, verdicts
+from lntune import certainty
+from lntune.certainty import Drift, Estimate, paired, unpaired, verdicts
 
 ROUNDS = 400
 SAMPLES = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
@@ -136,7 +136,7 @@ def test_the_other_way_round_says_the_same(a: list[float], seed: int) -> None:
         assert verdicts([other]) == [turned]
 
 
-@pytest.mark.parametrize("count", range(1, statistics.SAMPLES))
+@pytest.mark.parametrize("count", range(1, certainty.SAMPLES))
 def test_few_samples_say_nothing(count: int) -> None:
     """Fewer than five samples leave the interval open, whatever the ratio."""
     few = paired([5.0] * count, [1.0] * count)
@@ -170,7 +170,7 @@ def test_holm(p: Sequence[float], adjusted: Sequence[float]) -> None:
     """p-values are multiplied by how many are left, from the smallest on, and keep their order
     (the first example is that of R's p.adjust).
     """
-    assert statistics.holm(p) == pytest.approx(adjusted)
+    assert certainty.holm(p) == pytest.approx(adjusted)
 
 
 def test_errors_add_up_as_welch_and_satterthwaite_have_it() -> None:
@@ -181,6 +181,6 @@ def test_errors_add_up_as_welch_and_satterthwaite_have_it() -> None:
     a, b = rng.normal(0, 1, 12), rng.normal(1, 3, 30)
     expected = ttest_ind(a, b, equal_var=False)
     parts = [(float(x.std(ddof=1)) / math.sqrt(len(x)), len(x) - 1.0) for x in (a, b)]
-    error, freedom = statistics.combined(parts)
+    error, freedom = certainty.combined(parts)
     assert (a.mean() - b.mean()) / error == pytest.approx(expected.statistic)
     assert freedom == pytest.approx(expected.df)

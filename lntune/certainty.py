@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
-
-from lntune.log.decision import Certainty
 
 ERROR = 0.05
 """Of a family of comparisons, the chance that any is called FASTER or SLOWER and is not."""
@@ -46,7 +44,10 @@ QUICKEST_US = 1e-4
 """What records are rounded to."""
 CORRECTION = "Holm"
 
-Verdict = Certainty
+Verdict = Literal["FASTER", "SLOWER", "SAME", "UNSURE"]
+"""Of a ratio: certainly beyond the smallest difference that matters, certainly within it, or
+neither.
+"""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
