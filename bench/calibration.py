@@ -19,7 +19,6 @@ table comes to is also written as JSON, with --output.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import math
 import sys
@@ -34,6 +33,7 @@ from scipy.signal import lfilter
 from lntune import certainty
 from lntune.case import Case
 from lntune.certainty import Estimate
+from lntune.commands.compare import LONGER
 from lntune.compare.judge import compare_records
 from lntune.compare.sides import Runs
 from lntune.device import Device
@@ -62,7 +62,7 @@ PLACED = (0.002, 0.01, 0.02)
 DEVICE = Device("cpu", "made up", "x86-64-v4", 2)
 LEAST_ROUNDS, LEAST_CASES = 9, 12
 SECONDS = 6.0
-"""A case, as `lntune compare --measure` has it."""
+"""A case at least, as `lntune compare --measure` has it."""
 BLOCK = 10
 """Rounds that are drawn together, so that neighbours stay alike."""
 SCATTER, TAIL, TAILED = 0.03, 0.6, 0.06
@@ -245,7 +245,13 @@ def record(path: Path, seconds: float, every: int = 1) -> None:
                 "copy": [given[first].clone for given in copies],
             }
             took = timing.quietest(
-                functools.partial(backend.measure, contenders, here, seconds, rounds=LEAST_ROUNDS)
+                lambda contenders=contenders: backend.measure(
+                    contenders,
+                    here,
+                    seconds,
+                    rounds=LEAST_ROUNDS,
+                    enough=timing.precise(seconds, LONGER * seconds, ["tuned", "again"]),
+                )
             )
             now = datetime.datetime.now(datetime.timezone.utc)
             measured.append(

@@ -112,6 +112,7 @@ def test_sides_are_measured_together_and_compared(tmp_path: Path, jobs: list[Fin
     (job,) = jobs
     assert job.candidates == (default("cached_rows"), default("widened_rows", lanes=8))
     assert job.with_compile and job.default == default("cached_rows")
+    assert job.sides == ("compile", "default", "eager") and job.most_seconds > job.seconds
     (entry,) = logged(tmp_path)
     assert (entry.schedule, entry.case, entry.status) == ("cached_rows", CASE, "ok")
     options = run.Options(log_dir=tmp_path)

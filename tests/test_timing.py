@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lntune import timing
+from lntune import certainty, timing
 from lntune.log.records import Timing
 
 
@@ -316,3 +316,28 @@ def test_the_best_is_not_lost_in_a_race(clock: Clock) -> None:
             1000.0,
         )
         assert len(taken.samples_us) > 5
+
+
+@pytest.mark.parametrize(
+    ("scatter", "least", "most"), [(0.001, 1.0, 1.3), (0.08, 1.2, 3.9), (0.4, 4.0, 4.1)]
+)
+def test_ratios_are_measured_until_they_are_precise(
+    clock: Clock, scatter: float, least: float, most: float
+) -> None:
+    """The more samples scatter the longer, up to a limit; a copy's scatter does not count."""
+    draw = random.Random(7)
+
+    def around(seconds: float, scatter: float) -> Callable[[], float]:
+        return lambda: seconds * draw.lognormvariate(0, scatter)
+
+    contenders = {
+        "a": clock.contender("a", around(4e-4, scatter)),
+        "b": clock.contender("b", around(4.1e-4, scatter)),
+        "copy": clock.contender("copy", around(3e-4, 0.3)),
+    }
+    begun = clock.now
+    enough = timing.precise(1.0, 4.0, ["a", "b", "not measured"])
+    timings = timing.measure(contenders, 1.0, enough=enough).timings
+    assert least <= clock.now - begun <= most
+    error = certainty.paired(timings["a"].samples_us, timings["b"].samples_us).error
+    assert (error <= 1.2 * timing.PRECISE) == (most < 4.0)

@@ -24,6 +24,8 @@ from lntune.tune.loop import start_worker
 
 COMPILING = 180.0
 """Seconds that torch.compile may take beside measuring."""
+LONGER = 4
+"""Times as long as asked for, at most, is measured until ratios are precise."""
 SHORT = 0.1
 """Seconds of measuring by which those are found that a comparison fails with."""
 DISTURBED = (
@@ -41,12 +43,12 @@ class UnfitSideError(InputError):
 
 class Plan(NamedTuple):
     """What is measured of a case: candidates, what serves where nothing is tuned (where that works
-    at all), and whether torch.compile is.
+    at all), and which of "compile", "default" and "eager" are sides.
     """
 
     candidates: tuple[Candidate, ...]
     default: Candidate | None
-    with_compile: bool
+    sides: tuple[str, ...] = ()
 
 
 def cases_of(sides: Sequence[Side], op: str, options: Options) -> list[Case]:
@@ -79,9 +81,10 @@ def measure(
     on_case: OnCase,
     on_failure: OnFailure,
 ) -> None:
-    """Measure the sides of each case against each other for about `seconds`, and log what came of
-    it. Of a schedule it is the best that was measured with the knobs given, else its default knobs
-    with these. An interrupt ends it with the cases that are done.
+    """Measure the sides of each case against each other for about `seconds`, up to LONGER times as
+    long where their ratios need it, and log what came of it. Of a schedule it is the best that was
+    measured with the knobs given, else its default knobs with these. An interrupt ends it with the
+    cases that are done.
 
     Raises:
         InputError: a side cannot be measured, or a case is none; LogError: the log cannot be
@@ -144,8 +147,8 @@ def _plan(
         if default is None:
             raise UnfitSideError("no schedule fits, and one is measured beside eager mode")
         candidates.append(default)
-    compiled = any(side.word == "compile" for side in sides)
-    return Plan(tuple(dict.fromkeys(candidates)), default, compiled)
+    words = {side.word for side in sides} & {"compile", "default", "eager"}
+    return Plan(tuple(dict.fromkeys(candidates)), default, tuple(sorted(words)))
 
 
 def candidate(side: Contender, case: Case, device: Device, known: Sequence[Record]) -> Candidate:
@@ -208,10 +211,12 @@ def _measure(
             seconds,
             retry_seconds=seconds,
             default=plan.default,
-            with_compile=plan.with_compile,
+            with_compile="compile" in plan.sides,
             beside_seconds=seconds * beside,
+            most_seconds=LONGER * seconds,
+            sides=plan.sides,
         )
-        allowed = settings.timeout + 8 * seconds + (COMPILING if plan.with_compile else 0)
+        allowed = settings.timeout + 8 * seconds + (COMPILING if job.with_compile else 0)
         return worker.run(job, allowed)
 
     outcome = attempt(plan.candidates, plan, seconds)
@@ -224,7 +229,7 @@ def _measure(
         said = [outcome.message] if outcome.message else []
         return said + ([DISTURBED] if logged.disturbance else [])
     failures = []
-    bare = Plan((), None, with_compile=False)
+    bare = Plan((), None)
     for candidate in plan.candidates:
         alone = attempt((candidate,), bare, SHORT)
         if alone.status != "ok":

@@ -109,6 +109,8 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     (see Backend.beside).
 
     `retry_seconds` may be spent besides, to measure again what other work on the machine disturbed.
+    Where the ratios of candidates, and of `sides` (of "default", "eager", "compile"), to each other
+    are not precise enough after `seconds`, it takes up to `most_seconds`.
     """
 
     case: Case
@@ -120,6 +122,8 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     default: Candidate | None = None
     with_compile: bool = False
     beside_seconds: float = 0.0
+    most_seconds: float = 0.0
+    sides: tuple[str, ...] = ()
 
 
 Job = Open | Build | Check | Try | Heat | Final

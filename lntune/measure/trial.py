@@ -261,9 +261,18 @@ def _final(job: Final) -> Outcome:
             compiled, why = calls.compiled(case, inputs, device)
             contenders |= {} if why else {"compile": compiled}
             left_out = f"torch.compile left out: {why}" if why else ""
-        measure = functools.partial(
-            backend.measure, contenders, device, job.seconds, rounds=9, seed=job.seed
-        )
+        sides = [*names, *job.sides]
+        if job.default in job.candidates:  # which is a contender by that name
+            sides = [
+                names[job.candidates.index(job.default)] if n == "default" else n for n in sides
+            ]
+
+        def measure() -> Measured:
+            enough = timing.precise(job.seconds, job.most_seconds, sides)
+            return backend.measure(
+                contenders, device, job.seconds, rounds=9, seed=job.seed, enough=enough
+            )
+
         # it decides what serves calls
         measured = timing.quietest(measure, seconds=job.seconds + job.retry_seconds)
     beside = _beside(job, kernels, measured.timings)

@@ -75,8 +75,11 @@ def seeds(case: Case, device: Device) -> list[Step]:
     one accumulator.
     """
     first = default(case, device)
-    changes = ({"together": 4, "store": 4}, {"together": 4}, {"lanes": 1})
-    return [replace(first, **change) for change in changes]
+    return [
+        replace(first, together=4, store=4),
+        replace(first, together=4),
+        replace(first, lanes=1),
+    ]
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
