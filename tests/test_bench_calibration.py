@@ -80,7 +80,7 @@ def test_a_difference_where_there_should_be_none_shows(script: ModuleType) -> No
     """Recorded sides that are not the same kernel count as wrong verdicts: the figures do not come
     from the script's own expectations.
     """
-    found = script.statistics.verdicts(script.paired_in(run(1, faster=0.1)))
+    found = script.certainty.verdicts(script.paired_in(run(1, faster=0.1)))
     outcome = script.Outcome("recorded", "paired", 200, [list(found)], [])
     assert outcome.facts["wrong"] == outcome.facts["families_wrong"] == 1
 

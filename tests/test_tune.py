@@ -47,7 +47,7 @@ from lntune.log import records
 from lntune.log.records import Record, Rival, Timing
 from lntune.measure.jobs import Candidate, Final, Open, Outcome, Try
 from lntune.system import toolchain
-from lntune.tune import Progress, Settings, loop, run, times
+from lntune.tune import Progress, Settings, loop, run, settling, times
 from lntune.versions import Code
 
 __all__ = ["fake"]
@@ -379,6 +379,7 @@ class Clock:
         """The run goes by this clock."""
         patch.setattr(loop, "time", self)
         patch.setattr(run, "time", self)
+        patch.setattr(settling, "time", self)
         patch.setattr(run, "Budget", functools.partial(search.Budget, clock=self.monotonic))
 
 
