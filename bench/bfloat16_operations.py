@@ -8,10 +8,13 @@ measurement, for machines that are not here. One row at a time, 512 rows, else t
 backward kernels the loop for groups whose rows are all there. llvm-mca is of Debian's package
 llvm-19; LLVM 16 is the first that knows Zen 4. What kernels take is measured by
 
-    lntune compare cached_rows:pairs=false,sample=false cached_rows:pairs --measure SIZES
-    lntune compare blocked_rows:pairs=false blocked_rows:pairs --measure SIZES
+    lntune tune layer_norm SIZES --knob pairs=false --log-dir LOG --budget 2m
+    lntune tune layer_norm SIZES --knob pairs --log-dir LOG --budget 2m
+    lntune compare cached_rows:pairs=false cached_rows:pairs --measure --op layer_norm SIZES
+                   --log-dir LOG
 
-with SIZES `--dtype bfloat16 --hidden 256,768,1024,4096 --rows 32,512,4096`.
+with SIZES `--dtype bfloat16 --hidden 256,768,1024,4096 --rows 32,512,4096`, which compares the best
+of both; the same of layer_norm_backward and blocked_rows.
 """
 
 from __future__ import annotations

@@ -67,6 +67,15 @@ def tune(
         ),
     ] = "",
     schedule: Annotated[str, typer.Option(help="Only these schedules, separated by commas.")] = "",
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knob",
+            metavar="NAME=VALUE",
+            help="Only candidates with this value of a knob, of schedules that have it; may be"
+            " given several times. A switch's name alone means on.",
+        ),
+    ] = None,
     seed: SEED = 0,
     timeout: Annotated[
         str,
@@ -137,6 +146,7 @@ def tune(
     settings = Settings(
         search=search,
         schedules=tuple(names(schedule)),
+        knobs=tuple(knob or ()),
         seconds=seconds("--budget", budget),
         trials=trials,
         seed=seed,

@@ -26,6 +26,24 @@ def to_tune(case: Case, device: Device, only: Sequence[str] = ()) -> list[Schedu
     return list(schedules.listing(case.op, device.kind).values())
 
 
+def fixed(schedule: Schedule, words: Sequence[str]) -> dict[str, Any]:
+    """The values of a schedule's knobs that words fix, `name=value` or a switch that is to be on;
+    knobs that it does not have are left out.
+
+    Raises:
+        InputError: a value that a knob may not take, or a knob that is fixed twice.
+    """
+    known = knobs.values_of(schedule.knobs)
+    given = [word for word in words if (name := knob_of(word)) in known or not name]
+    setting = knobs.to_dict(knobs.changed(schedule.knobs(), given))
+    return {knob_of(word): setting[knob_of(word)] for word in given}
+
+
+def knob_of(word: str) -> str:
+    """The name in `name=value`."""
+    return word.partition("=")[0].strip()
+
+
 def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any]]:
     """(default knobs, all valid knobs) of a schedule.
 
@@ -37,14 +55,17 @@ def space(schedule: Schedule, case: Case, device: Device) -> tuple[Any, list[Any
 
 class Candidates:
     """The candidates of a case: `defaults`, one of each schedule whose default knobs are valid,
-    `seeds`, which their schedules want tried next, and `rest`. Those that
-    are `proposing` their knobs have no more than their default ones here.
+    `seeds`, which their schedules want tried next, and `rest`. Those that are `proposing` their
+    knobs have no more than their default ones here. `fixing`: knobs with their values, as words;
+    no candidate has others.
 
     On a GPU, where the next ones are built ahead, the rest is ordered by steps away from the
     default knobs, which are a good guess already; elsewhere as the values of the knobs are written.
     """
 
-    def __init__(self, case: Case, device: Device, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, case: Case, device: Device, only: Sequence[str] = (), fixing: Sequence[str] = ()
+    ) -> None:
         self.defaults: list[Candidate] = []
         self.seeds: list[Candidate] = []
         self.rest: list[Candidate] = []
@@ -65,11 +86,14 @@ class Candidates:
                 self.proposing.append(schedule)
             elif settings:
                 self._listing += 1
+            held = fixed(schedule, fixing)
             for setting in settings:
+                if any(getattr(setting, name) != value for name, value in held.items()):
+                    continue
                 candidate = Candidate.of(schedule.name, setting)
                 distances[candidate] = steps(default, setting)
                 (self.rest if distances[candidate] else self.defaults).append(candidate)
-            listed = set(self.rest)
+            listed = {*self.defaults, *self.rest} if held else set(self.rest)
             named = dict.fromkeys(Candidate.of(schedule.name, setting) for setting in wanted)
             self.seeds += [candidate for candidate in named if candidate in listed]
         if backends.of(device).builds_ahead:

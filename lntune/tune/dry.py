@@ -128,7 +128,7 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
                     end = now + (settings.seconds - (now - start)) / (len(cases) - index)
                 observer(case, index, len(cases), 0)
                 on_built = functools.partial(observer, case, index, len(cases))
-                candidates = Candidates(case, device, settings.schedules)
+                candidates = Candidates(case, device, settings.schedules, settings.knobs)
                 first = list(candidates)[: settings.trials or TRIALS]
                 outcomes[case] = _built(ahead, case, first, end, on_built)
                 scores = {c: ahead.score(case, c) for c in outcomes[case]}

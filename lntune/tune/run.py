@@ -72,7 +72,9 @@ class Run:
         """
         if case not in self._candidates:
             self._candidates = dict([*self._candidates.items()][-1:])
-            self._candidates[case] = Candidates(case, self.device, self.settings.schedules)
+            self._candidates[case] = Candidates(
+                case, self.device, self.settings.schedules, self.settings.knobs
+            )
         return self._candidates[case]
 
     def begin(self, case: Case, following: Case | None) -> None:

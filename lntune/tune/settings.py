@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lntune import backends, ops, schedule, search
+from lntune import backends, knobs, ops, schedule, search
 from lntune import device as device_module
 from lntune.backends import inputs
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import InputError, LogError, ScheduleError, ToolchainError, got_expected
+from lntune.errors import (
+    InputError,
+    LogError,
+    ScheduleError,
+    ToolchainError,
+    got_expected,
+    unknown,
+)
 from lntune.schedule import ScheduleWarning
 from lntune.system import callers, paths, toolchain
 from lntune.tune import candidates
@@ -25,12 +32,16 @@ class Settings:
     """What a user may choose. `seconds` and `trials` bound the whole run and each case's search;
     None is no bound. `again`: what earlier runs have tried is tried again.
 
+    `knobs` are those that are not searched, `name=value` or a switch that is to be on; schedules
+    that do not have them are tuned as ever.
+
     `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry
     run. `search` is a name in search.SEARCHES, the empty string for what suits the device.
     """
 
     search: str = ""
     schedules: tuple[str, ...] = ()
+    knobs: tuple[str, ...] = ()
     seconds: float | None = 60.0
     trials: int | None = None
     seed: int = 0
@@ -81,6 +92,7 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         for name in settings.schedules:
             if schedule.get(name, case.op, device.kind).kind != device.kind:
                 raise ScheduleError(f"schedule {name!r} is not for this device, a {device.kind}.")
+        _check_knobs(settings, case)
         for one in candidates.to_tune(case, device, settings.schedules):
             if one.shipped or one.name in broken:
                 continue
@@ -108,3 +120,18 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
             f"cannot write tuning logs to {folder}: {e.strerror or e}. Choose a writable folder"
             " with --log-dir or LNTUNE_LOG_DIR."
         ) from e
+
+
+def _check_knobs(settings: Settings, case: Case) -> None:
+    """Complain about a knob that no schedule of a case has, or a value that it may not take.
+
+    Raises:
+        InputError, UnknownNameError.
+    """
+    chosen = candidates.to_tune(case, settings.target, settings.schedules)
+    known = {name for one in chosen for name in knobs.values_of(one.knobs)}
+    for word in settings.knobs:
+        if (name := candidates.knob_of(word)) and name not in known:
+            raise unknown("knob", name, sorted(known))
+    for one in chosen:
+        candidates.fixed(one, settings.knobs)
