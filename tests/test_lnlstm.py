@@ -288,7 +288,7 @@ def test_the_reference_is_autograd(style: str) -> None:
             scale = max(
                 float(grad.abs().max()), float(exact["rstd_c"].max()) if n != "weight_x" else 1.0
             )
-            assert float((grads[f"d{n}"] - grad).abs().max()) <= 1e-9 * max(scale, 1.0), (name, n)
+            assert float((grads[f"d{n}"] - grad).abs().max()) <= 4e-9 * max(scale, 1.0), (name, n)
 
 
 def test_a_subset_of_gradients() -> None:

@@ -104,7 +104,7 @@ def special(case: Case, place: str) -> Iterator[Problem]:
             problem = msgspec.structs.replace(problem, of_any_kind=given_statistics)
             if style.startswith("tiny"):
                 return problem
-            problem = problems.allowing(problem, case)
+            problem = problem.allowing(problems.usual(case))
             if not style.startswith("large"):
                 return problem
             allowed = {name: CUT * t for name, t in problem.tolerance.items()}

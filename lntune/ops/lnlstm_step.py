@@ -19,11 +19,13 @@ given as well; the rest of what the backward needs is cheaper to compute again t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lntune.case import DTYPES, Case
+from lntune.ops import layer_norm
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
@@ -265,7 +267,9 @@ def _bound(case: Case, given: Tensors) -> Callable[[], tuple[torch.Tensor, torch
 def reference(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
     """h, c_new and the statistics in float64."""
     wide = {name: value.double() if name != "eps" else value for name, value in given.items()}
-    return dict(zip(("h", "c_new"), _bound(case, wide)(), strict=True)) | _statistics(case, wide)
+    return dict(zip(("h", "c_new"), _bound(case, wide)(), strict=True)) | _statistics(
+        case, wide, layer_norm.reference
+    )
 
 
 def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
@@ -276,15 +280,17 @@ def eager(case: Case, given: Tensors) -> dict[str, torch.Tensor]:
         name: value.float() if isinstance(value, torch.Tensor) else value
         for name, value in given.items()
     }
-    return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True)) | _statistics(case, wide)
+    return dict(zip(("h", "c_new"), _bound(case, given)(), strict=True)) | _statistics(
+        case, wide, layer_norm.eager
+    )
 
 
-def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Mean and rstd (rows,) of what is normalized, in the dtype of `given`, where the variant wants
-    them.
+def _statistics(
+    case: Case, given: dict[str, Any], normalized: Callable[[Case, Tensors], Tensors]
+) -> dict[str, torch.Tensor]:
+    """Mean and rstd (rows,) of what is normalized, in the dtype of `given` and by layer norm's own
+    `reference` or `eager`, where the variant wants them.
     """
-    import torch
-
     tokens = tokens_of(case)
     if "stats" not in tokens:
         return {}
@@ -292,10 +298,9 @@ def _statistics(case: Case, given: dict[str, Any]) -> dict[str, torch.Tensor]:
     moments: dict[str, torch.Tensor] = {}
     for of, values in (("x", given["gates_x"]), ("h", given["gates_h"]), ("c", cell)):
         if of != "x" or "raw" in tokens:
-            _, mean, rstd = torch.native_layer_norm(
-                values, [values.shape[-1]], None, None, given["eps"]
-            )
-            moments |= {f"mean_{of}": mean.flatten(), f"rstd_{of}": rstd.flatten()}
+            row = msgspec.structs.replace(case, hidden=values.shape[-1])
+            made = normalized(row, {"x": values, "eps": given["eps"]})
+            moments |= {f"mean_{of}": made["mean"], f"rstd_{of}": made["rstd"]}
     return moments
 
 
@@ -365,6 +370,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    saturates=True,
     linear={"weight_c": ("bias_c",), "bias_c": ("weight_c",)},
     grid=GRID,
     binding="lntune.torch.lnlstm",

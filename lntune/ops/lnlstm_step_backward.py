@@ -577,6 +577,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
+    saturates=True,
     linear={"dh": ("dc_new",), "dc_new": ("dh",)},
     grid=GRID,
     binding="lntune.torch.lnlstm_backward",

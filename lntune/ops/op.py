@@ -139,6 +139,10 @@ class Op:
     """Inputs that outputs shrink with, as a gradient's do, and the inputs that have to be 0 for it:
     they are checked with denormal numbers.
     """
+    saturates: bool = False
+    """It has activations that large numbers saturate, which leaves next to nothing of a difference:
+    how near eager mode comes to it is a matter of luck.
+    """
     version: int = 1
     """Raised when the code that kernels have from `define` changes."""
     gpu_baseline: Callable[[Case, Tensors], Callable[[], Any]] | None = None
