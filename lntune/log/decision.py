@@ -29,6 +29,8 @@ class Decision(msgspec.Struct, frozen=True):
     those that are tied with the fastest the one that stays fast with a cold cache ("cold"), or of
     these the simplest ("simplicity"). `runner_up` is the place among the record's rivals of the
     fastest of them, `tied` are the places of those that are tied with the fastest finalist.
+    `over_eager` and `over_default` are over these, `training` is what a step of training made by
+    kernels is over one of eager mode's.
     """
 
     verdict: Literal["better", "tied", "likely", "alone"]
@@ -38,3 +40,4 @@ class Decision(msgspec.Struct, frozen=True):
     tied: tuple[int, ...] = ()
     over_eager: Advantage | None = None
     over_default: Advantage | None = None
+    training: Advantage | None = None

@@ -124,8 +124,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     A final's `timings` are of a warm cache on CPUs, and `cold` has the same contenders with inputs
     and outputs that no cache holds; on GPUs they are of a cold one, and `warm` has the others. A
     timing there without samples is that of `timings`: the case is beyond the cache. `decision` says
-    how certain the winner is. `noticed` is what the system told of the time of the measurement: of
-    stolen time, quotas, heat and clocks, in words.
+    how certain the winner is. `training`, of a backward's final, has "tuned" and "eager" of a step
+    of training, forward and backward as autograd runs them; the kernel of its forward is `forward`.
+    `noticed` is what the system told of the time of the measurement: of stolen time, quotas, heat
+    and clocks, in words.
     """
 
     schema: int = SCHEMA
@@ -148,6 +150,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     instructions: float | None = None
     cold: dict[str, Timing] = {}
     warm: dict[str, Timing] = {}
+    training: dict[str, Timing] = {}
+    forward: Setting | None = None
     decision: Decision | None = None
     noticed: tuple[str, ...] = ()
     versions: dict[str, str] = {}

@@ -2,7 +2,8 @@
 
 exact record -> the same hidden size in another row bucket -> the nearest tuned hidden size -> the
 schedule's default knobs -> eager mode. Records of another device never serve. A record in which
-eager or the default knobs won sends the call to these: dispatch is honest.
+eager or the default knobs won sends the call to these: dispatch is honest. In training both passes
+are decided together, on what a step takes that autograd runs, where that was measured.
 
 Of several finals of one case that one serves which comes first in this order (`choose_final`):
 knobs that can be used today before those that cannot; measured in quiet, or not known otherwise,
@@ -21,6 +22,7 @@ from lntune import knobs as knobs_module
 from lntune.case import Case, bucket_label
 from lntune.device import Device
 from lntune.errors import ScheduleError
+from lntune.log import slower
 from lntune.log.records import Key, Record, Setting, measured
 from lntune.schedule import Schedule
 
@@ -31,10 +33,6 @@ faster.
 """
 NEAR_OCTAVES = 1.0
 """How far a hidden size may be from the one a record was measured at: a factor of two."""
-MARGIN = 1.02
-"""Eager mode, and the default knobs where others were tuned, take over when they measured faster by
-more than this, or by less and with certainty (see records.Decision); ties go to the tuned kernel.
-"""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -43,7 +41,7 @@ class Choice(msgspec.Struct, frozen=True):
     `steps` tells how it came to it, one sentence each; `record` is the measurement it rests on,
     `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
     when they were asked, what they did, and `wrong` of which schedules a kernel that would have
-    come first was found wrong.
+    come first was found wrong. `beaten` is the kernel that eager mode was faster than.
     """
 
     tier: Tier
@@ -54,6 +52,7 @@ class Choice(msgspec.Struct, frozen=True):
     stale: bool = False
     faults: dict[str, str] = {}
     wrong: tuple[str, ...] = ()
+    beaten: Setting | None = None
 
     @property
     def measured(self) -> bool:
@@ -297,35 +296,28 @@ def _from_group(
     doubts = "; the schedule's code has changed since, measure again" if old else ""
     doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
     served, tuned, eager = Setting(best.schedule, best.knobs), best.median(), best.median("eager")
-    slower = _slower(best, "eager")
+    behind, of = slower.than(best, "eager"), ""
     if (
-        _slower(best, "default")
+        slower.than(best, "default")
         and best.default
         and not _unusable(best.default, case, device, schedules, faults)
     ):
         steps.append(f"{_label(best)}: the default knobs were faster than {best.schedule}")
         served, tuned = best.default, best.median("default")
-        slower = bool(tuned and eager and tuned > eager * MARGIN)
-    if tuned and eager and slower:
+        behind = slower.behind(tuned, eager)
+    if slower.trained(best):
+        tuned, eager = (best.training[name].median_us for name in ("tuned", "eager"))
+        behind, of = slower.in_training(best), " in a step of training"
+    if tuned and eager and behind:
         steps.append(
-            f"{_label(best)}: eager was faster, {eager:.2f} us against {tuned:.2f} us{doubts}"
+            f"{_label(best)}: eager was faster{of}, {eager:.2f} us against {tuned:.2f} us{doubts}"
         )
-        return Choice("eager", record=best, stale=old), steps
-    speed = f", {tuned:.2f} us against eager's {eager:.2f} us" if tuned and eager else ""
+        return Choice("eager", record=best, stale=old, beaten=served), steps
+    speed = f", {tuned:.2f} us against eager's {eager:.2f} us{of}" if tuned and eager else ""
     steps.append(
         f"{_label(best)}: {served.schedule} {knobs_module.describe(served.knobs)}{speed}{doubts}"
     )
     return Choice(tier, served.schedule, dict(served.knobs), best, stale=old), steps
-
-
-def _slower(record: Record, contender: Literal["eager", "default"]) -> bool:
-    """Whether the best finalist was slower than a contender: by more than MARGIN or certainly."""
-    tuned, other = record.median(), record.median(contender)
-    if tuned and other and tuned > other * MARGIN:
-        return True
-    decision = record.decision
-    over = decision and (decision.over_eager if contender == "eager" else decision.over_default)
-    return over is not None and over.verdict == "SLOWER"
 
 
 def _judged(

@@ -13,7 +13,7 @@ from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels.candidate_facts import Facts
-from lntune.log.records import Record, Rival, Status, Timing
+from lntune.log.records import Record, Rival, Setting, Status, Timing
 from lntune.schedule import Schedule
 
 
@@ -37,6 +37,11 @@ class Candidate(msgspec.Struct, frozen=True):
     def of_rival(cls, rival: Rival) -> Candidate:
         """The candidate that a finalist was."""
         return cls(rival.schedule, tuple(rival.knobs.items()))
+
+    @property
+    def as_setting(self) -> Setting:
+        """The same as a record has it."""
+        return Setting(self.schedule, self.knobs)
 
     @property
     def knobs(self) -> dict[str, knobs.Value]:
@@ -126,7 +131,22 @@ class Final(msgspec.Struct, frozen=True, tag="final"):
     sides: tuple[str, ...] = ()
 
 
-Job = Open | Build | Check | Try | Heat | Final
+class Training(msgspec.Struct, frozen=True, tag="training"):
+    """Time a step of training, a forward and a backward as autograd runs them for a user, against
+    eager mode's for about `seconds`: `case` and `candidate` are its backward, `forward` makes the
+    forward. What other work disturbs is measured again as long as `retry_seconds` allow it.
+    """
+
+    case: Case
+    device: Device
+    candidate: Candidate
+    forward: Candidate
+    seconds: float
+    retry_seconds: float = 0.0
+    seed: int = 0
+
+
+Job = Open | Build | Check | Try | Heat | Final | Training
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -136,8 +156,8 @@ class Outcome(msgspec.Struct, frozen=True):
     candidates is `winner`; in a final also "eager", "copy", and "default" where that is given and
     works, and "compile" where it was wanted and works (`message` says why not); `rivals` are the
     finalists that did not win. `errors` and `versus_eager` are those of the same kernel, see
-    records.Record, as are `cold`, `warm` and `noticed`. `order` are the places of a heat's
-    candidates, the best first.
+    records.Record, as are `cold`, `warm`, `training`, `forward` and `noticed`. `order` are the
+    places of a heat's candidates, the best first.
 
     `facts` are what a job that only builds or checks found out about a GPU's kernel, and `seconds`
     what building took it; `clocks` a GPU's in MHz; `blameless` says that the machine kept it from
@@ -163,6 +183,8 @@ class Outcome(msgspec.Struct, frozen=True):
     warm: dict[str, Timing] = {}
     noticed: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
+    training: dict[str, Timing] = {}
+    forward: Setting | None = None
 
 
 def record_fields(source: Outcome | Record) -> dict[str, Any]:
@@ -172,5 +194,6 @@ def record_fields(source: Outcome | Record) -> dict[str, Any]:
         for name in (
             *("status", "message", "timings", "errors", "versus_eager"),
             *("busy", "rivals", "clocks", "instructions", "cold", "warm", "noticed"),
+            *("training", "forward"),
         )
     }

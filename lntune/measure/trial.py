@@ -20,8 +20,19 @@ from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
 from lntune.log import disturbance
 from lntune.log.records import Rival, Timing
-from lntune.measure import calls
-from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Outcome, Try
+from lntune.measure import calls, training
+from lntune.measure.jobs import (
+    Build,
+    Candidate,
+    Check,
+    Final,
+    Heat,
+    Job,
+    Open,
+    Outcome,
+    Training,
+    Try,
+)
 from lntune.measure.kept import Kept
 from lntune.timing import Measured
 
@@ -60,6 +71,8 @@ def run(job: Job) -> Outcome:
                 outcome = _heat(job)
             case Final():
                 outcome = _final(job)
+            case Training():
+                outcome = _training(job)
     except Exception as e:
         outcome = Outcome("run", _brief(e))
     return (
@@ -333,6 +346,29 @@ def _beside(
     contenders = _contenders(case, device, kernels, inputs)
     with torch.inference_mode():
         return backend.measure_beside(contenders, case, device, job.beside_seconds, job.seed)
+
+
+def _training(job: Training) -> Outcome:
+    """A step of training by two kernels and one of eager mode, interleaved."""
+    backend, device = backends.of(job.device), job.device
+    kernels: dict[Case, Kernel] = {}
+    for case, candidate in zip(
+        training.passes(job.case), (job.forward, job.candidate), strict=True
+    ):
+        kernel = _kernel(case, device, candidate)
+        if isinstance(kernel, Outcome):
+            return kernel
+        kernels[case] = kernel
+    with training.steps(job.case, device, kernels, job.seed) as contenders:
+        measure = functools.partial(backend.measure, contenders, device, job.seconds, seed=job.seed)
+        measured = timing.quietest(measure, seconds=job.seconds + job.retry_seconds)
+    return Outcome(
+        "ok",
+        busy=measured.busy,
+        noticed=measured.noticed,
+        training=dict(measured.timings),
+        forward=job.forward.as_setting,
+    )
 
 
 def _rival(

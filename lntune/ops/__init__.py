@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 
+from lntune.case import Case
 from lntune.errors import unknown
-from lntune.ops.op import Arg, Op
+from lntune.ops.op import STATISTICS, Arg, Op
 
 _FILES = (
     "layer_norm",
@@ -37,4 +38,29 @@ def get(name: str) -> Op:
     return OPS[name]
 
 
-__all__ = ["DEFAULT", "OPS", "PAPER_HIDDEN", "Arg", "Op", "get"]
+def forward_of(name: str) -> Op | None:
+    """The operator whose gradients the operator `name` is; None where it is none's."""
+    return next((op for op in OPS.values() if op.backward == name), None)
+
+
+def backward_of(case: Case) -> Case | None:
+    """The case whose finals time a step of training, for a case that is its forward; None for
+    others, such as the forward of inference.
+    """
+    op = get(case.op)
+    if not op.backward or STATISTICS not in case.variant.split("+"):
+        return None
+    return Case(op.backward, case.hidden, case.dtype, case.rows)
+
+
+__all__ = [
+    "DEFAULT",
+    "OPS",
+    "PAPER_HIDDEN",
+    "STATISTICS",
+    "Arg",
+    "Op",
+    "backward_of",
+    "forward_of",
+    "get",
+]

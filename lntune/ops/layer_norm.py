@@ -328,6 +328,7 @@ OP = Op(
     linear={"weight": ("bias",), "bias": ("weight",)},
     grid=GRID,
     binding="lntune.torch.layer_norm",
+    backward="layer_norm_backward",
     more_cases={"gpu": GPU_CASES},
     priority=PRIORITY,
     telling=TELLING,

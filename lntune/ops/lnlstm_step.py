@@ -374,6 +374,7 @@ OP = Op(
     linear={"weight_c": ("bias_c",), "bias_c": ("weight_c",)},
     grid=GRID,
     binding="lntune.torch.lnlstm",
+    backward="lnlstm_step_backward",
     more_cases={"gpu": GPU_CASES},
     priority=PRIORITY,
     telling=TELLING,

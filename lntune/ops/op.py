@@ -72,6 +72,8 @@ class Tolerance(msgspec.Struct, frozen=True):
     least: float = 0.0
 
 
+STATISTICS = "stats"
+"""What the variants of a forward list that keep what its backward needs."""
 LAST = 3
 """The step of what nobody has given one: see Priority."""
 
@@ -163,6 +165,10 @@ class Op:
     """Cases that `lntune bringup` benchmarks, in rounds: the first round of every operator comes
     before the second of any.
     """
+    backward: str = ""
+    """The operator of its gradients, whose finals also time a step of training (see `training`);
+    empty where there is none.
+    """
     peers: Mapping[str, str] = field(default_factory=dict)
     """Others' kernels for GPUs that the default variant is benchmarked against: the contender's
     name -> a module with a function `bound_call`, as `binding` has it. Importing or calling it
@@ -176,6 +182,11 @@ class Op:
         if variant not in self.variants:
             raise unknown(f"{self.name} variant", variant, self.variants)
         return variant
+
+    @property
+    def training(self) -> str:
+        """The variant that a step of training calls whose inputs are those of the default one."""
+        return f"{self.variants[0]}+{STATISTICS}"
 
     def called(self, variant: str) -> tuple[str, ...]:
         """The variants that PyTorch's calls take: `variant` alone, or for the empty string the

@@ -37,7 +37,8 @@ class Row(msgspec.Struct, frozen=True):
     `bytes` and `flops` are the least that the case takes, `copy_gbps` is the bandwidth of a copy of
     its first tensor, `of_roof` the share of what memory lets through: of `roof`, a copy in the same
     rounds or, where a record has none, the best of the log. `over_compile` = torch.compile / tuned,
-    where a benchmark of the same kernel is in the log.
+    where a benchmark of the same kernel is in the log. `training_over_eager` = eager's step of
+    training / one by kernels, of a backward.
 
     None stands for what was not measured, and for all that would be reckoned from times that were
     disturbed: `disturbed` says by what. `stale`: the schedule has changed since.
@@ -79,6 +80,7 @@ class Row(msgspec.Struct, frozen=True):
     over_runner_up: float | None = None
     over_runner_up_low: float | None = None
     over_runner_up_high: float | None = None
+    training_over_eager: float | None = None
 
     @property
     def case(self) -> Case:
@@ -152,6 +154,9 @@ def row_of(record: Record, stale: bool = False) -> Row:
         over_runner_up=over_runner_up.ratio if over_runner_up else None,
         over_runner_up_low=over_runner_up.low if over_runner_up else None,
         over_runner_up_high=over_runner_up.high if over_runner_up else None,
+        training_over_eager=None
+        if disturbed
+        else pairwise(record.training.get("eager"), record.training.get("tuned")),
     )
 
 

@@ -108,6 +108,11 @@ def cases_table(
         ),
         (eager, Column("over eager"), lambda r: ratio_text(r.speedup)),
         (
+            any(r.training_over_eager for r in rows),
+            Column("in training", 2),
+            lambda r: ratio_text(r.training_over_eager),
+        ),
+        (
             any(r.speedup for r in rows),
             Column(longest, 3, right=False, drawn=True),
             lambda r: bar(r.speedup, most[r.op], BAR),

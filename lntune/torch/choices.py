@@ -13,11 +13,12 @@ import msgspec
 
 from lntune import device as device_module
 from lntune import knobs as knobs_module
+from lntune import ops
 from lntune import schedule as schedule_module
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, LogError
-from lntune.log import records
+from lntune.log import records, slower
 from lntune.log.records import LogWarning, Record
 from lntune.log.select import Choice, select
 from lntune.schedule import Schedule, ScheduleWarning
@@ -59,9 +60,13 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
         if name not in failed
     }
     refused: list[tuple[str, dict[str, Any], str]] = []
+    partner = ops.backward_of(case)
+    backward = None if partner is None else choose(partner, device)
     while True:
         offered = {name: _refusing(s, refused) for name, s in usable.items()}
         choice = select(case, device, _records[device, case.op], offered)
+        if backward is not None:
+            choice = slower.both_passes(case, choice, backward)
         one = _known_wrong(case, choice, device)
         if one is None:
             break

@@ -10,6 +10,7 @@ from lntune import knobs as knobs_module
 from lntune import ops
 from lntune.backends import DEFAULT, device_of
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
+from lntune.device import Device
 from lntune.log.select import Choice, Tier
 from lntune.torch import dispatch, first_check
 from lntune.torch.support import NO_ROWS, size_support
@@ -30,7 +31,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     `schedule` and `knobs` are the kernel's (empty for eager mode), `steps` what was looked at, in
     order; `tuned_us` and `eager_us` are the medians, in microseconds, of the record that it rests
-    on, `stale` and `disturbed` say what speaks against that record.
+    on, `stale` and `disturbed` say what speaks against that record. `training` says what serves
+    calls of which gradients are asked, and why, where that is something else.
     """
 
     case: dict[str, Any]
@@ -43,6 +45,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     eager_us: float | None = None
     stale: bool = False
     disturbed: bool = False
+    training: str = ""
 
     @property
     def title(self) -> str:
@@ -66,6 +69,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             (f"{self.title}: ", f"served by {SERVED_BY[self.tier]}"),
             *kernel,
             *(("  - ", step) for step in self.steps),
+            *([("  in training: ", self.training)] if self.training else []),
         ]
 
     def __str__(self) -> str:
@@ -132,7 +136,22 @@ def explain(
         eager_us=record.median("eager") if record else None,
         stale=choice.stale,
         disturbed=bool(record and record.disturbance),
+        training=_in_training(case, choice, device),
     )
+
+
+def _in_training(case: Case, alone: Choice, device: Device) -> str:
+    """What serves calls of a case of which gradients are asked; empty where that is what serves the
+    others.
+    """
+    op = ops.get(case.op)
+    if not op.backward:
+        return ""
+    choice = dispatch.choose(msgspec.structs.replace(case, variant=op.training), device)
+    if (choice.schedule, choice.knobs) == (alone.schedule, alone.knobs):
+        return ""
+    kernel = f", {choice.schedule} {knobs_module.describe(choice.knobs)}" if choice.schedule else ""
+    return f"served by {SERVED_BY[choice.tier]}{kernel}; {choice.steps[-1]}"
 
 
 def _served_us(choice: Choice) -> float | None:

@@ -368,6 +368,15 @@ def _op_backward(ctx: Any, dy: Tensor, _dmean: Any, _drstd: Any) -> tuple[Any, .
 layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)
 
 
+def prepare_training() -> None:
+    """Compile the node of autograd's graph, see `lntune.torch.prepare_training`.
+
+    Raises:
+        BuildError: it cannot be compiled.
+    """
+    layer_norm_node.ensure_library()
+
+
 def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """layer_norm bound to the operator's named inputs, see `Op.binding`."""
     x, weight, bias, eps = inputs["x"], inputs.get("weight"), inputs.get("bias"), inputs["eps"]

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
-from lntune.torch import devices, graphs, lnlstm_loops
+from lntune.ops.lnlstm_step import NAME
+from lntune.torch import devices, dispatch, graphs, lnlstm_loops
 from lntune.torch.constants import constant
 from lntune.torch.lnlstm_arguments import SavedSteps, SequenceOptions, SequenceTensors
-from lntune.torch.lnlstm_backward import recorded_backward
+from lntune.torch.lnlstm_backward import case_of, recorded_backward
 from lntune.torch.lnlstm_steps import WHOLE_BATCH, by_steps, scripted_by_steps, step_sizes
 from lntune.torch.support import (
     DTYPE_NAMES,
@@ -97,6 +98,8 @@ def lnlstm_sequence(
             log_unsupported("LayerNormLSTM", support)
         return by_steps(*tensors, sizes, *options)
     keep = needs_gradients(*tensors)
+    if not torch.compiler.is_compiling() and _eager_is_faster(tensors, options, keep):
+        return by_steps(*tensors, sizes, *options)
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(*tensors, sizes or WHOLE_BATCH, eps, carried, reverse, keep)
     return out, h_n, c_n
@@ -125,6 +128,20 @@ def _support(tensors: SequenceTensors, options: SequenceOptions) -> Support:
     if _tracing():
         return _PROGRAM
     return kernel_support(all_tensors, hidden, watched=is_checkpointed(*all_tensors))
+
+
+def _eager_is_faster(tensors: SequenceTensors, options: SequenceOptions, keep: bool) -> bool:
+    """Whether a step of the whole batch was measured to be faster in eager mode, forward alone or,
+    with `keep`, in training. Then the sequence is eager mode's throughout: its backward takes what
+    its forward kept.
+    """
+    device = devices.of(tensors.h_0.device)
+    if device is None or not tensors.h_0.numel() or graph_recording(*present(*tensors)):
+        return False
+    step = tensors.step(tensors.gates_x)
+    case = case_of(NAME, step, tensors.h_0.shape[0], options.normalized_cell, keep)
+    choice = dispatch.choose(case, device)
+    return choice.tier == "eager" and choice.record is not None
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

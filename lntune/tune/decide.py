@@ -191,6 +191,17 @@ def _decision(outcome: Outcome, by: str, tied: tuple[int, ...]) -> Decision:
     )
 
 
+def with_training(outcome: Outcome, decision: Decision, steps: Outcome) -> tuple[Outcome, Decision]:
+    """The same with what came of timing steps of training by the winner, and how certain it is that
+    they are faster than eager mode's.
+    """
+    over = advantage(steps.training["eager"], steps.training["tuned"])
+    return (
+        msgspec.structs.replace(outcome, training=steps.training, forward=steps.forward),
+        msgspec.structs.replace(decision, training=over),
+    )
+
+
 def advantage(other: Timing, winner: Timing) -> Advantage:
     """How many times as fast a winner is as another contender of the same rounds."""
     estimate = _paired(other, winner)

@@ -14,7 +14,7 @@ from lntune.case import Case
 from lntune.errors import LogError
 from lntune.log import records, select
 from lntune.log.decision import Decision
-from lntune.log.records import Record, Role, Setting
+from lntune.log.records import Record, Role
 from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.system import paths, toolchain
 from lntune.tune.earlier import Earlier, candidate_of
@@ -61,7 +61,7 @@ class Journal:
             schedule=candidate.schedule,
             code=schedule.get(candidate.schedule).code,
             knobs=candidate.knobs,
-            default=None if default is None else Setting(default.schedule, default.knobs),
+            default=None if default is None else default.as_setting,
             decision=decision,
             versions=toolchain.versions(),
             run=self._run,
@@ -93,6 +93,17 @@ class Journal:
         """
         record = self.finals(case.op).get(records.Key.of(case))
         return None if record is None else candidate_of(record)
+
+    def kernel(self, case: Case) -> Candidate | None:
+        """The kernel that calls of a case have, or would have if eager mode were not faster; None
+        where no schedule fits.
+        """
+        finals = records.read(self._folders, case.op, self.device, role="final")
+        schedules = schedule.for_op(case.op, self.device.kind)
+        choice = select.select(case, self.device, finals, schedules)
+        if choice.beaten is not None:
+            return Candidate(choice.beaten.schedule, tuple(choice.beaten.knobs.items()))
+        return Candidate(choice.schedule, tuple(choice.knobs.items())) if choice.schedule else None
 
     def finals(self, op: str) -> Mapping[records.Key, Record]:
         """The final that counts of each case of an operator, of this device and of schedules as

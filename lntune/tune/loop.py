@@ -8,12 +8,13 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from lntune import backends
+from lntune import backends, ops
 from lntune.case import Case
 from lntune.errors import ToolchainError
 from lntune.measure.jobs import Open
 from lntune.measure.worker import START_SECONDS, Worker
 from lntune.system import paths
+from lntune.torch import prepare_training
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
 from lntune.tune.run import Run
@@ -55,6 +56,10 @@ def tune(
             worker = stack.enter_context(Worker(settings.threads))
             run = Run(settings, worker, observer, summary, ahead)
             stack.enter_context(run.proposer)
+            for op in dict.fromkeys(case.op for case in cases):
+                forward = ops.forward_of(op)
+                if forward is not None and backends.of(settings.target).calls_directly:
+                    prepare_training(forward.name)
             run.begin(cases[0], None)
             start_worker(worker, settings)
             started = time.monotonic() - start

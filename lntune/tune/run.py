@@ -20,6 +20,7 @@ from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
 from lntune.log import select
 from lntune.log.records import Record
+from lntune.measure import training
 from lntune.measure.jobs import Candidate, Outcome, Try
 from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
@@ -147,6 +148,7 @@ class Run:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
         self.begin(case, following)
+        self.times.training = training.is_timed(case, self.device)
         end = None if seconds is None else time.monotonic() + seconds
         failures = Failures()
         costs = self.known(case, candidates, failures, progress)

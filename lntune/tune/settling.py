@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lntune.case import Case
+from lntune.log.decision import Decision
 from lntune.log.records import Record
-from lntune.measure.jobs import Candidate, Final, Heat, Outcome
+from lntune.measure import training
+from lntune.measure.jobs import Candidate, Final, Heat, Outcome, Training
 from lntune.system import interrupts
 from lntune.tune import decide, finals, times
 from lntune.tune.state import Progress
@@ -47,11 +49,13 @@ class Settling:
         reserved = None if seconds is None else seconds * times.FINAL_SHARE
         costs = self._raced(costs, reserved, None if end is None else end - start)
         finalists = finals.choose(costs, default, run.journal.previous_winner(case))
-        remaining = None if end is None else end - time.monotonic()
+        # what is left for the final itself
+        steps = run.times.steps(best_us)
+        remaining = None if end is None else end - time.monotonic() - steps
         while (
             remaining is not None
             and len(finalists) > 1
-            and run.times.final(len(finalists), best_us) > remaining
+            and run.times.final(len(finalists), best_us) - steps > remaining
         ):
             finalists.pop()  # there is no time to build and check so many again
         fixed = run.times.fixed(len(finalists), best_us)
@@ -127,6 +131,7 @@ class Settling:
         outcome, decision = decide.settle(case, run.device, finalists, outcome, self._default)
         assert outcome.winner is not None
         winner = finalists[outcome.winner]
+        outcome, decision = self._trained(winner, outcome, decision)
         if run.ahead:
             outcome = run.counted(case, winner, outcome)
         with interrupts.held():
@@ -136,3 +141,28 @@ class Settling:
         progress.phase, progress.final, progress.eager_us = "done", record, record.median("eager")
         run.observer(progress)
         return record
+
+    def _trained(
+        self, winner: Candidate, outcome: Outcome, decision: Decision
+    ) -> tuple[Outcome, Decision]:
+        """What came of a final with what a step of training takes by the winner and what makes its
+        forward now; where it cannot be told, the passes are decided each by itself.
+        """
+        run, case = self._run, self._case
+        if not run.times.training or run.summary.interrupted:
+            return outcome, decision
+        forward = run.journal.kernel(training.passes(case)[0])
+        if forward is None:
+            return outcome, decision
+        seconds = times.TRAINING_SECONDS
+        job = Training(case, run.device, winner, forward, seconds, seconds, run.settings.seed + 2)
+        try:
+            steps = run.worker.run(job, run.settings.timeout + 5 * seconds)
+        except KeyboardInterrupt:  # the final is worth having
+            run.interrupt()
+            return outcome, decision
+        if steps.status != "ok" or steps.busy:
+            why = steps.message or "; ".join(steps.noticed) or "others used the machine"
+            run.summary.notes.append(f"{case}: what a step of training takes is not known: {why}")
+            return outcome, decision
+        return decide.with_training(outcome, decision, steps)

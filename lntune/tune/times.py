@@ -20,6 +20,10 @@ SHORT_FINAL.
 SHORT_FINAL = 0.1
 BESIDE_SHARE = 1 / 3
 """What a final takes besides to measure with the other cache, as a share of its measuring."""
+TRAINING_SECONDS, TRAINING_CALLS = 0.3, 72
+"""Seconds for which steps of training are timed behind the final of a backward, and what they take
+at least, in calls of the backward alone: a dozen of either contender, three times as long.
+"""
 HEAT_SHARE, LEAST_HEAT, MOST_HEAT = 0.15, 0.06, 0.4
 """Part of the time kept for the final that is spent on racing before it, and seconds of that."""
 HEAT_CALLS = 200
@@ -42,6 +46,8 @@ class Times:
     def __init__(self) -> None:
         self._trials: deque[float] = deque(maxlen=8)
         self._longer = 1.0
+        self.training = False
+        """Whether steps of training are timed behind the final of the case."""
 
     def tried(self, seconds: float) -> None:
         """A trial took so long."""
@@ -68,8 +74,17 @@ class Times:
         return self._longer * (built + called)
 
     def final(self, contenders: int, best_us: float) -> float:
-        """What a final with so many candidates takes at least."""
-        return self.fixed(contenders, best_us) + SHORT_FINAL
+        """What a final with so many candidates takes at least, and what comes behind it."""
+        return self.fixed(contenders, best_us) + SHORT_FINAL + self.steps(best_us)
+
+    def steps(self, best_us: float) -> float:
+        """What timing steps of training takes: two kernels are built for it. 0 where that is not
+        done.
+        """
+        if not self.training:
+            return 0.0
+        called = TRAINING_CALLS * best_us * 1e-6 if math.isfinite(best_us) else 0.0
+        return 2 * max(0.0, self.trial - TRIAL_SECONDS) + max(TRAINING_SECONDS, called)
 
     @property
     def least(self) -> float:

@@ -12,7 +12,7 @@ import msgspec
 from lntune import ops
 from lntune.case import DTYPES
 from lntune.device import Device
-from lntune.log import select
+from lntune.log import select, slower
 from lntune.log.records import Key, Record
 from lntune.log.wanted import Wanted
 from lntune.report.page import trials
@@ -35,8 +35,7 @@ class CaseFacts(msgspec.Struct, frozen=True):
     @property
     def eager_serves(self) -> bool:
         """True where eager mode measured faster, and is what a call gets."""
-        tuned, eager = self.row.tuned_us, self.row.eager_us
-        return bool(tuned and eager and tuned > eager * select.MARGIN)
+        return slower.eager_serves(self.record)
 
     @property
     def intensity(self) -> float | None:
