@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lntune.log.records import Rival, Timing
-from lntune.measure.jobs import Candidate, Final, Heat, Open, Outcome, Try
+from lntune.measure.jobs import Candidate, Final, Heat, Open, Outcome, Training, Try
 from lntune.tune import Settings, loop
 
-Job = Try | Final
+Job = Try | Final | Training
 """What a run on a CPU asks of its worker."""
 
 Answer = Callable[[Job], Outcome]

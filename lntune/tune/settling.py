@@ -149,7 +149,7 @@ class Settling:
         forward now; where it cannot be told, the passes are decided each by itself.
         """
         run, case = self._run, self._case
-        if not run.times.training or run.summary.interrupted:
+        if not run.times.training or run.summary.interrupted or outcome.busy:
             return outcome, decision
         forward = run.journal.kernel(training.passes(case)[0])
         if forward is None:
