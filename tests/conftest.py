@@ -23,6 +23,9 @@ __all__ = ["fake_gpu"]
 # tests' files do later, and the processes that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# What others can write to is not loaded, whatever umask the tests are started with.
+os.umask(os.umask(0) | 0o022)
+
 # Who starts the tests behind nohup, or in the background of a script, has signals ignored that
 # tests send, in children too.
 for ignored, default in (
@@ -48,7 +51,7 @@ QUICK = """
     compare compare_measure compare_report compare_sides cuda_headers decide device disturbance
     doctor errors failures finals gpu_pass_run grids hostile interrupts kills knobs layers
     line_lengths locks log_dir lowering output page paths patience plots records report
-    report_queries schedule scratch search_budget surroundings survey timing toolchain words
+    report_queries schedule scratch search_budget surroundings survey timing toolchain trust words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.

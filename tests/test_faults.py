@@ -421,7 +421,7 @@ def test_a_user_without_home_and_account() -> None:
     new measurements.
     """
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
+        Path(folder).chmod(0o1777)
         path = os.pathsep.join(
             [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         )

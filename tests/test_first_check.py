@@ -296,10 +296,10 @@ def test_a_cache_that_cannot_be_written(
     forget()
     whole = scratch.whole
 
-    def refuse(path: Path) -> Any:
+    def refuse(path: Path, closed: bool = False) -> Any:
         if path.suffix == verdicts.SUFFIX:
             raise OSError(30, "Read-only file system")
-        return whole(path)
+        return whole(path, closed)
 
     monkeypatch.setattr(scratch, "whole", refuse)
     made = checks(monkeypatch)

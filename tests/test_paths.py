@@ -121,7 +121,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    paths._warn_once.cache_clear()
+    paths._said.clear()
     paths._private.cache_clear()
     return folder
 

@@ -121,7 +121,7 @@ def note(kernel: Path, found: Checked) -> str:
     _here[kernel, _tag(found.environment)] = found
     path = path_of(kernel, found.environment)
     try:
-        with scratch.whole(path) as temporary:
+        with scratch.whole(path, closed=True) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     except OSError as e:
         return f"this process does not use it; that cannot be noted ({e.strerror or e})"

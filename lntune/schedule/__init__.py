@@ -227,8 +227,12 @@ def code_of(name: str) -> Code:
 
 
 def _mentions(file: Path, name: str) -> bool:
-    """True when a file that does not load seems to define a schedule of that name."""
+    """True when a file that does not load, or one of a folder, seems to define a schedule of that
+    name.
+    """
     try:
+        if file.is_dir():
+            return any(_mentions(one, name) for one in file.glob("*/*.py"))
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False

@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import sys
 from dataclasses import replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from lntune import ops
 from lntune.errors import ScheduleError, UnknownNameError, got_expected
 from lntune.schedule.contract import Schedule
-from lntune.system import moved, paths, sources
+from lntune.system import moved, paths, sources, trust
 from lntune.versions import LOWERING, Code
 
 KINDS = ("cpu", "gpu")
@@ -25,7 +26,8 @@ def files_of(folder: Path) -> list[Path]:
     """The schedule files of a folder.
 
     Raises:
-        ScheduleError: it is not such a folder, with the one that was probably meant.
+        ScheduleError: it is not such a folder, with the one that was probably meant; or others can
+            write to it.
     """
     if folder.is_file():
         raise ScheduleError(
@@ -47,7 +49,22 @@ def files_of(folder: Path) -> list[Path]:
                 raise ScheduleError(
                     got_expected("LNTUNE_SCHEDULES", got, EXPECTED, _remedy(elsewhere))
                 )
+    if folder != paths.content("schedules"):
+        for place in (folder, *(folder / kind for kind in KINDS)):
+            _refuse(trust.doubt_folder(place) if place.is_dir() else None, folder)
     return sorted(path for kind in KINDS for path in folder.glob(f"{kind}/[!_]*.py"))
+
+
+def _refuse(doubt: trust.Doubt | None, folder: Path) -> None:
+    """Refuse schedules of the user's that others can change: they are programs.
+
+    Raises:
+        ScheduleError: there is a doubt; with what to do about it.
+    """
+    if doubt:
+        why = f"the schedules in {folder} are not run, since others can change them"
+        remedy = doubt.remedy(folder, "LNTUNE_SCHEDULES")
+        raise ScheduleError(f"{why}: {doubt.reason}. {remedy}")
 
 
 def _remedy(file: Path) -> str:
@@ -60,11 +77,23 @@ def _remedy(file: Path) -> str:
     )
 
 
+class _SourceAlone(SourceFileLoader):
+    """Leaves out Python's files of bytecode, which lie in a folder that others may be able to
+    write.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _import(path: Path, kind: str) -> ModuleType:
     """The schedule file as a module, under a name that says where it belongs."""
     tag = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"lntune_schedules.{kind}.{path.stem}_{tag}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    shipped = path.is_relative_to(paths.content("schedules"))
+    loader = None if shipped else _SourceAlone(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ScheduleError(f"{path}: not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -81,7 +110,13 @@ def _import(path: Path, kind: str) -> ModuleType:
 
 
 def load_file(path: Path, kind: str) -> list[Schedule]:
-    """The schedules of one file, with what tells their code from that of other versions."""
+    """The schedules of one file, with what tells their code from that of other versions.
+
+    Raises:
+        ScheduleError: it does not load, has something else, or others can write to it.
+    """
+    if not path.is_relative_to(paths.content("schedules")):
+        _refuse(trust.doubt_file(path), path.parent.parent)
     module = _import(path, kind)
     schedules = getattr(module, "SCHEDULES", None)
     if not isinstance(schedules, tuple) or not all(

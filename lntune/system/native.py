@@ -127,13 +127,13 @@ def fetch(path: Path, load: Callable[[], Loaded], make: Callable[[], object]) ->
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A file of the cache, made as `scratch.whole` has it.
+    """A file of the cache, made as `scratch.whole` has it, which nobody else can write to.
 
     Raises:
         StoreError: the folder cannot be written or the disk is full.
     """
     try:
-        with scratch.whole(path) as temporary:
+        with scratch.whole(path, closed=True) as temporary:
             yield temporary
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-from lntune.errors import InputError, got_expected
-from lntune.system import callers, scratch
+from lntune.errors import InputError, StoreError, got_expected
+from lntune.system import callers, scratch, trust
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -114,7 +114,22 @@ def log_dirs() -> list[Path]:
     `LNTUNE_SHIPPED_LOGS` is 0.
     """
     shipped = os.environ.get("LNTUNE_SHIPPED_LOGS", "") != "0"
-    return _distinct([log_dir(), *([content("tuning_logs")] if shipped else [])])
+    written = log_dir()
+    if why := log_doubt(written):
+        _warn_once(why, why, trust.TrustWarning)
+    return _distinct([written, *([content("tuning_logs")] if shipped else [])])
+
+
+def log_doubt(folder: Path) -> str:
+    """Who else can write to a folder of tuning logs, what that means and what to do about it; empty
+    where nobody can. Such records are read all the same: they hold no code, and kernels that they
+    choose are checked.
+    """
+    doubt = trust.doubt_folder(folder) if _exists(folder) else None
+    if doubt is None:
+        return ""
+    remedy = doubt.remedy(folder, "LNTUNE_LOG_DIR")
+    return f"others can choose slower kernels by records in {folder}: {doubt.reason}. {remedy}"
 
 
 def cache_dir() -> Path:
@@ -129,11 +144,22 @@ def cache_dir() -> Path:
 
 
 def cached(*parts: str) -> Path:
-    """Where a built file lies, or is to be put: in the cache; where that has it not and is a
-    default that cannot be written (a container's read-only file system, a home that is another's),
-    in the user's private temporary folder.
+    """Where a built file lies, or is to be put: in the cache; in the user's private temporary
+    folder where others can write to the cache (see `trust`), since what is built is loaded, or
+    where the cache has it not and is a default that cannot be written (a container's read-only
+    file system, a home that is another's).
+
+    Raises:
+        StoreError: others can write to the temporary folder, too.
     """
     path = cache_dir().joinpath(*parts)
+    if doubt := trust.doubt_file(path):
+        why = f"the cache {cache_dir()} is not used, since what others put there would run as you"
+        remedy = doubt.remedy(cache_dir(), "LNTUNE_CACHE_DIR")
+        folder = private()
+        message = f"{why}: {doubt.reason}; kernels are kept in {folder}. {remedy}"
+        _warn_once(why, message, CacheWarning)  # once, however many files it is true of
+        return folder.joinpath(*parts)
     if os.environ.get("LNTUNE_CACHE_DIR") or _exists(path) or _writable(path.parent):
         return path
     return private(f"the cache {cache_dir()} cannot be written").joinpath(*parts)
@@ -156,23 +182,30 @@ def _writable(folder: Path) -> bool:
 def private(why: str = "") -> Path:
     """A folder below the system's temporary one that is this user's alone, the same for all of the
     user's processes. With a reason, it is said once why kernels are there.
+
+    Raises:
+        StoreError: others can write to all temporary folders.
     """
     folder = _private(scratch.system())
     if why:
-        _warn_once(
-            f"{why}; kernels are kept in {folder}. Set LNTUNE_CACHE_DIR to a folder that lasts."
-        )
+        remedy = "Set LNTUNE_CACHE_DIR to a folder that lasts."
+        _warn_once(why, f"{why}; kernels are kept in {folder}. {remedy}", CacheWarning)
     return folder
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    callers.warn(message, CacheWarning)
+_said: set[str] = set()
+
+
+def _warn_once(identity: str, message: str, category: type[Warning]) -> None:
+    """Warn of something; not again of what has the same identity."""
+    if identity not in _said:
+        callers.warn(message, category)
+        _said.add(identity)
 
 
 @functools.cache
 def _private(temporary: str) -> Path:
-    """Code is run out of it, so a folder that another user made is not taken."""
+    """Code is run out of it, so a folder that another user made or can replace is not taken."""
     folder = Path(temporary) / f"lntune-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -180,5 +213,8 @@ def _private(temporary: str) -> Path:
         status = folder.lstat()
         own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
         if not own or status.st_mode & 0o077:
-            return Path(tempfile.mkdtemp(prefix="lntune-"))
+            folder = Path(tempfile.mkdtemp(prefix="lntune-"))
+    if doubt := trust.doubt_folder(folder):
+        remedy = doubt.remedy(Path(temporary), "LNTUNE_CACHE_DIR")
+        raise StoreError(f"no folder can be made that is yours alone: {doubt.reason}. {remedy}")
     return folder

@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lntune.system import trust
+
 SYSTEM = "LNTUNE_SYSTEM_TMPDIR"
 """Environment variable in which a child with a folder of its own finds the system's."""
 ABANDONED = 3600.0
@@ -125,9 +127,10 @@ def system() -> str:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, closed: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well and vanishes when
-    it does not. Files beside it that differ in the suffix alone are temporary too.
+    it does not. Files beside it that differ in the suffix alone are temporary too. `closed`: others
+    cannot write to the file and the folders made for it, unless these are shared, see `trust`.
 
     Where it cannot take the name because another process has put its own file there in the
     meantime, that one stays: it has the same name because it is made of the same.
@@ -140,6 +143,8 @@ def whole(path: Path) -> Iterator[Path]:
     )
     link = None
     try:
+        if closed:
+            trust.make(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _which(path)
         _sweep_unnamed(path)
@@ -147,6 +152,8 @@ def whole(path: Path) -> Iterator[Path]:
             link = _linked(temporary, os.environ["TMPDIR"])
         temporary.touch()  # what cannot be stored need not be made
         yield temporary
+        if closed:
+            trust.close(temporary)
         try:
             temporary.replace(path)
         except OSError:

@@ -21,7 +21,7 @@ from lntune.errors import BuildError, LntuneError, NotTunedError, ScheduleError
 from lntune.log.records import LogWarning
 from lntune.log.select import Choice, Tier
 from lntune.schedule import Schedule, ScheduleWarning
-from lntune.system import callers, paths
+from lntune.system import callers, paths, trust
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
 from lntune.torch import apart, devices, first_check, untuned
@@ -57,6 +57,7 @@ FILTERED_WARNINGS = (
     LogWarning,
     DamagedWarning,
     paths.CacheWarning,
+    trust.TrustWarning,
     ScheduleWarning,
     WrongKernelWarning,
 )

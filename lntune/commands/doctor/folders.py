@@ -13,7 +13,7 @@ from lntune import backends, device
 from lntune.backends import BACKENDS
 from lntune.commands.doctor.finding import SHOWN, Finding, looked
 from lntune.kernels import verdicts
-from lntune.system import native, paths, sealed
+from lntune.system import native, paths, sealed, trust
 from lntune.system.sealed import DamagedError
 from lntune.words import counted
 
@@ -29,24 +29,28 @@ def examine() -> list[Finding]:
 
 
 def _log() -> Finding:
-    """Where new measurements are written."""
-    return _folder("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR")
+    """Where new measurements are written, and whether others can write there."""
+    finding = _folder("tuning log", paths.log_dir(), "LNTUNE_LOG_DIR")
+    if finding.status == "ok" and (why := paths.log_doubt(paths.log_dir())):
+        return Finding("tuning log", "warn", *_in_two(why))
+    return finding
 
 
 def _cache() -> Finding:
-    """Where built kernels are kept."""
+    """Where built kernels are kept; elsewhere than in the cache where others can write to it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", paths.CacheWarning)
-        paths._warn_once.cache_clear()
+        paths._said.clear()
         folder = paths.cached("kernels").parent
     if caught:  # the temporary folder, and why
-        return Finding(
-            "kernel cache",
-            "warn",
-            str(caught[0].message).partition(". ")[0],
-            "Set LNTUNE_CACHE_DIR to a folder that lasts.",
-        )
+        return Finding("kernel cache", "warn", *_in_two(str(caught[0].message)))
     return _folder("kernel cache", folder, "LNTUNE_CACHE_DIR")
+
+
+def _in_two(message: str) -> tuple[str, str]:
+    """What is the matter, and the remedy."""
+    matter, _, remedy = message.partition(". ")
+    return matter, remedy
 
 
 def _folder(topic: str, folder: Path, variable: str) -> Finding:
@@ -61,7 +65,7 @@ def _folder(topic: str, folder: Path, variable: str) -> Finding:
 def _writable(folder: Path) -> str:
     """Why files cannot be made in the folder, or the empty string."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        trust.make(folder)
         with tempfile.TemporaryFile(dir=folder):
             return ""
     except OSError as e:
