@@ -104,10 +104,11 @@ def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
     )
 
 
-def spread(plan: Schedule) -> Iterator[tuple[str, Case, Any, Device]]:
+def spread(plan: Schedule, every: bool = True) -> Iterator[tuple[str, Case, Any, Device]]:
     """(label, case, knobs, device) of the kernels that are compared: every dtype, short and ragged
     rows, few and many of them, another device, and of the middle of these as many settings as it
-    takes to have every value of every knob that fits it.
+    takes to have every value of every knob that fits it. Where not `every` one is asked for, of
+    those settings that bring a single new value, a further number of threads mostly, only the last.
     """
     here, other = DEVICES[plan.kind]
     middle = Case(plan.op, 1024, "bfloat16", 512)
@@ -129,6 +130,10 @@ def spread(plan: Schedule) -> Iterator[tuple[str, Case, Any, Device]]:
         yield f"{odd} {knobs.describe(setting)} {here.isa}", odd, setting, here
     settings = plan.space(middle, here)
     fresh = {id(setting): set(knobs.to_dict(setting).items()) for setting in settings}
-    while new := fresh[id(chosen := max(settings, key=lambda s: len(fresh[id(s)])))]:
-        yield f"{middle} {knobs.describe(chosen)}", middle, chosen, here
+    chosen: list[tuple[Any, int]] = []
+    while new := fresh[id(one := max(settings, key=lambda s: len(fresh[id(s)])))]:
+        chosen.append((one, len(new)))
         fresh = {number: values - new for number, values in fresh.items()}
+    for number, (setting, values) in enumerate(chosen):
+        if every or values > 1 or number == len(chosen) - 1:
+            yield f"{middle} {knobs.describe(setting)}", middle, setting, here

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -37,11 +38,12 @@ for ignored, default in (
 
 
 LONGEST = """
-    bringup tune_gpu gpu_kernels kernel_options on_gpu_torch runtime lnlstm readme versions
-    kernels tune worker build gpu_pass strides torch_compile on_gpu_kernels killed_commands
-    gpu_exchange layer_norm_backward gpu_gates gpu_layer_norm_backward lstm prebuild
-    lnlstm_sequence opinfo tutorial cli on_gpu_processes wheel second_steps lstm_tracing
-    toy_operator
+    bringup gpu_kernels runtime tune tune_gpu on_gpu_torch worker mutants kernel_options
+    versions torch_compile tutorial readme lnlstm kernels killed_commands cli lnlstm_sequence
+    gpu_aligned_rows second_steps gpu_gates strides lstm_tracing gpu_layer_norm_backward wheel
+    device_code prebuild opinfo cpu_lowering gpu_pass early_start first_check on_gpu_kernels
+    gpu_layer_norm layer_norm_backward gpu_pass_jobs metaschedule on_gpu_processes torch_grad
+    backends build bench gpu_exchange lstm_transforms
 """
 """Files that take longest, begun first: a long one begun last keeps one process busy while the
 others have nothing left to do.
@@ -56,6 +58,9 @@ QUICK = """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.
 """
+
+
+_number = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,9 +96,10 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def log_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder of tuning logs (not there until something is written)."""
-    folder = tmp_path / "tuning_logs"
+    # not in tmp_path, which is a folder made for each of thousands of tests that want none
+    folder = tmp_path_factory.getbasetemp() / f"tuning_logs-{next(_number)}"
     monkeypatch.setenv("LNTUNE_LOG_DIR", str(folder))
     return folder
 

@@ -260,8 +260,8 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_in_a_child(faulty: None) -> None:
-    """Each step gives its answer from a process of its own; one that kills the process, hangs or
-    raises costs itself and nothing else.
+    """Each step gives its answer from a process of its own; one that kills the process or raises
+    costs itself and nothing else. One that hangs is ended as the worker's are (test_worker.py).
     """
     case = SMALL[0]
 
@@ -275,11 +275,10 @@ def test_steps_in_a_child(faulty: None) -> None:
         assert right is not None and right.status == "ok" and right.timings["tuned"].median_us > 0
         for name, status, says in (
             ("aborts", "run", "SIGABRT"),
-            ("hangs", "timeout", "0.5 s"),
             ("wrong", "wrong", "y"),
             ("raises", "compile", "schedule"),
         ):
-            failed = helper.do(smoke(name), 0.5 if name == "hangs" else 60).outcome
+            failed = helper.do(smoke(name), 60).outcome
             assert failed is not None and failed.status == status and says in failed.message
         (verified,) = helper.do(
             Verify(msgspec.structs.replace(case, variant="plain"), CPU), 60
@@ -389,7 +388,7 @@ def test_a_bringup_and_the_same_again(
     both forms. The same command then finds the case and its benchmark known, and checks again what
     serves it.
     """
-    summary, text = go(ops=("layer_norm", "layer_norm_backward"), output=tmp_path / "out")
+    summary, text = go(output=tmp_path / "out")
     assert summary.ok, text
     assert [stage.name for stage in summary.stages] == [
         "doctor",
@@ -400,24 +399,18 @@ def test_a_bringup_and_the_same_again(
         "bench",
     ]
     assert summary.copy_gbps is not None and summary.copy_gbps > 0
-    assert len(summary.smoke) == 4 and all(one.works for one in summary.smoke)
-    assert (summary.tuned, summary.known, summary.left) == (2, 0, [])
-    assert (summary.verified, summary.not_verified, summary.wrong) == (2 + 1 + 2, 0, [])
-    assert {row.op for row in summary.benchmarks} == {
-        "layer_norm",
-        "layer_norm_backward",
-    } and not summary.not_benchmarked
+    assert len(summary.smoke) == 2 and all(one.works for one in summary.smoke)
+    assert (summary.tuned, summary.known, summary.left) == (1, 0, [])
+    assert (summary.verified, summary.not_verified, summary.wrong) == (2, 0, [])
+    assert [row.op for row in summary.benchmarks] == ["layer_norm"]
+    assert not summary.not_benchmarked
     assert all(
         o.tuned == o.planned == o.benchmarked == 1 and (o.over_eager or o.disturbed)
         for o in summary.operators
     )
     logged = records.read([log_dir])
     assert {"trial", "final", known.BENCH} == {record.role for record in logged}
-    assert (
-        sum(record.role == "trial" for record in logged)
-        == sum(summary.trials.values())
-        == 4 + 2 * 2
-    )
+    assert sum(record.role == "trial" for record in logged) == sum(summary.trials.values()) == 2 + 2
     written = msgspec.json.decode(
         (tmp_path / "out" / "summary.json").read_bytes(), type=report.Summary
     )

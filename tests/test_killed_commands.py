@@ -56,13 +56,15 @@ def compiled(cache_dir: Path) -> None:
     assert not layer_norm_node.reason_missing()
 
 
-@pytest.mark.parametrize("name", ["tune", exhaustive("bringup")])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["tune", "bringup"])
 def test_killed_at_any_moment(name: str, place: Place) -> None:
     """kill -9 of the command itself, while it is imported, compiles, measures or writes: every line
     of the log is whole and stays, all it started ends, and nothing is left. A run that ends before
     its moment ends well, and so does the last one, which is not killed.
 
-    Every third begins with an empty cache where there are many.
+    Every third begins with an empty cache where there are many. In every run the tests below have
+    moments that are chosen.
     """
     moments = random.Random(f"{name} {KILLS}")
     longest, before, ways = 7.0, [], []

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from grids import thinned
+from grids import exhaustive, thinned
 
 from lntune import backends, ops
 from lntune import device as device_module
@@ -301,9 +301,17 @@ def test_the_only_aligned_tensor(name: str) -> None:
     assert not judged("layer_norm", kernel_of("layer_norm", harm)).ok
 
 
-@pytest.mark.parametrize("distance", [1, 70, 900])
-@pytest.mark.parametrize("side", ["before", "behind"])
-@pytest.mark.parametrize("op", CASES)
+def places() -> list[Any]:
+    """(operator, side, distance): in every run one distance of each side of each operator."""
+    sides = [(op, side) for op in CASES for side in ("before", "behind")]
+    return [
+        (*one, distance) if at == number % 3 else exhaustive((*one, distance))
+        for number, one in enumerate(sides)
+        for at, distance in enumerate((1, 70, 900))
+    ]
+
+
+@pytest.mark.parametrize(("op", "side", "distance"), places())
 def test_writes_outside(op: str, side: str, distance: int) -> None:
     """A write before or behind any tensor, near or far, is seen; inputs' surroundings too."""
     for arg in ops.get(op).arguments(CASES[op]):

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import torch
 from fake_gpu import SITE, FakeGpu
-from grids import product
+from grids import exhaustive
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -218,7 +218,11 @@ print("served")
 
 
 @pytest.mark.parametrize(
-    ("metadata", "stamp"), product((False, True), ("", "Nvcc /elsewhere/nvcc 1 2"))
+    ("metadata", "stamp"),
+    [
+        (False, "Nvcc /elsewhere/nvcc 1 2"),
+        *map(exhaustive, ((False, ""), (True, ""), (True, "Nvcc /elsewhere/nvcc 1 2"))),
+    ],
 )
 def test_a_gpus_kernel_travels(
     fake_gpu: FakeGpu, own_cache: Path, tmp_path: Path, stamp: str, metadata: bool

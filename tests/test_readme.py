@@ -26,6 +26,8 @@ from lntune.system import paths
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SHOWN = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
+BRIEFLY = ("10s", "--trials", "3")
+"""In the place of a budget: so long at most, and no more candidates a case."""
 RUN = [b for b in SHOWN if b.language in LANGUAGES and not b.skipped]
 
 
@@ -113,11 +115,12 @@ def test_a_block_runs(block: Block, folders: Path, monkeypatch: pytest.MonkeyPat
     # Not the shipped ones: on a machine that they are of, `lntune check` would go through all its
     # cases, for minutes.
     monkeypatch.setattr("lntune.system.paths.log_dirs", lambda: [folders / "logs"])
+    monkeypatch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)  # finals as short as they may be
     if block.language == "python":
         run_python(block.text, folders)
         return
     monkeypatch.chdir(folders)
-    calls = commands(block.text)
+    calls = commands(block.text, BRIEFLY)
     assert calls, "no line of it calls lntune; mark it as not run, with the reason"
     for command in calls:
         run_lntune(command)

@@ -231,7 +231,7 @@ def test_many_python_threads_at_once() -> None:
         start.wait(60)
         worst = 0.0
         for step in range(12):
-            hidden, rows = (96 + 32 * (index % 3)), (1, 5, 40, 517)[(index + step) % 4]
+            hidden, rows = (96 + 32 * (index % 2)), (1, 40, 517)[(index + step) % 3]
             x, w = torch.randn(rows, hidden), torch.randn(hidden)
             y = lntune.layer_norm(x, (hidden,), w if step % 3 else None)
             worst = max(
@@ -318,14 +318,13 @@ def test_no_scratch_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "parent",
+    "before",
     [
-        pytest.param("right()", id="kernel"),
-        exhaustive(pytest.param("(torch.randn(2048, 2048).exp(), runtime_ready())", id="torch")),
-        pytest.param("None", id="nothing"),
+        pytest.param(("None", "right()"), id="nothing, kernel"),
+        exhaustive(pytest.param(("(torch.randn(2048, 2048).exp(), runtime_ready())",), id="torch")),
     ],
 )
-def test_fork(parent: str) -> None:
+def test_fork(before: tuple[str, ...]) -> None:
     """A forked child calls the kernel and PyTorch's own parallel operators with the default
     threads, and exits; so does the parent after it. Whoever used the pool before: our kernel,
     PyTorch alone, or nobody.
@@ -336,16 +335,16 @@ def test_fork(parent: str) -> None:
         def runtime_ready():
             from lntune.backends.cpu import runtime
             runtime.has_pool()
-        {parent}
-        child = os.fork()
-        if child == 0:
-            right(); right(torch.randn(40, 96)); torch.randn(2048, 2048).exp(); right()
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
+        for parent in {before}:
+            eval(parent)
+            child = os.fork()
+            if child == 0:
+                right(); right(torch.randn(40, 96)); torch.randn(2048, 2048).exp(); right()
+                os._exit(0)
+            print("child", os.waitpid(child, 0)[1])
         right(); torch.randn(2048, 2048).exp()
-        print("child", status)
         """)
-    assert (done.returncode, done.stdout) == (0, "child 0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "child 0\n" * len(before)), done.stderr
 
 
 def test_fork_while_another_thread_builds() -> None:
@@ -356,7 +355,7 @@ def test_fork_while_another_thread_builds() -> None:
         import threading, time
         right()
         def build():
-            for n in (33, 34, 35):
+            for n in (33, 34):
                 lntune.layer_norm(torch.randn(3, n), (n,))
         thread = threading.Thread(target=build)
         thread.start()

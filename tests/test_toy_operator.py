@@ -192,21 +192,37 @@ def bound_call(case: Case, inputs: Mapping[str, Any]) -> Callable[[], Any]:
     return lambda: row_scale(x, eps)
 '''
 
-BRIEF = (
-    "from lntune.tune import times; times.FINAL_SHARE = 1e-4; from lntune.cli import main; main()"
-)
-"""The command line, whose finals take no longer than they must."""
-
-PLAN = """
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "ops": ("ops",),
+    "tune": ("tune", "row_scale", "--budget", "60s", "--trials", "2"),
+    "check": ("check", "row_scale"),
+    "bench": ("bench", "row_scale", "--time", "50ms", "--no-compile"),
+    "report": ("report", "row_scale"),
+}
+PROGRAM = """
 import json
+import sys
+
+from typer.testing import CliRunner
+
 import lntune
 from lntune import device
+from lntune.cli import app
 from lntune.commands.bringup import value
+from lntune.tune import times
 
-names = [case.op for case in value.cases(device.current())]
-print(json.dumps({"names": names, "file": lntune.__file__}))
+times.FINAL_SHARE = 1e-4
+planned = [case.op for case in value.cases(device.current())]
+printed = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, f"{name}: {done.output} {done.exception!r}"
+    printed[name] = json.loads(done.stdout)
+print(json.dumps({"file": lntune.__file__, "planned": planned, "printed": printed}))
 """
-"""The operators of the cases that `lntune bringup` would tune, in order."""
+"""What the copy's commands print, whose finals take no longer than they must, and the operators of
+the cases that `lntune bringup` would tune, in order.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +243,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(copy: Path, program: str, *arguments: str) -> Any:
-    """What a program prints as JSON that imports the copy; it must succeed."""
+def test_every_command_knows_a_new_operator(copy: Path) -> None:
+    """The operator is listed, planned, tuned, checked, benchmarked and reported, served by its own
+    schedule; nothing but the four additions was made.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", PROGRAM, json.dumps(COMMANDS)],
         capture_output=True,
         text=True,
         check=False,
@@ -243,37 +261,24 @@ def python(copy: Path, program: str, *arguments: str) -> Any:
         },
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    return json.loads(done.stdout)
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert facts["file"] == str(copy / "lntune/__init__.py")
+    assert facts["planned"].count("row_scale") == 1 and facts["planned"][-1] == "row_scale"
+    printed = facts["printed"]
 
-
-def lntune(copy: Path, *arguments: str) -> Any:
-    """What a command of the copy prints as JSON; it must succeed."""
-    return python(copy, BRIEF, *arguments, "--json")
-
-
-def test_every_command_knows_a_new_operator(copy: Path) -> None:
-    """The operator is listed, planned, tuned, checked, benchmarked and reported, served by its own
-    schedule; nothing but the four additions was made.
-    """
-    (listed,) = [op for op in lntune(copy, "ops") if op["op"] == "row_scale"]
+    (listed,) = [op for op in printed["ops"] if op["op"] == "row_scale"]
     assert listed["summary"] == "rows divided by their root mean square"
 
-    planned = python(copy, PLAN)
-    assert planned["names"].count("row_scale") == 1 and planned["names"][-1] == "row_scale"
-    assert planned["file"] == str(copy / "lntune/__init__.py")
+    assert [row["op"] for row in printed["tune"]["cases"]] == ["row_scale"]
+    assert printed["tune"]["statuses"].keys() == {"ok"}, printed["tune"]
 
-    tuned = lntune(copy, "tune", "row_scale", "--budget", "60s")
-    assert [row["op"] for row in tuned["cases"]] == ["row_scale"]
-    assert tuned["statuses"].keys() == {"ok"}, tuned
-
-    (checked,) = lntune(copy, "check", "row_scale")
+    (checked,) = printed["check"]
     assert checked["case"]["op"] == "row_scale" and checked["ok"]
     assert "one_loop" in checked["schedule"]
 
-    benched = lntune(copy, "bench", "row_scale", "--time", "50ms", "--no-compile")
-    (record,) = benched["records"]
+    (record,) = printed["bench"]["records"]
     assert record["case"]["op"] == "row_scale" and record["schedule"] == "one_loop"
     assert {"eager", "tuned", "copy"} <= set(record["timings"])
 
-    (table,) = lntune(copy, "report", "row_scale")
+    (table,) = printed["report"]
     assert [row["op"] for row in table["cases"]] == ["row_scale"]

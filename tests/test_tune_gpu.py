@@ -30,7 +30,7 @@ from lntune.log import records
 from lntune.log.records import Record
 from lntune.measure import trial
 from lntune.measure.jobs import Build, Candidate, Open, Try
-from lntune.tune import Progress, Settings, times
+from lntune.tune import Progress, Settings, builders, times
 
 FAULTY = Path(__file__).parent / "faulty_gpu"
 LONG = 600.0
@@ -41,11 +41,12 @@ OTHER = Case("layer_norm", 96, "bfloat16", 4)
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The schedules of tests/faulty_gpu beside the shipped ones, and finals as short as they may
-    be, however long the run.
+    """The schedules of tests/faulty_gpu beside the shipped ones, finals as short as they may be,
+    however long the run, and one process that builds: each imports PyTorch and TVM.
     """
     monkeypatch.setenv("LNTUNE_SCHEDULES", str(FAULTY))
     monkeypatch.setattr(times, "FINAL_SHARE", 1e-4)
+    monkeypatch.setattr(builders, "MOST", 1)
     schedule._load.cache_clear()
     cuda_backend._clock.cache_clear()
     yield
@@ -102,11 +103,11 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     """
     before = children()
     seen: list[tuple[str, int]] = []
-    asked = Settings(trials=3, seconds=LONG, device=device, schedules=("shared_row",))
+    asked = Settings(trials=2, seconds=LONG, device=device, schedules=("shared_row",))
     summary = tune.tune([CASE, OTHER], asked, lambda p: seen.append((p.phase, p.index)))
     trials, finals = logged(log_dir), logged(log_dir, "final")
-    assert (summary.statuses, summary.untuned, summary.interrupted) == ({"ok": 6}, {}, False)
-    assert [t.case for t in trials] == [CASE] * 3 + [OTHER] * 3
+    assert (summary.statuses, summary.untuned, summary.interrupted) == ({"ok": 4}, {}, False)
+    assert [t.case for t in trials] == [CASE] * 2 + [OTHER] * 2
     assert summary.finals == finals
     assert [f.case for f in finals] == [CASE, OTHER]
     for record in (*trials, *finals):
@@ -205,9 +206,10 @@ def test_a_trial_uses_what_was_built_ahead(device: Device, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
     """Ctrl-C in the search: the case is settled with what there is, later cases are left, and no
-    process goes on building.
+    process goes on building. In every run test_ctrl_c has an interrupt.
     """
     before = children()
 
@@ -225,9 +227,10 @@ def test_an_interrupt_ends_the_builders(device: Device, log_dir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command(device: Device, log_dir: Path) -> None:
     """`lntune tune --target cuda` tunes for the GPU, shows its table as for a CPU, and counts what
-    was pruned among the trials.
+    was pruned among the trials. In every run test_ctrl_c has the command.
     """
     sizes = ["--hidden", "64", "--dtype", "float32", "--rows", "8", "--schedule", "shared_row"]
     done = CliRunner().invoke(app, ["tune", *sizes, "--target", "cuda", "--trials", "2", "--json"])

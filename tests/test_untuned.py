@@ -4,17 +4,16 @@ line of the user's program.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from grids import exhaustive
 
 import lntune
 from lntune import device
@@ -160,50 +159,54 @@ def use(*sizes):
         lntune.layer_norm(torch.randn(2, hidden), (hidden,))
 use({sizes})
 """
-
-
-@pytest.mark.parametrize(
-    ("filters", "sizes", "lines"),
-    [
-        pytest.param("", "16, 24, 32", 2, id="three"),
-        exhaustive(pytest.param("", "16", 1, id="one")),
-        pytest.param(
-            "warnings.simplefilter('ignore', lntune.UntunedWarning)", "16, 24", 0, id="ignored"
-        ),
-        pytest.param(
-            "with warnings.catch_warnings(): warnings.simplefilter('ignore');"
-            " lntune.layer_norm(torch.randn(2, 8), (8,))",
-            "16, 24",
-            2,
-            id="in part",
-        ),
-    ],
+IGNORED = "warnings.simplefilter('ignore', lntune.UntunedWarning)"
+IN_PART = (
+    "with warnings.catch_warnings(): warnings.simplefilter('ignore');"
+    " lntune.layer_norm(torch.randn(2, 8), (8,))"
 )
-def test_the_line_at_the_end(filters: str, sizes: str, lines: int) -> None:
+ENDS = (("", "16, 24, 32", 2), ("", "16", 1), (IGNORED, "16, 24", 0), (IN_PART, "16, 24", 2))
+"""(what is done to warnings, sizes, lines that are printed) of processes."""
+FORKED = """
+import json, os, sys
+import torch, lntune
+for number, code in enumerate(json.loads(sys.argv[1])):
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(str(number), os.O_WRONLY | os.O_CREAT), 2)
+        exec(compile(code, "<string>", "exec"))
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0, number
+"""
+"""Runs each of some programs in a process of its own, whose standard error goes to a file."""
+
+
+def test_the_line_at_the_end(tmp_path: Path) -> None:
     """A process that met several untuned cases ends with one line that counts them and names one
     command for all; not those whose warnings were ignored when they were met.
     """
     path = os.pathsep.join(
         [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    code = textwrap.dedent(END).format(filters=filters, sizes=sizes)
+    codes = [END.format(filters=filters, sizes=sizes) for filters, sizes, _ in ENDS]
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", FORKED, json.dumps(codes)],
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    printed = [text for text in done.stderr.splitlines() if "UntunedWarning" in text]
-    assert len(printed) == lines, done.stderr
-    if lines > 1:
-        count, listed = len(sizes.split(",")), sizes.replace(" ", "")
-        assert (
-            f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run: lntune"
-            f" tune layer_norm --hidden {listed} " in printed[1]
-        )
+    for number, (_, sizes, lines) in enumerate(ENDS):
+        said = (tmp_path / str(number)).read_text()
+        printed = [text for text in said.splitlines() if "UntunedWarning" in text]
+        assert len(printed) == lines, said
+        if lines > 1:
+            count, listed = len(sizes.split(",")), sizes.replace(" ", "")
+            assert (
+                f"<string>:8: UntunedWarning: {count} cases were not tuned on this device. Run:"
+                f" lntune tune layer_norm --hidden {listed} " in printed[1]
+            )
 
 
 def test_filters_are_asked_as_python_asks_them() -> None:
