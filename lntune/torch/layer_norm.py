@@ -1,6 +1,7 @@
 """lntune.layer_norm: torch.nn.functional.layer_norm on tuned kernels.
 
-A call goes one of three ways:
+A call that eager mode was measured to serve best is PyTorch's (known_eager). Others go one of three
+ways:
 
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without
   autograd and dispatcher;
@@ -26,7 +27,7 @@ from torch.nn import functional
 
 from lntune.case import MAX_HIDDEN, Case
 from lntune.ops.layer_norm import NAME, variant
-from lntune.torch import devices, dispatch, eager, layer_norm_node
+from lntune.torch import devices, dispatch, eager, known_eager, layer_norm_node
 from lntune.torch.argument_checks import check_layer_norm
 from lntune.torch.direct_calls import Direct
 from lntune.torch.eager import autocast_widens, in_float32
@@ -100,6 +101,8 @@ def layer_norm(
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
+    if known_eager.known(input, normalized_shape, weight, bias, eps):
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     if _saving.serves(input, normalized_shape, weight, bias, eps) and needs_gradients(
         input, weight, bias
     ):
@@ -172,6 +175,9 @@ def _general(
     case = _case(input.numel() // hidden, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case, tensors)
     if kernel is None:
+        # not where a kernel is only away for now
+        if dispatch.choose(case, devices.of(input.device)).tier == "eager":
+            known_eager.remember(input, normalized_shape, weight, bias, eps)
         return eager.layer_norm(input, shape, weight, bias, eps)
     if checkpointed:
         return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)[0]  # type: ignore[no-any-return]

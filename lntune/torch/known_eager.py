@@ -1,0 +1,67 @@
+"""Calls of layer norm that eager mode was measured to serve best: they go to PyTorch at once, since
+all that is asked of a call on the way to a kernel costs more than eager mode's call of a few rows.
+
+What is remembered is what a call looks like that went all that way before, to the last size, so
+that nothing of it needs to be checked again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lntune.torch.reloading import on_kernels_changed
+from lntune.torch.support import needs_gradients
+
+MOST = 4096
+"""Calls that are remembered; with more sizes than that all are forgotten."""
+_known: set[tuple[object, ...]] = set()
+_tracing = torch._C._is_tracing
+on_kernels_changed(_known.clear)
+
+
+def known(
+    input: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, eps: object
+) -> bool:
+    """Whether a call is torch.nn.functional.layer_norm's, as it stands."""
+    return bool(_known) and _looks(input, shape, weight, bias, eps) in _known
+
+
+def remember(
+    input: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, eps: object
+) -> None:
+    """Have calls like this one served by PyTorch at once: a call that is right and that eager mode
+    serves. Not those whose vectors PyTorch does not take as they are.
+    """
+    dtypes = {v.dtype for v in (weight, bias) if v is not None}
+    mixed = len(dtypes) > 1 or (weight is None and bias is not None)
+    if mixed or (input.device.type != "cpu" and dtypes - {input.dtype}):
+        return
+    looks = _looks(input, shape, weight, bias, eps)
+    if looks is not None:
+        if len(_known) >= MOST:
+            _known.clear()
+        _known.add(looks)
+
+
+def _looks(
+    input: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, eps: object
+) -> tuple[object, ...] | None:
+    """What is remembered of a call; None for one that is unusual, or watched by who writes a
+    program of it.
+    """
+    if (
+        type(input) is not Tensor
+        or type(eps) is not float
+        or not isinstance(shape, tuple | list)
+        or _tracing()
+    ):
+        return None
+    looks = [input.shape, input.dtype, input.device, tuple(shape), eps]
+    for vector in (weight, bias):
+        if vector is not None:
+            if type(vector) is not Tensor and type(vector) is not torch.nn.Parameter:
+                return None
+            looks += vector.shape, vector.dtype, vector.device
+        looks.append(None)
+    return *looks, needs_gradients(input, weight, bias)
