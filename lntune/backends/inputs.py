@@ -47,13 +47,16 @@ def copied(named: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def on_device(case: Case, device: Device, place: str, seed: int = 0) -> dict[str, Any]:
-    """The same on `place`, what the device is to PyTorch, made there: DRAWN_ROWS rows at most are
-    drawn by the CPU, which takes a second for a hundred million numbers, and repeated.
+def on_device(
+    case: Case, device: Device, place: str, seed: int = 0, most: int | None = None
+) -> dict[str, Any]:
+    """The same on `place`, what the device is to PyTorch, made there: `most` rows at most, or
+    DRAWN_ROWS, are drawn by the CPU, which takes a second for a hundred million numbers, and
+    repeated.
     """
     import torch
 
-    drawn = min(case.rows, DRAWN_ROWS)
+    drawn = min(case.rows, DRAWN_ROWS if most is None else most)
     named = plain(case, device, seed, drawn)
     by_row = {a.name for a in ops.get(case.op).arguments(case) if a.shape[:1] == ("rows",)}
     rows = torch.arange(case.rows, device=place) % max(drawn, 1)

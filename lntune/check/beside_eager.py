@@ -18,6 +18,8 @@ from lntune.words import counted
 
 COARSE = 4.0
 """Times a tolerance that are allowed of many rows: of more numbers the largest error is larger."""
+PIECE = 1 << 22
+"""Elements that are compared at once: what is made for it is no larger than some of these."""
 _latest: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
 """Of the latest inputs what eager mode makes of them: many candidates are compared with that."""
 _KEPT = 2
@@ -66,10 +68,15 @@ def compare_with_eager(
             continue  # of a sum over many rows eager mode's own error is too large to tell
         name = arg.name
         allowed = COARSE * (usual.tolerance[name] + usual.eager_error[name])
-        error = largest(out.float() - expected[name].float())
-        if not bool(out.isfinite().all()) or error > allowed:
-            return (
-                f"{name}: {error:.3g} from eager's, {allowed:.3g} is allowed, or not finite (plain"
-                f" random inputs, {counted(case.rows, 'row')})"
-            )
+        axis = arg.shape.index("rows")
+        at_once = max(1, PIECE * case.rows // max(out.numel(), 1))
+        pieces = zip(out.split(at_once, axis), expected[name].split(at_once, axis), strict=True)
+        for number, (piece, of_eager) in enumerate(pieces):
+            error = largest(piece.float() - of_eager.float())
+            if not bool(piece.isfinite().all()) or error > allowed:
+                first = number * at_once
+                return (
+                    f"{name}: {error:.3g} from eager's, {allowed:.3g} is allowed, or not finite"
+                    f" (plain random inputs, {counted(case.rows, 'row')}; from row {first} on)"
+                )
     return ""

@@ -30,6 +30,10 @@ side, and several for each thread.
 """
 COMPARED_ELEMENTS, BEYOND = 1 << 23, 101
 """Elements of what is compared with eager mode beside a case's own, and rows beyond those."""
+MOST_COMPARED, OF_MEMORY = 1 << 27, 16
+"""Elements beyond which no more rows than a case's own are compared, since it takes seconds; and
+the fraction of the memory that the tensors of such a call may take: eager mode makes others.
+"""
 MOST_ROWS = 2048
 """Of more the largest error is of a row that is next to constant."""
 LEAST_HIDDEN = 8
@@ -180,15 +184,20 @@ class Cpu(HostBackend):
 
 
 def more_than(case: Case) -> int:
-    """More rows than a case has, as far as it does not take long to try them."""
+    """More rows than a case has, as far as it does not take long to try them, or all of a machine's
+    memory; fewer where there are no such.
+    """
     beyond = case.rows + case.rows // 8 + BEYOND
     usual = min(MOST_ROWS, COMPARED_ELEMENTS // case.hidden) + BEYOND
-    return max(usual, beyond if beyond * case.hidden <= 4 * COMPARED_ELEMENTS else 0)
+    size = ops.get(case.op).bytes(msgspec.structs.replace(case, rows=beyond))
+    fits = beyond * case.hidden <= MOST_COMPARED and size * OF_MEMORY <= inputs.memory()
+    return max(usual, beyond if fits else 0)
 
 
 @functools.lru_cache(maxsize=1)  # of one case there are several finalists
 def _plain(case: Case, device: Device) -> dict[str, Any]:
-    return inputs.plain(case, device)
+    """Plain random inputs, of which COMPARED_ELEMENTS are drawn and repeated."""
+    return inputs.on_device(case, device, "cpu", most=max(1, COMPARED_ELEMENTS // case.hidden))
 
 
 BACKEND = Cpu()
