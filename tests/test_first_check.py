@@ -4,6 +4,7 @@ check is made once for each machine; and the user's program does not notice it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -24,7 +25,7 @@ from torch.nn import functional
 import lntune
 from lntune import backends, check, device, schedule
 from lntune.case import Case
-from lntune.check import short
+from lntune.check import problems, short
 from lntune.commands import build
 from lntune.commands import check as check_command
 from lntune.commands.doctor import folders, looked
@@ -486,6 +487,37 @@ def test_a_thread_apart() -> None:
     assert not apart.here()
     with pytest.raises(ZeroDivisionError):
         apart.run(lambda: 1 // 0)
+
+
+def test_a_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels are compared with is made by one thread, and kernels run on as many as the
+    caller's, whatever another thread has set; nobody else's number changes.
+    """
+
+    def elsewhere(work: Callable[[], Any]) -> Any:
+        """What a thread that begins now gives."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+
+    made: list[tuple[int, int]] = []
+    called: list[int] = []
+    solved, before = problems.solved, torch.get_num_threads()
+
+    def seen(*of: Any) -> Any:
+        made.append((torch.get_num_threads(), elsewhere(torch.get_num_threads)))
+        return solved(*of)
+
+    kernel = wrong(lambda x, y: called.append(torch.get_num_threads()))
+    monkeypatch.setattr(problems, "solved", seen)
+    torch.set_num_threads(3)
+    try:
+        elsewhere(lambda: torch.set_num_threads(2))
+        outcome = apart.run(lambda: CPU.verify_shortly(CASE, HERE, kernel))
+        assert outcome.message == ""
+        assert set(made) == {(1, 2)} and set(called) == {3}
+        assert (torch.get_num_threads(), elsewhere(torch.get_num_threads)) == (3, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 # What it finds.

@@ -16,7 +16,7 @@ import msgspec
 
 from lntune import check, ops
 from lntune.case import Case
-from lntune.check import problems, traces
+from lntune.check import problems, team, traces
 from lntune.check.problems import ROWS, Problem
 from lntune.device import Device
 from lntune.ops.op import Arg
@@ -85,14 +85,21 @@ def shortly(
     on the inputs of STYLES, of fewer rows where these are long; arguments else as those of
     `check.verify`. `strided`: a kernel for matrices whose rows lie apart, which is given such.
 
-    What a kernel raises is wrong, too.
+    What a kernel raises is wrong, too. It runs on as many threads as this one has; all else is done
+    in this thread.
 
     Raises:
         MissingMemoryError: there is too little memory for the problems, or for the kernel's own.
     """
     begun = time.perf_counter()
     try:
-        message = _wrong(case, kernel, fence, place, device, more_rows, strided)
+        with team.alone() as whole:
+
+            def shared(*values: Any) -> None:
+                with whole():
+                    kernel(*values)
+
+            message = _wrong(case, shared, fence, place, device, more_rows, strided)
     except _RaisedError as e:
         message = e.message
     except MemoryError as e:

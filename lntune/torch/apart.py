@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from lntune.check import team
+
 Result = TypeVar("Result")
 _threads: set[int] = set()
 
@@ -21,22 +23,24 @@ def here() -> bool:
 
 
 def run(work: Callable[[], Result]) -> Result:
-    """What `work` gives in a thread of its own, or raises there. An interrupt leaves it to end by
-    itself, unheard.
+    """What `work` gives in a thread of its own, which shares its work with as many others
+    as this one does, or raises there. An interrupt leaves it to end by itself, unheard.
 
     Raises:
         RuntimeError: there can be no thread: too many, or Python is about to end.
         Exception: what `work` raises.
     """
+    import torch
+
     results: list[Result] = []
     errors: list[BaseException] = []
+    threads = torch.get_num_threads()
 
     def perform() -> None:
-        import torch
-
         _threads.add(threading.get_ident())
         try:
             torch.set_flush_denormal(False)  # a thread begins as the one that starts it
+            team.of(threads)  # and with what torch.set_num_threads was told last, in any thread
             results.append(work())
         except BaseException as e:
             errors.append(e)
