@@ -30,8 +30,9 @@ from lntune.commands import build
 from lntune.commands import check as check_command
 from lntune.commands.doctor import folders, looked
 from lntune.kernels import cache, compiler, verdicts
+from lntune.report import builds as builds_report
 from lntune.system import paths, scratch, sealed
-from lntune.torch import apart, dispatch, first_check
+from lntune.torch import apart, dispatch, explanation, first_check
 from lntune.torch.first_check import WrongKernelError, WrongKernelWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
@@ -585,8 +586,9 @@ def test_build_and_check_keep_verdicts(
     mine: Callable[[int], list[str]], log_dir: Path, own_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """`lntune build` checks what it builds, so that no call has to, and fails where it is wrong;
-    `lntune check` checks anew what was found wrong before; `lntune doctor` names it.
+    """`lntune build` checks what it builds, so that no call has to, and where it is wrong builds
+    the next choice and says both; `lntune check` checks anew what was found wrong before; `lntune
+    doctor` names it.
     """
     builds = mine(0)
     made = checks(monkeypatch)
@@ -594,16 +596,55 @@ def test_build_and_check_keep_verdicts(
     assert (built.status, built.checked, len(made)) == ("built", True, 1)
     another_process()
     assert right() and len(made) == 1
+    Path(built.path).unlink()
     won(log_dir, "mine", {"scale": 1})
     forget()
     with pytest.warns(WrongKernelWarning):
         built = build.build_case(CASE, HERE)
-    assert built.status == "failed" and "mine (scale=1) is wrong" in built.message
+    assert (built.status, built.schedule, built.checked) == ("built", "cached_rows", True)
+    (wrong,) = built.wrong
+    assert "mine (scale=1): its kernel is wrong: y: error" in wrong
+    assert f"{CASE.typical} is served by another: {wrong}" in builds_report.lines([built], None)
+    another_process()
+    with pytest.warns(WrongKernelWarning):
+        again = build.build_case(CASE, HERE)
+    assert (again.status, again.wrong) == ("there", built.wrong)
     another_process()
     (result,) = check_command.check_cases([CASE])
     assert builds.count("mine Knobs(scale=1)") == 2 and result.schedule == "cached_rows"
     (finding,) = looked("kernel checks", folders._checks)
     assert finding.status == "warn" and "1 wrong and not used: " in finding.detail
+
+
+def test_why_names_other_kernels(own_cache: Path) -> None:
+    """`lntune why` says which kernels beside that of contiguous rows in the default variant were
+    found right, and which wrong; in short, and as data.
+    """
+
+    def others() -> tuple[explanation.Other, ...]:
+        return lntune.explain("layer_norm", 48, rows=8).others
+
+    assert others() == ()
+    weight = torch.ones(48)
+    lntune.layer_norm(X, (48,), weight)
+    assert [(o.name, o.right, o.wrong) for o in others()] == [("weight", True, ())]
+    wide = torch.randn(8, 96)[:, :48]
+    lntune.layer_norm(wide, (48,))
+    case = Case("layer_norm", 48, "float32", 8, "weight")
+    choice = dispatch.choose(case)
+    said(lambda: first_check.refuse(case, choice, HERE, "wrong from row 1000 on"))
+    another_process()
+    (message,) = said(others)
+    assert "wrong from row 1000 on" in message
+    plain, other = others()
+    assert (plain.name, plain.right, plain.wrong) == ("plain, rows apart", True, ())
+    assert (other.name, other.right) == ("weight", False)
+    assert other.knobs != choice.knobs
+    (wrong,) = other.wrong
+    assert wrong.endswith("its kernel is wrong: wrong from row 1000 on")
+    text = str(lntune.explain("layer_norm", 48, rows=8))
+    assert "  - found right, too: plain, rows apart\n" in text
+    assert text.endswith(f"  - weight: {wrong}")
 
 
 def test_a_thorough_check_refuses(own_cache: Path) -> None:

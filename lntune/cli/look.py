@@ -77,7 +77,9 @@ def why(
     output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
-    """Explain which kernel serves a call, and why."""
+    """Explain which kernel serves a call, and why, and what checks on this machine found of other
+    kernels of these sizes: for other variants (`lntune ops`), for rows that lie apart.
+    """
     from lntune.report.output import Output
 
     with dispatching(log_dir):

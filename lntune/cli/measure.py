@@ -294,7 +294,8 @@ def build(
     here.
 
     What the tuning logs choose for the devices goes into the kernel cache (LNTUNE_CACHE_DIR), where
-    the first call would have put it. Exit code 1 when something cannot be built.
+    the first call would have put it, and is checked where its device is here; of one that is wrong
+    the next choice is built, and both are said. Exit code 1 when something cannot be built.
     """
     from lntune import backends
     from lntune.architectures import architecture

@@ -18,8 +18,8 @@ from lntune.errors import BuildError, LntuneError
 from lntune.kernels import cache, direct, verdicts
 from lntune.log.select import Tier
 from lntune.schedule import Schedule
+from lntune.torch import choices, dispatch, first_check, layer_norm_node
 from lntune.torch import devices as placed
-from lntune.torch import dispatch, first_check, layer_norm_node
 from lntune.torch.vector_width import narrowed
 
 
@@ -27,7 +27,8 @@ class Built(msgspec.Struct, frozen=True):
     """One kernel, its rows being those that stand for their bucket. `status` is "built", "there"
     (it lay in the cache), "eager" (eager mode serves the case) or "failed", with the reason in
     `message`; `path` is the file, empty where there is none. `checked`: it was found right on this
-    machine, now or before, and the calls that it serves need not do that.
+    machine, now or before, and the calls that it serves need not do that. `wrong`: what would have
+    served before it, and was found wrong.
     """
 
     case: Case
@@ -42,6 +43,7 @@ class Built(msgspec.Struct, frozen=True):
     bytes: int = 0
     message: str = ""
     checked: bool = False
+    wrong: tuple[str, ...] = ()
 
 
 def kernels(cases: Sequence[Case]) -> list[Case]:
@@ -60,38 +62,55 @@ def build_case(
     case: Case, device: Device, archs: tuple[str, ...] = (), strided: bool = False
 ) -> Built:
     """Build what serves a case on a device, by the tuning logs as they are, unless it is in the
-    cache, and check it where the device is here. One that is wrong fails, and what would serve in
-    its place is not built.
+    cache, and check it where the device is here. In the place of one that is wrong the next choice
+    is built; of one for rows that lie apart that for contiguous rows, which is given copies.
 
     `archs` are architectures whose code a GPU's file holds beside that of the device's own;
     `strided`: the kernel for matrices whose rows lie apart, instead of the one for contiguous rows.
     """
-    result = Built(case, device.name, device.isa, "", "", {}, strided, "failed")
-    try:
-        choice = dispatch.choose(case, device)
-        result = msgspec.structs.replace(
-            result, tier=choice.tier, schedule=choice.schedule, knobs=dict(choice.knobs)
-        )
-        if choice.tier == "eager":
-            return msgspec.structs.replace(result, status="eager")
-    except Exception as e:
-        return msgspec.structs.replace(result, message=_reason(e))
-    return build_chosen(result, device, archs)
+    apart, wrong = strided, tuple[str, ...]()
+    while True:
+        result = Built(case, device.name, device.isa, "", "", {}, apart, "failed", wrong=wrong)
+        try:
+            choice = dispatch.choose(case, device)
+            result = msgspec.structs.replace(
+                result,
+                tier=choice.tier,
+                schedule=choice.schedule,
+                knobs=dict(choice.knobs),
+                wrong=(*choice.wrong, *wrong),
+            )
+            if choice.tier == "eager":
+                return msgspec.structs.replace(result, status="eager")
+            return _made(result, device, archs)
+        except first_check.WrongKernelError as e:
+            if apart:
+                apart, wrong = False, (*wrong, str(e))
+            elif choices.decide_anew(case, device, choice):
+                apart = strided
+            else:
+                return msgspec.structs.replace(result, message=_reason(e))
+        except Exception as e:
+            return msgspec.structs.replace(result, message=_reason(e))
 
 
 def build_chosen(chosen: Built, device: Device, archs: tuple[str, ...] = ()) -> Built:
     """Build what is chosen: a case, a schedule and its knobs; arguments else as build_case's."""
-    case, strided = chosen.case, chosen.strided
     try:
-        plan, setting = schedule.resolve(chosen.schedule, case.op, chosen.knobs)
-        if strided:
-            setting = narrowed(setting, plan, case, device, placed.ANY, strided) or setting
-        cached = cache.built(case, plan, setting, device, archs, strided)
-        path = cache.prepare(case, plan, setting, device, archs, strided)
-        size = path.stat().st_size
-        checked = _checked(case, plan, setting, device, strided)
+        return _made(chosen, device, archs)
     except Exception as e:
         return msgspec.structs.replace(chosen, message=_reason(e))
+
+
+def _made(chosen: Built, device: Device, archs: tuple[str, ...]) -> Built:
+    case, strided = chosen.case, chosen.strided
+    plan, setting = schedule.resolve(chosen.schedule, case.op, chosen.knobs)
+    if strided:
+        setting = narrowed(setting, plan, case, device, placed.ANY, strided) or setting
+    cached = cache.built(case, plan, setting, device, archs, strided)
+    path = cache.prepare(case, plan, setting, device, archs, strided)
+    size = path.stat().st_size
+    checked = _checked(case, plan, setting, device, strided)
     return msgspec.structs.replace(
         chosen,
         status="there" if cached else "built",

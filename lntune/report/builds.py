@@ -68,5 +68,7 @@ def lines(kernels: Sequence[Built], folder: Path | None) -> list[str]:
             f"in {whole(folder)}: copy it, with LNTUNE_CACHE_DIR for another place, to machines of"
             " these kinds that have no compiler"
         )
+    for kernel in kernels:
+        text += [f"{kernel.case} is served by another: {wrong}" for wrong in kernel.wrong]
     failed = [kernel for kernel in kernels if kernel.status == "failed"]
     return [*text, *(f"{k.case} for {k.arch} failed: {k.message}" for k in failed)]

@@ -75,7 +75,9 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
         refused.append(one)
     faults = {**failed, **choice.faults}
     steps = (*(f"left out: {fault}" for fault in failed.values()), *choice.steps)
-    wrong = tuple(f"{name}: {reason}" for name, _, reason in refused)
+    wrong = tuple(
+        f"{name} ({knobs_module.describe(knobs)}): {reason}" for name, knobs, reason in refused
+    )
     _choices[device, case] = msgspec.structs.replace(
         choice, steps=steps, faults=faults, wrong=wrong
     )
@@ -84,6 +86,15 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
         if name not in _warned:
             _warned.add(name)
             callers.warn(f"left out: {fault}", ScheduleWarning)
+
+
+def decide_anew(case: Case, device: Device, choice: Choice) -> bool:
+    """Decide on a case whose kernel was found wrong; False where nothing else is chosen."""
+    case = case.typical
+    with LOCK:
+        decide(case, device, choice.faults)
+        again = choose(case, device)
+    return (again.schedule, again.knobs) != (choice.schedule, choice.knobs)
 
 
 def _refusing(schedule: Schedule, refused: Sequence[tuple[str, dict[str, Any], str]]) -> Schedule:

@@ -25,7 +25,7 @@ from lntune.system import callers, paths, trust
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
 from lntune.torch import apart, devices, first_check, untuned
-from lntune.torch.choices import choose, decide
+from lntune.torch.choices import choose, decide, decide_anew
 from lntune.torch.first_check import (
     RecordingError,
     UncheckedError,
@@ -237,9 +237,7 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
             raise
         if layout != devices.Layout():  # what serves other calls may be right
             return None
-        decide(case, device, choice.faults)
-        again = choose(case, device)
-        if (again.schedule, again.knobs) == (choice.schedule, choice.knobs):
+        if not decide_anew(case, device, choice):
             return None
     return _obtain(device, case, layout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -25,14 +26,35 @@ SERVED_BY: dict[Tier, str] = {
 """Tier of a choice -> what serves, in words."""
 
 
+class Other(msgspec.Struct, frozen=True, kw_only=True):
+    """Another kernel that calls of a case get, and that was checked on this machine: for another
+    variant, or for matrices whose rows lie apart (`strided`). `wrong` says what was found wrong,
+    where something was: of this kernel if it is not `right`, else of those that it serves in place
+    of.
+    """
+
+    variant: str
+    strided: bool
+    schedule: str
+    knobs: dict[str, knobs_module.Value]
+    right: bool
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Which it is, in words."""
+        return f"{self.variant}{', rows apart' if self.strided else ''}"
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """What serves a case on a device, and how it came to that. `str` of it is the text of `lntune
     why`.
 
     `schedule` and `knobs` are the kernel's (empty for eager mode), `steps` what was looked at, in
-    order; `tuned_us` and `eager_us` are the medians, in microseconds, of the record that it rests
-    on, `stale` and `disturbed` say what speaks against that record. `training` says what serves
-    calls of which gradients are asked, and why, where that is something else.
+    order; `others` are kernels that other calls of these sizes get; `tuned_us` and `eager_us` are
+    the medians, in microseconds, of the record that it rests on, `stale` and `disturbed` say what
+    speaks against that record. `training` says what serves calls of which gradients are asked, and
+    why, where that is something else.
     """
 
     case: dict[str, Any]
@@ -46,6 +68,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     stale: bool = False
     disturbed: bool = False
     training: str = ""
+    others: tuple[Other, ...] = ()
 
     @property
     def title(self) -> str:
@@ -70,7 +93,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             *kernel,
             *(("  - ", step) for step in self.steps),
             *([("  in training: ", self.training)] if self.training else []),
+            *self._of_others(),
         ]
+
+    def _of_others(self) -> list[tuple[str, str]]:
+        right = "; ".join(other.name for other in self.others if other.right)
+        found = [("  - ", f"found right, too: {right}")] if right else []
+        for other in self.others:
+            found += [("  - ", f"{other.name}: {wrong}") for wrong in other.wrong]
+        return found
 
     def __str__(self) -> str:
         return "\n".join(lead + sentence for lead, sentence in self.lines)
@@ -137,6 +168,7 @@ def explain(
         stale=choice.stale,
         disturbed=bool(record and record.disturbance),
         training=_in_training(case, choice, device),
+        others=tuple(_others(case, device)),
     )
 
 
@@ -152,6 +184,32 @@ def _in_training(case: Case, alone: Choice, device: Device) -> str:
         return ""
     kernel = f", {choice.schedule} {knobs_module.describe(choice.knobs)}" if choice.schedule else ""
     return f"served by {SERVED_BY[choice.tier]}{kernel}; {choice.steps[-1]}"
+
+
+def _others(case: Case, device: Device) -> Iterator[Other]:
+    """The kernels that other calls get than those of contiguous rows in the default variant, as far
+    as checks here have found something.
+    """
+    default, *rest = ops.get(case.op).variants
+    for variant in (default, *rest):
+        one = msgspec.structs.replace(case, variant=variant)
+        choice = dispatch.choose(one, device)
+        for strided in (False, True):
+            if variant == default and not strided:
+                continue
+            found = first_check.verdict(one, choice, device, strided)
+            wrong = () if strided else choice.wrong
+            if found is not None and not found.ok:
+                wrong = (*wrong, f"its kernel is wrong: {found.message}")
+            if found is not None or wrong:
+                yield Other(
+                    variant=variant,
+                    strided=strided,
+                    schedule=choice.schedule,
+                    knobs=dict(choice.knobs),
+                    right=found is not None and found.ok,
+                    wrong=wrong,
+                )
 
 
 def _served_us(choice: Choice) -> float | None:

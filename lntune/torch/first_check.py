@@ -30,8 +30,9 @@ from lntune.log.select import Choice
 from lntune.schedule import Schedule
 from lntune.system import callers, sealed
 from lntune.system.sealed import DamagedError
-from lntune.torch import apart, untuned
+from lntune.torch import apart, devices, untuned
 from lntune.torch.reloading import on_reload
+from lntune.torch.vector_width import narrowed
 
 _log = logging.getLogger("lntune")
 _said: set[tuple[str, ...]] = set()
@@ -174,18 +175,29 @@ def state(case: Case, choice: Choice, device: Device) -> str:
     """What is known of the kernel of a choice on this machine, as a sentence's rest; empty where
     it is eager mode that serves, or the device is not here.
     """
-    case = _named(case)
-    here = verdicts.environment(device) if verdicts.enabled() else {}
-    if not here or choice.tier == "eager":
+    if not verdicts.enabled() or choice.tier == "eager" or not verdicts.environment(device):
         return ""
-    try:
-        schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
-        found = verdicts.of(cache.path_of(case, schedule, setting, device), here)
-    except LntuneError:
-        return ""
+    found = verdict(case, choice, device)
     if found is None:
         return "not checked on this machine yet; its first call does that"
     return f"found right on this machine, in {1e3 * found.seconds:.0f} ms" if found.ok else ""
+
+
+def verdict(case: Case, choice: Choice, device: Device, strided: bool = False) -> Checked | None:
+    """The verdict on the kernel of a choice on this machine, `strided` that for matrices whose rows
+    lie apart; None where there is none, or eager mode serves.
+    """
+    case = _named(case)
+    here = verdicts.environment(device) if verdicts.enabled() else {}
+    if not here or choice.tier == "eager":
+        return None
+    try:
+        schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
+        if strided:
+            setting = narrowed(setting, schedule, case, device, devices.ANY, strided) or setting
+        return verdicts.of(cache.path_of(case, schedule, setting, device, strided), here)
+    except LntuneError:
+        return None
 
 
 def _named(case: Case) -> Case:
