@@ -9,6 +9,7 @@ from typing import Any
 
 import code_digests
 import pytest
+from grids import exhaustive
 from knob_samples import sample
 
 from lntune import check, device, ops, schedule
@@ -48,18 +49,23 @@ def by_default(module: Any, machine: Device) -> Any:
 
 
 def settings() -> list[Any]:
-    """(schedule, case, device) of every schedule, with tails of every width and without."""
+    """(schedule, case, device) of every schedule, with tails of every width and without; in every
+    run the two take turns.
+    """
     parameters = []
-    for name, plan in PLANS.items():
+    for number, (name, plan) in enumerate(PLANS.items()):
         if name == "metaschedule_step_backward":
             continue  # TVM's sketches leave empty branches, which LLVM takes out
-        for hidden, dtype, rows, machine in (
-            (STEP if "lstm" in plan.op else 1000, "bfloat16", 512, HERE),
-            (16 if "lstm" in plan.op else 256, "float32", 32, OTHER),
+        for at, (hidden, dtype, rows, machine) in enumerate(
+            (
+                (STEP if "lstm" in plan.op else 1000, "bfloat16", 512, HERE),
+                (16 if "lstm" in plan.op else 256, "float32", 32, OTHER),
+            )
         ):
             case = Case(plan.op, hidden, dtype, rows)
             if plan.space(case, machine):
-                parameters.append(pytest.param(plan, case, machine, id=f"{name}-{case}"))
+                one = pytest.param(plan, case, machine, id=f"{name}-{case}")
+                parameters.append(one if at == number % 2 else exhaustive(one))
     return parameters
 
 

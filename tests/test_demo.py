@@ -56,7 +56,7 @@ def test_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         demo,
         "Settings",
-        lambda seconds, again: tune.Settings(seconds=100 * seconds, trials=4, again=again),
+        lambda seconds, again: tune.Settings(seconds=100 * seconds, trials=2, again=again),
     )
     monkeypatch.setattr("lntune.tune.times.FINAL_SHARE", 1e-4)
     with warnings.catch_warnings():  # a tour does not warn of what it does itself

@@ -77,8 +77,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("op", NAMES)
-@pytest.mark.parametrize(("hidden", "dtype", "threads"), thinned(SIZES, 8))
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "threads", "op"),
+    thinned([(*size, op) for size in SIZES for op in NAMES], 9),
+)
 def test_right_wherever_rows_begin(hidden: int, dtype: str, threads: int, op: str) -> None:
     """On every style of input, and wherever in a vector a matrix ends: nothing of a neighbour
     counts, and nothing beyond the matrix is touched.

@@ -58,8 +58,7 @@ def test_vectors_in_a_rolled_loop(row_storage: str) -> None:
 ROW_GUARD = re.compile(r"^( *)if \(.*< rows.*\) \{\n((?:\1 .*\n)*)\1\}", re.MULTILINE)
 
 
-@pytest.mark.parametrize("hidden", [1024, 1000])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "hidden"), product(("float32", "bfloat16"), (1024, 1000)))
 def test_rows_that_share_a_block_are_guarded_where_they_are_stored(dtype: str, hidden: int) -> None:
     """Whether there is a row is asked before something of it is stored, and nowhere else; what is
     computed of a row that is not there stays in registers. It is right for every number of rows.

@@ -37,8 +37,10 @@ def program_of(case: Case, **changed: Any) -> Program:
     return compiler.program(case, PLAN, type(setting)(**{**vars(setting), **changed}), DEVICE)
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-@pytest.mark.parametrize("variant", ["weight+dx+dgamma+dbeta", "dgamma32+dbeta32", "dbeta"])
+@pytest.mark.parametrize(
+    ("variant", "rows"),
+    product(("weight+dx+dgamma+dbeta", "dgamma32+dbeta32", "dbeta"), (1, 8)),
+)
 def test_separate_sums_are_right(variant: str, rows: int) -> None:
     """Partial sums in a kernel of their own are right for one row at a time and several, with more
     blocks than rows, and ragged columns.
@@ -167,7 +169,7 @@ def test_blocks_fill_the_device_and_not_more(dtype: str) -> None:
     """By default every multiprocessor has a block where there are rows for it, and a few rows do
     not get a thousand partial sums.
     """
-    for hidden in (256, 1024, 4096, 12288):
+    for hidden in (256, 4096, 12288):
         for rows, most in ((1, 1), (8, 16), (32, 64), (4096, 16 * DEVICE.cores)):
             case = Case("layer_norm_backward", hidden, dtype, rows)
             x = program_of(case).launches[0].blocks(rows)[0]
@@ -220,8 +222,7 @@ def row_guards(program: Program, kernel: int) -> list[str]:
     return [line for line in source.splitlines() if "if (" in line and "rows" in line]
 
 
-@pytest.mark.parametrize("hidden", [1024, 1000])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "hidden"), product(("float32", "bfloat16"), (1024, 1000)))
 def test_rows_that_share_a_block_are_guarded_once(dtype: str, hidden: int) -> None:
     """Whether there is a row is asked once, before its dx is stored and it is added to the sums,
     not for each element of these; of dx alone, once before each vector that is stored; of sums
@@ -243,12 +244,18 @@ def test_rows_that_share_a_block_are_guarded_once(dtype: str, hidden: int) -> No
     assert len(row_guards(sums, 0)) == 1
 
 
-@pytest.mark.parametrize("variant", ["", "weight+dx", "weight32+dx+dgamma32", "dgamma+dbeta"])
-@pytest.mark.parametrize(("hidden", "per_row"), [(200, 32), (37, 8)])
-def test_every_number_of_rows_that_share_a_block(hidden: int, per_row: int, variant: str) -> None:
+@pytest.mark.parametrize(
+    ("variant", "row"),
+    product(
+        ("", "weight+dx", "weight32+dx+dgamma32", "dgamma+dbeta"),
+        ((200, 32), (37, 8)),
+    ),
+)
+def test_every_number_of_rows_that_share_a_block(variant: str, row: tuple[int, int]) -> None:
     """Blocks whose last rows are not all there are right, warps whose threads have several rows
     among them.
     """
+    hidden, per_row = row
     case = Case("layer_norm_backward", hidden, "bfloat16", 32, variant)
     few = msgspec.structs.replace(DEVICE, cores=3)
     setting = dataclasses.replace(
@@ -302,8 +309,9 @@ def test_single_elements_keep_the_weight(hidden: int, kept: bool) -> None:
     assert (setting.exchange == "one_barrier") == kept
 
 
-@pytest.mark.parametrize("storage", ["shared", "reload"])
-@pytest.mark.parametrize("variant", ["dx+dbeta", "weight+dx+dbeta"])
+@pytest.mark.parametrize(
+    ("variant", "storage"), product(("dx+dbeta", "weight+dx+dbeta"), ("shared", "reload"))
+)
 def test_sums_of_dy_alone(variant: str, storage: str) -> None:
     """A trainable beta beside a frozen gamma, of rows that are not kept in registers: sums read no
     x.

@@ -463,7 +463,7 @@ def test_any_eps_is_pytorchs(eps: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "rows"), [(lntune.LayerNormLSTMCell, 5), (lntune.LayerNormLSTM, 1)]
+    ("module", "rows"), [exhaustive((lntune.LayerNormLSTMCell, 5)), (lntune.LayerNormLSTM, 1)]
 )
 def test_a_module_with_a_negative_eps(module: Any, rows: int) -> None:
     """A module takes one too, and computes the same compiled."""

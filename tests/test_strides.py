@@ -118,7 +118,7 @@ def test_rows_may_lie_anywhere_on_cpus(name: str, dtype: str, hidden: int) -> No
 def test_whatever_the_knobs(name: str) -> None:
     """So it is with other knobs: rows kept in registers, in shared memory, read again."""
     case = case_of(PLANS[name].op, 96, "bfloat16")
-    for setting in sample(PLANS[name], case, SMALL)[:2]:
+    for setting in sample(PLANS[name], case, SMALL)[:1]:
         kernel = emulated.kernel(
             case, compiler.program(case, PLANS[name], setting, SMALL, strided=True), "backward"
         )
