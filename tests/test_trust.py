@@ -172,11 +172,16 @@ def test_who_runs_code_as_the_user_already(
     chain: list[Path], give: Give, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Who owns the Python that runs may own a cache beside it: an administrator who is not root."""
-    python = tmp_path / "python"
-    python.touch()
     for path in chain:
         give(path, STRANGER)
     assert f"{STRANGER}" in reason(chain[3])
+    python_of_a_stranger(tmp_path, monkeypatch)
+    assert reason(chain[3]) == ""
+
+
+def python_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the Python that runs seem a stranger's."""
+    python = tmp_path / "python"
     real = Path.stat
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(
@@ -184,7 +189,6 @@ def test_who_runs_code_as_the_user_already(
         "stat",
         lambda p, **k: SimpleNamespace(st_uid=STRANGER) if p == python else real(p, **k),
     )
-    assert reason(chain[3]) == ""
 
 
 def test_sticky_folders(chain: list[Path], give: Give) -> None:
@@ -342,10 +346,13 @@ def test_access_control_lists(
 
 
 def test_a_container_that_knows_no_root(
-    chain: list[Path], give: Give, monkeypatch: pytest.MonkeyPatch
+    chain: list[Path], give: Give, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Where root's folders seem nobody's they are passed through; what is loaded is somebody's."""
+    """Where root's folders seem nobody's, and so does its Python, they are passed through; what is
+    loaded is somebody's.
+    """
     monkeypatch.setattr(trust, "_unmapped", lambda: STRANGER)
+    python_of_a_stranger(tmp_path, monkeypatch)
     for folder in chain[:2]:
         give(folder, STRANGER)
     assert reason(chain[3]) == ""
@@ -610,6 +617,8 @@ def test_schedules_that_others_can_write_are_not_run(up: int, mine: Path, tmp_pa
     one is asked for by name; and used as soon as it is mended.
     """
     opened = (mine, *mine.parents)[up]
+    if up:
+        mine.with_name("mine_too.py").write_text(mine.read_text().replace('"mine"', '"mine_too"'))
     mode = opened.stat().st_mode
     opened.chmod(0o777)
     with pytest.warns(ScheduleWarning) as caught:
@@ -673,6 +682,19 @@ def test_a_log_that_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (finding,) = [f for f in folders.examine() if f.topic == "tuning log"]
     assert finding.status == "warn" and finding.detail.endswith("can be written by every user")
     assert finding.remedy == f"Run chmod -R o-w {logs}; where it is meant, set LNTUNE_TRUST={logs}."
+
+
+def test_a_user_who_wants_an_error(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user's filters make an error of reaches the user; nothing serves in its place."""
+    log_dir.mkdir(exist_ok=True)
+    monkeypatch.setenv("LNTUNE_LOG_DIR", str(log_dir))
+    log_dir.chmod(0o777)
+    lntune.reload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", trust.TrustWarning)
+        with pytest.raises(trust.TrustWarning):
+            lntune.layer_norm(torch.randn(4, 40), (40,))
+    lntune.reload()
 
 
 def test_the_doctor_says_it_of_the_cache(cached: Path, mine: Path) -> None:
