@@ -62,8 +62,9 @@ from lntune.torch.direct_calls import Direct
 # How far the output and each gradient may be from float64's, as |difference| / |float64's| in
 # Euclidean norms: for everyone where eager mode's own distance is less than half of it (else twice
 # that), and for eager mode itself. In bfloat16 eager mode adds up the gradients of a layer norm's
-# parameters over all rows in bfloat16, which was found to put them 0.3 off at the default sizes.
-TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-5), "bfloat16": (0.03, 0.6)}
+# parameters over all rows in bfloat16, which was found to put them 0.3 off at the default sizes and
+# 0.86 off after 200 steps of 128 rows.
+TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-5), "bfloat16": (0.03, 1.0)}
 EAGER = "eager modules"
 EAGER_OUR_PRODUCTS = "eager, lntune's products"
 WARM_UP = 3  # iterations; TorchScript optimizes at the second and third

@@ -19,6 +19,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.kernels import compiler
 from lntune.schedule import Schedule
+from lntune.transforms.cpu import polynomials
 from lntune.transforms.gpu import thread_private
 
 _CPU = Device("cpu", "golden", "x86-64-v4", 8, l2=1 << 20, l3=32 << 20)
@@ -82,6 +83,7 @@ def of(plan: Schedule, case: Case, setting: Any, device: Device) -> str:
     """The digest of one kernel, before TVM's code generator."""
     module = compiler.scheduled(case, plan, setting, device)
     if device.kind == "cpu":
+        module = polynomials.expanded(module, once=False)
         return digest(normalized(str(module.script())))
     import tvm
 

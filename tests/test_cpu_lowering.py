@@ -22,6 +22,7 @@ from lntune.kernels import compiler
 from lntune.measure import trial
 from lntune.measure.jobs import Candidate, Try
 from lntune.schedule import Schedule
+from lntune.transforms.cpu import polynomials
 
 PLANS = {name: s for name, s in schedule.all_schedules().items() if s.kind == "cpu"}
 HERE, OTHER = code_digests.DEVICES["cpu"]
@@ -40,12 +41,13 @@ def goal_of(machine: Device) -> Any:
 
 
 def by_default(module: Any, machine: Device) -> Any:
-    """lowering.lower by TVM's own pipeline, whole."""
+    """lowering.lower by TVM's own pipeline, whole but for activations."""
     import tvm
 
     goal = goal_of(machine)
     pipeline, host_passes, _ = tvm.tirx.get_default_tir_pipeline(goal)
-    return host_passes()(pipeline(tvm.tirx.transform.BindTarget(goal.with_host(goal))(module)))
+    lowered = pipeline(tvm.tirx.transform.BindTarget(goal.with_host(goal))(module))
+    return host_passes()(polynomials.expanded(lowered))
 
 
 def settings() -> list[Any]:

@@ -22,7 +22,7 @@ from lntune.ops.lnlstm_step import VARIANTS, formula, variant
 from lntune.torch import dispatch
 from lntune.torch import lnlstm as module
 from lntune.torch.lnlstm import lnlstm_step
-from lntune.transforms.cpu import alignment
+from lntune.transforms.cpu import alignment, polynomials
 
 pytestmark = pytest.mark.filterwarnings("ignore::lntune.UntunedWarning")
 
@@ -51,10 +51,9 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
         output = te.compute(given.shape, lambda i, k: getattr(module, name)(given[i, k]), name="y")
         sch = s_tir.Schedule(alignment.element_aligned(te.create_prim_func([given, output])))
         sch.vectorize(sch.get_loops(sch.get_sblock("y"))[1])
+        goal = tvm.target.Target(llvm.target(device.current()))
         with TVM:  # the compiler is used by one thread at a time
-            kernel = tvm.compile(sch.mod, target=tvm.target.Target(llvm.target(device.current())))[
-                "main"
-            ]
+            kernel = tvm.compile(polynomials.expanded(sch.mod), target=goal)["main"]
         padded = np.resize(x.astype(np.float32), (-(-x.size // 16), 16))
         out = np.empty_like(padded)
         kernel(torch.from_numpy(padded), torch.from_numpy(out))

@@ -12,6 +12,8 @@ less of this is done:
 - Split patterns are not brought into a normal form, which changes nothing.
 - Passes for GPUs, and for what is asked for by annotation, are left out.
 
+Activations become arithmetic behind all of these passes, which see calls till then.
+
 A schedule that asks for any of these, by a bound thread, an annotation, a buffer that is part of
 another, or memory of another kind, has TVM's own pipeline.
 """
@@ -19,6 +21,8 @@ another, or memory of another kind, has TVM's own pipeline.
 from __future__ import annotations
 
 from typing import Any
+
+from lntune.transforms.cpu import polynomials
 
 
 def lower(module: Any, target: Any, asserts: bool = True) -> Any:
@@ -38,6 +42,7 @@ def lower(module: Any, target: Any, asserts: bool = True) -> Any:
     else:
         pipeline, host_passes, _ = tvm.tirx.get_default_tir_pipeline(target)
         mod, finalize = pipeline(bound), [host_passes()]
+    mod = polynomials.expanded(mod)
     return sequential([*finalize] if asserts else [t.SkipAssert(), *finalize])(mod)
 
 

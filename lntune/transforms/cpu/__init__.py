@@ -8,4 +8,5 @@
 - prefetch: rows brought into the cache before they are needed.
 - streaming: stores that go around the cache.
 - alignment: tensors that start at any element.
+- polynomials: activations, behind all else.
 """

@@ -11,5 +11,5 @@
 - reload: an argument loaded again instead of kept in registers.
 - launch_bounds: fewer registers for a thread, so that more blocks fit a multiprocessor.
 - cache_hints: loads and stores that the cache need not keep.
-- cuda_math: CUDA's own functions instead of polynomials.
+- cuda_math: CUDA's own functions for activations.
 """
