@@ -5,6 +5,7 @@ while inference has its own decision; gradients, whoever serves; and how a tunin
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from hypothesis import strategies as st
 import lntune
 from lntune import backends, device, knobs, ops, schedule
 from lntune.case import Case
-from lntune.log import records, slower
+from lntune.log import caches, records, slower
 from lntune.log.decision import Advantage, Decision
 from lntune.log.records import Record, Timing
 from lntune.measure import training
 from lntune.measure.jobs import Outcome, Training
 from lntune.ops import layer_norm_backward
+from lntune.report import rows, tables
 from lntune.system import paths
 from lntune.torch import devices, dispatch, layer_norm_node
 from lntune.torch.choices import _records
 from lntune.torch.lnlstm_sequence import by_steps, lnlstm_sequence
-from lntune.tune import loop, tune
+from lntune.tune import loop, times, tune
 
 HERE = device.current()
 HIDDEN, ROWS = 192, 8
@@ -354,3 +356,39 @@ def test_an_interrupt_while_steps_are_timed_keeps_the_final(
     summary = tune([BACKWARD, following], settings("blocked_rows", trials=2))
     assert summary.interrupted and [f.case for f in summary.finals] == [BACKWARD]
     assert not summary.finals[0].training
+
+
+def test_steps_of_training_have_their_part_of_the_time() -> None:
+    """What they take is left when the final begins, so that a run keeps to its budget: two more
+    kernels are built, and 0.3 s or a dozen steps of either contender are timed.
+    """
+    plain, trained = times.Times(), times.Times()
+    trained.training = True
+    for one in (plain, trained):
+        one.tried(0.54)
+    assert plain.steps(1e3) == 0
+    assert trained.steps(math.inf) == trained.steps(1e3) == pytest.approx(1.3)
+    assert trained.steps(1e5) == pytest.approx(1 + 72 * 0.1)
+    assert trained.final(3, 1e3) - plain.final(3, 1e3) == pytest.approx(1.3)
+    for seconds in (8.0, 30.0):
+        trials, total = times.estimate(seconds, 0.54, 0.54, 1000, training=True)
+        assert trials > 1 and total <= seconds + 0.54
+        assert trials <= times.estimate(seconds, 0.54, 0.54, 1000)[0]
+
+
+def test_what_a_report_says_of_training() -> None:
+    """The ratio of a step by kernels over eager mode's is a column of a backward's table; not of
+    a cold cache's, nor where nobody measured it.
+    """
+    backward = final("layer_norm_backward", 1.0, 2.0, (10.0, 12.0))
+    backward = msgspec.structs.replace(backward, cold=backward.timings)
+    (row,) = rows.rows_of([backward])
+    assert row.training_over_eager == pytest.approx(1.2)
+    columns = [c.name for c in tables.cases_table([row], "").columns]
+    assert "in training" in columns
+    cold = caches.cold(backward)
+    assert cold is not None
+    for record in (cold, final("layer_norm_backward", 1.0, 2.0)):
+        (row,) = rows.rows_of([record])
+        assert row.training_over_eager is None
+        assert "in training" not in [c.name for c in tables.cases_table([row], "").columns]

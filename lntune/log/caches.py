@@ -22,7 +22,8 @@ def cold(record: Record) -> Record | None:
         for r in record.rivals
         if r.cold
     )
-    return msgspec.structs.replace(record, timings=timings, rivals=rivals)
+    # steps of training are of a warm one
+    return msgspec.structs.replace(record, timings=timings, rivals=rivals, training={})
 
 
 def _or_same(timing: Timing, other: Timing | None) -> Timing:

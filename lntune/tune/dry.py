@@ -20,6 +20,7 @@ from lntune import backends, knobs
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log.records import Status
+from lntune.measure import training
 from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
@@ -279,6 +280,7 @@ class _Pace:
                 finalist_seconds=self._device,
                 candidates=plan.measured,
                 schedules=schedules,
+                training=training.is_timed(plan.case, settings.target),
             )
             seconds, within = 0.0, plan.measured
             if plan.measured:

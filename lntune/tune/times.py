@@ -124,12 +124,15 @@ def estimate(
     finalist_seconds: float,
     candidates: int,
     schedules: int = 1,
+    training: bool = False,
 ) -> tuple[int, float]:
     """(trials, seconds) of a case that has so many seconds (None: no limit) and so many candidates
     of so many schedules: as many trials as leave time for the final, one at least. A trial takes
-    `trial_seconds`, a candidate of the final `finalist_seconds`, beside measuring.
+    `trial_seconds`, a candidate of the final `finalist_seconds`, beside measuring; `training`:
+    steps of training are timed behind it.
     """
     times = Times()
+    times.training = training
     times.tried(finalist_seconds)
 
     def final(trials: int) -> tuple[int, float]:
@@ -146,11 +149,12 @@ def estimate(
         ):
             trials += 1
     fixed = times.fixed(final(trials)[0] if trials > 1 else 1, math.inf)
-    remaining = None if seconds is None else seconds - trials * trial_seconds
+    steps = times.steps(math.inf)
+    remaining = None if seconds is None else seconds - trials * trial_seconds - steps
     measuring, _ = final_seconds(
         None if seconds is None else seconds * FINAL_SHARE, remaining, fixed
     )
-    return trials, trials * trial_seconds + fixed + measuring * (1 + BESIDE_SHARE)
+    return trials, trials * trial_seconds + fixed + measuring * (1 + BESIDE_SHARE) + steps
 
 
 def too_short(seconds: float, started: float) -> list[str]:
