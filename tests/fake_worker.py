@@ -82,6 +82,9 @@ def always_ok(job: Job) -> Outcome:
         return Outcome(
             "ok", "", {"tuned": Timing((1.0,), cost_of(job.candidate))}, {"y": 0.5}, {"y": 1.0}
         )
+    if isinstance(job, Training):
+        steps = {"tuned": took(10.0), "eager": took(20.0)}
+        return Outcome("ok", training=steps, forward=job.forward.as_setting)
     costs = [cost_of(c) for c in job.candidates]
     return final_outcome(job, costs.index(min(costs)))
 

@@ -33,9 +33,7 @@ def remember(
     """Have calls like this one served by PyTorch at once: a call that is right and that eager mode
     serves. Not those whose vectors PyTorch does not take as they are.
     """
-    dtypes = {v.dtype for v in (weight, bias) if v is not None}
-    mixed = len(dtypes) > 1 or (weight is None and bias is not None)
-    if mixed or (input.device.type != "cpu" and dtypes - {input.dtype}):
+    if any(v is not None and v.dtype != input.dtype for v in (weight, bias)):
         return
     looks = _looks(input, shape, weight, bias, eps)
     if looks is not None:
