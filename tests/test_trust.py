@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 import lntune
 from lntune import device, schedule
 from lntune.case import Case
-from lntune.commands import build
-from lntune.commands.doctor import content, folders
+from lntune.commands import build, doctor
+from lntune.commands.doctor import cpu, folders, gpu, packages
 from lntune.errors import ScheduleError, StoreError
 from lntune.kernels import verdicts
 from lntune.schedule import ScheduleWarning, files
@@ -697,11 +697,18 @@ def test_a_user_who_wants_an_error(log_dir: Path, monkeypatch: pytest.MonkeyPatc
     lntune.reload()
 
 
-def test_the_doctor_says_it_of_the_cache(cached: Path, mine: Path) -> None:
-    """A line for the cache and one for the schedules, each with what to do."""
+def test_the_doctor_says_it_of_the_cache(
+    cached: Path, mine: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A line for the cache and one for the schedules, each with what to do; no warning beside, of
+    whoever looked into the cache first.
+    """
     cached.chmod(0o777)
     mine.parent.chmod(0o777)
-    findings = {f.topic: f for f in (*folders.examine(), *content.examine())}
+    for module in (packages, cpu, gpu):
+        monkeypatch.setattr(module, "examine", lambda: [paths.cached("x")][:0])
+    findings = {f.topic: f for f in doctor.examine()}
+    assert not recwarn.list
     kernels, left_out = findings["kernel cache"], findings["left out"]
     assert kernels.status == "warn" and f"the cache {cached} is not used" in kernels.detail
     assert kernels.remedy.startswith(f"Run chmod -R o-w {cached};")

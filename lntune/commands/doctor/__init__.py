@@ -6,18 +6,23 @@ its name, the folders that are written to in `folders`, schedules and tuning rec
 
 from __future__ import annotations
 
+import warnings
+
 from lntune.commands.doctor import content, cpu, folders, gpu, packages
 from lntune.commands.doctor.finding import Finding, looked
+from lntune.system import paths
 
 __all__ = ["Finding", "examine"]
 
 
 def examine() -> list[Finding]:
     """All findings; whatever goes wrong in looking is a finding too."""
-    return [
-        *packages.examine(),
-        *cpu.examine(),
-        *gpu.examine(),
-        *folders.examine(),
-        *looked("schedules", content.examine),
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", paths.CacheWarning)  # a finding says it
+        return [
+            *packages.examine(),
+            *cpu.examine(),
+            *gpu.examine(),
+            *folders.examine(),
+            *looked("schedules", content.examine),
+        ]
