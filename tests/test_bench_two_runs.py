@@ -105,6 +105,7 @@ def test_the_script(script: ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
 
     worker = type("Fake", (FakeWorker,), {"jobs": [], "answer": staticmethod(answer)})
     monkeypatch.setattr(loop, "Worker", worker)
+    monkeypatch.setattr(loop, "prepare_training", lambda _: None)
     monkeypatch.setattr(script, "Worker", worker)
     monkeypatch.setattr(script.tune, "Settings", lambda **fields: _few(fields))
     result = CliRunner().invoke(
