@@ -45,6 +45,7 @@ __all__ = [
     "Kernel",
     "UntunedWarning",
     "choose",
+    "chose_eager",
     "kernel_for",
     "reload",
     "serve",
@@ -68,6 +69,8 @@ _Key = tuple[Device, Case, devices.Layout]
 _kernels: dict[_Key, Kernel | None] = {}
 _retries: dict[_Key, Later] = {}
 """Cases without a kernel because of what may pass, and when each is tried again."""
+_decided_on_eager: set[_Key] = set()
+"""Cases without a kernel because eager mode was chosen, and not because none could be had."""
 _warned: set[tuple[object, ...]] = set()
 """Faults that were warned of."""
 _STEPS_DOWN: dict[Tier, str] = {
@@ -84,6 +87,7 @@ _STEPS_DOWN: dict[Tier, str] = {
 def _forget() -> None:
     _kernels.clear()
     _retries.clear()
+    _decided_on_eager.clear()
     _warned.clear()
 
 
@@ -116,6 +120,14 @@ def kernel_for(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel | None:
             if kernel is not None:  # others have noted that eager mode serves
                 kernels_changed()
         return kernel
+
+
+def chose_eager(case: Case, tensors: Sequence[Tensor] = ()) -> bool:
+    """Whether it was chosen that eager mode serves a case, for which kernel_for has no kernel."""
+    device = devices.of_tensors(tensors)
+    if device is None:
+        return False
+    return (device, case.typical, devices.layout(device, tensors, case.hidden)) in _decided_on_eager
 
 
 def _undecided(*_: Any) -> None:
@@ -223,6 +235,7 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     if not choice.measured:
         _step_down(device, case, choice)
     if choice.tier == "eager":
+        _decided_on_eager.add((device, case, layout))
         return None
     schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
     try:

@@ -175,8 +175,7 @@ def _general(
     case = _case(input.numel() // hidden, hidden, input, weight, bias, grad)
     kernel = dispatch.kernel_for(case, tensors)
     if kernel is None:
-        # not where a kernel is only away for now
-        if dispatch.choose(case, devices.of(input.device)).tier == "eager":
+        if dispatch.chose_eager(case, tensors):
             known_eager.remember(input, normalized_shape, weight, bias, eps)
         return eager.layer_norm(input, shape, weight, bias, eps)
     if checkpointed:
