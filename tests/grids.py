@@ -6,7 +6,7 @@ What is left out of a run is marked `exhaustive`: combinations of values that ea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +25,15 @@ def _values(parameter: Any) -> tuple[Any, ...]:
 def thinned(parameters: Iterable[Any], keep: int = 2) -> list[Any]:
     """Every `keep`-th of the parameters, beginning with the first, for every run."""
     return [one if n % keep == 0 else exhaustive(one) for n, one in enumerate(parameters)]
+
+
+def covered(parameters: Iterable[Any], values: Callable[[Any], set[Any]]) -> list[Any]:
+    """Few of the parameters for every run, in which every one of what `values` says of a parameter
+    occurs: (axis, value), say, or combinations of values that are to be seen together.
+    """
+    every = list(parameters)
+    chosen = covering([values(one) for one in every])
+    return [one if n in chosen else exhaustive(one) for n, one in enumerate(every)]
 
 
 def product(*axes: Sequence[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from grids import each, exhaustive, pairwise, product, thinned
+from grids import covered, each, exhaustive, pairwise, product, thinned
 from kernel_arguments import arguments, by_row, inputs, row_slice, written
 from knob_samples import sample
 
@@ -87,7 +87,13 @@ def assert_right(
     assert verdict.ok, verdict.message
 
 
-@pytest.mark.parametrize(("name", "case"), thinned(cases(), 5))
+def facts(parameter: Any) -> set[Any]:
+    """What is to occur in every run: each dtype of each schedule, and each size."""
+    name, case = parameter.values
+    return {(name, case.dtype), (of_gates(case.op), case.hidden)}
+
+
+@pytest.mark.parametrize(("name", "case"), covered(cases(), facts))
 def test_default_knobs_are_right(name: str, case: Case) -> None:
     """With default knobs every size and dtype is right on every style of input, whatever the order
     the threads run in.

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from grids import thinned
 
 from lntune.backends import device_of
 from lntune.backends.cuda import locate
@@ -275,7 +276,9 @@ def test_the_first_part(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("a_machine")
 @pytest.mark.parametrize(
     ("number", "count"),
-    [(number, count) for number in NUMBERS for count in range(0, {1: 64, 2: 8, 3: 32}[number], 7)],
+    thinned(
+        (number, count) for number in NUMBERS for count in range(0, {1: 64, 2: 8, 3: 32}[number], 7)
+    ),
 )
 def test_parts_that_are_cut(number: int, count: int, tmp_path: Path) -> None:
     """Each part, cut off after any number of works, ends in its time with these in the archive, and

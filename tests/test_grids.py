@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from grids import each, exhaustive, pairwise, product, thinned
+from grids import covered, each, exhaustive, pairwise, product, thinned
 
 
 def in_every_run(parameters: list[Any]) -> list[tuple[Any, ...]]:
@@ -28,6 +28,16 @@ def test_each_value_is_in_every_run() -> None:
     assert len(chosen) == 4
     for place, axis in enumerate(axes):
         assert {values[place] for values in chosen} == set(axis)
+
+
+def test_what_is_asked_for_is_in_every_run() -> None:
+    """Every pair of the first two values, and each of the third; the rest is there, and marked."""
+    grid = list(itertools.product("ab", "xy", (1, 2, 3)))
+    made = covered(grid, lambda one: {one[:2], one[2]})
+    assert every(made) == grid
+    chosen = in_every_run(made)
+    assert {one[:2] for one in chosen} == set(itertools.product("ab", "xy")) and len(chosen) == 4
+    assert {one[2] for one in chosen} == {1, 2, 3}
 
 
 def test_marks_and_names_stay() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_kernels import DEVICE, LAYER_NORMS, PLANS, Kernel, assert_right, built, schedule_cases
-from grids import thinned
+from grids import covered, thinned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_arguments import arguments, inputs, written
@@ -45,7 +45,13 @@ def test_every_schedule_serves_low_precision(name: str) -> None:
     assert any(case.values[0] == name for case in schedule_cases(short=(1024,), long=()))
 
 
-@pytest.mark.parametrize(("name", "case"), thinned(schedule_cases(), 5))
+def facts(parameter: Any) -> set[Any]:
+    """What is to occur in every run: each dtype of each schedule, and each size."""
+    name, case = parameter.values
+    return {(name, case.dtype), case.hidden}
+
+
+@pytest.mark.parametrize(("name", "case"), covered(schedule_cases(), facts))
 def test_default_knobs_are_right(name: str, case: Case) -> None:
     """At its default knobs every schedule is right for every dtype, from rows of one element to the
     longest.

@@ -5,6 +5,7 @@ nn.LayerNorm and LSTMs, through lntune's.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import pickle
 import sys
@@ -20,30 +21,45 @@ from torch import Tensor
 
 import lntune
 
-with pytest.MonkeyPatch.context() as _patch:
-    # The database imports a test-case class from expecttest, which its samples have no use for.
-    if importlib.util.find_spec("expecttest") is None:
-        _stub: Any = types.ModuleType("expecttest")
-        _stub.TestCase = unittest.TestCase
-        _patch.setitem(sys.modules, "expecttest", _stub)
-    try:
-        from torch.testing._internal.common_methods_invocations import op_db
-        from torch.testing._internal.common_modules import module_db
-    except ImportError as e:
-        pytest.skip(f"PyTorch's operator database does not import: {e}", allow_module_level=True)
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-(INFO,) = (op for op in op_db if op.name == "nn.functional.layer_norm")
-# of the two it alone has error inputs
-(NATIVE,) = (op for op in op_db if op.name == "native_layer_norm")
-(MODULE,) = (module for module in module_db if module.module_cls is torch.nn.LayerNorm)
 LSTMS = {lntune.LayerNormLSTM: torch.nn.LSTM, lntune.LayerNormLSTMCell: torch.nn.LSTMCell}
 every_lstm = pytest.mark.parametrize("ours", LSTMS, ids=lambda ours: ours.__name__)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DIFFERENT = (torch.float32, exhaustive(torch.float16), torch.bfloat16, torch.float64)
 """Those in which kernels differ most, for every run: float16 is widened and rounded as bfloat16."""
 LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 0.0}
+
+
+@functools.cache
+def database() -> tuple[Any, Any]:
+    """PyTorch's operators and modules with their samples. They take seconds to import, which every
+    process that collects tests would spend, so the tests of this file do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # The database imports a test-case class from expecttest, which its samples have no use for.
+        if importlib.util.find_spec("expecttest") is None:
+            stub: Any = types.ModuleType("expecttest")
+            stub.TestCase = unittest.TestCase
+            patch.setitem(sys.modules, "expecttest", stub)
+        try:
+            from torch.testing._internal.common_methods_invocations import op_db
+            from torch.testing._internal.common_modules import module_db
+        except ImportError as e:
+            pytest.skip(f"PyTorch's operator database does not import: {e}")
+    return op_db, module_db
+
+
+def operator_info(name: str = "nn.functional.layer_norm") -> Any:
+    """PyTorch's samples of an operator."""
+    (info,) = (op for op in database()[0] if op.name == name)
+    return info
+
+
+def module_info(kind: type) -> Any:
+    """PyTorch's samples of a module."""
+    (info,) = (module for module in database()[1] if module.module_cls is kind)
+    return info
 
 
 def tensors(sample: Any) -> list[Tensor]:
@@ -62,7 +78,7 @@ def test_samples(dtype: torch.dtype) -> None:
     eager's gradients are off.
     """
     count = 0
-    for sample in INFO.sample_inputs("cpu", dtype, requires_grad=True):
+    for sample in operator_info().sample_inputs("cpu", dtype, requires_grad=True):
         count += 1
         results = []
         wide = sample.transform(
@@ -94,9 +110,10 @@ def test_samples(dtype: torch.dtype) -> None:
 
 def test_reference_samples_are_numpys() -> None:
     """PyTorch's larger samples agree with its NumPy reference."""
-    for sample in INFO.reference_inputs("cpu", torch.float32):
+    info = operator_info()
+    for sample in info.reference_inputs("cpu", torch.float32):
         given = [t.numpy() if isinstance(t, Tensor) else t for t in (sample.input, *sample.args)]
-        truth = INFO.ref(
+        truth = info.ref(
             *given,
             **{k: v.numpy() if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()},
         )
@@ -112,7 +129,8 @@ def test_error_inputs() -> None:
     """
     count = 0
     for _ in range(2):
-        for error in NATIVE.error_inputs("cpu"):
+        # of the two it alone has error inputs
+        for error in operator_info("native_layer_norm").error_inputs("cpu"):
             given = error.sample_input
             with pytest.raises(error.error_type, match=error.error_regex):
                 torch.native_layer_norm(given.input, *given.args, **given.kwargs)
@@ -130,7 +148,8 @@ def modules(dtype: torch.dtype) -> Iterator[tuple[lntune.LayerNorm, torch.nn.Lay
     """Each of PyTorch's cases as a module of ours, one of PyTorch's of the same weights, and an
     input.
     """
-    for case in MODULE.module_inputs_func(MODULE, "cpu", dtype, requires_grad=True, training=True):
+    info = module_info(torch.nn.LayerNorm)
+    for case in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=True):
         args, kwargs = (
             case.constructor_input.args,
             {
@@ -209,7 +228,7 @@ def lstms(ours: type, dtype: torch.dtype) -> Iterator[tuple[Any, Any, Any]]:
     """Each of PyTorch's cases as a module of ours and one of PyTorch's, and the case; without
     projections, which ours has not.
     """
-    (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
+    info = module_info(LSTMS[ours])
     for case in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=True):
         kwargs = {**case.constructor_input.kwargs, "dtype": dtype}
         if not kwargs.pop("proj_size", 0):
@@ -316,7 +335,7 @@ def test_lstms_refuse_what_pytorchs_refuse(ours: type) -> None:
     """What PyTorch's error cases get wrong is refused where PyTorch refuses it, when made or when
     called, by an error that names the argument.
     """
-    (info,) = (module for module in module_db if module.module_cls is LSTMS[ours])
+    info = module_info(LSTMS[ours])
     count = 0
     for error in info.module_error_inputs_func(
         info, "cpu", torch.float32, requires_grad=False, training=True
