@@ -494,6 +494,7 @@ def test_time_is_shared_in_order_of_value(monkeypatch: pytest.MonkeyPatch, log_d
     assert tuned(monkeypatch, 1.0, bringup.Settings(seconds=5), tuple(ops.OPS)) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_an_operator_that_fails(
     faulty: None, monkeypatch: pytest.MonkeyPatch, log_dir: Path
@@ -812,6 +813,7 @@ def test_outcomes_are_records(log_dir: Path) -> None:
     assert set(record_fields(outcome_)) <= set(Record.__struct_fields__)
 
 
+@pytest.mark.exhaustive
 def test_a_bringup_on_an_imagined_gpu(
     in_process: None, here: Here, log_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,7 @@ KEPT = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("moment", ["tune", *map(exhaustive, ("smoke", "verify"))])
 def test_a_bringup_that_is_ended(moment: str, place: Place) -> None:
     """SIGTERM in the middle of a stage ends a bringup with exit code 143 and a summary of what was

@@ -131,6 +131,7 @@ def test_a_run_on_a_gpu(device: Device, log_dir: Path) -> None:
     assert children() == before
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_run_among_broken_schedules(device: Device, log_dir: Path) -> None:
     """What crashes its builder, stalls it, answers wrongly or breaks the GPU's context is logged as

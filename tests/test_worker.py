@@ -26,7 +26,7 @@ from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Try
+from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Training, Try
 from lntune.measure.worker import Worker
 
 FAULTY, HOSTILE = (Path(__file__).parent / name for name in ("faulty", "hostile"))
@@ -195,6 +195,7 @@ def test_jobs_cross_as_they_are(kind: type) -> None:
         Try: (CASE, here, candidate, 0.5, 3, 7.5),
         Heat: (CASE, here, (candidate,), 0.5, 3),
         Final: (CASE, here, (candidate,), 0.5, 0.25, 3, candidate),
+        Training: (CASE, here, candidate, candidate, 0.5, 3),
     }
     asked = kind(*contents[kind])
     assert msgspec.json.decode(msgspec.json.encode(asked), type=Job) == asked
