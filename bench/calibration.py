@@ -22,7 +22,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -209,8 +209,9 @@ def resampled(records: Sequence[Record], kind: str, seed: int = 0) -> Outcome:
 
 
 def record(path: Path, seconds: float, every: int = 1) -> None:
-    """Measure what serves each case that the logs have of this machine against itself, eager mode
-    and a copy, and write the records after every one.
+    """Measure what serves each case that the logs have of this machine, or where they have none the
+    default knobs of each case of the default grids, against itself, eager mode and a copy, and
+    write the records after every one.
     """
     import datetime
     import warnings
@@ -228,7 +229,8 @@ def record(path: Path, seconds: float, every: int = 1) -> None:
     here = device.current()
     backend = backends.of(here)
     finals = log.read(paths.log_dirs(), None, here, role="final")
-    served = list(select.served(finals, schedule.all_schedules()).values())[::every]
+    served = list(select.served(finals, schedule.all_schedules()).values()) or list(_untuned(here))
+    served = served[::every]
     measured: list[Record] = []
     warnings.simplefilter("ignore")
     with kept_heap(), torch.inference_mode():
@@ -275,6 +277,33 @@ def paired_in(records: Sequence[Record]) -> list[Estimate]:
         certainty.paired(r.timings["tuned"].samples_us, r.timings["again"].samples_us)
         for r in records
     ]
+
+
+def _untuned(device: Device) -> Iterator[Record]:
+    """Records without measurements of the default knobs of every operator's default grid."""
+    import torch
+
+    from lntune import knobs, ops, schedule
+    from lntune.log import select
+
+    for op in ops.OPS.values():
+        usable = schedule.for_op(op.name, device.kind)
+        for case in op.grid:
+            found = select.untuned(case, device, usable)
+            if found.schedule:
+                code = usable[found.schedule].code
+                yield Record(
+                    role="bench",
+                    case=case,
+                    device=device,
+                    threads=torch.get_num_threads(),
+                    schedule=found.schedule,
+                    code=code,
+                    knobs=knobs.to_dict(found.setting),
+                    status="ok",
+                    timings={},
+                    time="",
+                )
 
 
 def recorded(files: Sequence[Path]) -> list[Outcome]:
