@@ -231,7 +231,9 @@ def _space(
 
 
 def space_of(table: Table) -> Space:
-    """A table as a search sees a space, with steps between the values that it has."""
+    """A table as a search sees a space, with steps between the values that it has, and the knobs
+    that schedules want tried first.
+    """
     used: dict[tuple[str, str], dict[knobs.Value, None]] = {}
     scales: dict[str, tuple[knobs.Value, ...]] = {}
     for candidate in table.costs:
@@ -257,9 +259,15 @@ def space_of(table: Table) -> Space:
                     around.append(Candidate(candidate.schedule, tuple(changed.items())))
         return around + [c for c in defaults if c.schedule != candidate.schedule]
 
+    named = [
+        Candidate.of(name, setting)
+        for name in first
+        for setting in schedules.get(name).first(table.case, table.device)
+    ]
     return Space(
         tuple(table.costs),
         neighbours,
+        seeds=tuple(dict.fromkeys(c for c in named if c in table.costs and c not in defaults)),
         knobs=lambda c: {"schedule": c.schedule, **c.knobs},
         scales=scales,
     )
@@ -308,7 +316,8 @@ def _winners(table: Table, others: Sequence[Table]) -> list[Candidate]:
 
 
 def _result(table: Table, name: str, seeds: int, winners: Sequence[Candidate]) -> Result:
-    space, best = dataclasses.replace(space_of(table), seeds=tuple(winners)), table.best
+    space, best = space_of(table), table.best
+    space = dataclasses.replace(space, seeds=tuple(dict.fromkeys((*space.seeds, *winners))))
     limit, wanted = (1 + NEAR) * best, search.get(name)
     runs = [replay.tried(wanted, space, table.costs, s, max(AFTER), limit) for s in range(seeds)]
     near = [replay.trials_to(costs, limit) for costs in runs]
