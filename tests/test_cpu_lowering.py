@@ -186,3 +186,29 @@ def test_what_cannot_be_a_key_is_asked_anew() -> None:
     asked: list[Any] = []
     count = compiler.remembered(lambda given: asked.append(given) or len(asked))
     assert [count("a"), count("a"), count(["b"]), count(["b"])] == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_in_each_other_and_plain_exponentials(dtype: str) -> None:
+    """A definition of somebody's own may have an activation in another's argument, other types, and
+    exponentials of any size: it is right, and does not take for ever to build.
+    """
+    import torch
+    from tvm import s_tir, te, tirx
+
+    n = te.var("rows", "int64")
+    x = te.placeholder((n, tirx.IntImm("int64", 37)), dtype, name="x")
+    inner = lambda v: tirx.tanh(v) + tirx.sigmoid(tirx.tanh(v))  # noqa: E731
+    nested = te.compute(x.shape, lambda i, k: tirx.tanh(inner(x[i, k])), name="nested")
+    plain = te.compute(x.shape, lambda i, k: tirx.exp(x[i, k]), name="plain")
+    sch = s_tir.Schedule(te.create_prim_func([x, nested, plain]))
+    for name in ("nested", "plain"):
+        _, columns = sch.get_loops(sch.get_sblock(name))
+        sch.vectorize(sch.split(columns, [None, 8])[1])
+    given = torch.linspace(-8, 8, 74, dtype=getattr(torch, dtype)).view(2, 37)
+    given[0, 0], given[1, -1] = -float("inf"), 1e30
+    outputs = [torch.empty_like(given) for _ in range(2)]
+    llvm.in_memory(sch.mod, device.current())(given, *outputs)
+    expected = torch.tanh(torch.tanh(given) + torch.sigmoid(torch.tanh(given))), torch.exp(given)
+    for output, right in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, right, rtol=1e-5, atol=1e-7)

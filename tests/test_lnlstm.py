@@ -62,7 +62,7 @@ def activations() -> Callable[[str, np.ndarray], np.ndarray]:
     return run
 
 
-@pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
 def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndarray]) -> None:
     """Within three units in the last place where the result is a normal number, at the ends and for
     the smallest x too; NaN stays.
@@ -77,15 +77,14 @@ def test_activations(name: str, activations: Callable[[str, np.ndarray], np.ndar
     )
     x = x.astype(np.float32)
     wide = x.astype(np.float64)
-    truth = {"exp": np.exp, "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh}[name](wide)
+    truth = {"sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh}[name](wide)
     off = np.abs(activations(name, x) - truth) / np.maximum(
         np.spacing(np.abs(truth).astype(np.float32)), np.finfo(np.float32).tiny
     )
     assert off.max() <= 3, x[off.argmax()]
     ends = activations(name, np.array([-np.inf, -1e30, 1e30, np.inf, np.nan], np.float32))
-    if name != "exp":
-        low, high = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}[name]
-        assert np.allclose(ends[:4], [low, low, high, high], atol=1e-37)
+    low, high = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}[name]
+    assert np.allclose(ends[:4], [low, low, high, high], atol=1e-37)
     assert np.isnan(ends[4])
 
 

@@ -1,4 +1,4 @@
-"""exp, sigmoid and tanh of float32 in definitions: TVM's own operators, each a single call to its
+"""sigmoid and tanh of float32 in definitions: TVM's own operators, each a single call to its
 passes. Each kind of device makes something of its own of them: transforms/cpu/polynomials.py,
 transforms/gpu/cuda_math.py.
 """
@@ -6,13 +6,6 @@ transforms/gpu/cuda_math.py.
 from __future__ import annotations
 
 from typing import Any
-
-
-def exp(x: Any) -> Any:
-    """e to the x, x cut to -87 .. 88."""
-    from tvm import tirx
-
-    return tirx.exp(x)
 
 
 def sigmoid(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What exp, sigmoid and tanh are on CPUs: arithmetic that vectorizes.
+"""What sigmoid and tanh are on CPUs: arithmetic that vectorizes.
 
 LLVM has no vector exp of its own, and calls to libm, one element at a time, would cost more than
 the rest of a kernel. The polynomials are those of expf and tanhf in the Cephes library (S. L.
@@ -38,18 +38,29 @@ x.
 
 
 def expanded(module: Any, once: bool = True) -> Any:
-    """The IRModule, whose calls of the three functions of float32 numbers, or vectors of them, are
+    """The IRModule, whose calls of both functions of float32 numbers, or vectors of them, are
     arithmetic. `once`: what stands in it several times is the value of a variable.
+
+    A call in whose argument another stands is left to TVM: its analyzer puts the values of
+    variables into those of others, which takes for ever where they are nested.
     """
     import tvm
     import tvm_ffi
 
-    arithmetic = {"tirx.exp": _exp, "tirx.sigmoid": _sigmoid, "tirx.tanh": _tanh}
+    arithmetic = {"tirx.sigmoid": _sigmoid, "tirx.tanh": _tanh}
+
+    def function_of(call: Any) -> Any:
+        if not _type(call).startswith("float32"):
+            return None
+        return arithmetic.get(getattr(call.op, "name", ""))
 
     def replaced(call: Any, mutator: Any) -> Any:
-        function = arithmetic.get(getattr(call.op, "name", ""))
+        function = function_of(call)
+        nested: list[Any] = []
+        if function is not None:
+            tvm_ffi.structural_walk(call.args[0], [(tvm.ir.Call, nested.append)])
         call = mutator.default_mutate(call)
-        if function is None or not _type(call).startswith("float32"):
+        if function is None or any(function_of(inner) for inner in nested):
             return call
         held = _Held(once)
         return held.around(function(held(call.args[0]), held))
@@ -114,6 +125,7 @@ def _horner(coefficients: tuple[float, ...], x: Any) -> Any:
 
 
 def _exp(x: Any, held: _Held) -> Any:
+    """e to the x, x cut to -87 .. 88."""
     from tvm import tirx
 
     def f32(value: float) -> Any:

@@ -21,7 +21,6 @@ def with_cuda_functions(func: Any) -> Any:
 
     one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
     functions = {
-        "tirx.exp": lambda x: call("expf", x),
         "tirx.sigmoid": lambda x: call("__fdividef", one, one + call("expf", zero - x)),
         "tirx.tanh": lambda x: call("tanhf", x),
     }
