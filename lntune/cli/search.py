@@ -42,6 +42,13 @@ def search_study(
             " (named `NAME, given`), as a tuning run has them by its log.",
         ),
     ] = True,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            help="Candidates that a search has in hand at a time, as a tuning run on a CPU has as"
+            " many as it has workers.",
+        ),
+    ] = 1,
     wide: WIDE = False,
     output_format: FORMAT = "table",
     as_json: JSON = False,
@@ -61,13 +68,20 @@ def search_study(
 
     if seeds < 1:
         raise InputError(got_expected("--seeds", seeds, "1 or more"))
+    if at_once < 1:
+        raise InputError(got_expected("--at-once", at_once, "1 or more"))
     wanted = study.searches(names(search))
     tables, uncovered = study.tables(logs or study.committed())
     steps = len(tables) * len(wanted) * (1 + given)
     with StepProgress(console(stderr=True), "search", steps) as progress:
         ways = (False, True) if given else (False,)
         results = study.study(
-            tables, wanted, seeds, ways, lambda table, name: progress(f"{name}: {table.case}")
+            tables,
+            wanted,
+            seeds,
+            ways,
+            lambda table, name: progress(f"{name}: {table.case}"),
+            at_once,
         )
     found = study.Study(results, uncovered)
     shown = [studies.table(results)] if results else []

@@ -282,9 +282,10 @@ def study(
     seeds: int,
     given: Sequence[bool] = (False,),
     observer: Observer = lambda *_: None,
+    at_once: int = 1,
 ) -> list[Result]:
     """Play every table to every search, with so many seeds each; where `given`, with the best of
-    the operator's other cases to be tried first.
+    the operator's other cases to be tried first. A search has `at_once` candidates in hand.
     """
     results = []
     for table in found:
@@ -295,7 +296,7 @@ def study(
                     continue  # it would be the same once more
                 observer(table, name)
                 runs = 1 if name in DRAWS_NOTHING else seeds
-                results.append(_result(table, name, runs, winners))
+                results.append(_result(table, name, runs, winners, at_once))
     return results
 
 
@@ -315,9 +316,12 @@ def _winners(table: Table, others: Sequence[Table]) -> list[Candidate]:
     return list(dict.fromkeys(fitting))[: nearby.MOST]
 
 
-def _result(table: Table, name: str, seeds: int, winners: Sequence[Candidate]) -> Result:
+def _result(
+    table: Table, name: str, seeds: int, winners: Sequence[Candidate], at_once: int
+) -> Result:
     space, best = space_of(table), table.best
-    space = dataclasses.replace(space, seeds=tuple(dict.fromkeys((*space.seeds, *winners))))
+    seeded = tuple(dict.fromkeys((*space.seeds, *winners)))
+    space = dataclasses.replace(space, seeds=seeded, at_once=at_once)
     limit, wanted = (1 + NEAR) * best, search.get(name)
     runs = [replay.tried(wanted, space, table.costs, s, max(AFTER), limit) for s in range(seeds)]
     near = [replay.trials_to(costs, limit) for costs in runs]

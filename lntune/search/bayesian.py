@@ -4,7 +4,8 @@ knobs Hellsten et al. 2023, "BaCO", arXiv:2212.11142).
 
 The logarithm of a time is taken for a sum of a term for each knob, one for each two knobs, and one
 for all of them together, each the smoother the nearer two values are in a knob's order. What is
-next is the untried candidate with the largest expected improvement. All candidates are listed, so
+next is the untried candidate with the largest expected improvement; those in hand are taken to turn
+out as they are expected to (Ginsbourger, Le Riche, Carraro 2010, the "kriging believer"). All candidates are listed, so
 that one is found by looking at all of them, and a trial adds one row to a factor: 0.1 ms for
 hundreds of candidates, some ms for thousands.
 """
@@ -16,6 +17,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -40,10 +42,11 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     process = _Process(space, rng)
     untried = dict.fromkeys(space.candidates)
     first = space.first()
-    while untried and not budget.spent:
-        candidate = first.pop(0) if first else process.most_promising(list(untried))
-        del untried[candidate]
-        process.add(candidate, evaluate(candidate))
+
+    def choose(others: Sequence[Any]) -> list[Any]:
+        return [first.pop(0) if first else process.most_promising(list(untried), others)]
+
+    in_hand.search(space, evaluate, budget, untried, choose, process.add)
 
 
 class _Process:
@@ -81,17 +84,17 @@ class _Process:
         if n == len(self._factor):  # room for as many again
             self._factor = np.vstack([self._factor, np.empty((max(16, n), len(self._candidates)))])
         known = self._factor[:n, place]
-        row = self._covariance(place) - known @ self._factor[:n]
-        scale = math.sqrt(max(float(row[place]), 0.0) + NOISE**2)
-        self._factor[n] = row / scale
+        self._factor[n], scale = self._row(place, self._factor[:n])
         self._variance = np.maximum(self._variance - self._factor[n] ** 2, 1e-9)
         new = np.array([log, float(failed), 1.0])
         solved = (new - self._solved @ known) / scale
         self._solved = np.hstack([self._solved, solved[:, None]])
         self._highest = max(self._highest, -math.inf if failed else log)
 
-    def most_promising(self, untried: Sequence[Any]) -> Any:
-        """The candidate of which most improvement is expected."""
+    def most_promising(self, untried: Sequence[Any], in_hand: Sequence[Any] = ()) -> Any:
+        """The candidate of which most improvement is expected; what comes of those `in_hand` is not
+        known yet, so they move no mean, and leave less to be found out where they are.
+        """
         import numpy as np
 
         places = np.array([self._places[c] for c in untried])
@@ -103,8 +106,26 @@ class _Process:
         # the scale that makes what was measured most likely
         scale = max(math.sqrt(float(weights @ weights) / len(weights)), 1e-3)
         mean = weights @ self._factor[: len(weights), places]
-        gain = expected_improvement(-mean / scale, np.sqrt(self._variance[places]))
+        variance = self._variance_with(in_hand)[places]
+        gain = expected_improvement(-mean / scale, np.sqrt(variance))
         return untried[int(np.argmax(gain + 1e-6 * self._chance[places]))]
+
+    def _variance_with(self, in_hand: Sequence[Any]) -> Any:
+        """The variance of every candidate once these are tried, too."""
+        import numpy as np
+
+        factor, variance = self._factor[: self._solved.shape[1]], self._variance
+        for candidate in in_hand:
+            row, _ = self._row(self._places[candidate], factor)
+            factor = np.vstack([factor, row])
+            variance = np.maximum(variance - row**2, 1e-9)
+        return variance
+
+    def _row(self, place: int, factor: Any) -> tuple[Any, float]:
+        """(the row that a candidate adds to a factor, by what it was divided)."""
+        row = self._covariance(place) - factor[:, place] @ factor
+        scale = math.sqrt(max(float(row[place]), 0.0) + NOISE**2)
+        return row / scale, scale
 
     def _covariance(self, place: int) -> Any:
         """Of a candidate with all of them, before anything was tried."""

@@ -61,6 +61,13 @@ class Budget:
         return self.fraction >= self.part
 
     @property
+    def trials_left(self) -> float:
+        """Trials that may start, one at least; infinitely many where they are no limit."""
+        if self._trials is None:
+            return math.inf
+        return max(1, math.ceil(self._trials * self.part) - self.trials_done)
+
+    @property
     def seconds_left(self) -> float:
         """Seconds until it is spent; infinite where time is no limit."""
         if self._seconds is None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -38,15 +40,15 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     population = _Population(space, rng)
     untried = population.untried
     first = space.first()
-    while untried and not budget.spent:
+
+    def choose(others: Sequence[Any]) -> list[Any]:
         if first:
-            candidate = first.pop(0)
-        elif len(population.costs) < START:
-            candidate = rng.choice(list(untried))
-        else:
-            candidate = population.offspring()
-        del untried[candidate]
-        population.costs[candidate] = evaluate(candidate)
+            return [first.pop(0)]
+        if len(population.costs) + len(others) < START:
+            return [rng.choice(list(untried))]
+        return [population.offspring()]
+
+    in_hand.search(space, evaluate, budget, untried, choose, population.costs.__setitem__)
 
 
 class _Population:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -12,7 +13,5 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     """Tries the candidates one after another until none is left or the budget is spent. `rng` is
     not used.
     """
-    for candidate in dict.fromkeys(space.candidates):  # a candidate listed twice is tried once
-        if budget.spent:
-            return
-        evaluate(candidate)
+    untried = dict.fromkeys(space.candidates)  # a candidate listed twice is tried once
+    in_hand.search(space, evaluate, budget, untried, lambda _: [next(iter(untried))])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -18,7 +19,5 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     candidates = list(dict.fromkeys(space.candidates))
     others = candidates[1:]
     rng.shuffle(others)
-    for candidate in [*candidates[:1], *others]:
-        if budget.spent:
-            return
-        evaluate(candidate)
+    untried = dict.fromkeys([*candidates[:1], *others])
+    in_hand.search(space, evaluate, budget, untried, lambda _: [next(iter(untried))])

@@ -21,6 +21,10 @@ class Space:
     `choose(preferred, others)` is for searches that let the space say what comes next: one of the
     preferred candidates if it may be, else one of the others; by default the first of them.
 
+    `at_once` candidates may be in hand at a time: one is evaluated, the others are got ready
+    meanwhile by whoever `begin(candidate)` tells of them, which is called for each that is chosen,
+    in the order in which they are evaluated. A search may leave both alone.
+
     `knobs(candidate)` are a candidate's knobs by name, for searches that mix candidates or learn
     from them; none where they are not known. `scales` are the values of a knob in their order, for
     knobs whose values have one.
@@ -34,6 +38,8 @@ class Space:
     seeds: tuple[Any, ...] = ()
     knobs: Callable[[Any], Mapping[str, Any]] = lambda _: {}
     scales: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    at_once: int = 1
+    begin: Callable[[Any], None] = lambda _: None
 
     def first(self) -> list[Any]:
         """The first candidate and the seeds, each once."""
