@@ -297,6 +297,12 @@ class Backend(abc.ABC):
         what is to serve calls.
         """
 
+    def verify_by_all(self, case: Case, device: Device, kernel: Kernel) -> Verdict:
+        """Check a kernel that `verify` found right on one thread with all threads that it may have,
+        on all rows that tell how they share them.
+        """
+        return self.verify(case, device, kernel)
+
     def verify_shortly(
         self, case: Case, device: Device, kernel: Kernel, strided: bool = False
     ) -> Shortly:

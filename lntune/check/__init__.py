@@ -203,12 +203,14 @@ def verify(
     thoroughly: bool = False,
     every_row: int = 0,
     in_process: bool = False,
+    plainly: bool = False,
 ) -> Verdict:
     """Check a kernel of `case` (any rows) on every style of input, and where that is right with
     `more_rows`, numbers of rows, on plain random input. `thoroughly`: also on many rows of the
     styles in HARD, on special values in each input alone, with each tensor aligned otherwise than
     the others, and with every number of rows up to `every_row`; `in_process`, for kernels that this
     process runs itself: also on one thread, call after call, and for what they leave changed.
+    `plainly`: of all styles on plain random input alone.
 
     `fence`: FENCE, or ALIGNED for a kernel that may ask for it. `place`: the device of PyTorch's
     that the kernel's tensors are on, "cuda:1". `device`: the lntune device the kernel is for,
@@ -228,6 +230,8 @@ def verify(
     message = ""
     styles = problems.of_styles(case.op, case.hidden, case.dtype, case.variant)
     for number, problem in enumerate(styles):
+        if plainly and problem.style != "normal":
+            continue
         said, shares, ratios = _judge(checked, problem, number)
         message = message or said
         if said.startswith(traces.KEEPS):

@@ -96,6 +96,14 @@ def tune(
             ),
         ),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that build and check a CPU's candidates beside each other; one is timed"
+            " while the others are stopped. By default as many as cores, 4 at most, and as memory"
+            " allows (1 GB each)."
+        ),
+    ] = None,
     target: TARGET = DEFAULT,
     dry_run: Annotated[
         bool,
@@ -154,6 +162,7 @@ def tune(
         timeout=seconds("--timeout", timeout),
         device=device_of(target),
         again=again,
+        workers=workers,
     )
     if dry_run:
         _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, output_format)

@@ -81,6 +81,16 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
     candidate: Candidate
 
 
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Build a kernel and check its outputs on one thread, as is done while other processes do the
+    same; a Try of the same case and candidate that comes next has both done.
+    """
+
+    case: Case
+    device: Device
+    candidate: Candidate
+
+
 class Try(msgspec.Struct, frozen=True, tag="try"):
     """Build a kernel, check its outputs, and time it for about `seconds`; where `best_us` says what
     the best of the case so far took, shorter when it is far behind and longer when it may be the
@@ -146,7 +156,7 @@ class Training(msgspec.Struct, frozen=True, tag="training"):
     seed: int = 0
 
 
-Job = Open | Build | Check | Try | Heat | Final | Training
+Job = Open | Build | Check | Prepare | Try | Heat | Final | Training
 
 
 class Outcome(msgspec.Struct, frozen=True):

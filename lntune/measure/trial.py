@@ -14,6 +14,7 @@ import msgspec
 from lntune import backends, check, ops, timing
 from lntune.backends.backend import Call, Kernel
 from lntune.case import Case
+from lntune.check import team
 from lntune.device import Device
 from lntune.errors import LntuneError, StoreError, ToolchainError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
@@ -30,6 +31,7 @@ from lntune.measure.jobs import (
     Job,
     Open,
     Outcome,
+    Prepare,
     Training,
     Try,
 )
@@ -52,6 +54,8 @@ time for them it is left out.
 _MESSAGE = 500
 """Characters of a message that are kept; the log has a line for every trial."""
 _kept = Kept()
+_prepared: dict[tuple[Case, Device, Candidate], tuple[Kernel, Outcome]] = {}
+"""What the last job has prepared, if it was that: a right kernel, and how right it is."""
 
 
 def run(job: Job) -> Outcome:
@@ -65,6 +69,8 @@ def run(job: Job) -> Outcome:
         match job:
             case Build() | Check():
                 return _build(job)
+            case Prepare():
+                outcome = _prepare(job)
             case Try():
                 outcome = _try(job)
             case Heat():
@@ -182,20 +188,48 @@ def _judged(verdict: check.Verdict) -> Outcome:
     )
 
 
-def _try(job: Try) -> Outcome:
-    """Build, check and time one candidate, with its outputs given."""
-    backend, device = backends.of(job.device), job.device
+def _prepare(job: Prepare) -> Outcome:
+    """Build and check a candidate on one thread: a team's would wait for those whose cores others
+    use. Keep it, and have the inputs ready that it is timed on.
+    """
+    _prepared.clear()
+    with team.alone():
+        kernel, outcome = _right(job.case, job.device, job.candidate)
+        if kernel is not None:
+            _inputs(job.case, job.device)
+            _prepared[job.case, job.device, job.candidate] = kernel, outcome
+    return outcome
+
+
+def _right(case: Case, device: Device, candidate: Candidate) -> tuple[Kernel | None, Outcome]:
+    """A candidate as it is tried, built and right, or None, and the outcome of its check."""
+    backend = backends.of(device)
     backend.torch_device(device)  # complains where it is not here
     # It is called with tensors that are made here alone. What serves, and the finalists, check
     # their arguments, which takes 0.1 us a call and half of the time that LLVM does.
-    kernel = _kernel(job.case, device, job.candidate, checked=False)
+    kernel = _kernel(case, device, candidate, checked=False)
     if isinstance(kernel, Outcome):
-        return kernel
+        return None, kernel
     try:
-        outcome = _judged(backend.verify(job.case, device, kernel))
+        outcome = _judged(backend.verify(case, device, kernel))
     except Exception as e:
-        return Outcome("run", _brief(e))
-    if outcome.status != "ok":
+        return None, Outcome("run", _brief(e))
+    return (kernel if outcome.status == "ok" else None), outcome
+
+
+def _try(job: Try) -> Outcome:
+    """Build, check and time one candidate, with its outputs given; one that was prepared is checked
+    by all threads and timed.
+    """
+    backend, device = backends.of(job.device), job.device
+    prepared = _prepared.pop((job.case, device, job.candidate), None)
+    _prepared.clear()
+    kernel, outcome = prepared or _right(job.case, device, job.candidate)
+    if prepared:
+        by_all = _judged(backend.verify_by_all(job.case, device, prepared[0]))
+        if by_all.status != "ok":
+            return msgspec.structs.replace(by_all, message=f"{by_all.message}, by all threads")
+    if kernel is None or outcome.status != "ok":
         return outcome
     bound = calls.bind(job.case, kernel, _inputs(job.case, device), allocate=False)
     enough = timing.race(job.seconds, job.best_us)

@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -37,6 +38,8 @@ CLOSING_SECONDS = 5.0
 """A child that closes its end of the pipe is about to end; one that has not done so by then lives
 on without.
 """
+STOPPING_SECONDS = 0.05
+"""A child that is told to stop does so at once; one that waits for the system may not."""
 _LAST_WORDS = 1 << 12
 """Bytes of what the child wrote to its standard error that are kept."""
 # The child imports from where this process does, and not first from the current folder as -m would.
@@ -57,7 +60,7 @@ class _End(NamedTuple):
 
 class Worker:
     """A child process, started when first needed. Use as a context manager; not for several threads
-    at once.
+    at once, but for `pause`, `resume` and `kill`.
 
     A subclass may have other work done in its child: its `program` calls `serving.serve` with a
     function of its own.
@@ -73,6 +76,9 @@ class Worker:
         self._last_words = b""
         self._scratch: scratch.Scratch
         self._started = 0.0
+        self._launching, self._going = threading.Lock(), threading.Event()
+        self._going.set()
+        self._paused_at, self._paused = 0.0, 0.0
         self.restarts = 0
 
     def __enter__(self) -> Worker:
@@ -85,6 +91,43 @@ class Worker:
     def pid(self) -> int | None:
         """Process id of the child, None while there is none."""
         return self._process.pid if self._process else None
+
+    def clock(self) -> float:
+        """Seconds that pass while the child is not stopped by `pause`; limits are in these."""
+        now = time.monotonic() if self._going.is_set() else self._paused_at
+        return now - self._paused
+
+    def pause(self) -> None:
+        """Stop the child with all of its process group, and start none, until `resume`."""
+        with self._launching:
+            if not self._going.is_set():
+                return
+            self._paused_at = time.monotonic()
+            self._going.clear()
+            process = self._process
+            if process is None or not self._signal(signal.SIGSTOP):
+                return
+        until = time.monotonic() + STOPPING_SECONDS
+        while not processes.stopped(process.pid) and time.monotonic() < until:
+            time.sleep(1e-4)
+
+    def resume(self) -> None:
+        """Have the child go on, where it was stopped by `pause`."""
+        with self._launching:
+            if self._going.is_set():
+                return
+            self._paused += time.monotonic() - self._paused_at
+            self._going.set()
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> bool:
+        """Send the child's group a signal; False where there is no child."""
+        if (process := self._process) is None or process.poll() is not None:
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+            return True
+        return False
 
     def start(self) -> None:
         """Start the child and wait until it has imported what it needs.
@@ -102,21 +145,22 @@ class Worker:
                 theirs.append(ends[0] if reads else ends[1])
                 ours.append(ends[1] if reads else ends[0])
             requests, answers, errors = theirs
-            self._started = time.time()
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", self.program),
-                    *(str(answers), str(self._threads or 0), *sys.path),
-                ],
-                stdin=requests,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=(answers,),
-                env=self._scratch.environment,
-                # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all it
-                # started
-                start_new_session=True,
-            )
+            with self._unpaused():
+                self._started = time.time()
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-c", self.program),
+                        *(str(answers), str(self._threads or 0), *sys.path),
+                    ],
+                    stdin=requests,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    pass_fds=(answers,),
+                    env=self._scratch.environment,
+                    # Ctrl-C is for the tuner, which ends the child itself; and one kill reaches all
+                    # it started
+                    start_new_session=True,
+                )
             self._scratch.serves(self._process.pid)
         except OSError as e:
             for descriptor in ours:
@@ -133,7 +177,7 @@ class Worker:
             os.set_blocking(descriptor, False)
         self._last_words = b""
         with self._stopped_on_interrupt():
-            until = time.monotonic() + START_SECONDS
+            until = self.clock() + START_SECONDS
             number = frames.new_number()
             self._reader = frames.Reader(number)
             gone = self._send(frames.packed(number, frames.JOB), until)
@@ -172,13 +216,13 @@ class Worker:
         Raises:
             BuildError: no child came up to do it.
         """
-        start = time.monotonic()
+        start = self.clock()
         accepted, answer = self._ask(job, timeout, patient)
         if isinstance(answer, _End) and not accepted and answer.kind in ("died", "wrote"):
             # before it had the job, which is not the job's fault
             self.stop()
             self.restarts += 1
-            start = time.monotonic()
+            start = self.clock()
             accepted, answer = self._ask(job, timeout, patient)
         if not isinstance(answer, _End):
             return answer
@@ -186,7 +230,7 @@ class Worker:
         code = self.stop()
         self.restarts += 1
         if answer.kind == "late":
-            seconds = time.monotonic() - start
+            seconds = self.clock() - start
             more = (
                 f", nor within {seconds:.1f} s while others used the machine"
                 if seconds > 1.2 * timeout + 1
@@ -211,7 +255,7 @@ class Worker:
         """(the child has taken the job, its answer)."""
         self.start()
         assert self._process is not None
-        start, starvation = time.monotonic(), Starvation(self._process.pid) if patient else None
+        start, starvation = self.clock(), Starvation(self._process.pid) if patient else None
         number = frames.new_number()
         with self._stopped_on_interrupt():
             self._listen(0.0)  # what was left of the job before
@@ -232,15 +276,25 @@ class Worker:
                 isinstance(answer, _End)
                 and answer.kind == "late"
                 and starvation is not None
-                and time.monotonic() < start + timeout * patience.MOST
+                and self.clock() < start + timeout * patience.MOST
                 and starvation.starved(timeout)
             ):
-                answer = self._receive(frames.ANSWER, time.monotonic() + timeout / 4, watched)
+                answer = self._receive(frames.ANSWER, self.clock() + timeout / 4, watched)
             if isinstance(answer, bytes):
                 self._listen(0.0)
                 if waiting := self._reader.waiting:
                     answer = _End("wrote", f"more than an answer: {frames.shown(waiting)}")
             return True, answer
+
+    @contextlib.contextmanager
+    def _unpaused(self) -> Iterator[None]:
+        """Begins when the child may go on; until the block ends nobody can stop it."""
+        while True:
+            self._going.wait()
+            with self._launching:
+                if self._going.is_set():
+                    yield
+                    return
 
     @contextlib.contextmanager
     def _stopped_on_interrupt(self) -> Iterator[None]:
@@ -275,9 +329,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the child from another thread; who waits for its answer learns that it died."""
-        if (process := self._process) is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
     def _send(self, message: bytes, until: float) -> _End | None:
         """Give the child a message; None when all of it is in the pipe."""
@@ -287,7 +339,7 @@ class Worker:
             try:
                 message = message[os.write(self._requests, message) :]
             except BlockingIOError:
-                left = until - time.monotonic()
+                left = until - self.clock()
                 if left <= 0:
                     return _End("late")
                 room.poll(left * 1e3)
@@ -297,7 +349,7 @@ class Worker:
 
     def _receive(self, word: bytes, until: float, watched: Excess | None = None) -> bytes | _End:
         """The content of the next message, which has to be this word, or why there is none by then
-        (on time.monotonic's clock). Looks now and then whether the child lives, and what it takes
+        (on this worker's clock). Looks now and then whether the child lives, and what it takes
         where it is `watched`.
         """
         assert self._process is not None
@@ -315,7 +367,7 @@ class Worker:
                 return _End("died")
             if listened and watched and (too_much := watched.found()):
                 return _End("took", too_much)
-            left = until - time.monotonic()
+            left = until - self.clock()
             if left <= 0:
                 return _End("late")
             # what it has started may hold the other end of the pipe when it has died

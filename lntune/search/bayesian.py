@@ -5,9 +5,9 @@ knobs Hellsten et al. 2023, "BaCO", arXiv:2212.11142).
 The logarithm of a time is taken for a sum of a term for each knob, one for each two knobs, and one
 for all of them together, each the smoother the nearer two values are in a knob's order. What is
 next is the untried candidate with the largest expected improvement; those in hand are taken to turn
-out as they are expected to (Ginsbourger, Le Riche, Carraro 2010, the "kriging believer"). All candidates are listed, so
-that one is found by looking at all of them, and a trial adds one row to a factor: 0.1 ms for
-hundreds of candidates, some ms for thousands.
+out as they are expected to (the "kriging believer" of Ginsbourger, Le Riche, Carraro 2010). All
+candidates are listed, so that one is found by looking at all of them, and a trial adds one row to a
+factor: 0.1 ms for hundreds of candidates, some ms for thousands.
 """
 
 from __future__ import annotations

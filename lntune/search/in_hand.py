@@ -1,5 +1,5 @@
-"""How a search has several candidates in hand: the next ones are chosen, and got ready, before it is
-known what came of those before them.
+"""How a search has several candidates in hand: the next ones are chosen, and got ready, before it
+is known what came of those before them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def search(
     told: Callable[[Any, float], None] = lambda *_: None,
 ) -> None:
     """Evaluate what `choose` returns, in that order, until nothing is untried or the budget is
-    spent; what is chosen is taken out of `untried`. `told(candidate, cost)` follows each evaluation.
+    spent; what is chosen is taken out of `untried`. After each `told(candidate, cost)` is called.
 
     Of the candidates in hand, `space.at_once` at most, those behind the first are not evaluated
     where the budget is spent before.

@@ -115,6 +115,11 @@ def available(groups: Sequence[Group]) -> float:
     return min([_meminfo("MemAvailable"), *(group.room() for group in groups)])
 
 
+def room() -> float:
+    """Bytes of memory that can be had, see `available`."""
+    return available(_limits())
+
+
 def all_tasks() -> int:
     """How many threads the machine has, or this container; 0 where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -50,6 +50,19 @@ def end_marked(folder: str) -> None:
         time.sleep(0.002)  # they are there until the system has taken them apart
 
 
+def stopped(pid: int) -> bool:
+    """True when a child of this process has stopped (SIGSTOP), or has ended; also where the system
+    does not say.
+    """
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        states = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, pid, states) is not None
+    except ChildProcessError:
+        return True
+
+
 def tasks(pids: list[int]) -> int:
     """How many threads these processes have."""
     count = 0

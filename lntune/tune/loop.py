@@ -5,6 +5,7 @@ interrupt ends the loop with what there is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from lntune.system import paths
 from lntune.torch import prepare_training
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
+from lntune.tune.beside import Beside, count
 from lntune.tune.run import Run
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.state import Observer, Progress, Summary
@@ -34,7 +36,7 @@ def tune(
     there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles the case
     it was in, and returns; a second one returns at once. For a GPU the next candidates are built in
     other processes while the device measures; what is known to be bad of one before it is measured
-    makes it invalid.
+    makes it invalid. For a CPU several workers build and check them, and each is timed alone.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
@@ -53,15 +55,30 @@ def tune(
             ahead = Ahead(settings.target, settings.timeout) if builds_ahead else None
             if ahead is not None:
                 stack.enter_context(ahead)
-            worker = stack.enter_context(Worker(settings.threads))
-            run = Run(settings, worker, observer, summary, ahead)
+            workers = (
+                count(settings.target, cases) if settings.workers is None else settings.workers
+            )
+            worker, beside = Worker(settings.threads), None
+            if workers > 1:
+                more = [Worker(settings.threads) for _ in range(workers - 1)]
+                beside = Beside(
+                    settings.target,
+                    settings.timeout,
+                    [worker, *more],
+                    functools.partial(start_worker, settings=settings),
+                )
+            stack.enter_context(beside or worker)
+            run = Run(settings, worker, observer, summary, ahead, beside)
             stack.enter_context(run.proposer)
             for op in dict.fromkeys(case.op for case in cases):
                 forward = ops.forward_of(op)
                 if forward is not None and backends.of(settings.target).calls_directly:
                     prepare_training(forward.name)
             run.begin(cases[0], None)
-            start_worker(worker, settings)
+            if beside:
+                beside.wait()
+            else:
+                start_worker(worker, settings)
             started = time.monotonic() - start
             if settings.seconds is not None:
                 run.end = start + settings.seconds

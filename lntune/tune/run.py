@@ -21,13 +21,14 @@ from lntune.kernels.candidate_facts import Facts
 from lntune.log import select
 from lntune.log.records import Record
 from lntune.measure import training
-from lntune.measure.jobs import Candidate, Outcome, Try
+from lntune.measure.jobs import Candidate, Final, Heat, Outcome, Training, Try
 from lntune.measure.worker import Worker
 from lntune.report.failures import Failures, sentence
-from lntune.search import Budget, Evaluate
+from lntune.search import Budget, Evaluate, Space, in_hand
 from lntune.system import interrupts
 from lntune.tune import finals, nearby, proposals, ranking, times
 from lntune.tune.ahead import Ahead
+from lntune.tune.beside import Beside
 from lntune.tune.candidates import Candidates
 from lntune.tune.journal import Journal
 from lntune.tune.settings import Settings
@@ -55,8 +56,10 @@ class Run:
         observer: Observer,
         summary: Summary,
         ahead: Ahead | None,
+        beside: Beside | None = None,
     ) -> None:
         self.settings, self.worker, self.ahead = settings, worker, ahead
+        self.beside = beside
         self.observer, self.summary = observer, summary
         self.device = settings.target
         self.proposer = proposals.Proposer(1)
@@ -252,15 +255,14 @@ class Run:
             self.observer(progress)
             return cost
 
-        space = candidates.as_space(nearby.winners(self.journal.finals(case.op), case, candidates))
-        if self.ahead:
-            space = replace(space, choose=functools.partial(_choose, self.ahead, case, earlier))
+        space = self.space(case, candidates, earlier)
         defaults = [c.resolved(case.op)[1] for c in candidates.defaults]
         whole = FIRST_PART if any(any(knobs.refined(k)) for k in defaults) else 1.0
         budget.part = whole * candidates.listed_share
         search.get(self.settings.strategy)(
             space, evaluate, budget, random.Random(self.settings.seed)
         )
+        self.forget()
         self.proposed(case, candidates, evaluate, budget, costs, whole)
         budget.part = 1.0
         working = [c for c in costs if costs[c] < math.inf]
@@ -268,15 +270,24 @@ class Run:
         refined = candidates.refined(best) if best else []
         if self.ahead:
             self.ahead.also(case, [c for c in refined if c not in earlier])
-        for candidate in refined:
-            if budget.spent:
-                break
-            evaluate(candidate)
+        untried = dict.fromkeys(refined)
+        in_hand.search(space, evaluate, budget, untried, lambda _: [next(iter(untried))])
+        self.forget()
         winner = self.journal.previous_winner(case)
         if winner is not None and winner in candidates and winner not in costs:
             evaluate(winner)  # no case is tuned to something slower than what it had
         if earlier and not progress.trials and all(c in earlier for c in candidates):
             self.summary.exhausted += 1
+
+    def space(self, case: Case, candidates: Candidates, known: Mapping[Candidate, float]) -> Space:
+        """The candidates as a search sees them, where those `known` take no time."""
+        space = candidates.as_space(nearby.winners(self.journal.finals(case.op), case, candidates))
+        if self.beside:
+            begin = functools.partial(_begin, self.beside, case, known)
+            space = replace(space, at_once=self.beside.count, begin=begin)
+        if self.ahead:
+            space = replace(space, choose=functools.partial(_choose, self.ahead, case, known))
+        return space
 
     def proposed(
         self,
@@ -324,13 +335,27 @@ class Run:
         job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed, best_us)
         start = time.monotonic()
         allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - start))
-        outcome = self.worker.run(job, allowed)
-        if outcome.status == "timeout" and allowed < self.settings.timeout:
+        if self.beside:
+            outcome, seconds = self.beside.tried(job, allowed)
+        else:
+            outcome = self.worker.run(job, allowed)
+            seconds = time.monotonic() - start
+        late = outcome is None or (outcome.status == "timeout" and allowed < self.settings.timeout)
+        if outcome is None or late:
             raise _TimeOver  # which is not the candidate's fault, so it is not logged
-        self.times.tried(time.monotonic() - start)
+        self.times.tried(seconds)
         if (cost := _cost(outcome)) < math.inf:
             self._best_us[case] = min(cost, self._best_us.get(case, math.inf))
         return outcome
+
+    def measure(self, job: Heat | Final | Training, timeout: float) -> Outcome:
+        """What comes of a job that measures, with nothing else going on."""
+        return self.beside.run(job, timeout) if self.beside else self.worker.run(job, timeout)
+
+    def forget(self) -> None:
+        """The candidates that are in hand are not tried."""
+        if self.beside:
+            self.beside.forget()
 
     def interrupt(self) -> None:
         """From now on what was found is settled, as fast as can be, and nothing else is begun."""
@@ -349,6 +374,14 @@ def _note_best(progress: Progress, candidate: Candidate, cost: float) -> None:
     if cost < progress.best_us:
         progress.best_us = cost
         progress.best = f"{candidate.schedule} {knobs.describe(candidate.knobs)}"
+
+
+def _begin(
+    beside: Beside, case: Case, known: Mapping[Candidate, float], candidate: Candidate
+) -> None:
+    """Prepare a candidate, unless it need not be tried."""
+    if candidate not in known:
+        beside.begin(case, candidate)
 
 
 def _choose(

@@ -35,6 +35,9 @@ class Settings:
     `knobs` are those that are not searched, `name=value` or a switch that is to be on; schedules
     that do not have them are tuned as ever.
 
+    `workers` are how many processes of a CPU's build and check candidates beside each other, None
+    for as many as there are cores and memory for, see beside.count.
+
     `device` is what to tune for, None this machine's CPU; a GPU has to be here, unless it is a dry
     run. `search` is a name in search.SEARCHES, the empty string for what suits the device.
     """
@@ -50,6 +53,7 @@ class Settings:
     timeout: float = TRIAL_TIMEOUT
     device: Device | None = None
     again: bool = False
+    workers: int | None = None
 
     @property
     def target(self) -> Device:
@@ -78,10 +82,20 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
         ("budget", settings.seconds),
         ("trials", settings.trials),
         ("timeout", settings.timeout),
+        ("workers", settings.workers),
     ):
         if value is not None and not value > 0:
             raise InputError(got_expected(name, value, "more than 0"))
     search.ensure_usable(settings.strategy)
+    if (settings.workers or 1) > 1 and backends.of(settings.target).builds_ahead:
+        raise InputError(
+            got_expected(
+                "workers",
+                settings.workers,
+                f"1 for {settings.target.name}, whose candidates other processes build anyway",
+                "Leave it out.",
+            )
+        )
     device, broken = settings.target, set[str]()
     for case in cases:
         ops.get(case.op).check_variant(case.variant)

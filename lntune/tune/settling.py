@@ -94,11 +94,13 @@ class Settling:
         if remaining is not None:
             count = finals.most(len(costs), len({c.schedule for c in costs}))
             spare = remaining - run.times.final(count, best_us)
+            if run.beside:
+                spare -= run.beside.unbuilt(self._case, entrants) * run.times.building
         seconds = times.heat_seconds(reserved, spare, best_us)
         if not seconds:
             return costs
         job = Heat(self._case, run.device, tuple(entrants), seconds, run.settings.seed)
-        outcome = run.worker.run(job, run.settings.timeout + 4 * seconds)
+        outcome = run.measure(job, run.settings.timeout + 4 * seconds)
         # who fails here fails in the final, which says so
         return finals.raced(costs, entrants, outcome.order) if outcome.status == "ok" else costs
 
@@ -121,7 +123,7 @@ class Settling:
             default=default,
             beside_seconds=seconds * times.BESIDE_SHARE,
         )
-        return run.worker.run(job, run.settings.timeout + 5 * seconds + retry_seconds)
+        return run.measure(job, run.settings.timeout + 5 * seconds + retry_seconds)
 
     def _winner(
         self, finalists: Sequence[Candidate], outcome: Outcome, default: Candidate | None = None
@@ -157,7 +159,7 @@ class Settling:
         seconds = times.TRAINING_SECONDS
         job = Training(case, run.device, winner, forward, seconds, seconds, run.settings.seed + 2)
         try:
-            steps = run.worker.run(job, run.settings.timeout + 5 * seconds)
+            steps = run.measure(job, run.settings.timeout + 5 * seconds)
         except KeyboardInterrupt:  # the final is worth having
             run.interrupt()
             return outcome, decision

@@ -65,11 +65,16 @@ class Times:
         """What the next trial takes: as long as most of the last ones; 0 before the first."""
         return statistics.median(self._trials) if self._trials else 0.0
 
+    @property
+    def building(self) -> float:
+        """What it takes to build and check a candidate."""
+        return max(0.0, self.trial - TRIAL_SECONDS)
+
     def fixed(self, contenders: int, best_us: float) -> float:
         """What a final with so many candidates takes beside measuring: each is built and checked
         once more; or the calls it makes in any case, where these take longer than measuring would.
         """
-        built = contenders * max(0.0, self.trial - TRIAL_SECONDS)
+        built = contenders * self.building
         called = CALLS * (contenders + OTHERS) * best_us * 1e-6 if math.isfinite(best_us) else 0.0
         return self._longer * (built + called)
 
@@ -84,7 +89,7 @@ class Times:
         if not self.training:
             return 0.0
         called = TRAINING_CALLS * best_us * 1e-6 if math.isfinite(best_us) else 0.0
-        return 2 * max(0.0, self.trial - TRIAL_SECONDS) + max(TRAINING_SECONDS, called)
+        return 2 * self.building + max(TRAINING_SECONDS, called)
 
     @property
     def least(self) -> float:
