@@ -1,21 +1,31 @@
 """How many verified trials a second a tuning run on this CPU makes, and where their time goes.
 
-    python bench/trial_speed.py [--op OP,...] [--candidates 8] [--seed 0] [--output FOLDER]
+    python bench/trial_speed.py [--op OP,...] [--candidates 8] [--workers N] [--seed 0]
+                                [--output FOLDER]
 
-Of each case candidates are drawn at random from all schedules' knobs. They are tried as a tuning
-run tries them, in a process of its own: built, checked and timed. A case's first trial also makes
-what its others share (inputs, problems with their float64 outputs), and is told apart. Then the
-same is done in this process step by step: scheduling, TVM's passes, LLVM, loading, the check,
-timing. A pass is counted without those inside it, on the last candidate of each case.
+Of each case candidates are drawn at random from all schedules' knobs, by the search of a tuning
+run, with as many workers as it would have: candidates are built and checked beside each other, and
+each is timed alone. What a case's first trials make for its others (inputs, problems with their
+float64 outputs) is told apart. Then the same is done in this process step by step: scheduling,
+TVM's passes, LLVM, loading, the check, timing. A pass is counted without those inside it, on the
+last candidate of each case.
+
+With several workers some candidates are timed again, by turns with nothing else going on and while
+the others build: how far these times are apart, and times made alone from each other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
+import math
 import random
 import statistics
+import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,11 +41,16 @@ from lntune.measure import calls
 from lntune.measure.jobs import Candidate, Try
 from lntune.measure.worker import Worker
 from lntune.report.columns import Column, Table, key
+from lntune.report.failures import Failures
 from lntune.system.heap import kept_heap
+from lntune.tune.beside import Beside, count
 from lntune.tune.candidates import Candidates
 from lntune.tune.loop import start_worker
+from lntune.tune.run import Run
 from lntune.tune.settings import Settings
+from lntune.tune.state import Progress, Summary
 from lntune.tune.times import TRIAL_SECONDS
+from lntune.words import counted
 
 SIZES = {
     "layer_norm": ((256, "float32", 512), (1000, "bfloat16", 32), (4096, "bfloat16", 512)),
@@ -45,6 +60,14 @@ SIZES = {
 }
 """(hidden, dtype, rows) of each operator."""
 TIMEOUT = 60.0
+TURNS, TIMED_AGAIN = 3, 3
+"""How often a candidate is timed in each way to see whether times agree, and how many are of each
+case.
+"""
+BUILT_BESIDE, BUILDS = ("lnlstm_step_backward", 400, "float32", 32), 16
+"""The case whose candidates are built meanwhile, which takes longest, and how many different
+ones.
+"""
 TOP = 5
 """Passes that are shown by name."""
 PARTS = ("schedule", "passes", "LLVM", "load", "check", "timing")
@@ -52,8 +75,10 @@ Answer = TypeVar("Answer")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What trials of a case take: seconds of the first, seconds of each of the others and of these
-    how many are ok, and the median milliseconds of each part and pass.
+    """What trials of a case take: seconds of the first ones, one for each worker, seconds from each
+    of the others to the next, how many are ok of all, and the median milliseconds of each part and
+    pass. `beside` are the times of a candidate while others are built, as shares of those that it
+    takes alone, `again` the same of others that it takes alone.
     """
 
     case: Case
@@ -63,6 +88,8 @@ class Row(msgspec.Struct, frozen=True):
     statuses: dict[str, int]
     parts: dict[str, float]
     passes: dict[str, float]
+    beside: list[float]
+    again: list[float]
 
     @property
     def rate(self) -> float:
@@ -76,15 +103,43 @@ def candidates_of(case: Case, count: int, seed: int) -> list[Candidate]:
     return random.Random(seed).sample(every, min(count, len(every)))
 
 
-def tried(worker: Worker, case: Case, candidates: Iterable[Candidate]) -> list[tuple[float, str]]:
-    """What each trial takes in a worker, in seconds, and what came of it."""
-    done = []
+def searched(run: Run, case: Case) -> tuple[list[float], Counter[str]]:
+    """When each trial of a case was over, in seconds, and what came of them."""
+    begun, over = time.perf_counter(), list[float]()
+    run.observer = lambda progress: over.append(time.perf_counter() - begun)
+    before = run.summary.statuses.copy()
+    run.search(case, run.candidates(case), {}, Failures(), Progress(case, 0, 1), None)
+    run.forget()
+    return over, run.summary.statuses - before
+
+
+def agreement(
+    group: Beside, case: Case, candidates: Sequence[Candidate]
+) -> tuple[list[float], list[float]]:
+    """The times of candidates while others build, and alone once more, as shares of those that they
+    take alone: medians of some turns of all three.
+    """
+    other = Case(*BUILT_BESIDE)
+    builds = itertools.cycle(candidates_of(other, BUILDS, 0))
+    beside, again = list[float](), list[float]()
     for candidate in candidates:
-        begun = time.perf_counter()
-        job = Try(case, device.current(), candidate, TRIAL_SECONDS)
-        status = worker.run(job, TIMEOUT).status
-        done.append((time.perf_counter() - begun, status))
-    return done
+        taken: dict[str, list[float]] = {"alone": [], "beside": [], "again": []}
+        for _ in range(TURNS):
+            for way, times in taken.items():
+                group.forget()
+                group.begin(case, candidate)
+                for _ in range(group.count - 1 if way == "beside" else 0):
+                    group.begin(other, next(builds))
+                job = Try(case, device.current(), candidate, TRIAL_SECONDS)
+                outcome, _ = group.tried(job, TIMEOUT)
+                if outcome is not None and outcome.status == "ok":
+                    times.append(outcome.timings["tuned"].median_us)
+        if all(taken.values()):
+            alone, others, once_more = (statistics.median(times) for times in taken.values())
+            beside.append(round(others / alone, 4))
+            again.append(round(once_more / alone, 4))
+    group.forget()
+    return beside, again
 
 
 def pass_times(module: Any, goal: Any) -> dict[str, float]:
@@ -151,20 +206,42 @@ def parts_of(
     return {name: statistics.median(of) for name, of in taken.items()}, passes
 
 
-def measure(cases: Iterable[Case], count: int, seed: int) -> list[Row]:
+def measure(cases: Sequence[Case], count: int, workers: int, seed: int) -> list[Row]:
     """All cases, one after another."""
     rows = []
-    settings = Settings()
-    with Worker(settings.threads) as worker, kept_heap():
-        start_worker(worker, settings)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        settings = Settings(
+            search="random",
+            seconds=None,
+            trials=count + workers,
+            seed=seed,
+            log_dir=Path(folder),
+            again=True,
+            workers=workers,
+        )
+        group, worker = None, Worker(settings.threads)
+        if workers > 1:
+            several = [worker, *(Worker(settings.threads) for _ in range(workers - 1))]
+            start = functools.partial(start_worker, settings=settings)
+            group = Beside(device.current(), TIMEOUT, several, start)
+        stack.enter_context(group or worker)
+        stack.enter_context(kept_heap())
+        run = Run(settings, worker, lambda _: None, Summary(), None, group)
+        if group:
+            group.wait(workers)
+        else:
+            start_worker(worker, settings)
         compiler.warm_up()
         for case in cases:
+            over, statuses = searched(run, case)
+            first = over[workers - 1]
+            trials = [round(b - a, 4) for a, b in itertools.pairwise(over[workers - 1 :])]
             drawn = candidates_of(case, count + 1, seed)
-            (first, _), *others = tried(worker, case, drawn)
+            alike = agreement(group, case, drawn[:TIMED_AGAIN]) if group else ([], [])
             parts, passes = parts_of(case, drawn)
-            statuses = Counter(status for _, status in others)
-            trials = [round(seconds, 4) for seconds, _ in others]
-            rows.append(Row(case, first, trials, statuses["ok"], dict(statuses), parts, passes))
+            rows.append(
+                Row(case, first, trials, statuses["ok"], dict(statuses), parts, passes, *alike)
+            )
             check.forget()
     return rows
 
@@ -203,6 +280,7 @@ def passes_table(rows: list[Row]) -> Table:
 def main(
     op: Annotated[str, typer.Option(help="Operators, separated by commas.")] = ",".join(SIZES),
     candidates: Annotated[int, typer.Option(help="Of each case, beside the first.")] = 8,
+    workers: Annotated[int, typer.Option(help="0: as many as a tuning run would have.")] = 0,
     seed: int = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for trial_speed.json and trial_speed.txt.")
@@ -212,14 +290,27 @@ def main(
     names = [ops.get(name).name for name in op.split(",")]
     cases = [Case(name, *size) for name in names for size in SIZES[name]]
     screen = keeping.screen()
-    rows = measure(cases, candidates, seed)
+    workers = workers or count(device.current(), cases)
+    rows = measure(cases, candidates, workers, seed)
+    screen.print(f"{counted(workers, 'worker')} on {counted(device.usable_cores(), 'core')}")
     screen.print(table(rows))
     screen.print(passes_table(rows))
     for name, rate in rates(rows).items():
         screen.print(f"{name}: {rate:.1f} verified trials a second")
+    if any(r.beside for r in rows):
+        for way, shares in (
+            ("while others build", [share for r in rows for share in r.beside]),
+            ("alone once more", [share for r in rows for share in r.again]),
+        ):
+            off = sorted(abs(share - 1) for share in shares)
+            screen.print(
+                f"timed {way}, as a share of the time alone, of {counted(len(off), 'candidate')}:"
+                f" median {statistics.median(shares):.3f}; off by {statistics.median(off):.1%} in"
+                f" the median, {off[math.ceil(0.9 * len(off)) - 1]:.1%} in nine of ten"
+            )
     if output is not None:
         facts = {
-            "settings": {"candidates": candidates, "seed": seed},
+            "settings": {"candidates": candidates, "workers": workers, "seed": seed},
             "rates": rates(rows),
             "results": rows,
         }

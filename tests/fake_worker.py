@@ -4,13 +4,14 @@ runs try, log and choose.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from lntune.log.records import Rival, Timing
-from lntune.measure.jobs import Candidate, Final, Heat, Open, Outcome, Training, Try
+from lntune.measure.jobs import Candidate, Final, Heat, Open, Outcome, Prepare, Training, Try
 from lntune.tune import Settings, loop
 
 Job = Try | Final | Training
@@ -27,6 +28,7 @@ class FakeWorker:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
+        self.pid = 1
 
     def __enter__(self) -> FakeWorker:
         return self
@@ -37,11 +39,17 @@ class FakeWorker:
     def start(self) -> None:
         """Nothing to start."""
 
-    stop = start
+    stop = kill = pause = resume = start
 
-    def run(self, job: Job, timeout: float) -> Outcome:
-        """What `answer` says; the device is always ready, and a race ends as it must."""
-        if isinstance(job, Open):
+    def clock(self) -> float:
+        """Seconds."""
+        return time.monotonic()
+
+    def run(self, job: Job | Open | Heat | Prepare, timeout: float) -> Outcome:
+        """What `answer` says; the device is always ready, what is prepared is right, and a race
+        ends as it must.
+        """
+        if isinstance(job, Open | Prepare):
             return Outcome("ok")
         if isinstance(job, Heat):
             places = range(len(job.candidates))
@@ -121,7 +129,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
 
 
 def settings(*schedules: str, **fields: Any) -> Settings:
-    """Settings for the schedules named; exhaustive and without a time limit unless asked
-    otherwise.
+    """Settings for the schedules named; exhaustive, by one worker and without a time limit unless
+    asked otherwise.
     """
-    return Settings(**{"search": "exhaustive", "schedules": schedules, "seconds": None, **fields})
+    usual = {"search": "exhaustive", "schedules": schedules, "seconds": None, "workers": 1}
+    return Settings(**{**usual, **fields})

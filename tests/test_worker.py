@@ -16,17 +16,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
+import torch
 from grids import exhaustive
 
 from lntune import device as device_module
 from lntune import schedule
 from lntune.case import Case
 from lntune.errors import BuildError
-from lntune.measure.jobs import Build, Candidate, Check, Final, Heat, Job, Open, Training, Try
+from lntune.kernels import compiler
+from lntune.measure import trial
+from lntune.measure.jobs import (
+    Build,
+    Candidate,
+    Check,
+    Final,
+    Heat,
+    Job,
+    Open,
+    Prepare,
+    Training,
+    Try,
+)
+from lntune.measure.kept import Kept
 from lntune.measure.worker import Worker
 
 FAULTY, HOSTILE = (Path(__file__).parent / name for name in ("faulty", "hostile"))
@@ -192,6 +207,7 @@ def test_jobs_cross_as_they_are(kind: type) -> None:
         Open: (here,),
         Build: (CASE, here, candidate),
         Check: (CASE, here, candidate),
+        Prepare: (CASE, here, candidate),
         Try: (CASE, here, candidate, 0.5, 3, 7.5),
         Heat: (CASE, here, (candidate,), 0.5, 3),
         Final: (CASE, here, (candidate,), 0.5, 0.25, 3, candidate),
@@ -345,6 +361,125 @@ def test_killed_by_another_thread(worker: Worker) -> None:
     assert worker.run(job("plain"), 60).status == "ok"
 
 
+class Sleeper(Worker):
+    """A worker whose child sleeps for as many seconds as it is told, without TVM and PyTorch."""
+
+    program = (
+        "import sys, time, types; sys.path[:] = sys.argv[3:]; sys.modules['torch'] ="
+        " types.ModuleType('torch'); from lntune.measure.serving import serve;"
+        " serve(int(sys.argv[1]), 0, lambda content: [time.sleep(float(content)), b'done'][1],"
+        " lambda: None)"
+    )
+
+
+def test_time_that_it_is_stopped_counts_for_nothing() -> None:
+    """A child that another thread stops in the middle of a job goes on afterwards, and what it was
+    stopped for is not of its limit, which holds otherwise. One that is to be started meanwhile
+    waits.
+    """
+    with Sleeper() as worker:
+        worker.pause()
+        later = threading.Timer(0.1, worker.resume)
+        later.start()
+        worker.start()
+        assert not later.is_alive()
+        pid, states = worker.pid, list[str]()
+        assert pid is not None
+
+        def stop() -> None:
+            worker.pause()
+            worker.pause()
+            before = worker.clock()
+            states.append(state(pid))
+            time.sleep(1.1)
+            assert worker.clock() == before
+            worker.resume()
+            worker.resume()
+
+        stopper = threading.Timer(0.1, stop)
+        stopper.start()
+        assert worker.answer(0.4, 1.0) == b"done"
+        stopper.join()
+        assert (states, worker.pid) == (["T"], pid)
+        late = worker.answer(20.0, 0.1)
+        assert not isinstance(late, bytes) and late.status == "timeout"
+
+
+def test_one_that_is_stopped_can_be_ended() -> None:
+    """`stop` ends a child that stands still, and the next one does not."""
+    with Sleeper() as worker:
+        worker.start()
+        pid = worker.pid
+        assert pid is not None
+        worker.pause()
+        assert state(pid) == "T"
+        worker.stop()
+        assert state(pid) == "gone"
+        worker.resume()
+        assert worker.answer(0.0, 20.0) == b"done"
+
+
+@pytest.fixture
+def in_this_process() -> Iterator[None]:
+    """Jobs leave nothing behind."""
+    yield
+    trial._prepared.clear()
+    trial._kept = Kept()
+
+
+@pytest.mark.slow
+def test_what_was_prepared_is_timed(monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
+    """A candidate that was prepared is not built again to be timed; another one is, and what was
+    prepared before is given up. One that is wrong stays with nobody.
+    """
+    one, other = job("plain"), job("plain", second=True)
+    prepared = trial.run(Prepare(CASE, one.device, one.candidate))
+    assert (prepared.status, prepared.timings) == ("ok", {}) and prepared.errors["y"] > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "in_memory", lambda *_, **__: pytest.fail("built"))
+        tried = trial.run(one)
+    assert (tried.status, tried.errors) == ("ok", prepared.errors)
+    assert tried.timings["tuned"].median_us > 0
+    trial.run(Prepare(CASE, one.device, one.candidate))
+    assert trial.run(other).status == "ok" and not trial._prepared
+    assert trial.run(Prepare(CASE, one.device, job("wrong").candidate)).status == "wrong"
+    assert not trial._prepared
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_wrong_by_several_threads(
+    monkeypatch: pytest.MonkeyPatch, in_this_process: None
+) -> None:
+    """It is prepared by one thread; whether threads share its rows rightly is found before it is
+    timed, by all of them.
+    """
+    right = compiler.in_memory
+    teams: set[int] = set()
+
+    def built(*arguments: Any, **named: Any) -> Callable[..., None]:
+        kernel = right(*arguments, **named)
+
+        def called(*tensors: Any) -> None:
+            kernel(*tensors)
+            teams.add(torch.get_num_threads())
+            if torch.get_num_threads() > 1:
+                tensors[-1][-1] += 1
+
+        return called
+
+    monkeypatch.setattr(compiler, "in_memory", built)
+    one, threads = job("plain"), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert trial.run(Prepare(CASE, one.device, one.candidate)).status == "ok"
+        assert teams == {1}
+        outcome = trial.run(one)
+    finally:
+        torch.set_num_threads(threads)
+    assert outcome.status == "wrong" and outcome.message.endswith(", by all threads")
+    assert teams == {1, 2} and not outcome.timings
+
+
 PARENT = """
     import sys, threading, os
     from pathlib import Path
@@ -358,17 +493,19 @@ PARENT = """
     print(worker.pid, flush=True)
     case = Case("layer_norm", 64, "float32", 8)
     candidate = Candidate("hangs", (("first", 1), ("second", False)))
-    if sys.argv[1] == "busy":
+    if sys.argv[1] == "stopped":
+        threading.Timer(1.0, worker.pause).start()
+    if sys.argv[1] != "idle":
         worker.run(Try(case, device.current(), candidate, 0.001), 300)
     threading.Event().wait()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent-death signal")
-@pytest.mark.parametrize("doing", [exhaustive("idle"), "busy"])
+@pytest.mark.parametrize("doing", [exhaustive("idle"), exhaustive("busy"), "stopped"])
 def test_a_worker_dies_with_its_parent(doing: str) -> None:
     """kill -9 of the tuner leaves no worker behind, not even one in the middle of a candidate that
-    never ends.
+    never ends, or in one that is stopped while another one is timed.
     """
     command = [sys.executable, "-c", textwrap.dedent(PARENT), doing]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -379,6 +516,8 @@ def test_a_worker_dies_with_its_parent(doing: str) -> None:
             assert state(child) not in ("Z", "gone")
             if doing == "busy":
                 time.sleep(1.0)
+            elif doing == "stopped":
+                assert eventually(lambda: state(child) == "T")
         finally:
             parent.kill()
     # Z: an orphan whose new parent does not wait

@@ -115,14 +115,14 @@ class Beside:
                 thread.join(0.05)
             worker.stop()
 
-    def wait(self) -> None:
-        """Until one worker is there.
+    def wait(self, some: int = 1) -> None:
+        """Until so many workers are there and have nothing to do.
 
         Raises:
             LntuneError: none comes up, and why.
         """
         with self._changed:
-            self._wait_until(lambda: bool(self._idle))
+            self._wait_until(lambda: len(self._idle) >= some)
 
     def begin(self, case: Case, candidate: Candidate) -> None:
         """Prepare a candidate, which is tried after those that were begun before."""

@@ -24,6 +24,7 @@ from lntune.measure import training
 from lntune.measure.jobs import Candidate, Check, Outcome
 from lntune.tune import times
 from lntune.tune.ahead import Ahead
+from lntune.tune.beside import count
 from lntune.tune.candidates import Candidates, to_tune
 from lntune.tune.settings import Settings, check_settings
 from lntune.tune.times import TRIAL_SECONDS
@@ -137,7 +138,8 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         except KeyboardInterrupt:
             interrupted = True
         builds = [o.seconds for of_case in outcomes.values() for o in of_case.values()]
-        pace = _Pace(device, ahead, list(filter(None, builds)), len(outcomes))
+        workers = settings.workers or count(device, cases)
+        pace = _Pace(device, ahead, list(filter(None, builds)), len(outcomes), workers)
     plans = pace.timed(plans, settings, len(cases))
     compiler = backends.of(device).compiler()
     return DryRun(
@@ -231,10 +233,12 @@ class _Pace:
 
     In seconds: `build` to build a candidate, on a CPU to check it too; `inputs` to make those of a
     case; `device` what a candidate takes of the device; `start` until the process that measures is
-    there.
+    there. `workers` build beside each other.
     """
 
-    def __init__(self, device: Device, ahead: Ahead, builds: Sequence[float], cases: int) -> None:
+    def __init__(
+        self, device: Device, ahead: Ahead, builds: Sequence[float], cases: int, workers: int
+    ) -> None:
         assumed = backends.of(device).trial_overhead
         self._ahead, self._builders = backends.of(device).builds_ahead, ahead.count
         # where a check needs nothing but this machine, it is that of a real run
@@ -244,6 +248,7 @@ class _Pace:
         # The first candidate of a case waits for the inputs, and for what is true of them.
         excess = sum(measured) - len(measured) * self._build if assumed is None else 0.0
         self._inputs = max(0.0, excess) / max(1, cases)
+        self._workers = workers
         self._device = (self._build if assumed is None else assumed) + TRIAL_SECONDS
         finals = (
             "a quiet machine; as much for each of a final's, which are measured for up to"
@@ -260,8 +265,8 @@ class _Pace:
             )
         else:
             building = (
-                f"{self._build:.2f} s to build and check a candidate, as here, {TRIAL_SECONDS:.2f}"
-                " s to time it"
+                f"{self._build:.2f} s to build and check a candidate, as here, by"
+                f" {counted(workers, 'process', 'processes')}, {TRIAL_SECONDS:.2f} s to time it"
             )
             self.assumption = f"{building}, {self._inputs:.1f} s for the inputs of a case; {finals}"
 
@@ -299,7 +304,7 @@ class _Pace:
         also what is refused afterwards.
         """
         if not self._ahead:
-            return self._device
+            return self._build / self._workers + TRIAL_SECONDS
         refused = sum(plan.pruned.values()) + sum(map(len, plan.failed.values()))
         share = 1 - refused / plan.built if plan.built else 1.0
         to_build = plan.measured / max(share, 0.1)
