@@ -60,7 +60,7 @@ SIZES = {
 }
 """(hidden, dtype, rows) of each operator."""
 TIMEOUT = 60.0
-TURNS, TIMED_AGAIN = 3, 3
+TURNS, TIMED_AGAIN = 3, 2
 """How often a candidate is timed in each way to see whether times agree, and how many are of each
 case.
 """

@@ -47,6 +47,8 @@ COMMANDS = {
         "8",
         "--trials",
         "2",
+        "--workers",
+        "2",
         "--budget",
         "300s",
     ],

@@ -198,8 +198,8 @@ def test_a_race_where_most_were_timed(group: Callable[..., Beside]) -> None:
     one.wait()
     while len(one._idle) < 2:
         time.sleep(0.001)
-    assert one.unbuilt(CASE, entrants) == 1
-    assert one.unbuilt(Case("layer_norm", 65, "float32", 8), entrants) == 3
+    assert one.kept(CASE, entrants) == [candidate(1), candidate(2)]
+    assert one.kept(Case("layer_norm", 65, "float32", 8), entrants) == []
     one.run(Heat(CASE, HERE, entrants, 0.1), 30.0)
     assert racing == [second]
 
@@ -259,6 +259,9 @@ def test_workers_that_do_not_come_up() -> None:
         one.begin(CASE, candidate(0))
         one.begin(CASE, candidate(1))
         assert all(one.tried(trial(n), 30.0)[0] == Outcome("ok") for n in range(2))
+        assert one.notes() == [
+            "there was a worker less: the worker process did not start: no memory."
+        ]
     broken = workers
     with (
         Beside(HERE, 30.0, workers, start) as one,  # type: ignore[arg-type]

@@ -204,11 +204,13 @@ def test_the_time_a_run_would_take(
     assert f"{assumed:.2f} s of the GPU for a candidate (assumed" in summary.assumption
 
 
+@pytest.mark.parametrize(("workers", "trial"), [(1, 1.0), (2, 0.52)])
 def test_the_start_of_the_process_that_measures(
-    worker: Any, monkeypatch: pytest.MonkeyPatch
+    workers: int, trial: float, worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no part of what a candidate takes, and one of what a run takes: what is left of a
-    budget is shared, and who comes when the time is over has nothing.
+    budget is shared, and who comes when the time is over has nothing. Workers build candidates
+    beside each other, and time each alone.
     """
     clock = [0.0]
 
@@ -227,16 +229,17 @@ def test_the_start_of_the_process_that_measures(
     worker.starting = staticmethod(lambda: takes(7.0))
     worker.answer = staticmethod(lambda job: takes(0.96) or Outcome("ok"))
     cases = [Case("layer_norm", hidden, "float32", 8) for hidden in (64, 96, 128, 160)]
-    summary = dry.run(cases, Settings(device=cpu, seconds=13.0, trials=2))
+    settings = Settings(device=cpu, seconds=13.0, trials=2, workers=workers)
+    summary = dry.run(cases, settings)
     assert (summary.start, summary.builders) == (7.0, 1)
     assert (
         "0.96 s to build and check a candidate" in summary.assumption
         and "7.0 s for the start" in summary.assumption
     )
     assert [p.seconds for p in summary.plans] == [
-        pytest.approx(2 * 1.0 + 3 * 0.96 + 4 / 3, abs=0.1)
+        pytest.approx(2 * trial + 3 * 0.96 + 4 / 3, abs=0.1)
     ] * 4
-    assert summary.run_seconds == pytest.approx(7 + 4 * 6.21, abs=0.1)
+    assert summary.run_seconds == pytest.approx(7 + 4 * (2 * trial + 4.21), abs=0.3)
     assert [p.within for p in summary.plans] == [
         1,
         1,

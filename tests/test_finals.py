@@ -71,6 +71,23 @@ def test_who_races_before_the_final() -> None:
     assert finals.heat(tried(broken=[math.inf] * 5)) == finals.heat({}) == []
 
 
+def test_who_can_be_built_for_a_race() -> None:
+    """Half of the spare time may be spent on building those that the process which races does not
+    have; the slowest of them stay out, and nobody races where all others are in the final anyway.
+    """
+    costs = tried(plain=[1.0 + i / 100 for i in range(6)])
+    entrants = finals.heat(costs)
+    kept = entrants[1::2]
+    assert finals.affordable(entrants, kept, 0.2, math.inf) == (entrants, pytest.approx(0.6))
+    assert finals.affordable(entrants, kept, 0.2, 1.0) == (
+        [c for c in entrants if c != entrants[4]],
+        pytest.approx(0.4),
+    )
+    assert finals.affordable(entrants, kept, 0.2, 0.1) == ([], 0.0)
+    assert finals.affordable(entrants, entrants, 0.2, 0.0) == (entrants, 0.0)
+    assert finals.affordable(entrants, kept, 0.0, 0.0) == (entrants, 0.0)
+
+
 def test_what_a_race_says_counts() -> None:
     """The costs of those that raced are dealt out in the order in which they came in; those of the
     others stay.

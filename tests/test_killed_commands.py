@@ -4,6 +4,7 @@ no orphan, nothing left but lock files, and the same command goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -103,8 +104,18 @@ def test_killed_at_any_moment(name: str, place: Place) -> None:
 WHEN: dict[str, Callable[[Place], bool]] = {
     "starting": lambda place: len(place.alive()) > 1,
     "searching": lambda place: logs_have(place, 1),
+    "with one stopped": lambda place: logs_have(place, 1) and one_is_stopped(place),
     "in the final": lambda place: logs_have(place, 2),
 }
+
+
+def one_is_stopped(place: Place) -> bool:
+    """A process stands still, while another one measures."""
+    states = []
+    for pid in place.alive():
+        with contextlib.suppress(OSError):  # it has ended
+            states.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+    return "T" in states
 
 
 def logs_have(place: Place, trials: int) -> bool:
@@ -112,11 +123,14 @@ def logs_have(place: Place, trials: int) -> bool:
     return any(f.read_bytes().count(b'"trial"') >= trials for f in place.logs.rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize("when", ["searching", *map(exhaustive, ("starting", "in the final"))])
+@pytest.mark.parametrize(
+    "when", ["with one stopped", *map(exhaustive, ("starting", "searching", "in the final"))]
+)
 def test_a_tuner_that_is_killed(when: str, place: Place) -> None:
-    """kill -9 of the tuner alone, while its worker starts, between trials or in the final: the
-    worker and all it started end, nothing but the log is left, and the same command goes on from
-    it, with the trials that were logged and without making one of them again.
+    """kill -9 of the tuner alone, while its workers start, between trials, while one of them is
+    stopped, or in the final: the workers and all they started end, nothing but the log is left,
+    and the same command goes on from it, with the trials that were logged and without making one of
+    them again.
     """
     run = place.start("tune")
     until = time.monotonic() + 300

@@ -21,7 +21,7 @@ from usable_searches import USABLE
 from lntune import knobs, search
 from lntune.errors import ToolchainError, UnknownNameError
 from lntune.knobs import knob
-from lntune.search import SEARCHES, Budget, Space, evolutionary, tpe
+from lntune.search import SEARCHES, Budget, Space, bayesian, evolutionary, tpe
 
 without_optuna = pytest.mark.skipif(
     not tpe.installed(), reason='needs optuna: pip install "lntune[search]"'
@@ -317,6 +317,93 @@ def test_any_space_any_budget(data: st.DataObject, name: str, seed: int) -> None
     assert len(tried) == (len(table) if trials is None else min(trials, len(table)))
     assert len(set(tried)) == len(tried)
     assert tried[:1] == (list(table)[:1] if trials != 0 else [])
+
+
+AHEAD = ("exhaustive", "random", "local", "evolutionary", "bayesian")
+"""Searches that have several candidates in hand."""
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(AHEAD),
+    seed=st.integers(0, 2**32),
+    at_once=st.integers(1, 5),
+    trials=st.none() | st.integers(0, 12),
+)
+def test_candidates_in_hand(name: str, seed: int, at_once: int, trials: int | None) -> None:
+    """A search begins no more candidates than may be in hand, nor than may be tried, and evaluates
+    them in the order in which it began them; it tries as many as it would one by one.
+    """
+    costs = random.Random(seed)
+    table = {c: costs.choice((costs.random(), math.inf)) for c in range(10)}
+    begun, tried, most = list[int](), list[int](), 0
+    budget = Budget(trials=trials)
+
+    def begin(candidate: int) -> None:
+        nonlocal most
+        begun.append(candidate)
+        most = max(most, len(begun) - len(tried))
+
+    def evaluate(candidate: int) -> float:
+        assert candidate in begun
+        budget.count()
+        tried.append(candidate)
+        return table[candidate]
+
+    space = space_of(table, lambda c: (c - 1, c + 1, c + 3), at_once=at_once, begin=begin)
+    search.get(name)(space, evaluate, budget, random.Random(seed))
+    assert tried == begun and len(set(tried)) == len(tried)
+    assert len(tried) == min(len(table), len(table) if trials is None else trials)
+    assert most <= at_once
+    if name != "local" and tried:  # a climb may have to wait for where it goes
+        assert most == min(at_once, len(tried))
+
+
+def test_those_in_hand_leave_less_to_be_found_out() -> None:
+    """Before it is known what comes of them there is as little to be found out as afterwards, so
+    that what is next lies elsewhere; nothing is remembered of that.
+    """
+    table = record_table(3)
+    process = bayesian._Process(space_of(table), random.Random(0))
+    untried = list(table)
+    for _ in range(6):
+        process.add(candidate := untried.pop(0), table[candidate])
+    before = process.most_promising(untried), process._variance.copy()
+    in_hand = [untried.pop(40), untried.pop(80)]
+    variance = process._variance_with(in_hand)
+    assert (variance < before[1]).any()
+    untried.remove(before[0])
+    assert process.most_promising(untried, [before[0]]) != before[0]
+    assert process.most_promising([before[0], *untried]) == before[0]
+    assert (process._variance == before[1]).all()
+    for candidate in in_hand:
+        process.add(candidate, table[candidate])
+    assert process._variance == pytest.approx(variance)
+
+
+def test_a_climb_waits_for_its_starts() -> None:
+    """Where the climb begins is not known before all starts are; neighbours that are in hand when a
+    better one is found are steps, too.
+    """
+    table = dict(enumerate((9.0, 8.0, 7.0, 1.0, 6.0, 5.0)))
+    begun: list[tuple[int, int]] = []
+    tried: list[int] = []
+
+    def evaluate(candidate: int) -> float:
+        tried.append(candidate)
+        return table[candidate]
+
+    space = Space(
+        tuple(table),
+        lambda c: (c + 1, c + 2),
+        seeds=(1,),
+        at_once=4,
+        begin=lambda c: begun.append((c, len(tried))),
+    )
+    search.get("local")(space, evaluate, Budget(trials=6), random.Random(1))
+    assert begun[:2] == [(0, 0), (1, 0)]
+    assert sorted(begun[2:4]) == [(2, 2), (3, 2)], "the better start's neighbours, once it is known"
+    assert sorted(tried) == list(table)
 
 
 def test_unknown_search_names_the_near_miss() -> None:

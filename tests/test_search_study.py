@@ -196,6 +196,9 @@ def test_the_command_says_what_the_study_found(tmp_path: Path) -> None:
     assert "of the trials in 1 of 1 case" in shown
     assert f"left out: {OTHER} on {CPU.slug}: 9 of" in shown
     assert CliRunner().invoke(app, ["search-study", str(log_of_few)]).exit_code == 1
+    assert CliRunner().invoke(app, [*asked, "--at-once", "0"]).exit_code != 0
+    several = CliRunner().invoke(app, [*asked, "--seeds", "3", "--json", "--at-once", "3"])
+    assert several.exit_code == 0 and len(json.loads(several.stdout)["results"]) > 0
 
 
 def test_a_missing_package_is_named_where_its_search_is_asked_for(

@@ -3,7 +3,7 @@ line below; it knows nothing of kernels, TVM or PyTorch.
 
 A search calls `evaluate` on distinct candidates, the default (`space.candidates[0]`) first, until
 `budget.spent` or the space is used up. It keeps no result: whoever passed `evaluate` has seen every
-cost.
+cost. It may choose further ones before it has seen what came of the last, see `in_hand`.
 """
 
 from __future__ import annotations

@@ -174,7 +174,8 @@ class Beside:
                 self._wait_until(lambda: bool(self._idle))
             candidates = job.candidates if isinstance(job, Heat) else ()
             worker = max(
-                self._idle, key=lambda w: (w.pid is not None, self._of(w, job.case, candidates))
+                self._idle,
+                key=lambda w: (w.pid is not None, len(self._of(w, job.case, candidates))),
             )
         try:
             with self._changed:
@@ -186,13 +187,17 @@ class Beside:
                 if worker not in self._idle:
                     self._idle.append(worker)
 
-    def unbuilt(self, case: Case, candidates: Sequence[Candidate]) -> int:
-        """How many of them a race has to build again: a worker has the kernels that it timed."""
-        return len(candidates) - max(self._of(w, case, candidates) for w in self._workers)
+    def kept(self, case: Case, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that a race need not build again: the worker that runs it has timed them."""
+        return max((self._of(w, case, candidates) for w in self._workers), key=len)
 
-    def _of(self, worker: Worker, case: Case, candidates: Sequence[Candidate]) -> int:
-        """How many of a case's candidates a worker has timed."""
-        return sum(self._tried.get((case, c)) is worker for c in candidates)
+    def notes(self) -> list[str]:
+        """What is to be said of it: workers that did not come up."""
+        return [f"there was a worker less: {failure}" for failure in self._failures]
+
+    def _of(self, worker: Worker, case: Case, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates of a case that a worker has timed."""
+        return [c for c in candidates if self._tried.get((case, c)) is worker]
 
     def forget(self) -> None:
         """Nothing that is in hand is wanted any more."""
@@ -238,7 +243,8 @@ class Beside:
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: work.over or self._closed)
         except Exception as e:
-            self._failures.append(e)
+            if not self._closed:
+                self._failures.append(e)
         finally:
             worker.stop()
             with self._changed:

@@ -16,6 +16,9 @@ times what the fastest did at most. Trials are made one after another, and the m
 fast at all times.
 """
 
+BUILDING_SHARE = 0.5
+"""The part of the time for a race in which kernels may be built for it."""
+
 
 def heat(costs: Mapping[Candidate, float]) -> list[Candidate]:
     """Who comes to the final by racing the others, the fastest in its trial first; nobody where all
@@ -25,6 +28,22 @@ def heat(costs: Mapping[Candidate, float]) -> list[Candidate]:
     near = [c for c, cost in costs.items() if cost < math.inf and cost <= NEAR * best]
     entrants = sorted(near, key=lambda c: costs[c])[:MOST_IN_HEAT]
     return entrants if len(entrants) > FASTEST else []
+
+
+def affordable(
+    entrants: Sequence[Candidate], kept: Sequence[Candidate], building: float, spare: float
+) -> tuple[list[Candidate], float]:
+    """(those who race where others than `kept` take `building` seconds first and `spare` are there,
+    the slowest left out where that is too little; what building them takes). Nobody where all that
+    are left come to the final anyway.
+    """
+    most = max(0.0, BUILDING_SHARE * spare) / building if building > 0 else math.inf
+    others = [c for c in entrants if c not in kept]
+    left_out = others[int(most) :] if most < len(others) else []
+    racing = [c for c in entrants if c not in left_out]
+    if len(racing) <= FASTEST:
+        return [], 0.0
+    return racing, building * (len(others) - len(left_out))
 
 
 def raced(

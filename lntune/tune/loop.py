@@ -102,6 +102,8 @@ def tune(
                 )
                 if summary.interrupted:
                     break
+            if beside:
+                summary.notes += beside.notes()
             if settings.seconds is not None and not summary.interrupted:
                 summary.notes += times.too_short(settings.seconds, started)
             if summary.exhausted:

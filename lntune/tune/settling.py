@@ -94,8 +94,14 @@ class Settling:
         if remaining is not None:
             count = finals.most(len(costs), len({c.schedule for c in costs}))
             spare = remaining - run.times.final(count, best_us)
-            if run.beside:
-                spare -= run.beside.unbuilt(self._case, entrants) * run.times.building
+        if run.beside:
+            kept = run.beside.kept(self._case, entrants)
+            entrants, built = finals.affordable(
+                entrants, kept, run.times.building, math.inf if spare is None else spare
+            )
+            spare = None if spare is None else spare - built
+        if not entrants:
+            return costs
         seconds = times.heat_seconds(reserved, spare, best_us)
         if not seconds:
             return costs
