@@ -17,7 +17,6 @@ the others build: how far these times are apart, and times made alone from each 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import random
@@ -39,13 +38,12 @@ from lntune.case import Case
 from lntune.kernels import compiler
 from lntune.measure import calls
 from lntune.measure.jobs import Candidate, Try
-from lntune.measure.worker import Worker
 from lntune.report.columns import Column, Table, key
 from lntune.report.failures import Failures
 from lntune.system.heap import kept_heap
 from lntune.tune.beside import Beside, count
 from lntune.tune.candidates import Candidates
-from lntune.tune.loop import start_worker
+from lntune.tune.loop import start_worker, workers_of
 from lntune.tune.run import Run
 from lntune.tune.settings import Settings
 from lntune.tune.state import Progress, Summary
@@ -219,11 +217,7 @@ def measure(cases: Sequence[Case], count: int, workers: int, seed: int) -> list[
             again=True,
             workers=workers,
         )
-        group, worker = None, Worker(settings.threads)
-        if workers > 1:
-            several = [worker, *(Worker(settings.threads) for _ in range(workers - 1))]
-            start = functools.partial(start_worker, settings=settings)
-            group = Beside(device.current(), TIMEOUT, several, start)
+        worker, group = workers_of(settings, cases)
         stack.enter_context(group or worker)
         stack.enter_context(kept_heap())
         run = Run(settings, worker, lambda _: None, Summary(), None, group)

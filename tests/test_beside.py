@@ -5,15 +5,17 @@ order of the search; with workers of the tests' own in place of processes.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import fake_worker
 import pytest
 from fake_worker import FakeWorker, always_ok, cost_of, fake, settings
 
-from lntune import backends, device
+from lntune import backends, device, schedule
 from lntune.backends import device_of
 from lntune.case import Case
 from lntune.errors import BuildError, InputError
@@ -278,6 +280,8 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, count in ((1, 1), (2, 2), (3, 3), (64, beside.MOST)):
         monkeypatch.setattr(beside, "usable_cores", lambda cores=cores: cores)
         assert beside.count(HERE, [CASE]) == count
+    assert beside.count(HERE, [CASE], 1) == 1
+    assert beside.count(HERE, [CASE], 3) == 3
     assert beside.count(HERE, [CASE, Case("layer_norm", 1 << 14, "float32", 1 << 16)]) == 1
     assert beside.count(device_of("cuda:sm_90"), [CASE]) == 1
     for room, count in ((5 << 30, 2), (3 << 30, 1), (1 << 20, 1)):
@@ -328,3 +332,24 @@ def test_one_worker_prepares_nothing(
     """On one core a trial is one job."""
     monkeypatch.setattr(loop, "Beside", lambda *_: pytest.fail("there are several"))
     assert loop.tune([FEW], settings("cached_rows", trials=2)).trials == 2
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux offers against them")
+def test_candidates_that_die_while_others_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes: what crashes or hangs costs its own trial while it is prepared, those beside it
+    are built, checked and timed, and no process stays.
+    """
+    monkeypatch.setenv("LNTUNE_SCHEDULES", str(Path(__file__).parent / "faulty"))
+    schedule._load.cache_clear()
+    try:
+        chosen = settings("plain", "kernel_segfaults", "hangs", timeout=3.0, workers=2)
+        summary = loop.tune([CASE], chosen)
+        logged = [r for r in records.read([summary.log_dir]) if r.role == "trial"]
+    finally:
+        schedule._load.cache_clear()
+    of = {name: {r.status for r in logged if r.schedule == name} for name in chosen.schedules}
+    assert of == {"plain": {"ok"}, "kernel_segfaults": {"run"}, "hangs": {"timeout"}}
+    assert summary.finals[0].schedule == "plain"
+    assert not [t for t in threading.enumerate() if t.name.startswith("Thread")]

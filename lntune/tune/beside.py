@@ -38,15 +38,16 @@ PATIENCE = 1.0
 """Seconds for which a final waits until some worker is done with what nobody waits for any more."""
 
 
-def count(device: Device, cases: Sequence[Case]) -> int:
-    """How many workers there are where nobody says: as many as cores, MOST at most, and no more
-    than half of the memory that is left holds; one where candidates are built ahead.
+def count(device: Device, cases: Sequence[Case], trials: int | None = None) -> int:
+    """How many workers there are where nobody says: as many as cores, MOST at most, no more than
+    half of the memory that is left holds, nor than `trials` of a case; one where candidates are
+    built ahead.
     """
     if backends.of(device).builds_ahead:
         return 1
     largest = max((ops.get(case.op).bytes(case) for case in cases), default=0)
     fitting = excess.room() / 2 // (BYTES + inputs.COPIES * largest)
-    return max(1, int(min(MOST, usable_cores(), fitting)))
+    return max(1, int(min(MOST, usable_cores(), fitting, trials or MOST)))
 
 
 @dataclass(eq=False)

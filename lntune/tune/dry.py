@@ -138,7 +138,7 @@ def run(cases: Sequence[Case], settings: Settings, observer: Observer = lambda *
         except KeyboardInterrupt:
             interrupted = True
         builds = [o.seconds for of_case in outcomes.values() for o in of_case.values()]
-        workers = settings.workers or count(device, cases)
+        workers = settings.workers or count(device, cases, settings.trials)
         pace = _Pace(device, ahead, list(filter(None, builds)), len(outcomes), workers)
     plans = pace.timed(plans, settings, len(cases))
     compiler = backends.of(device).compiler()

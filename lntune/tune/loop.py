@@ -55,18 +55,7 @@ def tune(
             ahead = Ahead(settings.target, settings.timeout) if builds_ahead else None
             if ahead is not None:
                 stack.enter_context(ahead)
-            workers = (
-                count(settings.target, cases) if settings.workers is None else settings.workers
-            )
-            worker, beside = Worker(settings.threads), None
-            if workers > 1:
-                more = [Worker(settings.threads) for _ in range(workers - 1)]
-                beside = Beside(
-                    settings.target,
-                    settings.timeout,
-                    [worker, *more],
-                    functools.partial(start_worker, settings=settings),
-                )
+            worker, beside = workers_of(settings, cases)
             stack.enter_context(beside or worker)
             run = Run(settings, worker, observer, summary, ahead, beside)
             stack.enter_context(run.proposer)
@@ -116,6 +105,16 @@ def tune(
         summary.interrupted = True
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def workers_of(settings: Settings, cases: Sequence[Case]) -> tuple[Worker, Beside | None]:
+    """The worker of a run, and all of its workers beside each other where there are several."""
+    number = settings.workers or count(settings.target, cases, settings.trials)
+    workers = [Worker(settings.threads) for _ in range(number)]
+    if number == 1:
+        return workers[0], None
+    start = functools.partial(start_worker, settings=settings)
+    return workers[0], Beside(settings.target, settings.timeout, workers, start)
 
 
 def start_worker(worker: Worker, settings: Settings) -> None:
