@@ -124,7 +124,8 @@ def tune(
 
     Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable
     cases first. Each candidate is built and run in a process of its own, checked against float64
-    before it is timed, and logged at once. With a budget too small for anything the first case has
+    before it is timed, and logged at once; on a CPU several are built beside each other (--workers)
+    and each is timed alone. With a budget too small for anything the first case has
     one trial and a short final all the same, and the output says so.
 
     Trials that the log has of the same case, schedule, device, threads and versions are not made
