@@ -230,11 +230,22 @@ def test_what_is_not_wanted_any_more(group: Callable[..., Beside]) -> None:
 
 
 def test_an_interrupt_while_one_is_timed(group: Callable[..., Beside]) -> None:
-    """Ctrl-C leaves nobody stopped; the final that follows has a worker."""
+    """Ctrl-C leaves nobody stopped; the final that follows is measured by a worker that still has a
+    process, as soon as it is done with what it was preparing.
+    """
+    measuring: list[Slow] = []
+    interrupted = threading.Event()
 
     def act(job: object, worker: Slow) -> Outcome:
         if isinstance(job, Try):
+            worker.pid = None
+            interrupted.set()
             signal.raise_signal(signal.SIGINT)
+        elif isinstance(job, Heat):
+            measuring.append(worker)
+        elif isinstance(job, Prepare) and job.candidate == candidate(1):
+            assert interrupted.wait(30)
+            time.sleep(0.05)
         return Outcome("ok")
 
     one = group(act)
@@ -244,6 +255,7 @@ def test_an_interrupt_while_one_is_timed(group: Callable[..., Beside]) -> None:
         one.tried(trial(0), 30.0)
     assert all(w.running for w in workers_of(one))
     assert one.run(Heat(CASE, HERE, (candidate(0),), 0.1), 30.0).status == "ok"
+    assert measuring == [w for w in workers_of(one) if w.pid is not None]
 
 
 def test_workers_that_do_not_come_up() -> None:

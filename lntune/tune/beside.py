@@ -169,7 +169,11 @@ class Beside:
         """
         self.forget()
         with self._changed:
-            if not self._wait_until(lambda: bool(self._idle), time.monotonic() + PATIENCE):
+            # an interrupt may have ended the process of the one that was measuring
+            ready = self._wait_until(
+                lambda: any(w.pid is not None for w in self._idle), time.monotonic() + PATIENCE
+            )
+            if not ready and not self._idle:
                 for worker in self._workers:  # what they do nobody waits for
                     worker.kill()
                 self._wait_until(lambda: bool(self._idle))
