@@ -427,8 +427,8 @@ def test_the_plot_of_a_benchmark(
 
 
 def test_call_cost(tmp_path: Path) -> None:
-    """`bench --call-cost`: a call with 2-D and 3-D input, eager and tuned; loading in a fresh
-    process, without TVM; importing.
+    """`bench --call-cost`: a call in each form, eager and tuned; loading in a fresh process,
+    without TVM; importing.
     """
     file = tmp_path / "costs.json"
     monkey = pytest.MonkeyPatch()
@@ -453,7 +453,10 @@ def test_call_cost(tmp_path: Path) -> None:
     (costs,) = json.loads(done.stdout)
     assert json.loads(file.read_text()) == [costs]
     assert costs["case"]["rows"] == 1 and costs["case"]["hidden"] == 64
-    assert set(costs["call_us"]) == {"eager 2-D", "tuned 2-D", "eager 3-D", "tuned 3-D"}
+    forms = ("2-D", "3-D", "2-D rows")
+    assert set(costs["call_us"]) == {
+        f"{who} {form}" for who in ("eager", "tuned") for form in forms
+    }
     assert all(v > 0 for v in (*costs["call_us"].values(), costs["import_ms"]))
     assert all((v is None) == costs["busy"] for v in costs["eager_over_tuned"].values())
     assert costs["first_load_ms"] > costs["load_ms"] > 0

@@ -176,10 +176,12 @@ def the_operators() -> Table:
 
 def the_costs() -> Table:
     """What calls cost."""
-    calls = {f"{who} {form}": 12.34 for who in ("eager", "tuned") for form in ("2-D", "3-D")}
+    calls = {f"{who} {form}": 12.34 for who in ("eager", "tuned") for form in costs.FORMS}
     return costs.costs_table(
         [
-            costs.Costs(c, calls, {"2-D": 2.12, "3-D": 1.01}, 206.8, 10.7, True, 63.5, 5, True)
+            costs.Costs(
+                c, calls, dict.fromkeys(costs.FORMS, 2.12), 206.8, 10.7, True, 63.5, 5, True
+            )
             for c in CASES
         ]
     )

@@ -383,6 +383,24 @@ def test_compiled_autograd_of_several(wanted: str) -> None:
     both(compiled)
 
 
+def test_compiled_autograd_of_rows_of_several_dimensions() -> None:
+    """One input normalized over its last two, its last and all its dimensions in one process: how
+    many they are is part of what a trace is kept for.
+    """
+
+    def compiled(f: Callable[..., Tensor], dims: int) -> Tensor:
+        x = torch.randn(4, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = f(x, x.shape[-dims:]).pow(3).sum()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            y.backward()
+        assert x.grad is not None
+        return x.grad
+
+    for dims in (2, 1, 3, 2):
+        ours, theirs = (compiled(f, dims) for f in (lntune.layer_norm, functional.layer_norm))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_strict_mode() -> None:
     """In strict mode a backward whose case was not measured is NotTunedError, as a forward is,
     through autograd's C++.

@@ -3,9 +3,10 @@
  * What eager mode needs for one row is 2 to 3 us, all of it overhead; a wrapper written in Python
  * has spent that before the kernel starts. A table here knows, for what a call looks like from
  * outside (dtypes, which tensors are there, hidden size, bit length of the number of rows), which
- * kernel serves it. A call that it does not know, or that anything is unusual about, is answered
- * with None and nothing done: the general path in Python then finds out what it is, and says or
- * mends it. On GPUs the kernel itself knows the stream; a device is part of what a call looks like.
+ * kernel serves it; rows of several dimensions are to the kernel rows of one. A call that it does
+ * not know, or that anything is unusual about, is answered with None and nothing done: the general
+ * path in Python then finds out what it is, and says or mends it. On GPUs the kernel itself knows
+ * the stream; a device is part of what a call looks like.
  *
  * Only functions of Python's stable ABI are used, and declared here, so that neither Python's
  * headers are needed to compile this file (they are often not installed) nor another build for
@@ -70,10 +71,13 @@ enum { MAX_ARGS = 24, MAX_OUT = 8, MAX_DIMS = 2, MAX_NDIM = 8 };
  * tensors. */
 enum { ALIGNED = 16 };
 
+/* In the place of a size: the number of rows; those of normalized_shape, however many they are. */
+enum { ROWS = -1, NORMALIZED = -2 };
+
 /* A shape of its own, or that of the first tensor (`dims` 0). */
 typedef struct {
   int64_t dtype, dims;
-  int64_t dim[MAX_DIMS]; /* rows (-1) or a number */
+  int64_t dim[MAX_DIMS];
 } Output;
 
 /* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output.
@@ -85,13 +89,18 @@ typedef struct {
 } Entry;
 
 /* Make the first output part of the autograd graph. `inputs` are c10::TensorImpl *, one for each
- * argument of the call (null for what is no tensor), `outputs` are at::Tensor *. Returns 0; else an
- * error is set in Python, or `message` says what went wrong. */
-typedef int (*Record)(void *const *inputs, void *const *outputs, char *message, size_t size);
+ * argument of the call (null for what is no tensor), `outputs` are at::Tensor *, and `dims` is how
+ * many dimensions a row has. Returns 0; else an error is set in Python, or `message` says what went
+ * wrong. */
+typedef int (*Record)(void *const *inputs, void *const *outputs, int dims, char *message,
+                      size_t size);
 
 typedef struct {
-  /* t a tensor, o a tensor or None, f a float, n a normalized_shape of one number */
+  /* t a tensor, o a tensor or None, f a float, n a normalized_shape. Where there is one, each t
+   * ends in these dimensions, which are a row, each o has them and no others, and s is a tensor
+   * that has nothing to do with them. */
   char *signature;
+  int shape_at; /* the place of n, -1 without one */
   PyObject *tensor, *parameter, *grad_enabled, *forward_ad, *level, *requires_grad, *is_neg, *cdata;
   PyObject **quiet; /* all to be false, the first of them only where tensors are not on the CPU */
   int quiet_count, size, used, shim;
@@ -141,15 +150,17 @@ static DLDataType dlpack_dtype(int64_t dtype) {
   return t;
 }
 
-/* Elements from one row along the last axis to the next, which is the length of a row where the
- * tensor is contiguous; -1 where the elements of a row do not lie side by side, or the rows not
- * evenly spaced. */
-static int64_t row_stride(const DLTensor *t) {
-  int last = t->ndim - 1;
-  int64_t length = t->shape[last], rows = 1, distance = length;
-  if (!t->strides) return length;
-  if (length != 1 && t->strides[last] != 1) return -1;
-  for (int i = last - 1; i >= 0; rows *= t->shape[i--]) {
+/* Elements from one row, which is the last `dims` axes, to the next, and in `length` those of a
+ * row, which is the same where the tensor is contiguous; -1 where the elements of a row do not lie
+ * side by side, or the rows not evenly spaced. */
+static int64_t row_stride(const DLTensor *t, int dims, int64_t *length) {
+  int64_t inside = 1, rows = 1;
+  int i = t->ndim - 1;
+  for (; i >= t->ndim - dims; inside *= t->shape[i--])
+    if (t->strides && t->shape[i] != 1 && t->strides[i] != inside) return -1;
+  int64_t distance = *length = inside;
+  if (!t->strides) return distance;
+  for (; i >= 0; rows *= t->shape[i--]) {
     if (t->shape[i] == 1) continue;
     if (rows == 1) distance = t->strides[i];
     else if (t->strides[i] != rows * distance) return -1;
@@ -171,6 +182,8 @@ static int truth(PyObject *result) {
 }
 
 typedef struct {
+  int dims; /* of a row: those of normalized_shape */
+  int64_t normalized[MAX_NDIM];
   DLTensor tensor[MAX_ARGS];
   int64_t distance[MAX_ARGS]; /* elements from one row to the next */
   double scalar[MAX_ARGS];
@@ -184,7 +197,7 @@ typedef struct {
 static const uint64_t RECORDED = (uint64_t)1 << 63;
 
 static int is_tensor(const Table *table, PyObject *const *args, int i) {
-  return (table->signature[i] == 't' || table->signature[i] == 'o') && args[i] != &_Py_NoneStruct;
+  return strchr("tos", table->signature[i]) && args[i] != &_Py_NoneStruct;
 }
 
 /* 1 when the gradient of a tensor may be asked for later. */
@@ -213,13 +226,44 @@ static int unusual(const Table *table, PyObject *const *args, const Call *c) {
   return 0;
 }
 
-/* Arguments as the kernel takes them, the first as (rows, hidden), and the key; 0 when one of them
- * is unusual. */
+/* 0 where it is no normalized_shape. */
+static int read_shape(PyObject *shape, Call *c) {
+  Py_ssize_t dims = PySequence_Size(shape);
+  if (dims < 1 || dims > MAX_NDIM) return 0;
+  c->dims = (int)dims;
+  for (int d = 0; d < c->dims; ++d) {
+    PyObject *item = PySequence_GetItem(shape, d);
+    c->normalized[d] = item ? PyLong_AsSsize_t(item) : -1;
+    if (item) Py_DecRef(item);
+    if (c->normalized[d] < 0) return 0;
+  }
+  return 1;
+}
+
+/* 1 where a tensor is of the kind that it is in a signature with a normalized_shape. */
+static int fits(const DLTensor *t, char kind, const Call *c) {
+  if (t->ndim < c->dims || (kind == 'o' && t->ndim > c->dims)) return 0;
+  for (int d = 0; d < c->dims; ++d)
+    if (t->shape[t->ndim - c->dims + d] != c->normalized[d]) return 0;
+  return 1;
+}
+
+/* Make of the dimensions of a row, which lie side by side, the one that kernels take. */
+static void flatten(DLTensor *t, Call *c) {
+  t->ndim = 1;
+  t->shape = &c->hidden;
+  t->strides = 0;
+}
+
+/* Arguments as the kernel takes them, but for matrices, whose shapes are still those of the call,
+ * and the key; 0 when one of them is unusual. */
 static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count, Call *c) {
   const char *kinds = table->signature;
   if (count != (Py_ssize_t)strlen(kinds)) return 0;
   c->rest = 0;
   c->strided = 0;
+  c->dims = 1;
+  if (table->shape_at >= 0 && !read_shape(args[table->shape_at], c)) return 0;
   for (int i = 0; i < count; ++i) {
     DLTensor *t = &c->tensor[i];
     switch (kinds[i]) {
@@ -228,15 +272,7 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
       c->scalar[i] = PyFloat_AsDouble(args[i]);
       if (!(c->scalar[i] >= 0.0 && c->scalar[i] <= 1e300)) return 0;
       break;
-    case 'n': {
-      if (PySequence_Size(args[i]) != 1) return 0;
-      PyObject *item = PySequence_GetItem(args[i], 0);
-      if (!item) return 0;
-      int same = PyLong_AsSsize_t(item) == c->hidden;
-      Py_DecRef(item);
-      if (!same) return 0;
-      break;
-    }
+    case 'n': break;
     default:
       c->rest <<= 2;
       if (kinds[i] == 'o' && args[i] == &_Py_NoneStruct) break;
@@ -244,8 +280,11 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
           dlpack->dltensor_from_py_object_no_sync(args[i], t))
         return 0;
       int dtype = dtype_of(t->dtype);
-      int64_t length = t->ndim ? t->shape[t->ndim - 1] : 0, distance = t->ndim ? row_stride(t) : -1;
-      if (!dtype || distance < 0) return 0;
+      if (!dtype || !t->ndim) return 0;
+      const int whole = table->shape_at >= 0 && kinds[i] != 's';
+      if (whole && !fits(t, kinds[i], c)) return 0;
+      int64_t length, distance = row_stride(t, whole ? c->dims : 1, &length);
+      if (distance < 0) return 0;
       c->rest |= dtype;
       c->distance[i] = distance;
       if (!i) c->device = t->device;
@@ -256,10 +295,11 @@ static int read_call(const Table *table, PyObject *const *args, Py_ssize_t count
       uintptr_t address = (uintptr_t)t->data + t->byte_offset;
       if (distance != length) address |= (uintptr_t)distance * (t->dtype.bits / 8);
       if (c->device.device_type != kDLCPU && length > 1 && address % ALIGNED) return 0;
+      if (whole && kinds[i] == 'o') flatten(t, c);
       if (i) break;
       c->hidden = length;
       c->rows = 1;
-      for (int d = 0; d < t->ndim - 1; ++d) c->rows *= t->shape[d];
+      for (int d = 0; d < t->ndim - c->dims; ++d) c->rows *= t->shape[d];
     }
   }
   if (c->hidden <= 0 || c->hidden >> 32 || c->rows <= 0 ||
@@ -288,10 +328,15 @@ static void say_nothing(void *context, const char *kind, const char *message) {
 static PyObject *make(const Table *table, const Output *o, const Call *c, DLTensor *t,
                       int64_t *dims, void **keep) {
   int64_t *shape = dims, *strides = dims + MAX_NDIM;
-  int ndim = o->dims ? (int)o->dims : c->tensor[0].ndim;
+  int ndim = o->dims ? 0 : c->tensor[0].ndim;
   if (ndim > MAX_NDIM) return 0;
-  for (int d = 0; d < ndim; ++d)
-    shape[d] = !o->dims ? c->tensor[0].shape[d] : o->dim[d] == -1 ? c->rows : o->dim[d];
+  for (int d = 0; d < ndim; ++d) shape[d] = c->tensor[0].shape[d];
+  for (int d = 0; d < o->dims; ++d) {
+    if (ndim + (o->dim[d] == NORMALIZED ? c->dims : 1) > MAX_NDIM) return 0;
+    if (o->dim[d] == NORMALIZED)
+      for (int n = 0; n < c->dims; ++n) shape[ndim++] = c->normalized[n];
+    else shape[ndim++] = o->dim[d] == ROWS ? c->rows : o->dim[d];
+  }
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; step *= shape[d--]) strides[d] = step;
   DLTensor tensor = {0, c->device, ndim, dlpack_dtype(o->dtype), shape, strides, 0};
@@ -318,7 +363,8 @@ static PyObject *make(const Table *table, const Output *o, const Call *c, DLTens
 }
 
 /* The first output, once its backward is attached; null with an error set where that cannot be. */
-static PyObject *recorded(const Table *table, PyObject *const *args, void *const *handles) {
+static PyObject *recorded(const Table *table, PyObject *const *args, int dims,
+                          void *const *handles) {
   void *inputs[MAX_ARGS] = {0};
   char message[1024] = "";
   for (int i = 0; table->signature[i]; ++i) {
@@ -328,7 +374,7 @@ static PyObject *recorded(const Table *table, PyObject *const *args, void *const
     if (pointer) Py_DecRef(pointer);
     if (!inputs[i]) return 0;
   }
-  if (!(*table->record)(inputs, handles, message, sizeof message)) return wrap(handles[0]);
+  if (!(*table->record)(inputs, handles, dims, message, sizeof message)) return wrap(handles[0]);
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, message);
   return 0;
 }
@@ -359,9 +405,10 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
     }
     DLTensor *t = at >= 0 ? &c->tensor[at] : &out[-1 - at];
     if (e->matrices >> i & 1) {
-      int64_t size = 1;
-      for (int d = 0; d < t->ndim; ++d) size *= t->shape[d];
-      if (!t->ndim || size != c->rows * c->hidden || t->shape[t->ndim - 1] != c->hidden) {
+      int64_t size = 1, length = 1;
+      for (int d = t->ndim - 1; d >= 0; size *= t->shape[d--])
+        if (d >= t->ndim - c->dims) length *= t->shape[d];
+      if (t->ndim < c->dims || size != c->rows * c->hidden || length != c->hidden) {
         failed = 1;
         break;
       }
@@ -370,7 +417,7 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
       t->ndim = 2;
       t->shape = flat;
       t->strides = steps[i];
-    }
+    } else if (at < 0 && e->output[-1 - at].dim[0] == NORMALIZED) flatten(t, c);
     values[i].type_index = kTVMFFIDLTensorPtr;
     values[i].v_ptr = t;
   }
@@ -386,7 +433,7 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
   }
   PyObject *result = 0;
   if (record) {
-    if (!failed) result = recorded(table, args, handles);
+    if (!failed) result = recorded(table, args, c->dims, handles);
     for (int i = 0; i < count; ++i)
       if (handles[i]) delete_tensor(handles[i]);
     return result;
@@ -508,6 +555,8 @@ PyObject *lntune_direct_table(const char *signature, PyObject *tensor, PyObject 
   PyObject *kept[] = {tensor, parameter, grad_enabled, forward_ad};
   for (int i = 0; i < 4; ++i) Py_IncRef(kept[i]);
   table->signature = strdup(signature);
+  const char *shape = strchr(signature, 'n');
+  table->shape_at = shape ? (int)(shape - signature) : -1;
   table->tensor = tensor, table->parameter = parameter, table->grad_enabled = grad_enabled,
   table->forward_ad = forward_ad;
   table->level = PyUnicode_InternFromString("_current_level");

@@ -20,7 +20,7 @@ from lntune.system import exchange, native, paths
 SOURCE = paths.PACKAGE / "kernels" / "direct.c"
 _DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 _MAX_ARGUMENTS, _MAX_OUTPUTS, _MAX_DIMS = 24, 8, 2  # as in direct.c
-_ROWS = -1
+_ROWS, _NORMALIZED = -1, -2
 
 
 def dtype_number(name: str) -> int:
@@ -79,8 +79,10 @@ class Table:
     the bit length of the rows.
 
     `signature` has a letter for each argument of a call: "t" a tensor, "o" a tensor or None, "f" a
-    float that is not negative, "n" a normalized_shape. Leading dimensions of the first tensor are
-    rows, its last is hidden.
+    float that is not negative, "n" a normalized_shape. Leading dimensions of the first tensor, a
+    "t", are rows, its last is hidden. With a normalized_shape a "t" ends in its dimensions, which
+    together are hidden, an "o" has exactly these, and a tensor that is neither is an "s". What a
+    call looks like is the same then whether a row has one dimension or several.
 
     `call(*arguments)` gives the output (several as a tuple), or None and nothing done where no
     kernel is known, an argument is unusual (another device or dtype, a subclass, strided but for
@@ -113,6 +115,7 @@ class Table:
         functions = library.lntune_direct_table(
             signature.encode(), *known, quiet, int(shim and shim_found), _pointer(record)
         )
+        self._normalized = "n" in signature
         self.call: Callable[..., Any] = functions[0]
         self.serves: Callable[..., bool] = functions[1]
         self._remember: Callable[..., bool] = functions[2]
@@ -155,14 +158,12 @@ class Table:
         ]
         for out in outputs:
             like_first = out.shape == arguments[0].shape
-            dims = (
-                []
-                if like_first
-                else [
-                    _ROWS if axis == "rows" else size
-                    for axis, size in zip(out.shape, out.sizes(1, case.hidden), strict=True)
-                ]
-            )
+            dims: list[int] = []
+            if self._normalized and out.shape == ("hidden",):
+                dims = [_NORMALIZED]
+            elif not like_first:
+                sizes = zip(out.shape, out.sizes(1, case.hidden), strict=True)
+                dims = [_ROWS if axis == "rows" else size for axis, size in sizes]
             if len(dims) > _MAX_DIMS:
                 return False
             numbers += [_DTYPES[out.dtype], len(dims), *dims, *[0] * (_MAX_DIMS - len(dims))]

@@ -10,12 +10,15 @@ from lntune.case import Case
 from lntune.report.columns import KEY, Cell, Column, Table, key
 from lntune.report.tables import micros, number, ratio_text
 
+FORMS = ("2-D", "3-D", "2-D rows")
+"""Of a call: dimensions of its input, whose rows are the last one, or a normalized_shape of two."""
+
 
 class Costs(msgspec.Struct, frozen=True):
     """What a kernel costs besides its own time.
 
-    `call_us`: microseconds of one call from Python in inference mode, keys "eager 2-D", "tuned
-    2-D", "eager 3-D" and "tuned 3-D"; `eager_over_tuned` their ratios. `load_ms`: milliseconds to
+    `call_us`: microseconds of one call from Python in inference mode, "eager" and "tuned" of each
+    of the FORMS as in "eager 2-D"; `eager_over_tuned` their ratios. `load_ms`: milliseconds to
     load a cached kernel; `first_load_ms`: the same for a process's first one, which also imports
     tvm_ffi and reads the tuning log; None where eager serves the case. `import_ms`: what `import
     lntune; lntune.layer_norm` adds to `import torch`. Medians over `processes` fresh processes.
@@ -33,9 +36,9 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 def costs_table(costs: Sequence[Costs]) -> Table:
-    """Per case: a call with 2-D and 3-D input, eager against tuned; loading; importing."""
+    """Per case: a call in each form, eager against tuned; loading; importing."""
     columns = [*key("case")]
-    for form, ranks in (("2-D", (1, KEY, KEY)), ("3-D", (6, 4, 4))):
+    for form, ranks in zip(FORMS, ((1, KEY, KEY), (6, 4, 4), (9, 8, 7)), strict=True):
         columns += [
             Column(f"{form} {what}", rank)
             for what, rank in zip(("eager us", "tuned us", "over eager"), ranks, strict=True)
@@ -45,7 +48,7 @@ def costs_table(costs: Sequence[Costs]) -> Table:
     table = Table(f"{title} after `import torch`", columns)
     for c in costs:
         calls: list[Cell] = []
-        for form in ("2-D", "3-D"):
+        for form in FORMS:
             tuned = micros(c.call_us[f"tuned {form}"]) + ("*" if c.busy else "")
             calls += [
                 micros(c.call_us[f"eager {form}"]),

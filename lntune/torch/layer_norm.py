@@ -6,8 +6,8 @@ ways:
 * no gradient wanted: a direct call, one step of C from the arguments to the kernel, without
   autograd and dispatcher;
 * gradients: such a call that keeps the statistics, with a backward attached to its output in C++
-  (layer_norm_node); until that is compiled, which the first backward has done, and for rows of
-  several dimensions and tensors on GPUs, an autograd.Function of two such calls;
+  (layer_norm_node); until that is compiled, which the first backward has done, and for tensors on
+  GPUs, an autograd.Function of two such calls;
 * under torch.compile: the custom op `lntune::layer_norm`.
 
 Whatever a kernel does not do (another device, float64, tensor subclasses, functorch, dispatch
@@ -183,7 +183,7 @@ def _general(
     # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be
     # contiguous and have it.
     if hidden > 1 and not any(v is not None and v.is_neg() for v in (weight, bias)):
-        node = grad and len(shape) == 1 and devices.have_node(input) and layer_norm_node.ready()
+        node = grad and devices.have_node(input) and layer_norm_node.ready()
         call = (input, shape, weight, bias, float(eps))
         (_direct if node or not grad else _saving).remember(case, kernel, call, recorded=node)
         if node and (y := _direct.call(*call)) is not None:

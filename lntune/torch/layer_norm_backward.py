@@ -39,7 +39,7 @@ _MIXED = Support.no("grad_out and input are of different dtypes")
 
 # The arguments of a call, as lntune.kernels.direct.Table wants them described, and by the kernels'
 # names. The bias is looked at only for its dtype, which is that of dbeta.
-_SIGNATURE, _NAMES = "ttnttoo", ("dy", "x", "normalized_shape", "mean", "rstd", "weight", "bias")
+_SIGNATURE, _NAMES = "ttnssoo", ("dy", "x", "normalized_shape", "mean", "rstd", "weight", "bias")
 _direct = {
     wanted: Direct(_SIGNATURE, _NAMES) for wanted in itertools.product((True, False), repeat=3)
 }
@@ -245,7 +245,7 @@ def _gradients(
     on.
     """
     grads = layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, mask)
-    hidden = input.shape[-1]
+    hidden = math.prod(shape)
     if input.is_contiguous() and _support(dy, input, mean, rstd, weight, bias, hidden):
         dx, dgamma, dbeta = mask
         case = _case(input.numel() // hidden, hidden, input, weight, bias, (dx, dgamma, dbeta))

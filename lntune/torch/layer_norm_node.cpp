@@ -85,17 +85,22 @@ bool watched() {
 
 struct Saved {
   Tensor input, weight, bias, mean, rstd;
+  int64_t dims; /* of a row, the last ones of the input */
+
+  /* Hooks for saved tensors give others. */
+  bool has_rows() const { return input.dim() >= dims; }
 };
 
 /* The gradients by way of Python, whatever the tensors are and whoever watches. */
 variable_list general(const Tensor &dy, const Saved &s, std::array<bool, 3> wanted) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lntune::layer_norm_gradients", "");
+  TORCH_CHECK(s.has_rows(), "the saved input has fewer dimensions than a row");
   const auto sizes = s.input.sym_sizes();
   const auto optional = [](const Tensor &t) {
     return t.defined() ? c10::IValue(t) : c10::IValue();
   };
-  const c10::SymIntArrayRef shape(sizes.slice(sizes.size() - 1));
+  const c10::SymIntArrayRef shape(sizes.slice(sizes.size() - s.dims));
   const c10::List<bool> mask({wanted[0], wanted[1], wanted[2]});
   const auto weight = optional(s.weight), bias = optional(s.bias);
   torch::jit::Stack stack{dy, s.input, shape, s.mean, s.rstd, weight, bias, mask};
@@ -121,13 +126,17 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
                      (!s.weight.defined() || plain(s.weight)) &&
                      (!s.bias.defined() || plain(s.bias));
   if (!usual || dy.scalar_type() != s.input.scalar_type() || dy.sizes() != s.input.sizes() ||
-      s.mean.scalar_type() != at::kFloat || s.rstd.scalar_type() != at::kFloat)
+      s.mean.scalar_type() != at::kFloat || s.rstd.scalar_type() != at::kFloat || !s.has_rows())
     return false;
-  int64_t hidden = s.input.size(-1);
+  const auto shape = s.input.sizes().slice(s.input.dim() - s.dims);
+  int64_t hidden = c10::multiply_integers(shape);
   if (hidden <= 0 || hidden >> 31 || !s.input.numel()) return false;
   int64_t rows = s.input.numel() / hidden;
   /* Other ones, by hooks for saved tensors. */
-  if (s.mean.numel() != rows || s.rstd.numel() != rows) return false;
+  if (s.mean.numel() != rows || s.rstd.numel() != rows ||
+      (s.weight.defined() && s.weight.sizes() != shape) ||
+      (s.bias.defined() && s.bias.sizes() != shape))
+    return false;
   const uint64_t mask = wanted[0] | wanted[1] << 1 | wanted[2] << 2;
   const uint64_t bits = 64 - __builtin_clzll((uint64_t)rows);
   Backward backward;
@@ -140,8 +149,8 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   }
   if (!backward.kernel) {
     auto stats = s.input.sizes().vec();
-    stats.back() = 1;
-    const auto out = at::native_layer_norm_backward(dy, s.input, {hidden}, s.mean.view(stats),
+    std::fill(stats.end() - s.dims, stats.end(), 1);
+    const auto out = at::native_layer_norm_backward(dy, s.input, shape, s.mean.view(stats),
                                                     s.rstd.view(stats), s.weight, s.bias, wanted);
     results = {std::get<0>(out), std::get<1>(out), std::get<2>(out)};
     return true;
@@ -175,6 +184,7 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
 
 struct LayerNormBackward : torch::autograd::Node {
   SavedVariable input, weight, bias, mean, rstd;
+  int64_t dims = 1;
 
   std::string name() const override { return "LntuneLayerNormBackward"; }
 
@@ -186,7 +196,8 @@ struct LayerNormBackward : torch::autograd::Node {
   variable_list apply(variable_list &&gradients) override {
     std::lock_guard<std::mutex> holding(mutex_);
     if (!gradients[0].defined()) return variable_list(3);
-    const Saved saved{input.unpack(), weight.unpack(), bias.unpack(), mean.unpack(), rstd.unpack()};
+    const Saved saved{input.unpack(), weight.unpack(), bias.unpack(),
+                      mean.unpack(),  rstd.unpack(),   dims};
     variable_list results(3);
     if (direct(gradients[0], saved, wanted(), results)) return results;
     return general(gradients[0], saved, wanted());
@@ -200,6 +211,7 @@ struct LayerNormBackward : torch::autograd::Node {
   /* For torch's compiled autograd, which traces the operator. */
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs &args) const override {
     args.collect(std::string("lntune::layer_norm"));
+    args.collect(dims);
     for (const SavedVariable *saved : {&input, &weight, &bias, &mean, &rstd})
       args.collect(*saved, false);
   }
@@ -210,11 +222,12 @@ struct LayerNormBackward : torch::autograd::Node {
     const auto saved = packed.unpack<variable_list>();
     const auto present = packed.unpack<std::vector<bool>>();
     const auto asked = packed.unpack<std::vector<bool>>();
+    const auto dims = packed.unpack<int64_t>();
     if (!gradients[0].defined()) return variable_list(3);
     Tensor whole[5];
     for (size_t i = 0, next = 0; i < 5; ++i)
       if (present[i]) whole[i] = saved[next++];
-    return general(gradients[0], {whole[0], whole[1], whole[2], whole[3], whole[4]},
+    return general(gradients[0], {whole[0], whole[1], whole[2], whole[3], whole[4], dims},
                    {asked[0], asked[1], asked[2]});
   }
 
@@ -234,6 +247,7 @@ struct LayerNormBackward : torch::autograd::Node {
     packed.pack(present);
     const auto asked = wanted();
     packed.pack(std::vector<bool>(asked.begin(), asked.end()));
+    packed.pack(dims);
     std::vector<at::TypePtr> schema;
     for (const auto &value : packed.vec()) schema.emplace_back(value.type());
     using namespace torch::dynamo::autograd;
@@ -281,14 +295,15 @@ void lntune_layer_norm_node_init(void *call, void *error, void *decref) {
 }
 
 /* A Record of direct.c; inputs: x, normalized_shape, weight, bias, eps; outputs: y, mean, rstd. */
-int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, char *message,
-                                  size_t size) {
+int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, int dims,
+                                  char *message, size_t size) {
   try {
     const Tensor input = borrowed(inputs[0]);
     const Tensor weight = borrowed(inputs[2]), bias = borrowed(inputs[3]);
     const Tensor &y = *(const Tensor *)outputs[0];
     auto node = make_node<LayerNormBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(input, weight, bias));
+    node->dims = dims;
     node->input = SavedVariable(input, false);
     node->weight = SavedVariable(weight, false);
     node->bias = SavedVariable(bias, false);

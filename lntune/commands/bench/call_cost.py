@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,9 +19,9 @@ from lntune.case import Case
 from lntune.commands.bench import ROUNDS
 from lntune.errors import BuildError, InputError, got_expected
 from lntune.ops import layer_norm
-from lntune.report.costs import Costs
+from lntune.report.costs import FORMS, Costs
 from lntune.system import paths
-from lntune.torch import bound_call, dispatch
+from lntune.torch import dispatch
 
 PROCESSES = 5
 
@@ -64,6 +64,8 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
     """
     import torch
 
+    from lntune.torch.layer_norm import layer_norm as own
+
     if case.op != layer_norm.NAME:
         remedy = (
             "It is the cost of a call in inference; other operators are benchmarked without it."
@@ -74,9 +76,9 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
     contenders: dict[str, Callable[[], Any]] = {}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", dispatch.UntunedWarning)
-        for name, x in (("2-D", given["x"]), ("3-D", given["x"].unsqueeze(0))):
-            contenders[f"eager {name}"] = op.baseline(case, {**given, "x": x})
-            contenders[f"tuned {name}"] = bound_call(case, {**given, "x": x})
+        for form in FORMS:
+            contenders[f"eager {form}"] = _call(torch.nn.functional.layer_norm, given, form)
+            contenders[f"tuned {form}"] = _call(own, given, form)
         measured = timing.quietest(lambda: timing.measure(contenders, seconds, rounds=ROUNDS))
         second = msgspec.structs.replace(case, variant=op.checked[0])
         # in the cache from now on
@@ -84,7 +86,7 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
     fresh = [_fresh(case, second) for _ in range(processes)]
     ratios = {
         n: timing.ratio(measured.timings[f"eager {n}"], measured.timings[f"tuned {n}"])
-        for n in ("2-D", "3-D")
+        for n in FORMS
     }
     imported, first, loaded = (
         round(statistics.median(f.milliseconds[i] for f in fresh), 3) for i in range(3)
@@ -102,6 +104,20 @@ def measure(case: Case, seconds: float, processes: int = PROCESSES) -> Costs:
         processes=processes,
         busy=bool(measured.busy),
     )
+
+
+def _call(function: Callable[..., Any], given: Mapping[str, Any], form: str) -> Callable[[], Any]:
+    """A layer norm of the operator's inputs, brought into a form."""
+    x, hidden = given["x"], given["x"].shape[-1]
+    first = 1 if hidden % 2 else 2
+    shape = (first, hidden // first) if form == "2-D rows" else (hidden,)
+    x = x.unsqueeze(0) if form == "3-D" else x.view(*x.shape[:-1], *shape)
+    weight, bias = (
+        None if vector is None else vector.view(shape)
+        for vector in (given.get("weight"), given.get("bias"))
+    )
+    eps = float(given["eps"])
+    return lambda: function(x, shape, weight, bias, eps)
 
 
 def _fresh(first: Case, second: Case) -> _Fresh:
