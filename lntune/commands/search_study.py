@@ -235,6 +235,7 @@ def space_of(table: Table) -> Space:
     that schedules want tried first.
     """
     used: dict[tuple[str, str], dict[knobs.Value, None]] = {}
+    own: dict[tuple[str, str], tuple[knobs.Value, ...]] = {}
     scales: dict[str, tuple[knobs.Value, ...]] = {}
     for candidate in table.costs:
         for name, value in candidate.items:
@@ -242,7 +243,9 @@ def space_of(table: Table) -> Space:
     for name in dict.fromkeys(c.schedule for c in table.costs):
         for knob, listed in knobs.values_of(schedules.get(name).knobs).items():
             tried = used.get((name, knob), {})
-            scales[knob] = tuple(v for v in listed if v in tried)
+            own[name, knob] = tuple(v for v in listed if v in tried)
+            known = {*tried, *scales.get(knob, ())}
+            scales[knob] = tuple(v for v in listed if v in known)
     first: dict[str, Candidate] = {}
     for candidate in table.costs:
         first.setdefault(candidate.schedule, candidate)
@@ -251,7 +254,7 @@ def space_of(table: Table) -> Space:
     def neighbours(candidate: Candidate) -> list[Candidate]:
         around = []
         for name, value in candidate.items:
-            scale = scales[name]
+            scale = own[candidate.schedule, name]
             at = scale.index(value)
             for step in (at - 1, at + 1):
                 if 0 <= step < len(scale):
