@@ -272,13 +272,16 @@ def test_a_timed_step_is_a_users_by_the_kernels_that_are_given(
 
 
 def test_what_is_timed() -> None:
-    """Backwards with all gradients on a CPU; no forward, no part of the gradients, no GPU."""
+    """Backwards with all gradients on a CPU; no forward, no part of the gradients, no GPU, and no
+    single step of a sequence, whose price would have sequences served by eager mode.
+    """
     assert training.is_timed(BACKWARD, HERE)
     named = msgspec.structs.replace(BACKWARD, variant=layer_norm_backward.DEFAULT_VARIANT)
     assert training.is_timed(named, HERE)
     assert not training.is_timed(msgspec.structs.replace(BACKWARD, variant="dx"), HERE)
     assert not training.is_timed(Case("layer_norm", HIDDEN, "float32", ROWS), HERE)
     assert not training.is_timed(BACKWARD, backends.device_of("emulated:sm_90"))
+    assert not training.is_timed(Case("lnlstm_step_backward", HIDDEN, "float32", ROWS), HERE)
 
 
 def answer(job: Any, **changes: Any) -> Outcome:

@@ -38,10 +38,12 @@ def passes(backward: Case) -> tuple[Case, Case]:
 def is_timed(case: Case, device: Device) -> bool:
     """Whether the final of a case is followed by steps of training: it is the backward of another
     operator, with the gradients of all inputs, on a device where the price of a call counts. On a
-    GPU a step is a matter of when its kernels are launched, which says nothing of a whole model's.
+    GPU a step is a matter of when its kernels are launched, which says nothing of a whole model's;
+    and a single one of a sequence's steps costs many times what each of its many does.
     """
     return (
         ops.forward_of(case.op) is not None
+        and not ops.get(case.op).in_sequences
         and case.variant in ("", ops.get(case.op).variants[0])
         and backends.of(device).calls_directly
     )

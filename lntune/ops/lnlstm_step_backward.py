@@ -578,6 +578,7 @@ OP = Op(
     flops=flops,
     tolerance=tolerance,
     saturates=True,
+    in_sequences=True,
     linear={"dh": ("dc_new",), "dc_new": ("dh",)},
     grid=GRID,
     binding="lntune.torch.lnlstm_backward",

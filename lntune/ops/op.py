@@ -145,6 +145,10 @@ class Op:
     """It has activations that large numbers saturate, which leaves next to nothing of a difference:
     how near eager mode comes to it is a matter of luck.
     """
+    in_sequences: bool = False
+    """Calls of it are the steps of sequences, which share what a single one costs beside its
+    kernel.
+    """
     version: int = 1
     """Raised when the code that kernels have from `define` changes."""
     gpu_baseline: Callable[[Case, Tensors], Callable[[], Any]] | None = None
