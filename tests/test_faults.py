@@ -540,3 +540,28 @@ def test_a_driver_that_cannot_be_asked(error: Exception, monkeypatch: pytest.Mon
     instance = driver.Driver("libm.so.6", driver.CPU)
     assert instance.count == 0
     assert str(error) in instance.missing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+def test_a_full_folder_of_temporary_files(tmp_path: Path) -> None:
+    """LLVM would end the process where it cannot write an object file: it is said, and eager mode
+    serves.
+    """
+    code = """if True:
+        import resource, warnings, torch, lntune
+        warnings.simplefilter("always")
+        x = torch.randn(8, 192)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        y = lntune.layer_norm(x, (192,))
+        assert torch.equal(y, torch.nn.functional.layer_norm(x, (192,)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LNTUNE_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has no kernel, eager mode serves it" in done.stderr

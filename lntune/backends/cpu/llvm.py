@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lntune.device import Device
 from lntune.errors import BuildError, gist
 from lntune.system import toolchain
 from lntune.transforms.cpu import streaming
+
+ROOM = 1 << 20
+"""Bytes that have to be free where an object file is to be written: more than any kernel takes."""
 
 
 def target(device: Device) -> dict[str, Any]:
@@ -84,15 +88,32 @@ def to_library(module: Any, device: Device, path: Path) -> None:
 
     Raises:
         BuildError: TVM cannot compile it, or it cannot be linked.
+        OSError: there is no room for it.
     """
     executable = _compile(module, device)
     try:
+        _ensure_room()
         with TVM:
             executable.export_library(os.fspath(path), fcompile=_link)
     except OSError:
         raise
     except Exception as e:
         raise BuildError(f"linking a kernel with {toolchain.compiler()} failed: {e}") from e
+
+
+def _ensure_room() -> None:
+    """Complain where the folder of temporary files has no room for an object file: LLVM, which
+    writes it there, ends the process when it cannot.
+
+    Raises:
+        OSError: it is full, or files may not become so large.
+    """
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+        else:
+            file.write(bytes(ROOM))
+            file.flush()
 
 
 def show(module: Any, device: Device, form: str) -> str:
