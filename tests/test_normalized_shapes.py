@@ -270,22 +270,22 @@ def test_no_rows(leading: tuple[int, ...], long_way: list[str]) -> None:
 
 
 X, W, B = given((4, 16))
-WRONG: dict[str, Callable[[], tuple[Any, ...]]] = {
-    "weight flat": lambda: (X, (4, 16), W.view(-1), B),
-    "weight transposed": lambda: (X, (4, 16), W.t().contiguous(), B),
-    "weight too short": lambda: (X, (4, 16), W[:3], B),
-    "weight of the last dimension": lambda: (X, (4, 16), W[0], B),
-    "weight with a leading 1": lambda: (X, (4, 16), W[None], B),
-    "bias flat": lambda: (X, (4, 16), W, B.view(-1)),
-    "bias of several rows": lambda: (X, (4, 16), W, torch.stack([B, B])),
-    "shape transposed": lambda: (X, (16, 4), W.view(16, 4), B.view(16, 4)),
-    "shape flat": lambda: (X, (64,), W.view(-1), B.view(-1)),
-    "shape of the last dimension": lambda: (X, (16,), W, B),
-    "shape with a 1 before it": lambda: (X, (1, 4, 16), W[None], B[None]),
-    "shape of more dimensions": lambda: (X[0], (5, 4, 16), W, B),
-    "shape negative": lambda: (X, (-4, -16), W, B),
-    "shape of floats": lambda: (X, (4.0, 16.0), W, B),
-    "shape of very many dimensions": lambda: (X, (1,) * 40 + (4, 16), W, B),
+WRONG: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
+    "weight flat": lambda x: (x, (4, 16), W.view(-1), B),
+    "weight transposed": lambda x: (x, (4, 16), W.t().contiguous(), B),
+    "weight too short": lambda x: (x, (4, 16), W[:3], B),
+    "weight of the last dimension": lambda x: (x, (4, 16), W[0], B),
+    "weight with a leading 1": lambda x: (x, (4, 16), W[None], B),
+    "bias flat": lambda x: (x, (4, 16), W, B.view(-1)),
+    "bias of several rows": lambda x: (x, (4, 16), W, torch.stack([B, B])),
+    "shape transposed": lambda x: (x, (16, 4), W.view(16, 4), B.view(16, 4)),
+    "shape flat": lambda x: (x, (64,), W.view(-1), B.view(-1)),
+    "shape of the last dimension": lambda x: (x, (16,), W, B),
+    "shape with a 1 before it": lambda x: (x, (1, 4, 16), W[None], B[None]),
+    "shape of more dimensions": lambda x: (x[0], (5, 4, 16), W, B),
+    "shape negative": lambda x: (x, (-4, -16), W, B),
+    "shape of floats": lambda x: (x, (4.0, 16.0), W, B),
+    "shape of very many dimensions": lambda x: (x, (1,) * 40 + (4, 16), W, B),
 }
 
 
@@ -299,7 +299,7 @@ def test_what_does_not_fit(what: str, grad: bool, long_way: list[str]) -> None:
     normalized(x, W, B, (4, 16)).sum()
     in_one_dimension(x, W, B, (4, 16))
     assert module._direct.call(x, (4, 16), W, B, 1e-5) is not None
-    call = WRONG[what]()
+    call = WRONG[what](x)
     assert module._direct.call(*call, 1e-5) is None
     assert not module._direct.serves(*call, 1e-5)
     with pytest.raises(InputError):
