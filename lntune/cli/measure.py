@@ -197,6 +197,8 @@ def tune(
     text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
     text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
     text += [f"note: {note}" for note in summary.notes]
+    if "the time was over" in summary.untuned.values():
+        text.append("note: the same command goes on with the cases that it had no time for")
     shown = result_tables(table, "tuned")
     finish(Output(facts, shown, text, table), output_format, wide, ok=bool(table))
 
@@ -256,6 +258,13 @@ def check(
     with dispatching(log_dir):
         if not narrowed:
             requested = verification.tuned_cases(op, device)
+            if requested == list(ops.get(op).grid):
+                typer.echo(
+                    f"nothing is tuned here: the default knobs of {counted(len(requested), 'case')}"
+                    " of the default grid are checked, some seconds each; name --hidden, --dtype"
+                    " and --rows for fewer",
+                    err=True,
+                )
         results = verification.check_cases(requested, device)
     output = Output(results, [verdict_table(results)], verdict_lines(results), results)
     finish(output, output_format, wide, ok=all(r.ok for r in results))
