@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from lntune import device, knobs, schedule
 from lntune.case import Case
 from lntune.device import Device
 from lntune.log.records import Record, Rival, Timing
@@ -65,3 +66,21 @@ def bench_file(path: Path, measured: list[Record]) -> Path:
         msgspec.json.encode({"outputs": "given", "cases": [], "summary": {}, "records": measured})
     )
     return path
+
+
+def final_here(case: Case, tuned: float = 1.0, eager: float = 2.0, **fields: Any) -> Record:
+    """A final, on this machine, of the default knobs of the first schedule for a case."""
+    here = device.current()
+    name, plan = next(iter(schedule.for_op(case.op, here.kind).items()))
+    values: dict[str, Any] = {
+        "role": "final",
+        "device": here,
+        "threads": 1,
+        "schedule": name,
+        "code": plan.code,
+        "knobs": knobs.to_dict(plan.default(case.typical, here)),
+        "status": "ok",
+        "timings": {"tuned": timing(tuned), "eager": timing(eager)},
+        "time": "2026-01-01",
+    }
+    return Record(case=case, **{**values, **fields})

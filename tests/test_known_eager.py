@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_records import final_here
 from torch.nn import functional
 
 import lntune
-from lntune import device, knobs, schedule
+from lntune import device
 from lntune.case import Case
 from lntune.errors import InputError
 from lntune.log import records
-from lntune.log.records import Record, Timing
 from lntune.system import paths
 from lntune.torch import known_eager, layer_norm
 
@@ -29,20 +29,7 @@ Call = Callable[..., torch.Tensor]
 @pytest.fixture(autouse=True)
 def eager_wins(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A log in which eager mode is faster."""
-    case = Case("layer_norm", HIDDEN, "float32", ROWS)
-    name, plan = next(iter(schedule.for_op(case.op, HERE.kind).items()))
-    timings = {contender: Timing((us,), us) for contender, us in (("tuned", 2.0), ("eager", 1.0))}
-    record = Record(
-        role="final",
-        case=case,
-        device=HERE,
-        threads=1,
-        schedule=name,
-        code=plan.code,
-        knobs=knobs.to_dict(plan.default(case.typical, HERE)),
-        status="ok",
-        timings=timings,
-    )
+    record = final_here(Case("layer_norm", HIDDEN, "float32", ROWS), tuned=2.0, eager=1.0)
     records.append(log_dir, record)
     monkeypatch.setattr(paths, "log_dirs", lambda: [log_dir])
     lntune.reload()

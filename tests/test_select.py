@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up_records import final_here
 
 import lntune
 from lntune import device, knobs, schedule
@@ -52,24 +53,7 @@ def schedules() -> dict[str, schedule.Schedule]:
 
 def final(case: Case = CASE, tuned: float = 1.0, eager: float = 2.0, **changes: Any) -> Record:
     """A final measurement of the schedule's default knobs on this device."""
-    name, plan = next(iter(schedules().items()))
-    setting = knobs.to_dict(
-        plan.default(msgspec.structs.replace(case, rows=TYPICAL_ROWS[case.bucket]), HERE)
-    )
-    timings = {k: Timing((us,), us) for k, us in (("tuned", tuned), ("eager", eager))}
-    record = Record(
-        role="final",
-        case=case,
-        device=HERE,
-        threads=1,
-        schedule=name,
-        code=plan.code,
-        knobs=setting,
-        status="ok",
-        timings=timings,
-        time="2026-01-01",
-    )
-    return msgspec.structs.replace(record, **changes)
+    return final_here(case, tuned, eager, **changes)
 
 
 def choose(*candidates: Record, case: Case = CASE) -> Choice:

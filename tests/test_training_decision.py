@@ -17,13 +17,14 @@ from fake_worker import FakeWorker, always_ok, fake, settings, took
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from made_up_records import final_here, timing
 
 import lntune
 from lntune import backends, device, knobs, ops, schedule
 from lntune.case import Case
 from lntune.log import caches, records, slower
 from lntune.log.decision import Advantage, Decision
-from lntune.log.records import Record, Timing
+from lntune.log.records import Record
 from lntune.measure import training
 from lntune.measure.jobs import Outcome, Training
 from lntune.ops import layer_norm_backward
@@ -63,27 +64,9 @@ def final(
     training, by kernels and in eager mode, and a verdict on these.
     """
     case = Case(op, hidden, "float32", ROWS)
-    name, plan = next(iter(schedule.for_op(op, HERE.kind).items()))
     decision = Decision("alone", "time", training=verdict and Advantage(1.0, None, None, verdict))
-    return Record(
-        role="final",
-        case=case,
-        device=HERE,
-        threads=1,
-        schedule=name,
-        code=plan.code,
-        knobs=knobs.to_dict(plan.default(case.typical, HERE)),
-        status="ok",
-        timings={"tuned": timing(tuned), "eager": timing(eager)},
-        training={} if steps is None else {"tuned": timing(steps[0]), "eager": timing(steps[1])},
-        decision=decision,
-        time="2026-12-01",
-    )
-
-
-def timing(us: float) -> Timing:
-    """One sample."""
-    return Timing((us,), us)
+    timed = {} if steps is None else {"tuned": timing(steps[0]), "eager": timing(steps[1])}
+    return final_here(case, tuned, eager, training=timed, decision=decision, time="2026-12-01")
 
 
 def tiers(forward: Record, backward: Record) -> tuple[str, str, str]:

@@ -308,11 +308,8 @@ def _final(job: Final) -> Outcome:
             compiled, why = calls.compiled(case, inputs, device)
             contenders |= {} if why else {"compile": compiled}
             left_out = f"torch.compile left out: {why}" if why else ""
+        # default knobs that are a candidate's have its name
         sides = [*names, *job.sides]
-        if job.default in job.candidates:  # which is a contender by that name
-            sides = [
-                names[job.candidates.index(job.default)] if n == "default" else n for n in sides
-            ]
 
         def measure() -> Measured:
             enough = timing.precise(job.seconds, job.most_seconds, sides)
