@@ -306,7 +306,7 @@ def _from_group(
         served, tuned = best.default, best.median("default")
         behind = slower.behind(tuned, eager)
     if slower.trained(best):
-        tuned, eager = (best.training[name].median_us for name in ("tuned", "eager"))
+        tuned, eager = slower.step_us(best)
         behind, of = slower.in_training(best), " in a step of training"
     if tuned and eager and behind:
         steps.append(

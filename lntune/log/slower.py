@@ -44,13 +44,18 @@ def trained(record: Record) -> bool:
     return record.training.keys() >= {"tuned", "eager"}
 
 
+def step_us(record: Record) -> tuple[float, float]:
+    """What a step of training takes by kernels and in eager mode, of a record that tells."""
+    return record.training["tuned"].median_us, record.training["eager"].median_us
+
+
 def in_training(record: Record) -> bool:
     """Whether a step of training by kernels was slower than eager mode's: by more than MARGIN or
     certainly; False where a record does not tell.
     """
     if not trained(record):
         return False
-    tuned, eager = (record.training[name].median_us for name in ("tuned", "eager"))
+    tuned, eager = step_us(record)
     return behind(tuned, eager, record.decision.training if record.decision else None)
 
 
@@ -70,7 +75,7 @@ def both_passes(case: Case, alone: Choice, backward: Choice) -> Choice:
     record = backward.record
     if record is None or not trained(record):
         return alone
-    tuned, eager = (record.training[name].median_us for name in ("tuned", "eager"))
+    tuned, eager = step_us(record)
     of = f"record of {record.case} ({record.time})"
     if in_training(record):
         step = f"training: eager's step was faster, {eager:.2f} us against {tuned:.2f} us"

@@ -340,8 +340,8 @@ class Run:
         else:
             outcome = self.worker.run(job, allowed)
             seconds = time.monotonic() - start
-        late = outcome is None or (outcome.status == "timeout" and allowed < self.settings.timeout)
-        if outcome is None or late:
+        cut = allowed < self.settings.timeout
+        if outcome is None or (cut and outcome.status == "timeout"):
             raise _TimeOver  # which is not the candidate's fault, so it is not logged
         self.times.tried(seconds)
         if (cost := _cost(outcome)) < math.inf:
