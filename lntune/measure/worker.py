@@ -425,3 +425,10 @@ _MEANING = {
     "SIGXFSZ": "it wrote a file without end",
 }
 """What signals say of a process that died of them, where their name does not."""
+
+
+def end_driven(worker: Worker, thread: threading.Thread) -> None:
+    """End a worker's process until the thread that drives it has ended, which may start another."""
+    while thread.is_alive():
+        worker.kill()
+        thread.join(0.05)

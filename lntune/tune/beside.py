@@ -22,7 +22,7 @@ from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError, LntuneError
 from lntune.measure.jobs import Candidate, Final, Heat, Outcome, Prepare, Training, Try
-from lntune.measure.worker import Worker
+from lntune.measure.worker import Worker, end_driven
 from lntune.system import excess, interrupts
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Beside:
             self._changed.notify_all()
         for worker, thread in zip(self._workers, self._threads, strict=True):
             worker.resume()
-            while thread.is_alive():
-                worker.kill()
-                thread.join(0.05)
+            end_driven(worker, thread)
             worker.stop()
 
     def wait(self, some: int = 1) -> None:

@@ -18,7 +18,7 @@ from lntune.case import Case
 from lntune.device import Device, usable_cores
 from lntune.errors import BuildError
 from lntune.measure.jobs import Build, Candidate, Check, Outcome
-from lntune.measure.worker import Worker
+from lntune.measure.worker import Worker, end_driven
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,9 +86,7 @@ class Builders:
             self._queue.clear()
             self._changed.notify_all()
         for worker, thread in zip(self._workers, self._threads, strict=True):
-            while thread.is_alive():
-                worker.kill()
-                thread.join(0.05)
+            end_driven(worker, thread)
 
     def wait(self, case: Case, candidate: Candidate, seconds: float) -> None:
         """Wait until it is built or has failed, nobody is left to build it, or time is over."""
