@@ -24,8 +24,8 @@ def _missing(module: str) -> int:
         " from PyTorch do not. "
     )
     sys.stderr.write(
-        what + "Install lntune with all that it asks for: pip install typer rich numpy, beside"
-        " apache-tvm for tuning and building.\n"
+        what + "Install lntune with all that it asks for: pip install lntune, or pip install"
+        " 'lntune[tune]' for tuning and building, too.\n"
     )
     return 2
 

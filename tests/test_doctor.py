@@ -130,7 +130,6 @@ def test_every_complaint_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ("package", "version", "failing"),
     [
         ("torch", "not installed", {"torch", "threads"}),
-        ("apache-tvm", "not installed", {"apache-tvm"}),
         ("apache-tvm-ffi", "0.1.15", {"apache-tvm-ffi"}),
         ("apache-tvm", "0.28.0", {"apache-tvm"}),
     ],

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from lntune import __version__
 from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
-from lntune.system import interrupts, paths
+from lntune.system import interrupts, paths, toolchain
 
 if TYPE_CHECKING:
     from lntune.log.records import Record
@@ -201,6 +201,8 @@ def _settle_format(ctx: Any) -> None:
     ctx.params["output_format"] = "json" if ctx.params["as_json"] else asked
 
 
+TUNING = ("tvm", "numpy", "scipy")
+"""Packages of the extra `tune`, by their modules."""
 LISTS = ("hidden", "dtype", "rows")
 """Options for several values, which mean a default grid where they are left out."""
 
@@ -225,6 +227,9 @@ def _message(error: Exception) -> tuple[str, int]:
         if names:
             return f"{' -> '.join(names)}: {error.strerror}", 2
         return f"{error.strerror} (LNTUNE_TRACEBACK=1 shows where)", 2
+    if isinstance(error, ModuleNotFoundError) and error.name in TUNING:
+        needs = f"this needs the package {error.name}, which is not installed here"
+        return f"{needs}, as what serves calls does not. Run: {toolchain.TUNE}", 2
     name = type(error).__name__
     what = f"{name}: {gist(error)}" if str(error).strip() else name
     return f"unexpected {what}; LNTUNE_TRACEBACK=1 shows where it comes from. Please report it.", 3

@@ -33,15 +33,22 @@ or CUDA C++), assembly (PTX).
 """
 
 
-def _tvm() -> Any:
-    """TVM, imported once, with a clear error where it does not fit."""
+def _ensure_tvm() -> None:
+    """Complain where TVM is not installed, or does not fit, without importing it."""
     if "tvm" not in sys.modules and (problems := toolchain.incompatible()):
         raise ToolchainError("; ".join(problems) + ".")
+
+
+def _tvm() -> Any:
+    """TVM, imported once, with a clear error where it does not fit."""
+    _ensure_tvm()
     try:
         import tvm
     except Exception as e:  # half an installation, a library of the system that is missing
         why = f"{type(e).__name__}: {gist(e)}"
-        raise ToolchainError(f"TVM cannot be imported: {why}. Install apache-tvm again.") from e
+        raise ToolchainError(
+            f"TVM cannot be imported: {why}. Install apache-tvm again: {toolchain.TUNE}."
+        ) from e
     _remember_types()
     return tvm
 
@@ -186,6 +193,7 @@ def to_file(
         BuildError: it cannot be compiled or stored; ToolchainError: there is no compiler.
     """
     backend = backends.of(device)
+    _ensure_tvm()
     backend.ensure_compiler()  # where there is none, nothing is scheduled first
     # what one call asked for is not lost when another asks for more
     wanted = sorted({*archs, *backend.architectures(path)})

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from lntune.system import scratch
 # IRModule pickling.
 COMPATIBLE = {"apache-tvm": "0.27.", "apache-tvm-ffi": "0.1.14"}
 """Package -> the version prefix lntune is tested with."""
+TUNE = "pip install 'lntune[tune]'"
+"""Installs what builds kernels and tunes them; what serves them is there without."""
 MISSING = "not installed"
 """What `installed` says of a package that is not there."""
 
@@ -50,6 +53,7 @@ def command() -> tuple[str, ...]:
     raise ToolchainError(
         f"no C++ compiler found ({names} on PATH); building a kernel needs one."
         " Install g++ or clang, or set CXX."
+        + (f" It takes TVM as well: {TUNE}." if installed("apache-tvm") == MISSING else "")
     )
 
 
@@ -60,6 +64,15 @@ def compiler() -> str:
         ToolchainError: there is no compiler.
     """
     return shlex.join(command())
+
+
+def shared() -> list[str]:
+    """The compiler's options for a shared library: one that asks for no library it does not use,
+    and that is the same bytes whenever and wherever the same is compiled.
+    """
+    if sys.platform == "darwin":
+        return ["-shared", "-fPIC", "-undefined", "dynamic_lookup"]
+    return ["-shared", "-fPIC", "-s", "-Wl,--as-needed", "-Wl,--build-id=none"]
 
 
 def run(
@@ -151,7 +164,11 @@ def incompatible() -> list[str]:
     for package, prefix in COMPATIBLE.items():
         version = installed(package)
         if version == MISSING:
-            problems.append(f"{package} is not installed; install {package}=={prefix}*")
+            problems.append(
+                f"{package} is not installed, which builds kernels; {TUNE}"
+                if package == "apache-tvm"
+                else f"{package} is not installed; install {package}=={prefix}*"
+            )
         elif not version.startswith(prefix):
             problems.append(
                 f"{package} {version} is not {prefix}*, the only release known not to crash here;"

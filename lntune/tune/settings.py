@@ -117,10 +117,10 @@ def check_settings(settings: Settings, cases: Sequence[Case], dry: bool = False)
                     raise
                 broken.add(one.name)
                 callers.warn(f"left out: {e}", ScheduleWarning)
-    toolchain.compiler()
-    backends.of(device).ensure_compiler()
     if problems := toolchain.incompatible():
         raise ToolchainError("; ".join(problems) + ".")
+    toolchain.compiler()
+    backends.of(device).ensure_compiler()
     if dry:
         return
     backends.of(device).torch_device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from lntune.system.toolchain import MISSING
 
 
 def examine() -> list[Finding]:
-    """Whether the packages are here in versions that fit, and the compiler runs."""
+    """Whether the packages are here in versions that fit, and the compiler runs. Neither TVM nor a
+    compiler is needed where kernels are only called: they may come from elsewhere.
+    """
     return [*looked("packages", _versions), *looked("C++ compiler", _compiler)]
 
 
@@ -40,7 +43,8 @@ def _versions() -> list[Finding]:
             if missing
             else ""
         )
-        findings.append(Finding(package, "fail" if problem or missing else "ok", version, remedy))
+        bad = "warn" if missing and package == "apache-tvm" else "fail"
+        findings.append(Finding(package, bad if problem or missing else "ok", version, remedy))
     return findings
 
 
@@ -49,7 +53,8 @@ def _compiler() -> Finding:
         words = toolchain.command()
         process = toolchain.run([*words, "--version"], timeout=20)
     except LntuneError as e:
-        return Finding("C++ compiler", "fail", "none", str(e))
+        serving = toolchain.installed("apache-tvm") == MISSING and not os.environ.get("CXX")
+        return Finding("C++ compiler", "warn" if serving else "fail", "none", str(e))
     except (OSError, subprocess.SubprocessError) as e:
         return Finding(
             "C++ compiler", "fail", f"does not run: {e}", "Install g++ or clang, or set CXX."
