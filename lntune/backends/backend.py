@@ -254,12 +254,13 @@ class Backend(abc.ABC):
         """A hash of the source of lntune's own code that stored kernels need; empty: none."""
         return ""
 
-    def ensure_library(self) -> None:  # noqa: B027 (nothing to do for most)
-        """Compile what loads and launches kernels, if it is not there yet.
+    def ensure_library(self) -> tuple[Path, ...]:
+        """Compile what loads and launches kernels, if it is not there yet; the answer is its files.
 
         Raises:
             BuildError: it cannot be.
         """
+        return ()
 
     def overlapping(self) -> contextlib.AbstractContextManager[None]:
         """In the block a kernel that this thread calls may begin while what was asked of the device

@@ -69,9 +69,9 @@ def has_shim() -> bool:
     return _library()[1]
 
 
-def ensure_library() -> None:
-    """Compile the C if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
+def ensure_library() -> Path:
+    """Compile the C if it is not there yet (once per machine); the answer is its file."""
+    return native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
 
 
 class Table:

@@ -10,7 +10,6 @@ import errno
 import functools
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,20 +41,34 @@ class Build(NamedTuple):
 
 
 PLAIN = Build()
+shipped: dict[str, Path] = {}
+"""Compiled forms of our files that came from elsewhere, by their names in the cache."""
+PORTABLE = Path(__file__).parent / "portable.h"
+"""Included before all else, so that what is compiled here loads where the C library is older."""
 _compiling: dict[Path, threading.RLock] = {}
 os.register_at_fork(after_in_child=_compiling.clear)  # a child has not the thread that compiles
 
 
 @functools.cache
 def source_hash(source: Path) -> str:
-    """Hash of a C file."""
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    """Hash of a C file and of what is included in all of them."""
+    return hashlib.sha256(source.read_bytes() + PORTABLE.read_bytes()).hexdigest()[:12]
+
+
+def name_of(source: Path, build: Build = PLAIN) -> str:
+    """What the compiled form of a C or C++ file of ours is called."""
+    against = f"-{hashlib.sha256(build.against.encode()).hexdigest()[:8]}" if build.against else ""
+    return f"{source.stem}-{source_hash(source)}{against}.{FORMAT}.so"
 
 
 def path_of(source: Path, build: Build = PLAIN) -> Path:
     """Where the compiled form of a C or C++ file of ours is cached."""
-    against = f"-{hashlib.sha256(build.against.encode()).hexdigest()[:8]}" if build.against else ""
-    return paths.cached("runtime", f"{source.stem}-{source_hash(source)}{against}.{FORMAT}.so")
+    return paths.cached("runtime", name_of(source, build))
+
+
+def is_there(source: Path, build: Build = PLAIN) -> bool:
+    """True where a library can be loaded without compiling it."""
+    return name_of(source, build) in shipped or path_of(source, build).is_file()
 
 
 def compiled(source: Path, build: Build = PLAIN) -> Path:
@@ -74,20 +87,23 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
 
 
 def _compile(source: Path, build: Build, path: Path) -> None:
-    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     includes = [f"-I{folder}" for folder in build.includes]
-    flags = ["-O2", "-shared", "-fPIC", *build.flags, *includes, *undefined]
+    flags = ["-O2", "-include", str(PORTABLE), *build.flags, *includes, *toolchain.shared()]
     with atomic(path) as temporary:
         toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
         sealed.seal(temporary, {"source": source.name})
 
 
 def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:
-    """The loaded library of a C or C++ file; a damaged file is put aside and compiled once more.
+    """The loaded library of a C or C++ file, from where it was shipped if it was; a damaged file of
+    the cache is put aside and compiled once more.
 
     Raises:
         BuildError: it cannot be compiled, stored or loaded.
     """
+    if there := shipped.get(name_of(source, build)):
+        with contextlib.suppress(DamagedError, OSError):  # then as if it were not there
+            return sealed.loaded(there, lambda: kind(str(there)))
     path = compiled(source, build)
 
     def checked() -> Library:

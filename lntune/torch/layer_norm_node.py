@@ -40,14 +40,14 @@ def _build() -> native.Build:
     )
 
 
-def ensure_library() -> None:
+def ensure_library() -> Path:
     """Compile the C++ if it is not there yet (some ten seconds, once per machine and release of
-    PyTorch).
+    PyTorch); the answer is its file.
 
     Raises:
         BuildError: it cannot be compiled or stored.
     """
-    native.compiled(SOURCE, _build())
+    return native.compiled(SOURCE, _build())
 
 
 def ready() -> bool:
@@ -57,7 +57,7 @@ def ready() -> bool:
     if _loaded:
         return True
     try:
-        compiled = native.path_of(SOURCE, _build()).is_file()
+        compiled = native.is_there(SOURCE, _build())
     except Exception:  # kernels warn of what is wrong with the cache
         return False
     return compiled and not reason_missing()

@@ -170,9 +170,9 @@ class Cpu(HostBackend):
         """See Backend."""
         return runtime.source_hash()
 
-    def ensure_library(self) -> None:
+    def ensure_library(self) -> tuple[Path, ...]:
         """See Backend."""
-        runtime.ensure_library()
+        return (runtime.ensure_library(),)
 
     def copy_bandwidth(self, device: Device, seconds: float = 0.5) -> float:
         """See Backend."""

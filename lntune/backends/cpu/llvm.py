@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,9 +77,7 @@ def in_memory(module: Any, device: Device, checked: bool = True) -> Callable[...
 
 def _link(output: str, objects: list[str], options: Sequence[str] = ()) -> None:
     """What TVM calls to make a shared library of object files."""
-    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    command = ["-shared", "-fPIC", *undefined, *options, *objects]
-    toolchain.run_compiler(command, Path(output))
+    toolchain.run_compiler([*toolchain.shared(), *options, *objects], Path(output))
 
 
 def to_library(module: Any, device: Device, path: Path) -> None:

@@ -149,9 +149,9 @@ class CudaBackend(Backend):
         """See Backend."""
         return stored.architectures(path)
 
-    def ensure_library(self) -> None:
+    def ensure_library(self) -> tuple[Path, ...]:
         """See Backend."""
-        driver.ensure_library()
+        return (driver.ensure_library(),)
 
     def overlapping(self) -> contextlib.AbstractContextManager[None]:
         """See Backend."""

@@ -31,9 +31,9 @@ _KERNEL_MODULE = re.compile(r"Kernel Module\D*?(\d[\d.]+)")
 _lock = threading.RLock()
 
 
-def ensure_library() -> None:
-    """Compile launcher.c if it is not there yet (once per machine)."""
-    native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
+def ensure_library() -> Path:
+    """Compile launcher.c if it is not there yet (once per machine); the answer is its file."""
+    return native.compiled(SOURCE, native.Build(tuple(exchange.includes())))
 
 
 @functools.cache
