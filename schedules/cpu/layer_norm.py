@@ -18,8 +18,7 @@ chain).
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune import ops
@@ -135,7 +134,7 @@ def _valid_in_low_precision(knobs: Rows, case: Case) -> str | None:
 
 def apart(knobs: Rows) -> Rows:
     """For rows that need not begin where a pair does."""
-    return dataclasses.replace(knobs, pairs=False, sample=False) if knobs.pairs else knobs
+    return replace(knobs, pairs=False, sample=False) if knobs.pairs else knobs
 
 
 def beyond_cache(case: Case, device: Device) -> bool:
@@ -160,6 +159,18 @@ def default_widened(case: Case, device: Device) -> Rows:
 def default(case: Case, device: Device) -> Rows:
     """bfloat16 in pairs, as far as rows are whole pairs."""
     return _default(case, device, case.dtype == "bfloat16" and case.hidden % 2 == 0)
+
+
+def seeds(case: Case, device: Device) -> list[Rows]:
+    """What wins most often beside the default knobs: more of the output at a time; short rows two
+    at a time; long ones by more accumulators, the next not fetched ahead.
+    """
+    first = default(case, device)
+    return [
+        replace(first, store=4),
+        replace(first, together=2),
+        replace(first, lanes=2 * first.lanes, prefetch=0),
+    ]
 
 
 def _default(case: Case, device: Device, pairs: bool) -> Rows:
@@ -293,6 +304,7 @@ SCHEDULES = (
         apply_cached,
         version=1,
         apart=apart,
+        seeds=seeds,
     ),
     Schedule(
         "widened_rows",

@@ -16,8 +16,7 @@ sums widen each element once.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lntune import ops
@@ -149,9 +148,20 @@ def default(case: Case, device: Device) -> Blocks:
     )
 
 
+def seeds(case: Case, device: Device) -> list[Blocks]:
+    """What wins most often beside the default knobs: one row at a time and none fetched ahead (rows
+    that are in a cache, 16 vector registers), more blocks than cores (many rows).
+    """
+    first = default(case, device)
+    found = [replace(first, together=1, prefetch=0), replace(first, prefetch=0)]
+    if first.blocks > 1:
+        found[1:1] = [replace(first, blocks=n * first.blocks) for n in (2, 8)]
+    return found
+
+
 def apart(knobs: Blocks) -> Blocks:
     """For rows that need not begin where a pair does."""
-    return dataclasses.replace(knobs, pairs=False) if knobs.pairs else knobs
+    return replace(knobs, pairs=False) if knobs.pairs else knobs
 
 
 def apply(case: Case, knobs: Blocks, device: Device) -> Any:
@@ -284,5 +294,6 @@ SCHEDULES = (
         apply,
         version=2,
         apart=apart,
+        seeds=seeds,
     ),
 )

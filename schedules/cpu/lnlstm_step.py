@@ -23,6 +23,8 @@ exponentials.
 """
 PARALLEL_ELEMENTS = 1 << 11
 """Elements of the cell above which all threads are the better guess."""
+SHORT_ROW = 32
+"""Vectors of the cell up to which one accumulator often sums the gates soonest."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ def default(case: Case, device: Device) -> Step:
 
 
 def seeds(case: Case, device: Device) -> list[Step]:
-    """What wins most often beside the default knobs: fewer accumulators, more of the outputs at a
-    time.
+    """What wins most often beside the default knobs: fewer accumulators, one where rows are short,
+    more of the outputs at a time.
     """
     first = default(case, device)
-    return [replace(first, lanes=n, store=s) for n, s in ((2, 2), (2, 4), (4, 4))]
+    short = case.hidden * 4 <= SHORT_ROW * device.vector_bytes
+    return [
+        replace(first, lanes=n, store=s)
+        for n, s in (((1, 2),) if short else ()) + ((2, 2), (2, 4), (4, 4))
+    ]
 
 
 def apply(case: Case, knobs: Step, device: Device) -> Any:
