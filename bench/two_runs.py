@@ -5,9 +5,10 @@
 Each run has an empty log and a seed of its own, tunes the same cases, spread evenly over the
 default grids of all operators, with `--budget` seconds each, and what `lntune` would then serve is
 taken from its log: a kernel or eager mode. The two choices of a case are built, checked and timed
-in the same rounds for `--time` seconds. Where both are the same there is nothing to time. Takes
-some (2 x budget + time + 1) seconds a case: seven minutes as it stands. `--search` names another
-search than the one that is used where none is named.
+in the same rounds for `--time` seconds, and up to six times as long until their ratio is known as
+precisely as `lntune compare --measure` wants it. Where both are the same there is nothing to time.
+Takes some (2 x budget + time + 1) seconds a case: seven minutes as it stands. `--search` names
+another search than the one that is used where none is named.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ BAR = 0.95
 NEAR = 0.03
 EAGER = "eager"
 TIMEOUT = 60.0
+PRECISE = 6
+"""Times as long as asked for, at most, two choices are timed until their ratio is precise."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -147,8 +150,14 @@ def measure(worker: Worker, case: Case, first: Chosen, second: Chosen, seconds: 
     if first.candidate == second.candidate:
         return compared(case, first, second, None)
     candidates = tuple(c.candidate for c in (first, second) if c.candidate is not None)
-    job = Final(case, device.current(), candidates, seconds, retry_seconds=2 * seconds)
-    return compared(case, first, second, worker.run(job, TIMEOUT + 8 * seconds))
+    sides = (EAGER,) if None in (first.candidate, second.candidate) else ()
+    job = Final(
+        *(case, device.current(), candidates, seconds),
+        retry_seconds=2 * seconds,
+        most_seconds=PRECISE * seconds,
+        sides=sides,
+    )
+    return compared(case, first, second, worker.run(job, TIMEOUT + 4 * PRECISE * seconds))
 
 
 def table(rows: Sequence[Row]) -> Table:
