@@ -1,4 +1,4 @@
-"""Counts with their nouns, for sentences: "1 case", "2 cases"."""
+"""Figures in sentences: counts with their nouns ("1 case", "2 cases"), and durations."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ def trials(made: int, earlier: int) -> str:
     trials and 12 of earlier runs".
     """
     return counted(made, "trial") + (f" and {earlier} of earlier runs" if earlier else "")
+
+
+def length(seconds: float) -> str:
+    """A duration as a person says it: "40 s", "3 min", "1.5 h"."""
+    minute, hour = 60, 3600
+    if seconds < 2 * minute:
+        return f"{seconds:.0f} s"
+    return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"

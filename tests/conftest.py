@@ -52,9 +52,9 @@ QUICK = """
     bars bench_log_speed bench_plots bench_summary beside beside_eager caches capture case certainty
     check cold columns compare compare_measure compare_report compare_sides cuda_headers decide
     device disturbance doctor errors failures finals gpu_pass_run grids hostile interrupts kills
-    knobs known_eager layers line_lengths locks log_dir lowering output page paths patience plots
-    records report report_queries schedule scratch search_budget surroundings survey timing
-    toolchain training_decision trust words
+    knobs known_eager layers line_lengths locks log_dir lowering newcomers output page paths
+    patience plots records report report_queries schedule scratch search_budget surroundings survey
+    timing toolchain training_decision trust words
 """
 """Files whose tests build no kernel, nor start processes that do: the tier of the first two
 minutes. Every test of the others is `slow`.

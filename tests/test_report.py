@@ -381,12 +381,38 @@ def test_the_verdict_table_shows_messages_as_they_are() -> None:
     lines = verdict_lines(results)
     assert lines == [
         "2 kernels checked, 1 wrong, eager mode serves 1 more",
+        "what serves: 1 tuned for the case itself (exact), 1 with default knobs, untuned (default)",
         "WRONG: layer_norm 8x64 float32: ValueError: [y] [/red] is odd",
     ]
     out = io.StringIO()
     print_table(Output(results, (), lines), Console(file=out))
     assert lines[1] in out.getvalue()
-    assert verdict_lines(results[1:2]) == ["1 kernel checked, all right"]
+    assert verdict_lines(results[1:2])[0] == "1 kernel checked, all right"
+
+
+def test_what_is_wrong_comes_first_in_few_rows() -> None:
+    """Variants of a case that the same kernels serve as well share a row, whose errors are the
+    worst; one that is wrong has its own row, above all that are right.
+    """
+    case = Case("layer_norm", 64, "float32", 8)
+    right, wrong = (
+        Result(case, "exact", "cached_rows", ok, "", {"y": error}, {"y": error})
+        for ok, error in ((True, 0.5), (False, 2.5))
+    )
+    weight, stats, bias = (
+        msgspec.structs.replace(case, variant=v) for v in ("weight", "stats", "bias")
+    )
+    results = [
+        msgspec.structs.replace(right, case=weight),
+        msgspec.structs.replace(right, case=stats, errors={"y": 0.75}),
+        msgspec.structs.replace(wrong, case=bias),
+    ]
+    table = verdict_table(results)
+    cells = [[cell.plain for cell in row] for row in table.rows]
+    named = [column.name for column in table.columns]
+    assert [row[named.index("variants")] for row in cells] == ["bias", "weight stats"]
+    assert [row[named.index("error/allowed")] for row in cells] == ["2.50", "0.75"]
+    assert [row[-1] for row in cells] == ["WRONG", "right"]
 
 
 def test_a_kernel_that_cannot_be_had_is_not_right() -> None:
@@ -399,6 +425,7 @@ def test_a_kernel_that_cannot_be_had_is_not_right() -> None:
     assert "NONE" in text(verdict_table([missing, right]))
     assert verdict_lines([missing, missing, right]) == [
         "1 kernel checked, all right, 2 cannot be had",
+        "what serves: 1 with default knobs, untuned (default)",
         "no kernel: disk full",
     ]
     assert verdict_lines([missing])[0] == "0 kernels checked, none right, 1 cannot be had"

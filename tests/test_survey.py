@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +16,13 @@ import msgspec
 import pytest
 from made_log import BETTER, CASES, DEVICE, DISTURBED, STALE, finals
 from rich.console import Console
+from terminals import on_a_terminal
 from typer.testing import CliRunner
 
 from lntune import ops
 from lntune.case import Case
 from lntune.cli import app
-from lntune.cli.report import MANY
+from lntune.cli.base import MANY
 from lntune.errors import InputError, UnknownNameError
 from lntune.log import records
 from lntune.log.records import Record
@@ -348,24 +348,6 @@ def test_a_history_has_no_page(beside: list[str], folder: Path, tmp_path: Path) 
     done = run("report", "--history", "--device", "made", "--log-dir", folder, *asked)
     assert done.exit_code == 2 and "--history: got a p" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-class Terminal(io.StringIO):
-    """A standard output that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    """What a command prints where standard output is a terminal of 80 columns."""
-    screen = Terminal()
-    with monkeypatch.context() as patch:
-        patch.setenv("COLUMNS", "80")
-        patch.setenv("TERM", "dumb")
-        patch.setattr(sys, "stdout", screen)
-        app([str(a) for a in arguments], standalone_mode=False)
-    return screen.getvalue()
 
 
 def test_many_cases_are_summed_up_on_a_terminal(

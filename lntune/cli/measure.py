@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -11,11 +12,13 @@ from lntune import ops
 from lntune.backends import DEFAULT
 from lntune.cli.base import (
     DTYPE,
+    EVERY_CASE,
     FORMAT,
     GRID,
     HIDDEN,
     JSON,
     LOG_DIR,
+    MANY,
     OP,
     ROWS,
     SEED,
@@ -237,6 +240,7 @@ def check(
     rows: ROWS = "",
     grid: GRID = "default",
     target: TARGET = DEFAULT,
+    every_case: EVERY_CASE = False,
     log_dir: LOG_DIR = None,
     wide: WIDE = False,
     output_format: FORMAT = "table",
@@ -245,11 +249,14 @@ def check(
     """Check every tuned case against float64 and eager over adversarial inputs.
 
     Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where
-    none is. Exit code 1 when a case is wrong.
+    none is. What is wrong comes first, and on a terminal alone where there are many cases, unless
+    --cases is given. Exit code 1 when a case is wrong.
     """
     from lntune.backends import device_of
     from lntune.commands import check as verification
     from lntune.report.output import Output
+    from lntune.report.progress import StepProgress
+    from lntune.report.tables import console
     from lntune.report.verdicts import verdict_lines, verdict_table
 
     narrowed = bool(hidden or dtype or rows or grid != "default")
@@ -265,8 +272,16 @@ def check(
                     " and --rows for fewer",
                     err=True,
                 )
-        results = verification.check_cases(requested, device)
-    output = Output(results, [verdict_table(results)], verdict_lines(results), results)
+        steps = len(verification.asked_of(requested))
+        with StepProgress(console(stderr=True), "check", steps) as progress:
+            results = verification.check_cases(requested, device, lambda c: progress(str(c)))
+    few = every_case or len(requested) <= MANY
+    whole = few or output_format != "table" or not sys.stdout.isatty()
+    shown = results if whole else [r for r in results if not r.ok]
+    text = verdict_lines(results)
+    if not whole:
+        text.append("each case: the same command with --cases")
+    output = Output(results, [verdict_table(shown)] if shown else (), text, results)
     finish(output, output_format, wide, ok=all(r.ok for r in results))
 
 

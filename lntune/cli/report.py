@@ -15,10 +15,12 @@ from lntune import ops
 from lntune.backends import DEFAULT
 from lntune.cli.base import (
     DTYPE,
+    EVERY_CASE,
     FORMAT,
     HIDDEN,
     JSON,
     LOG_DIR,
+    MANY,
     PLOT,
     ROWS,
     WIDE,
@@ -35,9 +37,6 @@ from lntune.log import records
 from lntune.log.wanted import Wanted
 from lntune.system import paths
 from lntune.words import counted
-
-MANY = 40
-"""Cases beyond which a terminal shows what they come to, unless some of them are asked for."""
 
 
 @command("What is tuned, how fast, and against whom, as a table")
@@ -59,13 +58,7 @@ def report(
     target: Annotated[
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
     ] = DEFAULT,
-    every_case: Annotated[
-        bool,
-        typer.Option(
-            "--cases",
-            help=f"A line for each case, also of more than {MANY} on a terminal.",
-        ),
-    ] = False,
+    every_case: EVERY_CASE = False,
     knobs: Annotated[
         bool, typer.Option("--knobs", help="The knobs of each case, on a line below it.")
     ] = False,

@@ -5,7 +5,7 @@ tuning run are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -59,10 +59,24 @@ def _verdict(case: Case, device: Device, kernel: Kernel) -> check.Verdict:
     return msgspec.structs.replace(verdict, message=wrong)
 
 
-def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Result]:
+def asked_of(cases: Sequence[Case]) -> list[Case]:
+    """What is checked of cases: each in the variants that PyTorch's calls take."""
+    return [
+        msgspec.structs.replace(case, variant=variant)
+        for case in cases
+        for variant in ops.get(case.op).called(case.variant)
+    ]
+
+
+def check_cases(
+    cases: Sequence[Case],
+    device: Device | None = None,
+    on_kernel: Callable[[Case], None] = lambda _: None,
+) -> list[Result]:
     """Check what serves each case on a device, this machine's CPU if none is given, as it is loaded
     for PyTorch, with and without saved statistics. What an earlier check found is not believed, and
-    what this one finds is kept for calls.
+    what this one finds is kept for calls. `on_kernel` is told each of `asked_of(cases)` before it
+    is checked.
 
     Raises:
         InputError: the GPU is not here.
@@ -81,40 +95,37 @@ def check_cases(cases: Sequence[Case], device: Device | None = None) -> list[Res
         first_check.anew(),
     ):
         warnings.simplefilter("always", dispatch.UntunedWarning)
-        for case in cases:
-            for variant in ops.get(case.op).called(case.variant):
-                asked = msgspec.structs.replace(case, variant=variant)
-                kernel, choice = (
-                    dispatch.kernel_for(asked, tensors),
-                    dispatch.choose(asked, device),
+        for asked in asked_of(cases):
+            on_kernel(asked)
+            kernel, choice = (
+                dispatch.kernel_for(asked, tensors),
+                dispatch.choose(asked, device),
+            )
+            if kernel is None:
+                reason = next(
+                    (text for w in caught if dispatch.NO_KERNEL in (text := str(w.message))),
+                    reason,
                 )
-                if kernel is None:
-                    reason = next(
-                        (text for w in caught if dispatch.NO_KERNEL in (text := str(w.message))),
-                        reason,
-                    )
-                    caught.clear()
-                    missing = choice.tier != "eager"
-                    message = reason if missing else "eager mode serves it"
-                    results.append(
-                        Result(asked, "eager", "", not missing, message, {}, {}, missing)
-                    )
-                    continue
-                try:
-                    verdict = _verdict(asked, device, kernel)
-                except Exception as e:
-                    verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
-                if not verdict.ok:
-                    first_check.refuse(asked, choice, device, verdict.message)
-                results.append(
-                    Result(
-                        asked,
-                        choice.tier,
-                        choice.schedule,
-                        verdict.ok,
-                        verdict.message,
-                        verdict.errors,
-                        verdict.versus_eager,
-                    )
+                caught.clear()
+                missing = choice.tier != "eager"
+                message = reason if missing else "eager mode serves it"
+                results.append(Result(asked, "eager", "", not missing, message, {}, {}, missing))
+                continue
+            try:
+                verdict = _verdict(asked, device, kernel)
+            except Exception as e:
+                verdict = check.Verdict(f"{type(e).__name__}: {e}", {}, {})
+            if not verdict.ok:
+                first_check.refuse(asked, choice, device, verdict.message)
+            results.append(
+                Result(
+                    asked,
+                    choice.tier,
+                    choice.schedule,
+                    verdict.ok,
+                    verdict.message,
+                    verdict.errors,
+                    verdict.versus_eager,
                 )
+            )
     return results

@@ -6,18 +6,10 @@ from typing import TYPE_CHECKING
 
 from lntune.report.columns import Column, Table, key
 from lntune.report.tables import percent
-from lntune.words import counted
+from lntune.words import counted, length
 
 if TYPE_CHECKING:
     from lntune.tune.dry import DryRun, Ranked
-
-
-def length(seconds: float) -> str:
-    """A duration as a person says it."""
-    minute, hour = 60, 3600
-    if seconds < 2 * minute:
-        return f"{seconds:.0f} s"
-    return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"
 
 
 def table(run: DryRun) -> Table:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lntune.report.columns import say
 from lntune.report.tables import micros
-from lntune.words import trials
+from lntune.words import length, trials
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 """Between two plain lines."""
+ESTIMATED_AFTER = 2.0
+"""Seconds after which steps tell how long the others take."""
 
 
 class Pace:
@@ -132,13 +134,23 @@ class TuningProgress(_Shown):
 
 
 class StepProgress(_Shown):
-    """The same for a known number of steps, each a call with its name. Use as a context manager."""
+    """The same for a known number of steps, each a call with its name; as soon as some are over it
+    says what the others take at that pace. Use as a context manager.
+    """
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
         super().__init__(console, time.monotonic())
         self._name, self._steps, self._done = name, steps, 0
+        self._begun = self._last
 
     def __call__(self, what: str) -> None:
         """The next step begins."""
         self._done += 1
-        self._show(f"{self._name} [{self._done}/{self._steps}] {what}")
+        self._show(f"{self._name} [{self._done}/{self._steps}] {self._left()}{what}")
+
+    def _left(self) -> str:
+        """What the steps from this one on take, if they are as the ones before."""
+        over, seconds = self._done - 1, time.monotonic() - self._begun
+        if not over or seconds < ESTIMATED_AFTER:
+            return ""
+        return f"about {length(seconds / over * (self._steps - over))} left: "
