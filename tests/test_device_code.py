@@ -258,11 +258,33 @@ def test_every_target_is_a_device(name: str) -> None:
     assert name not in PRODUCTS or device.name == PRODUCTS[name][0]
 
 
-@pytest.mark.parametrize("name", ["cuda:", "cuda:sm_1", "sm_90", "nvidia/nvidia-h1000"])
-def test_an_unknown_target_is_refused(name: str) -> None:
-    """A near miss is named."""
-    with pytest.raises(UnknownNameError, match="target"):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("cuda:", "cuda:sm_75"),
+        ("cuda:sm_1", "cuda:sm_100"),
+        ("sm_90", "cuda:sm_90"),
+        ("nvidia/nvidia-h1000", "nvidia/nvidia-h100"),
+        ("H100", "nvidia/nvidia-h100"),
+        ("gpu", "cuda"),
+        ("cpuu", "cpu"),
+        ("there", None),
+    ],
+)
+def test_an_unknown_target_is_refused(name: str, near: str | None) -> None:
+    """What was meant is named, a GPU for "gpu" and not what is spelled nearly so, and what targets
+    there are, in words.
+    """
+    with pytest.raises(UnknownNameError, match=f"unknown target '{name}'") as error:
         device_of(name)
+    assert ("Did you mean" in str(error.value)) == (near is not None)
+    assert near is None or f"Did you mean '{near}'?" in str(error.value)
+    for words in (
+        "cpu (this machine's)",
+        "cuda or cuda:1 (a GPU that is here)",
+        "emulated:sm_75 to",
+    ):
+        assert words in str(error.value)
 
 
 @needs_compiler

@@ -4,18 +4,25 @@ far it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
+from made_log import finals as made
 from terminals import Terminal, on_a_terminal
 
 from lntune import ops
 from lntune.case import Case
+from lntune.cli import parse
 from lntune.cli.base import MANY
 from lntune.commands import check as verification
 from lntune.commands.check import Result
 from lntune.device import Device
+from lntune.report.tuned import disturbed_lines, untuned_lines
+from lntune.tune import Settings, forecast
+from lntune.tune.times import Times
+from lntune.versions import Code
 
 
 @pytest.fixture
@@ -73,3 +80,51 @@ def test_check_of_many_shows_what_is_wrong(
     assert line.split() == ["64", "7", "weight+bias", "exact:", "cached_rows", "3.00", "WRONG"]
     assert " right\n" not in printed and "1 wrong" in printed
     assert " right\n" in on_a_terminal(monkeypatch, *asked, "--cases")
+
+
+def test_a_budget_is_said_to_be_short() -> None:
+    """Before a run begins it is said how many cases there are, which come first, how many fit, and
+    with which budget each is searched; a budget that is enough is not remarked on.
+    """
+    grid = ops.get("layer_norm").grid
+    for seconds, lines in ((20.0, 2), (3600.0, 1)):
+        said = forecast.sentences(grid, Settings(seconds=seconds))
+        assert len(said) == lines and said[0].startswith(f"tuning {len(grid)} cases in ")
+        assert str(grid[0]) in said[0] and f"then {len(grid) - forecast.NAMED} more" in said[0]
+    short = forecast.sentences(grid, Settings(seconds=20.0))[1]
+    fits = forecast.fitting(grid, 20.0)
+    assert 1 < fits < len(grid) and f"about {fits} of them fit" in short
+    named = parse.seconds("--budget", short.partition("--budget ")[2].split()[0])
+    assert len(forecast.sentences(grid, Settings(seconds=named))) == 1
+    assert forecast.fitting(grid, 1.0) == 1, "one case is always begun"
+    large = [Case("layer_norm", 65536, "float32", 16384)]
+    assert forecast.least(large[0]) > 10 * forecast.least(grid[0])
+
+
+def test_a_large_case_is_not_begun_at_the_end() -> None:
+    """What a case takes at least is what the last one took, and for a larger one as much more as
+    its tensors take to be made and checked.
+    """
+    times = Times()
+    times.tried(0.25)
+    times.listing, times.bytes = 0.25, 1e6
+    small = times.least(1e6)
+    assert small == times.least(1e3) == pytest.approx(0.5 + times.final(1, math.inf))
+    assert times.least(1e9) > small + 10
+
+
+def test_reasons_are_said_once() -> None:
+    """Cases that were not tuned for one reason are counted in a sentence that names the first; what
+    was disturbed is counted with the command that measures it again.
+    """
+    untuned = dict.fromkeys((f"layer_norm {n}x64 float32" for n in range(1, 60)), "no time")
+    lines = untuned_lines({**untuned, "that": "broken"})
+    assert len(lines) == 2 and lines[1] == "not tuned: that: broken"
+    assert lines[0].startswith("not tuned: 59 cases, no time: layer_norm 1x64 float32; ")
+    assert lines[0].endswith(" and 53 more")
+    finals = list(made(Code(1)))
+    disturbed = [r for r in finals if r.disturbance]
+    (line,) = disturbed_lines(finals, " --target cuda")
+    for record in disturbed:
+        assert f"lntune tune {record.case.op} --hidden" in line.replace("\u00a0", " ")
+    assert "--target" in line and not disturbed_lines([], "")

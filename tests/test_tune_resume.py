@@ -29,7 +29,7 @@ from lntune.errors import BuildError, LogError, StoreError, ToolchainError
 from lntune.log import records
 from lntune.log.records import LogWarning, Record, Timing
 from lntune.measure import trial
-from lntune.measure.jobs import Candidate, Outcome, Try
+from lntune.measure.jobs import Candidate, Final, Outcome, Try
 from lntune.tune import loop
 from lntune.versions import Code
 
@@ -124,6 +124,29 @@ def test_the_same_command_tries_what_is_left(log_dir: Path, fake: type[FakeWorke
     summary = tune.tune([CASE], settings("plain", again=True))
     assert len(tried(fake)) == PLAIN and not summary.earlier and not summary.notes
     assert set(candidates_of(log_dir).values()) == {2}
+
+
+def test_what_was_never_settled_comes_first(fake: type[FakeWorker]) -> None:
+    """Where a run had no time for all cases the same command goes on with the others, which it
+    names before it begins; then with those that other work disturbed; --again has them as they are
+    asked for.
+    """
+    cases = [msgspec.structs.replace(CASE, hidden=hidden) for hidden in (64, 128, 256)]
+
+    def disturbed(job: Job) -> Outcome:
+        return msgspec.structs.replace(always_ok(job), busy=isinstance(job, Final))
+
+    fake.answer = staticmethod(disturbed)
+    tune.tune(cases[:1], settings("plain", trials=1))
+    fake.answer = staticmethod(always_ok)
+    tune.tune(cases[1:2], settings("plain", trials=1))
+    for again, hidden in ((False, [256, 64, 128]), (True, [64, 128, 256])):
+        fake.jobs.clear()
+        said: list[str] = []
+        chosen = settings("plain", trials=1, again=again)
+        tune.tune(cases, chosen, foretell=said.append)
+        assert [job.case.hidden for job in finals(fake)] == hidden
+        assert said[0].startswith(f"tuning 3 cases: layer_norm 8x{hidden[0]} float32, ")
 
 
 def candidates_of(log_dir: Path) -> Counter[Candidate]:

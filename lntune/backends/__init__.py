@@ -8,12 +8,13 @@ A backend is loaded when first asked for, so that a machine without a GPU pays f
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 from typing import TYPE_CHECKING
 
 from lntune.device import Device
-from lntune.errors import unknown
+from lntune.errors import UnknownNameError, unknown
 
 if TYPE_CHECKING:
     from lntune.backends.backend import Backend
@@ -63,7 +64,22 @@ def device_of(target: str) -> Device:
     for name in BACKENDS:
         if (device := get(name).find(target)) is not None:
             return device
-    raise unknown("target", target, targets())
+    raise _unknown_target(target)
+
+
+def _unknown_target(target: str) -> UnknownNameError:
+    """An error that says in words what targets there are, and which may have been meant."""
+    asked, known = target.lower().strip(), targets()
+    holding = [name for name in known if asked and asked in name]
+    near = ["cuda"] if "gpu" in asked else holding or difflib.get_close_matches(asked, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    anywhere = [name for name in get("cuda").targets() if name != "cuda"]
+    stand_ins = get("emulated").targets()
+    return UnknownNameError(
+        f"unknown target {target!r}.{hint} There are: cpu (this machine's); cuda or cuda:1 (a GPU"
+        f" that is here); a GPU that need not be here: {', '.join(anywhere)}; for tests a GPU that"
+        f" this CPU stands in for: {stand_ins[0]} to {stand_ins[-1]}."
+    )
 
 
 def best() -> tuple[Device, str]:

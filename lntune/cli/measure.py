@@ -144,7 +144,7 @@ def tune(
     emulator), and says what a run would measure and how long it would take; exit code 1 when one of
     them is wrong or a run would measure none.
     """
-    from lntune.backends import device_of
+    from lntune.backends import device_of, option
     from lntune.report.columns import whole
     from lntune.report.failures import by_kind, lines
     from lntune.report.output import Output
@@ -152,7 +152,8 @@ def tune(
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
     from lntune.report.tables import console
-    from lntune.tune import Settings
+    from lntune.report.tuned import disturbed_lines, untuned_lines
+    from lntune.tune import TIME_OVER, Settings
     from lntune.tune import tune as run
 
     settings = Settings(
@@ -172,7 +173,7 @@ def tune(
         _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, output_format)
         return
     with TuningProgress(console(stderr=output_format != "table")) as progress:
-        summary = run(cases(op, hidden, dtype, rows, grid), settings, progress)
+        summary = run(cases(op, hidden, dtype, rows, grid), settings, progress, progress.say)
     table = rows_of(summary.finals)
     pace = progress.pace.per_second
     facts = {
@@ -198,10 +199,11 @@ def tune(
         counts += f", beside {summary.earlier.total()} of earlier runs ({by_kind(summary.earlier)})"
     text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
     text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
-    text += [f"not tuned: {name}: {reason}" for name, reason in summary.untuned.items()]
+    text += untuned_lines(summary.untuned)
     text += [f"note: {note}" for note in summary.notes]
-    if "the time was over" in summary.untuned.values():
+    if TIME_OVER in summary.untuned.values():
         text.append("note: the same command goes on with the cases that it had no time for")
+    text += disturbed_lines(summary.finals, option(settings.target))
     shown = result_tables(table, "tuned")
     finish(Output(facts, shown, text, table), output_format, wide, ok=bool(table))
 

@@ -81,6 +81,10 @@ class _Shown:
         if self._live:
             self._live.stop()
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence that stays, above the line."""
+        say(self._console, sentence)
+
     def _show(self, line: str) -> None:
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
@@ -121,9 +125,10 @@ class TuningProgress(_Shown):
         tuned, eager, default = p.final.median(), p.final.median("eager"), p.final.median("default")
         parts = [f"[{p.index + 1}/{p.cases}] {p.case}: tuned {micros(tuned)} us"]
         if p.final.disturbance:
+            trial = f" (best trial: {micros(p.best_us)} us)" if p.best_us < math.inf else ""
             return (
-                f"{parts[0]}, disturbed by other work on the machine: neither times nor ratios"
-                " hold, and undisturbed records come before it"
+                f"{parts[0]}{trial}, but other work disturbed this final: neither times nor"
+                " ratios hold, and it replaces no quiet measurement"
             )
         if tuned and eager:
             parts.append(f"eager {micros(eager)} us ({eager / tuned:.2f}x)")

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from lntune.tune.loop import tune
 from lntune.tune.settings import TRIAL_TIMEOUT, Settings, check_settings
-from lntune.tune.state import Observer, Progress, Summary
+from lntune.tune.state import TIME_OVER, Observer, Progress, Summary
 from lntune.tune.times import TRIAL_SECONDS
 
 __all__ = [
+    "TIME_OVER",
     "TRIAL_SECONDS",
     "TRIAL_TIMEOUT",
     "Observer",

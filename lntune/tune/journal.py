@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lntune import schedule
@@ -93,6 +93,18 @@ class Journal:
         """
         record = self.finals(case.op).get(records.Key.of(case))
         return None if record is None else candidate_of(record)
+
+    def in_turn(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases in the order in which a run comes to them: as they are given, but first those
+        that have no final yet, then those whose final other work disturbed, so that the same
+        command goes on where its time was over; as they are given where all is to be tried again.
+        """
+
+        def settled(case: Case) -> int:
+            final = self.finals(case.op).get(records.Key.of(case))
+            return 0 if final is None else 1 if final.disturbance else 2
+
+        return list(cases) if self._earlier is None else sorted(cases, key=settled)
 
     def kernel(self, case: Case) -> Candidate | None:
         """The kernel that calls of a case have, or would have if eager mode were not faster; None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lntune import backends, ops
 from lntune.case import Case
@@ -16,19 +16,25 @@ from lntune.measure.jobs import Open
 from lntune.measure.worker import START_SECONDS, Worker
 from lntune.system import paths
 from lntune.torch import prepare_training
-from lntune.tune import times
+from lntune.tune import forecast, times
 from lntune.tune.ahead import Ahead
 from lntune.tune.beside import Beside, count
+from lntune.tune.journal import Journal
 from lntune.tune.run import Run
 from lntune.tune.settings import Settings, check_settings
-from lntune.tune.state import Observer, Progress, Summary
+from lntune.tune.state import TIME_OVER, Observer, Progress, Summary
 from lntune.words import counted
 
 
 def tune(
-    cases: Sequence[Case], settings: Settings | None = None, observer: Observer = lambda _: None
+    cases: Sequence[Case],
+    settings: Settings | None = None,
+    observer: Observer = lambda _: None,
+    foretell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Tune the cases in order and return what was found; the log has it already.
+    """Tune the cases in order, those first that were never settled, and return what was found; the
+    log has it already. `foretell` is told before anything is run what there is to do, a sentence at
+    a time.
 
     `settings.seconds` are the run's from this call on, the start of the process that measures and
     all finals among them. They are shared evenly among the cases that are left, so what one case
@@ -48,6 +54,10 @@ def tune(
     settings = settings or Settings()
     check_settings(settings, cases)
     start = time.monotonic()
+    journal = Journal(settings)
+    cases = journal.in_turn(cases)
+    for sentence in forecast.sentences(cases, settings):
+        foretell(sentence)
     summary = Summary(log_dir=settings.log_dir or paths.log_dir())
     builds_ahead = backends.of(settings.target).builds_ahead
     try:
@@ -57,7 +67,7 @@ def tune(
                 stack.enter_context(ahead)
             worker, beside = workers_of(settings, cases)
             stack.enter_context(beside or worker)
-            run = Run(settings, worker, observer, summary, ahead, beside)
+            run = Run(settings, worker, observer, summary, ahead, beside, journal)
             stack.enter_context(run.proposer)
             for op in dict.fromkeys(case.op for case in cases):
                 forward = ops.forward_of(op)
@@ -73,8 +83,8 @@ def tune(
                 run.end = start + settings.seconds
             for index, case in enumerate(cases):
                 remaining = run.end - time.monotonic()
-                if index and remaining < run.times.least:
-                    summary.untuned[str(case)] = "the time was over"
+                if index and remaining < run.times.least(ops.get(case.op).bytes(case)):
+                    summary.untuned[str(case)] = TIME_OVER
                     continue
                 progress = Progress(
                     case, index, len(cases), deadline=None if settings.seconds is None else run.end

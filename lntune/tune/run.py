@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from lntune import knobs, schedule, search
+from lntune import knobs, ops, schedule, search
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
@@ -57,13 +57,14 @@ class Run:
         summary: Summary,
         ahead: Ahead | None,
         beside: Beside | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.settings, self.worker, self.ahead = settings, worker, ahead
         self.beside = beside
         self.observer, self.summary = observer, summary
         self.device = settings.target
         self.proposer = proposals.Proposer(1)
-        self.journal = Journal(settings)
+        self.journal = journal or Journal(settings)
         self.times = Times()
         self.end = math.inf
         """When the run's time is over, on time.monotonic's clock."""
@@ -146,13 +147,17 @@ class Run:
         """Search one case and settle its winner; None when no candidate survived. `following` is
         the case that comes after it.
         """
+        start = time.monotonic()
         candidates = self.candidates(case)
+        self.times.listing = time.monotonic() - start
+        self.times.bytes = ops.get(case.op).bytes(case)
         if not candidates:
             self.summary.untuned[str(case)] = "no schedule has valid knobs for it"
             return None
         self.begin(case, following)
         self.times.training = training.is_timed(case, self.device)
-        end = None if seconds is None else time.monotonic() + seconds
+        end = None if seconds is None else start + seconds
+        seconds = None if seconds is None else max(0.0, seconds - self.times.listing)
         failures = Failures()
         costs = self.known(case, candidates, failures, progress)
         try:

@@ -14,6 +14,8 @@ from lntune.case import Case
 from lntune.log.records import Record, Status
 from lntune.report.failures import Failures
 
+TIME_OVER = "the time was over"
+"""Why a case was not tuned for which a run had no time."""
 Phase = Literal["search", "final", "done"]
 """What a case is at: candidates are tried, the best are measured again, its final is logged."""
 
