@@ -86,7 +86,7 @@ def newest(needs: Iterable[Needed]) -> dict[str, tuple[int, ...]]:
 
 
 def too_new(path: Path) -> list[str]:
-    """What a file asks for beyond OLDEST: "GLIBC_2.34 of libc.so.6"; errors as those of `needed`."""
+    """What a file asks for beyond OLDEST, "GLIBC_2.34 of libc.so.6"; errors: see `needed`."""
     return [
         f"{version} of {library}"
         for library, version in needed(path)
