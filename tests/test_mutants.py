@@ -12,17 +12,20 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from grids import exhaustive, thinned
+from torch.overrides import TorchFunctionMode
 
-from lntune import backends, ops
+from lntune import backends, check, ops
 from lntune import device as device_module
 from lntune.case import Case
-from lntune.check import Verdict, surroundings
+from lntune.check import Verdict, problems, surroundings
+from lntune.ops import saturation
 
 DEVICE = device_module.current()
 Named = dict[str, Any]
@@ -503,6 +506,95 @@ def test_infinity_in_place_of_nan() -> None:
         named["y"].copy_(torch.where(named["y"].isnan(), torch.tensor(math.inf), named["y"]))
 
     assert "another kind" in judged("layer_norm", kernel_of("layer_norm", harm)).message
+
+
+# --- gates that are as good as fully open or shut
+
+
+class Otherwise(TorchFunctionMode):
+    """In the block the reference computes a saturated activation, or its derivative, otherwise:
+    `change(name, number, given, result)` of its functions, the number counting calls of each.
+    """
+
+    def __init__(self, change: Callable[[str, int, Any, Any], Any]) -> None:
+        super().__init__()
+        self._change, self._calls = change, Counter[str]()
+
+    def __torch_function__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        self._calls[operation.__name__] += 1
+        return self._change(operation.__name__, self._calls[operation.__name__], args[0], out)
+
+
+def shut_below(limit: float) -> Any:
+    """A sigmoid is 0 below a limit."""
+    return lambda name, _, z, out: out.where(z >= limit, 0.0) if name == "sigmoid" else out
+
+
+def turned(name: str, _: int, __: Any, out: Any) -> Any:
+    """tanh is 1, or -1, where less than a millionth is missing."""
+    return out.sign().where(1 - out.abs() < 1e-6, out) if name == "tanh" else out
+
+
+def nothing_left(which: int, limit: float) -> Any:
+    """The reference's `which`-th `1 - ...` is 0 below a limit."""
+    return lambda name, number, _, out: (
+        out.where(out >= limit, 0.0) if (name, number) == ("__rsub__", which) else out
+    )
+
+
+SATURATED: dict[str, Any] = {
+    "a gate shut below -12": shut_below(-12),
+    "a gate shut below -15": shut_below(-15),
+    "a gate shut below -30": shut_below(-30),
+    "tanh of 1": turned,
+    "1 - tanh(c)^2 of 0": nothing_left(1, 2e-6),
+    "1 - i of 0": nothing_left(2, 1e-5),
+    "1 - f of 0": nothing_left(3, 1e-5),
+    "1 - g^2 of 0": nothing_left(4, 2e-6),
+    "1 - o of 0": nothing_left(5, 1e-5),
+}
+UNSEEN = {("float16", "a gate shut below -15"), ("float16", "a gate shut below -30")}
+"""A forward's outputs that are below what its dtype has."""
+
+
+def saturated(case: Case, change: Any) -> Callable[..., None]:
+    """A kernel that is right but where its gates are saturated."""
+    correct = kernel_of(case.op, lambda _: None, case=case)
+
+    def kernel(*values: Any) -> None:
+        with Otherwise(change):
+            correct(*values)
+
+    return kernel
+
+
+@pytest.mark.parametrize("variant", ["bias+bias_c", "raw+bias+bias_c", "raw+carried", "plain"])
+@pytest.mark.parametrize("op", ["lnlstm_step", "lnlstm_step_backward"])
+def test_what_is_left_of_saturated_gates(op: str, variant: str) -> None:
+    """Of a gate that is all but shut or open, and of its derivative, what is left is held to its
+    own size: a kernel that has nothing there is rejected, in every dtype, with gains and biases or
+    without.
+    """
+    for dtype in ("float32", "bfloat16", "float16"):
+        case = Case(op, 32, dtype, 64, variant)
+        problem = problems.of_style(case, "saturated", saturation.ROWS)
+        for how, change in SATURATED.items():
+            if op == "lnlstm_step" and ("of" in how or (dtype, how) in UNSEEN):
+                continue  # no derivatives, and 1 for its tanh is right to 16 roundings
+            kernel = saturated(case, change)
+            checked = check._Checked(ops.get(op), case, kernel, check.FENCE, "cpu", DEVICE)
+            message, _, _ = check._judge(checked, problem, 0)
+            assert "saturated inputs" in message, f"{case}, {how}"
+
+
+@pytest.mark.parametrize("op", ["lnlstm_step", "lnlstm_step_backward"])
+def test_every_check_has_saturated_gates(op: str) -> None:
+    """A trial's check has such inputs, and so has the one before a first call."""
+    kernel = saturated(CASES[op], SATURATED["a gate shut below -15"])
+    backend = backends.of(DEVICE)
+    assert "saturated" in backend.verify(CASES[op], DEVICE, kernel).message
+    assert "saturated" in backend.verify_shortly(CASES[op], DEVICE, kernel).message
 
 
 # --- state

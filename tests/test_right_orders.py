@@ -36,7 +36,8 @@ def cases(op: str) -> list[Case]:
 
 def every(op: str) -> Iterator[Any]:
     """(case, style) of an operator."""
-    return ((case, style) for case in cases(op) for style in TOLD)
+    styles = [*TOLD, *ops.get(op).styles[len(STYLES) :]]
+    return ((case, style) for case in cases(op) for style in styles)
 
 
 def ordered(case: Case, named: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:

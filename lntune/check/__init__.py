@@ -118,7 +118,7 @@ def _arguments(
     checked: _Checked, problem: Problem, number: int
 ) -> tuple[list[Any], dict[str, Guarded]]:
     """A kernel's arguments in order, and its tensors by name. Sums begin with small whole
-    numbers.
+    numbers, or with 0 where what is added to them is judged to its last digits.
     """
     import torch
 
@@ -140,7 +140,8 @@ def _arguments(
         else:
             tensor = guarded(sizes, dtype, None, fence, checked.place)
         if arg.role == "sum":
-            tensor.view.copy_(torch.arange(tensor.view.numel()).view(sizes) % 7 - 3)
+            begun = torch.arange(tensor.view.numel()).view(sizes) % 7 - 3
+            tensor.view.copy_(begun * (not problem.parts))
         tensors[arg.name] = tensor
         values.append(tensor.view)
     return values, tensors
@@ -167,7 +168,8 @@ def _run(checked: _Checked, problem: Problem, number: int) -> tuple[dict[str, An
         elif roles[name] == "out":
             outputs[name] = tensor.view
     # waits for a GPU, whose errors show here
-    outputs = {name: out.to(problem.truth[name].device) for name, out in outputs.items()}
+    where = next(iter(problem.truth.values())).device
+    outputs = {name: out.to(where) for name, out in outputs.items()}
     if kept:
         return outputs, kept
     if broken := [name for name, tensor in tensors.items() if tensor.broken]:
@@ -236,7 +238,7 @@ def verify(
         message = message or said
         if said.startswith(traces.KEEPS):
             break
-        errors = {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
+        errors |= {name: max(errors.get(name, 0.0), share) for name, share in shares.items()}
         for name, ratio in ratios.items():
             versus[name] = max(versus.get(name, 0.0), ratio)
     for number, count in enumerate(more_rows):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune.check import problems
 from lntune.check.problems import Problem, largest
-from lntune.ops.op import STYLES
+from lntune.ops.op import SATURATED, STYLES
 from lntune.words import counted
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _wrong_kinds(out: torch.Tensor, problem: Problem, name: str) -> str:
 
 def at(problem: Problem) -> str:
     """Which inputs a problem has, in words."""
-    which = f"{problem.style} inputs" if problem.style in STYLES else problem.style
+    which = f"{problem.style} inputs" if problem.style in (*STYLES, SATURATED) else problem.style
     return f"{which}, {counted(problem.rows, 'row')}"
 
 
@@ -44,13 +44,14 @@ def judge(
     outputs: Mapping[str, Any], problem: Problem
 ) -> tuple[str, dict[str, float], dict[str, float]]:
     """(What is wrong first, empty where nothing is; the largest errors as shares of the tolerances;
-    and divided by eager's own where the input is plain random.) `outputs` lie where the problem's
+    and divided by eager's own where the input is plain random.) Where a problem has parts, these
+    are judged instead. `outputs` lie where the problem's
     truth does.
     """
     message = ""
     errors: dict[str, float] = {}
     versus: dict[str, float] = {}
-    for name, out in outputs.items():
+    for name, out in problems.split(outputs, problem.parts).items():
         finite, truth = problem.finite[name], problem.truth[name]
         if (wrong := _wrong_kinds(out, problem, name)) and not message:
             message = f"{wrong} ({at(problem)})"
@@ -58,7 +59,8 @@ def judge(
         tolerance = problem.tolerance[name]
         # JSON has no infinity
         share = error / tolerance if tolerance else (0.0 if error == 0 else sys.float_info.max)
-        errors[name] = share
+        whole = problem.parts[name][0] if name in problem.parts else name
+        errors[whole] = max(errors.get(whole, 0.0), share)
         if share > 1 and not message:
             allowed = f"{share:.3g} times what is allowed, {tolerance:.3g}"
             message = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from lntune import ops
 from lntune.case import Case
 from lntune.check.rounding import Moving
-from lntune.ops.op import STYLES, Op
+from lntune.ops import saturation
+from lntune.ops.op import SATURATED, STYLES, Arg, Op, Tensors, Tolerance
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +39,16 @@ and an activation make. And how often that is tried.
 """
 
 
+Parts = Mapping[str, tuple[str, slice]]
+"""A name -> an output and columns of it."""
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Named inputs of a style and a number of rows, and of each output the float64 `truth`, what
     is finite in eager mode and what kind the rest is of (`kinds`, None where all is finite), the
     largest absolute error allowed (`tolerance`), and eager's own. `of_any_kind`: an infinity will
-    do for a NaN.
+    do for a NaN. `parts`: a name -> an output and its columns, where these are judged by
+    themselves, and all of the rest is of parts.
     """
 
     style: str
@@ -54,6 +60,7 @@ class Problem(msgspec.Struct, frozen=True):
     tolerance: dict[str, float]
     eager_error: dict[str, float]
     of_any_kind: bool = False
+    parts: Parts = {}
 
     @property
     def bytes(self) -> int:
@@ -67,6 +74,13 @@ class Problem(msgspec.Struct, frozen=True):
         """
         allowed = {n: max(t, least.tolerance[n]) for n, t in self.tolerance.items()}
         return msgspec.structs.replace(self, tolerance=allowed)
+
+
+def split(outputs: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """Outputs by name, or their parts where there are such."""
+    if not parts:
+        return dict(outputs)
+    return {label: outputs[name][..., columns] for label, (name, columns) in parts.items()}
 
 
 def largest(values: torch.Tensor, where: torch.Tensor | None = None) -> float:
@@ -107,42 +121,67 @@ def solved(case: Case, style: str, rows: int, given: dict[str, Any], place: str 
     import torch
 
     op = ops.get(case.op)
+    parts = op.saturated(case) if style == SATURATED and op.saturated else {}
     eager = {name: value.to(place) for name, value in op.eager(case, given).items()}
     given = {n: v.to(place) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
     truth = op.reference(case, given)
+    by_luck = case.hidden < FEW or (style in ("special", SATURATED) and op.saturated)
+    moved = _moved(op, case, given, parts) if by_luck else {}
+    whole = truth
+    eager, truth = split(eager, parts), split(truth, parts)
     finite, kind, allowed, eager_error = {}, {}, {}, {}
-    by_luck = case.hidden < FEW or (style == "special" and op.saturates)
-    moved = _moved(op, case, given) if by_luck else {}
-    for arg in op.arguments(case):
-        if arg.role not in ("out", "sum"):
-            continue
-        name = arg.name
+    for arg, name in judged(op, case, parts):
         finite[name] = eager[name].isfinite()
         all_finite = bool(finite[name].all())
         kind[name] = None if all_finite else (kinds(eager[name]), kinds(truth[name]))
         both = finite[name] & truth[name].isfinite()
         eager_error[name] = largest(eager[name].double() - truth[name], both)
-        tolerance = op.tolerance(case, name)
-        of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
-        # of tiny inputs an output may be tiny: what is 0 instead would be within any other scale
-        least = 0.0 if style.startswith("tiny") else tolerance.least
-        if style.startswith(
-            "tiny "
-        ):  # in an input that outputs shrink with, whatever else is given
-            of = tuple(tensor for tensor in of if tensor in truth) or of
-        scale = max(least, *(largest({**given, **truth}[tensor].double()) for tensor in of))
+        tolerance = op.tolerance(case, arg.name)
+        if parts:  # nothing else is of their size
+            scale = largest(truth[name])
+        else:
+            scale = _scale(tolerance, style, given, whole)
         if arg.role == "sum" and rows > ROWS[-1]:  # to which each row adds a rounding
             scale *= 2 * math.sqrt(rows / ROWS[-1])
         allowed[name] = (
             tolerance.times * eager_error[name] + tolerance.floor * scale + moved.get(name, 0.0)
         )
-    return Problem(style, rows, given, truth, finite, kind, allowed, eager_error)
+        if parts:
+            allowed[name] += _denormal(arg.dtype)
+    return Problem(style, rows, given, truth, finite, kind, allowed, eager_error, parts=parts)
 
 
-def _moved(op: Op, case: Case, given: dict[str, Any]) -> dict[str, float]:
-    """By how much each output moves at most where every input, and what every operation gives,
-    moves by ROUNDINGS of float32, up or down: no arithmetic in float32 can be asked to be nearer to
-    the truth than that. Rows with infinities or NaNs are left out.
+def judged(op: Op, case: Case, parts: Parts) -> Iterator[tuple[Arg, str]]:
+    """What a problem has a truth of: an argument, and its own name or that of a part of it."""
+    for arg in op.arguments(case):
+        if arg.role not in ("out", "sum"):
+            continue
+        names = [label for label, (name, _) in parts.items() if name == arg.name]
+        yield from ((arg, name) for name in (names if parts else (arg.name,)))
+
+
+def _scale(tolerance: Tolerance, style: str, given: Tensors, truth: Tensors) -> float:
+    """What a tolerance's floor is multiplied by on inputs of a style."""
+    of = (tolerance.of,) if isinstance(tolerance.of, str) else tolerance.of
+    # of tiny inputs an output may be tiny: what is 0 instead would be within any other scale
+    least = 0.0 if style.startswith("tiny") else tolerance.least
+    if style.startswith("tiny "):  # in an input that outputs shrink with, whatever else is given
+        of = tuple(tensor for tensor in of if tensor in truth) or of
+    return max(least, *(largest({**given, **truth}[tensor].double()) for tensor in of))
+
+
+def _denormal(dtype: str) -> float:
+    """The least number above 0: as far as a rounding reaches, however small a number is."""
+    import torch
+
+    info = torch.finfo(getattr(torch, dtype))
+    return float(info.smallest_normal * info.eps)
+
+
+def _moved(op: Op, case: Case, given: dict[str, Any], parts: Parts) -> dict[str, float]:
+    """By how much each output, or part of one, moves at most where every input, and what every
+    operation gives, moves by ROUNDINGS of float32, up or down: no arithmetic in float32 can be
+    asked to be nearer to the truth than that. Rows with infinities or NaNs are left out.
 
     It counts where eager mode's own error is a matter of luck. Rows of a few elements that happen
     to be next to alike have a sigma of the size of sqrt(eps) or below, and their layer norm
@@ -164,18 +203,26 @@ def _moved(op: Op, case: Case, given: dict[str, Any]) -> dict[str, float]:
     }
     truth = op.reference(case, exact)
     moving = Moving(ROUNDINGS, case.hidden)
-    most = dict.fromkeys(truth, 0.0)
-    for _ in range(_TURNS):
+    most: dict[str, float] = {}
+    # of a part, which may be a single number, roundings must not happen to undo each other
+    turns = [moving, Moving(ROUNDINGS, 0, outwards=True)] if parts else [moving] * _TURNS
+    for moving in turns:
         turned = {name: moving.moved(value) for name, value in exact.items()}
         with moving.all_results():
             other = op.reference(case, turned)
-        for name, value in truth.items():
-            both = value.isfinite() & other[name].isfinite()
-            most[name] = max(most[name], largest(other[name] - value, both))
+        apart = {
+            name: (other[name] - value).abs_().nan_to_num_(0.0, 0.0)
+            for name, value in truth.items()
+        }
+        for name, gap in split(apart, parts).items():
+            most[name] = max(most.get(name, 0.0), float(gap.max()) if gap.numel() else 0.0)
     return most
 
 
-_EVERY = tuple((s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1)
+_EVERY = (
+    *((s, r) for s in STYLES for r in ROWS if s == "normal" or r > 1),
+    (SATURATED, saturation.ROWS),
+)
 
 
 def of_style(case: Case, style: str, rows: int, place: str = "cpu") -> Problem:
@@ -193,6 +240,7 @@ def of_styles(op_name: str, hidden: int, dtype: str, variant: str) -> tuple[Prob
     every = [
         _problem(op, Case(op_name, hidden, dtype, rows, variant), style, rows, seed)
         for seed, (style, rows) in enumerate(_EVERY)
+        if style in op.styles
     ]
     usual = next(p for p in every if p.style == "normal" and p.rows == ROWS[-1])
     return tuple(p.allowing(usual) if p.rows == ROWS[0] else p for p in every)

@@ -16,12 +16,13 @@ _SHIFT, _SHIFTS = 7919, 4093
 
 class Moving:
     """Moves float64 tensors by so many `roundings` of float32, each number up or down at random,
-    the same for the same `seed`.
+    the same for the same `seed`; or all of them away from 0, so that none undoes another.
     """
 
-    def __init__(self, roundings: float, seed: int) -> None:
+    def __init__(self, roundings: float, seed: int, outwards: bool = False) -> None:
         import torch
 
+        self._outwards = outwards
         self._by, self._count = roundings * 2.0**-24, 0
         self._generator = torch.Generator().manual_seed(seed)
         self._factors = torch.empty(0, dtype=torch.float64)
@@ -36,6 +37,7 @@ class Moving:
         size = value.numel()
         if len(self._factors) < size + _SHIFTS or self._factors.device != value.device:
             signs = torch.randint(0, 2, (size + _SHIFTS,), generator=self._generator, device="cpu")
+            signs = torch.ones_like(signs) if self._outwards else signs
             self._factors = (1 + (2 * signs - 1) * self._by).to(value.device, torch.float64)
         self._count += 1
         start = self._count * _SHIFT % _SHIFTS

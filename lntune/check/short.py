@@ -19,10 +19,11 @@ from lntune.case import Case
 from lntune.check import problems, team, traces
 from lntune.check.problems import ROWS, Problem
 from lntune.device import Device
-from lntune.ops.op import Arg
+from lntune.ops import saturation
+from lntune.ops.op import SATURATED, Arg
 from lntune.transforms import strides
 
-VERSION = 2
+VERSION = 3
 """Of this check: raised when it finds more than before, or less, so that it is made once more."""
 STYLES = ("special", "shifted")
 """Beside plain random inputs: infinities, NaNs, another eps, affine vectors large, zero and
@@ -130,11 +131,15 @@ def _wrong(
     def plain(rows: int) -> Problem:
         return problems.of_style(case, "normal", rows, place).allowing(normal)
 
+    def saturated() -> Problem:
+        return problems.of_style(case, SATURATED, min(several, saturation.ROWS), place)
+
     every: list[Callable[[], Problem]] = [
         lambda: plain(ROWS[0]),
         lambda: normal,
         *(functools.partial(problems.of_style, case, s, several, place) for s in STYLES),
         *(functools.partial(plain, rows) for rows in more_rows),
+        *([saturated] if op.saturated else []),
     ]
     for number, make in enumerate(every):
         message, _, _ = check._judge(checked, make(), number)

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune.case import DTYPES, Case
-from lntune.ops import layer_norm
+from lntune.ops import layer_norm, saturation
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
 from lntune.ops.op import (
+    SATURATED,
     Arg,
     Op,
     Priority,
@@ -195,11 +196,13 @@ def define(case: Case, row_sum: RowSum) -> Any:
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """Gates of the given style (see ops.op.STYLES), a plain random cell, vectors around 1 and 0,
+    """Gates of the given style (see Op.styles), a plain random cell, vectors around 1 and 0,
     and eps.
     """
     import torch
 
+    if style == SATURATED:
+        return saturation.inputs(case, arguments(case), rows, seed)
     generator = torch.Generator().manual_seed(seed)
     dtype, gates = getattr(torch, case.dtype), 4 * case.hidden
     x_style = style if "raw" in tokens_of(case) else "normal"
@@ -334,6 +337,14 @@ def tolerance(case: Case, output: str) -> Tolerance:
     return Tolerance(2.0, rounding[case.dtype], of=output, least=1.0)
 
 
+def saturated(case: Case) -> dict[str, tuple[str, slice]]:
+    """What is judged by itself where gates are saturated: h where the output gate is shut, the cell
+    where nothing comes into it.
+    """
+    shut = {"o": "h"} if "carried" in tokens_of(case) else {"o": "h", "f": "c_new"}
+    return saturation.parts(case, (), (), shut)
+
+
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
     for hidden in (512, 1024, 256, 128, 400)
@@ -370,7 +381,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
-    saturates=True,
+    saturated=saturated,
     linear={"weight_c": ("bias_c",), "bias_c": ("weight_c",)},
     grid=GRID,
     binding="lntune.torch.lnlstm",

@@ -33,11 +33,21 @@ import msgspec
 
 from lntune import device
 from lntune.case import DTYPES, Case
-from lntune.ops import lnlstm_step
+from lntune.ops import lnlstm_step, saturation
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of, widen
 from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, variant
-from lntune.ops.op import DEFAULT_EPS, Arg, Op, RowSum, Tensors, Tolerance, drawn, same_sizes
+from lntune.ops.op import (
+    DEFAULT_EPS,
+    SATURATED,
+    Arg,
+    Op,
+    RowSum,
+    Tensors,
+    Tolerance,
+    drawn,
+    same_sizes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -368,8 +378,8 @@ def _forward_stages(rows: _Rows, tokens: Sequence[str]) -> tuple[Any, Any, Any]:
 
 
 def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
-    """The forward's inputs of that style, dh and dc_new plain random, the statistics its reference
-    gives, in float32; sums of 0.
+    """The forward's inputs of that style, dh and dc_new plain random (of saturated gates those that
+    show them), the statistics its reference gives, in float32; sums of 0.
     """
     import torch
 
@@ -380,8 +390,10 @@ def inputs(case: Case, rows: int, style: str, seed: int) -> dict[str, Any]:
         **forward_inputs,
         **{name: t.float() for name, t in lnlstm_step.reference(forward, forward_inputs).items()},
     }
+    if style == SATURATED:
+        values |= saturation.cotangents(case, rows, values["weight_c"], seed)
     for arg in arguments(case):
-        if arg.name in ("dh", "dc_new"):
+        if arg.name in ("dh", "dc_new") and arg.name not in values:
             values[arg.name] = drawn(rows, case.hidden, generator=generator).to(
                 getattr(torch, case.dtype)
             )
@@ -555,6 +567,14 @@ def tolerance(case: Case, output: str) -> Tolerance:
     )
 
 
+def saturated(case: Case) -> dict[str, tuple[str, slice]]:
+    """What is judged by itself where gates are saturated: each column's own derivatives, which dz
+    is where gates_x came normalized, and always a sum over rows that has them.
+    """
+    of_gates = ["dweight_h"] if "raw" in tokens_of(case) else ["dweight_h", "dgates_x"]
+    return saturation.parts(case, of_gates, ["dweight_c"], {"f": "dc"})
+
+
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
     for hidden in (512, 1024, 256, 128, 400)
@@ -577,7 +597,7 @@ OP = Op(
     bytes=moved_bytes,
     flops=flops,
     tolerance=tolerance,
-    saturates=True,
+    saturated=saturated,
     in_sequences=True,
     linear={"dh": ("dc_new",), "dc_new": ("dh",)},
     grid=GRID,

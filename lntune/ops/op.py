@@ -120,7 +120,7 @@ class Op:
     to a multiple of `together`.
     """
     inputs: Callable[[Case, int, str, int], dict[str, Any]]
-    """(case, rows, style, seed) -> named inputs; the styles are those of STYLES."""
+    """(case, rows, style, seed) -> named inputs; the styles are `styles`."""
     reference: Callable[[Case, Tensors], dict[str, torch.Tensor]]
     """float64 mathematics on the given (dtype-rounded) inputs."""
     eager: Callable[[Case, Tensors], dict[str, torch.Tensor]]
@@ -141,9 +141,10 @@ class Op:
     """Inputs that outputs shrink with, as a gradient's do, and the inputs that have to be 0 for it:
     they are checked with denormal numbers.
     """
-    saturates: bool = False
-    """It has activations that large numbers saturate, which leaves next to nothing of a difference:
-    how near eager mode comes to it is a matter of luck.
+    saturated: Callable[[Case], Mapping[str, tuple[str, slice]]] | None = None
+    """Of an operator with activations that large numbers saturate, which leaves next to nothing of
+    a difference (how near eager mode comes to it is a matter of luck): of what is judged by itself
+    on inputs of the style SATURATED, a name -> an output and its columns.
     """
     in_sequences: bool = False
     """Calls of it are the steps of sequences, which share what a single one costs beside its
@@ -179,6 +180,11 @@ class Op:
     raises ImportError where their package is not installed.
     """
 
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles of inputs that its kernels are checked on."""
+        return (*STYLES, *((SATURATED,) if self.saturated else ()))
+
     def check_variant(self, variant: str) -> str:
         """`variant`, or the default for the empty string; UnknownNameError for anything else."""
         if not variant:
@@ -212,6 +218,8 @@ rows; rows with Inf and NaN; values near the smallest normal number; values whos
 the largest; infinities in the first and last columns, affine vectors that are large, zero and
 denormal, and a sigma at which another eps shows.
 """
+SATURATED = "saturated"
+"""Of operators with activations: those as good as at their limits (see ops/saturation.py)."""
 DEFAULT_EPS, SPECIAL_EPS = 1e-5, 1e-3
 """What is added to the variance: PyTorch's default, and in the style "special"."""
 
