@@ -243,6 +243,24 @@ def test_a_disturbed_final_does_not_replace_a_quiet_one() -> None:
     )
 
 
+@pytest.mark.parametrize("elsewhere", [at(rows=32), at(hidden=256)])
+@pytest.mark.parametrize("eager", [0.5, 2.0])
+def test_a_disturbed_final_decides_on_its_own_case_alone(elsewhere: Case, eager: float) -> None:
+    """Neither its kernel nor that eager mode was faster there holds for another row bucket or
+    hidden size: a quiet record of a further one decides, else default knobs serve, and it is said
+    why.
+    """
+    disturbed = final(elsewhere, eager=eager, busy=True)
+    alone = choose(disturbed)
+    assert alone.tier == "default"
+    assert any("disturbed" in s and "no case but its own" in s for s in alone.steps)
+    further = final(at(hidden=300))
+    assert choose(disturbed, further).record == further
+    assert choose(disturbed, case=elsewhere).record == disturbed
+    quiet = msgspec.structs.replace(disturbed, busy=False)
+    assert choose(quiet).record == quiet
+
+
 def test_stale_before_disturbed() -> None:
     """What was measured in quiet, of a schedule that has changed since, still says more than what
     was measured in turns of the scheduler.

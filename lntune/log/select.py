@@ -7,7 +7,8 @@ are decided together, on what a step takes that autograd runs, where that was me
 
 Of several finals of one case that one serves which comes first in this order (`choose_final`):
 knobs that can be used today before those that cannot; measured in quiet, or not known otherwise,
-before disturbed by other work; of the schedule as it is before stale; the latest.
+before disturbed by other work; of the schedule as it is before stale; the latest. One that was
+disturbed serves its own case and no other.
 """
 
 from __future__ import annotations
@@ -293,6 +294,9 @@ def _from_group(
         steps.append(f"{_label(passed_over.record)} {why}; passed over for an older one")
     if reason:
         return None, [*steps, f"{_label(best)} {reason}"]
+    if tier != "exact" and best.disturbance:
+        why = f"was disturbed ({best.disturbance}): it decides on no case but its own"
+        return None, [*steps, f"{_label(best)} {why}"]
     doubts = "; the schedule's code has changed since, measure again" if old else ""
     doubts += f"; it was disturbed ({why}), measure again" if (why := best.disturbance) else ""
     served, tuned, eager = Setting(best.schedule, best.knobs), best.median(), best.median("eager")
