@@ -66,6 +66,21 @@ COMMANDS = {
         "--budget",
         "300s",
     ],
+    # the first case is soon done, the second is not before the command is killed
+    "compare": [
+        "compare",
+        "cached_rows",
+        "cached_rows:lanes=8",
+        "--measure",
+        "--hidden",
+        "1024",
+        "--dtype",
+        "float32",
+        "--rows",
+        "8,9",
+        "--time",
+        "2s",
+    ],
 }
 
 
