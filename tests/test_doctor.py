@@ -91,6 +91,7 @@ def test_a_sound_machine() -> None:
         "kernel cache",
         "built kernels",
         "kernel checks",
+        "environment",
         "schedules",
         "tuned cases",
         "stale records",

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from lntune import __version__
 from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
-from lntune.system import interrupts, paths, toolchain
+from lntune.system import interrupts, paths, toolchain, variables
 
 if TYPE_CHECKING:
     from lntune.log.records import Record
@@ -169,6 +169,8 @@ class _Command(TyperCommand):
                 raise typer.Exit(128 + signals[0])
 
     def _invoke(self, ctx: Any) -> None:
+        for sentence in () if ctx.command.name == "doctor" else variables.mistaken():
+            tell(sentence)
         try:
             _settle_format(ctx)
             for name in LISTS:

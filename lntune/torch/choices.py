@@ -22,7 +22,7 @@ from lntune.log import records, slower
 from lntune.log.records import LogWarning, Record
 from lntune.log.select import Choice, select
 from lntune.schedule import Schedule, ScheduleWarning
-from lntune.system import callers, paths
+from lntune.system import callers, paths, variables
 from lntune.torch import first_check, untuned
 from lntune.torch.reloading import LOCK, on_reload
 
@@ -42,6 +42,7 @@ def choose(case: Case, device: Device | None = None) -> Choice:
         LogError: a log of this device cannot be read.
     """
     case, device = case.typical, device or device_module.current()
+    variables.warn_once()
     with LOCK:
         if (device, case) not in _choices:
             if (device, case.op) not in _records:

@@ -24,6 +24,7 @@ from lntune.schedule import Schedule, ScheduleWarning
 from lntune.system import callers, paths, trust
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
+from lntune.system.variables import VariableWarning
 from lntune.torch import apart, devices, first_check, untuned
 from lntune.torch.choices import choose, decide, decide_anew
 from lntune.torch.first_check import (
@@ -59,6 +60,7 @@ FILTERED_WARNINGS = (
     DamagedWarning,
     paths.CacheWarning,
     trust.TrustWarning,
+    VariableWarning,
     ScheduleWarning,
     WrongKernelWarning,
 )

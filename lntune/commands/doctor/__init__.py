@@ -6,11 +6,12 @@ its name, the folders that are written to in `folders`, schedules and tuning rec
 
 from __future__ import annotations
 
+import os
 import warnings
 
 from lntune.commands.doctor import content, cpu, folders, gpu, packages
 from lntune.commands.doctor.finding import Finding, looked
-from lntune.system import paths
+from lntune.system import paths, variables
 
 __all__ = ["Finding", "examine"]
 
@@ -24,5 +25,16 @@ def examine() -> list[Finding]:
             *cpu.examine(),
             *gpu.examine(),
             *folders.examine(),
+            *looked("environment", _environment),
             *looked("schedules", content.examine),
         ]
+
+
+def _environment() -> list[Finding]:
+    """The variables of lntune's that are set, and what looks like one and is none."""
+    known = ", ".join(sorted(name for name in variables.KNOWN if os.environ.get(name)))
+    found = [Finding("environment", "ok", known or "no variable of lntune's is set")]
+    for sentence in variables.mistaken():
+        what, _, remedy = sentence.partition(". ")
+        found.append(Finding("environment", "warn", what, remedy or "Set it to 0 or 1."))
+    return found
