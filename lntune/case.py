@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lntune import bounds
 from lntune.errors import InputError, got_expected, unknown
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ class Case(msgspec.Struct, frozen=True, order=True):
     is the operator's default. A short name of a dtype ("bf16") is taken for the whole one.
     """
 
-    op: str
+    op: bounds.Identifier
     hidden: int
-    dtype: str
-    rows: int
-    variant: str = ""
+    dtype: bounds.Name
+    rows: bounds.Rows
+    variant: bounds.Name = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

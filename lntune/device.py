@@ -10,8 +10,11 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
+
+from lntune import bounds
 
 # The x86-64 microarchitecture levels, by the flags Linux shows. The CPU's marketing name is not
 # used: a virtual machine often hides features that the named CPU has, and code built for the name
@@ -38,6 +41,10 @@ _VECTOR_BYTES = {
 _EXTRAS = (("avx512_bf16", "avx512bf16"), ("avx512_fp16", "avx512fp16"))
 
 
+Kind: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(cpu|gpu)\Z")]
+"""Whose schedules a device takes."""
+
+
 class Device(msgspec.Struct, frozen=True):
     """A CPU or GPU as a target and as a fingerprint.
 
@@ -53,17 +60,17 @@ class Device(msgspec.Struct, frozen=True):
     `backend` is the folder of lntune/backends/ that runs it, where that is not its kind's own.
     """
 
-    kind: str
-    name: str
-    isa: str
-    cores: int
-    features: tuple[str, ...] = ()
-    l1: int = 0
-    l2: int = 0
-    l3: int = 0
-    model: str = ""
-    shared_memory: int = 0
-    backend: str = ""
+    kind: Kind
+    name: bounds.Name
+    isa: bounds.Name
+    cores: bounds.Cores
+    features: Annotated[tuple[bounds.Name, ...], bounds.FEW] = ()
+    l1: bounds.Count = 0
+    l2: bounds.Count = 0
+    l3: bounds.Count = 0
+    model: bounds.Name = ""
+    shared_memory: bounds.Count = 0
+    backend: bounds.Name = ""
 
     @property
     def multiprocessors(self) -> int:

@@ -15,9 +15,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lntune import bounds
 from lntune.errors import InputError, got_expected, unknown
 
-Value = int | bool | str
+Value = bounds.Whole | bool | bounds.Text
 _SHOWN = 80
 """Characters of a text that a message shows."""
 Valid = Callable[[Any], str | None]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lntune import bounds
+
 LOWERING = {"cpu": 1, "gpu": 2}
 """For each kind of device the version of what every scheduled module of its goes through on the way
 to machine code: transformations that schedules share, passes, edits of LLVM IR and CUDA source.
@@ -26,9 +28,9 @@ class Code(msgspec.Struct, frozen=True):
     not known, and for PyTorch's operators.
     """
 
-    schedule: int | str = 0
-    op: int = 0
-    lowering: int = 0
+    schedule: bounds.Whole | bounds.Name = 0
+    op: bounds.Whole = 0
+    lowering: bounds.Whole = 0
 
 
 _FIRST = Code(1, 1, 1)

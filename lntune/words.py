@@ -1,6 +1,8 @@
-"""Figures in sentences: counts with their nouns ("1 case", "2 cases"), and durations."""
+"""Figures in sentences: counts with their nouns ("1 case", "2 cases"), durations; others' words."""
 
 from __future__ import annotations
+
+import re
 
 
 def counted(count: int, noun: str, many: str = "") -> str:
@@ -23,3 +25,18 @@ def length(seconds: float) -> str:
     if seconds < 2 * minute:
         return f"{seconds:.0f} s"
     return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text on one line that does nothing to a terminal: names in a log may be anybody's, and hold
+    escape sequences.
+    """
+    return _CONTROLS.sub(lambda sign: repr(sign[0])[1:-1], text)
+
+
+def visible_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "\n".join(map(visible, text.split("\n")))

@@ -63,6 +63,8 @@ COMMANDS = (
     "demo",
     "bringup",
     "search-study",
+    "merge",
+    "prune",
 )
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -173,7 +175,7 @@ def test_every_command_explains_itself(command: str) -> None:
     "command",
     [
         *("tune", "report", "check", "build", "bench", "compare", "inspect", "demo", "bringup"),
-        "search-study",
+        *("search-study", "merge", "prune"),
     ],
 )
 def test_tables_can_be_had_whole(command: str) -> None:
@@ -369,6 +371,7 @@ NEEDED = {
     "why": ("layer_norm", "--hidden", "64"),
     "show": ("layer_norm", "--hidden", "64"),
     "compare": ("a.json", "b.json"),
+    "merge": ("a.jsonl", "-o", "b.jsonl"),
 }
 """What commands cannot do without."""
 UNEXPECTED: list[tuple[Exception, int, str]] = [

@@ -22,6 +22,8 @@ from lntune.backends.cuda.code import Code
 from lntune.backends.cuda.occupancy import Occupancy
 from lntune.backends.cuda.resources import Resources
 from lntune.case import Case
+from lntune.commands import merge as merging
+from lntune.commands import prune as pruner
 from lntune.commands.build import Built
 from lntune.commands.check import Result as Checked
 from lntune.commands.doctor import Finding
@@ -29,6 +31,7 @@ from lntune.commands.inspect import Inspected
 from lntune.commands.search_study import Result as Studied
 from lntune.compare.comparison import Comparison, Measurement, Result
 from lntune.device import Device
+from lntune.log import pruning
 from lntune.report import (
     bringup,
     builds,
@@ -39,6 +42,7 @@ from lntune.report import (
     findings,
     histories,
     inspections,
+    merged,
     overview,
     queries,
     studies,
@@ -255,6 +259,23 @@ def the_verdicts() -> Table:
     )
 
 
+def the_merged() -> Table:
+    """Logs of two devices put together."""
+    files = [
+        merging.File(f"/a/folder/{name}/{op}.jsonl", name, op, 1167, 93, 5)
+        for name in ("amd-epyc-f25m17s1-x86-64-v4-2c", "intel-xeon-x86-64-v4-128c")
+        for op in ("layer_norm", "lnlstm_step_backward")
+    ]
+    return merged.files(merging.Merged("c", (), tuple(files), 2, 1, 0, (), ()))
+
+
+def the_pruned() -> Table:
+    """Every reason to keep or to drop lines of a log."""
+    whys = [value for name, value in vars(pruning).items() if name.isupper() and name[0] != "_"]
+    counts = {why: 12_345 for why in whys if isinstance(why, str)}
+    return merged.pruned(pruner.Pruned(True, (), counts, counts, ()))
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "report": lambda: tables.cases_table(
         [row(c, compile_us=None, over_better=None) for c in CASES], "amd-epyc", details=True
@@ -326,6 +347,8 @@ TABLES: dict[str, Callable[[], Table]] = {
         ]
     ),
     "tune --dry-run": the_dry_runs,
+    "merge": the_merged,
+    "prune": the_pruned,
     "bringup": the_operators,
 }
 
@@ -425,6 +448,8 @@ def test_all_tables_are_tried_here() -> None:
         inspections.table,
         dry_runs.table,
         studies.table,
+        merged.files,
+        merged.pruned,
     )
     others = (overview.overview_table, histories.runs_table, histories.histories_table)
     others += (queries.trials_table,)

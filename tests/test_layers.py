@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # public names (which resolve on first use). Imports for type checkers only are free: they carry a
 # type's name, not code.
 LAYERS = (
-    ("errors", "words"),
+    ("errors", "words", "bounds"),
     ("system",),
     ("architectures", "certainty", "device", "versions", "case", "knobs"),
     ("ops", "search"),

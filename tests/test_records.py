@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import string
 import sys
 import tempfile
 import warnings
@@ -15,14 +14,15 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from any_records import any_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lntune.case import BUCKETS, DTYPES, MAX_HIDDEN, Case
+from lntune.case import BUCKETS, Case
 from lntune.device import Device
 from lntune.errors import LogError
 from lntune.log import records
-from lntune.log.records import SCHEMA, LogWarning, Record, Role, Setting, Status, Timing
+from lntune.log.records import SCHEMA, LogWarning, Record, Role, Status, Timing
 from lntune.versions import Code
 
 DEVICE = Device("cpu", "Test(R) CPU", "x86-64-v3", 2)
@@ -56,53 +56,6 @@ def read_quietly(folder: Path) -> list[Record]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return records.read([folder])
-
-
-names = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
-finite = st.floats(0, 1e300)
-any_text = st.text(max_size=40)
-any_case = st.builds(
-    Case,
-    op=names,
-    hidden=st.integers(1, MAX_HIDDEN),
-    dtype=st.sampled_from(sorted(DTYPES)),
-    rows=st.integers(0, 2**40),
-    variant=names | st.just(""),
-)
-any_device = st.builds(
-    Device,
-    kind=names,
-    name=st.text(string.printable, max_size=60),
-    isa=names,
-    cores=st.integers(1, 512),
-    features=st.lists(names, max_size=3).map(tuple),
-    l1=st.integers(0, 2**31),
-)
-any_record = st.builds(
-    Record,
-    role=st.sampled_from(["trial", "final"]),
-    case=any_case,
-    device=any_device,
-    threads=st.integers(1, 512),
-    schedule=names,
-    code=st.builds(Code, st.integers(0, 99) | names, st.integers(0, 99), st.integers(0, 99)),
-    knobs=st.dictionaries(
-        names, st.integers(-(2**63), 2**63 - 1) | st.booleans() | any_text, max_size=6
-    ),
-    status=st.sampled_from(get_args(Status)),
-    message=any_text,
-    timings=st.dictionaries(
-        names, st.builds(Timing, st.lists(finite, max_size=5).map(tuple), finite), max_size=4
-    ),
-    errors=st.dictionaries(names, st.floats(), max_size=3),
-    versus_eager=st.dictionaries(names, st.floats(), max_size=3),
-    busy=st.none() | st.booleans(),
-    default=st.none()
-    | st.builds(Setting, names, st.dictionaries(names, st.integers(0, 9), max_size=2)),
-    versions=st.dictionaries(any_text, any_text, max_size=3),
-    run=any_text,
-    time=any_text,
-)
 
 
 @settings(deadline=None, max_examples=60)

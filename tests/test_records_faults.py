@@ -42,7 +42,7 @@ def a_record(index: int = 0, run: str = "", samples: int = 3) -> Record:
         schedule="cached_rows",
         knobs={"lanes": 4, "parallel": True},
         status="ok",
-        timings={"tuned": Timing(tuple(float(i) for i in range(samples)), 1.0)},
+        timings={"tuned": Timing(tuple(float(i) for i in range(1, samples + 1)), 1.0)},
         message=f"record {index}",
         run=run,
     )

@@ -8,6 +8,7 @@ from lntune.cli import (  # each registers its commands
     bench,
     bringup,
     compare,
+    logs,
     look,
     measure,
     report,
@@ -15,7 +16,18 @@ from lntune.cli import (  # each registers its commands
 )
 from lntune.cli.base import app
 
-__all__ = ["app", "bench", "bringup", "compare", "look", "main", "measure", "report", "search"]
+__all__ = [
+    "app",
+    "bench",
+    "bringup",
+    "compare",
+    "logs",
+    "look",
+    "main",
+    "measure",
+    "report",
+    "search",
+]
 
 
 def main() -> None:

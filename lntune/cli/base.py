@@ -21,6 +21,7 @@ from lntune import __version__
 from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
 from lntune.system import interrupts, paths, toolchain, variables
+from lntune.words import visible_lines
 
 if TYPE_CHECKING:
     from lntune.log.records import Record
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ORDER = [
     *("demo", "tune", "report", "why", "compare", "bench", "check"),
+    *("merge", "prune"),
     *("show", "inspect", "build", "bringup", "search-study", "doctor", "ops"),
 ]
 
@@ -271,7 +273,7 @@ def tell(text: str) -> None:
     `columns.say` and `columns.whole`.
     """
     if not sys.stderr.isatty():
-        print(text.replace("\u00a0", " "), file=sys.stderr)
+        print(visible_lines(text.replace("\u00a0", " ")), file=sys.stderr)
         return
     from lntune.report.columns import say
     from lntune.report.tables import console

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from lntune import bounds
 from lntune.certainty import Verdict
 
 
@@ -15,9 +16,9 @@ class Advantage(msgspec.Struct, frozen=True):
     not tell.
     """
 
-    ratio: float
-    low: float | None
-    high: float | None
+    ratio: bounds.Ratio
+    low: bounds.Ratio | None
+    high: bounds.Ratio | None
     verdict: Verdict
 
 
@@ -36,8 +37,8 @@ class Decision(msgspec.Struct, frozen=True):
     verdict: Literal["better", "tied", "likely", "alone"]
     by: Literal["time", "cold", "simplicity"]
     over_runner_up: Advantage | None = None
-    runner_up: int | None = None
-    tied: tuple[int, ...] = ()
+    runner_up: bounds.Count | None = None
+    tied: Annotated[tuple[bounds.Count, ...], bounds.FEW] = ()
     over_eager: Advantage | None = None
     over_default: Advantage | None = None
     training: Advantage | None = None

@@ -15,15 +15,16 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
+from lntune import bounds
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LogError
 from lntune.knobs import Value
-from lntune.log import disturbance
+from lntune.log import disturbance, lines
 from lntune.log.decision import Decision
 from lntune.system import callers, locks
 from lntune.versions import Code, of_hash
@@ -81,15 +82,20 @@ class Timing(msgspec.Struct, frozen=True):
     record.
     """
 
-    samples_us: tuple[float, ...]
-    median_us: float
+    samples_us: Annotated[tuple[bounds.Microseconds, ...], bounds.SAMPLES]
+    median_us: bounds.Microseconds
+
+
+Knobs: TypeAlias = Annotated[dict[bounds.Name, Value], bounds.FEW]
+Errors: TypeAlias = Annotated[dict[bounds.Name, bounds.Error], bounds.FEW]
+Timings: TypeAlias = Annotated[dict[bounds.Name, Timing], bounds.FEW]
 
 
 class Setting(msgspec.Struct, frozen=True):
     """A schedule and its knobs."""
 
-    schedule: str
-    knobs: dict[str, Value]
+    schedule: bounds.Name
+    knobs: Knobs
 
 
 class Rival(msgspec.Struct, frozen=True):
@@ -98,13 +104,13 @@ class Rival(msgspec.Struct, frozen=True):
     what its mappings of these names would hold of it.
     """
 
-    schedule: str
-    knobs: dict[str, Value]
+    schedule: bounds.Name
+    knobs: Knobs
     timing: Timing
     code: Code = Code()
-    errors: dict[str, float] = {}
-    versus_eager: dict[str, float] = {}
-    instructions: float | None = None
+    errors: Errors = {}
+    versus_eager: Errors = {}
+    instructions: bounds.Error | None = None
     cold: Timing | None = None
     warm: Timing | None = None
 
@@ -134,29 +140,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     role: Role = "trial"
     case: Case
     device: Device
-    threads: int
-    schedule: str
+    threads: bounds.Count
+    schedule: bounds.Name
     code: Code = Code()
-    knobs: dict[str, Value]
+    knobs: Knobs
     status: Status
-    message: str = ""
-    timings: dict[str, Timing] = {}
-    errors: dict[str, float] = {}
-    versus_eager: dict[str, float] = {}
+    message: bounds.Sentence = ""
+    timings: Timings = {}
+    errors: Errors = {}
+    versus_eager: Errors = {}
     busy: bool | None = None
     default: Setting | None = None
-    rivals: tuple[Rival, ...] = ()
-    clocks: tuple[int, ...] = ()
-    instructions: float | None = None
-    cold: dict[str, Timing] = {}
-    warm: dict[str, Timing] = {}
-    training: dict[str, Timing] = {}
+    rivals: Annotated[tuple[Rival, ...], bounds.FEW] = ()
+    clocks: Annotated[tuple[bounds.Count, ...], bounds.FEW] = ()
+    instructions: bounds.Error | None = None
+    cold: Timings = {}
+    warm: Timings = {}
+    training: Timings = {}
     forward: Setting | None = None
     decision: Decision | None = None
-    noticed: tuple[str, ...] = ()
-    versions: dict[str, str] = {}
-    run: str = ""
-    time: str = ""
+    noticed: Annotated[tuple[bounds.Sentence, ...], bounds.FEW] = ()
+    versions: Annotated[dict[bounds.Name, bounds.Name], bounds.FEW] = {}
+    run: bounds.Name = ""
+    time: bounds.Moment = ""
 
     def __post_init__(self) -> None:
         # What JSON cannot hold would make the line unreadable: infinite errors, and half characters
@@ -256,28 +262,41 @@ def read_file(path: Path, role: Role | tuple[Role, ...] = ()) -> Iterator[Record
     """
     roles = (role,) if isinstance(role, str) else role
     others = _beginnings(r for r in get_args(Role) if roles and r not in roles)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise LogError(f"cannot read the tuning log {path}: {e.strerror or e}.") from e
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line, fault in lines.of_file(path):
+        if fault:
+            callers.warn(f"{path}:{number}: skipped, {fault}.", LogWarning)
+            continue
         if line.startswith(others) or not line.strip():
             continue
         try:
             head = _head(line)
-            if head.schema > SCHEMA:
-                newer = (
-                    f"written by a newer lntune (schema {head.schema}, this one reads up to"
-                    f" {SCHEMA})"
-                )
-                callers.warn(f"{path}:{number}: skipped, {newer}.", LogWarning)
+            if roles and head.role not in roles and head.schema <= SCHEMA:
                 continue
-            if roles and head.role not in roles:
-                continue
-            record = _DECODER.decode(line)
-            yield record if head.schema >= _VERSIONS else _with_versions(record, line)
+            yield of_line(line)
+        except NewerError as e:
+            callers.warn(f"{path}:{number}: skipped, {e}.", LogWarning)
         except Exception as e:  # msgspec's errors, and ours from a Case that makes no sense
             callers.warn(f"{path}:{number}: skipped, not a usable record: {e}", LogWarning)
+
+
+class NewerError(LogError):
+    """A record is of a newer schema."""
+
+
+def of_line(line: bytes) -> Record:
+    """The record of a line.
+
+    Raises:
+        NewerError: it is of a newer schema.
+        ValueError, RecursionError: it is no record, or holds what none may.
+    """
+    schema = _head(line).schema
+    if schema > SCHEMA:
+        raise NewerError(
+            f"written by a newer lntune (schema {schema}, this one reads up to {SCHEMA})"
+        )
+    record = _DECODER.decode(line)
+    return record if schema >= _VERSIONS else _with_versions(record, line)
 
 
 _DECODER = msgspec.json.Decoder(Record)
@@ -335,12 +354,17 @@ def read(
     logs = []
     for folder in folders:
         for name in device.folders if device else ("*",):
-            logs += [
-                list(read_file(path, role))
-                for path in sorted(folder.glob(f"{name}/{op or '*'}.jsonl"))
-            ]
+            logs += [list(read_file(path, role)) for path in files(folder, name, op or "*")]
     records = merged(logs, now)
     return records if device is None else [r for r in records if not device.differences(r.device)]
+
+
+def files(folder: Path, device: str = "*", op: str = "*") -> list[Path]:
+    """The logs of a folder, of one device's folder or one operator where given; none that is being
+    written to take the place of another.
+    """
+    found = folder.glob(f"{device}/{op}.jsonl")
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Record]:
@@ -354,13 +378,22 @@ def merged(logs: Iterable[Sequence[Record]], now: str | None = None) -> list[Rec
     latest = horizon(now)
     placed: list[tuple[str, tuple[str, str], int, Record]] = []
     for log in logs:
-        at = ""
-        for number, record in enumerate(log):
-            if at < record.time <= latest:
-                at = record.time
+        moments = placed_at((record.time for record in log), latest)
+        for number, (at, record) in enumerate(zip(moments, log, strict=True)):
             # at one time: by file, in whatever order files are read
             placed.append((at, (log[-1].time, log[-1].run), number, record))
     return [record for *_, record in sorted(placed, key=lambda p: p[:3])]
+
+
+def placed_at(times: Iterable[str], latest: str) -> Iterator[str]:
+    """When each line of a file was written, given the times that lines have, first to last: no
+    line before the one above it, and none after `latest`.
+    """
+    at = ""
+    for time in times:
+        if at < time <= latest:
+            at = time
+        yield at
 
 
 def horizon(now: str | None = None) -> str:

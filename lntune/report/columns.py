@@ -19,6 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from lntune.report import bars
+from lntune.words import visible
 
 WIDE = 1_000_000
 """The width of what is not a terminal: nothing is left out or broken."""
@@ -195,16 +196,6 @@ class Table:
             if max(map(cell_len, line.plain.split()), default=0) > width:
                 line.no_wrap, line.overflow = True, "ignore"
         return lines
-
-
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def visible(text: str) -> str:
-    """A text on one line that does nothing to a terminal: names in a log may be anybody's, and hold
-    escape sequences.
-    """
-    return _CONTROLS.sub(lambda sign: repr(sign[0])[1:-1], text)
 
 
 _UNBROKEN = "\u00a0"

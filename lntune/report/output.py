@@ -77,7 +77,8 @@ def text(output: Output, form: str) -> str:
 
 def json(facts: Any) -> str:
     """Facts for a machine, in a form that a person can read as well."""
-    return msgspec.json.format(msgspec.json.encode(facts), indent=2).decode()
+    plain = msgspec.json.format(msgspec.json.encode(facts), indent=2).decode()
+    return _CONTROLS.sub(lambda sign: f"\\u{ord(sign[0]):04x}", plain)
 
 
 def html(output: Output) -> str:
@@ -104,6 +105,9 @@ def html_table(table: Table) -> str:
     caption = f"<caption>{escape(table.title)}</caption>" if table.title else ""
     return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
+
+_CONTROLS = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What JSON may hold as it is, and terminals may act upon; it stands in strings alone."""
 
 # --- CSV
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from lntune.words import visible_lines
+
 _HERE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 
 
@@ -50,9 +52,11 @@ def place() -> Place:
 
 
 def warn(message: str, category: type[Warning], at: Place | None = None) -> None:
-    """Warn of something at the caller's line, or at another."""
+    """Warn of something at the caller's line, or at another. Strangers' words that are in it do
+    nothing to a terminal.
+    """
     file, line, module, registry = at or place()
-    warnings.warn_explicit(message, category, file, line, module, registry)
+    warnings.warn_explicit(visible_lines(message), category, file, line, module, registry)
 
 
 def action(message: str, category: type[Warning], at: Place) -> str:
