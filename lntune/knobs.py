@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lntune import bounds
-from lntune.errors import InputError, got_expected, unknown
+from lntune.errors import InputError, UnknownNameError, got_expected, unknown
 
 Value = bounds.Whole | bool | bounds.Text
 _SHOWN = 80
@@ -113,7 +113,7 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
         if name in new:
             raise InputError(got_expected("knob", f"{name} twice", "each knob once"))
         if name not in choices:
-            raise unknown("knob", name, choices)
+            raise unknown_knob(name, [type(setting)])
         if name in refusals:
             _check_open(name, text, refusals[name])
             new[name] = text
@@ -125,6 +125,43 @@ def changed(setting: Any, words: Sequence[str]) -> Any:
             raise InputError(got_expected("knob", repr(word), expected))
         new[name] = values[text]
     return dataclasses.replace(setting, **new)
+
+
+def nearest(setting: Any, fixed: Container[str], fits: Callable[[Any], bool]) -> Any | None:
+    """The setting that fits with as few other knobs changed as can be, one or two, by as few steps,
+    none of them `fixed`; itself where it fits, None where none does.
+    """
+    if fits(setting):
+        return setting
+    choices = values_of(type(setting))
+    free = [name for name in choices if name not in fixed and len(choices[name]) > 1]
+
+    def steps(name: str, value: Value) -> int:
+        return abs(choices[name].index(value) - choices[name].index(getattr(setting, name)))
+
+    for count in (1, 2):
+        changes = (
+            dict(zip(names, values, strict=True))
+            for names in itertools.combinations(free, count)
+            for values in itertools.product(*(choices[name] for name in names))
+            if all(value != getattr(setting, n) for n, value in zip(names, values, strict=True))
+        )
+        for change in sorted(changes, key=lambda c: sum(steps(n, v) for n, v in c.items())):
+            if fits(other := dataclasses.replace(setting, **change)):
+                return other
+    return None
+
+
+def unknown_knob(name: str, classes: Iterable[type]) -> UnknownNameError:
+    """An error that lists the knobs of some schedules with the values that each may take."""
+    values: dict[str, dict[str, None]] = {}
+    for cls in classes:
+        for known, given in values_of(cls).items():
+            texts = ["TEXT"] if known in _refusals(cls) else [str(value).lower() for value in given]
+            values.setdefault(known, {}).update(dict.fromkeys(texts))
+    error = str(unknown("knob", name, values)).partition(" Known:")[0]
+    known_values = ", ".join(f"{known}={'|'.join(texts)}" for known, texts in values.items())
+    return UnknownNameError(f"{error} Known: {known_values or 'none'}.")
 
 
 def enumerate_space(cls: type, valid: Valid = lambda _: None) -> Iterator[Any]:

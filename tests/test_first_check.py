@@ -644,7 +644,7 @@ def test_why_names_other_kernels(own_cache: Path) -> None:
     assert wrong.endswith("its kernel is wrong: wrong from row 1000 on")
     text = str(lntune.explain("layer_norm", 48, rows=8))
     assert "  - found right, too: plain, rows apart\n" in text
-    assert text.endswith(f"  - weight: {wrong}")
+    assert f"  - weight: {wrong}\n" in text
 
 
 def test_a_thorough_check_refuses(own_cache: Path) -> None:

@@ -4,22 +4,38 @@ far it is.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from made_log import CASES as made_cases
 from made_log import finals as made
 from terminals import Terminal, on_a_terminal
+from typer.testing import CliRunner
 
-from lntune import ops
+from lntune import device, knobs, ops, schedule
 from lntune.case import Case
-from lntune.cli import parse
+from lntune.cli import app, parse
 from lntune.cli.base import MANY
+from lntune.commands import build as prebuild
 from lntune.commands import check as verification
+from lntune.commands import inspect as inspection
+from lntune.commands.build import Built
 from lntune.commands.check import Result
+from lntune.compare import sides
 from lntune.device import Device
+from lntune.knobs import Value, knob
+from lntune.log import records
+from lntune.log.records import Record
+from lntune.report.columns import Column, Table, key
 from lntune.report.tuned import disturbed_lines, untuned_lines
+from lntune.system import native, toolchain
 from lntune.tune import Settings, forecast
 from lntune.tune.times import Times
 from lntune.versions import Code
@@ -128,3 +144,181 @@ def test_reasons_are_said_once() -> None:
     for record in disturbed:
         assert f"lntune tune {record.case.op} --hidden" in line.replace("\u00a0", " ")
     assert "--target" in line and not disturbed_lines([], "")
+
+
+def final_of(device: Device, **change: object) -> Record:
+    """A final of some device, of a schedule as it is today."""
+    code = schedule.get("cached_rows").code
+    (record, *_) = made(code)
+    return msgspec.structs.replace(record, device=device, **change)
+
+
+def test_why_is_short_and_ends_with_a_command(
+    log_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other devices' records are counted, and named by --all; what is not tuned ends with the
+    command that tunes it, what was disturbed with the one that measures again, what is tuned with
+    none. --json has all of it.
+    """
+    here = device.current()
+    others = [msgspec.structs.replace(here, name=f"CPU {n}", cores=99) for n in range(14)]
+    for other in others:
+        records.append(log_dir, final_of(other))
+    case = made_cases[0]
+    asked = ("why", case.op, "--hidden", case.hidden, "--dtype", case.dtype, "--rows", case.rows)
+    asked = (*asked, "--log-dir", log_dir)
+    sizes = f"--hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
+    printed = on_a_terminal(monkeypatch, *asked)
+    assert "records of 14 other devices" in printed and len(printed.splitlines()) < 14
+    assert printed.splitlines()[-1].strip().endswith(f"lntune tune {case.op} {sizes}")
+    every = on_a_terminal(monkeypatch, *asked, "--all")
+    assert all(other.slug in every for other in others)
+    facts = json.loads(on_a_terminal(monkeypatch, *asked, "--json"))
+    assert set(facts["foreign"]) == {other.slug for other in others}
+    assert facts["command"] == f"lntune tune {case.op} {sizes}"
+    records.append(log_dir, final_of(here, knobs=default_knobs(case), busy=True))
+    assert "measure it again: lntune tune" in on_a_terminal(monkeypatch, *asked)
+    records.append(log_dir, final_of(here, knobs=default_knobs(case)))
+    assert "lntune tune" not in on_a_terminal(monkeypatch, *asked)
+
+
+def default_knobs(case: Case) -> dict[str, Value]:
+    """Knobs that fit."""
+    return knobs.to_dict(schedule.get("cached_rows").untuned(case, device.current()))
+
+
+def test_operators_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All operators fit a terminal, a line each; the name of one has its schedules and variants."""
+    lines = on_a_terminal(monkeypatch, "ops").splitlines()
+    assert [line.split()[0] for line in lines[1 : len(ops.OPS) + 1]] == list(ops.OPS)
+    assert len(lines) == len(ops.OPS) + 2 and max(map(len, lines)) <= 80
+    one = on_a_terminal(monkeypatch, "ops", "layer_norm")
+    assert "cached_rows" in one and "weight+bias+stats" in one and "lnlstm" not in one
+    (facts,) = json.loads(on_a_terminal(monkeypatch, "ops", "layer_norm", "--json"))
+    assert facts["variants"] == list(ops.get("layer_norm").variants)
+
+
+def test_a_knob_that_is_none_is_refused_before_anything_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`inspect` and `tune` name the knobs there are and the values of each; knobs that do not fit a
+    later case are refused before the first is compiled, and what would make them fit is named.
+    """
+    monkeypatch.setattr(inspection, "inspect_case", lambda *_: pytest.fail("it was compiled"))
+    for command in ("inspect", "tune"):
+        target = ("--target", "cuda:sm_90") if command == "inspect" else ()
+        done = CliRunner().invoke(app, [command, "layer_norm", *target, "--knob", "threads=8"])
+        assert done.exit_code == 2 and "unknown knob 'threads'" in done.output
+        known = "threads_per_row=" if command == "inspect" else "lanes=1|2|4|8"
+        assert known in done.output and "|" in done.output
+    asked = ["inspect", "layer_norm", "--hidden", "4096,1024", "--knob", "threads_per_row=999"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2 and "threads_per_row=VALUE with one of" in done.output
+    asked = ["inspect", "layer_norm", "--hidden", "4096,1024", "--knob", "threads_per_row=512"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2 and "x1024 float32" in done.output
+    assert "It fits with --knob vector_width=2 beside it." in done.output
+
+
+@dataclass(frozen=True)
+class Three:
+    """Knobs of which some do not go together."""
+
+    a: int = knob(1, (1, 2, 3), "one")
+    b: bool = knob(True, (False, True), "another")
+    c: int = knob(8, (2, 4, 8), "a third")
+
+
+def test_the_nearest_knobs_that_fit() -> None:
+    """Of settings that fit the one with the fewest other knobs changed, by the fewest steps, is
+    taken; what was fixed stays, and where nothing fits there is none.
+    """
+    start = Three(a=2)
+    assert knobs.nearest(start, {"a"}, lambda _: True) is start
+    assert knobs.nearest(start, {"a"}, lambda s: not s.b) == Three(2, False, 8)
+    assert knobs.nearest(start, {"a"}, lambda s: s.c < 8) == Three(2, True, 4)
+    assert knobs.nearest(start, {"a"}, lambda s: s.c < 8 and not s.b) == Three(2, False, 4)
+    assert knobs.nearest(start, {"a"}, lambda s: s.a == 1) is None
+
+
+def test_a_knob_of_a_side_brings_those_that_depend_on_it() -> None:
+    """A side with one knob of a schedule is measured with the default values of the others, but for
+    those that do not go with it.
+    """
+    case, cpu = Case("layer_norm", 1024, "bfloat16", 512), device.current()
+    chosen = schedule.get("cached_rows")
+    default = chosen.untuned(case, cpu)
+    for name, value in (("pairs", not default.pairs), ("sample", not default.sample)):
+        side = sides.parse_contender(f"cached_rows:{name}={str(value).lower()}", "cpu")
+        assert side is not None and not side.unfit(case, cpu)
+        assert getattr(side.default(case, cpu), name) == value
+
+
+def test_an_empty_log_is_said(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compare` says as plainly as `report` that there are no measurements, where it looked, and
+    what makes some.
+    """
+    log_dir.mkdir()
+    for command in (("report", "layer_norm"), ("compare", "eager", "tuned", "--op", "layer_norm")):
+        done = CliRunner().invoke(app, [*command, "--log-dir", str(log_dir)])
+        assert done.exit_code and "no measurements of this device in" in " ".join(
+            done.output.replace("of what is asked for ", "").split()
+        )
+        assert str(log_dir) in done.output and "Run: lntune tune layer_norm" in done.output
+
+
+def test_a_column_of_dashes_goes_first() -> None:
+    """Where not all columns fit, those that say nothing of any row go before others; key columns
+    stay.
+    """
+    table = Table("", [*key("case"), Column("us", 1), Column("knobs", 2), Column("empty")])
+    table.columns.insert(1, Column("of copy", 1))
+    table.add("a", "", "1.5", "lanes=4", "")
+    table.add("b", "", "2.5", "lanes=8", "")
+    assert table.lines(25)[0].plain.split() == ["case", "us", "knobs", "empty"]
+    assert "of copy" in table.lines(25)[-1].plain
+
+
+def test_a_long_compile_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before something of ours is compiled that takes many seconds it is said, once."""
+    monkeypatch.setenv("LNTUNE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        toolchain, "run_compiler", lambda _, path: Path(path).write_bytes(b"a library")
+    )
+    said: list[str] = []
+    monkeypatch.setattr(native, "telling", [said.append])
+    for name in ("slow.cpp", "quick.c", "slow.cpp"):
+        source = tmp_path / name
+        source.write_text("")
+        native.compiled(source)
+    assert len(said) == 1 and said[0].startswith("compiling slow.cpp, once for this machine")
+
+
+def test_a_build_says_how_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first kernel it is said how many there are and what each takes; --json is alone on
+    standard output.
+    """
+    case = Case("layer_norm", 64, "float32", 8)
+
+    def fake(*arguments: Any) -> list[Built]:
+        for number in range(3):
+            arguments[-1](number, 3, case, device.current())
+        return []
+
+    monkeypatch.setattr(prebuild, "build", fake)
+    done = CliRunner().invoke(app, ["build", "layer_norm", "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == []
+    assert done.stderr.startswith("3 kernels, about a second each")
+
+
+def test_the_readme_has_its_contents() -> None:
+    """Above the first section the README links to each, in their order, and names how to set up."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    above, _, sections = text.partition("\n## ")
+    contents = " ".join(above[above.index("Contents: ") :].split())
+    headings = re.findall(r"^## (.+)$", f"## {sections}", re.MULTILINE)
+    linked = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", contents)
+    assert [name for name, _ in linked] == headings
+    for name, anchor in linked:
+        assert anchor == re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
+    assert "make setup" in above

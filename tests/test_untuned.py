@@ -119,6 +119,28 @@ def test_many_cases_are_one_warning() -> None:
     assert lntune.untuned() == []
 
 
+def test_the_list_is_for_people_and_programs() -> None:
+    """It prints as a line for each case, aligned, and the command that tunes them all; it is a list
+    of records all the same.
+    """
+    gpu = device.Device("gpu", "some", "sm_90", 132)
+    cases = [Case("layer_norm", 64, "float32", 8), Case("layer_norm_backward", 1024, "bfloat16", 1)]
+    found = untuned.UntunedCases(
+        [
+            untuned.Untuned(cases[0], HERE, "default knobs"),
+            untuned.Untuned(cases[1], gpu, "eager mode", outlived=True),
+        ]
+    )
+    first, *lines, last = str(found).splitlines()
+    assert repr(found) == str(found) and first == "2 cases not tuned on their device:"
+    assert lines[0].split("served")[0].rstrip() == "  layer_norm hidden 64 float32 rows 2-15"
+    assert "--target cuda" in lines[1] and lines[1].endswith("before its schedule changed")
+    assert len({line.index("served by") for line in lines}) == 1
+    assert last == f"Run: {found.command}" and "&&" in last
+    assert isinstance(found, list) and [one.case for one in found] == cases
+    assert str(untuned.UntunedCases()).startswith("no call has met")
+
+
 def test_one_command_for_several_operators() -> None:
     """A line for a shell, with a command for each operator and kind of device."""
     gpu = device.Device("gpu", "some", "sm_90", 132)

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from lntune import __version__
 from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
-from lntune.system import interrupts, paths, toolchain, variables
+from lntune.system import interrupts, native, paths, toolchain, variables
 from lntune.words import visible_lines
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ def _options(
 ) -> None:
     # Warnings of ours are one line; Python's form with source lines is for programmers.
     warnings.showwarning = lambda message, category, *_: tell(f"warning: {message}")
+    native.telling[:] = [tell]
 
 
 def tell(text: str) -> None:

@@ -31,14 +31,27 @@ from lntune.cli.base import (
 from lntune.cli.parse import integers, names, some
 from lntune.compare.run import Options
 from lntune.errors import InputError, got_expected, unknown
+from lntune.words import counted
 
 
 @command("List operators, their variants and their schedules", name="ops")
-def list_ops(output_format: FORMAT = "table", as_json: JSON = False) -> None:
-    """List operators, their variants and their schedules, for CPUs and for GPUs."""
+def list_ops(
+    op: Annotated[
+        str, typer.Argument(help="One operator, with its variants; all of them by default.")
+    ] = "",
+    output_format: FORMAT = "table",
+    as_json: JSON = False,
+) -> None:
+    """List operators in a line each; with the name of one its schedules for CPUs and for GPUs, and
+    its variants: what may be compiled in beside the shape (`lntune show --variant`).
+
+    --json has all of this of every operator.
+    """
     from lntune import schedule
+    from lntune.report.columns import Column, Table, key, whole
     from lntune.report.output import Line, Output
 
+    chosen = [ops.get(op)] if op else list(ops.OPS.values())
     operators = [
         {
             "op": o.name,
@@ -47,14 +60,23 @@ def list_ops(output_format: FORMAT = "table", as_json: JSON = False) -> None:
             "schedules": list(schedule.for_op(o.name, "cpu")),
             "gpu_schedules": list(schedule.for_op(o.name, "gpu")),
         }
-        for o in ops.OPS.values()
+        for o in chosen
     ]
+    if not op:
+        table = Table("", [*key("operator"), Column("what it computes", right=False)])
+        for o in chosen:
+            table.add(o.name, o.summary)
+        table.notes = [f"{whole('lntune ops NAME')} has the schedules and variants of one"]
+        finish(Output(operators, [table], (), operators), output_format)
+        return
     lines: list[Line] = []
-    for o in ops.OPS.values():
+    for o in chosen:
         lines.append((f"{o.name}: ", o.summary))
         for kind, lead in (("cpu", "schedules"), ("gpu", "on GPUs")):
             lines.append((f"  {lead}: ", ", ".join(schedule.for_op(o.name, kind)) or "none"))
+        lines.append(("  cases: ", f"{counted(len(o.grid), 'case')} in the default grid"))
         lines.append(("  variants: ", ", ".join(o.variants)))
+        lines.append(("  tuned by: ", whole(f"lntune tune {o.name}")))
     finish(Output(operators, (), lines, operators), output_format)
 
 
@@ -73,20 +95,28 @@ def why(
             " nvidia/nvidia-h100, emulated:sm_90."
         ),
     ] = DEFAULT,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Also each device whose records are not used, and why."),
+    ] = False,
     log_dir: LOG_DIR = None,
     output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
     """Explain which kernel serves a call, and why, and what checks on this machine found of other
-    kernels of these sizes: for other variants (`lntune ops`), for rows that lie apart.
+    kernels of these sizes: for other variants (`lntune ops NAME`), for rows that lie apart. It ends
+    with the command that tunes the case or measures it again, where that is of use.
     """
+    from lntune.report.columns import whole
     from lntune.report.output import Output
 
     with dispatching(log_dir):
         from lntune.torch.explanation import explain
 
         explanation = explain(op, hidden, dtype, rows, target)
-    finish(Output(explanation, (), explanation.lines, [explanation]), output_format)
+    told = explanation.told(every)
+    lines = [(lead, whole(text) if text == explanation.command else text) for lead, text in told]
+    finish(Output(explanation, (), lines, [explanation]), output_format)
 
 
 @command("Print a kernel: definition, loops, source or assembly")
@@ -99,7 +129,7 @@ def show(
         str,
         typer.Option("--as", help="te, tir, source (LLVM IR; CUDA C++) or asm (PTX for a GPU)."),
     ] = "tir",
-    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
+    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops NAME`.")] = "",
     schedule: Annotated[
         str,
         typer.Option(help="This schedule with its default knobs, instead of what serves the call."),
@@ -207,7 +237,7 @@ def inspect(
     hidden: HIDDEN = "1024,4096,8192,12288",
     dtype: DTYPE = "float32,float16,bfloat16",
     rows: Annotated[int, typer.Option(help="Number of rows: picks the row bucket.")] = 4096,
-    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops`.")] = "",
+    variant: Annotated[str, typer.Option(help="What is compiled in; see `lntune ops NAME`.")] = "",
     schedule: Annotated[
         str, typer.Option(help="This schedule, instead of the operator's first.")
     ] = "",
@@ -251,17 +281,13 @@ def inspect(
         )
     checked = ops.get(op).check_variant(variant)
     sizes, types = integers("--hidden", some("--hidden", hidden)), names(some("--dtype", dtype))
-    cases = [Case(op, h, d, rows, checked) for h in sizes for d in types]
+    todo = [(Case(op, h, d, rows, checked), g) for g in devices for h in sizes for d in types]
+    # all of them before anything is compiled, which takes seconds each
+    settings = [inspection.setting(case, chosen, knob or (), g, strided) for case, g in todo]
     err = console(stderr=True)
     kernels = []
-    for number, (case, gpu) in enumerate(todo := [(c, g) for g in devices for c in cases], 1):
+    for number, ((case, gpu), setting) in enumerate(zip(todo, settings, strict=True), 1):
         err.print(f"[{number}/{len(todo)}] {case} for {gpu.isa}", markup=False, highlight=False)
-        setting = knobs.changed(chosen.untuned(case, gpu), knob or ())
-        why = knob and inspection.reason_invalid(case, chosen, setting, gpu, strided)
-        if why:
-            asked = f"knobs that fit {case} on {gpu.isa} ({why})"
-            defaults = f"The others are {knobs.describe(chosen.untuned(case, gpu))}."
-            raise InputError(got_expected("--knob", ", ".join(knob or ()), asked, defaults))
         kernels.append(inspection.inspect_case(case, chosen, setting, gpu, strided))
     facts = [{**msgspec.to_builtins(k), "problems": k.problems} for k in kernels]
     output = Output(facts, [inspections.table(kernels)], inspections.lines(kernels), facts)

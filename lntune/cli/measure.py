@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -28,6 +30,7 @@ from lntune.cli.base import (
     dispatching,
     finish,
     print_json,
+    tell,
     using_logs,
 )
 from lntune.cli.parse import cases, names, seconds, some
@@ -145,14 +148,12 @@ def tune(
     them is wrong or a run would measure none.
     """
     from lntune.backends import device_of, option
-    from lntune.report.columns import whole
-    from lntune.report.failures import by_kind, lines
     from lntune.report.output import Output
     from lntune.report.overview import result_tables
     from lntune.report.progress import TuningProgress
     from lntune.report.rows import rows_of
     from lntune.report.tables import console
-    from lntune.report.tuned import disturbed_lines, untuned_lines
+    from lntune.report.tuned import disturbed_lines, summary_lines
     from lntune.tune import TIME_OVER, Settings
     from lntune.tune import tune as run
 
@@ -190,17 +191,7 @@ def tune(
         "notes": summary.notes,
         "cases": table,
     }
-    statuses = by_kind(summary.statuses) or "none"
-    speed = "" if pace is None else f", {pace:.1f} verified trials a second"
-    interrupted = " (interrupted)" if summary.interrupted else ""
-    trials_made = f"{counted(summary.trials, 'trial')} ({statuses})"
-    counts = f"{trials_made} in {summary.seconds:.0f} s{speed}"
-    if summary.earlier:
-        counts += f", beside {summary.earlier.total()} of earlier runs ({by_kind(summary.earlier)})"
-    text = [f"{counts}; log in {whole(summary.log_dir)}{interrupted}"]
-    text += [f"failed: {line}" for line in lines(summary.failures.reasons())]
-    text += untuned_lines(summary.untuned)
-    text += [f"note: {note}" for note in summary.notes]
+    text = summary_lines(summary, pace)
     if TIME_OVER in summary.untuned.values():
         text.append("note: the same command goes on with the cases that it had no time for")
     text += disturbed_lines(summary.finals, option(settings.target))
@@ -339,6 +330,7 @@ def build(
     from lntune.commands import build as prebuild
     from lntune.report import builds
     from lntune.report.output import Output
+    from lntune.report.progress import StepProgress
     from lntune.report.tables import console
 
     devices = [device_of(name) for name in names(some("--target", target))]
@@ -346,24 +338,29 @@ def build(
     if architectures and not any(backends.of(device).multi_arch for device in devices):
         got = f"{archs} beside --target {target}"
         raise InputError(got_expected("--archs", got, "a GPU's target"))
-    err = console(stderr=True)
+    if gpu_pass and (given := hidden or dtype or rows or archs or ("--strided" if strided else "")):
+        expected = "--target alone: what it builds is its own choice"
+        raise InputError(got_expected("--gpu-pass", f"{given} beside it", expected))
+    with contextlib.ExitStack() as stack:
+        steps: list[StepProgress] = []
+        lock = threading.Lock()  # those of a pass are built by several threads
 
-    def on_case(index: int, count: int, case: Case, device: Device) -> None:
-        line = f"[{index + 1}/{count}] {case} for {device.isa}"
-        err.print(line, markup=False, highlight=False)
+        def on_case(_: int, count: int, case: Case, device: Device) -> None:
+            with lock:
+                if not steps:
+                    tell(f"{counted(count, 'kernel')}, about a second each that is not there yet")
+                    steps.append(StepProgress(console(stderr=True), "build", count))
+                    stack.enter_context(steps[0])
+                steps[0](f"{case} for {device.isa}")
 
-    if gpu_pass:
-        from lntune.commands.gpu_pass import prebuild as first_pass
+        if gpu_pass:
+            from lntune.commands.gpu_pass import prebuild as first_pass
 
-        if given := hidden or dtype or rows or archs or ("--strided" if strided else ""):
-            expected = "--target alone: what it builds is its own choice"
-            raise InputError(got_expected("--gpu-pass", f"{given} beside it", expected))
-
-        built = first_pass.build(devices, on_case)
-    else:
-        requested = cases(op, hidden, dtype, rows, grid)
-        with dispatching(log_dir):
-            built = prebuild.build(requested, devices, architectures, strided, on_case)
+            built = first_pass.build(devices, on_case)
+        else:
+            requested = cases(op, hidden, dtype, rows, grid)
+            with dispatching(log_dir):
+                built = prebuild.build(requested, devices, architectures, strided, on_case)
     text = builds.lines(built, prebuild.folder(built))
     output = Output(built, [builds.table(built)], text, built)
     finish(output, output_format, wide, ok=all(kernel.status != "failed" for kernel in built))

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from lntune.cli.base import FORMAT, JSON, WIDE, command, finish
+from lntune.cli.base import FORMAT, JSON, WIDE, command, finish, tell
 from lntune.cli.parse import names
 from lntune.errors import InputError, got_expected
 from lntune.search import SEARCHES
+from lntune.words import counted
 
 SEEDS = 200
 
@@ -73,6 +74,11 @@ def search_study(
     wanted = study.searches(names(search))
     tables, uncovered = study.tables(logs or study.committed())
     steps = len(tables) * len(wanted) * (1 + given)
+    tell(
+        f"{counted(len(tables), 'case')}, {counted(len(wanted), 'search', 'searches')}"
+        f"{', each with and without what is given' if given else ''}, {counted(seeds, 'run')} of"
+        " each that draws: minutes; fewer --seeds or --search take less"
+    )
     with StepProgress(console(stderr=True), "search", steps) as progress:
         ways = (False, True) if given else (False,)
         results = study.study(

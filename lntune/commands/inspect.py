@@ -17,7 +17,7 @@ from lntune.backends.cuda.device_code import Program
 from lntune.backends.cuda.model import Prediction
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import InputError
+from lntune.errors import InputError, got_expected
 from lntune.kernels import compiler, traffic
 from lntune.schedule import Schedule
 from lntune.torch.vector_width import narrowed
@@ -145,6 +145,34 @@ def inspect_case(
         work,
         predicted,
     )
+
+
+def setting(
+    case: Case, schedule: Schedule, words: Sequence[str], device: Device, strided: bool
+) -> Any:
+    """The default knobs of a schedule for a case, but for those that words have, `name=value` or a
+    switch that is to be on.
+
+    Raises:
+        UnknownNameError, InputError: there is no such knob or value, or no kernel with these knobs.
+    """
+    knobs.changed(schedule.knobs(), words)  # at once: default knobs take TVM to be known
+    defaults = schedule.untuned(case, device)
+    changed = knobs.changed(defaults, words)
+    why = words and reason_invalid(case, schedule, changed, device, strided)
+    if why:
+        asked = f"knobs that fit {case} on {device.isa} ({why})"
+        others = f"The others are {knobs.describe(defaults)}."
+        fixed = {word.partition("=")[0].strip() for word in words}
+        near = knobs.nearest(
+            changed, fixed, lambda s: not reason_invalid(case, schedule, s, device, strided)
+        )
+        if near is not None:
+            new = knobs.to_dict(near).items() - knobs.to_dict(changed).items()
+            more = " ".join(f"--knob {name}={str(value).lower()}" for name, value in sorted(new))
+            others += f" It fits with {more} beside it."
+        raise InputError(got_expected("--knob", ", ".join(words), asked, others))
+    return changed
 
 
 def reason_invalid(

@@ -87,9 +87,12 @@ def compare_sides(
     wanted = wanted._replace(ops=wanted.ops or operators(compared))
     if options.cold:
         compared = [_cold(side) for side in compared]
+    log = read_log(compared, wanted, options)
+    if not log and all(isinstance(side, Contender) for side in compared):
+        raise _empty(wanted, options)
     results = judge.compare_records(
         compared,
-        read_log(compared, wanted, options),
+        log,
         wanted,
         options.across_devices,
         options.smallest,
@@ -124,6 +127,19 @@ def _cold(side: Side) -> Side:
         return side
     found = [*filter(None, map(caches.cold, side.records))]
     return msgspec.structs.replace(side, records=found)
+
+
+def _empty(wanted: Wanted, options: Options) -> InputError:
+    """The error that says that nothing was measured yet."""
+    whose = "this device" if options.target == CPU else options.target
+    whose = "any device" if options.all_devices else whose
+    cold = " with a cold cache" if options.cold else ""
+    where = ", ".join(map(str, options.folders))
+    got = f"no measurements{cold} of {whose} in {where}"
+    ops = "".join(f" {op}" for op in wanted.ops[:1])
+    return InputError(
+        got_expected("sides", got, "some to compare", f"Run: lntune tune{ops}{options.text}")
+    )
 
 
 def _nothing(result: Result, compared: Sequence[Side], options: Options) -> InputError:

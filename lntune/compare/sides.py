@@ -90,12 +90,22 @@ class Contender(msgspec.Struct, frozen=True):
         return all(name in setting and setting[name] == v for name, v in self.knobs.items())
 
     def default(self, case: Case, device: Device) -> Any:
-        """The schedule's default knobs for a case, but for those that are fixed.
+        """The schedule's default knobs for a case, but for those that are fixed, and for those that
+        do not go with them, which have the nearest values that do.
 
         Raises:
             ScheduleError: the schedule is a user's and fails.
         """
-        return dataclasses.replace(schedule.get(self.schedule).untuned(case, device), **self.knobs)
+        chosen = schedule.get(self.schedule)
+        setting = dataclasses.replace(chosen.untuned(case, device), **self.knobs)
+        if not self.knobs:
+            return setting
+
+        def fits(other: Any) -> bool:
+            return chosen.reason_invalid(other, case, device) is None
+
+        found = knobs.nearest(setting, self.knobs, fits)
+        return setting if found is None else found
 
     def unfit(self, case: Case, device: Device) -> str:
         """Why a schedule does not fit a case, as far as its default knobs tell; empty where it

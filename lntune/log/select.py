@@ -42,7 +42,8 @@ class Choice(msgspec.Struct, frozen=True):
     `steps` tells how it came to it, one sentence each; `record` is the measurement it rests on,
     `stale` when its schedule has changed since; `faults` says of schedules, by name, that failed
     when they were asked, what they did, and `wrong` of which schedules a kernel that would have
-    come first was found wrong. `beaten` is the kernel that eager mode was faster than.
+    come first was found wrong. `beaten` is the kernel that eager mode was faster than. `foreign`
+    are the devices, by name, whose records there are and cannot be used, and in what they differ.
     """
 
     tier: Tier
@@ -54,6 +55,7 @@ class Choice(msgspec.Struct, frozen=True):
     faults: dict[str, str] = {}
     wrong: tuple[str, ...] = ()
     beaten: Setting | None = None
+    foreign: dict[str, str] = {}
 
     @property
     def measured(self) -> bool:
@@ -96,16 +98,20 @@ def select(
             steps += [f"{tier}: {reason}" for reason in reasons]
             if choice:
                 return msgspec.structs.replace(choice, steps=tuple(steps), faults=faults)
+    if len(foreign) > 1:
+        steps.append(f"not used: records of {len(foreign)} other devices (--all names them)")
     steps += [
-        f"not used: records of another device, {slug} ({why})" for slug, why in foreign.items()
+        f"not used: records of another device, {slug} ({why})"
+        for slug, why in foreign.items()
+        if len(foreign) == 1
     ]
     name, setting, reasons = untuned(case, device, schedules, faults)
     steps += reasons
+    told = Choice("eager", steps=tuple(steps), faults=faults, foreign=foreign)
     if name:
-        return Choice(
-            "default", name, knobs_module.to_dict(setting), None, tuple(steps), faults=faults
-        )
-    return Choice("eager", steps=tuple(steps), faults=faults)
+        set_to = knobs_module.to_dict(setting)
+        return msgspec.structs.replace(told, tier="default", schedule=name, knobs=set_to)
+    return told
 
 
 class Default(NamedTuple):

@@ -33,7 +33,8 @@ Cell: TypeAlias = str | Text
 
 @dataclass(frozen=True)
 class Column:
-    """A column. Of those that do not fit the highest `rank` goes first, KEY never.
+    """A column. Of those that do not fit what is all dashes goes first, then the highest `rank`,
+    KEY never.
 
     `shared`: where all rows have the same and space is short, it is said once above the table.
     `drawn`: bars, for terminals alone. `below`: on a terminal it has a line of its own below the
@@ -123,10 +124,16 @@ class Table:
                 shown.remove(i)
                 shared.append(f"{self.columns[i].name} {self.rows[0][i].plain}")
         while self._width(shown) > width and any(self.columns[i].rank for i in shown):
-            last = max(shown, key=lambda i: (self.columns[i].rank, i))
+            last = max(shown, key=lambda i: (self._says_nothing(i), self.columns[i].rank, i))
             shown.remove(last)
             omitted.append(last)
         return shown, shared, sorted(omitted)
+
+    def _says_nothing(self, i: int) -> bool:
+        """Whether a column is not of those without which a table has no point, and all dashes: it
+        goes before all others.
+        """
+        return self.columns[i].rank != KEY and all(row[i].plain == "-" for row in self.rows)
 
     def _same(self, i: int) -> bool:
         """Whether a column may be said once above the table: all rows have the same."""

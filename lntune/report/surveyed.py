@@ -8,7 +8,7 @@ import msgspec
 
 from lntune.report.columns import Table, whole
 from lntune.report.output import Output
-from lntune.report.overview import overview_table
+from lntune.report.overview import Overview, overview_table
 from lntune.report.survey import Mend, Survey
 from lntune.report.tables import DISTURBED, STALE, cases_table, error_lines, result_lines
 from lntune.words import counted
@@ -41,9 +41,11 @@ def output(
     title = f"{MEDIANS}{COLD if cold else ''}"
     tables: list[Table] = []
     for one in surveys:
-        tables.append(overview_table(one.operators, one.device))
+        tuned = [o for o in one.operators if o.tuned]
+        tables.append(overview_table(tuned or one.operators, one.device))
         tables[-1].notes = [
             *result_lines(one.cases),
+            *(_nothing_of([o for o in one.operators if not o.tuned]) if tuned else ()),
             *(mend_line(mend, one.here) for mend in one.mend),
         ]
         roof = [ROOF] if any(row.of_copy for row in one.cases) else []
@@ -56,6 +58,15 @@ def output(
     facts = [{**msgspec.structs.asdict(one), "again": again} for one in surveys]
     records = [row for one in surveys for row in one.cases]
     return Output(facts, tables, closing(again, cases) if surveys else (), records)
+
+
+def _nothing_of(operators: Sequence[Overview]) -> list[str]:
+    """A sentence that names the operators and dtypes of which no case is tuned."""
+    dtypes: dict[str, list[str]] = {}
+    for one in operators:
+        dtypes.setdefault(one.op, []).append(one.dtype)
+    named = (f"{op} ({', '.join(of)})" for op, of in dtypes.items())
+    return [f"no case yet of {', '.join(named)}"] if operators else []
 
 
 def mend_line(mend: Mend, here: bool) -> str:

@@ -45,6 +45,8 @@ shipped: dict[str, Path] = {}
 """Compiled forms of our files that came from elsewhere, by their names in the cache."""
 PORTABLE = Path(__file__).parent / "portable.h"
 """Included before all else, so that what is compiled here loads where the C library is older."""
+telling: list[Callable[[str], None]] = []
+"""Who is told, the last one alone, before a file is compiled that takes more than a moment."""
 _compiling: dict[Path, threading.RLock] = {}
 os.register_at_fork(after_in_child=_compiling.clear)  # a child has not the thread that compiles
 
@@ -89,6 +91,10 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
 def _compile(source: Path, build: Build, path: Path) -> None:
     includes = [f"-I{folder}" for folder in build.includes]
     flags = ["-O2", "-include", str(PORTABLE), *build.flags, *includes, *toolchain.shared()]
+    if telling and source.suffix != ".c":
+        telling[-1](
+            f"compiling {source.name}, once for this machine and these versions: some ten seconds"
+        )
     with atomic(path) as temporary:
         toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
         sealed.seal(temporary, {"source": source.name})

@@ -9,7 +9,7 @@ import msgspec
 
 from lntune import knobs as knobs_module
 from lntune import ops
-from lntune.backends import DEFAULT, device_of
+from lntune.backends import DEFAULT, device_of, option
 from lntune.case import MAX_HIDDEN, Case, bucket_label, dtype_name
 from lntune.device import Device
 from lntune.log.select import Choice, Tier
@@ -54,7 +54,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     order; `others` are kernels that other calls of these sizes get; `tuned_us` and `eager_us` are
     the medians, in microseconds, of the record that it rests on, `stale` and `disturbed` say what
     speaks against that record. `training` says what serves calls of which gradients are asked, and
-    why, where that is something else.
+    why, where that is something else. `command` tunes the case or measures it again, where that is
+    of use; `foreign` are the devices whose records cannot be used, and in what they differ.
     """
 
     case: dict[str, Any]
@@ -69,6 +70,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     disturbed: bool = False
     training: str = ""
     others: tuple[Other, ...] = ()
+    command: str = ""
+    foreign: dict[str, str] = {}
 
     @property
     def title(self) -> str:
@@ -80,9 +83,14 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """What serves, and how it came to that, in lines: what stands before a sentence, and the
-        sentence.
+        """What `str` of it says, in lines, see `told`."""
+        return self.told()
+
+    def told(self, every: bool = False) -> list[tuple[str, str]]:
+        """What serves, how it came to that and what tunes it, in lines: what stands before a
+        sentence, and the sentence. `every`: also of each device whose records are not used.
         """
+        again = "measure it again" if self.stale or self.disturbed else "tune it"
         kernel = (
             [("  ", f"{self.schedule} {knobs_module.describe(self.knobs)}")]
             if self.schedule
@@ -94,6 +102,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             *(("  - ", step) for step in self.steps),
             *([("  in training: ", self.training)] if self.training else []),
             *self._of_others(),
+            *((f"  - not used: {slug}: ", why) for slug, why in self.foreign.items() if every),
+            *([(f"  {again}: ", self.command)] if self.command else []),
         ]
 
     def _of_others(self) -> list[tuple[str, str]]:
@@ -169,7 +179,22 @@ def explain(
         disturbed=bool(record and record.disturbance),
         training=_in_training(case, choice, device),
         others=tuple(_others(case, device)),
+        command=_command(case, choice, device),
+        foreign=choice.foreign,
     )
+
+
+def _command(case: Case, choice: Choice, device: Device) -> str:
+    """What tunes a case, or measures it again where something speaks against its record; empty
+    where neither would change what serves it.
+    """
+    record = choice.record
+    doubtful = record is not None and (choice.stale or bool(record.disturbance))
+    untuned = choice.schedule != "" and not choice.measured
+    if not (doubtful or untuned):
+        return ""
+    sizes = f"--hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
+    return f"lntune tune {case.op} {sizes}{option(device)}"
 
 
 def _in_training(case: Case, alone: Choice, device: Device) -> str:

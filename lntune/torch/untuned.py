@@ -45,6 +45,31 @@ class Untuned(msgspec.Struct, frozen=True):
         return command([self])
 
 
+class UntunedCases(list[Untuned]):
+    """The cases that calls met and nobody measured: a list, which prints as lines for people."""
+
+    @property
+    def command(self) -> str:
+        """What tunes all of them, a line for a shell; empty where there are none."""
+        return command(self)
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no call has met a case that is not tuned on its device"
+        whose = "its" if len(self) == 1 else "their"
+        many = f"{counted(len(self), 'case')} not tuned on {whose} device"
+        names = [name(one.case) + backends.option(one.device) for one in self]
+        width = max(map(len, names))
+        lines = [
+            f"  {which:{width}}  served by {one.served}{OUTLIVED if one.outlived else ''}"
+            for which, one in zip(names, self, strict=True)
+        ]
+        return "\n".join([f"{many}:", *lines, f"Run: {self.command}"])
+
+    __str__ = __repr__
+
+
+OUTLIVED = ", tuned before its schedule changed"
 _lock = held_at_fork(threading.Lock(), INNER)
 _cases: dict[tuple[Device, Key], Untuned] = {}
 _shown: set[tuple[Device, Key]] = set()
@@ -54,13 +79,14 @@ _lines: list[callers.Place] = []
 _process: list[int] = []
 
 
-def untuned() -> list[Untuned]:
+def untuned() -> UntunedCases:
     """The cases that calls of this process have met since it began, or since `lntune.reload()`, and
     that were not measured on their device, in the order in which they were met; one for each
-    operator, hidden size, dtype and row bucket.
+    operator, hidden size, dtype and row bucket. The list prints as lines with the command that
+    tunes them; each has its `case`, `device`, `served`, `outlived` and `command`.
     """
     with _lock:
-        return list(_cases.values())
+        return UntunedCases(_cases.values())
 
 
 @on_reload

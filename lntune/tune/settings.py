@@ -18,7 +18,6 @@ from lntune.errors import (
     ScheduleError,
     ToolchainError,
     got_expected,
-    unknown,
 )
 from lntune.schedule import ScheduleWarning
 from lntune.system import callers, paths, toolchain
@@ -146,6 +145,6 @@ def _check_knobs(settings: Settings, case: Case) -> None:
     known = {name for one in chosen for name in knobs.values_of(one.knobs)}
     for word in settings.knobs:
         if (name := candidates.knob_of(word)) and name not in known:
-            raise unknown("knob", name, sorted(known))
+            raise knobs.unknown_knob(name, [one.knobs for one in chosen])
     for one in chosen:
         candidates.fixed(one, settings.knobs)
