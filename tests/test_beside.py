@@ -14,6 +14,7 @@ from pathlib import Path
 import fake_worker
 import pytest
 from fake_worker import FakeWorker, always_ok, cost_of, fake, settings
+from usable_searches import USABLE
 
 from lntune import backends, device, schedule
 from lntune.backends import device_of
@@ -311,7 +312,7 @@ def test_workers_of_the_users_own() -> None:
     assert backends.of(gpu).builds_ahead
 
 
-@pytest.mark.parametrize("search", ["exhaustive", "random", "local", "evolutionary", "bayesian"])
+@pytest.mark.parametrize("search", USABLE)
 @pytest.mark.parametrize("trials", [None, 4])
 def test_a_run_by_several(search: str, trials: int | None, fake: type[FakeWorker]) -> None:
     """Every candidate is tried once, no more than there are to be trials; each is in the log before

@@ -319,13 +319,9 @@ def test_any_space_any_budget(data: st.DataObject, name: str, seed: int) -> None
     assert tried[:1] == (list(table)[:1] if trials != 0 else [])
 
 
-AHEAD = ("exhaustive", "random", "local", "evolutionary", "bayesian")
-"""Searches that have several candidates in hand."""
-
-
 @settings(deadline=None)
 @given(
-    name=st.sampled_from(AHEAD),
+    name=st.sampled_from(USABLE),
     seed=st.integers(0, 2**32),
     at_once=st.integers(1, 5),
     trials=st.none() | st.integers(0, 12),

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -25,16 +27,20 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
     first = deque(c for c in dict.fromkeys((*space.candidates[:1], *space.seeds)) if c in untried)
     best: Any = None
     lowest = math.inf
-    near = True
-    while untried and not budget.spent:
-        around = (
-            [c for c in dict.fromkeys(space.neighbours(best)) if c in untried]
-            if near and best is not None
-            else []
-        )
-        candidate = first.popleft() if first else space.choose(around, list(untried))
-        del untried[candidate]
-        cost = evaluate(candidate)
+    near = False
+
+    def choose(_: Sequence[Any]) -> list[Any]:
+        nonlocal near
+        near = not near
+        if first:
+            return [first.popleft()]
+        known = near and best is not None
+        around = [c for c in dict.fromkeys(space.neighbours(best)) if c in untried] if known else []
+        return [space.choose(around, list(untried))]
+
+    def told(candidate: Any, cost: float) -> None:
+        nonlocal best, lowest
         if cost < lowest:
             best, lowest = candidate, cost
-        near = not near
+
+    in_hand.search(space, evaluate, budget, untried, choose, told)

@@ -12,9 +12,11 @@ import importlib.util
 import math
 import random
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from lntune.errors import ToolchainError
+from lntune.search import in_hand
 from lntune.search.budget import Budget, Evaluate
 from lntune.search.space import Space
 
@@ -67,33 +69,37 @@ def search(space: Space, evaluate: Evaluate, budget: Budget, rng: random.Random)
         with warnings.catch_warnings():
             # of what is experimental in it, which is nothing that a user of ours can change
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+            # what is in hand counts as bad meanwhile, so that the next is not beside it
             sampler = optuna.samplers.TPESampler(
-                n_startup_trials=0, multivariate=True, seed=rng.getrandbits(32)
+                n_startup_trials=0, multivariate=True, constant_liar=True, seed=rng.getrandbits(32)
             )
         study = optuna.create_study(sampler=sampler)
         untried = dict.fromkeys(knobs)
         first = space.first()
-        done = 0
-        while untried and not budget.spent:
+        numbers: dict[Any, int] = {}
+        state = optuna.trial.TrialState
+
+        def choose(_: Sequence[Any]) -> list[Any]:
             if first:
                 candidate = first.pop(0)
-            elif done < START:
+            elif len(numbers) < START:
                 candidate = rng.choice(list(untried))
             else:
                 asked = study.ask(distributions)
                 candidate = _nearest(asked.params, knobs, untried, rng)
-                study.tell(asked, state=optuna.trial.TrialState.FAIL)  # which the model leaves out
-            del untried[candidate]
-            cost = evaluate(candidate)
-            done += 1
+                study.tell(asked, state=state.FAIL)  # which the model leaves out
             of = knobs[candidate]
+            used = {name: distributions[name] for name in of}
             study.add_trial(
-                optuna.trial.create_trial(
-                    params=of,
-                    distributions={name: distributions[name] for name in of},
-                    value=cost if cost < math.inf else FAILED,
-                )
+                optuna.trial.create_trial(state=state.RUNNING, params=of, distributions=used)
             )
+            numbers[candidate] = len(study.get_trials(deepcopy=False)) - 1
+            return [candidate]
+
+        def told(candidate: Any, cost: float) -> None:
+            study.tell(numbers[candidate], cost if cost < math.inf else FAILED)
+
+        in_hand.search(space, evaluate, budget, untried, choose, told)
     finally:
         optuna.logging.set_verbosity(before)
 
