@@ -193,14 +193,20 @@ def private(why: str = "") -> Path:
     return folder
 
 
-_said: set[str] = set()
+_said: dict[str, object] = {}
 
 
 def _warn_once(identity: str, message: str, category: type[Warning]) -> None:
-    """Warn of something; not again of what has the same identity."""
-    if identity not in _said:
-        callers.warn(message, category)
-        _said.add(identity)
+    """Warn of something; not again of what has the same identity, whichever threads come to it at
+    the same moment.
+    """
+    mine = object()
+    if _said.setdefault(identity, mine) is mine:
+        try:
+            callers.warn(message, category)
+        except Warning:  # an error, as the user has it: so is the next
+            del _said[identity]
+            raise
 
 
 @functools.cache
