@@ -91,6 +91,7 @@ def test_a_sound_machine() -> None:
         "kernel cache",
         "built kernels",
         "kernel checks",
+        "temporary files",
         "environment",
         "schedules",
         "tuned cases",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from lntune import schedule
 from lntune.case import Case
 from lntune.device import current
-from lntune.errors import BuildError, ToolchainError
+from lntune.errors import BuildError, ToolchainError, gist
 from lntune.kernels import compiler
 from lntune.system import toolchain
 
@@ -107,6 +108,76 @@ def test_messages_that_are_not_utf8(
     )
     with pytest.raises(BuildError, match="erreur: fichier sp\ufffdcial"):
         toolchain.run_compiler(["some.c"], tmp_path / "some.so")
+
+
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        (
+            "collect2: fatal error: ld terminated with signal 25 [File size limit exceeded]\n"
+            "compilation terminated.",
+            "collect2: fatal error: ld terminated with signal 25 [File size limit exceeded]"
+            " (ulimit -f raises the limit)",
+        ),
+        (
+            "g++: internal compiler error: File size limit exceeded signal terminated program as\n"
+            "Please submit a full bug report, with preprocessed source (by using -freport-bug).\n"
+            "See <file:///usr/share/doc/gcc-12/README.Bugs> for instructions.",
+            "g++: internal compiler error: File size limit exceeded signal terminated program as"
+            " (ulimit -f raises the limit)",
+        ),
+        (
+            "/usr/bin/ld: cannot find -lnope: No such file or directory\n"
+            "collect2: error: ld returned 1 exit status",
+            "/usr/bin/ld: cannot find -lnope: No such file or directory",
+        ),
+        (
+            "In file included from a.c:1:\nb.h:1:9: error: expected something\n"
+            "    1 | int f( {\n      |        ~^",
+            "b.h:1:9: error: expected something",
+        ),
+        ("a.o: undefined symbol: f\nclang: error: linker command failed with exit code 1", "a.o: "),
+        ("quoi ?\nnon", "non"),
+    ],
+)
+def test_the_line_that_counts_comes_last(
+    said: str, last: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an error is quoted by its ends, in a table or as a child's last words, the compiler's
+    complaint is there, and not the sentence that it takes its leave with.
+    """
+    (tmp_path / "said").write_text(said)
+    fails = program(folder / "fails", f"cat {tmp_path}/said >&2; exit 1")
+    monkeypatch.setenv("CXX", str(fails))
+    with pytest.raises(BuildError) as caught:
+        toolchain.run_compiler(["some.c"], tmp_path / "some.so")
+    assert str(caught.value).splitlines()[-1].startswith(last)
+    assert gist(caught.value).startswith(str(fails)) and last in gist(caught.value)
+
+
+@pytest.mark.slow
+def test_what_is_being_compiled_is_the_users_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask, object files and the compiler's own temporary files lie in folders that
+    nobody else can enter.
+    """
+    log = tmp_path / "modes"
+    look = (
+        f'for one in "$TMPDIR" "$@"; do case "$one" in *.o) one=$(dirname "$one");; esac;'
+        f' [ -d "$one" ] && stat -c "%a $one" "$one" >> {log}; done; exec real++ "$@"'
+    )
+    monkeypatch.setenv("CXX", str(program(folder / "looks", look)))
+    case, here = Case("layer_norm", 32, "float32", 8), current()
+    plan = schedule.get("cached_rows")
+    before = os.umask(0)
+    try:
+        compiler.to_file(case, plan, plan.default(case, here), here, tmp_path / "c" / "x.so")
+    finally:
+        os.umask(before)
+    seen = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
+    assert len({place for _, place in seen}) > 1
+    assert {mode for mode, place in seen if place != str(tmp_path / "c")} == {"700"}, seen
 
 
 def test_a_compiler_that_does_not_start(

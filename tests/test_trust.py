@@ -13,6 +13,7 @@ import stat
 import struct
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -439,6 +440,48 @@ def test_a_cache_that_others_can_write_is_left_alone(cached: Path, tmp_path: Pat
     assert paths.cached("kernels", "x.so") == cached / "kernels" / "x.so"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trusted", [False, True])
+def test_threads_whose_first_calls_come_at_once(
+    trusted: bool, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an open cache threads that come at the same moment warn once, of one that is trusted not
+    at all; all have the same place, and the kernel is built once and right.
+    """
+    cached.chmod(0o777)
+    if trusted:
+        monkeypatch.setenv(trust.VARIABLE, str(cached))
+    lntune.reload()
+    x, count = torch.randn(4, 40), 8
+    together, places, results = threading.Barrier(count), [], []
+
+    def first_call() -> None:
+        together.wait()
+        places.append(paths.cached("kernels", "x.so"))
+        results.append(lntune.layer_norm(x, (40,)))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            threads = [threading.Thread(target=first_call) for _ in range(count)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len([w for w in caught if w.category is paths.CacheWarning]) == (not trusted)
+    where = cached if trusted else tmp_path / "temporary" / f"lntune-{os.getuid()}"
+    assert set(places) == {where / "kernels" / "x.so"}
+    assert len(results) == count
+    for y in results:
+        torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (40,)))
+    assert len([*where.rglob("kernels/layer_norm/*.so")]) == 1
+    lntune.reload()
+
+
 def test_the_default_cache_is_asked_too(
     cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -695,6 +738,19 @@ def test_a_user_who_wants_an_error(log_dir: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(trust.TrustWarning):
             lntune.layer_norm(torch.randn(4, 40), (40,))
     lntune.reload()
+
+
+def test_the_doctor_says_it_of_temporary_files(cached: Path, tmp_path: Path) -> None:
+    """In a sticky folder others cannot put one of theirs in the place of a compiler's; in one that
+    is merely open they can.
+    """
+    for mode, status in ((0o755, "ok"), (0o1777, "ok"), (0o777, "warn")):
+        (tmp_path / "temporary").chmod(mode)
+        forget()
+        (finding,) = [f for f in folders.examine() if f.topic == "temporary files"]
+        assert finding.status == status
+    assert "others can change what compilers are making" in finding.detail
+    assert "TMPDIR" in finding.remedy
 
 
 def test_the_doctor_says_it_of_the_cache(

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -131,8 +132,30 @@ def run_compiler(arguments: Sequence[str], output: Path) -> None:
         ) from e
     if compilation.returncode:
         output_text = (compilation.stderr or compilation.stdout).strip()
-        reason = output_text or f"exit code {compilation.returncode}"
+        reason = _told(output_text) or f"exit code {compilation.returncode}"
         raise BuildError(f"{shlex.join(words)} failed:\n{reason}")
+
+
+_EMPTY = re.compile(
+    r"compilation terminated\.|please submit a (full )?bug report|see <.*> for instructions"
+    r"|\S*: error: (ld returned \d+ exit status|linker command failed)|\d+ errors? generated",
+    re.IGNORECASE,
+)
+"""How lines begin that compilers end with and that say nothing."""
+_TELLING = re.compile(r"\berror\b|\bcannot\b|\bundefined\b|\bterminated\b", re.IGNORECASE)
+
+
+def _told(text: str) -> str:
+    """What a compiler said, with the line that counts as the last one, since what is quoted of an
+    error is its ends: the first that names a fault.
+    """
+    lines = [line.rstrip() for line in text.splitlines() if not _EMPTY.match(line.strip())]
+    telling = next((line for line in lines if _TELLING.search(line)), "")
+    if telling and lines[-1] != telling:
+        lines.append(telling)
+    if "file size limit" in telling.lower() or "signal 25" in telling:
+        lines[-1] += " (ulimit -f raises the limit)"
+    return "\n".join(lines).strip() or text
 
 
 @functools.cache

@@ -25,6 +25,7 @@ def examine() -> list[Finding]:
         *looked("kernel cache", _cache),
         *looked("built kernels", _built),
         *looked("kernel checks", _checks),
+        *looked("temporary files", _temporary),
     ]
 
 
@@ -133,3 +134,16 @@ def _checks() -> Finding:
         f"{detail}; {len(wrong)} wrong and not used: {reasons}",
         "Run lntune check to check them anew; the next choice serves meanwhile.",
     )
+
+
+def _temporary() -> Finding:
+    """Where compilers put what they are making: in folders that are the user's alone, unless others
+    can put folders of theirs in the place of these.
+    """
+    with tempfile.TemporaryDirectory(prefix="lntune-") as folder:
+        doubt = trust.doubt_folder(Path(folder))
+    where = tempfile.gettempdir()
+    if doubt is None:
+        return Finding("temporary files", "ok", where)
+    detail = f"others can change what compilers are making in {where}: {doubt.reason}"
+    return Finding("temporary files", "warn", detail, "Set TMPDIR to a folder of your own.")
