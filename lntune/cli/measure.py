@@ -136,7 +136,8 @@ def tune(
 
     Trials that the log has of the same case, schedule, device, threads and versions are not made
     again, failed ones included, but count: killed at any moment, the same command goes on where it
-    was, and a second run tries what the first did not. Finalists are always measured anew.
+    was, and a second run tries what the first did not, first in the cases that have no result yet.
+    Finalists are always measured anew.
 
     Ctrl-C ends with what was found: the best candidate of the case in hand is measured once more,
     shortly, and is its winner; a second Ctrl-C ends at once. Exit code 0 when at least one case was
