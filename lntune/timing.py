@@ -166,21 +166,24 @@ def within(seconds: float) -> Enough:
     return lambda _, passed: passed >= seconds
 
 
-def race(seconds: float, best_us: float | None) -> Enough:
+def race(seconds: float, best_us: float | None, unit_us: float | None = None) -> Enough:
     """Samples of one contender among many that are measured one after another, of which the best so
     far takes `best_us` (None: there is none): few of one that is far behind, whose quickest sample
-    says so, and MORE_SECONDS times as long as `seconds` of one that may be the best.
+    says so, and MORE_SECONDS times as long as `seconds` of one that may be the best. Where a second
+    contender is timed beside it, which takes `unit_us` at the pace of `best_us`, that pace counts.
     """
     if best_us is None:
         return within(seconds)
 
     def enough(samples: Mapping[str, Sequence[float]], passed: float) -> bool:
-        (taken,) = samples.values()
-        if min(taken) > BEHIND * best_us:
+        taken, *beside = samples.values()
+        slower = statistics.median(beside[0]) / unit_us if beside and unit_us else 1.0
+        if min(taken) > BEHIND * best_us * slower:
             return True
         if passed < seconds:
             return False
-        return passed >= MORE_SECONDS * seconds or statistics.median(taken) > CLOSE * best_us
+        behind = statistics.median(taken) > CLOSE * best_us * slower
+        return behind or passed >= MORE_SECONDS * seconds
 
     return enough
 

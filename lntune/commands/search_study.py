@@ -22,7 +22,7 @@ from lntune import schedule as schedules
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import InputError, LntuneError, got_expected
-from lntune.log import records
+from lntune.log import pace, records
 from lntune.log.records import Key, Record
 from lntune.measure.jobs import Candidate
 from lntune.search import Space, replay
@@ -173,6 +173,8 @@ _EXPECTED = "a tuning log (*.jsonl) or a folder of them"
 def _table(case: Case, trials: Sequence[Record]) -> Table | Uncovered:
     """The table of one case on one device, or why there is none."""
     device = trials[-1].device
+    beside = [r.timings[pace.BESIDE].median_us for r in trials if pace.BESIDE in r.timings]
+    unit_us = statistics.median(beside) if beside else None
     samples: dict[Candidate, list[float]] = {}
     gone = Counter[str]()
     for record in trials:
@@ -181,10 +183,9 @@ def _table(case: Case, trials: Sequence[Record]) -> Table | Uncovered:
         except LntuneError:
             gone[record.schedule] += 1
             continue
-        cost = record.median() if record.status == "ok" else math.inf
-        samples.setdefault(Candidate.of(one.name, setting), []).append(
-            math.inf if cost is None else cost
-        )
+        measured = record.status == "ok" and pace.TRIED in record.timings
+        cost = pace.at(unit_us, record.timings) if measured else math.inf
+        samples.setdefault(Candidate.of(one.name, setting), []).append(cost)
     costs = {candidate: statistics.median(taken) for candidate, taken in samples.items()}
     space, defaults = _space(case, device, costs)
     of = len({*space, *costs})

@@ -118,14 +118,15 @@ class Rival(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of one candidate.
 
-    `timings` has the key "tuned", and in a final also "default" (what serves the case where nothing
-    is tuned: `default`), "eager" and "copy"; `rivals` are the other finalists. `errors` holds, per
-    output, the largest error against float64 as a share of the tolerance (1 is the limit);
-    `versus_eager` the largest error on plain random inputs divided by eager's own. `busy` is True
-    when other work disturbed the measurement, False when it did not, None when that is not known.
-    `clocks` are a GPU's in MHz before, in and after the measurement. `instructions` are those that
-    threads issue for an element of a row, read off the compiled code; None where they are not known
-    (on CPUs, and of kernels that were not built ahead).
+    `timings` has the key "tuned", in a final and in a CPU's trial also "default" (what serves the
+    case where nothing is tuned: `default`; see pace.py), in a final "eager" and "copy"; `rivals`
+    are the other finalists. `errors` holds, per output, the largest error against float64 as a
+    share of the tolerance (1 is the limit); `versus_eager` the largest error on plain random inputs
+    divided by eager's own. `busy` is True when other work disturbed the measurement, False when it
+    did not, None when that is not known. `clocks` are a GPU's in MHz before, in and after the
+    measurement. `instructions` are those that threads issue for an element of a row, read off the
+    compiled code; None where they are not known (on CPUs, and of kernels that were not built
+    ahead).
 
     A final's `timings` are of a warm cache on CPUs, and `cold` has the same contenders with inputs
     and outputs that no cache holds; on GPUs they are of a cold one, and `warm` has the others. A

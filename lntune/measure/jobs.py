@@ -94,7 +94,8 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
 class Try(msgspec.Struct, frozen=True, tag="try"):
     """Build a kernel, check its outputs, and time it for about `seconds`; where `best_us` says what
     the best of the case so far took, shorter when it is far behind and longer when it may be the
-    best, see timing.race.
+    best, see timing.race. In the same rounds as `reference`, where that is given and can be built,
+    which is right and takes `unit_us`: `best_us` is at that pace, see log/pace.py.
     """
 
     case: Case
@@ -103,6 +104,8 @@ class Try(msgspec.Struct, frozen=True, tag="try"):
     seconds: float
     seed: int = 0
     best_us: float | None = None
+    reference: Candidate | None = None
+    unit_us: float | None = None
 
 
 class Heat(msgspec.Struct, frozen=True, tag="heat"):

@@ -19,7 +19,7 @@ from lntune.device import Device
 from lntune.errors import LntuneError, StoreError, ToolchainError, UnfitError, gist
 from lntune.kernels import cache, candidate_facts, compiler
 from lntune.kernels.candidate_facts import Facts
-from lntune.log import disturbance
+from lntune.log import disturbance, pace
 from lntune.log.records import Rival, Timing
 from lntune.measure import calls, training
 from lntune.measure.jobs import (
@@ -56,6 +56,8 @@ _MESSAGE = 500
 _kept = Kept()
 _prepared: dict[tuple[Case, Device, Candidate], tuple[Kernel, Outcome]] = {}
 """What the last job has prepared, if it was that: a right kernel, and how right it is."""
+_reference: dict[tuple[Case, Device], tuple[Candidate, Kernel | None]] = {}
+"""What the last trial was timed beside, or may have been."""
 
 
 def run(job: Job) -> Outcome:
@@ -231,21 +233,27 @@ def _try(job: Try) -> Outcome:
             return msgspec.structs.replace(by_all, message=f"{by_all.message}, by all threads")
     if kernel is None or outcome.status != "ok":
         return outcome
-    bound = calls.bind(job.case, kernel, _inputs(job.case, device), allocate=False)
-    enough = timing.race(job.seconds, job.best_us)
+    inputs = _inputs(job.case, device)
+    contenders = {pace.TRIED: calls.bind(job.case, kernel, inputs, allocate=False)}
+    if (reference := _reference_of(job, kernel)) is not None:
+        contenders[pace.BESIDE] = calls.bind(job.case, reference, inputs, allocate=False)
+    enough = timing.race(job.seconds, job.best_us, job.unit_us)
 
     def measure() -> Measured:
-        taken = backend.measure({"tuned": bound}, device, job.seconds, seed=job.seed, enough=enough)
-        us = taken.timings["tuned"].median_us
+        taken = backend.measure(contenders, device, job.seconds, seed=job.seed, enough=enough)
+        us = pace.at(job.unit_us, taken.timings)
         # no knobs are so much slower than others
         apart = job.best_us is not None and us > disturbance.APART * job.best_us
         return msgspec.structs.replace(taken, busy=True) if apart else taken
 
     measured = timing.quietest(measure, TRIAL_ATTEMPTS)
-    tuned = measured.timings["tuned"]
     if not backend.builds_ahead:
-        _kept.add(job.case, device, job.candidate, kernel, tuned.median_us)
-    timings = {"tuned": Timing(tuned.samples_us[:TRIAL_SAMPLES], tuned.median_us)}
+        us = pace.at(job.unit_us, measured.timings)
+        _kept.add(job.case, device, job.candidate, kernel, us)
+    timings = {
+        name: Timing(taken.samples_us[:TRIAL_SAMPLES], taken.median_us)
+        for name, taken in measured.timings.items()
+    }
     return msgspec.structs.replace(
         outcome,
         timings=timings,
@@ -253,6 +261,24 @@ def _try(job: Try) -> Outcome:
         clocks=measured.clocks,
         noticed=measured.noticed,
     )
+
+
+def _reference_of(job: Try, kernel: Kernel) -> Kernel | None:
+    """The kernel of a trial's reference, kept for the next trials of the case: that of a trial of
+    its own, else built, once in this process; None where there is none, or it cannot be built.
+    """
+    key = job.case, job.device
+    if job.reference is None:
+        _reference.clear()
+        _reference[key] = job.candidate, kernel
+        return None
+    known = _reference.get(key)
+    if known is None or known[0] != job.reference:
+        built = _kernel(job.case, job.device, job.reference, checked=False)
+        known = job.reference, None if isinstance(built, Outcome) else built
+        _reference.clear()
+        _reference[key] = known
+    return known[1]
 
 
 def _heat(job: Heat) -> Outcome:

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import msgspec
 
-from lntune import knobs, ops, schedule, search
+from lntune import backends, knobs, ops, schedule, search
 from lntune.case import Case
 from lntune.errors import BuildError
 from lntune.kernels.candidate_facts import Facts
-from lntune.log import select
+from lntune.log import pace, select
 from lntune.log.records import Record
 from lntune.measure import training
 from lntune.measure.jobs import Candidate, Final, Heat, Outcome, Training, Try
@@ -70,6 +70,9 @@ class Run:
         """When the run's time is over, on time.monotonic's clock."""
         self._candidates: dict[Case, Candidates] = {}
         self._best_us: dict[Case, float] = {}
+        self._references: dict[Case, Candidate | None] = {}
+        self._unit_us: dict[Case, float] = {}
+        """What the default knobs take, at whose pace all of a case's trials are compared."""
 
     def candidates(self, case: Case) -> Candidates:
         """What there is to try. Kept for the next case, which is begun early: to list thousands
@@ -196,9 +199,14 @@ class Run:
         failed then.
         """
         costs: dict[Candidate, float] = {}
-        for candidate, record in self.journal.tried(case).items():
+        tried = self.journal.tried(case)
+        reference = self.reference(case)
+        own = tried.get(reference) if reference else None
+        if own is not None and own.status == "ok":
+            self._unit_us[case] = own.timings[pace.TRIED].median_us
+        for candidate, record in tried.items():
             if candidate in candidates:
-                costs[candidate] = _cost(record)
+                costs[candidate] = self.cost(case, record)
                 self.summary.earlier[record.status] += 1
                 if record.status != "ok":
                     failures.add(record.status, record.message)
@@ -240,11 +248,12 @@ class Run:
             if candidate in earlier:
                 return earlier[candidate]
             outcome = self.outcome(case, candidate, candidate in candidates.defaults, budget)
-            cost = _cost(outcome)
+            cost = self.cost(case, outcome)
             if self.ahead and cost < math.inf:
                 outcome = self.counted(case, candidate, outcome)
             with interrupts.held():
-                self.journal.record(case, candidate, outcome)
+                beside = self.reference(case) if pace.BESIDE in outcome.timings else None
+                self.journal.record(case, candidate, outcome, default=beside)
                 costs[candidate] = cost
                 self.summary.statuses[outcome.status] += 1
                 progress.trials += 1
@@ -337,7 +346,10 @@ class Run:
         """Build, check and time a candidate; not logged."""
         # of this run: since an earlier one the machine may have changed
         best_us = self._best_us.get(case)
+        reference, unit_us = self.reference(case), self._unit_us.get(case)
         job = Try(case, self.device, candidate, TRIAL_SECONDS, self.settings.seed, best_us)
+        if unit_us is not None and candidate != reference:
+            job = msgspec.structs.replace(job, reference=reference, unit_us=unit_us)
         start = time.monotonic()
         allowed = min(self.settings.timeout, max(LATE_SECONDS, self.end - start))
         if self.beside:
@@ -349,9 +361,27 @@ class Run:
         if outcome is None or (cut and outcome.status == "timeout"):
             raise _TimeOver  # which is not the candidate's fault, so it is not logged
         self.times.tried(seconds)
-        if (cost := _cost(outcome)) < math.inf:
+        if candidate == reference and outcome.status == "ok":
+            self._unit_us.setdefault(case, outcome.timings[pace.TRIED].median_us)
+        if (cost := self.cost(case, outcome)) < math.inf:
             self._best_us[case] = min(cost, self._best_us.get(case, math.inf))
         return outcome
+
+    def cost(self, case: Case, tried: Outcome | Record) -> float:
+        """The microseconds that a candidate took, at the pace of all; infinite where it failed."""
+        if tried.status != "ok":
+            return math.inf
+        return pace.at(self._unit_us.get(case), tried.timings)
+
+    def reference(self, case: Case) -> Candidate | None:
+        """What the trials of a case are timed beside, once it has been tried: the default knobs,
+        which serve it where nothing is tuned. None on GPUs, whose clocks are watched.
+        """
+        if backends.of(self.device).builds_ahead:
+            return None
+        if case not in self._references:
+            self._references = {case: self.untuned(case)}
+        return self._references[case]
 
     def measure(self, job: Heat | Final | Training, timeout: float) -> Outcome:
         """What comes of a job that measures, with nothing else going on."""
@@ -367,11 +397,6 @@ class Run:
         self.summary.interrupted = True
         if self.ahead:
             self.ahead.close()
-
-
-def _cost(tried: Outcome | Record) -> float:
-    """The microseconds that a candidate took; infinite where it failed."""
-    return tried.timings["tuned"].median_us if tried.status == "ok" else math.inf
 
 
 def _note_best(progress: Progress, candidate: Candidate, cost: float) -> None:
