@@ -65,6 +65,8 @@ COMMANDS = (
     "search-study",
     "merge",
     "prune",
+    "export-log",
+    "import",
 )
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
 CASE = Case("layer_norm", 64, "float32", 8)
@@ -372,6 +374,8 @@ NEEDED = {
     "show": ("layer_norm", "--hidden", "64"),
     "compare": ("a.json", "b.json"),
     "merge": ("a.jsonl", "-o", "b.jsonl"),
+    "export-log": ("-o", "b"),
+    "import": ("a.json",),
 }
 """What commands cannot do without."""
 UNEXPECTED: list[tuple[Exception, int, str]] = [

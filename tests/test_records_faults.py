@@ -192,20 +192,21 @@ def start_writer(folder: Path, count: int, who: str, record: Record) -> subproce
     return process
 
 
-def test_several_processes_append_at_once(tmp_path: Path) -> None:
-    """Four processes that append 50 records each to one log lose none and tear none, and each one's
-    records keep their order.
+@pytest.mark.parametrize("count", [25, pytest.param(1250, marks=pytest.mark.exhaustive)])
+def test_several_processes_append_at_once(tmp_path: Path, count: int) -> None:
+    """Eight processes that append to one log lose no record and tear none, and each one's records
+    keep their order: of 200, and of 10,000.
     """
     long = a_record(samples=500)
-    writers = [start_writer(tmp_path, 50, str(who), long) for who in range(4)]
+    writers = [start_writer(tmp_path, count, str(who), long) for who in range(8)]
     for writer in writers:
-        assert writer.wait(timeout=60) == 0
+        assert writer.wait(timeout=600) == 0
         assert writer.stdout is not None
         writer.stdout.close()
     back = records.read([tmp_path])
-    assert len(back) == 200
-    for who in range(4):
-        assert [r.message for r in back if r.run == str(who)] == [str(i) for i in range(50)]
+    assert len(back) == 8 * count
+    for who in range(8):
+        assert [r.message for r in back if r.run == str(who)] == [str(i) for i in range(count)]
 
 
 def test_appending_waits_for_the_lock(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def merge(
             output.parent.mkdir(parents=True, exist_ok=True)
             write(output, files[0].lines)
         else:
-            _new_folder(output, files)
+            new_folder(output, lambda folder: _fill(folder, output, files))
     except OSError as e:
         if isinstance(e, LogError):
             raise
@@ -182,8 +182,19 @@ def write(path: Path, kept: Sequence[Line]) -> None:
             shutil.copymode(path, temporary)
 
 
-def _new_folder(output: Path, files: Sequence[_Made]) -> None:
-    """Make a folder of logs at once: all of it is there, or nothing."""
+def _fill(folder: Path, output: Path, files: Sequence[_Made]) -> None:
+    for made in files:
+        path = folder / made.path.relative_to(output)
+        path.parent.mkdir(exist_ok=True)
+        write(path, made.lines)
+
+
+def new_folder(output: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder at once, of what is put into another one: all of it is there, or nothing.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     target = output.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -191,10 +202,7 @@ def _new_folder(output: Path, files: Sequence[_Made]) -> None:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o777 & ~mask)
-        for made in files:
-            path = temporary / made.path.relative_to(output)
-            path.parent.mkdir(exist_ok=True)
-            write(path, made.lines)
+        fill(temporary)
         temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

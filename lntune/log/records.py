@@ -22,7 +22,7 @@ import msgspec
 from lntune import bounds
 from lntune.case import Case
 from lntune.device import Device
-from lntune.errors import LogError
+from lntune.errors import InputError, LogError, got_expected
 from lntune.knobs import Value
 from lntune.log import disturbance, lines
 from lntune.log.decision import Decision
@@ -205,7 +205,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def log_path(folder: Path, device: Device, op: str) -> Path:
-    """The file that holds the records of one operator on one device."""
+    """The file that holds the records of one operator on one device.
+
+    Raises:
+        InputError: the operator's is no name.
+    """
+    if not op.isidentifier():
+        raise InputError(got_expected("op", repr(op), "a name of letters, digits and _"))
     return folder / device.slug / f"{op}.jsonl"
 
 
