@@ -49,7 +49,7 @@ LONGEST = """
 others have nothing left to do.
 """
 QUICK = """
-    merge prune t4
+    merge prune strange_logs t4
     bars bench_log_speed bench_plots bench_summary beside beside_eager caches capture case certainty
     check cold columns compare compare_measure compare_report compare_sides cuda_headers decide
     device disturbance doctor errors failures finals gpu_pass_run grids hostile interrupts kills

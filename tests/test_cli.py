@@ -66,6 +66,7 @@ COMMANDS = (
     "merge",
     "prune",
     "export-log",
+    "export-candidates",
     "import",
 )
 TINY = ["--hidden", "64", "--dtype", "float32", "--rows", "8"]
@@ -376,6 +377,7 @@ NEEDED = {
     "merge": ("a.jsonl", "-o", "b.jsonl"),
     "export-log": ("-o", "b"),
     "import": ("a.json",),
+    "export-candidates": ("out",),
 }
 """What commands cannot do without."""
 UNEXPECTED: list[tuple[Exception, int, str]] = [
