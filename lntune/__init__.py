@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lntune.torch.lstm import LayerNormLSTM as LayerNormLSTM
     from lntune.torch.lstm import LayerNormLSTMCell as LayerNormLSTMCell
     from lntune.torch.modules import LayerNorm as LayerNorm
+    from lntune.torch.recording import record_cases as record_cases
     from lntune.torch.reloading import reload as reload
     from lntune.torch.reloading import strict as strict
     from lntune.torch.untuned import UntunedWarning as UntunedWarning
@@ -53,6 +54,7 @@ _HOME = {
     "layer_norm_backward": "lntune.torch.layer_norm_backward",
     "layer_norm_forward": "lntune.torch.layer_norm",
     "lnlstm_step": "lntune.torch.lnlstm",
+    "record_cases": "lntune.torch.recording",
     "reload": "lntune.torch.reloading",
     "revert": "lntune.torch.conversion",
     "strict": "lntune.torch.reloading",
@@ -75,6 +77,7 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "lnlstm_step",
+    "record_cases",
     "reload",
     "report",
     "revert",

@@ -14,14 +14,17 @@
  * shim (half the time of torch.empty_like) where it is found, else through DLPack. Where gradients
  * are recorded, a call is served by a kernel that also makes what its backward takes, and `record`,
  * C++ of an operator's (`torch/layer_norm_node.cpp`), attaches the backward to the first output;
- * the other outputs never reach Python. Valid as C and as C++.
+ * the other outputs never reach Python. While cases are recorded, calls are counted here, too, which
+ * is one look at a flag where they are not. Valid as C and as C++.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <dlpack/dlpack.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <tvm/ffi/c_api.h>
 
 #ifdef __cplusplus
@@ -82,9 +85,9 @@ typedef struct {
 
 /* `order` has the kernel's arguments: i >= 0 is the i-th of the call, -1 - j the j-th output.
  * `matrices` has a bit for each of them that the kernel takes as (rows, hidden), whatever the
- * number of its leading dimensions. */
+ * number of its leading dimensions. `tag` is what calls are counted under. */
 typedef struct {
-  int64_t key, key_rest, kernel, matrices, arguments, order[MAX_ARGS], outputs;
+  int64_t key, key_rest, kernel, tag, matrices, arguments, order[MAX_ARGS], outputs;
   Output output[MAX_OUT];
 } Entry;
 
@@ -117,6 +120,80 @@ static int32_t (*empty_strided)(int64_t, const int64_t *, const int64_t *, int32
 static int32_t (*data_pointer)(void *, void **), (*delete_tensor)(void *);
 /* THPVariable_Wrap(const at::TensorBase &); a handle of the shim is an at::Tensor *. */
 static PyObject *(*wrap)(void *);
+
+/* Calls of one tag and number of rows: how many, how many of them were timed, and their
+ * nanoseconds. */
+typedef struct {
+  int64_t tag, rows, calls, timed, ns;
+} Count;
+/* Beyond so many, rows are counted as the power of two below them, which is in their bucket. */
+enum { MOST_COUNTS = 4096 };
+static volatile int counting;
+static pthread_mutex_t count_lock = PTHREAD_MUTEX_INITIALIZER; /* of the next three */
+static Count *counts; /* open addressing; `calls` 0 is a free place */
+static int64_t count_room, count_used;
+
+static Count *count_slot(int64_t tag, int64_t rows) {
+  uint64_t hash = (uint64_t)tag * 0x9E3779B97F4A7C15u ^ (uint64_t)rows * 0xC2B2AE3D27D4EB4Fu;
+  for (uint64_t i = hash >> 32;; ++i) {
+    Count *c = &counts[i & (uint64_t)(count_room - 1)];
+    if (!c->calls || (c->tag == tag && c->rows == rows)) return c;
+  }
+}
+
+/* Count a call; `ns` below 0: it was not timed. From any thread, with Python's lock or without. */
+void lntune_count(int64_t tag, int64_t rows, int64_t ns) {
+  pthread_mutex_lock(&count_lock);
+  if (count_used >= MOST_COUNTS) rows = (int64_t)1 << (63 - __builtin_clzll((uint64_t)rows));
+  if (2 * (count_used + 1) > count_room) {
+    int64_t before = count_room, room = before ? 2 * before : 256;
+    Count *old = counts, *grown = (Count *)calloc((size_t)room, sizeof(Count));
+    if (!grown) {
+      pthread_mutex_unlock(&count_lock);
+      return;
+    }
+    counts = grown, count_room = room;
+    for (int64_t i = 0; i < before; ++i)
+      if (old[i].calls) *count_slot(old[i].tag, old[i].rows) = old[i];
+    free(old);
+  }
+  Count *c = count_slot(tag, rows);
+  count_used += !c->calls;
+  c->tag = tag, c->rows = rows, ++c->calls;
+  if (ns >= 0) ++c->timed, c->ns += ns;
+  pthread_mutex_unlock(&count_lock);
+}
+
+static void lock_counts(void) { pthread_mutex_lock(&count_lock); }
+static void unlock_counts(void) { pthread_mutex_unlock(&count_lock); }
+
+/* Count from now on, or no longer. */
+void lntune_counting(int on) {
+  static int registered; /* a forked child must not find the lock shut */
+  if (on && !registered) registered = !pthread_atfork(lock_counts, unlock_counts, unlock_counts);
+  counting = on;
+}
+
+/* Move the counts to `into`, room for `most` of them; how many there are. Where there is no room,
+ * nothing is moved. */
+int64_t lntune_counts_take(Count *into, int64_t most) {
+  pthread_mutex_lock(&count_lock);
+  int64_t found = count_used;
+  if (found && found <= most) {
+    for (int64_t i = 0; i < count_room; ++i)
+      if (counts[i].calls) *into++ = counts[i];
+    memset(counts, 0, (size_t)count_room * sizeof(Count));
+    count_used = 0;
+  }
+  pthread_mutex_unlock(&count_lock);
+  return found;
+}
+
+static int64_t nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
 
 /* True when the shim was found. */
 int lntune_direct_init(void *exchange, void *call, void *error, void *decref, const char *torch_cpu,
@@ -422,9 +499,15 @@ static PyObject *run(const Table *table, const Entry *e, Call *c, PyObject *cons
     values[i].v_ptr = t;
   }
   if (!failed) {
+    /* a GPU's kernel has only been launched when the call returns */
+    const int timed = counting && c->device.device_type == kDLCPU;
+    int64_t ns = -1;
     void *state = PyEval_SaveThread();
+    if (timed) ns = -nanoseconds();
     failed = call_function((void *)(intptr_t)e->kernel, values, (int32_t)e->arguments, &nothing);
+    if (timed) ns += nanoseconds();
     PyEval_RestoreThread(state);
+    if (counting && !failed) lntune_count(e->tag, c->rows, ns);
     if (failed) {
       void *error = 0;
       take_error(&error);

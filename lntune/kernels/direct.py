@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lntune.case import Case
 from lntune.ops.op import Arg
@@ -61,7 +61,58 @@ def _library() -> tuple[ctypes.PyDLL, bool]:
         ctypes.c_int,
         ctypes.c_void_p,
     ]
+    library.lntune_counts_take.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.lntune_counts_take.restype = ctypes.c_int64
+    library.lntune_counting(int(_counting[0]))
+    _loaded.append(library)
     return library, shim
+
+
+_loaded: list[ctypes.PyDLL] = []
+_counting = [False]
+
+
+class Count(NamedTuple):
+    """Calls of one tag and number of rows: how many, how many of them were timed, and their
+    nanoseconds.
+    """
+
+    tag: int
+    rows: int
+    calls: int
+    timed: int
+    ns: int
+
+
+def count_calls(on: bool) -> None:
+    """Count direct calls from now on, or no longer."""
+    _counting[0] = on
+    for library in _loaded:
+        library.lntune_counting(int(on))
+
+
+def count_function() -> int:
+    """The address of the function by which other C++ of ours counts calls; 0 where no call can be
+    direct.
+    """
+    if not _loaded:
+        return 0
+    return ctypes.cast(_loaded[0].lntune_count, ctypes.c_void_p).value or 0
+
+
+def take_counts() -> list[Count]:
+    """What was counted since this was asked last."""
+    counts: list[Count] = []
+    for library in _loaded:
+        room, found = 0, library.lntune_counts_take(None, 0)
+        buffer = (ctypes.c_int64 * 0)()
+        while found > room:  # others count meanwhile
+            room = 2 * found
+            buffer = (ctypes.c_int64 * (room * len(Count._fields)))()
+            found = library.lntune_counts_take(buffer, room)
+        width = len(Count._fields)
+        counts += (Count(*buffer[i * width : (i + 1) * width]) for i in range(found))
+    return counts
 
 
 def has_shim() -> bool:
@@ -130,14 +181,15 @@ class Table:
         call: Sequence[Any],
         case: Case,
         recorded: bool = False,
+        tag: int = 0,
     ) -> bool:
         """Serve calls like `call` by this kernel when their rows have a bit length of bits[0] to
         bits[1].
 
         `arguments` are the kernel's, `names` say which of them each argument of a call is. Where
         rows in `call` do not lie one behind the other, it is a kernel that takes them so.
-        `recorded`: those whose gradients are recorded, instead of those whose are not. False where
-        `call` is itself of the kind that a table does not serve.
+        `recorded`: those whose gradients are recorded, instead of those whose are not. Calls are
+        counted under `tag`. False where `call` is itself of the kind that a table does not serve.
         """
         outputs = [a for a in arguments if a.role == "out"]
         order = [
@@ -150,6 +202,7 @@ class Table:
             0,
             0,
             kernel.__chandle__(),
+            tag,
             matrices,
             len(order),
             *order,

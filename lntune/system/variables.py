@@ -19,6 +19,7 @@ KNOWN = {
     "LNTUNE_EARLY_START": "0: on GPUs every kernel begins after the one before it",
     "LNTUNE_LOG_DIR": "the folder of tuning logs",
     "LNTUNE_NVCC": "the path of nvcc, or nvrtc for the library",
+    "LNTUNE_RECORD_CASES": "the file that notes which cases a program's calls go through",
     "LNTUNE_SCHEDULES": "folders of schedules of your own, separated as in PATH",
     "LNTUNE_SHIPPED_LOGS": "0: the logs that lntune comes with decide nothing",
     "LNTUNE_STRICT": "1: a call that nothing measured serves raises NotTunedError",

@@ -14,6 +14,7 @@ from lntune import ops
 from lntune.case import BUCKETS, Case
 from lntune.kernels.direct import Table
 from lntune.system.later import Later
+from lntune.torch import devices, recording
 from lntune.torch.dispatch import FILTERED_WARNINGS, Kernel
 from lntune.torch.reloading import LOCK, on_kernels_changed
 
@@ -63,6 +64,7 @@ class Direct:
                         call,
                         case,
                         recorded,
+                        recording.tag(case, devices.of(call[0].device)),
                     )
             except FILTERED_WARNINGS:
                 raise

@@ -25,7 +25,7 @@ from lntune.system import callers, paths, trust
 from lntune.system.later import Later, passes, root
 from lntune.system.sealed import DamagedWarning
 from lntune.system.variables import VariableWarning
-from lntune.torch import apart, devices, first_check, untuned
+from lntune.torch import apart, devices, first_check, recording, untuned
 from lntune.torch.choices import choose, decide, decide_anew
 from lntune.torch.first_check import (
     RecordingError,
@@ -161,7 +161,8 @@ def serve(case: Case, tensors: Sequence[Tensor] = ()) -> Kernel:
     Raises:
         NotTunedError, LntuneError: as kernel_for.
     """
-    return kernel_for(case, tensors) or functools.partial(_eager_kernel, case)
+    kernel = kernel_for(case, tensors) or functools.partial(_eager_kernel, case)
+    return recording.noted(kernel, case, devices.of_tensors(tensors))
 
 
 def _eager_kernel(case: Case, *values: Any) -> None:

@@ -34,9 +34,10 @@ from torch import Tensor
 
 from lntune import backends
 from lntune.backends.cuda.capture import record
+from lntune.log.cases import Tallies
 from lntune.system import callers
 from lntune.system.forks import OUTER, held_at_fork
-from lntune.torch import devices
+from lntune.torch import devices, recording
 from lntune.torch.reloading import on_kernels_changed
 
 CAPACITY = 8
@@ -100,7 +101,8 @@ class _Place:
 class _Seen:
     """How often a loop was called, and its graph once it is captured, with the buffers on which it
     works, and which of them are large; `plain` where that failed, `moving` where a capture on the
-    caller's memory did; how many graphs on the caller's memory were `dropped`.
+    caller's memory did; how many graphs on the caller's memory were `dropped`; `counts` are the
+    calls of kernels that a replay makes, where cases are recorded.
     """
 
     calls: int = 0
@@ -112,6 +114,7 @@ class _Seen:
     plain: bool = False
     moving: bool = False
     dropped: int = 0
+    counts: Tallies = field(default_factory=dict)
     places: OrderedDict[tuple[int, ...], _Place] = field(default_factory=OrderedDict)
 
     @property
@@ -160,7 +163,10 @@ def run(
         if len(_seen) > CAPACITY + REMEMBERED:  # graphs are CAPACITY at most, and so is the search
             del _seen[next(old for old, other in _seen.items() if other.replay is None)]
         if seen.replay is None:
-            outputs = loop(*tensors, *options)
+            with recording.aside() as counts:
+                outputs = loop(*tensors, *options)
+            recording.repeated(counts)
+            seen.counts = counts
             if not seen.plain and seen.calls >= _REPEATED:
                 _capture(seen, work, tensors, outputs)
             return outputs
@@ -175,6 +181,12 @@ def run(
 
 
 _new: Callable[[Tensor], Tensor] = torch.empty_like
+
+
+@recording.on_change
+def _recording_changed(_: bool) -> None:
+    """Graphs that were captured before know nothing of their calls."""
+    forget()
 
 
 @on_kernels_changed
@@ -217,7 +229,8 @@ def _capture(
         own = [None if t is None else t.detach().clone(memory_format=kept) for t in tensors]
         into = tuple(torch.empty_like(t, memory_format=kept) for t in outputs)
         recorder = Recorder(outputs[0].device)
-        replay = recorder.first(work, own, into)
+        with recording.aside():
+            replay = recorder.first(work, own, into)
     except Exception as e:
         seen.plain = True
         callers.warn(
@@ -279,7 +292,9 @@ def _capture_there(
 
     arguments = [None if t is None else chosen(t) for t in tensors]
     try:
-        place.replay = seen.recorder.another(work, arguments, [chosen(t) for t in outputs])
+        into = [chosen(t) for t in outputs]
+        with recording.aside():
+            place.replay = seen.recorder.another(work, arguments, into)
     except Exception as e:
         seen.moving = True
         callers.warn(
@@ -301,6 +316,7 @@ def _replay(
     replay = place.replay or seen.replay
     assert replay is not None
     replay()
+    recording.repeated(seen.counts)
     _copy(outputs, seen.outputs, own[len(inputs) :])
 
 

@@ -10,28 +10,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lntune.case import Case
+from lntune.device import Device
 from lntune.torch.reloading import on_kernels_changed
 from lntune.torch.support import needs_gradients
 
 MOST = 4096
 """Calls that are remembered; with more sizes than that all are forgotten."""
-_known: set[tuple[object, ...]] = set()
+_known: dict[tuple[object, ...], tuple[Case, Device | None]] = {}
 _tracing = torch._C._is_tracing
 on_kernels_changed(_known.clear)
 
 
 def known(
     input: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, eps: object
-) -> bool:
-    """Whether a call is torch.nn.functional.layer_norm's, as it stands."""
-    return bool(_known) and _looks(input, shape, weight, bias, eps) in _known
+) -> tuple[Case, Device | None] | None:
+    """Case and device of a call that is torch.nn.functional.layer_norm's as it stands, or None."""
+    looks = _looks(input, shape, weight, bias, eps) if _known else None
+    return None if looks is None else _known.get(looks)
 
 
 def remember(
-    input: Tensor, shape: object, weight: Tensor | None, bias: Tensor | None, eps: object
+    input: Tensor,
+    shape: object,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: object,
+    case: tuple[Case, Device | None],
 ) -> None:
     """Have calls like this one served by PyTorch at once: a call that is right and that eager mode
-    serves. Not those whose vectors PyTorch does not take as they are.
+    serves, and its case and device. Not those whose vectors PyTorch does not take as they are.
     """
     if any(v is not None and v.dtype != input.dtype for v in (weight, bias)):
         return
@@ -39,7 +47,7 @@ def remember(
     if looks is not None:
         if len(_known) >= MOST:
             _known.clear()
-        _known.add(looks)
+        _known[looks] = case
 
 
 def _looks(

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from lntune.case import MAX_HIDDEN, Case
 from lntune.ops.layer_norm import NAME, variant
-from lntune.torch import devices, dispatch, eager, known_eager, layer_norm_node
+from lntune.torch import devices, dispatch, eager, known_eager, layer_norm_node, recording
 from lntune.torch.argument_checks import check_layer_norm
 from lntune.torch.direct_calls import Direct
 from lntune.torch.eager import autocast_widens, in_float32
@@ -59,6 +59,7 @@ _tracing = torch._C._is_tracing
 # names.
 _SIGNATURE = "tnoof"
 _NAMES = ("x", "normalized_shape", "weight", "bias", "eps")
+_NO_KERNEL = "it has no rows, or rows or an eps that are not built"
 _direct = Direct(_SIGNATURE, _NAMES, layer_norm_node.RECORD)
 # for autograd.Function: with the statistics a backward takes
 _saving = Direct(_SIGNATURE, _NAMES)
@@ -101,7 +102,10 @@ def layer_norm(
     y = _direct.call(input, normalized_shape, weight, bias, eps)
     if y is not None:
         return y  # type: ignore[no-any-return]
-    if known_eager.known(input, normalized_shape, weight, bias, eps):
+    if (case := known_eager.known(input, normalized_shape, weight, bias, eps)) is not None:
+        if recording.SINKS:
+            with recording.timing(*case):
+                return functional.layer_norm(input, normalized_shape, weight, bias, eps)
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     if _saving.serves(input, normalized_shape, weight, bias, eps) and needs_gradients(
         input, weight, bias
@@ -138,7 +142,8 @@ def layer_norm_forward(
     support = kernel_support(present(input, weight, bias), math.prod(shape), eps)
     if not support:
         log_unsupported("layer_norm_forward", support)
-        return eager.layer_norm_forward(input, shape, weight, bias, eps)
+        with recording.eager(NAME, input, math.prod(shape), support.reason):
+            return eager.layer_norm_forward(input, shape, weight, bias, eps)
     return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)  # type: ignore[no-any-return]
 
 
@@ -167,17 +172,19 @@ def _general(
         support = kernel_support(tensors, hidden, eps, watched=checkpointed)
     if not support:
         log_unsupported(NAME, support)
-        return eager.layer_norm(input, shape, weight, bias, eps)
+        with recording.eager(NAME, input, hidden, support.reason):
+            return eager.layer_norm(input, shape, weight, bias, eps)
     if autocast_widens(input):
         x, weight, bias = in_float32(input, weight, bias)
         return layer_norm(x, shape, weight, bias, eps)
     grad = needs_gradients(*tensors)
     case = _case(input.numel() // hidden, hidden, input, weight, bias, grad)
-    kernel = dispatch.kernel_for(case, tensors)
+    kernel, device = dispatch.kernel_for(case, tensors), devices.of(input.device)
     if kernel is None:
         if dispatch.chose_eager(case, tensors):
-            known_eager.remember(input, normalized_shape, weight, bias, eps)
-        return eager.layer_norm(input, shape, weight, bias, eps)
+            known_eager.remember(input, normalized_shape, weight, bias, eps, (case, device))
+        with recording.timing(case, device):
+            return eager.layer_norm(input, shape, weight, bias, eps)
     if checkpointed:
         return torch.ops.lntune.layer_norm(input, list(shape), weight, bias, eps, True)[0]  # type: ignore[no-any-return]
     # Direct calls refuse a negative bit: only _neg_view and views of one element (hidden 1) can be
@@ -188,6 +195,7 @@ def _general(
         (_direct if node or not grad else _saving).remember(case, kernel, call, recorded=node)
         if node and (y := _direct.call(*call)) is not None:
             return y  # type: ignore[no-any-return]
+    kernel = recording.noted(kernel, case, device)
     if grad:
         return _LayerNorm.apply(input, shape, weight, bias, eps, kernel)  # type: ignore[no-any-return, no-untyped-call]
     return _run(kernel, input, hidden, weight, bias, eps, stats=False)[0]
@@ -311,14 +319,18 @@ def layer_norm_op(
     shape = check_layer_norm(input, normalized_shape, weight, bias, eps)
     hidden = math.prod(shape)
     rows = input.numel() // hidden if hidden else 0
-    kernel = None
+    kernel, device = None, devices.of(input.device)
+    counting = recording.eager(NAME, input, hidden, _NO_KERNEL)
     if rows and hidden <= MAX_HIDDEN and is_kernel_eps(eps):
         case = _case(rows, hidden, input, weight, bias, stats)
         kernel = dispatch.kernel_for(case, present(input, weight, bias))
+        counting = recording.timing(case, device)
     if kernel is not None:
+        kernel = recording.noted(kernel, case, device)
         y, mean, rstd = _run(kernel, input, hidden, weight, bias, eps, stats)
     else:
-        y, mean, rstd = eager.layer_norm_forward(input, shape, weight, bias, eps)
+        with counting:
+            y, mean, rstd = eager.layer_norm_forward(input, shape, weight, bias, eps)
     if not stats or mean is None or rstd is None:
         mean, rstd = (
             input.new_empty(0, dtype=torch.float32),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lntune.case import Case
 from lntune.ops.layer_norm_backward import NAME, arguments, variant
-from lntune.torch import devices, dispatch, eager, layer_norm_node
+from lntune.torch import devices, dispatch, eager, layer_norm_node, recording
 from lntune.torch.argument_checks import check_layer_norm_backward
 from lntune.torch.direct_calls import Direct
 from lntune.torch.eager import Gradients
@@ -154,12 +154,14 @@ def _general(
     support = _support(dy, input, mean, rstd, weight, bias, hidden)
     if not support:
         log_unsupported(NAME, support)
-        return eager.layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
+        with recording.eager(NAME, input, hidden, support.reason):
+            return eager.layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
     rows = input.numel() // hidden
     case = _case(rows, hidden, input, weight, bias, wanted)
-    kernel = dispatch.kernel_for(case, present(dy, input, weight))
+    kernel, device = dispatch.kernel_for(case, present(dy, input, weight)), devices.of(input.device)
     if kernel is None:
-        return eager.layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
+        with recording.timing(case, device):
+            return eager.layer_norm_backward(dy, input, shape, mean, rstd, weight, bias, wanted)
 
     def contiguous(tensor: Tensor, size: int) -> Tensor:
         return tensor.contiguous().resolve_neg().view(size)
@@ -184,7 +186,8 @@ def _general(
         name: tensor.view(rows, hidden) if name == "dx" else tensor.view(hidden)
         for name, tensor in grads.items()
     }
-    kernel(*({**inputs, **outputs}[a.name] for a in arguments(case)))
+    call = recording.noted(kernel, case, device)
+    call(*({**inputs, **outputs}[a.name] for a in arguments(case)))
     if hidden > 1 and not any(t is not None and t.is_neg() for t in (input, mean, rstd, weight)):
         _direct[wanted].remember(case, kernel, (dy, input, shape, mean, rstd, weight, bias))
     return grads.get("dx"), grads.get("dgamma"), grads.get("dbeta")

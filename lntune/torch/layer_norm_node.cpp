@@ -23,6 +23,8 @@
 
 #include <pthread.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
@@ -40,10 +42,30 @@ int (*release_error)(void *);
 enum Argument : int64_t { DY, X, MEAN, RSTD, WEIGHT, DX, DGAMMA, DBETA, ARGUMENTS };
 
 /* The kernel of a backward and the order of its arguments; without a kernel PyTorch's own operator
- * was measured to be faster. */
+ * was measured to be faster. `tag` is what calls are counted under. */
 struct Backward {
   void *kernel;
-  int64_t count, order[ARGUMENTS];
+  int64_t tag, count, order[ARGUMENTS];
+};
+
+/* lntune_count of direct.c while cases are recorded, else null. */
+using Count = void (*)(int64_t tag, int64_t rows, int64_t ns);
+std::atomic<Count> counted{nullptr};
+
+/* Counts a call with the time from here to `served`. */
+struct Counting {
+  const Count count = counted.load(std::memory_order_relaxed);
+  std::chrono::steady_clock::time_point begun;
+
+  Counting() {
+    if (count) begun = std::chrono::steady_clock::now();
+  }
+
+  void served(int64_t tag, int64_t rows) const {
+    if (!count) return;
+    const auto taken = std::chrono::steady_clock::now() - begun;
+    count(tag, rows, std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count());
+  }
 };
 
 std::mutex lock; /* of the next, and not one that knows its owner: a forked child is another one */
@@ -150,8 +172,10 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
   if (!backward.kernel) {
     auto stats = s.input.sizes().vec();
     std::fill(stats.end() - s.dims, stats.end(), 1);
+    const Counting counting;
     const auto out = at::native_layer_norm_backward(dy, s.input, shape, s.mean.view(stats),
                                                     s.rstd.view(stats), s.weight, s.bias, wanted);
+    counting.served(backward.tag, rows);
     results = {std::get<0>(out), std::get<1>(out), std::get<2>(out)};
     return true;
   }
@@ -174,7 +198,11 @@ bool direct(Tensor dy, const Saved &s, std::array<bool, 3> wanted, variable_list
     values[i].type_index = kTVMFFIDLTensorPtr;
     values[i].v_ptr = &described_[i];
   }
-  if (!call_function(backward.kernel, values, (int32_t)backward.count, &nothing)) return true;
+  const Counting counting;
+  if (!call_function(backward.kernel, values, (int32_t)backward.count, &nothing)) {
+    counting.served(backward.tag, rows);
+    return true;
+  }
   void *error = nullptr; /* Python will call again and say it */
   take_error(&error);
   if (error) release_error(error);
@@ -322,16 +350,19 @@ int lntune_layer_norm_node_record(void *const *inputs, void *const *outputs, int
 
 /* The kernel (null: PyTorch's operator) of backwards that look like this, with rows of first to
  * last bits; dtypes as above, 0 where there is no vector; `wanted` has a bit for each of dx,
- * dgamma, dbeta. */
+ * dgamma, dbeta; `tag` is what calls are counted under. */
 void lntune_layer_norm_node_remember(void *kernel, int64_t hidden, int64_t x, int64_t weight,
                                      int64_t bias, int64_t wanted, int64_t first, int64_t last,
-                                     int64_t count, const int64_t *order) {
-  Backward backward{kernel, count, {}};
+                                     int64_t tag, int64_t count, const int64_t *order) {
+  Backward backward{kernel, tag, count, {}};
   std::copy(order, order + count, backward.order);
   std::lock_guard<std::mutex> writing(lock);
   for (int64_t bits = first; bits <= last; ++bits)
     backwards[key_of(hidden, x, weight, bias, wanted, bits)] = backward;
 }
+
+/* Count calls from now on by lntune_count of direct.c, or with null no longer. */
+void lntune_layer_norm_node_count(void *count) { counted = (Count)count; }
 
 void lntune_layer_norm_node_forget() {
   std::lock_guard<std::mutex> writing(lock);

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from lntune import device as device_module
 from lntune.case import BUCKETS, Case
-from lntune.kernels.direct import dtype_number
+from lntune.kernels.direct import count_function, dtype_number
 from lntune.ops.layer_norm_backward import arguments
 from lntune.system import exchange, native, paths
 from lntune.system.later import Later, passes
+from lntune.torch import recording
 from lntune.torch.reloading import on_kernels_changed
 
 SOURCE = paths.PACKAGE / "torch" / "layer_norm_node.cpp"
@@ -96,8 +98,10 @@ def _load() -> None:
     library.lntune_layer_norm_node_init(*functions)
     RECORD.value = ctypes.cast(library.lntune_layer_norm_node_record, ctypes.c_void_p).value
     number, numbers = ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
-    library.lntune_layer_norm_node_remember.argtypes = [ctypes.c_void_p, *[number] * 8, numbers]
+    library.lntune_layer_norm_node_remember.argtypes = [ctypes.c_void_p, *[number] * 9, numbers]
+    library.lntune_layer_norm_node_count.argtypes = [ctypes.c_void_p]
     _loaded.append(library)
+    _count_calls(bool(recording.SINKS))
 
 
 _missing: list[Exception] = []
@@ -130,10 +134,17 @@ def remember(
     if kernel is not None:
         handle = kernel.__chandle__()  # type: ignore[attr-defined]
         _kept[handle] = kernel
-    described = (case.hidden, kinds["same"], kinds[weight], kinds[bias], mask, *rows, len(order))
+    described = (case.hidden, kinds["same"], kinds[weight], kinds[bias], mask, *rows)
+    tag = recording.tag(case, device_module.current())  # it serves tensors of the CPU only
     _loaded[0].lntune_layer_norm_node_remember(
-        handle, *described, (ctypes.c_int64 * len(order))(*order)
+        handle, *described, tag, len(order), (ctypes.c_int64 * len(order))(*order)
     )
+
+
+@recording.on_change
+def _count_calls(on: bool) -> None:
+    for library in _loaded:
+        library.lntune_layer_norm_node_count((on and count_function()) or None)
 
 
 _kept: dict[int, Callable[..., None]] = {}  # kernels that the C++ points to

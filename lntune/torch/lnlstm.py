@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lntune.case import MAX_HIDDEN, Case
 from lntune.ops.lnlstm_step import NAME, arguments, formula, statistics, tokens_of
-from lntune.torch import devices, dispatch
+from lntune.torch import devices, dispatch, recording
 from lntune.torch.argument_checks import check_kernel_eps, check_step
 from lntune.torch.direct_calls import Direct
 from lntune.torch.lnlstm_arguments import StepTensors
@@ -141,13 +141,15 @@ def _general(
     support = PER_GATE if per_gate else _support(converted, eps, checkpointed)
     if not support:
         log_unsupported(NAME, support)
-        return formula(*converted, eps, normalized_cell, per_gate)
+        with recording.eager(NAME, converted.c, converted.c.shape[-1], support.reason):
+            return formula(*converted, eps, normalized_cell, per_gate)
     with_statistics = needs_gradients(*converted)
     rows = math.prod(tensors.c.shape[:-1])
     case = case_of(NAME, converted, rows, normalized_cell, with_statistics)
     kernel = dispatch.kernel_for(case, tuple(converted.present().values()))
     if kernel is None:
-        return formula(*converted, eps, normalized_cell)
+        with recording.timing(case, devices.of(converted.c.device)):
+            return formula(*converted, eps, normalized_cell)
     if checkpointed:
         op = torch.ops.lntune.lnlstm_step
         return op(*converted, float(eps), normalized_cell, True)[:2]  # type: ignore[no-any-return]

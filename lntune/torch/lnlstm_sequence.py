@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lntune.case import MAX_HIDDEN
+from lntune.log.cases import Tally, What
 from lntune.ops.lnlstm_step import NAME
-from lntune.torch import devices, dispatch, graphs, lnlstm_loops
+from lntune.ops.lnlstm_step import variant as step_variant
+from lntune.torch import devices, dispatch, graphs, lnlstm_loops, recording
 from lntune.torch.constants import constant
 from lntune.torch.lnlstm_arguments import SavedSteps, SequenceOptions, SequenceTensors
 from lntune.torch.lnlstm_backward import case_of, recorded_backward
@@ -96,13 +99,43 @@ def lnlstm_sequence(
     if not support:
         if not torch.compiler.is_compiling():
             log_unsupported("LayerNormLSTM", support)
+            _count_steps(tensors, sizes, options, reason=support.reason)
         return by_steps(*tensors, sizes, *options)
     keep = needs_gradients(*tensors)
     if not torch.compiler.is_compiling() and _eager_is_faster(tensors, options, keep):
+        _count_steps(tensors, sizes, options, keep)
         return by_steps(*tensors, sizes, *options)
     op = torch.ops.lntune.lnlstm_sequence
     out, h_n, c_n, *_ = op(*tensors, sizes or WHOLE_BATCH, eps, carried, reverse, keep)
     return out, h_n, c_n
+
+
+def _count_steps(
+    tensors: SequenceTensors,
+    sizes: list[int],
+    options: SequenceOptions,
+    keep: bool = False,
+    reason: str = "",
+) -> None:
+    """Count the steps of a sequence that PyTorch serves, where cases are recorded; not their time,
+    most of which is that of products. `reason` is why no kernel takes them.
+    """
+    if not recording.SINKS or _tracing() or graph_recording(*present(*tensors)):
+        return
+    h_0, step = tensors.h_0, tensors.step(tensors.gates_x)
+    kind = step_variant(
+        step.weight_x is not None,
+        step.bias is not None,
+        step.bias_c is not None,
+        options.normalized_cell,
+        keep,
+    )
+    dtype, device = str(h_0.dtype).removeprefix("torch."), devices.of(h_0.device)
+    steps = Counter(step_sizes(sizes, tensors.gates_x.shape[0], h_0.shape[0]))
+    for rows, calls in steps.items():
+        kept = "" if reason else kind
+        what = What(NAME, h_0.shape[1], dtype, rows, kept, device, reason)
+        recording.count(what, Tally(calls))
 
 
 def _support(tensors: SequenceTensors, options: SequenceOptions) -> Support:

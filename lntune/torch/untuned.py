@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import threading
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ from lntune.device import Device
 from lntune.log.records import Key
 from lntune.system import callers
 from lntune.system.forks import INNER, held_at_fork
+from lntune.torch import recording
 from lntune.torch.reloading import on_reload
 from lntune.words import counted
 
@@ -121,6 +123,16 @@ def command(cases: Iterable[Untuned]) -> str:
     return " && ".join(lines)
 
 
+_WAY = "LNTUNE_RECORD_CASES=cases.jsonl notes what a program uses, for lntune tune --cases"
+"""How to tune all that a model uses, as warnings have it."""
+
+
+def _of_recorded() -> str:
+    """What tunes all cases where they are recorded."""
+    names = [shlex.quote(str(path)) for path in recording.files()]
+    return f"lntune tune --cases {names[-1]}" if names else ""
+
+
 def count(case: Case, device: Device, served: str, outlived: bool = False) -> None:
     """Count a case that was not measured; its variants are one. The first is warned of."""
     key = device, Key.of(case)
@@ -132,8 +144,10 @@ def count(case: Case, device: Device, served: str, outlived: bool = False) -> No
         state = (
             "was tuned before its schedule changed" if outlived else "is not tuned on this device"
         )
-        text = f"{name(case)} {state}; served by {served}. Run: {untuned_case.command}"
-        text += " (further cases are counted, see lntune.untuned())"
+        run = _of_recorded() or untuned_case.command
+        text = f"{name(case)} {state}; served by {served}. Run: {run}"
+        text += " (further cases are counted, see lntune.untuned()"
+        text += ")" if recording.SINKS else f"; {_WAY})"
         action = callers.action(text, UntunedWarning, line)
         if action == "ignore":
             return
@@ -155,8 +169,7 @@ def _summary() -> None:
         return
     outlived = sum(one.outlived for one in shown)
     since = f" ({outlived} were before their schedules changed)" if outlived else ""
-    text = (
-        f"{counted(len(shown), 'case')} were not tuned on this device{since}. Run: {command(shown)}"
-    )
+    run = _of_recorded() or f"{command(shown)} (or {_WAY})"
+    text = f"{counted(len(shown), 'case')} were not tuned on this device{since}. Run: {run}"
     if callers.action(text, UntunedWarning, _lines[0]) != "error":
         callers.warn(text, UntunedWarning, _lines[0]._replace(registry={}))
