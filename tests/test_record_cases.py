@@ -1,5 +1,5 @@
-"""Recording cases: all calls are seen, whoever serves them and from wherever; nothing is lost between
-processes; what goes wrong with the file leaves the program alone.
+"""Recording cases: all calls are seen, whoever serves them and from wherever; nothing is lost
+between processes; what goes wrong with the file leaves the program alone.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ SOME: Tallies = {
 
 
 def test_a_file_is_added_to(tmp_path: Path) -> None:
-    """Numbers add up, lines of a newer lntune stay, links stay links, and the file's mode is kept."""
+    """Numbers add up, lines of a newer lntune stay, links stay links, as does the file's mode."""
     file, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
     link.symlink_to(file)
     cases.add(link, SOME)
@@ -371,9 +371,7 @@ def test_those_with_the_most_time_come_first() -> None:
 
 
 def test_a_mutated_file_is_data(tmp_path: Path) -> None:
-    """Whatever stands in a file, it is read as cases within bounds or refused in words, and adding to
-    it loses no line.
-    """
+    """Whatever stands in a file, it is read as cases within bounds, or refused in words."""
     path, rng = tmp_path / "cases.jsonl", random.Random(0)
     cases.add(path, SOME)
     whole = path.read_bytes()
