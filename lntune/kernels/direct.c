@@ -14,8 +14,8 @@
  * shim (half the time of torch.empty_like) where it is found, else through DLPack. Where gradients
  * are recorded, a call is served by a kernel that also makes what its backward takes, and `record`,
  * C++ of an operator's (`torch/layer_norm_node.cpp`), attaches the backward to the first output;
- * the other outputs never reach Python. While cases are recorded, calls are counted here; while not,
- * that is one look at a flag. Valid as C and as C++.
+ * the other outputs never reach Python. While cases are recorded, calls are counted here; while
+ * they are not, that is one look at a flag. Valid as C and as C++.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
