@@ -252,9 +252,12 @@ def test_nothing_of_the_point_is_lost_at_80_columns() -> None:
 def test_without_cases_the_summary_says_how_to_see_them() -> None:
     """The summary alone has no line for a case, and names the command that has them."""
     without = shown(surveyed.output([of()], "lntune report", cases=False), 80)
-    assert "lntune report --cases" in without and "eager us" not in without
+    assert "lntune report --every-case" in without and "eager us" not in without
     both = shown(surveyed.output([of()], "lntune report"), 80)
-    assert "--cases" not in both and both.count("\nof copy: ") == without.count("\nof copy: ") == 1
+    assert (
+        "--every-case" not in both
+        and both.count("\nof copy: ") == without.count("\nof copy: ") == 1
+    )
 
 
 def test_bars_of_nothing_are_left_out() -> None:
@@ -308,9 +311,9 @@ def test_filters_of_the_command(folder: Path) -> None:
 
 def test_the_command_it_names_prints_the_same(folder: Path) -> None:
     """The closing line's command, with its options, prints the very same again."""
-    asked = ("--rows", "1", "--device", "made", "--log-dir", folder, "--knobs", "--cases")
+    asked = ("--rows", "1", "--device", "made", "--log-dir", folder, "--knobs", "--every-case")
     done = run("report", "layer_norm", *asked)
-    assert "--cases --knobs" in done.stdout
+    assert "--every-case --knobs" in done.stdout
     (command,) = re.findall(r"printed again by (lntune report .*), every", done.stdout)
     assert run(*command.split()[1:]).stdout == done.stdout
 
@@ -353,8 +356,8 @@ def test_a_history_has_no_page(beside: list[str], folder: Path, tmp_path: Path) 
 def test_many_cases_are_summed_up_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With many cases and nothing asked for a terminal has the summary; with --cases, a filter, or
-    in a pipe it has a line for each.
+    """With many cases and nothing asked for a terminal has the summary; with --every-case, a
+    filter, or in a pipe it has a line for each.
     """
     record = made()[0]
     for hidden in range(64, 64 + MANY + 1):
@@ -362,8 +365,8 @@ def test_many_cases_are_summed_up_on_a_terminal(
         records.append(tmp_path, msgspec.structs.replace(record, case=case))
     asked = ("report", "--device", "made", "--log-dir", tmp_path)
     summed = on_a_terminal(monkeypatch, *asked)
-    assert "--cases" in summed and "eager us" not in summed
-    for more in (["--cases"], ["--dtype", "float32"], ["--knobs"]):
+    assert "--every-case" in summed and "eager us" not in summed
+    for more in (["--every-case"], ["--dtype", "float32"], ["--knobs"]):
         assert "eager us" in on_a_terminal(monkeypatch, *asked, *more)
     assert re.search(rf"^layer_norm +float32 +{64 + MANY} ", run(*asked).stdout, re.MULTILINE)
 

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from lntune import __version__
 from lntune.cli.parse import some
 from lntune.errors import InputError, LntuneError, gist, got_expected, unknown
+from lntune.ops.models import FAMILIES
 from lntune.system import interrupts, native, paths, toolchain, variables
 from lntune.words import visible_lines
 
@@ -78,8 +79,8 @@ GRID = Annotated[
     typer.Option(
         "--grid",
         help=(
-            "Where --hidden is not given: default, or paper"
-            " (the hidden sizes of the paper's experiments)."
+            "Where --hidden is not given: default, paper (the hidden sizes of the paper's"
+            f" experiments), or those of models: {', '.join(FAMILIES)}; see `lntune ops`."
         ),
     ),
 ]

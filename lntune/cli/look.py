@@ -28,9 +28,10 @@ from lntune.cli.base import (
     print_json,
     using_logs,
 )
-from lntune.cli.parse import integers, names, some
+from lntune.cli.parse import grids, integers, names, some
 from lntune.compare.run import Options
 from lntune.errors import InputError, got_expected, unknown
+from lntune.ops import models
 from lntune.words import counted
 
 
@@ -43,7 +44,8 @@ def list_ops(
     as_json: JSON = False,
 ) -> None:
     """List operators in a line each; with the name of one its schedules for CPUs and for GPUs, and
-    its variants: what may be compiled in beside the shape (`lntune show --variant`).
+    its variants: what may be compiled in beside the shape (`lntune show --variant`); and the grids
+    of hidden sizes that `--grid` takes, with where they are from.
 
     --json has all of this of every operator.
     """
@@ -59,6 +61,7 @@ def list_ops(
             "variants": o.variants,
             "schedules": list(schedule.for_op(o.name, "cpu")),
             "gpu_schedules": list(schedule.for_op(o.name, "gpu")),
+            "grids": grids(o.name),
         }
         for o in chosen
     ]
@@ -66,7 +69,7 @@ def list_ops(
         table = Table("", [*key("operator"), Column("what it computes", right=False)])
         for o in chosen:
             table.add(o.name, o.summary)
-        table.notes = [f"{whole('lntune ops NAME')} has the schedules and variants of one"]
+        table.notes = [f"{whole('lntune ops NAME')} has the schedules, variants and grids of one"]
         finish(Output(operators, [table], (), operators), output_format)
         return
     lines: list[Line] = []
@@ -77,6 +80,10 @@ def list_ops(
         lines.append(("  cases: ", f"{counted(len(o.grid), 'case')} in the default grid"))
         lines.append(("  variants: ", ", ".join(o.variants)))
         lines.append(("  tuned by: ", whole(f"lntune tune {o.name}")))
+        for name in grids(o.name):
+            if (family := models.FAMILIES.get(name)) is not None:
+                sizes = ", ".join(map(str, family.hidden))
+                lines.append((f"  --grid {name}: ", f"{family.summary}: {sizes} ({family.source})"))
     finish(Output(operators, (), lines, operators), output_format)
 
 

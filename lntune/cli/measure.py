@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -12,6 +14,7 @@ import typer
 
 from lntune import ops
 from lntune.backends import DEFAULT
+from lntune.cli import plans
 from lntune.cli.base import (
     DTYPE,
     EVERY_CASE,
@@ -46,11 +49,38 @@ if TYPE_CHECKING:
 
 @command("Search schedules and knobs on a device; log every trial")
 def tune(
-    op: OP = ops.DEFAULT,
+    op: Annotated[
+        list[str] | None,
+        typer.Argument(help="Operators, all by default; see `lntune ops`."),
+    ] = None,
     hidden: HIDDEN = "",
     dtype: DTYPE = "",
     rows: ROWS = "",
     grid: GRID = "default",
+    cases_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cases",
+            metavar="FILE",
+            help="The cases that a program was recorded to use (lntune.record_cases or"
+            " LNTUNE_RECORD_CASES), those with the most time first, each on its device.",
+        ),
+    ] = None,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="Only cases that have no final on the device, or none of today's code.",
+        ),
+    ] = False,
+    stale: Annotated[
+        bool,
+        typer.Option(
+            "--stale",
+            help="Only cases whose finals are of older code (schedule, operator or lowering);"
+            " without sizes, a grid or --cases: all of those in the log.",
+        ),
+    ] = False,
     budget: Annotated[
         str,
         typer.Option(
@@ -110,7 +140,7 @@ def tune(
             " allows (1 GB each)."
         ),
     ] = None,
-    target: TARGET = DEFAULT,
+    target: TARGET = "",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -126,13 +156,15 @@ def tune(
     output_format: FORMAT = "table",
     as_json: JSON = False,
 ) -> None:
-    """Search the schedules of an operator on this machine and log every trial.
+    """Search the schedules of operators on this machine and log every trial.
 
-    Without --hidden, --dtype and --rows the operator's default grid is tuned, the most valuable
-    cases first. Each candidate is built and run in a process of its own, checked against float64
-    before it is timed, and logged at once; on a CPU several are built beside each other (--workers)
-    and each is timed alone. With a budget too small for anything the first case has
-    one trial and a short final all the same, and the output says so.
+    Without --hidden, --dtype and --rows the operators' default grids are tuned, the most valuable
+    cases first; --cases FILE tunes what a program was recorded to use instead, on each of its
+    devices that is here (--target: on that one), and names what no kernel takes. --missing and
+    --stale leave out what is tuned already. Each candidate is built and run in a process of its
+    own, checked against float64 before it is timed, and logged at once; on a CPU several are built
+    beside each other (--workers) and each is timed alone. With a budget too small for anything the
+    first case has one trial and a short final all the same, and the output says so.
 
     Trials that the log has of the same case, schedule, device, threads and versions are not made
     again, failed ones included, but count: killed at any moment, the same command goes on where it
@@ -148,7 +180,8 @@ def tune(
     emulator), and says what a run would measure and how long it would take; exit code 1 when one of
     them is wrong or a run would measure none.
     """
-    from lntune.backends import device_of, option
+    from lntune.backends import option
+    from lntune.commands.tune import run
     from lntune.report.output import Output
     from lntune.report.overview import result_tables
     from lntune.report.progress import TuningProgress
@@ -156,7 +189,6 @@ def tune(
     from lntune.report.tables import console
     from lntune.report.tuned import disturbed_lines, summary_lines
     from lntune.tune import TIME_OVER, Settings
-    from lntune.tune import tune as run
 
     settings = Settings(
         search=search,
@@ -167,15 +199,28 @@ def tune(
         seed=seed,
         log_dir=log_dir,
         timeout=seconds("--timeout", timeout),
-        device=device_of(target),
         again=again,
         workers=workers,
     )
-    if dry_run:
-        _dry_run(cases(op, hidden, dtype, rows, grid), settings, wide, output_format)
+    sizes = hidden, dtype, rows
+    plan = plans.plan(op or [], sizes, grid, cases_file, target, missing, stale, log_dir)
+    for note in plan.notes:
+        tell(f"note: {note}")
+    if dry_run and len(plan.parts) > 1:
+        several = ", ".join(part.device.name for part in plan.parts)
+        raise InputError(got_expected("--dry-run", several, "one device", "Choose by --target."))
+    if dry_run and plan.parts:
+        (device, asked) = plan.parts[0]
+        _dry_run(asked, replace(settings, device=device), wide, output_format)
+        return
+    if not plan.cases:
+        selected = missing or stale
+        why = "nothing of that is missing or stale" if selected else "nothing can be tuned of that"
+        finish(Output({"cases": [], "notes": plan.notes}, (), [why]), output_format, ok=selected)
         return
     with TuningProgress(console(stderr=output_format != "table")) as progress:
-        summary = run(cases(op, hidden, dtype, rows, grid), settings, progress, progress.say)
+        summary = run(plan.parts, settings, lambda _: progress, progress.say)
+    summary.notes[:0] = plan.notes
     table = rows_of(summary.finals)
     pace = progress.pace.per_second
     facts = {
@@ -195,7 +240,9 @@ def tune(
     text = summary_lines(summary, pace)
     if TIME_OVER in summary.untuned.values():
         text.append("note: the same command goes on with the cases that it had no time for")
-    text += disturbed_lines(summary.finals, option(settings.target))
+    for part in plan.parts:
+        own = [final for final in summary.finals if final.device == part.device]
+        text += disturbed_lines(own, option(part.device))
     shown = result_tables(table, "tuned")
     finish(Output(facts, shown, text, table), output_format, wide, ok=bool(table))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lntune import ops
 from lntune.case import Case
 from lntune.errors import InputError, got_expected, unknown
+from lntune.ops import models
 
 
 def integers(name: str, text: str) -> list[int]:
@@ -59,20 +61,45 @@ def seconds(name: str, text: str) -> float:
     return total
 
 
-def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
-    """The cases asked for: the operator's default grid, or its like for the paper's sizes, narrowed
-    or replaced along each axis that was given.
+def grids(op: str) -> dict[str, tuple[int, ...]]:
+    """The hidden sizes that `--grid` stands for, by its words: those of the operator's default
+    grid, of the paper, and of the families of models that have such norms or cells.
     """
-    default_cases = ops.get(op).grid
-    grids = {
-        "default": tuple(dict.fromkeys(c.hidden for c in default_cases)),
-        "paper": ops.PAPER_HIDDEN,
-    }
-    if grid not in grids:
-        raise unknown("grid", grid, grids)
+    operator = ops.get(op)
+    steps = operator.in_sequences or (operator.backward and ops.get(operator.backward).in_sequences)
+    kind = "cells" if steps else "norms"
+    families = {n: f.hidden for n, f in models.FAMILIES.items() if f.of == kind}
+    default = tuple(dict.fromkeys(case.hidden for case in operator.grid))
+    return {"default": default, "paper": models.PAPER, **families}
+
+
+def cases_of(
+    operators: Sequence[str], hidden: str, dtype: str, rows: str, grid: str = "default"
+) -> list[Case]:
+    """The cases of several operators (none: of all), one operator after another; those for which a
+    family of models has no sizes are left out.
+    """
+    chosen = [ops.get(name).name for name in dict.fromkeys(operators)] or list(ops.OPS)
+    if grid in models.FAMILIES and not hidden:
+        fitting = [op for op in chosen if grid in grids(op)]
+        chosen = fitting or chosen  # where none fits, the first says what would
+    return [case for op in chosen for case in cases(op, hidden, dtype, rows, grid)]
+
+
+def cases(op: str, hidden: str, dtype: str, rows: str, grid: str = "default") -> list[Case]:
+    """The cases asked for: the operator's default grid, or its like for the sizes of the paper or
+    of a family of models, narrowed or replaced along each axis that was given.
+    """
+    default_cases, known = ops.get(op).grid, grids(op)
+    if grid in models.FAMILIES and grid not in known and not hidden:
+        expected = f"one of {', '.join(known)}"
+        got = f"{grid}, which are sizes of {models.FAMILIES[grid].of}, for {op}"
+        raise InputError(got_expected("--grid", got, expected))
+    if grid not in {**known, **models.FAMILIES}:
+        raise unknown("grid", grid, known)
     if not (hidden or dtype or rows) and grid == "default":
         return list(default_cases)
-    sizes = integers("--hidden", hidden) or list(grids[grid])
+    sizes = integers("--hidden", hidden) or list(known[grid])
     types = names(dtype) or list(dict.fromkeys(c.dtype for c in default_cases))
     counts = integers("--rows", rows) or list(dict.fromkeys(c.rows for c in default_cases))
     if any(count < 1 for count in counts):

@@ -33,6 +33,7 @@ from lntune.cli.base import (
 from lntune.cli.parse import integers, names
 from lntune.device import Device
 from lntune.errors import InputError, got_expected
+from lntune.log import cases as recorded
 from lntune.log import records
 from lntune.log.wanted import Wanted
 from lntune.system import paths
@@ -58,6 +59,15 @@ def report(
     target: Annotated[
         str, typer.Option(help="Whose records: cpu, or a GPU that is here: cuda, cuda:1.")
     ] = DEFAULT,
+    cases_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cases",
+            metavar="FILE",
+            help="How the cases are served that a program was recorded to use"
+            " (lntune.record_cases or LNTUNE_RECORD_CASES), and what tuning them gains.",
+        ),
+    ] = None,
     every_case: EVERY_CASE = False,
     knobs: Annotated[
         bool, typer.Option("--knobs", help="The knobs of each case, on a line below it.")
@@ -88,15 +98,18 @@ def report(
     measurement that serves it, with a bar for how many times as fast as eager mode it is.
 
     On a terminal the lines are left out where there are many and none are asked for by an operator,
-    a size or --cases. What is missing of the default grid or has to be measured again is counted,
-    with the command that does it. --history follows how many times as fast as eager mode cases are
-    (which leaves out how fast the machine was) and names the steps that are certain.
+    a size or --every-case. What is missing of the default grid or has to be measured again is
+    counted, with the command that does it. --history follows how many times as fast as eager mode
+    cases are (which leaves out how fast the machine was) and names the steps that are certain.
+
+    --cases FILE shows what a recorded program uses instead, those cases with the most time first:
+    what serves each, how many times as fast that was measured, and what tuning is known to save.
 
     Exit code 1 when there is no measurement.
     """
     from lntune import schedule
     from lntune.backends import device_of
-    from lntune.report import histories, plots, surveyed
+    from lntune.report import called, histories, plots, surveyed
     from lntune.report.output import Output
     from lntune.report.survey import surveys
 
@@ -107,6 +120,18 @@ def report(
         raise InputError(got_expected("--history", beside, "one of the two"))
     if cold and (history or html or plot or output_format == "html"):
         raise InputError(got_expected("--cold", "a history, page or plot beside it", "a table"))
+    others = {
+        "--history": history,
+        "--html": html,
+        "--plot": plot,
+        "--cold": cold,
+        "--knobs": knobs,
+        "--all-devices": everywhere,
+        "--device": device,
+        "--format html": output_format == "html",
+    }
+    if cases_file and (given := [name for name, value in others.items() if value]):
+        raise InputError(got_expected("--cases", f"{given[0]} beside it", "one of the two"))
     if plot:
         plots.check(plot)
     wanted = Wanted.of(
@@ -125,7 +150,8 @@ def report(
             "--target": "" if target == DEFAULT else target,
             "--log-dir": str(log_dir or ""),
             "--history": history,
-            "--cases": every_case,
+            "--every-case": every_case,
+            "--cases": str(cases_file or ""),
             "--knobs": knobs,
             "--cold": cold,
         },
@@ -133,6 +159,12 @@ def report(
     with using_logs(log_dir):
         folders = paths.log_dirs()
         schedules = schedule.all_schedules()
+        if cases_file is not None:
+            tallies = recorded.asked(recorded.read(cases_file), wanted)
+            finish(
+                called.of_file(cases_file, tallies, folders, schedules, again), output_format, wide
+            )
+            return
         if history:
             output = histories.of_logs(folders, wanted, owner, again)
         else:

@@ -22,6 +22,8 @@ import msgspec
 from lntune.case import BUCKETS, TYPICAL_ROWS, Case, bucket_of
 from lntune.device import Device
 from lntune.errors import InputError, LntuneError, LogError, got_expected
+from lntune.log.records import Key
+from lntune.log.wanted import Wanted
 from lntune.system import callers, locks, scratch
 
 SCHEMA = 1
@@ -287,3 +289,35 @@ def total(tallies: Iterable[Tally]) -> Tally:
 def rows_of(whats: Sequence[What], tallies: Tallies) -> What:
     """The one of a case's with the most time, whose rows and variant stand for all."""
     return by_time({what: tallies[what] for what in whats})[0]
+
+
+def asked(tallies: Tallies, wanted: Wanted) -> Tallies:
+    """Those of recorded cases that are asked for; what no kernel takes is asked for by its
+    operator and size alone.
+    """
+
+    def takes(what: What) -> bool:
+        if (case := case_of(what)) is not None:
+            return wanted.takes(case)
+        return (not wanted.ops or what.op in wanted.ops) and (
+            not wanted.hidden or what.hidden in wanted.hidden
+        )
+
+    return {what: tally for what, tally in tallies.items() if takes(what)}
+
+
+def cases_of(whats: Iterable[What], tallies: Tallies) -> list[Case]:
+    """A case for each operator, hidden size, dtype and row bucket, those with the most time first:
+    records serve all variants and rows of these.
+    """
+    groups: defaultdict[Key, list[What]] = defaultdict(list)
+    totals: dict[What, Tally] = {}
+    for what in whats:
+        case = case_of(what)
+        assert case is not None
+        groups[Key.of(case)].append(what)
+    for group in groups.values():
+        first = rows_of(group, tallies)
+        totals[first] = total(tallies[what] for what in group)
+    ordered = by_time(totals)
+    return [Case(what.op, what.hidden, what.dtype, what.rows) for what in ordered]

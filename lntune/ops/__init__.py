@@ -27,9 +27,6 @@ OPS: dict[str, Op] = {
 DEFAULT = next(iter(OPS))
 """The operator of a command that names none."""
 
-PAPER_HIDDEN = (240, 256, 400, 1000, 1024, 2400)
-"""Hidden sizes of the experiments of Ba, Kiros, Hinton 2016, section 6 and its supplement."""
-
 
 def get(name: str) -> Op:
     """The operator `name`; UnknownNameError with the near miss when there is none."""
@@ -56,7 +53,6 @@ def backward_of(case: Case) -> Case | None:
 __all__ = [
     "DEFAULT",
     "OPS",
-    "PAPER_HIDDEN",
     "STATISTICS",
     "Arg",
     "Op",

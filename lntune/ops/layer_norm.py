@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lntune.case import DTYPES, Case
+from lntune.ops import models
 from lntune.ops.dtypes import element, paired_placeholder, round_pair
 from lntune.ops.moments import normalize
 from lntune.ops.op import (
@@ -260,13 +261,10 @@ def tolerance(case: Case, output: str) -> Tolerance:
     return Tolerance(2.0, rounding["float32"], of="x" if output == "mean" else "rstd")
 
 
-# The sizes models have (768 BERT, 1024 .. 4096 the usual transformers), an awkward one, and the
-# ends of the range.
-_HIDDEN = (1024, 768, 4096, 256, 1000, 16384)
 _ROWS = (4096, 512, 1, 32, 8)
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
-    for hidden in _HIDDEN
+    for hidden in models.NORMS
     for dtype in ("float32", "bfloat16")
     for rows in _ROWS
 )
@@ -288,7 +286,10 @@ PRIORITY = Priority(
     # can be any good
     operator=0,
     # transformers' usual widths; the widest; an odd one; a narrow one
-    hidden={1024: 0, 4096: 0, 768: 1, 8192: 1, 16384: 2, 1000: 2, 256: 3},
+    hidden={
+        **{1024: 0, 4096: 0, 768: 1, 8192: 1, 16384: 2, 1000: 2},
+        **{512: 2, 2048: 2, 1280: 2, 384: 2, 256: 3},
+    },
     rows={
         # inference of a few rows is what CPUs do, too
         "cpu": {4096: 0, 512: 0, 1: 1, 32: 1, 8: 2},

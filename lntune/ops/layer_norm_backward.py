@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune.case import DTYPES, Case
-from lntune.ops import layer_norm
+from lntune.ops import layer_norm, models
 from lntune.ops.dtypes import element, paired_placeholder, round_pair, sum_of
 from lntune.ops.op import Arg, Op, RowSum, Tensors, Term, Tolerance, drawn, same_sizes
 
@@ -471,7 +471,7 @@ def tolerance(case: Case, output: str) -> Tolerance:
 
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
-    for hidden in (1024, 768, 4096, 256, 1000, 16384)
+    for hidden in models.NORMS
     for dtype in ("float32", "bfloat16")
     for rows in (4096, 512, 32)
 )

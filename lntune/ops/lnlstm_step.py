@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lntune.case import DTYPES, Case
-from lntune.ops import layer_norm, saturation
+from lntune.ops import layer_norm, models, saturation
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import widen
 from lntune.ops.moments import normalize
@@ -347,7 +347,7 @@ def saturated(case: Case) -> dict[str, tuple[str, slice]]:
 
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
-    for hidden in (512, 1024, 256, 128, 400)
+    for hidden in models.CELLS
     for dtype in ("float32", "bfloat16")
     for rows in (32, 1, 128)
 )
@@ -361,7 +361,7 @@ GPU_CASES = tuple(
 
 PRIORITY = Priority(
     operator=2,  # few models have one, though they gain the most
-    hidden={512: 0, 1024: 0, 256: 1, 2048: 1, 128: 2, 400: 2},
+    hidden={512: 0, 1024: 0, 256: 1, 2048: 1, 128: 2, 640: 2, 400: 2},
     rows={"cpu": {32: 0, 1: 0, 128: 1}, "gpu": {128: 0, 32: 1, 512: 1, 1: 3}},
 )
 

@@ -33,7 +33,7 @@ import msgspec
 
 from lntune import device
 from lntune.case import DTYPES, Case
-from lntune.ops import lnlstm_step, saturation
+from lntune.ops import lnlstm_step, models, saturation
 from lntune.ops.activations import sigmoid, tanh
 from lntune.ops.dtypes import sum_of, widen
 from lntune.ops.lnlstm_step import DEFAULT_VARIANT, statistics, tokens_of, variant
@@ -577,7 +577,7 @@ def saturated(case: Case) -> dict[str, tuple[str, slice]]:
 
 GRID = tuple(
     Case(NAME, hidden, dtype, rows)
-    for hidden in (512, 1024, 256, 128, 400)
+    for hidden in models.CELLS
     for dtype in ("float32", "bfloat16")
     for rows in (32, 1, 128)
 )

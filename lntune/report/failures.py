@@ -37,6 +37,12 @@ class Failures:
         self._counts[key] += 1
         self._first.setdefault(key, message)
 
+    def include(self, others: Failures) -> None:
+        """Add those of another run."""
+        self._counts.update(others._counts)
+        for key, message in others._first.items():
+            self._first.setdefault(key, message)
+
     def reasons(self) -> list[Reason]:
         """The reasons, the commonest first."""
         return [

@@ -89,8 +89,8 @@ def closing(again: str, cases: bool) -> list[str]:
     lines = []
     if not cases:
         lines.append(
-            f"each case: {whole(f'{again} --cases')}, or name an operator, --hidden, --dtype or"
-            " --rows"
+            f"each case: {whole(f'{again} --every-case')}, or name an operator, --hidden, --dtype"
+            " or --rows"
         )
     exact = whole(f"{again} --format csv")
     lines.append(f"printed again by {whole(again)}, every figure in full by {exact}")
