@@ -203,7 +203,8 @@ def tune(
         workers=workers,
     )
     sizes = hidden, dtype, rows
-    plan = plans.plan(op or [], sizes, grid, cases_file, target, missing, stale, log_dir)
+    operators = plans.fitting(op or [], settings.schedules, settings.knobs, target)
+    plan = plans.plan(operators, sizes, grid, cases_file, target, missing, stale, log_dir)
     for note in plan.notes:
         tell(f"note: {note}")
     if dry_run and len(plan.parts) > 1:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lntune.backends import DEFAULT
+from lntune import ops
+from lntune.backends import DEFAULT, device_of
 from lntune.cli.parse import cases_of, integers, names
 from lntune.errors import InputError, got_expected
+from lntune.knobs import values_of
 
 if TYPE_CHECKING:
     from lntune.commands.tune import Plan
+
+
+def fitting(
+    operators: list[str], schedules: Sequence[str], knobs: Sequence[str], target: str
+) -> list[str]:
+    """The operators named; where none is, and schedules or knobs are, those that have one of them:
+    the first of all where no operator has, whose errors say what there is.
+    """
+    if operators or not (schedules or knobs):
+        return operators
+    from lntune import schedule
+
+    kind = device_of(target or DEFAULT).kind
+    asked = {word.partition("=")[0] for word in knobs}
+    found = []
+    for op in ops.OPS:
+        known = schedule.for_op(op, kind)
+        settings = {name for one in known.values() for name in values_of(one.knobs)}
+        if (not schedules or set(schedules) & set(known)) and (not asked or asked & settings):
+            found.append(op)
+    return found or [ops.DEFAULT]
 
 
 def plan(
@@ -23,14 +47,13 @@ def plan(
     stale: bool,
     log_dir: Path | None,
 ) -> Plan:
-    """What is to be tuned where: the cases of `file`, or of a grid or `sizes` (hidden sizes, dtypes and
-    rows as they were given), those alone that are missing or stale where that is asked for; on the
-    device that `target` names, or where that is empty on each that the file has.
+    """What is to be tuned where: the cases of `file`, or of a grid or `sizes` (hidden sizes, dtypes
+    and rows as they were given), those alone that are missing or stale where that is asked for; on
+    the device that `target` names, or where that is empty on each that the file has.
 
     Raises:
         InputError, UnknownNameError: there is no such grid, operator, device or file.
     """
-    from lntune.backends import device_of
     from lntune.commands.tune import Part, Plan, by_value, of_recorded, unmeasured
     from lntune.log.wanted import Wanted
 
