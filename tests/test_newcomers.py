@@ -80,14 +80,14 @@ def test_check_keeps_what_matters(
 def test_check_of_many_shows_what_is_wrong(
     checked: dict[Case, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal many cases are counted, and those that are wrong are shown; with --cases each
-    has a line.
+    """On a terminal many cases are counted, and those that are wrong are shown; with --every-case
+    each has a line.
     """
     rows = ",".join(map(str, range(1, MANY + 2)))
     asked = ("check", "layer_norm", "--hidden", "64", "--dtype", "float32", "--rows", rows)
     printed = on_a_terminal(monkeypatch, *asked)
     assert f"{2 * (MANY + 1)} kernels checked, all right" in printed
-    assert "verdict" not in printed and "with --cases" in printed
+    assert "verdict" not in printed and "with --every-case" in printed
     case = verification.asked_of([Case("layer_norm", 64, "float32", 7)])[0]
     right = Result(case, "exact", "cached_rows", True, "", {"y": 3.0}, {"y": 3.0})
     checked[case] = msgspec.structs.replace(right, ok=False, message="y: far off")
@@ -95,7 +95,7 @@ def test_check_of_many_shows_what_is_wrong(
     (line,) = [text for text in printed.splitlines() if text.endswith("WRONG")]
     assert line.split() == ["64", "7", "weight+bias", "exact:", "cached_rows", "3.00", "WRONG"]
     assert " right\n" not in printed and "1 wrong" in printed
-    assert " right\n" in on_a_terminal(monkeypatch, *asked, "--cases")
+    assert " right\n" in on_a_terminal(monkeypatch, *asked, "--every-case")
 
 
 def test_a_budget_is_said_to_be_short() -> None:

@@ -247,7 +247,7 @@ def test_parts_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     given: list[tuple[Any, float | None]] = []
 
-    def tune(asked: list[Case], settings: Settings, _: object) -> Summary:
+    def tune(asked: list[Case], settings: Settings, *_: object) -> Summary:
         given.append((settings.device, settings.seconds))
         summary = Summary(seconds=1.0, untuned={str(case): "why" for case in asked})
         summary.failures.add("wrong", "3 of 4")

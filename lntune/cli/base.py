@@ -118,7 +118,9 @@ MANY = 40
 """Cases beyond which a terminal shows what they come to, unless some of them are asked for."""
 EVERY_CASE = Annotated[
     bool,
-    typer.Option("--cases", help=f"A line for each case, also of more than {MANY} on a terminal."),
+    typer.Option(
+        "--every-case", help=f"A line for each case, also of more than {MANY} on a terminal."
+    ),
 ]
 LOG_DIR = Annotated[
     Path | None,

@@ -221,7 +221,6 @@ def tune(
         return
     with TuningProgress(console(stderr=output_format != "table")) as progress:
         summary = run(plan.parts, settings, lambda _: progress, progress.say)
-    summary.notes[:0] = plan.notes
     table = rows_of(summary.finals)
     pace = progress.pace.per_second
     facts = {
@@ -235,7 +234,7 @@ def tune(
         "log_dir": str(summary.log_dir),
         "untuned": summary.untuned,
         "failures": summary.failures.reasons(),
-        "notes": summary.notes,
+        "notes": [*plan.notes, *summary.notes],
         "cases": table,
     }
     text = summary_lines(summary, pace)
@@ -292,7 +291,7 @@ def check(
 
     Without --hidden, --dtype and --rows: every case tuned on the device, or the default grid where
     none is. What is wrong comes first, and on a terminal alone where there are many cases, unless
-    --cases is given. Exit code 1 when a case is wrong.
+    --every-case is given. Exit code 1 when a case is wrong.
     """
     from lntune.backends import device_of
     from lntune.commands import check as verification
@@ -322,7 +321,7 @@ def check(
     shown = results if whole else [r for r in results if not r.ok]
     text = verdict_lines(results)
     if not whole:
-        text.append("each case: the same command with --cases")
+        text.append("each case: the same command with --every-case")
     output = Output(results, [verdict_table(shown)] if shown else (), text, results)
     finish(output, output_format, wide, ok=all(r.ok for r in results))
 

@@ -152,9 +152,13 @@ def unmeasured(
 
 
 def run(
-    parts: Sequence[Part], settings: Settings, observer: Callable[[Device], Observer]
+    parts: Sequence[Part],
+    settings: Settings,
+    observer: Callable[[Device], Observer],
+    foretell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Tune on one device after another, each for its part of the time by its number of cases.
+    """Tune on one device after another, each for its part of the time by its number of cases; see
+    tune.
 
     Raises:
         LntuneError: as tune's; what was measured before is in the log.
@@ -164,7 +168,9 @@ def run(
     for part in parts:
         seconds = None if remaining is None else remaining * len(part.cases) / left
         own = replace(settings, device=part.device, seconds=seconds)
-        summaries.append(tune(part.cases, own, observer(part.device)))
+        if len(parts) > 1:
+            foretell(f"{part.device.name}:")
+        summaries.append(tune(part.cases, own, observer(part.device), foretell))
         left -= len(part.cases)
         if remaining is not None:
             remaining = max(1.0, remaining - summaries[-1].seconds)
