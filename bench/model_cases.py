@@ -6,14 +6,14 @@ weights, before and after.
 
 Both are of their published configurations: BERT-base is 12 layers of hidden 768 with 12 heads, 3072
 features between and layer norm behind each residual addition, 30,522 words and 512 places (Devlin
-et al. 2018, arXiv:1810.04805); GPT-2 is 12 layers of the same sizes with layer norm before attention
-and product and behind the last layer, 50,257 words whose embedding is the last product, too, and
-1,024 places (Radford et al. 2019).
+et al. 2018, arXiv:1810.04805); GPT-2 is 12 layers of the same sizes with layer norm before
+attention and product and behind the last layer, 50,257 words whose embedding is the last product,
+too, and 1,024 places (Radford et al. 2019).
 
 Each is converted, and its calls are recorded (`lntune.record_cases`) in a forward without gradients
 and in a training step (forward, loss and backward). Nothing is tuned in the log that it has: that
-is "before". Then `lntune tune --cases` tunes what was recorded, and the same is measured again. Eager
-mode is measured beside either, interleaved; what is compared are the ratios to it.
+is "before". Then `lntune tune --cases` tunes what was recorded, and the same is measured again.
+Eager mode is measured beside either, interleaved; what is compared are the ratios to it.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from lntune.log import pruning
 from lntune.report import (
     bringup,
     builds,
+    called,
     columns,
     comparisons,
     costs,
@@ -294,6 +295,20 @@ TABLES: dict[str, Callable[[], Table]] = {
     ),
     "report --knobs": lambda: tables.cases_table(
         [row(c) for c in CASES], "amd-epyc", details=True, knobs_below=True
+    ),
+    "report --cases": lambda: called.table(
+        [
+            called.Called(
+                *("amd-epyc", c.op, c.hidden, c.dtype, "1024-16383", c.rows, 12_345_678, us, share),
+                *(tier, tuned, "cached_rows", 12.3, ratio, ratio, gain),
+            )
+            for c, us, share, tier, tuned, ratio, gain in (
+                (CASES[0], 12_345.6, 0.5, "exact", True, 1.5, 0.0),
+                (CASES[1], None, None, "near", False, None, None),
+                (CASES[2], 1.23, 0.001, "eager", True, 0.9, 0.3),
+            )
+        ],
+        "recorded",
     ),
     "report's summary": the_overview,
     "report --history": the_histories,

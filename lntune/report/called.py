@@ -89,7 +89,7 @@ def of_file(
     tables = []
     for slug in dict.fromkeys(row.device for row in found):
         rows = [row for row in found if row.device == slug]
-        tables.append(_table(rows, f"what was recorded in {path} on {slug}"))
+        tables.append(table(rows, f"what was recorded in {path} on {slug}"))
         tables[-1].notes = _notes(rows, path)
     exact = whole(f"{again} --format csv")
     lines = [
@@ -167,7 +167,8 @@ def _called(
     )
 
 
-def _table(rows: Sequence[Called], title: str) -> Table:
+def table(rows: Sequence[Called], title: str) -> Table:
+    """A line for each case."""
     columns = [
         *key("op", "dtype"),
         Column("hidden"),
@@ -180,10 +181,10 @@ def _table(rows: Sequence[Called], title: str) -> Table:
         Column("over untuned", 4),
         Column("tuning saves"),
     ]
-    table = Table(title, columns, grouped=True)
+    shown = Table(title, columns, grouped=True)
     for r in rows:
         eager_won = r.tier == "eager" and r.tuned
-        table.add(
+        shown.add(
             r.op,
             r.dtype,
             str(r.hidden),
@@ -196,7 +197,7 @@ def _table(rows: Sequence[Called], title: str) -> Table:
             ratio_text(r.over_default),
             "unknown" if r.gain is None else "-" if r.tuned else percent(r.gain),
         )
-    return table
+    return shown
 
 
 def _percent(share: float) -> str:
