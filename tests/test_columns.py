@@ -467,7 +467,7 @@ def test_all_tables_are_tried_here() -> None:
         merged.pruned,
     )
     others = (overview.overview_table, histories.runs_table, histories.histories_table)
-    others += (queries.trials_table,)
+    others += (queries.trials_table, called.table)
     assert makers == {*tried, *others, bringup.operators_table, training.steps_table}
 
 

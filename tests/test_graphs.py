@@ -5,14 +5,17 @@ is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from on_gpu import Recorder
 
+from lntune.case import Case
 from lntune.device import Device
-from lntune.torch import devices, dispatch, graphs
+from lntune.log import cases
+from lntune.torch import devices, dispatch, graphs, recording
 
 GPU = Device("gpu", "imagined", "sm_90", 132, l2=50 << 20, shared_memory=227 * 1024)
 
@@ -103,6 +106,33 @@ def test_inference_mode_leaves_no_mark() -> None:
                 assert torch.equal(graphs.run(loop, (x, x), ([1],))[0], 2 * x)
         assert replayed() == 1
         graphs.forget()
+
+
+def test_replays_are_recorded(tmp_path: Path) -> None:
+    """Where cases are recorded each call of a kernel in a loop counts once, whether the loop runs
+    or its graph does, and the capture not at all; a graph of before the recording is made anew.
+    """
+    case, path = Case("lnlstm_step", 16, "float32", 2), tmp_path / "cases.jsonl"
+
+    class Noting(Loop):
+        def __call__(self, *arguments: Any, **given: Any) -> tuple[torch.Tensor, ...]:
+            if self.calls < 3:  # a replay does not go through Python
+                for _ in range(5):
+                    recording.noted(lambda: None, case, GPU)()
+            return super().__call__(*arguments, **given)
+
+    x, before = torch.ones(3), Loop()
+    for _ in range(3):
+        graphs.run(before, (x, x), ([1],))
+    with recording.record_cases(path):
+        assert replayed() == 0
+        loop = Noting()
+        for _ in range(4):
+            graphs.run(loop, (x, x), ([1],))
+        assert replayed() == 1
+    (what, tally), *others = cases.read(path).items()
+    assert (what.op, what.rows, what.device, tally) == (case.op, 2, GPU, cases.Tally(20))
+    assert not others
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
