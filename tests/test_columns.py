@@ -305,7 +305,7 @@ TABLES: dict[str, Callable[[], Table]] = {
             for c, us, share, tier, tuned, ratio, gain in (
                 (CASES[0], 12_345.6, 0.5, "exact", True, 1.5, 0.0),
                 (CASES[1], None, None, "near", False, None, None),
-                (CASES[2], 1.23, 0.001, "eager", True, 0.9, 0.3),
+                (CASES[0], 1.23, 0.001, "eager", True, 0.9, 0.3),
             )
         ],
         "recorded",
