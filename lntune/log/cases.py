@@ -225,6 +225,8 @@ def add(path: Path, tallies: Tallies) -> None:
                     os.fsync(file.fileno())
     except InputError:
         raise
+    except ImportError as e:  # of an installation without what lntune needs
+        raise LogError(f"cannot write recorded cases to {path}: {e}.") from e
     except OSError as e:
         remedy = "Choose another file."
         raise LogError(f"cannot write recorded cases to {path}: {e.strerror or e}. {remedy}") from e

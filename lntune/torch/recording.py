@@ -306,7 +306,7 @@ def _from_environment() -> None:
         return
     try:
         cases.ensure(Path(name))
-    except (LntuneError, OSError) as e:
+    except Exception as e:  # a program runs without it, too
         callers.warn(f"{VARIABLE}: {e} Nothing is recorded.", CasesWarning)
         return
     _begin(Path(name))
