@@ -229,11 +229,15 @@ def test_default_grids_are_of_models() -> None:
     )
 
 
-def test_the_list_of_operators_has_the_grids() -> None:
-    """`lntune ops` names families with their sizes and sources."""
-    shown = CliRunner().invoke(app, ["ops"]).stdout
-    for name, family in models.FAMILIES.items():
-        assert f"--grid {name}" in shown and family.source in shown
+def test_an_operator_has_its_grids() -> None:
+    """`lntune ops NAME` names the families of models that have such norms or cells, with their
+    sizes and sources.
+    """
+    for op in ops.OPS:
+        shown = CliRunner().invoke(app, ["ops", op]).stdout
+        for name, family in models.FAMILIES.items():
+            assert (f"--grid {name}: " in shown) == (name in grids(op))
+            assert name not in grids(op) or family.source in shown
     facts = json.loads(CliRunner().invoke(app, ["ops", "--json"]).stdout)
     assert facts[0]["grids"]["gpt2"] == [768, 1024, 1280, 1600]
 

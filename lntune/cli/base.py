@@ -80,7 +80,7 @@ GRID = Annotated[
         "--grid",
         help=(
             "Where --hidden is not given: default, paper (the hidden sizes of the paper's"
-            f" experiments), or those of models: {', '.join(FAMILIES)}; see `lntune ops`."
+            f" experiments), or those of models: {', '.join(FAMILIES)}; see `lntune ops NAME`."
         ),
     ),
 ]
