@@ -113,7 +113,7 @@ class TuningProgress(_Shown):
         failures = "".join(f", {count} {kind}" for kind, count in sorted(p.failures.items()))
         state, best, knobs, left = trials(p.trials, p.earlier), "", "", ""
         if p.phase == "final":
-            state = "measuring the finalists again"
+            state = "measuring finalists"
         if p.best_us < math.inf:
             best, knobs = f", best {micros(p.best_us)} us", f" ({p.best})"
         if p.deadline is not None:
