@@ -250,7 +250,7 @@ def _message(error: Exception) -> tuple[str, int]:
 
 def command(summary: str, name: str | None = None) -> Callable[[Function], Function]:
     """Register a function as a command of `lntune`; the summary stands beside its name in
-    `lntune --help`, where 60 columns are left for it.
+    `lntune --help`, where 58 columns are left for it.
     """
     return app.command(name, cls=_Command, short_help=summary)
 

@@ -20,7 +20,7 @@ from lntune.cli.base import (
 from lntune.cli.parse import names, seconds
 
 
-@command("All a new device needs in minutes: checks, tuning, a benchmark")
+@command("All a new device needs: checks, tuning, a benchmark")
 def bringup(
     budget: Annotated[str, typer.Option(help="Time for the whole run: 60s, 10m, 1h.")] = "10m",
     target: Annotated[

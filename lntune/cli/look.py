@@ -312,7 +312,7 @@ def _first(op: str, kind: str) -> Any:
     raise InputError(f"op: {op} has no schedule for a {kind} yet, expected one that has: {others}.")
 
 
-@command("Look at versions, compiler, CPU, threads, GPU, folders, logs")
+@command("Look at versions, compiler, CPU, GPU, folders and logs")
 def doctor(output_format: FORMAT = "table", as_json: JSON = False) -> None:
     """Look at versions, compiler, CPU, threads, GPU, folders and logs.
 

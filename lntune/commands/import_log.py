@@ -84,13 +84,20 @@ def add(log_dir: Path, found: Iterable[Record]) -> int:
             union = Union()
             if path.exists():
                 union.add(path)
-            known[path] = {line.content for line in union.lines()}
-        content = parsed(msgspec.json.encode(record)).content
+            there = (records.of_line(line.raw) for line in union.lines() if not line.newer)
+            known[path] = {_content_of(one) for one in there}
+        content = _content_of(record)
         if content not in known[path]:
             records.append(log_dir, record)
             known[path].add(content)
             added += 1
     return added
+
+
+def _content_of(record: Record) -> bytes:
+    """What tells a record from others, whichever schema it was written in."""
+    today = msgspec.structs.replace(record, schema=records.SCHEMA)
+    return parsed(msgspec.json.encode(today)).content
 
 
 def _results(path: Path) -> list[Path]:
