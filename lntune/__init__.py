@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from lntune.torch.recording import record_cases as record_cases
     from lntune.torch.reloading import reload as reload
     from lntune.torch.reloading import strict as strict
+    from lntune.torch.shipping import BundleWarning as BundleWarning
+    from lntune.torch.shipping import load as load
+    from lntune.torch.shipping import unload as unload
     from lntune.torch.untuned import UntunedWarning as UntunedWarning
     from lntune.torch.untuned import untuned as untuned
 
 # Names are resolved on first use: the command line and the report must not pay for importing torch.
 _HOME = {
+    "BundleWarning": "lntune.torch.shipping",
     "LayerNorm": "lntune.torch.modules",
     "LayerNormLSTM": "lntune.torch.lstm",
     "LayerNormLSTMCell": "lntune.torch.lstm",
@@ -55,13 +59,16 @@ _HOME = {
     "layer_norm_forward": "lntune.torch.layer_norm",
     "lnlstm_step": "lntune.torch.lnlstm",
     "record_cases": "lntune.torch.recording",
+    "load": "lntune.torch.shipping",
     "reload": "lntune.torch.reloading",
     "revert": "lntune.torch.conversion",
     "strict": "lntune.torch.reloading",
+    "unload": "lntune.torch.shipping",
     "untuned": "lntune.torch.untuned",
 }
 
 __all__ = [
+    "BundleWarning",
     "LayerNorm",
     "LayerNormLSTM",
     "LayerNormLSTMCell",
@@ -78,10 +85,12 @@ __all__ = [
     "layer_norm_forward",
     "lnlstm_step",
     "record_cases",
+    "load",
     "reload",
     "report",
     "revert",
     "strict",
+    "unload",
     "untuned",
 ]
 

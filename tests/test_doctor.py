@@ -93,6 +93,7 @@ def test_a_sound_machine() -> None:
         "kernel checks",
         "temporary files",
         "environment",
+        "bundle",
         "schedules",
         "tuned cases",
         "stale records",

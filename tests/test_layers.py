@@ -28,6 +28,7 @@ LAYERS = (
     ("check", "timing"),
     ("backends",),
     ("kernels",),
+    ("bundle",),
     ("torch", "compare"),
     ("measure",),
     ("report",),

@@ -18,6 +18,7 @@ from fake_gpu import SITE, FakeGpu
 from grids import exhaustive
 from torch.nn import functional
 from typer.testing import CliRunner
+from without_tvm import NO_METADATA, NO_TVM, child
 
 import lntune
 from lntune import device
@@ -28,7 +29,7 @@ from lntune.commands import build as prebuild
 from lntune.errors import BuildError
 from lntune.kernels import cache, compiler
 from lntune.log.select import Choice
-from lntune.system import native, paths, sealed, toolchain
+from lntune.system import native, sealed, toolchain
 from lntune.torch import dispatch
 
 CASE = Case("layer_norm", 40, "float32", 8)
@@ -83,25 +84,6 @@ def test_a_machine_without_compilers_finds_them(monkeypatch: pytest.MonkeyPatch)
             assert lntune.layer_norm(leaf, (40,), w, w).grad_fn is not None
 
 
-NO_TVM = """
-import importlib.machinery, importlib.metadata, sys
-
-# As if apache-tvm's modules had never been installed ...
-find_spec = importlib.machinery.PathFinder.find_spec
-def without_modules(cls, name, path=None, target=None):
-    return None if name.partition(".")[0] == "tvm" else find_spec(name, path, target)
-
-importlib.machinery.PathFinder.find_spec = classmethod(without_modules)
-"""
-NO_METADATA = """
-# ... nor what tells its version.
-discover = importlib.metadata.Distribution.discover
-def without_tvm(cls, **asked):
-    return (d for d in discover(**asked) if (d.metadata["Name"] or "").lower() != "apache-tvm")
-
-importlib.metadata.Distribution.discover = classmethod(without_tvm)
-"""
-HIDDEN = NO_TVM + NO_METADATA
 SERVED = """
 import importlib.metadata, shutil, warnings
 import torch, lntune
@@ -129,32 +111,6 @@ for given in (x, torch.cat([x, x], 1)[:, :40]):
     torch.testing.assert_close(lntune.layer_norm(leaf, (40,), w, w).detach(), eager)
 print(module._direct.ready, runtime.has_pool())
 """
-
-
-def child(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Python code in a process that has torch and tvm_ffi, and neither TVM nor a compiler."""
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(HIDDEN)
-    path = os.pathsep.join(
-        [str(folder), str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PATH": str(folder / "bin"),
-        "LNTUNE_NVCC": "",
-        "CUDA_HOME": "",
-        "CUDA_PATH": "",
-    }
-    environment.pop("CXX", None)
-    return subprocess.run(
-        [sys.executable, *options, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=120,
-    )
 
 
 def test_where_there_is_neither_tvm_nor_a_compiler(own_cache: Path, tmp_path: Path) -> None:

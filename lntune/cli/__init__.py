@@ -15,6 +15,7 @@ from lntune.cli import (  # each registers its commands
     measure,
     report,
     search,
+    ship,
 )
 from lntune.cli.base import app
 
@@ -30,6 +31,7 @@ __all__ = [
     "measure",
     "report",
     "search",
+    "ship",
 ]
 
 

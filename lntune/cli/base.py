@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ORDER = [
     *("demo", "tune", "report", "why", "compare", "bench", "check"),
     *("merge", "prune", "export-log", "export-candidates", "import"),
-    *("show", "inspect", "build", "bringup", "search-study", "doctor", "ops"),
+    *("show", "inspect", "build", "export", "bringup", "search-study", "doctor", "ops"),
 ]
 
 

@@ -17,7 +17,7 @@ from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, ScheduleError
 from lntune.schedule import Schedule
-from lntune.system import native, paths, sealed, sources, toolchain
+from lntune.system import native, paths, sealed, sources, toolchain, turns
 from lntune.system.sealed import DamagedError, ForeignError
 from lntune.versions import Code
 
@@ -186,7 +186,9 @@ def _build(
     path: Path,
     scheduled: Scheduled | None = None,
 ) -> None:
-    """Build a kernel and store it under its name; arguments as prepare's."""
+    """Build a kernel and store it under its name, unless another process does so meanwhile;
+    arguments as prepare's.
+    """
     # the compiler is imported only when something must be built
     from lntune.kernels import compiler
 
@@ -195,7 +197,11 @@ def _build(
         **sources.stamp(schedule.path),
         _KEY: _encoded(key),
     }
-    compiler.to_file(case, schedule, setting, device, path, strided, facts, archs, scheduled)
+    with turns.turn(path) as made:
+        if not (made and _holds(path, schedule, backends.of(device), archs)):
+            compiler.to_file(
+                case, schedule, setting, device, path, strided, facts, archs, scheduled
+            )
 
 
 class Loaded(NamedTuple):

@@ -76,13 +76,15 @@ def path_of(kernel: Path, here: Facts) -> Path:
     return kernel.with_name(f"{kernel.name}.{_tag(here)}{SUFFIX}")
 
 
-def of(kernel: Path, here: Facts) -> Checked | None:
+def of(kernel: Path, here: Facts, digest: str = "") -> Checked | None:
     """The verdict on the kernel that goes by a file's name; None where there is none, or it is of
-    another file than that which is there now.
+    another file than that which is there now. `digest` is that of a file that lies elsewhere.
     """
     found = _here.get((kernel, _tag(here))) or _read(path_of(kernel, here))
-    if found is None:
+    if found is None or (digest and found.digest != digest):
         return None
+    if digest:
+        return found
     try:
         same = sealed.digest(kernel) == found.digest
     except (DamagedError, OSError):  # gone: what is wrong was put aside

@@ -44,6 +44,8 @@ class Choice(msgspec.Struct, frozen=True):
     when they were asked, what they did, and `wrong` of which schedules a kernel that would have
     come first was found wrong. `beaten` is the kernel that eager mode was faster than. `foreign`
     are the devices, by name, whose records there are and cannot be used, and in what they differ.
+    `bundle` is the folder of the bundle that has made the choice and holds its kernel, empty
+    without one.
     """
 
     tier: Tier
@@ -56,6 +58,7 @@ class Choice(msgspec.Struct, frozen=True):
     wrong: tuple[str, ...] = ()
     beaten: Setting | None = None
     foreign: dict[str, str] = {}
+    bundle: str = ""
 
     @property
     def measured(self) -> bool:

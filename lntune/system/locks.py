@@ -8,8 +8,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lntune.system import callers, interrupts
+
+if TYPE_CHECKING:
+    import filelock
 
 WARN_AFTER = 1.0
 """Seconds of waiting after which a warning says so: work under a lock takes milliseconds."""
@@ -44,14 +48,7 @@ def locked(path: Path) -> Iterator[None]:
             came while it was waited for.
         OSError: the folder cannot be written.
     """
-    import filelock  # brings asyncio with it; only writers need it
-
-    name = Path(f"{path}.lock")
-    lock: filelock.BaseFileLock = filelock.FileLock(name)
-    if not _has_flock(name):
-        # Not the same file: an empty one that flock left behind would count as held for ever.
-        name = Path(f"{name}.held")
-        lock = filelock.SoftFileLock(name)
+    lock, name = lock_of(Path(f"{path}.lock"))
     _wait(lock, name)
     try:
         yield
@@ -59,11 +56,25 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _wait(lock: object, name: Path) -> None:
+def lock_of(name: Path) -> tuple[filelock.BaseFileLock, Path]:
+    """A lock of the name of a file, not taken yet, with the file that it is.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import filelock  # brings asyncio with it; only writers need it
+
+    if _has_flock(name):
+        return filelock.FileLock(name), name
+    # Not the same file: an empty one that flock left behind would count as held for ever.
+    name = Path(f"{name}.held")
+    return filelock.SoftFileLock(name), name
+
+
+def _wait(lock: filelock.BaseFileLock, name: Path) -> None:
     """Acquire a lock."""
     import filelock
 
-    assert isinstance(lock, filelock.BaseFileLock)
     begun, warned = time.monotonic(), False
     while True:
         try:

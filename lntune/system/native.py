@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from lntune.errors import BuildError, StoreError
-from lntune.system import paths, scratch, sealed, toolchain
+from lntune.system import paths, scratch, sealed, toolchain, turns
 from lntune.system.sealed import DamagedError, ForeignError
 
 Library = TypeVar("Library", bound=ctypes.CDLL)
@@ -91,13 +91,17 @@ def compiled(source: Path, build: Build = PLAIN) -> Path:
 def _compile(source: Path, build: Build, path: Path) -> None:
     includes = [f"-I{folder}" for folder in build.includes]
     flags = ["-O2", "-include", str(PORTABLE), *build.flags, *includes, *toolchain.shared()]
-    if telling and source.suffix != ".c":
-        telling[-1](
-            f"compiling {source.name}, once for this machine and these versions: some ten seconds"
-        )
-    with atomic(path) as temporary:
-        toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
-        sealed.seal(temporary, {"source": source.name})
+    with turns.turn(path) as made:
+        if made:  # by another process
+            return
+        if telling and source.suffix != ".c":
+            telling[-1](
+                f"compiling {source.name}, once for this machine and these versions: some ten"
+                " seconds"
+            )
+        with atomic(path) as temporary:
+            toolchain.run_compiler([*flags, str(source), *build.libraries, "-ldl"], temporary)
+            sealed.seal(temporary, {"source": source.name})
 
 
 def load(source: Path, kind: type[Library], build: Build = PLAIN) -> Library:

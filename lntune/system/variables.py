@@ -13,6 +13,7 @@ from lntune.system import callers, scratch
 
 PREFIX = "LNTUNE_"
 KNOWN = {
+    "LNTUNE_BUNDLE": "bundles that serve before the logs, separated as in PATH",
     "LNTUNE_CACHE_DIR": "the folder of built kernels",
     "LNTUNE_CHECK": "0: kernels are not checked before they serve their first call",
     "LNTUNE_CUDA_GRAPHS": "0: an LSTM's time loop does not become a CUDA graph",

@@ -15,6 +15,7 @@ from lntune import device as device_module
 from lntune import knobs as knobs_module
 from lntune import ops
 from lntune import schedule as schedule_module
+from lntune.bundle import loaded
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import LntuneError, LogError
@@ -55,6 +56,9 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
     """Decide on a case without the schedules that have failed, by name with what they did, and say
     which fail.
     """
+    if not failed and (shipped := _of_bundle(case, device)) is not None:
+        _choices[device, case] = shipped
+        return
     usable = {
         name: s
         for name, s in schedule_module.for_op(case.op, device.kind).items()
@@ -89,6 +93,16 @@ def decide(case: Case, device: Device, failed: dict[str, str]) -> None:
             callers.warn(f"left out: {fault}", ScheduleWarning)
 
 
+def _of_bundle(case: Case, device: Device) -> Choice | None:
+    """What a bundle has chosen for a case; None where none has, or its kernel was found wrong."""
+    found = loaded.find(case, device)
+    if found is None or (found.entry.file and first_check.against_shipped(found, device)):
+        return None
+    choice = found.choice(device)
+    _log.debug("%s on %s: %s", untuned.name(case), device.name, "; ".join(choice.steps))
+    return choice
+
+
 def decide_anew(case: Case, device: Device, choice: Choice) -> bool:
     """Decide on a case whose kernel was found wrong; False where nothing else is chosen."""
     case = case.typical
@@ -120,7 +134,7 @@ def _known_wrong(
     """The schedule, the knobs and what is wrong with their kernel, where a check has found it
     wrong; None where nothing is known against a choice.
     """
-    if choice.tier == "eager":
+    if choice.tier == "eager" or choice.bundle:
         return None
     try:
         schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
@@ -150,6 +164,7 @@ def _read(op: str, device: Device) -> list[Record]:
 
 @on_reload
 def _forget() -> None:
+    loaded.forget()
     _records.clear()
     _choices.clear()
     _warned.clear()

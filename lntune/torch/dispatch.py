@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lntune import ops
 from lntune import schedule as schedule_module
+from lntune.bundle import loaded
 from lntune.case import Case
 from lntune.device import Device
 from lntune.errors import BuildError, LntuneError, NotTunedError, ScheduleError
@@ -240,6 +241,9 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
     if choice.tier == "eager":
         _decided_on_eager.add((device, case, layout))
         return None
+    # of tensors that are not aligned no bundle has kernels
+    if choice.bundle and layout.widest >= devices.ANY:
+        return _of_bundle(device, case, layout, choice)
     schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
     try:
         setting = narrowed(setting, schedule, case, device, *layout)
@@ -254,6 +258,27 @@ def _obtain(device: Device, case: Case, layout: devices.Layout) -> Kernel | None
         if layout != devices.Layout():  # what serves other calls may be right
             return None
         if not decide_anew(case, device, choice):
+            return None
+    return _obtain(device, case, layout)
+
+
+def _of_bundle(device: Device, case: Case, layout: devices.Layout, choice: Choice) -> Kernel | None:
+    """The kernel that a bundle has for tensors of a layout; where rows lie apart and it has none
+    for them, that for contiguous rows, which is given copies. Where it is found wrong, or cannot be
+    loaded, the next choice serves.
+    """
+    plain, apart_rows = (loaded.find(case, device, strided) for strided in (False, True))
+    try:
+        if layout.strided and apart_rows is not None and apart_rows.entry.file:
+            return first_check.shipped_kernel(apart_rows, device)
+        if plain is None or not plain.entry.file:  # the bundle went since
+            return None
+        kernel = first_check.shipped_kernel(plain, device)
+        return functools.partial(_with_copies, kernel) if layout.strided else kernel
+    except WrongKernelError:  # was said
+        if is_strict():
+            raise
+        if layout.strided or not decide_anew(case, device, choice):
             return None
     return _obtain(device, case, layout)
 
@@ -276,7 +301,8 @@ def _step_down(device: Device, case: Case, choice: Choice) -> None:
             f"{untuned.name(case)} {state}. Run: {command} (What was looked at:"
             f" {'; '.join(choice.steps)}.)"
         )
-    untuned.count(case, device, _STEPS_DOWN[choice.tier], outlived)
+    served = f"the bundle {choice.bundle}" if choice.bundle else _STEPS_DOWN[choice.tier]
+    untuned.count(case, device, served, outlived)
 
 
 def _built(

@@ -56,6 +56,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     speaks against that record. `training` says what serves calls of which gradients are asked, and
     why, where that is something else. `command` tunes the case or measures it again, where that is
     of use; `foreign` are the devices whose records cannot be used, and in what they differ.
+    `bundle` is the folder of the bundle that decides, empty where the logs do.
     """
 
     case: dict[str, Any]
@@ -72,6 +73,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     others: tuple[Other, ...] = ()
     command: str = ""
     foreign: dict[str, str] = {}
+    bundle: str = ""
 
     @property
     def title(self) -> str:
@@ -97,7 +99,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             else []
         )
         return [
-            (f"{self.title}: ", f"served by {SERVED_BY[self.tier]}"),
+            (f"{self.title}: ", f"served by {SERVED_BY[self.tier]}{self._shipped}"),
             *kernel,
             *(("  - ", step) for step in self.steps),
             *([("  in training: ", self.training)] if self.training else []),
@@ -105,6 +107,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             *((f"  - not used: {slug}: ", why) for slug, why in self.foreign.items() if every),
             *([(f"  {again}: ", self.command)] if self.command else []),
         ]
+
+    @property
+    def _shipped(self) -> str:
+        return f", out of the bundle {self.bundle}" if self.bundle else ""
 
     def _of_others(self) -> list[tuple[str, str]]:
         right = "; ".join(other.name for other in self.others if other.right)
@@ -181,6 +187,7 @@ def explain(
         others=tuple(_others(case, device)),
         command=_command(case, choice, device),
         foreign=choice.foreign,
+        bundle=choice.bundle,
     )
 
 

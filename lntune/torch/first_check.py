@@ -19,6 +19,8 @@ from lntune import backends, ops
 from lntune import knobs as knobs_module
 from lntune import schedule as schedule_module
 from lntune.backends.backend import Kernel
+from lntune.bundle import loaded as loaded_bundles
+from lntune.bundle.loaded import Found
 from lntune.case import Case
 from lntune.check.short import Shortly
 from lntune.device import Device
@@ -113,20 +115,64 @@ def kernel(
         )
     loaded = cache.loaded(*asked)
     if found is None or found.digest != loaded.digest:
-        found = _check(loaded, case, schedule, name, device, strided, here)
+        found = _check(loaded, case, name, device, strided, here)
     if not found.ok:
         raise WrongKernelError(_wrong(case, name, found.message))
     return loaded.kernel
 
 
+def shipped_kernel(found: Found, device: Device) -> Kernel:
+    """The kernel of a bundle, which was found right here; checked now if it was not yet.
+
+    Raises:
+        WrongKernelError, UncheckedError: as kernel.
+        BuildError: it was altered, or cannot be loaded here.
+    """
+    case, place = found.entry.case, found.place
+    name = _shipped_name(found)
+    here = verdicts.environment(device) if verdicts.enabled() else {}
+    if not here:
+        return found.load(device)
+    if not _believed(place):
+        _anew[-1].add(str(place))
+        verdicts.clear(place, here)
+    known = verdicts.of(place, here, found.sha256)
+    if known is None and backends.of(device).recording():
+        raise RecordingError(
+            f"the kernel {name} was not checked yet, which cannot be done while a CUDA graph is"
+            " recorded: call it once before"
+        )
+    if known is None:
+        loaded = Loaded(found.load(device), place, found.sha256)
+        known = _check(loaded, case, name, device, found.entry.strided, here)
+        kernel = loaded.kernel
+    elif known.ok:
+        kernel = found.load(device)
+    if not known.ok:
+        raise WrongKernelError(_wrong(case, name, known.message))
+    return kernel
+
+
+def against_shipped(found: Found, device: Device) -> str:
+    """Why a bundle's kernel does not serve, as an earlier check here found, and says once; empty
+    where nothing is known against it.
+    """
+    if not verdicts.enabled() or not _believed(found.place):
+        return ""
+    known = verdicts.of(found.place, verdicts.environment(device), found.sha256)
+    if known is None or known.ok:
+        return ""
+    say(found.entry.case, _shipped_name(found), f"{known.message}; that was found before")
+    return known.message
+
+
+def _shipped_name(found: Found) -> str:
+    entry = found.entry
+    return f"{entry.schedule} ({knobs_module.describe(entry.knobs)}) of {found.bundle.folder}"
+
+
 def _check(
-    loaded: Loaded,
-    case: Case,
-    schedule: Schedule,
-    name: str,
-    device: Device,
-    strided: bool,
-    here: dict[str, str],
+    loaded: Loaded, case: Case, name: str, device: Device, strided: bool, here: dict[str, str]
 ) -> Checked:
     """Check a kernel that was loaded, and keep what comes of it."""
     backend = backends.of(device)
@@ -164,6 +210,13 @@ def refuse(case: Case, choice: Choice, device: Device, message: str) -> None:
     case = _named(case)
     here = verdicts.environment(device) if verdicts.enabled() else {}
     with contextlib.suppress(LntuneError):
+        if choice.bundle and (shipped := loaded_bundles.find(case, device)):
+            known = verdicts.of(shipped.place, here, shipped.sha256) if here else None
+            if known is not None:
+                wrong = msgspec.structs.replace(known, ok=False, message=message)
+                became = verdicts.note(shipped.place, wrong)
+                say(case, _shipped_name(shipped), f"{message}; {became}")
+            return
         schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
         path = cache.path_of(case, schedule, setting, device)
         if here and (found := verdicts.of(path, here)) is not None:
@@ -192,6 +245,11 @@ def verdict(case: Case, choice: Choice, device: Device, strided: bool = False) -
     if not here or choice.tier == "eager":
         return None
     try:
+        if choice.bundle:
+            shipped = loaded_bundles.find(case, device, strided)
+            if shipped is None or not shipped.entry.file:
+                return None
+            return verdicts.of(shipped.place, here, shipped.sha256)
         schedule, setting = schedule_module.resolve(choice.schedule, case.op, choice.knobs)
         if strided:
             setting = narrowed(setting, schedule, case, device, devices.ANY, strided) or setting

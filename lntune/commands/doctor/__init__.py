@@ -1,7 +1,8 @@
 """`lntune doctor`: whether everything is here that lntune needs, and what is known of this machine.
 
 The packages and the C++ compiler are looked at in `packages`, each kind of device in a module of
-its name, the folders that are written to in `folders`, schedules and tuning records in `content`.
+its name, the folders that are written to in `folders`, bundles of kernels in `bundles`, schedules
+and tuning records in `content`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from lntune.commands.doctor import content, cpu, folders, gpu, packages
+from lntune.commands.doctor import bundles, content, cpu, folders, gpu, packages
 from lntune.commands.doctor.finding import Finding, looked
 from lntune.system import paths, variables
 
@@ -26,6 +27,7 @@ def examine() -> list[Finding]:
             *gpu.examine(),
             *folders.examine(),
             *looked("environment", _environment),
+            *looked("bundle", bundles.examine),
             *looked("schedules", content.examine),
         ]
 
