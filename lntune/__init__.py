@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lntune import report as report
+    from lntune.errors import DisagreementError as DisagreementError
     from lntune.errors import LntuneError as LntuneError
     from lntune.errors import NotTunedError as NotTunedError
+    from lntune.torch.agreement import choices_digest as choices_digest
     from lntune.torch.conversion import conversion as conversion
     from lntune.torch.conversion import convert as convert
     from lntune.torch.conversion import revert as revert
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 # Names are resolved on first use: the command line and the report must not pay for importing torch.
 _HOME = {
     "BundleWarning": "lntune.torch.shipping",
+    "DisagreementError": "lntune.errors",
     "LayerNorm": "lntune.torch.modules",
     "LayerNormLSTM": "lntune.torch.lstm",
     "LayerNormLSTMCell": "lntune.torch.lstm",
@@ -51,6 +54,7 @@ _HOME = {
     "NotTunedError": "lntune.errors",
     "UntunedWarning": "lntune.torch.untuned",
     "WrongKernelWarning": "lntune.torch.first_check",
+    "choices_digest": "lntune.torch.agreement",
     "conversion": "lntune.torch.conversion",
     "convert": "lntune.torch.conversion",
     "explain": "lntune.torch.explanation",
@@ -69,6 +73,7 @@ _HOME = {
 
 __all__ = [
     "BundleWarning",
+    "DisagreementError",
     "LayerNorm",
     "LayerNormLSTM",
     "LayerNormLSTMCell",
@@ -77,6 +82,7 @@ __all__ = [
     "UntunedWarning",
     "WrongKernelWarning",
     "__version__",
+    "choices_digest",
     "conversion",
     "convert",
     "explain",

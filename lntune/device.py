@@ -221,6 +221,14 @@ def _x86_level(flags: frozenset[str]) -> str:
     return isa
 
 
+def needed_flags(device: Device) -> list[str]:
+    """What Linux has to show among the flags of an x86-64 CPU that runs code for a device."""
+    levels = [level for level, _ in _X86_LEVELS]
+    own = _X86_LEVELS[levels.index(device.isa) :] if device.isa in levels else ()
+    extras = {flag for flag, llvm in _EXTRAS if llvm in device.features}
+    return sorted(extras.union(*(needs for _, needs in own)))
+
+
 def _arm_name(info: dict[str, str]) -> str:
     """A name for an Arm CPU, of which Linux has only the numbers of designer and core; better than
     one name for all of them.

@@ -56,6 +56,10 @@ class NotTunedError(LntuneError, LookupError):
     """`strict=True` was asked for and no record of this device serves the call."""
 
 
+class DisagreementError(LntuneError, RuntimeError):
+    """Processes that work together call different kernels."""
+
+
 def got_expected(argument: str, got: object, expected: str, remedy: str = "") -> str:
     """One sentence in the form all argument errors share."""
     tail = f" {remedy}" if remedy else ""

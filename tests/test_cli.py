@@ -56,6 +56,7 @@ COMMANDS = (
     "show",
     "check",
     "build",
+    "export",
     "bench",
     "compare",
     "doctor",
@@ -134,7 +135,7 @@ def test_every_command_is_listed() -> None:
 
 
 @pytest.mark.parametrize("option", ["--hidden", "--dtype", "--rows"])
-@pytest.mark.parametrize("command", ["tune", "bench", "check", "build"])
+@pytest.mark.parametrize("command", ["tune", "bench", "check", "build", "export"])
 def test_an_option_without_a_word_is_refused(command: str, option: str) -> None:
     """What an unset variable of a shell leaves is not taken for an option that was left out, which
     means the default grid.

@@ -40,7 +40,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 TVM = {"backends", "kernels", "ops", "transforms"}
-TVM_FFI = {"backends", "kernels", "system", "torch", "transforms"}
+TVM_FFI = {"backends", "bundle", "kernels", "system", "torch", "transforms"}
 TENSORLESS = {"search", "compare", "report", "log", "knobs"}
 """What reads, prints and decides, and never computes."""
 ABOVE_SCHEDULES = RANK["log"]

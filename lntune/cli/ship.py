@@ -50,6 +50,14 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder of the bundle.")
     ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(
+            "--hf",
+            help="Also, or instead, the folder of a repository for Hugging Face's `kernels` package"
+            " (layer norm on CPUs).",
+        ),
+    ] = None,
     training: Annotated[
         bool,
         typer.Option("--training/--inference", help="Also what only steps of training call."),
@@ -81,7 +89,7 @@ def export(
     if bool(op or given) == everything:
         got = f"--all beside {op or given[0]}" if everything else "none"
         raise InputError(got_expected("what to export", got, "an operator, or --all"))
-    if output is None:
+    if output is None and hf is None:
         raise InputError(
             got_expected("--output", "none", "the folder of the bundle", "For example -o bundle.")
         )
@@ -99,6 +107,6 @@ def export(
             else dict.fromkeys(devices, cases(op or ops.DEFAULT, hidden, dtype, rows, grid))
         )
         options = exporting.Options(training, strided)
-        exported = exporting.export(asked, output, options, on_kernel)
+        exported = exporting.export(asked, output, options, on_kernel, hf)
     shown = Output(exported, [builds.table(exported.kernels)], lines(exported), exported.kernels)
     finish(shown, output_format, wide, ok=bool(exported.sha256))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from lntune import backends, ops
-from lntune.bundle import loaded, write
+from lntune.bundle import hub, loaded, write
 from lntune.bundle import manifest as manifests
 from lntune.bundle.manifest import Entry, Manifest, Target
 from lntune.case import Case
@@ -52,6 +52,8 @@ class Exported(msgspec.Struct, frozen=True):
     kernels: list[Built]
     glibc: str = ""
     """The newest version of glibc whose symbols are used."""
+    hub: str = ""
+    """The folder of the repository for Hugging Face's `kernels`, empty where none was written."""
 
 
 def device_named(name: str) -> Device:
@@ -101,26 +103,41 @@ def _trains(case: Case) -> bool:
 
 def export(
     cases: Mapping[Device, Sequence[Case]],
-    folder: Path,
+    folder: Path | None,
     options: Options = USUAL,
     on_kernel: OnKernel = lambda *_: None,
+    repository: Path | None = None,
 ) -> Exported:
-    """Build what serves cases on devices, by the tuning logs as they are, and write a bundle of it.
+    """Build what serves cases on devices, by the tuning logs as they are, and write a bundle of it
+    into a folder, and a `repository` as Hugging Face's `kernels` has them; None: not that one.
 
     Raises:
         InputError: there is nothing to write, or the folder has something else in it.
         ToolchainError, BuildError: there is no C compiler, or it fails; the folder cannot be
             written.
     """
-    write.ensure_new(folder)
+    if folder is not None:
+        write.ensure_new(folder)
+    if repository is not None:
+        write.ensure_new(repository, ("build",))
     kernels, contents, manifest = gather(cases, options, on_kernel)
     size = sum(map(len, contents.values()))
     if any(kernel.status == "failed" for kernel in kernels):
-        return Exported(str(folder), "", size, kernels)
+        return Exported(str(folder or repository), "", size, kernels)
     text = manifest.encoded()
-    write.folder_of(folder, {**contents, manifests.NAME: text})
-    glibc = max((t.glibc for t in manifest.targets), key=_numbers, default="")
-    return Exported(str(folder), manifests.digest_of(text), size + len(text), kernels, glibc)
+    hub_files = {} if repository is None else hub.repository(manifest, contents)
+    if folder is not None:
+        write.folder_of(folder, {**contents, manifests.NAME: text})
+    if repository is not None:
+        write.folder_of(repository, hub_files)
+    return Exported(
+        str(folder or ""),
+        manifests.digest_of(text),
+        size + len(text),
+        kernels,
+        max((t.glibc for t in manifest.targets), key=_numbers, default=""),
+        str(repository or ""),
+    )
 
 
 def gather(

@@ -26,11 +26,19 @@ def lines(exported: Exported) -> list[str]:
     eager = f", {counted(count['eager'], 'case')} left to eager mode" if count["eager"] else ""
     size = f"{exported.bytes / 2**20:.2f} MiB"
     checked = sum(kernel.checked for kernel in kernels)
-    text = [
-        f"{whole(exported.folder)}: {counted(there, 'kernel')}{eager}, {size}",
-        f"SHA-256 {exported.sha256}, which stands for all of it",
-        f"used by LNTUNE_BUNDLE={shlex.quote(exported.folder)} or lntune.load",
-    ]
+    what = f"{counted(there, 'kernel')}{eager}, {size}"
+    text = []
+    if exported.folder:
+        text += [
+            f"{whole(exported.folder)}: {what}",
+            f"SHA-256 {exported.sha256}, which stands for all of it",
+            f"used by LNTUNE_BUNDLE={shlex.quote(exported.folder)} or lntune.load",
+        ]
+    if exported.hub:
+        text.append(
+            f"{whole(exported.hub)}: a repository for Hugging Face's kernels;"
+            " kernels.get_local_kernel loads it as it lies there"
+        )
     if exported.glibc:
         text.append(f"loads where glibc is {exported.glibc} or newer")
     if there > checked:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lntune import knobs as knobs_module
 from lntune import ops
 from lntune import schedule as schedule_module
 from lntune.bundle import loaded
@@ -131,6 +132,26 @@ def chose_eager(case: Case, tensors: Sequence[Tensor] = ()) -> bool:
     if device is None:
         return False
     return (device, case.typical, devices.layout(device, tensors, case.hidden)) in _decided_on_eager
+
+
+def served() -> dict[str, str]:
+    """What serves each case that calls have met, both in words: schedule, knobs and the versions of
+    their code, or eager mode.
+    """
+    with LOCK:
+        return {
+            f"{untuned.name(case)} {case.variant}{' strided' if layout.strided else ''}"
+            f" on a {device.kind.upper()}": _in_words(choose(case, device), kernel)
+            for (device, case, layout), kernel in list(_kernels.items())
+        }
+
+
+def _in_words(choice: Choice, kernel: Kernel | None) -> str:
+    if kernel is None or choice.tier == "eager":
+        return "eager mode"
+    code = schedule_module.code_of(choice.schedule)
+    versions = f"version {code.schedule}.{code.op}.{code.lowering}"
+    return f"{choice.schedule} ({knobs_module.describe(choice.knobs)}, {versions})"
 
 
 def _undecided(*_: Any) -> None:
