@@ -198,7 +198,7 @@ def _command(case: Case, choice: Choice, device: Device) -> str:
     record = choice.record
     doubtful = record is not None and (choice.stale or bool(record.disturbance))
     untuned = choice.schedule != "" and not choice.measured
-    if not (doubtful or untuned):
+    if choice.bundle or not (doubtful or untuned):  # a bundle decides before the logs
         return ""
     sizes = f"--hidden {case.hidden} --dtype {case.dtype} --rows {case.rows}"
     return f"lntune tune {case.op} {sizes}{option(device)}"
