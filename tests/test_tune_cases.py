@@ -258,7 +258,7 @@ def test_parts_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         summary.interrupted = len(given) == 2
         return summary
 
-    monkeypatch.setattr(requests, "tune", tune)
+    monkeypatch.setattr("lntune.tune.tune", tune)
     own = [Case(FORWARD, 64, "float32", n) for n in (1, 2, 3)]
     parts = [requests.Part(HERE, own), requests.Part(GPU, own[:1]), requests.Part(OTHER, own[:1])]
     summary = requests.run(parts, Settings(seconds=10.0), lambda _: lambda _: None)

@@ -15,6 +15,7 @@ import msgspec
 
 from lntune import backends, schedule
 from lntune import device as device_module
+from lntune import tune as tuning
 from lntune.backends import inputs
 from lntune.case import Case
 from lntune.commands.bringup import value
@@ -27,7 +28,7 @@ from lntune.log.records import Key
 from lntune.log.wanted import Wanted
 from lntune.report import called
 from lntune.system import paths
-from lntune.tune import Observer, Settings, Summary, tune
+from lntune.tune import Observer, Settings, Summary
 from lntune.words import counted
 
 
@@ -170,7 +171,7 @@ def run(
         own = replace(settings, device=part.device, seconds=seconds)
         if len(parts) > 1:
             foretell(f"{part.device.name}:")
-        summaries.append(tune(part.cases, own, observer(part.device), foretell))
+        summaries.append(tuning.tune(part.cases, own, observer(part.device), foretell))
         left -= len(part.cases)
         if remaining is not None:
             remaining = max(1.0, remaining - summaries[-1].seconds)
