@@ -67,7 +67,7 @@ def test_recorded_cases_are_tuned_by_their_time(file: Path) -> None:
     assert "unknown operator 'rms_norm'" in notes and "recorded on Another CPU" in notes
 
 
-def test_recorded_cases_are_narrowed(file: Path) -> None:
+def test_recorded_cases_are_narrowed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By operators and sizes, and by the device, of which the others' are said."""
     assert requests.of_recorded(file, Wanted.of(BACKWARD), None).cases == [
         Case(BACKWARD, 64, "float32", 40)
@@ -75,9 +75,13 @@ def test_recorded_cases_are_narrowed(file: Path) -> None:
     plan = requests.of_recorded(file, ALL, GPU)
     assert plan.parts == [requests.Part(GPU, [Case(FORWARD, 128, "float32", 8)])]
     assert any(note.startswith("left out: 2 cases of") for note in plan.notes)
-    strange = msgspec.structs.replace(HERE, kind="abacus")
-    recorded.add(file, {What(FORWARD, 32, "float32", 8, "", strange): Tally(1)})
-    assert any("there is none here" in n for n in requests.of_recorded(file, ALL, None).notes)
+
+    def missing(_: str) -> None:
+        raise InputError("no such device")
+
+    monkeypatch.setattr(backends, "device_of", missing)
+    notes = requests.of_recorded(file, ALL, None).notes
+    assert any("there is none here (no such device)" in note for note in notes)
 
 
 def test_rows_beyond_the_memory_are_those_of_the_bucket(

@@ -58,6 +58,7 @@ def plan(
     from lntune.log.wanted import Wanted
 
     hidden, dtype, rows = sizes
+    asked = [] if file is not None else cases_of(operators, hidden, dtype, rows, grid)
     wanted = Wanted.of(
         operators, integers("--hidden", hidden), names(dtype), integers("--rows", rows)
     )
@@ -67,7 +68,6 @@ def plan(
         plan = of_recorded(file, wanted, device_of(target) if target else None)
     else:
         device = device_of(target or DEFAULT)
-        asked = cases_of(operators, hidden, dtype, rows, grid)
         if len(operators) != 1 and not hidden:
             asked = by_value(asked, device)
         plan = Plan([Part(device, asked)], [])
