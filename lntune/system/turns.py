@@ -9,13 +9,15 @@ is built is put in place whole and is the same whoever builds it, so that this c
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lntune.errors import LntuneError
-from lntune.system import locks, paths, trust
+from lntune.system import paths, trust
 
 LIMIT = 120.0
 """Seconds that others are waited for: a kernel takes some 2, the C++ for autograd some 12, all of
@@ -33,39 +35,47 @@ def turn(path: Path) -> Iterator[bool]:
     this path. The answer is whether another one has put a file there while it was waited for.
     """
     before = _which(path)
-    lock = None
+    file = None
     with contextlib.suppress(OSError, LntuneError):  # a cache that cannot be written
         name = paths.cached("turns", f"{path.name}.lock")
         trust.make(name.parent)
-        lock, _ = locks.lock_of(name)
-    if lock is None:
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if file is None:
         yield False
         return
-    import filelock
+    try:
+        held = _taken(file, path)
+        try:
+            yield _which(path) not in (None, before)
+        finally:
+            if held:  # said, since a child that was forked meanwhile has the file open, too
+                fcntl.flock(file, fcntl.LOCK_UN)
+    finally:
+        os.close(file)
 
+
+def _taken(file: int, path: Path) -> bool:
+    """Wait for the lock of an open file, LIMIT seconds at most; whether it is ours. Not filelock's:
+    imported by a thread while another forks, it leaves the child waiting for ever.
+    """
     begun, said = time.monotonic(), False
     while (waited := time.monotonic() - begun) < LIMIT:
         try:
-            lock.acquire(timeout=0)
-            break
-        except filelock.Timeout:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
             if waited >= SAID and not said:
                 said = True
                 _log.info("waiting for another process that builds %s", path.name)
-        except OSError:  # another user's
-            break
+        except OSError:  # a file system without such locks
+            return False
         time.sleep(_PAUSE)
-    else:
-        _log.warning(
-            "another process has been building %s for %.0f s; it is built here as well",
-            path.name,
-            waited,
-        )
-    try:
-        yield _which(path) not in (None, before)
-    finally:
-        if lock.is_locked:
-            lock.release()
+    _log.warning(
+        "another process has been building %s for %.0f s; it is built here as well",
+        path.name,
+        waited,
+    )
+    return False
 
 
 def _which(path: Path) -> tuple[int, ...] | None:
