@@ -166,7 +166,15 @@ def formats() -> list[str]:
     return sorted(name for name in names if "  --format " in run(name, "--help").output)
 
 
-NEEDED = {"why": ["layer_norm", "--hidden", 64], "compare": ["a", "b"]}
+NEEDED = {
+    "why": ["layer_norm", "--hidden", 64],
+    "compare": ["a", "b"],
+    "merge": ["a", "-o", "c"],
+    "export": ["-o", "c"],
+    "export-candidates": ["c"],
+    "export-log": ["-o", "c"],
+    "import": ["a"],
+}
 
 
 @pytest.mark.parametrize(
