@@ -36,7 +36,7 @@ def a_record(message: str) -> Record:
         status="ok",
         timings=timings,
         message=message,
-        time=message,
+        time=f"2026-01-0{message[0]}T00:00:00.000+00:00",
     )
 
 
