@@ -19,15 +19,14 @@ Eager mode is measured beside either, interleaved; what is compared are the rati
 from __future__ import annotations
 
 import copy
-import datetime
 import functools
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
+import keeping
 import msgspec
 import torch
 import typer
@@ -42,9 +41,8 @@ from lntune.commands import tune as tuning
 from lntune.log import cases as recorded
 from lntune.log.records import Timing
 from lntune.log.wanted import ALL
-from lntune.report.columns import WIDE, Column, Table, key
+from lntune.report.columns import Column, Table, key
 from lntune.report.progress import TuningProgress
-from lntune.system import toolchain
 from lntune.system.heap import kept_heap
 from lntune.tune import Settings
 
@@ -217,9 +215,9 @@ def main(
     ] = None,
 ) -> None:
     """Measure models before and after tuning the cases that they use."""
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    screen = keeping.screen()
     screen.print(
-        f"{device.current().slug}, {torch.get_num_threads()} threads; {layers} layers, {batch} x"
+        f"{torch.get_num_threads()} threads; {layers} layers, {batch} x"
         f" {sequence} tokens, hidden {hidden}; {budget:g} s of tuning a model"
     )
     rows: list[Row] = []
@@ -249,11 +247,7 @@ def main(
         screen.print("* disturbed by other work on the machine: measure again")
     if output is not None:
         facts = {
-            "device": device.current(),
-            "name": device.current().slug,
             "threads": torch.get_num_threads(),
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {
                 "batch": batch,
                 "sequence": sequence,
@@ -265,11 +259,7 @@ def main(
             "said": said,
             "results": rows,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "model_cases.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "model_cases.txt").write_text(screen.export_text())
+        keeping.keep(output, "model_cases", screen, facts)
 
 
 if __name__ == "__main__":

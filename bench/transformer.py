@@ -15,25 +15,22 @@ what the table shows.
 from __future__ import annotations
 
 import copy
-import datetime
 import functools
-import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import keeping
 import msgspec
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
 import lntune
-from lntune import device, timing
+from lntune import timing
 from lntune.log.records import Timing
-from lntune.report.columns import WIDE, Column, Table, key
-from lntune.system import toolchain
+from lntune.report.columns import Column, Table, key
 from lntune.system.heap import kept_heap
 
 # heads of a layer; features between its two last products, over those of the model
@@ -163,9 +160,9 @@ def main(
     ] = None,
 ) -> None:
     """Inference and training of BERT's encoder, before and after lntune.convert."""
-    screen = Console(record=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    screen = keeping.screen()
     screen.print(
-        f"{device.current().slug}, {torch.get_num_threads()} threads; {layers} layers, {batch} x"
+        f"{torch.get_num_threads()} threads; {layers} layers, {batch} x"
         f" {sequence} tokens, hidden {hidden}"
     )
     measurements: list[Row] = []
@@ -182,12 +179,8 @@ def main(
         if issubclass(warning.category, lntune.UntunedWarning):
             screen.print(str(warning.message))
     if output is not None:
-        facts: dict[str, Any] = {
-            "device": device.current(),
-            "name": device.current().slug,
+        facts = {
             "threads": torch.get_num_threads(),
-            "versions": toolchain.versions(),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {
                 "batch": batch,
                 "sequence": sequence,
@@ -197,11 +190,7 @@ def main(
             },
             "results": measurements,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "transformer.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n"
-        )
-        (output / "transformer.txt").write_text(screen.export_text())
+        keeping.keep(output, "transformer", screen, facts)
 
 
 if __name__ == "__main__":

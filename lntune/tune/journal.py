@@ -4,7 +4,6 @@ before, and what won it.
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from lntune.errors import LogError
 from lntune.log import records, select
 from lntune.log.decision import Decision
 from lntune.log.records import Record, Role
-from lntune.measure.jobs import Candidate, Outcome, record_fields
-from lntune.system import paths, toolchain
+from lntune.measure import written
+from lntune.measure.jobs import Candidate, Outcome
+from lntune.system import paths
 from lntune.tune.earlier import Earlier, candidate_of
 from lntune.tune.settings import Settings
 
@@ -53,20 +53,16 @@ class Journal:
         Raises:
             LogError: the log cannot be written, or what this run has written is gone.
         """
-        record = Record(
+        record = written.record(
+            outcome,
+            candidate,
+            default,
             role=role,
             case=case,
             device=self.device,
             threads=self.threads,
-            schedule=candidate.schedule,
-            code=schedule.get(candidate.schedule).code,
-            knobs=candidate.knobs,
-            default=None if default is None else default.as_setting,
             decision=decision,
-            versions=toolchain.versions(),
             run=self._run,
-            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            **record_fields(outcome),
         )
         path = records.log_path(self.folder, self.device, case.op)
         if path in self._written and not path.exists():

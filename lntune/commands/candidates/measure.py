@@ -4,7 +4,6 @@ measure the best of each case again, interleaved with eager mode and what serves
 
 from __future__ import annotations
 
-import datetime
 import math
 import time
 import uuid
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lntune import backends, schedule
+from lntune import backends
 from lntune.case import Case
 from lntune.commands.candidates import manifest
 from lntune.commands.candidates.manifest import Built, Manifest, Sums
@@ -22,10 +21,10 @@ from lntune.errors import InputError, LntuneError, got_expected
 from lntune.kernels import cache
 from lntune.log import records
 from lntune.log.records import Record, Role
-from lntune.measure import serving, trial
-from lntune.measure.jobs import Candidate, Final, Job, Outcome, Try, record_fields
+from lntune.measure import serving, trial, written
+from lntune.measure.jobs import Candidate, Final, Job, Outcome, Try
 from lntune.measure.worker import Worker
-from lntune.system import interrupts, toolchain
+from lntune.system import interrupts
 from lntune.tune import finals
 from lntune.words import counted
 
@@ -178,20 +177,15 @@ class Measuring:
         """Put down what came of a candidate. How certain a winner is takes SciPy, and is found out
         at home.
         """
-        now = datetime.datetime.now(datetime.timezone.utc)
-        record = Record(
+        record = written.record(
+            outcome,
+            candidate,
+            default,
             role=role,
             case=case,
             device=self.device,
             threads=self.threads,
-            schedule=candidate.schedule,
-            code=schedule.get(candidate.schedule).code,
-            knobs=candidate.knobs,
-            default=None if default is None else default.as_setting,
-            versions=toolchain.versions(),
             run=self._run,
-            time=now.isoformat(timespec="milliseconds"),
-            **record_fields(outcome),
         )
         with interrupts.held():
             records.append(self._log, record)
