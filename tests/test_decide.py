@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lntune import device, knobs, schedule
 from lntune.case import Case
 from lntune.log import records, select
-from lntune.log.decision import Decision
+from lntune.log.decision import Advantage, Decision
 from lntune.log.records import Record, Rival, Timing
 from lntune.measure.jobs import Candidate, Outcome, record_fields
 from lntune.tune import decide
@@ -301,3 +301,17 @@ def test_records_hold_it_all(tmp_path: Any) -> None:
     records.append(tmp_path, one)
     assert records.read([tmp_path]) == [one]
     assert one.rivals[0].cold is not None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.sampled_from((1e-3, 1.0, 8.0, 1e4, 1e8))] * 2), min_size=1, max_size=30)
+)
+def test_any_noise_can_be_logged(rounds: list[tuple[float, float]]) -> None:
+    """However wildly the samples of a busy machine lie, an advantage is one that a log may hold."""
+    other, winner = (Timing(t, sorted(t)[len(t) // 2]) for t in zip(*rounds, strict=True))
+    advantage = decide.advantage(other, winner)
+    line = msgspec.json.encode(advantage)
+    assert msgspec.json.decode(line, type=Advantage) == advantage
+    if advantage.low is not None and advantage.high is not None:
+        assert advantage.low <= advantage.ratio <= advantage.high

@@ -219,11 +219,11 @@ def test_locks_that_cannot_be_made(own_cache: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(turns.locks, "lock_of", refuse)
-    with turns.turn(paths.cached("kernels", "some.so")) as made:
-        assert not made
-    monkeypatch.undo()
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(turns.os, "open", refuse)
+        with turns.turn(paths.cached("kernels", "some.so")) as made:
+            assert not made
+    monkeypatch.setattr(turns.fcntl, "flock", refuse)
     with turns.turn(own_cache / "kernels" / "some.so") as made:
         assert not made
 

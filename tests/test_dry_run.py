@@ -319,6 +319,7 @@ def test_the_command_for_a_gpu(log_dir: Path) -> None:
     """
     done = run(
         "tune",
+        "layer_norm",
         "--hidden",
         256,
         "--dtype",
@@ -346,7 +347,17 @@ def test_the_command_for_a_gpu(log_dir: Path) -> None:
 def test_the_command_for_a_cpu(log_dir: Path) -> None:
     """The same for this CPU, on which candidates are checked as they are in a run."""
     done = run(
-        "tune", "--hidden", 64, "--dtype", "float32", "--rows", 8, "--dry-run", "--trials", 2
+        "tune",
+        "layer_norm",
+        "--hidden",
+        64,
+        "--dtype",
+        "float32",
+        "--rows",
+        8,
+        "--dry-run",
+        "--trials",
+        2,
     )
     assert done.exit_code == 0, done.output
     assert "nothing was measured" in done.stdout
@@ -359,6 +370,7 @@ def test_wrong_candidates_fail_the_command(worker: Any) -> None:
     worker.answer = staticmethod(lambda job: Outcome("wrong", "y: off"))
     done = run(
         "tune",
+        "layer_norm",
         "--hidden",
         1024,
         "--dtype",

@@ -28,7 +28,8 @@ def place(tmp_path: Path, cache_dir: Path) -> Iterator[Place]:
     folders = Place(tmp_path)
     for name in ("runtime", "kernels/layer_norm"):
         if (cache_dir / name).is_dir():
-            ignored = shutil.ignore_patterns(".*", "*.checked")
+            # not what other tests have built of it for GPUs and for the emulator
+            ignored = shutil.ignore_patterns(".*", "*.checked", "*.gpu", "*.emulated")
             shutil.copytree(cache_dir / name, folders.cache / name, ignore=ignored)
     yield folders
     folders.end()

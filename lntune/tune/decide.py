@@ -38,7 +38,7 @@ COLD_SMALLEST = 0.03
 LEAST_BATCHES = 5
 """Of samples that are few."""
 FARTHEST = 1e3
-"""A ratio that may lie so high is not known at all."""
+"""A ratio that may lie so high, or so low as its inverse, is not known at all."""
 
 
 class Choice(NamedTuple):
@@ -206,10 +206,10 @@ def advantage(other: Timing, winner: Timing) -> Advantage:
     """How many times as fast a winner is as another contender of the same rounds."""
     estimate = _paired(other, winner)
     low, high = estimate.interval()
-    known = math.isfinite(estimate.error) and high < FARTHEST
+    known = math.isfinite(estimate.error) and 1 / FARTHEST < low <= high < FARTHEST
     (verdict,) = certainty.verdicts([estimate])
     return Advantage(
-        round(estimate.ratio, 5),
+        max(round(estimate.ratio, 5), 1e-5),
         round(low, 5) if known else None,
         round(high, 5) if known else None,
         verdict,
