@@ -213,14 +213,21 @@ def test_a_file_exchanged_for_that_of_another_kernel(own_cache: Path) -> None:
     other = Case("layer_norm", 48, "float32", 1, "plain")
     paths_ = [cache.prepare(c, plan, plan.default(c.typical, HERE), HERE) for c in (CASE, other)]
     assert paths_[0] != paths_[1]
-    paths_[0].write_bytes(paths_[1].read_bytes())
+
+    def exchange() -> None:
+        # not written in place: a file that this process has loaded loses its pages by that
+        new = paths_[0].with_suffix(".new")
+        new.write_bytes(paths_[1].read_bytes())
+        new.replace(paths_[0])
+
+    exchange()
     with pytest.warns(sealed.DamagedWarning, match=r"is the kernel of something else: .*damaged"):
         assert right()
     with warnings.catch_warnings():
         warnings.simplefilter("error", sealed.DamagedWarning)
         another_process()
         assert right() and dispatch.kernel_for(CASE) is not None
-    paths_[0].write_bytes(paths_[1].read_bytes())
+    exchange()
     with pytest.warns(sealed.DamagedWarning, match="something else"):
         cache.prepare(CASE, plan, plan.default(CASE.typical, HERE), HERE)
 
