@@ -37,7 +37,7 @@ from lntune.report.columns import Column, Table, key
 from lntune.report.tuned import disturbed_lines, untuned_lines
 from lntune.system import native, toolchain
 from lntune.tune import Settings, forecast
-from lntune.tune.times import Times
+from lntune.tune.times import SEARCHED, WORTH, Times
 from lntune.versions import Code
 
 
@@ -110,6 +110,7 @@ def test_a_budget_is_said_to_be_short() -> None:
     short = forecast.sentences(grid, Settings(seconds=20.0))[1]
     fits = forecast.fitting(grid, 20.0)
     assert 1 < fits < len(grid) and f"about {fits} of them fit" in short
+    assert fits <= 20.0 / SEARCHED, "those that are begun are searched"
     named = parse.seconds("--budget", short.partition("--budget ")[2].split()[0])
     assert len(forecast.sentences(grid, Settings(seconds=named))) == 1
     assert forecast.fitting(grid, 1.0) == 1, "one case is always begun"
@@ -127,6 +128,23 @@ def test_a_large_case_is_not_begun_at_the_end() -> None:
     small = times.least(1e6)
     assert small == times.least(1e3) == pytest.approx(0.5 + times.final(1, math.inf))
     assert times.least(1e9) > small + 10
+
+
+def test_cases_that_are_begun_are_searched() -> None:
+    """Time is shared evenly where that is enough for a search of each case; else a case has enough
+    for it, the last what is left, and the next ones wait for another run.
+    """
+    learned = Times()
+    assert learned.share(600.0, 10, 1e6) == 60.0
+    assert learned.share(60.0, 100, 1e6) == SEARCHED, "no trial is known yet"
+    learned.tried(0.5)
+    worth = learned.share(60.0, 100, 1e6)
+    assert WORTH * 0.5 < worth < 12
+    assert learned.share(60.0, 100, 1e9) > worth, "of a larger case more"
+    assert learned.share(60.0, 100, 1e6, trials=2) < worth - (WORTH - 2) * 0.5 + 0.1
+    assert learned.share(3.0, 100, 1e6) == 3.0
+    assert learned.share(-1.0, 100, 1e6) == 0.0
+    assert learned.share(math.inf, 3, 1e6) == math.inf
 
 
 def test_reasons_are_said_once() -> None:

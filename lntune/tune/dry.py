@@ -272,7 +272,8 @@ class _Pace:
 
     def timed(self, plans: Sequence[Plan], settings: Settings, cases: int) -> list[Plan]:
         """The plans of the first of so many cases, with their times. In a run with a budget each
-        case has its share of what is left; those that come when it is over have nothing.
+        case has its share of what is left, see Times.share; those that come when it is over have
+        nothing.
         """
         remaining = None if settings.seconds is None else settings.seconds - self.start
         timed = []
@@ -291,7 +292,11 @@ class _Pace:
             if plan.measured:
                 seconds = self._inputs + estimate(None)[1]
             if remaining is not None and plan.measured:
-                share = max(0.0, remaining / (cases - index) - self._inputs)
+                worth = times.worth(
+                    self._inputs + estimate(0.0)[1], trial, self._device, settings.trials
+                )
+                share = times.shared(remaining, cases - index, worth) - self._inputs
+                share = max(0.0, share)
                 within, case_seconds = estimate(share)
                 if index and remaining < 2 * self._device + times.SHORT_FINAL:
                     within, case_seconds = 0, 0.0

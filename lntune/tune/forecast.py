@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lntune import backends, ops
 from lntune.case import Case
 from lntune.tune.settings import Settings
-from lntune.tune.times import BYTE_SECONDS
+from lntune.tune.times import BYTE_SECONDS, SEARCHED
 from lntune.words import counted, length
 
 START = 5.0
@@ -18,8 +18,6 @@ LEAST = 1.3
 """Seconds of a small case at least: its candidates listed, a trial of the default knobs and a short
 final. Like BYTE_SECONDS measured on two cores of an EPYC (family 25 model 1).
 """
-SEARCHED = 5.0
-"""Seconds with which a case has dozens of trials."""
 NAMED = 3
 """Cases that a sentence names."""
 
@@ -29,15 +27,20 @@ def least(case: Case) -> float:
     return LEAST + BYTE_SECONDS * ops.get(case.op).bytes(case)
 
 
+def searched(case: Case) -> float:
+    """About how many seconds a case of a CPU takes with dozens of trials."""
+    return max(SEARCHED, 2 * least(case))
+
+
 def fitting(cases: Sequence[Case], seconds: float) -> int:
     """About how many of the cases, the first ones, a run on a CPU has time for; one is always
-    begun.
+    begun, and the last may have fewer trials.
     """
     left, count = seconds - START, 0
     for case in cases:
-        left -= least(case)
-        if left < 0:
+        if left < least(case):
             break
+        left -= searched(case)
         count += 1
     return max(1, count)
 
@@ -54,18 +57,14 @@ def sentences(cases: Sequence[Case], settings: Settings) -> list[str]:
         limit = "" if seconds is None else f" in {length(seconds)} at most"
         return [f"tuning {count}{limit}{order}"]
     begun = f"tuning {count} in {length(seconds)}, some {START:.0f} s of it to start{order}"
-    wanted = sum(max(SEARCHED, 2 * least(case)) for case in cases) + START
-    if seconds >= wanted:
+    if (fits := fitting(cases, seconds)) == len(cases):
         return [begun]
-    enough = f"--budget {_rounded(wanted)} is time to search them all"
-    if (fits := fitting(cases, seconds)) < len(cases):
-        return [
-            begun,
-            f"about {fits} of them fit, with little more than their default knobs: the same command"
-            f" goes on with the others, and {enough}",
-        ]
-    share = (seconds - START) / len(cases)
-    return [begun, f"about {max(0.0, share):.1f} s a case, in which few knobs are tried: {enough}"]
+    enough = _rounded(sum(map(searched, cases)) + START)
+    return [
+        begun,
+        f"about {fits} of them fit: the same command goes on with the others, and --budget"
+        f" {enough} is time to search them all",
+    ]
 
 
 def _rounded(seconds: float) -> str:

@@ -38,11 +38,13 @@ def tune(
 
     `settings.seconds` are the run's from this call on, the start of the process that measures and
     all finals among them. They are shared evenly among the cases that are left, so what one case
-    does not use goes to the others; the first case gets one trial and a short final however little
-    there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles the case
-    it was in, and returns; a second one returns at once. For a GPU the next candidates are built in
-    other processes while the device measures; what is known to be bad of one before it is measured
-    makes it invalid. For a CPU several workers build and check them, and each is timed alone.
+    does not use goes to the others; but each has enough for a search, and where that is more than
+    there is the last ones are not begun. The first case gets one trial and a short final however
+    little there is. An interrupt (Ctrl-C) ends the search, or makes a final a short one, settles
+    the case it was in, and returns; a second one returns at once. For a GPU the next candidates are
+    built in other processes while the device measures; what is known to be bad of one before it is
+    measured makes it invalid. For a CPU several workers build and check them, and each is timed
+    alone.
 
     Raises:
         InputError, UnknownNameError, ScheduleError, ToolchainError: before anything is run.
@@ -91,14 +93,10 @@ def tune(
                 )
                 observer(progress)
                 following = cases[index + 1] if index + 1 < len(cases) else None
-                run.tune(
-                    case,
-                    progress,
-                    None
-                    if settings.seconds is None
-                    else max(0.0, remaining) / (len(cases) - index),
-                    following,
+                share = run.times.share(
+                    *(remaining, len(cases) - index, ops.get(case.op).bytes(case)), settings.trials
                 )
+                run.tune(case, progress, None if settings.seconds is None else share, following)
                 if summary.interrupted:
                     break
             if beside:

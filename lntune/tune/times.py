@@ -38,6 +38,12 @@ BYTE_SECONDS = 13e-9
 """What a trial and a final with one candidate take for each byte that a call moves, most of it to
 make inputs and to check: measured on two cores of an EPYC (family 25 model 1), 134 MB a call.
 """
+SEARCHED = 5.0
+"""Seconds with which a case of a CPU has dozens of trials, where a trial is not yet known."""
+WORTH = 12
+"""Trials that a case has before another one is begun: with fewer, mostly default knobs would be
+measured, which serve a case without any.
+"""
 NOTHING_LEFT = 0.7
 """The part of a budget that the start of the process which measures may take at most."""
 LITTLE = 10.0
@@ -105,6 +111,30 @@ class Times:
         """
         larger = max(0.0, moved - self.bytes) * BYTE_SECONDS
         return self.listing + self.trial + self.final(1, math.inf) + larger
+
+    def share(self, remaining: float, cases: int, moved: float, trials: int | None = None) -> float:
+        """The seconds of a case of which a call moves so many bytes, where so many cases are left
+        and so much time: as much as every other one, or what WORTH trials of it take; `trials` are
+        those that it may have at most.
+        """
+        if not self._trials:
+            return shared(remaining, cases, SEARCHED)
+        return shared(remaining, cases, worth(self.least(moved), self.trial, self.building, trials))
+
+
+def worth(least: float, trial: float, building: float, trials: int | None) -> float:
+    """Seconds of a case with WORTH trials, or as many as it may have at most, of what it takes with
+    one, a trial takes, and building and checking a candidate of the final.
+    """
+    more = min(WORTH, WORTH if trials is None else trials) - 1
+    return least + more * trial + min(more, finals.FASTEST - 1) * building
+
+
+def shared(remaining: float, cases: int, worth: float) -> float:
+    """Seconds of a case: as many as for every other one of so many that are left, or what a search
+    is worth, where there is so much.
+    """
+    return max(0.0, min(remaining, max(remaining / cases, worth)))
 
 
 def final_seconds(
